@@ -1,0 +1,54 @@
+# Every target works from a bare clone: it makes .venv with the pinned dependencies first, once.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+ARGS ?=
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+# Temporary files stay beside the checkout, since /tmp is often a small memory disk.
+export TMPDIR := $(CURDIR)/.tmp
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test test-slow lint format bench docs gpu-check clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
+
+install: $(READY)  ## .venv with the pinned dependencies and this package
+
+$(READY): pyproject.toml constraints.txt
+	@mkdir -p $(TMPDIR)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.11")'
+	@echo "Installing the pinned dependencies into $(VENV) (once; a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing/p; /^Successfully built/p'
+	@touch $@
+
+demo: $(READY)  ## convert, fine-tune and compare on long question answering (10 minutes on 2 cores)
+	@$(PY) scripts/demo.py $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(READY)  ## lay the code out and mend what ruff can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# One thread per worker: the workers are the parallelism.
+test: lint  ## lint and the tests that take seconds each
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) $(ARGS)
+
+gpu-check: $(READY)  ## every mechanism on CUDA against float64, then timings
+	$(PY) scripts/gpu_check.py $(ARGS)
+
+clean:  ## the virtual environment, the caches and the demo's output
+	rm -rf $(VENV) .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs
