@@ -1,0 +1,95 @@
+"""The shape of the project: which room may import which, how long a file may be, who may know a mechanism's name."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hf_longattn"
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+SOURCES = [path for folder in ("hf_longattn", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+# A room imports from lower floors only. The rooms of the top floor see one another's front door
+# (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
+FLOORS = (
+    ("errors",),
+    ("engines", "positions"),
+    ("mechanisms",),
+    ("configuration", "attend"),
+    ("memory",),
+    ("backend",),
+    ("families",),
+    ("conversion", "training", "evaluation", "hub", "benchmarking"),
+    ("cli",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+TOP_FLOOR = FLOOR["conversion"]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted target) of every import of our own package in a file, relative ones resolved."""
+    package = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "hf_longattn")
+
+
+def is_module(*parts: str) -> bool:
+    path = PACKAGE.joinpath(*parts)
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def trespass(here: str, target: str) -> bool:
+    room, *inner = target.split(".")[1:] or [""]
+    if room == here:
+        return False
+    if room not in FLOOR:  # a name from the package's front, which imports every family
+        return FLOOR[here] < TOP_FLOOR and room != "__version__"
+    if FLOOR[room] == FLOOR[here] == TOP_FLOOR:
+        return is_module(room, *inner[:1]) if inner else False
+    return FLOOR[room] >= FLOOR[here]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert here in FLOOR, f"{here} is a new room: give it a floor in {Path(__file__).name} and in docs/architecture.md"
+    wrong = [f"{path.name}:{line} imports {target}" for line, target in imports(path) if trespass(here, target)]
+    assert not wrong, f"{here} may import lower floors only: {'; '.join(wrong)}"
+
+
+def test_no_file_is_longer_than_350_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert not {name: count for name, count in lengths.items() if count > 350}, "one idea a file"
+
+
+def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
+    found = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Compare) and "mechanism" in ast.unparse(node.left)):
+                continue
+            leaves = [leaf for side in node.comparators for leaf in ast.walk(side) if isinstance(leaf, ast.Constant)]
+            if any(isinstance(leaf.value, str) and leaf.value != path.stem for leaf in leaves):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert not found, f"a mechanism's behaviour belongs into its own file: {'; '.join(found)}"
+
+
+def test_the_rules_catch_what_they_are_for() -> None:
+    assert trespass("engines", "hf_longattn.mechanisms.window")
+    assert trespass("conversion", "hf_longattn.hub.card")
+    assert not trespass("conversion", "hf_longattn.evaluation")
+    assert not trespass("families", "hf_longattn.backend")
+    assert trespass("mechanisms", "hf_longattn.LongBertModel")
+    assert not trespass("cli", "hf_longattn.convert_checkpoint")
