@@ -1,0 +1,146 @@
+"""Rotary positions for a longer maximum length, written as transformers' own `rope_parameters`.
+
+`rope:linear`    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
+`rope:yarn`      slow frequencies are interpolated, fast ones kept (https://arxiv.org/abs/2309.00071): the best of these
+                 without training, though the output also changes below the old length.
+`rope:dynamic`   the base grows with the input once it exceeds the old length; unchanged below it. transformers
+                 measures the growth from `max_position_embeddings`, so that stays at the old length. Keys already in a
+                 decode cache keep the base they were rotated with, so beyond the old length step-by-step generation
+                 differs from one full pass.
+`rope:longrope`  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller must bring:
+                 `rope:longrope:FACTORS.json` with the keys `short_factor` and `long_factor`.
+`rope:none`      unchanged. Rotary scores depend on distances only, so a model whose layers all look back at most the
+                 old length never meets a distance it was not trained with: exact, no training. That is what `auto`
+                 chooses then; where some layer reaches further, `auto` is `rope:yarn`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_longattn.errors import PositionError, nearest
+
+__all__ = ["ROPE_KINDS", "RopePlan", "rope_parameters"]
+
+Parameters = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RopePlan:
+    """What to write into the config of the longer model."""
+
+    kind: str
+    parameters: Parameters
+    max_position_embeddings: int
+    exact: bool  # the output up to the old length is unchanged
+
+
+def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
+    kept = {key: value for key, value in old.items() if key in ("rope_theta", "partial_rotary_factor")}
+    return {**kept, "rope_type": kind, "factor": factor}
+
+
+def _none(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+    return RopePlan("none", dict(old), new_length, True)
+
+
+def _linear(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+    before = float(old.get("factor", 1.0)) if old.get("rope_type") == "linear" else 1.0
+    factor = before * new_length / old_length
+    return RopePlan("linear", _scaled(old, "linear", factor), new_length, new_length == old_length)
+
+
+def _dynamic(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+    return RopePlan("dynamic", _scaled(old, "dynamic", new_length / old_length), old_length, True)
+
+
+def _yarn(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+    if old.get("rope_type") == "yarn":
+        trained = int(old.get("original_max_position_embeddings") or old_length)
+        parameters = {**old, "factor": new_length / trained, "original_max_position_embeddings": trained}
+    else:
+        parameters = _scaled(old, "yarn", new_length / old_length)
+        parameters["original_max_position_embeddings"] = old_length
+    return RopePlan("yarn", parameters, new_length, new_length == old_length)
+
+
+def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+    given = factors or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
+    missing = [key for key in ("short_factor", "long_factor") if not isinstance(given.get(key), list)]
+    if missing:
+        raise PositionError(
+            f"rope:longrope needs factors found by a search, and {' and '.join(missing)} are missing;"
+            " write them as two lists into a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
+        )
+    trained = int(old.get("original_max_position_embeddings") or old_length)
+    parameters = {
+        **_scaled(old, "longrope", new_length / trained),
+        **given,
+        "original_max_position_embeddings": trained,
+    }
+    return RopePlan("longrope", parameters, new_length, False)
+
+
+ROPE_KINDS: dict[str, Callable[[Parameters, int, int, Parameters], RopePlan]] = {
+    "none": _none,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+
+
+def rope_parameters(
+    positions: str, old: Parameters | None, *, old_length: int, new_length: int, reach: int | None = None
+) -> RopePlan:
+    """The rotary parameters of a model extended from `old_length` to `new_length` tokens.
+
+    Args:
+        positions: "auto" or "rope:<kind>" (see the module's text).
+        old: the source config's `rope_parameters`.
+        old_length, new_length: in tokens.
+        reach: the furthest distance any layer of the new model looks back, in tokens; None: no bound.
+
+    Raises:
+        PositionError: unknown kind, a shorter length, missing longrope factors, or a source that is already scaled in
+            another way.
+    """
+    if new_length < old_length:
+        raise PositionError(
+            f"The maximum length can only grow: {new_length} was asked for, the source has {old_length}."
+        )
+    old = dict(old or {})
+    used = str(old.get("rope_type", "default"))
+    if positions == "auto":
+        bounded = new_length == old_length or (reach is not None and reach <= old_length)
+        positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
+    prefix, _, rest = positions.partition(":")
+    kind, _, file = rest.partition(":")
+    if prefix != "rope" or kind not in ROPE_KINDS:
+        choices = [f"rope:{name}" for name in ROPE_KINDS]
+        raise PositionError(
+            f"'{positions}' does not fit a model with rotary positions; expected auto or one of {', '.join(choices)}."
+            f"{nearest(positions, choices)}"
+        )
+    if kind != "none" and used not in ("default", kind):
+        raise PositionError(
+            f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
+            " type --positions rope:none to keep what it has."
+        )
+    return ROPE_KINDS[kind](old, old_length, new_length, _read_factors(file))
+
+
+def _read_factors(file: str) -> Parameters:
+    if not file:
+        return {}
+    try:
+        factors = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PositionError(f"Cannot read the rotary factors from '{file}': {error}.") from error
+    if not isinstance(factors, dict):
+        raise PositionError(f"'{file}' must hold a JSON object with short_factor and long_factor.")
+    return factors

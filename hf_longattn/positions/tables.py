@@ -1,0 +1,102 @@
+"""Extend a learned position table to more positions without training.
+
+`tile`         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference
+               the model was trained with, except at the seams; with attention local to a window that is nearly all a
+               layer sees (Longformer, section 5: https://arxiv.org/abs/2004.05150).
+`interpolate`  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al.
+               2023, https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
+`random`       the old rows are kept and the new ones drawn from a normal distribution with the table's own standard
+               deviation: what the table looked like before training, the negative control.
+
+Rows below `offset` are not positions (RoBERTa's table begins with two of them): they are kept once, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hf_longattn.errors import PositionError, nearest
+
+__all__ = ["STRATEGIES", "extend_table", "keeps_old_rows"]
+
+
+def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+    return old[torch.arange(rows) % old.shape[0]]
+
+
+def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+    if old.shape[0] == 1:
+        return old.expand(rows, -1)
+    channels_first = old.to(torch.float32).T.unsqueeze(0)
+    stretched = functional.interpolate(channels_first, size=rows, mode="linear", align_corners=True)
+    return stretched[0].T.to(old.dtype)
+
+
+def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+    values = old.to(torch.float32)
+    std = float(values.std()) if std is None else std
+    drawn = torch.randn(rows - old.shape[0], old.shape[1], generator=torch.Generator().manual_seed(seed)) * std
+    return torch.cat([old, drawn.to(old.dtype)])
+
+
+STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
+    "tile": _tile,
+    "interpolate": _interpolate,
+    "random": _random,
+}
+
+
+def keeps_old_rows(strategy: str) -> bool:
+    """Whether the old rows stay as they are, so that the model gives the same output up to its old length."""
+    return strategy != "interpolate"
+
+
+def extend_table(
+    weight: Tensor,
+    new_rows: int,
+    *,
+    offset: int,
+    strategy: str = "tile",
+    seed: int = 0,
+    std: float | None = None,
+) -> Tensor:
+    """A position table with `new_rows` rows, made from the trained table `weight`.
+
+    Args:
+        weight: (P, d), any floating dtype, on the CPU; not changed.
+        new_rows: rows of the result, the `offset` special rows included (RoBERTa for 4,096 tokens: 4,098).
+        offset: how many leading rows are not positions; they are copied once.
+        strategy: "tile", "interpolate" or "random" (see the module's text).
+        seed: for "random"; the same seed gives the same rows on every machine.
+        std: for "random"; None takes the standard deviation of the table's own positions.
+
+    Returns:
+        (new_rows, d), contiguous, dtype of `weight`.
+
+    Raises:
+        PositionError: unknown strategy, a table that would shrink, or one that holds nothing beyond its offset.
+    """
+    if strategy not in STRATEGIES:
+        raise PositionError(
+            f"Unknown position strategy '{strategy}'; expected one of {', '.join(STRATEGIES)}."
+            f"{nearest(strategy, STRATEGIES)}"
+        )
+    if weight.ndim != 2:
+        raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
+    old_rows = weight.shape[0]
+    if not 0 <= offset < old_rows:
+        raise PositionError(f"A position table of {old_rows} rows cannot begin with {offset} special rows.")
+    if new_rows < old_rows:
+        raise PositionError(
+            f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were asked for;"
+            f" give a maximum length of at least {old_rows - offset}."
+        )
+    weight = weight.detach()
+    if new_rows == old_rows:
+        return weight.clone()
+    extended = STRATEGIES[strategy](weight[offset:], new_rows - offset, seed, std)
+    return torch.cat([weight[:offset], extended]).contiguous()

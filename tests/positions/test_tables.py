@@ -1,0 +1,77 @@
+"""A trained position table becomes longer without touching what it knows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_longattn.errors import PositionError
+from hf_longattn.positions import STRATEGIES, extend_table, keeps_old_rows
+
+
+def table(rows: int = 10, width: int = 4) -> torch.Tensor:
+    return torch.arange(rows * width, dtype=torch.float32).reshape(rows, width)
+
+
+def test_tile_repeats_the_whole_table() -> None:
+    old = table(5)
+    assert torch.equal(extend_table(old, 12, offset=0, strategy="tile"), torch.cat([old, old, old[:2]]))
+
+
+def test_special_rows_are_kept_once_as_in_robertas_table() -> None:
+    old = torch.randn(514, 8)
+    new = extend_table(old, 4098, offset=2, strategy="tile")
+    assert torch.equal(new[:514], old)
+    assert torch.equal(new[514:1026], old[2:])
+    assert new.shape == (4098, 8)
+
+
+def test_interpolation_keeps_the_ends_and_is_linear_between() -> None:
+    new = extend_table(table(5), 9, offset=0, strategy="interpolate")
+    assert torch.equal(new[::2], table(5))
+    assert torch.equal(new[1::2], (table(5)[:-1] + table(5)[1:]) / 2)
+
+
+def test_interpolation_leaves_special_rows_alone() -> None:
+    old = table(7)
+    new = extend_table(old, 12, offset=2, strategy="interpolate")
+    assert torch.equal(new[:3], old[:3])
+    assert torch.equal(new[-1], old[-1])
+
+
+def test_random_rows_follow_the_tables_spread_and_the_seed() -> None:
+    old = torch.randn(256, 64) * 0.3
+    new = extend_table(old, 2048, offset=0, strategy="random", seed=3)
+    assert torch.equal(new[:256], old)
+    assert new[256:].std().item() == pytest.approx(old.std().item(), rel=0.02)
+    assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random", seed=3))
+    assert not torch.equal(new, extend_table(old, 2048, offset=0, strategy="random", seed=4))
+    assert extend_table(old, 2048, offset=0, strategy="random", std=2.0)[256:].std().item() == pytest.approx(
+        2, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: torch.dtype) -> None:
+    old = torch.randn(6, 4).to(dtype)
+    before = old.clone()
+    new = extend_table(old, 15, offset=1, strategy=strategy)
+    assert new.dtype == dtype
+    assert new.is_contiguous()
+    assert torch.equal(old, before)
+    assert torch.equal(extend_table(old, 6, offset=1, strategy=strategy), old)
+    assert torch.equal(new[:6], old) == keeps_old_rows(strategy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"new_rows": 9, "offset": 2}, "a maximum length of at least 8"),
+        ({"new_rows": 20, "offset": 10}, "cannot begin with 10 special rows"),
+        ({"new_rows": 20, "offset": 0, "strategy": "tiles"}, "Did you mean 'tile'"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(arguments: dict, sentence: str) -> None:
+    with pytest.raises(PositionError, match=sentence):
+        extend_table(table(10), **arguments)
