@@ -1,0 +1,5 @@
+"""Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models."""
+from .attend import attend, reference_attend
+from .configuration import LongAttentionConfig
+from .mechanisms.registry import build_mechanism, list_mechanisms, mechanism_info, register_mechanism
+__version__ = "0.1.0"

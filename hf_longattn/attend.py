@@ -1,0 +1,111 @@
+"""The functional API: attention of any registered mechanism on plain tensors, and its float64 definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import LengthError, MaskError, OptionError
+from .mechanisms.base import Mechanism, ScoreMod
+from .mechanisms.registry import build_mechanism
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mechanism: str | Mechanism = "window",
+    *,
+    causal: bool = False,
+    padding_mask: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
+    """Attention of ``mechanism`` from queries to keys and values.
+
+    Args:
+        q: ``(B, H, Nq, D)``.
+        k, v: ``(B, H_kv, Nk, D)`` with H_kv dividing H. With Nq < Nk the queries are the last Nq positions.
+        mechanism: a registered name, or a module from :func:`hf_longattn.build_mechanism`.
+        causal: position i ignores the keys after i.
+        padding_mask: ``(B, Nk)`` bool, True = real token.
+        global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
+        scaling: factor on q·k; ``D ** -0.5`` by default.
+        dropout_p: dropout probability on the weights.
+        score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
+        seed: seed of randomised mechanisms.
+        options: the mechanism's options, when it is given by name.
+    Returns:
+        ``(B, H, Nq, D)`` in the dtype of q. Rows of padding are finite and mean nothing.
+    Raises:
+        UnknownMechanismError, OptionError, MaskError, LengthError: one sentence each.
+    """
+    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed)
+    return module(q, k, v, dropout_p=dropout_p, **arguments)
+
+
+def reference_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mechanism: str | Mechanism = "window",
+    *,
+    causal: bool = False,
+    padding_mask: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
+    """The definition of :func:`attend` in float64 with the N×N matrix materialised; dropout is not part of it."""
+    if dropout_p:
+        raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
+    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed)
+    return module.reference(q, k, v, **arguments)
+
+
+def _prepare(
+    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], causal: bool,
+    padding_mask: Tensor | None, global_mask: Tensor | None, scaling: float | None, score_mod: ScoreMod | None, seed: int,
+) -> tuple[Mechanism, dict[str, Any]]:  # fmt: skip
+    """Check the arguments once, for every mechanism."""
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
+        raise LengthError(
+            f"Expected q (B, H, Nq, D) and k, v (B, H_kv, Nk, D) with H_kv dividing H, but got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
+    if q.shape[2] > k.shape[2]:
+        raise LengthError(f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' sequence: pass at least as many keys.")
+    if isinstance(mechanism, Mechanism):
+        if options:
+            raise OptionError(f"Options {sorted(options)} were given with a built mechanism; pass them to build_mechanism({mechanism.name!r}, ...) instead.")
+        module = mechanism
+    else:
+        module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
+    if module.causal not in ("both", causal):
+        raise OptionError(f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for.")
+    return module, {
+        "causal": causal,
+        "padding_mask": check_mask("padding_mask", padding_mask, k),
+        "global_mask": check_mask("global_mask", global_mask, k),
+        "scaling": scaling,
+        "score_mod": score_mod,
+        "seed": seed,
+    }
+
+
+def check_mask(name: str, mask: Tensor | None, k: Tensor) -> Tensor | None:
+    """Return ``mask`` as bool, or raise :class:`MaskError` when it is not ``(B, Nk)``."""
+    if mask is None:
+        return None
+    expected = (k.shape[0], k.shape[2])
+    if tuple(mask.shape) != expected:
+        raise MaskError(f"{name} has shape {tuple(mask.shape)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens.")
+    return mask if mask.dtype == torch.bool else mask != 0

@@ -1,0 +1,114 @@
+"""LongAttentionConfig: which mechanism runs in which layer, with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import OptionError
+from .mechanisms.registry import check_options, mechanism_class
+
+
+class LongAttentionConfig:
+    """A default mechanism with its options, and overrides for single layers.
+
+        LongAttentionConfig("longformer", window=512)
+        LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
+
+    A layer that names no mechanism keeps the default one and its options, except those it overrides; a layer that names one starts
+    from that mechanism's own defaults. In a ``config.json`` it stands under ``long_attention``.
+
+    Raises:
+        UnknownMechanismError, OptionError: for unknown names (the nearest valid one is offered) and impossible values.
+    """
+
+    def __init__(self, mechanism: str = "longformer", layers: Mapping[int | str, Mapping[str, Any]] | None = None, **options: Any) -> None:
+        self.mechanism = mechanism
+        self.options = _given(mechanism, options)
+        self.layers: dict[int, dict[str, Any]] = {}
+        for key, override in (layers or {}).items():
+            index = _layer_index(key)
+            if not isinstance(override, Mapping):
+                raise OptionError(f"Layer {index} of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}.")
+            values = dict(override)
+            name = values.pop("mechanism", mechanism)
+            kept = {"mechanism": name} if "mechanism" in override else {}
+            self.layers[index] = {**kept, **_given(name, values)}
+
+    def for_layer(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Mechanism name and the options given for layer ``index``; what is not given has the mechanism's default."""
+        override = dict(self.layers.get(index, {}))
+        if "mechanism" in override:
+            return override.pop("mechanism"), override
+        return self.mechanism, {**self.options, **override}
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise :class:`OptionError` when an override names a layer that the model does not have."""
+        beyond = sorted(i for i in self.layers if i >= num_layers)
+        if beyond:
+            raise OptionError(f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to {num_layers - 1}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""
+        layers = {str(index): dict(self.layers[index]) for index in sorted(self.layers)}
+        return {"mechanism": self.mechanism, **self.options, **({"layers": layers} if layers else {})}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | LongAttentionConfig | None) -> LongAttentionConfig:
+        """Build from a mapping (or return a configuration as it is; ``None`` gives the default)."""
+        if values is None:
+            return cls()
+        if isinstance(values, LongAttentionConfig):
+            return values
+        if not isinstance(values, Mapping):
+            raise OptionError(f"long_attention is {values!r}, but must be a mapping such as {{'mechanism': 'longformer', 'window': 512}}.")
+        return cls(**values)
+
+    def table(self, num_layers: int) -> str:
+        """One line per run of equal layers, with every option in force."""
+        rows: list[tuple[int, int, str]] = []
+        for index in range(num_layers):
+            name, options = self.for_layer(index)
+            full = check_options(name, options).to_dict()
+            text = f"{name:<14}" + "  ".join(f"{key}={_readable(value)}" for key, value in full.items())
+            if rows and rows[-1][2] == text:
+                rows[-1] = (rows[-1][0], index, text)
+            else:
+                rows.append((index, index, text))
+        lines = [f"{f'{first}-{last}' if last > first else first!s:<8}{text}".rstrip() for first, last, text in rows]
+        return "\n".join(["layers  mechanism     options", *lines])
+
+    def __str__(self) -> str:
+        default = ", ".join([self.mechanism, *(f"{k}={_readable(v)}" for k, v in self.options.items())])
+        lines = [f"  layer {i}: " + ", ".join(f"{k}={_readable(v)}" for k, v in self.layers[i].items()) for i in sorted(self.layers)]
+        return "\n".join([f"LongAttentionConfig: {default}", *lines])
+
+    def __repr__(self) -> str:
+        return f"LongAttentionConfig(**{self.to_dict()!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LongAttentionConfig) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_dict()))
+
+
+def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate, and return the given options only (defaults stay implicit) in JSON types."""
+    mechanism_class(mechanism)
+    built = check_options(mechanism, dict(options)).to_dict()
+    return {name: built[name] for name in options}
+
+
+def _layer_index(key: int | str) -> int:
+    try:
+        index = int(key)
+    except (TypeError, ValueError):
+        index = -1
+    if index < 0:
+        raise OptionError(f"A layer of long_attention is called {key!r}, but layers are numbered from 0, for example layers={{0: {{'window': 64}}}}.")
+    return index
+
+
+def _readable(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)

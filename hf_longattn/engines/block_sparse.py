@@ -1,0 +1,69 @@
+"""The block-sparse engine: chooses how to visit a pattern on this device, and falls back only to equal, still linear paths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .blockwise import blockwise_attention
+from .cpu_band import cpu_band
+from .dense import ScoreMod, dense_attention
+from .flex import flex_band
+from .pattern import Pattern
+
+DENSE_CELLS = 256 * 256
+"""Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path."""
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    key_mask: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """Softmax attention over the keys that ``pattern`` visits.
+
+    Args:
+        q, k, v: ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``; the queries are the last Nq positions.
+        key_mask: ``(B, Nk)`` bool, True = real token.
+        global_mask: ``(B, Nk)`` bool, True = global token; used when the pattern has globals.
+    Returns:
+        ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
+    """
+    q, k, v = _same_dtype(q, k, v)
+    if not pattern.has_globals:
+        global_mask = None
+    q_len, kv_len = q.shape[2], k.shape[2]
+    if pattern.covers(q_len, kv_len):
+        return dense_attention(q, k, v, causal=pattern.causal, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+    if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        mask_mod = pattern.visible_mod(global_mask)
+        return dense_attention(
+            q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod
+        )
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None:
+        left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+        return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, left, right, pattern.causal, scale)[0]
+    if q.device.type == "cuda" and dropout_p == 0.0:
+        return flex_band(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, score_mod=score_mod)
+    return blockwise_attention(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod)
+
+
+def _same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, cast as scaled_dot_product_attention would; otherwise leave the tensors alone."""
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+    return tensors
+
+
+def _inner_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

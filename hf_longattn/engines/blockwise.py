@@ -1,0 +1,82 @@
+"""Linear path in plain PyTorch operations: used with dropout and score terms, where no fused kernel applies; on every device.
+
+Blocks of queries meet their slice of keys (a view), global columns are appended, global rows are computed against all keys.
+Autograd goes through; memory is linear, N times the visited keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dense import ScoreMod, masked_softmax
+from .global_rows import global_index, overwrite_global_rows
+from .pattern import Pattern
+
+BLOCK = 128
+
+
+def blockwise_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    key_mask: Tensor | None,
+    global_mask: Tensor | None,
+    scale: float,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
+    (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+    device, offset = q.device, kv_len - q_len
+    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+    blocks = -(-q_len // BLOCK)
+    width = BLOCK + left + right
+    missing = blocks * BLOCK - q_len
+
+    def slices(x: Tensor) -> Tensor:
+        """Keys (B, H, N, …) as overlapping slices (B, H, blocks, width, …); slots outside the sequence are zeros."""
+        before, after = left - offset, right + missing
+        x = x[:, :, max(0, -before) :]
+        x = F.pad(x, (0, 0, max(0, before), after))
+        return x.unfold(2, width, BLOCK).transpose(-1, -2)
+
+    q_blocks = F.pad(q, (0, 0, 0, missing)).unflatten(2, (blocks, BLOCK))
+    b = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
+    h = torch.arange(heads, device=device).view(1, -1, 1, 1, 1)
+    start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * BLOCK + offset
+    q_idx = start + torch.arange(BLOCK, device=device).view(1, 1, 1, -1, 1)
+    kv_idx = start - left + torch.arange(width, device=device).view(1, 1, 1, 1, -1)
+    inside = (kv_idx >= 0) & (kv_idx < kv_len) & (q_idx < kv_len)
+    q_safe, kv_safe = q_idx.clamp(max=kv_len - 1), kv_idx.clamp(0, kv_len - 1)
+
+    def scored(queries: Tensor, keys: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        scores = (queries @ keys.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+        return scores if score_mod is None else score_mod(scores, b, h, i, j)
+
+    seen = inside & pattern.band_mod(b, h, q_idx, kv_idx)
+    if key_mask is not None:
+        seen = seen & key_mask[b, kv_safe]
+    scores, values = scored(q_blocks, slices(k), q_safe, kv_safe), slices(v)
+    if global_mask is None:
+        weights = masked_softmax(scores, seen)
+        out = F.dropout(weights, dropout_p).to(v.dtype) @ values
+        return out.flatten(2, 3)[:, :, :q_len]
+
+    index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
+    columns = index[:, None, None, None, :]
+    column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
+    if pattern.causal:
+        column_seen = column_seen & (columns <= q_idx)
+    k_global, v_global = (x[torch.arange(batch, device=device)[:, None], :, index].transpose(1, 2)[:, :, None] for x in (k, v))
+    scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
+    shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
+    seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
+    weights = F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype)
+    out = (weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3)[:, :, :q_len]
+    return overwrite_global_rows(
+        out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
+    )

@@ -1,0 +1,67 @@
+"""Dense engine: PyTorch's scaled_dot_product_attention with padding, causality and an optional score term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .pattern import MaskMod
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    key_mask: Tensor | None = None,
+    mask_mod: MaskMod | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+    q_idx: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention over all keys that ``mask_mod``, ``causal`` and ``key_mask (B, Nk)`` leave; heads may be grouped.
+
+    ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions where they are not the last Nq of the keys' sequence.
+    With nothing but ``causal`` or ``key_mask`` this is the very call that transformers' sdpa attention makes. Rows that see no key are zeros.
+    """
+    (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+    grouped = k.shape[1] != heads
+    last = q_idx is None
+    if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+    b = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)
+    h = torch.arange(heads, device=q.device).view(1, -1, 1, 1)
+    if q_idx is None:
+        q_idx = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
+    kv_idx = torch.arange(kv_len, device=q.device).view(1, 1, 1, -1)
+    seen = None if key_mask is None else key_mask[:, None, None, :]
+    if causal and not (last and q_len == 1):
+        seen = kv_idx <= q_idx if seen is None else seen & (kv_idx <= q_idx)
+    if mask_mod is not None:
+        chosen = mask_mod(b, h, q_idx, kv_idx)
+        seen = chosen if seen is None else seen & chosen
+    if score_mod is None:
+        if seen is not None:
+            seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+    if grouped:
+        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * (head_dim**-0.5 if scaling is None else scaling)
+    scores = score_mod(scores, b, h, q_idx, kv_idx)
+    weights = masked_softmax(scores, seen)
+    return F.dropout(weights, dropout_p).to(v.dtype) @ v
+
+
+def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
+    """Softmax over the last axis where ``seen`` (broadcastable bool); rows that see nothing are zeros, with zero gradients."""
+    if seen is None:
+        return scores.softmax(-1)
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights * seen

@@ -1,0 +1,48 @@
+"""Every error that the package raises on purpose: one sentence saying what was wrong, what was expected, what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LongAttentionError(ValueError):
+    """Base of all errors of this package. The message is one sentence that a user can act on."""
+
+
+class UnknownMechanismError(LongAttentionError):
+    """A mechanism name that is not registered."""
+
+
+class OptionError(LongAttentionError):
+    """A mechanism option that is unknown, has the wrong type or an impossible value."""
+
+
+class MaskError(LongAttentionError):
+    """A padding or global mask with the wrong shape or dtype."""
+
+
+class LengthError(LongAttentionError):
+    """A sequence length that a model or mechanism cannot take."""
+
+
+class PositionError(LongAttentionError):
+    """A position table or rotary setting that cannot be extended as asked."""
+
+
+class CheckpointError(LongAttentionError):
+    """A checkpoint that is missing, incomplete, damaged, unsafe or of an unsupported architecture."""
+
+
+class DestinationExistsError(LongAttentionError):
+    """The place to write to is already taken."""
+
+
+class BackendError(LongAttentionError):
+    """The attention backend was selected on a model that does not carry mechanisms."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

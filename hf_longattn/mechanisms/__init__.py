@@ -1,0 +1,26 @@
+"""WHAT is attended to: one file per mechanism, with its options, its fast path and its float64 definition."""
+
+from .base import Mechanism
+from .options import Options, option
+from .registry import (
+    MechanismInfo,
+    build_mechanism,
+    check_options,
+    list_mechanisms,
+    mechanism_class,
+    mechanism_info,
+    register_mechanism,
+)
+
+__all__ = [
+    "Mechanism",
+    "MechanismInfo",
+    "Options",
+    "build_mechanism",
+    "check_options",
+    "list_mechanisms",
+    "mechanism_class",
+    "mechanism_info",
+    "option",
+    "register_mechanism",
+]

@@ -1,0 +1,119 @@
+"""What every mechanism is: a small module with documented options, a fast forward and a float64 definition."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LengthError
+from .options import Options
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
+
+DENSE_LIMIT = 4096
+"""Longest input, in tokens, for which dense attention weights are returned."""
+
+
+class Mechanism(nn.Module, ABC):
+    """One attention mechanism, built for one layer by :func:`hf_longattn.build_mechanism`.
+
+    Tensors are ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)`` with ``H_kv`` dividing ``H``. With ``Nq < Nk`` the queries are the
+    last ``Nq`` positions of the keys' sequence (decoding with a cache).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    engine: ClassVar[str]
+    cost: ClassVar[str]
+    exact_when: ClassVar[str]
+    causal: ClassVar[bool | str] = "both"
+    """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
+    trains: ClassVar[bool] = False
+    """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
+    takes_globals: ClassVar[bool] = False
+    """Whether ``global_mask`` means something to the mechanism."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
+        self.options = options
+
+    @abstractmethod
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Return the attention output ``(B, H, Nq, D)`` in the dtype of ``q``."""
+
+    @abstractmethod
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``."""
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+        """The definition applied in float64, materialising the N×N matrix. Returns ``(B, H, Nq, D)`` float64."""
+        q, k, v = q.double(), k.double(), v.double()
+        return self.dense_weights(q, k, **arguments) @ repeat_heads(v, q.shape[1])
+
+    def weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
+        """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
+
+        Raises:
+            LengthError: above :data:`DENSE_LIMIT` tokens, where the dense matrix would not fit.
+        """
+        if k.shape[2] > DENSE_LIMIT:
+            raise LengthError(
+                f"Attention weights were asked for {k.shape[2]} tokens, but the dense matrix is returned up to {DENSE_LIMIT} only; "
+                "pass shorter inputs or output_attentions=False."
+            )
+        return self.dense_weights(q.float(), k.float(), **arguments).to(q.dtype)
+
+    def reach(self, causal: bool = True) -> int | None:
+        """How many keys, itself included, a causal query can see back; ``None`` when unbounded. Sizes the decode cache."""
+        return None
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        """Whether the mechanism equals full softmax attention for every input of up to ``length`` tokens."""
+        return False
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
+
+
+def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``; a no-op when they are equal."""
+    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
+
+
+def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:
+    """Softmax over the last axis of ``scores`` where ``visible``; rows that see nothing are zeros."""
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    return torch.where(visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device))

@@ -1,0 +1,44 @@
+"""Full softmax attention: softmax(Q Kᵀ · scale) V over all keys (Vaswani et al. 2017, equation 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..engines.dense import dense_attention
+from ..engines.pattern import MaskMod, Pattern
+from .base import ScoreMod
+from .registry import register_mechanism
+from .sparse import SparseMechanism
+
+
+@register_mechanism("full")
+class Full(SparseMechanism):
+    """Every query sees every key: the exact baseline, run by PyTorch's scaled_dot_product_attention."""
+
+    summary = "softmax attention over all tokens"
+    paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
+    engine = "dense"
+    cost = "N²"
+    exact_when = "always"
+
+    def pattern(self, causal: bool) -> Pattern:
+        return Pattern.everything(causal)
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        return lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)

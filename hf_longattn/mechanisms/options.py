@@ -1,0 +1,112 @@
+"""Typed, documented and validated options of a mechanism: a frozen dataclass whose fields say what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ..errors import OptionError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionInfo:
+    """One option as shown to users: name, readable type, default, meaning and unit."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    unit: str
+
+
+def option(default: Any, help: str, unit: str = "") -> Any:
+    """Declare a field of an ``Options`` dataclass with its meaning and unit (tokens, blocks, rows …)."""
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of every mechanism's options. Subclasses override :meth:`check` to refuse impossible values."""
+
+    def check(self) -> None:
+        """Raise :class:`OptionError` when a value is impossible."""
+
+    @classmethod
+    def infos(cls) -> tuple[OptionInfo, ...]:
+        """Describe every option, in declaration order."""
+        hints = typing.get_type_hints(cls)
+        return tuple(
+            OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
+            for f in dataclasses.fields(cls)
+        )
+
+    @classmethod
+    def build(cls, mechanism: str, values: dict[str, Any]) -> Options:
+        """Check names, types and values, and return the options.
+
+        Raises:
+            OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
+        """
+        hints = typing.get_type_hints(cls)
+        known = [f.name for f in dataclasses.fields(cls)]
+        checked = {}
+        for name, value in values.items():
+            if name not in hints or name not in known:
+                listed = ", ".join(known) if known else "none"
+                raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
+            checked[name] = _coerce(mechanism, name, value, hints[name])
+        built = cls(**checked)
+        built.check()
+        return built
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as JSON-serialisable values (tuples become lists)."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+
+def positive(mechanism: str, name: str, value: int) -> None:
+    """Refuse values below 1 with a sentence."""
+    if value < 1:
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 1; for example {name}=512.")
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
+    """Bring ``value`` (from Python, JSON or a command line) to the annotated type, or raise a sentence."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in args:
+            return None
+        return _coerce(mechanism, name, value, next(a for a in args if a is not type(None)))
+    try:
+        if origin is tuple:
+            items = value.replace("+", ",").split(",") if isinstance(value, str) else list(value)
+            return tuple(_coerce(mechanism, name, item, args[0]) for item in items if item != "")
+        if hint is bool:
+            return _to_bool(value)
+        if hint is int:
+            if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+                raise ValueError
+            return int(value)
+        if hint is float:
+            return float(value)
+    except (TypeError, ValueError):
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {_type_name(hint)}.") from None
+    if hint is str and not isinstance(value, str):
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")
+    return value
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
+        return value.lower() in ("true", "yes", "1")
+    raise ValueError

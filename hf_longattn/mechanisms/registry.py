@@ -1,0 +1,115 @@
+"""The one registry of mechanisms: register, list, describe, build."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+from ..errors import OptionError, UnknownMechanismError, nearest
+from .base import Mechanism
+from .options import OptionInfo, Options
+
+_REGISTRY: dict[str, type[Mechanism]] = {}
+M = TypeVar("M", bound=type[Mechanism])
+
+
+@dataclasses.dataclass(frozen=True)
+class MechanismInfo:
+    """What a user wants to know of a mechanism before choosing it."""
+
+    name: str
+    summary: str
+    paper: str
+    engine: str
+    cost: str
+    causal: bool | str
+    trains: bool
+    takes_globals: bool
+    exact_when: str
+    options: tuple[OptionInfo, ...]
+
+
+def register_mechanism(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs, CLI, tests).
+
+    Raises:
+        OptionError: when another class already has the name.
+    """
+
+    def register(cls: M) -> M:
+        known = _REGISTRY.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise OptionError(f"A mechanism named {name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name.")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    """Import every module of this package once: a new mechanism is one new file."""
+    package = importlib.import_module(__package__ or "hf_longattn.mechanisms")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def mechanism_class(name: str) -> type[Mechanism]:
+    """The class registered under ``name``.
+
+    Raises:
+        UnknownMechanismError: naming the nearest registered mechanism.
+    """
+    _discover()
+    if name not in _REGISTRY:
+        raise UnknownMechanismError(
+            f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
+        )
+    return _REGISTRY[name]
+
+
+def list_mechanisms(causal: bool | None = None, engine: str | None = None) -> list[str]:
+    """Names of the registered mechanisms, optionally only those with a causal (bidirectional) form or of one engine."""
+    _discover()
+    return sorted(
+        name
+        for name, cls in _REGISTRY.items()
+        if (causal is None or cls.causal in ("both", causal)) and (engine is None or cls.engine == engine)
+    )
+
+
+def mechanism_info(name: str) -> MechanismInfo:
+    """Summary, paper, cost, options … of one mechanism."""
+    cls = mechanism_class(name)
+    fields = {f.name: getattr(cls, f.name) for f in dataclasses.fields(MechanismInfo) if f.name not in ("name", "options")}
+    return MechanismInfo(name=name, options=cls.Options.infos(), **fields)
+
+
+def check_options(name: str, options: dict[str, Any]) -> Options:
+    """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
+    return mechanism_class(name).Options.build(name, options)
+
+
+def build_mechanism(
+    name: str, *, num_heads: int, head_dim: int, hidden_size: int | None = None, max_length: int | None = None, **options: Any
+) -> Mechanism:
+    """Build one layer's mechanism.
+
+    Args:
+        name: a registered name.
+        num_heads: query heads of the layer.
+        head_dim: width of a head.
+        hidden_size: width of the model; ``num_heads * head_dim`` by default.
+        max_length: longest input in tokens, for mechanisms whose parameters depend on it.
+        options: the mechanism's own options, see :func:`mechanism_info`.
+
+    Raises:
+        UnknownMechanismError, OptionError: one sentence with the nearest valid name.
+    """
+    cls = mechanism_class(name)
+    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, cls.Options.build(name, options))

@@ -1,0 +1,98 @@
+"""Softmax over a subset of the keys: a mask over positions, and the pattern by which the block-sparse engine visits it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.pattern import MaskMod, Pattern
+from .base import Mechanism, ScoreMod, repeat_heads, softmax_over
+
+
+class SparseMechanism(Mechanism):
+    """A mechanism that is a ``mask_mod`` over absolute positions of the keys' sequence, combined with padding and causality."""
+
+    engine: ClassVar[str] = "block_sparse"
+
+    @abstractmethod
+    def pattern(self, causal: bool) -> Pattern:
+        """How the engine visits the visible keys."""
+
+    @abstractmethod
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
+
+    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` of this call; mechanisms without global tokens have none."""
+        return None
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        return block_sparse_attention(
+            q,
+            repeat_heads(k, q.shape[1]),
+            repeat_heads(v, q.shape[1]),
+            self.pattern(causal),
+            key_mask=padding_mask,
+            global_mask=self.resolve_globals(padding_mask, global_mask, (q.shape[0], k.shape[2]), q.device),
+            scaling=scaling,
+            dropout_p=dropout_p,
+            score_mod=score_mod,
+        )
+
+    def visible(self, q_len: int, kv_len: int, batch: int, device: torch.device, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Tensor:
+        """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
+        b = torch.arange(batch, device=device).view(-1, 1, 1, 1)
+        h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1)
+        q_idx = torch.arange(kv_len - q_len, kv_len, device=device).view(1, 1, -1, 1)
+        kv_idx = torch.arange(kv_len, device=device).view(1, 1, 1, -1)
+        tokens = self.resolve_globals(padding_mask, global_mask, (batch, kv_len), device)
+        seen = self.mask_mod(causal, tokens)(b, h, q_idx, kv_idx)
+        if causal:
+            seen = seen & (kv_idx <= q_idx)
+        if padding_mask is not None:
+            seen = seen & padding_mask[:, None, None, :]
+        return seen
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.pattern(causal).covers(length, length)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        batch, heads, q_len, head_dim = q.shape
+        kv_len = k.shape[2]
+        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            index: list[Any] = [torch.arange(n, device=q.device) for n in (batch, heads, kv_len, kv_len)]
+            scores = score_mod(
+                scores, index[0].view(-1, 1, 1, 1), index[1].view(1, -1, 1, 1), index[2][kv_len - q_len :].view(1, 1, -1, 1), index[3].view(1, 1, 1, -1)
+            )
+        seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
+        return softmax_over(scores, seen.expand(scores.shape))
