@@ -104,6 +104,10 @@ class Mechanism(nn.Module, ABC):
         """Whether the mechanism equals full softmax attention for every input of up to ``length`` tokens."""
         return False
 
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """Query–key products of one head for an input of ``length`` tokens, the unit in which costs are compared."""
+        return length * (length + 1) // 2 if causal else length * length
+
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
 

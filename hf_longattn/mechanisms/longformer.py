@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..engines.pattern import MaskMod, Pattern
 from ..errors import OptionError
+from .base import Mechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
 from .sparse import SparseMechanism
@@ -59,3 +60,8 @@ class Longformer(SparseMechanism):
             wanted = torch.tensor(self.options.global_tokens, device=device)
             return real & (position[..., None] == wanted).any(-1)
         return global_mask if padding_mask is None else global_mask & padding_mask
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        # A global token adds a row and a column, or the column below it when causal.
+        crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
+        return min(Mechanism.pairs(self, length, causal), super().pairs(length, causal) + crossing)

@@ -73,6 +73,12 @@ class SparseMechanism(Mechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
 
+    def pairs(self, length: int, causal: bool = False) -> int:
+        pattern = self.pattern(causal)
+        band = length + _clipped_sum(pattern.left, length) + _clipped_sum(pattern.right, length)
+        dense = length * (length + 1) // 2 if causal else length * length
+        return min(dense, band)
+
     def dense_weights(
         self,
         q: Tensor,
@@ -96,3 +102,9 @@ class SparseMechanism(Mechanism):
             )
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
         return softmax_over(scores, seen.expand(scores.shape))
+
+
+def _clipped_sum(side: int, length: int) -> int:
+    """Keys on one side of the diagonal, summed over all queries: Σ_i min(i, side)."""
+    side = min(side, length - 1)
+    return side * (side + 1) // 2 + (length - 1 - side) * side
