@@ -1,0 +1,143 @@
+"""From a question and a document to model inputs, in SQuAD's manner, and from a document to windows.
+
+One function serves the three ways to read a long document: whole (a long model, the question's tokens global), cut to the
+model's length, or in overlapping windows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.errors import LengthError
+
+
+@dataclass(frozen=True)
+class QAFormat:
+    """How a question and its document become one or several inputs.
+
+    Attributes:
+        max_length: longest input in tokens, special tokens included.
+        stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input, the rest cut off.
+        global_question: give ``global_attention_mask``: everything before the document is global.
+        max_question_tokens: a longer question is cut.
+    """
+
+    max_length: int = 512
+    stride: int | None = None
+    global_question: bool = False
+    max_question_tokens: int = 64
+
+
+@dataclass
+class QAFeature:
+    """One model input of length L and where it came from.
+
+    Attributes:
+        inputs: input_ids, and token_type_ids and global_attention_mask where they apply; lists of L.
+        offsets: per token the (start, end) characters in the context; None outside the context.
+        start, end: first and last token of the answer; (0, 0) when it has none here.
+        ask: the question's last token.
+        trail: the tokens of ``record["trail"]``, -1 where one lies outside this input; empty without a trail.
+        task: a name under which accuracies are counted.
+    """
+
+    inputs: dict[str, list[int]]
+    offsets: list[tuple[int, int] | None]
+    start: int = 0
+    end: int = 0
+    ask: int = 0
+    trail: list[int] = field(default_factory=list)
+    task: str = "qa"
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> list[QAFeature]:
+    """Encode one SQuAD-shaped record.
+
+    Args:
+        record: question, context, and optionally answers and trail.
+        tokenizer: a fast tokenizer.
+        form: whole, cut or in windows.
+
+    Returns:
+        One feature, or with ``form.stride`` as many windows as the document needs.
+
+    Raises:
+        LengthError: ``form.max_length`` leaves no room for the document beside the question.
+    """
+    question = _cut_question(record["question"].strip(), tokenizer, form.max_question_tokens)
+    room = form.max_length - len(tokenizer(question, "")["input_ids"])
+    if room <= (form.stride or 0):
+        raise LengthError(
+            f"max_length {form.max_length} leaves {room} tokens for the document beside the question, "
+            f"not more than the stride {form.stride or 0}; raise max_length"
+        )
+    encoded = tokenizer(
+        question,
+        record["context"],
+        truncation="only_second",
+        max_length=form.max_length,
+        stride=form.stride or 0,
+        return_overflowing_tokens=form.stride is not None,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    if form.stride is None:
+        encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
+    else:
+        sequence_ids = [encoded.sequence_ids(i) for i in range(len(encoded["input_ids"]))]
+        encoded = {**encoded, "sequence_ids": sequence_ids}
+    return [_feature(record, encoded, index, form) for index in range(len(encoded["input_ids"]))]
+
+
+def token_at(offsets: list[tuple[int, int] | None], first: int, character: int) -> int:
+    """Return the token that contains (or precedes) ``character`` of the context; -1 when it lies outside this input.
+
+    Args:
+        offsets: as in :class:`QAFeature`; ``first`` is the first token of the context.
+    """
+    last = len(offsets)
+    while last > first and offsets[last - 1] is None:
+        last -= 1
+    starts = [span[0] for span in offsets[first:last] if span is not None]
+    place = bisect_right(starts, character) - 1
+    if place < 0 or (place == len(starts) - 1 and character >= (offsets[last - 1] or (0, 0))[1]):
+        return -1
+    return first + place
+
+
+def _cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    if len(question) <= limit:
+        return question
+    offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return question if len(offsets) <= limit else question[: offsets[limit - 1][1]]
+
+
+def _feature(record: Mapping[str, Any], encoded: Mapping[str, Any], index: int, form: QAFormat) -> QAFeature:
+    sequence_ids = encoded["sequence_ids"][index]
+    offsets = [
+        tuple(span) if sequence == 1 else None
+        for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)
+    ]
+    first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
+    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids") if key in encoded}
+    if form.global_question:
+        inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
+    asked = [place for place, sequence in enumerate(sequence_ids) if sequence == 0]
+    feature = QAFeature(inputs, offsets, ask=asked[-1] if asked else 0)
+    answers = record.get("answers") or {"text": [], "answer_start": []}
+    if answers["text"]:
+        begin = int(answers["answer_start"][0])
+        start = token_at(offsets, first, begin)
+        end = token_at(offsets, first, begin + max(0, len(answers["text"][0]) - 1))
+        if start >= 0 and end >= 0:
+            feature.start, feature.end = start, end
+    feature.trail = [token_at(offsets, first, int(character)) for character in record.get("trail") or ()]
+    return feature

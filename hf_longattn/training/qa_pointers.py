@@ -1,0 +1,103 @@
+"""Auxiliary pointers: after each layer, the question's last token must point at the next name of the trail.
+
+They exist in training only. A chain of lookups is learnt in a fraction of the steps when every hop has a loss of its own,
+and the finished checkpoint is a plain question-answering model: :func:`detach_pointers` takes them off again.
+The projections start near the identity, so that "the same word" is what scores from the first step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_NAME = "trail_pointers"
+
+
+class TrailPointers(nn.Module):
+    """One pointer per step of the trail, step t reading the hidden states after layer ``layers[t]`` (1 = first layer).
+
+    Args:
+        hidden_size: width of the hidden states.
+        layers: which layer's output each step reads.
+        weight: weight of the mean pointer loss beside the answer's loss.
+        scale: the projections start at ``scale`` times the identity.
+    """
+
+    def __init__(self, hidden_size: int, layers: Sequence[int], weight: float = 1.0, scale: float = 0.8) -> None:
+        super().__init__()
+        self.layers, self.weight = tuple(layers), weight
+        self.queries = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
+        self.keys = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
+        for projection in (*self.queries, *self.keys):
+            nn.init.eye_(projection.weight)
+            projection.weight.data.mul_(scale)
+        self.handles: list[Any] = []
+
+    def forward(self, hidden_states: Sequence[Tensor], ask: Tensor, trail: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the mean cross-entropy of all steps.
+
+        Args:
+            hidden_states: per layer (embeddings first) a tensor (B, L, D).
+            ask: (B,) the question's last token.
+            trail: (B, T) tokens to point at; -1 is left out.
+            attention_mask: (B, L), 1 = real token.
+        """
+        rows = torch.arange(len(ask), device=ask.device)
+        behind = torch.arange(attention_mask.shape[1], device=ask.device) > ask[:, None]
+        hidden_behind = ~(behind & attention_mask.bool())
+        losses = []
+        for step, layer in enumerate(self.layers[: trail.shape[1]]):
+            hidden = hidden_states[layer]
+            query = self.queries[step](hidden[rows, ask])
+            scores = torch.einsum("bd,bld->bl", query, self.keys[step](hidden)).float() / hidden.shape[-1] ** 0.5
+            scores = scores.masked_fill(hidden_behind, float("-inf"))
+            known = trail[:, step] >= 0
+            picked = nn.functional.cross_entropy(scores, trail[:, step].clamp(min=0), reduction="none")
+            losses.append(torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1))
+        return torch.stack(losses).mean()
+
+
+def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float = 1.0) -> TrailPointers:
+    """Add pointers to a question-answering model: its ``loss`` then includes theirs whenever a batch has a ``trail``.
+
+    They are a submodule, moved, distributed and checkpointed with the model, and work through two forward hooks.
+    """
+    pointers = TrailPointers(model.config.hidden_size, layers, weight)
+    pointers.to(next(model.parameters()).device)
+    model.add_module(_NAME, pointers)
+    stash: dict[str, Any] = {}
+
+    def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        stash.clear()
+        stash.update({key: kwargs.pop(key, None) for key in ("ask", "trail")}, mask=kwargs.get("attention_mask"))
+        wanted = stash["trail"] is not None
+        return args, {**kwargs, "output_hidden_states": True} if wanted else kwargs
+
+    def after(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if output.loss is None:
+            return output
+        if stash["trail"] is None:  # keeps every parameter in the graph, as distributed training wants
+            output.loss = output.loss + 0.0 * sum(parameter.sum() for parameter in pointers.parameters())
+            return output
+        extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["mask"])
+        output.loss = output.loss + weight * extra
+        output.hidden_states = None
+        return output
+
+    pointers.handles = [
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after, with_kwargs=True),
+    ]
+    return pointers
+
+
+def detach_pointers(model: PreTrainedModel) -> None:
+    """Remove the pointers and their hooks; does nothing when there are none."""
+    pointers = model._modules.pop(_NAME, None)
+    if isinstance(pointers, TrailPointers):
+        for handle in pointers.handles:
+            handle.remove()

@@ -1,0 +1,164 @@
+"""An endless training stream that mixes tasks, with a curriculum for lookup documents.
+
+An item is a group of features that together hold about ``tokens_per_group`` tokens, so that steps cost the same whether
+documents have 40 tokens or 4,000. Item i is a function of the seed, i and the curriculum's stage alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.training.lookup import Filler, LookupShape, make_document
+from hf_longattn.training.qa_features import QAFeature, QAFormat, encode_qa
+
+_CHARACTERS_PER_TOKEN = 3.2  # of source text; an estimate that keeps most crops within their budget
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the lookup curriculum: documents of ``shortest`` … ``longest`` tokens with so many inserted lines."""
+
+    shortest: int
+    longest: int
+    pairs: int
+    chains: int
+    min_gap: int = 0
+
+
+CURRICULUM = (
+    Stage(40, 48, 2, 1),
+    Stage(48, 80, 2, 2),
+    Stage(80, 128, 3, 3),
+    Stage(128, 200, 4, 4),
+    Stage(160, 320, 4, 4),
+    Stage(160, 500, 4, 4),
+)
+"""From 40 tokens to the full length of a 512-position model."""
+
+
+@dataclass
+class Curriculum:
+    """The current stage; one step up whenever a task's recent accuracy reaches ``step_up``."""
+
+    stages: Sequence[Stage] = CURRICULUM
+    step_up: float = 0.8
+    stage: int = 0
+
+    @property
+    def current(self) -> Stage:
+        """The stage in force."""
+        return self.stages[self.stage]
+
+    def report(self, accuracy: float) -> bool:
+        """Take note of a recent accuracy; return True when it led to the next stage."""
+        if accuracy < self.step_up or self.stage + 1 >= len(self.stages):
+            return False
+        self.stage += 1
+        return True
+
+
+class QAStream(Dataset):
+    """Groups of features from SQuAD-shaped records (cropped to ``form.max_length``) and from fresh lookup documents.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        form: format of the inputs.
+        records: SQuAD-shaped records, a ``datasets.Dataset`` for one; may be None when ``lookup_share`` is 1.
+        filler: source text for lookup documents; may be None when ``lookup_share`` is 0.
+        curriculum: stages of the lookup documents.
+        lookup_share: probability that a group is of lookup documents.
+        tokens_per_group: about the number of tokens of a group.
+        groups: the length of the stream (an epoch).
+        seed: decides everything but the stage.
+        crop: (shortest, longest) crops of long documents in tokens; None = whole documents up to ``form.max_length``.
+        without_answer: probability that a crop is taken from elsewhere in the document, so that windows learn to refuse.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        form: QAFormat,
+        *,
+        records: Any = None,
+        filler: Filler | None = None,
+        curriculum: Curriculum | None = None,
+        lookup_share: float = 0.5,
+        tokens_per_group: int = 8192,
+        groups: int = 1_000_000,
+        seed: int = 0,
+        crop: tuple[int, int] | None = None,
+        without_answer: float = 0.15,
+    ) -> None:
+        self.tokenizer, self.form, self.records, self.filler = tokenizer, form, records, filler
+        self.curriculum = curriculum or Curriculum()
+        self.lookup_share, self.tokens_per_group, self.groups, self.seed = lookup_share, tokens_per_group, groups, seed
+        self.crop, self.without_answer = crop, without_answer
+
+    def __len__(self) -> int:
+        return self.groups
+
+    def __getitem__(self, index: int) -> list[QAFeature]:
+        rng = random.Random(f"{self.seed}:{index}")
+        if self.filler is not None and (self.records is None or rng.random() < self.lookup_share):
+            return self._lookup_group(self.filler, rng)
+        return self._record_group(rng)
+
+    def _lookup_group(self, filler: Filler, rng: random.Random) -> list[QAFeature]:
+        stage = self.curriculum.current
+        length = rng.randint(stage.shortest, stage.longest)
+        shape = LookupShape(stage.pairs, stage.chains, stage.min_gap)
+        features: list[QAFeature] = []
+        while not features or (len(features) + 1) * length <= self.tokens_per_group:
+            made = make_document(filler, length, shape, rng, self.tokenizer)
+            hops = 2 if rng.random() < 0.6 else 1
+            chosen = made[-1] if rng.random() < 0.08 else rng.choice([r for r in made if r["hops"] == hops])
+            feature = encode_qa(chosen, self.tokenizer, self.form)[0]
+            feature.task = "lookup"
+            feature.trail = feature.trail or [-1, -1, -1]
+            features.append(feature)
+        return features
+
+    def _record_group(self, rng: random.Random) -> list[QAFeature]:
+        longest = min(self.form.max_length, self.crop[1]) if self.crop else self.form.max_length
+        length = rng.randint(self.crop[0], longest) if self.crop else longest
+        features: list[QAFeature] = []
+        total = 0
+        while not features or total + max(length, len(features[-1])) <= self.tokens_per_group:
+            record = self.records[rng.randrange(len(self.records))]
+            if self.crop:
+                record = crop_record(record, length, rng, rng.random() < self.without_answer)
+            features.append(encode_qa(record, self.tokenizer, self.form)[0])
+            total = len(features) * max(len(feature) for feature in features)
+        return features
+
+
+def crop_record(record: Mapping[str, Any], tokens: int, rng: random.Random, without_answer: bool = False) -> dict[str, Any]:
+    """Cut a stretch of about ``tokens`` tokens of whole lines out of the context, around the answer or anywhere.
+
+    The answer's offset moves along; an answer outside the stretch is dropped.
+    """
+    context, answers = record["context"], record["answers"]
+    size = max(64, int((tokens - 24) * _CHARACTERS_PER_TOKEN))
+    if len(context) <= size:
+        return dict(record)
+    if without_answer or not answers["text"]:
+        start = rng.randrange(len(context) - size + 1)
+    else:
+        at, width = answers["answer_start"][0], len(answers["text"][0])
+        start = rng.randint(max(0, at + width - size), max(0, min(at, len(context) - size)))
+    stop = min(len(context), start + size)
+    line = context.rfind("\n", 0, start) + 1  # whole lines: from the start of the line that holds the first character
+    start = line if start - line < size // 2 else start
+    moved = [
+        (text, place - start)
+        for text, place in zip(answers["text"], answers["answer_start"], strict=True)
+        if place >= start and place + len(text) <= stop
+    ]
+    kept = {"text": [text for text, _ in moved], "answer_start": [place for _, place in moved]}
+    return {**record, "context": context[start:stop], "answers": kept}

@@ -1,0 +1,134 @@
+"""Fine-tuning for extractive question answering, on transformers' Trainer."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_longattn.training.qa_collator import PositionRange, QACollator
+from hf_longattn.training.qa_stream import Curriculum
+
+
+class QATrainer(Trainer):
+    """A Trainer that takes :class:`QAFeature` data sets, counts exact answers, and can be given a time instead of steps.
+
+    Args:
+        model: a question-answering model; its class defines ``start_logits`` and ``end_logits``.
+        args: transformers' TrainingArguments; ``remove_unused_columns`` must be False.
+        train_dataset: a map-style data set of features, or of groups of them.
+        pad_token_id: the tokenizer's.
+        max_minutes: stop, with the learning rate at its end, after so many minutes; ``args.max_steps`` bounds it as well.
+        random_positions: start every training row at a random place of the position table.
+        curriculum: told the recent lookup accuracy every ``args.logging_steps``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Any,
+        *,
+        pad_token_id: int,
+        max_minutes: float | None = None,
+        random_positions: bool = True,
+        curriculum: Curriculum | None = None,
+        **kwargs: Any,
+    ) -> None:
+        positions = PositionRange.of(model) if random_positions else None
+        collator = QACollator(pad_token_id, positions, seed=args.seed + args.process_index)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
+        self.clock = _Clock(max_minutes)
+        self.add_callback(_StopInTime(self.clock))
+        self.exact: dict[str, list[Tensor]] = defaultdict(list)
+        self.curriculum = curriculum
+        if curriculum is not None:
+            self.add_callback(_CurriculumState(curriculum))
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        """Return the model's loss; remember per task which rows had both ends right."""
+        task = inputs.pop("task")
+        if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
+            inputs = {key: value for key, value in inputs.items() if key not in ("ask", "trail")}
+        outputs = model(**inputs)
+        right = (outputs.start_logits.argmax(-1) == inputs["start_positions"]) & (
+            outputs.end_logits.argmax(-1) == inputs["end_positions"]
+        )
+        self.exact[task].append(right.detach().float())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Linear warm-up and decay over the steps or over the time, whichever is further on."""
+        warmup = max(1, self.args.get_warmup_steps(num_training_steps))
+
+        def scale(step: int) -> float:
+            done = max(step / max(1, num_training_steps), self.clock.share())
+            return min(1.0, (step + 1) / warmup) * max(0.0, 1.0 - done)
+
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, scale)
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tasks' recent exact match and the curriculum's stage; move the curriculum."""
+        for task, share in self._recent().items():
+            logs[f"exact_{task}"] = round(share, 4)
+            if self.curriculum is not None and task == "lookup":
+                self.curriculum.report(share)
+        if self.curriculum is not None:
+            logs["stage"] = self.curriculum.stage
+        super().log(logs, start_time)
+
+    def _recent(self) -> dict[str, float]:
+        """Return the exact match by task since the last call, over all processes."""
+        tasks = sorted({"lookup", "qa"})
+        sums = torch.zeros(len(tasks), 2, device=self.args.device)
+        for place, task in enumerate(tasks):
+            if self.exact[task]:
+                rows = torch.cat(self.exact.pop(task))
+                sums[place] = torch.stack([rows.sum(), torch.tensor(float(len(rows)), device=rows.device)])
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        return {task: float(right / count) for task, (right, count) in zip(tasks, sums, strict=True) if count}
+
+
+class _Clock:
+    """Minutes since the first step, as a share of the time allowed."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes, self.started, self.before = minutes, None, 0.0  # type: float | None, float | None, float
+
+    def start(self) -> None:
+        self.started = time.monotonic()
+
+    def elapsed(self) -> float:
+        return self.before + (0.0 if self.started is None else (time.monotonic() - self.started) / 60)
+
+    def share(self) -> float:
+        return 0.0 if self.minutes is None else self.elapsed() / self.minutes
+
+
+class _StopInTime(TrainerCallback):
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.clock.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_training_stop |= self.clock.share() >= 1.0
+
+
+class _CurriculumState(TrainerCallback):
+    """Keeps the stage in the trainer's state, so that a resumed run goes on where it was."""
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        self.curriculum = curriculum
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        stages = [entry["stage"] for entry in state.log_history if "stage" in entry]
+        self.curriculum.stage = max([self.curriculum.stage, *stages])
