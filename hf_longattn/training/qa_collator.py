@@ -42,6 +42,9 @@ class QACollator:
         seed: of the random positions.
     """
 
+    model_inputs = ("input_ids", "token_type_ids", "attention_mask", "global_attention_mask", "position_ids")
+    """The keys of a batch that a model takes for inference."""
+
     def __init__(self, pad_token_id: int, positions: PositionRange | None = None, seed: int = 0) -> None:
         self.pad_token_id = pad_token_id
         self.positions = positions

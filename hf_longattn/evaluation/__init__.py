@@ -1,0 +1,26 @@
+"""Evaluation: metrics that load without a network, baselines, and the tables of the long-document tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_longattn.errors import LongAttentionError, nearest
+
+METRICS = ("long_qa",)
+
+
+def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
+    """Return an ``evaluate.Metric`` of this package, without a network.
+
+    Args:
+        name: "long_qa": exact match and F1 of extractive question answering, by document length.
+        **kwargs: passed on to ``evaluate.Metric``.
+
+    Raises:
+        LongAttentionError: unknown name.
+    """
+    if name not in METRICS:
+        raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(METRICS)}.{nearest(name, METRICS)}")
+    from hf_longattn.evaluation.metrics.long_qa import LongQA
+
+    return LongQA(**kwargs)
