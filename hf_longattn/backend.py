@@ -1,0 +1,197 @@
+"""The one attention function and the one mask function that transformers knows under the name ``longattn``.
+
+A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention; it hands q, k, v to
+the mechanism that stands on the module as ``module.long_attention`` (put there by the Long* classes or by
+:func:`hf_longattn.enable_long_attention`). :func:`longattn_mask` keeps the two-dimensional padding mask as it is, so that
+nothing of size N×N is ever built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers.masking_utils as masking
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.utils.output_capturing import _active_collector
+
+from .errors import BackendError, MaskError
+from .mechanisms.base import Mechanism, ScoreMod
+
+BACKEND = "longattn"
+"""The name to give as ``attn_implementation``; the Long* classes have it by default."""
+
+PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
+UNSUPPORTED = ("s_aux", "softcap")
+"""Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
+
+
+def longattn_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Any = masking.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask that reaches :func:`longattn_attention_forward`, made once per forward pass.
+
+    Returns:
+        ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
+        where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
+        The window of a model's own sliding layers (``local_size``) is left out: the mechanism stands in its place.
+    """
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise MaskError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but must be (batch, tokens) with 1 for real tokens, "
+            "or (batch, 1 or heads, queries, keys) to restrict single pairs."
+        )
+    skippable = kwargs.get("allow_is_causal_skip") or kwargs.get("allow_is_bidirectional_skip") or q_length == 1
+    own_window = kwargs.get("local_size") is not None and skippable
+    if mask_function not in PLAIN_MASKS and not own_window:
+        kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return masking.sdpa_mask(
+            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, **kwargs
+        )
+    static = isinstance(q_offset, Tensor) or kv_length + kv_offset > q_offset + q_length
+    if static:  # reserved slots after the last token: the mask's width says how many are filled
+        total = int(q_offset) + q_length
+        if attention_mask is None:
+            return torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device"))
+        return attention_mask[:, :total]
+    if attention_mask is None or (not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool(attention_mask.all())):
+        return None
+    return attention_mask
+
+
+def longattn_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of ``module.long_attention``, in the form that transformers' modules call.
+
+    Args:
+        module: the attention module; ``module.is_causal`` says whether it looks ahead.
+        query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
+        key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
+        attention_mask: what :func:`longattn_mask` returned, or a mask ``(B, 1 or H, Nq, Nk)`` of the caller's own (bool, True =
+            visible, or additive), by which the mechanism's pattern is restricted further.
+        scaling: factor on q·k.
+        dropout: dropout probability on the weights.
+        is_causal: ``False`` makes a causal module look ahead.
+        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, added to the scores.
+
+    Returns:
+        ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` when the attentions are to be returned, otherwise ``None``.
+
+    Raises:
+        BackendError: the module has no mechanism, or asks for something that mechanisms do not do.
+        MaskError: a mask of the wrong shape.
+    """
+    mechanism = _mechanism(module, kwargs)
+    key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
+    arguments: dict[str, Any] = {
+        "causal": bool(getattr(module, "is_causal", False)) and is_causal is not False,
+        "padding_mask": padding_mask,
+        "global_mask": _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
+        "scaling": scaling,
+        "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2]),
+    }
+    output = mechanism(query, key, value, dropout_p=dropout, **arguments)
+    weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
+    mechanism = getattr(module, "long_attention", None)
+    if not isinstance(mechanism, Mechanism):
+        raise BackendError(
+            f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
+            'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
+        )
+    for name in UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise BackendError(
+                f"{type(module).__name__} passes {name!r} to its attention, which no long-attention mechanism applies; "
+                "keep attn_implementation='eager' for this model."
+            )
+    return mechanism
+
+
+def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Bring keys and mask to the same length; returns keys, values, padding mask and dense mask."""
+    if mask is None:
+        return key, value, None, None
+    kv_len = key.shape[2]
+    if mask.dim() == 4:
+        if mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
+            raise MaskError(
+                f"The four-dimensional attention_mask has shape {tuple(mask.shape)}, but must be (batch, 1 or heads, {q_len} queries, {kv_len} keys)."
+            )
+        return key, value, None, mask[..., mask.shape[3] - kv_len :]
+    if mask.dim() != 2:
+        raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+    if mask.shape[1] < kv_len:  # a static cache returns its reserved slots as well
+        return key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]], mask.bool(), None
+    return key, value, mask[:, mask.shape[1] - kv_len :].bool(), None  # a sliding cache has dropped the first tokens
+
+
+def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:
+    """``(B, tokens seen)`` -> ``(B, Nk)`` bool for the keys at hand; ``None`` for mechanisms without global tokens."""
+    if global_mask is None or not mechanism.takes_globals:
+        return None
+    batch, kv_len = key.shape[0], key.shape[2]
+    seen = mask.shape[-1] if mask is not None else (kv_len if q_len == kv_len else None)
+    fits = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
+    if not fits or (seen is not None and global_mask.shape[1] != seen):
+        raise MaskError(
+            f"global_attention_mask has shape {tuple(global_mask.shape)}, but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
+        )
+    return global_mask[:, global_mask.shape[1] - kv_len :] != 0
+
+
+def _score_mod(terms: list[Tensor | None], q_len: int, kv_len: int) -> ScoreMod | None:
+    """Masks and biases ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions."""
+    given = [term for term in terms if term is not None]
+    if not given:
+        return None
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
+        for term in given:
+            at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]
+            found = term[at[0], at[1], at[2], at[3]]
+            if term.dtype == torch.bool:
+                score = torch.where(found, score, torch.finfo(score.dtype).min)
+            else:
+                score = score + found
+        return score
+
+    return score_mod
+
+
+def _weights_wanted(kwargs: dict[str, Any]) -> bool:
+    """Whether somebody collects attentions: not every model passes ``output_attentions`` down to its attention modules."""
+    if kwargs.get("output_attentions"):
+        return True
+    collector = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
+    return collector is not None and any("attentions" in key for key in collector)
+
+
+def register_backend() -> None:
+    """Make ``attn_implementation="longattn"`` known to transformers. Importing this module does it."""
+    AttentionInterface.register(BACKEND, longattn_attention_forward)
+    AttentionMaskInterface.register(BACKEND, longattn_mask)
+
+
+register_backend()

@@ -1,0 +1,30 @@
+"""Long<Base> families: the models of transformers with long attention, one short file per base architecture.
+
+``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … Importing this package imports
+neither torch nor a model: the names below and every ``Long…`` class arrive on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {"FAMILIES": "registry", "Family": "registry", "PositionTable": "registry", "enable_long_attention": "enable", "register": "registration"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    if name.startswith("Long"):
+        from .registry import FAMILIES
+
+        for family in FAMILIES.values():
+            if name in family.exports:
+                return getattr(importlib.import_module(family.module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from .registry import FAMILIES
+
+    return sorted([*_WHERE, *(name for family in FAMILIES.values() for name in family.exports)])

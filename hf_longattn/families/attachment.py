@@ -1,0 +1,99 @@
+"""Find the attention modules of any architecture on transformers' AttentionInterface, number them, and put mechanisms on them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..configuration import LongAttentionConfig
+from ..errors import BackendError, OptionError
+from ..mechanisms.base import Mechanism
+from ..mechanisms.registry import build_mechanism
+
+CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+CROSS_MECHANISM = "full"
+"""Queries and keys of cross-attention come from different sequences, so that nearness between them means nothing."""
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
+HEAD_DIMS = ("head_dim", "attention_head_size")
+WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention module, its place among the layers of its stack, and whether it attends to another sequence."""
+
+    name: str
+    module: nn.Module
+    layer: int
+    cross: bool
+
+
+def attention_sites(model: nn.Module) -> list[AttentionSite]:
+    """Every attention module below ``model``. Encoder and decoder count their layers separately."""
+    return list(_sites(model))
+
+
+def _sites(model: nn.Module) -> Iterator[AttentionSite]:
+    counted: Counter[tuple[str, bool]] = Counter()
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if not hasattr(module, "is_causal") or "attention" not in kind.lower() or isinstance(module, Mechanism):
+            continue
+        cross = bool(getattr(module, "is_cross_attention", False)) or bool(CROSS.search(f"{name.rpartition('.')[2]} {kind}"))
+        stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
+        ordinal = counted[stack, cross]
+        counted[stack, cross] += 1
+        layer = getattr(module, "layer_idx", None)
+        yield AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross)
+
+
+def attach_mechanisms(model: nn.Module, long_attention: LongAttentionConfig) -> list[AttentionSite]:
+    """Put the mechanism of its layer on every self-attention module below ``model`` as ``module.long_attention``, and full attention
+    on cross-attention modules. What is attached already is replaced.
+
+    Raises:
+        BackendError: no attention module was found.
+        OptionError: an override for a layer that the model does not have, or a mechanism that has no causal (bidirectional) form
+            in a model that needs it.
+    """
+    sites = attention_sites(model)
+    own = [site for site in sites if not site.cross]
+    if not own:
+        raise BackendError(
+            f"{type(model).__name__} has no attention module on transformers' AttentionInterface, so no mechanism can be attached; "
+            "see https://huggingface.co/docs/transformers/attention_interface for the architectures that are on it."
+        )
+    long_attention.check_layers(1 + max(site.layer for site in own))
+    max_length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    for site in sites:
+        name, options = (CROSS_MECHANISM, {}) if site.cross else long_attention.for_layer(site.layer)
+        heads = _first(site.module, HEAD_COUNTS)
+        head_dim = _first(site.module, HEAD_DIMS) or _first(site.module, WIDTHS) // heads
+        mechanism = build_mechanism(name, num_heads=heads, head_dim=head_dim, max_length=max_length, **options)
+        causal = bool(site.module.is_causal)
+        if mechanism.causal not in ("both", causal):
+            raise OptionError(
+                f"Mechanism {name!r} has no {'causal' if causal else 'bidirectional'} form, which {type(model).__name__} needs in {site.name}; "
+                f"choose one of hf_longattn.list_mechanisms(causal={causal})."
+            )
+        site.module.long_attention = _placed_like(mechanism, site.module)
+    return sites
+
+
+def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
+    """The first of these attributes that the module, or else its config, has."""
+    for owner in (module, getattr(module, "config", None)):
+        for name in names:
+            if isinstance(value := getattr(owner, name, None), int):
+                return value
+    return None
+
+
+def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
+    weight = next(module.parameters(), None)
+    return mechanism if weight is None else mechanism.to(device=weight.device, dtype=weight.dtype)

@@ -1,0 +1,17 @@
+"""LongBert: BERT (Devlin et al. 2018), positions in one learned table."""
+
+from transformers.models.bert.configuration_bert import BertConfig
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongBertConfig(LongConfig, BertConfig):
+    """BertConfig with ``long_attention``."""
+
+    model_type = "long_bert"
+
+
+FAMILY = Family(LongBertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$"),))
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,103 @@
+"""What a Long config adds to its base's: ``long_attention``, ``position_extension``, and the shape of the decode cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..configuration import LongAttentionConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig as _Base
+else:
+    _Base = object
+
+class LongConfig(_Base):
+    """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
+
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None`` gives Longformer's defaults. Kept as the latter,
+        written to ``config.json`` as a mapping.
+    position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"`` or
+        ``"random"`` (see :mod:`hf_longattn.positions.tables`).
+
+    ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
+    max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``.
+    """
+
+    base_model_type: ClassVar[str]
+
+    if TYPE_CHECKING:
+        long_attention: LongAttentionConfig
+        position_extension: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.base_model_type = cls.__bases__[-1].model_type
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._register()
+        self.long_attention = kwargs.pop("long_attention", None)
+        self.position_extension = kwargs.pop("position_extension", "tile")
+        super().__post_init__(**kwargs)
+
+    def _register(self) -> None:
+        """A model class can only be asked for with a config in hand: so importing the package need not import models."""
+        from .registration import register_models
+
+        register_models(type(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, LongAttentionConfig.from_dict(value) if name == "long_attention" else value)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "long_attention": self.long_attention.to_dict()}
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A config file of the base is read as one of ours."""
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type") == cls.base_model_type:
+            values["model_type"] = cls.model_type
+        return values, kwargs
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What ``DynamicCache(config)`` and ``StaticCache(config)`` build each layer's memory from.
+
+        Absent (``AttributeError``) where every layer keeps everything: with another attention implementation, in encoders, and
+        when no mechanism has a bounded reach.
+        """
+        from ..memory import decode_layer_types
+
+        if self._runs_mechanisms and getattr(self, "is_decoder", True):
+            types = decode_layer_types(self.long_attention, self.num_hidden_layers)
+            if types is not None:
+                return types
+        raise AttributeError("layer_types")
+
+    def validate_layer_type(self) -> None:
+        """transformers knows its own cache layer types only; ours follow from ``long_attention``."""
+        self.long_attention.check_layers(self.num_hidden_layers)
+
+    @property
+    def output_attentions(self) -> bool | None:
+        """Whether attentions are returned by default; the ``longattn`` backend returns them as ``eager`` does."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool | None) -> None:
+        self._output_attentions = value
+        self.validate_output_attentions()
+
+    def validate_output_attentions(self) -> None:
+        if not self._runs_mechanisms:
+            super().validate_output_attentions()
+
+    @property
+    def _runs_mechanisms(self) -> bool:
+        from ..backend import BACKEND
+
+        return self._attn_implementation in (None, BACKEND)

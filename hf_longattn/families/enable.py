@@ -1,0 +1,47 @@
+"""``enable_long_attention``: long attention in a model of any architecture, without a Long class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
+
+from ..backend import BACKEND
+from ..configuration import LongAttentionConfig
+from ..errors import BackendError
+from .attachment import attach_mechanisms
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
+    """Replace the self-attention of ``model`` in place; positions, weights and cross-attention stay as they are.
+
+        model = ViTModel.from_pretrained(...)
+        enable_long_attention(model, {"mechanism": "window", "window": 64})
+
+    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). A window of the model's
+    own gives way to the mechanism. The choice is not written into the model's config: call it again after loading. The decode cache
+    keeps every token; the Long classes have the bounded one. ``model.set_attn_implementation("sdpa")`` switches back.
+
+    Args:
+        model: any model of transformers.
+        long_attention: which mechanism in which layer; encoder and decoder count their layers separately.
+
+    Returns:
+        The same model.
+
+    Raises:
+        BackendError: the architecture is not on the AttentionInterface, or has no attention.
+        UnknownMechanismError, OptionError: from ``long_attention``.
+    """
+    chosen = LongAttentionConfig.from_dict(long_attention)
+    if not isinstance(model, PreTrainedModel) or not model._can_set_attn_implementation():
+        raise BackendError(
+            f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
+            "the supported architectures include BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2 and Whisper."
+        )
+    attach_mechanisms(model, chosen)
+    model.set_attn_implementation(BACKEND)
+    return model

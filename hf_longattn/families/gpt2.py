@@ -1,0 +1,17 @@
+"""LongGPT2: GPT-2 (Radford et al. 2019), causal, positions in one learned table."""
+
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongGPT2Config(LongConfig, GPT2Config):
+    """GPT2Config with ``long_attention``."""
+
+    model_type = "long_gpt2"
+
+
+FAMILY = Family(LongGPT2Config, position_tables=(PositionTable(r"wpe\.weight$"),))
+
+__getattr__ = FAMILY.lazy_classes(globals())

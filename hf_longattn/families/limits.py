@@ -1,0 +1,56 @@
+"""Refuse, in one sentence, a text that is longer than the position table and a config that is shorter than the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedConfig
+
+from ..errors import LengthError, PositionError
+from .registry import Family
+
+
+def check_length(family: Family, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise :class:`LengthError` when the tokens of this forward pass, with those in the cache, need more positions than there are.
+
+    Padding that takes no position (RoBERTa's, or with ``position_ids`` that say so) does not count.
+    """
+    if not family.position_tables:
+        return
+    offset = family.position_tables[0].offset
+    limit = config.max_position_embeddings - offset
+    tokens = args[0] if args else kwargs.get("input_ids")
+    sized = tokens if tokens is not None else kwargs.get("inputs_embeds")
+    if not isinstance(sized, Tensor):
+        return
+    past = next((value for value in (*args, kwargs.get("past_key_values")) if isinstance(value, Cache)), None)
+    seen = past.get_seq_length() if past is not None else 0
+    needed = sized.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
+    if needed <= limit:
+        return
+    if kwargs.get("position_ids") is not None:
+        needed = int(kwargs["position_ids"].max()) + 1 - offset
+    elif offset and tokens is not None:
+        needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
+    if needed > limit:
+        raise LengthError(
+            f"The input needs {needed} positions, but this model has {limit}; shorten it, or convert the checkpoint with a longer maximum length "
+            f"(longattn convert SRC DST --max-length {needed})."
+        )
+
+
+def check_table(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
+    """Raise :class:`PositionError` when ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
+    config = kwargs.get("config")
+    if not family.position_tables or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
+        return
+    passed_on = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    values, _ = family.base_config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
+    rows = family.base_config_class(**{key: value for key, value in values.items() if key != "long_attention"}).max_position_embeddings if values else 0
+    if rows > config.max_position_embeddings:
+        raise PositionError(
+            f"The checkpoint has {rows} positions and the config asks for {config.max_position_embeddings}, but a position table can only grow; "
+            f"give max_position_embeddings={rows} or more."
+        )

@@ -1,0 +1,17 @@
+"""LongLlama: Llama (Touvron et al. 2023), causal, grouped key/value heads, rotary positions (``rope_parameters``)."""
+
+from transformers.models.llama.configuration_llama import LlamaConfig
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongLlamaConfig(LongConfig, LlamaConfig):
+    """LlamaConfig with ``long_attention``."""
+
+    model_type = "long_llama"
+
+
+FAMILY = Family(LongLlamaConfig, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,130 @@
+"""What a Long model class adds to its base: mechanisms on its attention modules, and ``global_attention_mask`` in its signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..backend import BACKEND
+from ..errors import MaskError, PositionError
+from ..mechanisms.base import Mechanism
+from .attachment import attach_mechanisms
+from .limits import check_length, check_table
+from .registry import Family
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin, PreTrainedModel
+
+    class _Base(PreTrainedModel, GenerationMixin):
+        pass
+else:
+    _Base = object
+
+
+class LongAttentionMixin(_Base):
+    """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
+
+    The attention implementation is ``longattn`` unless another one is chosen (``attn_implementation="sdpa"``: the plain base).
+    """
+
+    family: ClassVar[Family]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" not in cls.__dict__ and hasattr(cls, "forward"):
+            cls.forward = _with_global_attention_mask(cls.forward)
+
+    def post_init(self) -> None:
+        """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
+        for module in self.modules():
+            long_class = None if module is self else self.family.long_class_of(type(module))
+            if long_class is not None:
+                module.__class__ = long_class
+        attach_mechanisms(self, self.config.long_attention)
+        super().post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Mechanisms initialise themselves, by ``reset_parameters``; everything else is the base's."""
+        super()._init_weights(module)
+        if isinstance(module, Mechanism) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        return super().get_correct_attn_implementation(BACKEND if requested_attention is None else requested_attention, is_init_check)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the base's; a checkpoint of the plain base gets its position table extended to the config's length.
+
+        Raises:
+            PositionError: when the config is shorter than the checkpoint.
+        """
+        check_table(cls.family, pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A generated token is not global: ``global_attention_mask`` grows with the text."""
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if (given := model_kwargs.get("global_attention_mask")) is not None:
+            new = len(model_kwargs["attention_mask"][0]) - given.shape[1] if "attention_mask" in model_kwargs else 1
+            model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
+        return model_kwargs
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        """A static cache is cut to what is filled, so its shapes move and compiling each of them would not pay."""
+        return self.config._attn_implementation != BACKEND and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+
+
+class LongBaseModelMixin(LongAttentionMixin):
+    """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
+
+    The attention implementation is ``longattn`` unless another one is chosen (``attn_implementation="sdpa"``: the plain base).
+    """
+
+    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_length(self.family, self.config, args, kwargs)
+        if kwargs.get("global_attention_mask") is not None and self.config._attn_implementation == BACKEND:
+            mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
+            length = kwargs["global_attention_mask"].shape[-1]
+            if not any(m.takes_globals or m.covers(length) for m in mechanisms):
+                raise MaskError(
+                    f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {self.config.long_attention.mechanism!r}); "
+                    "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
+                )
+        if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
+            self._rule_out_packing(args, kwargs)
+
+    def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """While it is compiled, a causal model without attention_mask prepares for packed sequences with an N×N mask; without
+        position_ids there are none, and a mask of ones says so."""
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        if len(args) <= 1 and kwargs.get("past_key_values") is None and isinstance(tokens, Tensor):
+            kwargs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+
+
+def _with_global_attention_mask(base_forward: Any) -> Any:
+    """``base_forward`` with ``global_attention_mask`` in its signature: Trainer drops the columns that it does not find there."""
+
+    @functools.wraps(base_forward)
+    def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if global_attention_mask is not None:
+            kwargs["global_attention_mask"] = global_attention_mask
+        if isinstance(self, LongBaseModelMixin):
+            self._check_inputs(args, kwargs)
+        return base_forward(self, *args, **kwargs)
+
+    signature = inspect.signature(base_forward)
+    parameters = list(signature.parameters.values())
+    added = inspect.Parameter("global_attention_mask", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Tensor | None)
+    last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
+    forward.__signature__ = signature.replace(parameters=[*parameters[:last], added, *parameters[last:]])  # type: ignore[attr-defined]
+    return forward
+
+
+__all__ = ["LongAttentionMixin", "LongBaseModelMixin", "PositionError"]

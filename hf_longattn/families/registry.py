@@ -1,0 +1,117 @@
+"""What a family is, and the table of all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """A learned position table of the base architecture.
+
+    pattern: regular expression that is found in the names of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
+    offset: how many leading rows are not positions (RoBERTa: 2).
+    """
+
+    pattern: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base architecture and its Long classes, which are made from the base's own on first use.
+
+    config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
+    position_tables: the learned tables to extend; empty for rotary models.
+    rope: whether positions are rotary.
+    """
+
+    config_class: type[PreTrainedConfig]
+    position_tables: tuple[PositionTable, ...] = ()
+    rope: bool = False
+
+    @property
+    def base_config_class(self) -> type[PreTrainedConfig]:
+        return self.config_class.__bases__[-1]
+
+    @property
+    def base_model_type(self) -> str:
+        """transformers' ``model_type`` of the base, e.g. ``"bert"``."""
+        return self.base_config_class.model_type
+
+    @property
+    def module(self) -> str:
+        """The module that holds the classes, e.g. ``"hf_longattn.families.bert"``."""
+        return self.config_class.__module__
+
+    @cached_property
+    def heads(self) -> dict[str, str]:
+        """Name of every model class of the base -> name of its Long class, known without importing them."""
+        package = importlib.import_module(f"transformers.models.{self.base_model_type}")
+        return {name: f"Long{name}" for name in dir(package) if MODEL_NAME.search(name) and not name.endswith("PreTrainedModel")}
+
+    @cached_property
+    def exports(self) -> tuple[str, ...]:
+        """Every public name of the family: the config and the models."""
+        return (self.config_class.__name__, *self.heads.values())
+
+    def model_class(self, name: str) -> type[Any]:
+        """The Long class called ``name``, or the one that belongs to the base class called ``name``."""
+        return getattr(importlib.import_module(self.module), self.heads.get(name, name))
+
+    def long_class_of(self, base: type) -> type[Any] | None:
+        """The Long class made from ``base``, or ``None`` when ``base`` is no model of this family's base."""
+        known = base.__module__.startswith(f"transformers.models.{self.base_model_type}.") and base.__name__ in self.heads
+        return self.model_class(base.__name__) if known else None
+
+    def lazy_classes(self, namespace: dict[str, Any]) -> Callable[[str], Any]:
+        """A module ``__getattr__`` that makes the Long classes on first use and keeps them in the module."""
+
+        def module_getattr(name: str) -> Any:
+            if name not in self.heads.values():
+                raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
+            from .classes import make_classes
+
+            namespace.update(make_classes(self))
+            return namespace[name]
+
+        return module_getattr
+
+
+class _Families(Mapping[str, Family]):
+    """Base model type -> family. A module of this package that is named after a model type of transformers is a family."""
+
+    @cached_property
+    def _found(self) -> dict[str, Family]:
+        package = importlib.import_module(__package__ or "hf_longattn.families")
+        names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in CONFIG_MAPPING_NAMES]
+        return {name: importlib.import_module(f"{package.__name__}.{name}").FAMILY for name in sorted(names)}
+
+    def __getitem__(self, base_model_type: str) -> Family:
+        return self._found[base_model_type]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+FAMILIES: Mapping[str, Family] = _Families()
+
+
+def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
+    """The family whose Long config this is (or derives from)."""
+    config_class = config if isinstance(config, type) else type(config)
+    return next(family for family in FAMILIES.values() if issubclass(config_class, family.config_class))

@@ -1,0 +1,20 @@
+"""LongRoberta: RoBERTa (Liu et al. 2019), whose position table begins with two rows that are no positions.
+
+``max_position_embeddings`` counts the rows, as in RobertaConfig: 4,098 for 4,096 tokens.
+"""
+
+from transformers.models.roberta.configuration_roberta import RobertaConfig
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongRobertaConfig(LongConfig, RobertaConfig):
+    """RobertaConfig with ``long_attention``."""
+
+    model_type = "long_roberta"
+
+
+FAMILY = Family(LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2),))
+
+__getattr__ = FAMILY.lazy_classes(globals())

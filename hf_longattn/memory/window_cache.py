@@ -1,0 +1,69 @@
+"""Cache layers for mechanisms of finite reach: after w tokens the memory of a layer stays at w - 1 keys and values.
+
+transformers builds a cache layer for each entry of ``config.layer_types`` from two tables, one for growing and one for static
+caches. Its own sliding layer takes one width for the whole model; here the width is part of the type's name
+(``longattn_window_512``), so that every layer has its own.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, ClassVar
+
+from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
+
+from ..configuration import LongAttentionConfig
+from ..mechanisms.registry import build_mechanism
+
+FULL = "full_attention"
+"""transformers' name of the cache layer that keeps everything."""
+
+
+class GrowingWindowLayer(DynamicSlidingWindowLayer):
+    """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
+
+    window: ClassVar[int]
+
+    def __init__(self, **kwargs: Any) -> None:
+        # transformers' layer keeps `x[-window + 1:]`, which for a window of 1 is everything instead of nothing.
+        super().__init__(sliding_window=max(self.window, 2))
+
+
+class StaticWindowLayer(StaticSlidingWindowLayer):
+    """The same with memory reserved once, for ``cache_implementation="static"``."""
+
+    window: ClassVar[int]
+
+    def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len=max_cache_len, sliding_window=max(self.window, 2))
+
+
+@cache
+def window_layer_type(window: int) -> str:
+    """The cache layer type that keeps what a causal window of ``window`` tokens can see, registered on first use."""
+    name = f"longattn_window_{window}"
+    for base in (GrowingWindowLayer, StaticWindowLayer):
+        made = type(f"{base.__name__}{window}", (base,), {"_layer_type": name, "window": window, "__module__": __name__})
+        globals()[made.__name__] = made  # so that a cache can be pickled
+    return name
+
+
+@cache
+def _reach(mechanism: str, options: str) -> int | None:
+    built = build_mechanism(mechanism, num_heads=1, head_dim=1, max_length=1, **json.loads(options))
+    return built.reach(causal=True) if built.causal in ("both", True) else None
+
+
+def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
+    """How many keys, itself included, a token can see back in ``layer``; ``None`` when that is unbounded."""
+    mechanism, options = long_attention.for_layer(layer)
+    return _reach(mechanism, json.dumps(options, sort_keys=True))
+
+
+def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int) -> list[str] | None:
+    """The cache layer type of every layer, or ``None`` when each of them keeps everything."""
+    reaches = [decode_reach(long_attention, layer) for layer in range(num_layers)]
+    if all(reach is None for reach in reaches):
+        return None
+    return [FULL if reach is None else window_layer_type(reach) for reach in reaches]
