@@ -1,0 +1,5 @@
+"""The sides that compute attention alone, one per file; importing this registers them."""
+
+from . import flex, hf_longformer, ours, sdpa
+
+__all__ = ["flex", "hf_longformer", "ours", "sdpa"]

@@ -1,0 +1,43 @@
+"""Our attention, from q, k, v; and with the three projections, against whole self-attention modules."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...attend import attend
+from ..case import AttentionInputs
+from ..sides import Side, register_side
+
+
+@register_side("attention", "longattn")
+class Ours(Side):
+    """``attend(q, k, v, mechanism)``."""
+
+    summary = "attend() of this package"
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        self.inputs = inputs
+        self.leaves = inputs.qkv
+        self.upstream = inputs.upstream_heads()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, self.inputs.mechanism, causal=self.inputs.case.causal, global_mask=self.inputs.global_mask)
+
+    def forward(self) -> Tensor:
+        return self.attend(*self.inputs.qkv)
+
+
+@register_side("attention", "longattn+projections")
+class OursWithProjections(Ours):
+    """The same, starting from hidden states."""
+
+    summary = "query, key and value projections, then attend() of this package"
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        super().__init__(inputs)
+        self.leaves = (inputs.hidden,)
+
+    def forward(self) -> Tensor:
+        hidden = self.inputs.hidden
+        q, k, v = (self.inputs.split(projection(hidden)) for projection in self.inputs.projections)
+        return self.attend(q, k, v)
