@@ -77,20 +77,36 @@ def _prepare(
     padding_mask: Tensor | None, global_mask: Tensor | None, scaling: float | None, score_mod: ScoreMod | None, seed: int,
 ) -> tuple[Mechanism, dict[str, Any]]:  # fmt: skip
     """Check the arguments once, for every mechanism."""
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
+    if (
+        q.dim() != 4
+        or k.dim() != 4
+        or k.shape != v.shape
+        or q.shape[0] != k.shape[0]
+        or q.shape[3] != k.shape[3]
+        or q.shape[1] % k.shape[1]
+    ):
         raise LengthError(
-            f"Expected q (B, H, Nq, D) and k, v (B, H_kv, Nk, D) with H_kv dividing H, but got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+            "Expected q (B, H, Nq, D) and k, v (B, H_kv, Nk, D) with H_kv dividing H, "
+            f"but got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
     if q.shape[2] > k.shape[2]:
-        raise LengthError(f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' sequence: pass at least as many keys.")
+        raise LengthError(
+            f"There are {q.shape[2]} queries for {k.shape[2]} keys, but queries are the last positions of the keys' sequence: "
+            "pass at least as many keys as queries."
+        )
     if isinstance(mechanism, Mechanism):
         if options:
-            raise OptionError(f"Options {sorted(options)} were given with a built mechanism; pass them to build_mechanism({mechanism.name!r}, ...) instead.")
+            raise OptionError(
+                f"Options {sorted(options)} were given with a built mechanism; "
+                f"pass them to build_mechanism({mechanism.name!r}, ...) instead."
+            )
         module = mechanism
     else:
         module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
     if module.causal not in ("both", causal):
-        raise OptionError(f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for.")
+        raise OptionError(
+            f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for."
+        )
     return module, {
         "causal": causal,
         "padding_mask": check_mask("padding_mask", padding_mask, k),
@@ -107,5 +123,7 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor) -> Tensor | None:
         return None
     expected = (k.shape[0], k.shape[2])
     if tuple(mask.shape) != expected:
-        raise MaskError(f"{name} has shape {tuple(mask.shape)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens.")
+        raise MaskError(
+            f"{name} has shape {tuple(mask.shape)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens."
+        )
     return mask if mask.dtype == torch.bool else mask != 0

@@ -29,7 +29,10 @@ class LongAttentionConfig:
         for key, override in (layers or {}).items():
             index = _layer_index(key)
             if not isinstance(override, Mapping):
-                raise OptionError(f"Layer {index} of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}.")
+                raise OptionError(
+                    f"Layer {index} of long_attention is {override!r}, but must be a mapping "
+                    "such as {'mechanism': 'window', 'window': 256}."
+                )
             values = dict(override)
             name = values.pop("mechanism", mechanism)
             kept = {"mechanism": name} if "mechanism" in override else {}
@@ -46,7 +49,9 @@ class LongAttentionConfig:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""
         beyond = sorted(i for i in self.layers if i >= num_layers)
         if beyond:
-            raise OptionError(f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to {num_layers - 1}.")
+            raise OptionError(
+                f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to {num_layers - 1}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""
@@ -106,7 +111,9 @@ def _layer_index(key: int | str) -> int:
     except (TypeError, ValueError):
         index = -1
     if index < 0:
-        raise OptionError(f"A layer of long_attention is called {key!r}, but layers are numbered from 0, for example layers={{0: {{'window': 64}}}}.")
+        raise OptionError(
+            f"A layer of long_attention is called {key!r}, but layers are numbered from 0, for example layers={{0: {{'window': 64}}}}."
+        )
     return index
 
 

@@ -53,7 +53,9 @@ def block_sparse_attention(
         return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, left, right, pattern.causal, scale)[0]
     if q.device.type == "cuda" and dropout_p == 0.0:
         return flex_band(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, score_mod=score_mod)
-    return blockwise_attention(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod)
+    return blockwise_attention(
+        q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
+    )
 
 
 def _same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

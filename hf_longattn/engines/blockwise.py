@@ -30,7 +30,7 @@ def blockwise_attention(
     score_mod: ScoreMod | None = None,
 ) -> Tensor:
     """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
-    (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+    (batch, heads, q_len, _head_dim), kv_len = q.shape, k.shape[2]
     device, offset = q.device, kv_len - q_len
     left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
     blocks = -(-q_len // BLOCK)

@@ -29,7 +29,7 @@ def dense_attention(
     """Softmax attention over all keys that ``mask_mod``, ``causal`` and ``key_mask (B, Nk)`` leave; heads may be grouped.
 
     ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions where they are not the last Nq of the keys' sequence.
-    With nothing but ``causal`` or ``key_mask`` this is the very call that transformers' sdpa attention makes. Rows that see no key are zeros.
+    With nothing but ``causal`` or ``key_mask`` this is the very call of transformers' sdpa attention. Rows that see no key are zeros.
     """
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     grouped = k.shape[1] != heads

@@ -47,7 +47,9 @@ def flex_band(
     return overwrite_global_rows(out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, score_mod=score_mod)
 
 
-def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, global_mask: Tensor | None, device: torch.device) -> BlockMask:
+def band_block_mask(
+    pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, global_mask: Tensor | None, device: torch.device
+) -> BlockMask:
     """The blocks that the band and the global columns touch, without ever evaluating the N×N mask.
 
     Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there.
@@ -58,7 +60,12 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
     k_start = torch.arange(0, kv_len, BLOCK, device=device)[None, :]
     k_stop = (k_start + BLOCK).clamp(max=kv_len) - 1
     touched = (q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right)
-    full = (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right) & (q_stop - q_start == BLOCK - 1) & (k_stop - k_start == BLOCK - 1)
+    full = (
+        (q_stop - k_start <= pattern.left)
+        & (k_stop - q_start <= pattern.right)
+        & (q_stop - q_start == BLOCK - 1)
+        & (k_stop - k_start == BLOCK - 1)
+    )
     touched, full = touched[None, None], full[None, None]
     if key_mask is not None:
         touched, full = touched & _per_block(key_mask, any), full & _per_block(key_mask, all)
@@ -75,7 +82,9 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
             seen = seen | (column & (kv_idx <= i) if pattern.causal else column)
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
-    return BlockMask.from_kv_blocks(*_block_list(partial), *_block_list(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(q_len, kv_len))
+    return BlockMask.from_kv_blocks(
+        *_block_list(partial), *_block_list(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(q_len, kv_len)
+    )
 
 
 def _per_block(mask: Tensor, reduce: Any) -> Tensor:

@@ -42,7 +42,15 @@ def overwrite_global_rows(
     q_len, offset = q.shape[2], k.shape[2] - q.shape[2]
     rows = (index - offset).clamp(min=0)
     row_out = dense_attention(
-        gather_tokens(q, rows), k, v, causal=causal, key_mask=key_mask, scaling=scale, dropout_p=dropout_p, score_mod=score_mod, q_idx=index[:, None, :, None]
+        gather_tokens(q, rows),
+        k,
+        v,
+        causal=causal,
+        key_mask=key_mask,
+        scaling=scale,
+        dropout_p=dropout_p,
+        score_mod=score_mod,
+        q_idx=index[:, None, :, None],
     )
     # Entries that are no row of this call go to an extra row that is cut off again: no branch on the data.
     rows = torch.where(real & (index >= offset), rows, q_len)

@@ -28,7 +28,10 @@ class LongformerOptions(Options):
     def check(self) -> None:
         positive("longformer", "window", self.window)
         if any(position < 0 for position in self.global_tokens):
-            raise OptionError(f"Option 'global_tokens' of mechanism 'longformer' is {self.global_tokens}, but positions count from 0; for example global_tokens=0.")
+            raise OptionError(
+                f"Option 'global_tokens' of mechanism 'longformer' is {self.global_tokens}, but positions count from 0; "
+                "for example global_tokens=0."
+            )
 
 
 @register_mechanism("longformer")
@@ -50,7 +53,9 @@ class Longformer(SparseMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return self.pattern(causal).visible_mod(global_mask)
 
-    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    def resolve_globals(
+        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor | None:
         """``global_mask`` of the call, or the fixed positions counted from each sequence's first real token; padding is never global."""
         if global_mask is None:
             if not self.options.global_tokens:

@@ -43,7 +43,9 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     def register(cls: M) -> M:
         known = _REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise OptionError(f"A mechanism named {name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name.")
+            raise OptionError(
+                f"A mechanism named {name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name."
+            )
         cls.name = name
         _REGISTRY[name] = cls
         return cls

@@ -26,7 +26,9 @@ class SparseMechanism(Mechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
 
-    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    def resolve_globals(
+        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor | None:
         """The global tokens ``(B, Nk)`` of this call; mechanisms without global tokens have none."""
         return None
 
@@ -56,7 +58,17 @@ class SparseMechanism(Mechanism):
             score_mod=score_mod,
         )
 
-    def visible(self, q_len: int, kv_len: int, batch: int, device: torch.device, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Tensor:
+    def visible(
+        self,
+        q_len: int,
+        kv_len: int,
+        batch: int,
+        device: torch.device,
+        *,
+        causal: bool,
+        padding_mask: Tensor | None,
+        global_mask: Tensor | None,
+    ) -> Tensor:
         """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
         b = torch.arange(batch, device=device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1)
@@ -98,7 +110,11 @@ class SparseMechanism(Mechanism):
         if score_mod is not None:
             index: list[Any] = [torch.arange(n, device=q.device) for n in (batch, heads, kv_len, kv_len)]
             scores = score_mod(
-                scores, index[0].view(-1, 1, 1, 1), index[1].view(1, -1, 1, 1), index[2][kv_len - q_len :].view(1, 1, -1, 1), index[3].view(1, 1, 1, -1)
+                scores,
+                index[0].view(-1, 1, 1, 1),
+                index[1].view(1, -1, 1, 1),
+                index[2][kv_len - q_len :].view(1, 1, -1, 1),
+                index[3].view(1, 1, 1, -1),
             )
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
         return softmax_over(scores, seen.expand(scores.shape))

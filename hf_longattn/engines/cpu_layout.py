@@ -1,0 +1,162 @@
+"""How the CPU engine lays a band over a sequence: query blocks with their key slices as strided views, and the masks at the edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+BACKWARD_CHUNK = 16
+"""Query blocks per backward call: keeps the per-block key gradients within the last-level cache."""
+MASKED = -1e30
+"""Additive mask: finite, so that rows which see nothing stay finite; exp(MASKED - anything real) is exactly 0."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One batch item without its outer padding: where its keys and queries lie in the batch's tensors."""
+
+    item: int
+    keys: slice
+    queries: slice
+    shift: int
+    """Position of the first query within the kept keys."""
+    hole: Tensor | None
+    """Additive mask (Nk,) of padding inside the kept keys, where there is any."""
+    globals: Tensor | None
+    """Positions of the global tokens within the kept keys, where there are any."""
+
+
+def sequences(q: Tensor, k: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) -> Iterator[Sequence]:
+    """Cut the outer padding of every batch item; items without a real token are left out (their rows are zeros)."""
+    q_len, kv_len = q.shape[2], k.shape[2]
+    for item in range(q.shape[0]):
+        start, stop, hole = 0, kv_len, None
+        if key_mask is not None:
+            real = key_mask[item].nonzero()
+            if not len(real):
+                continue
+            start, stop = int(real[0]), int(real[-1]) + 1
+            if len(real) != stop - start:
+                hole = torch.zeros(stop - start, dtype=mask_dtype(q)).masked_fill_(~key_mask[item, start:stop], MASKED)
+        first = max(start, kv_len - q_len)
+        if first >= stop:
+            continue
+        chosen = None if global_mask is None else global_mask[item, start:stop].nonzero()[:, 0]
+        queries = slice(first - (kv_len - q_len), stop - (kv_len - q_len))
+        yield Sequence(item, slice(start, stop), queries, first - start, hole, chosen if chosen is not None and len(chosen) else None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """``count`` query blocks of ``block`` queries whose key slices start ``step`` apart and are ``width`` long."""
+
+    first: int
+    count: int
+    block: int
+    start: int
+    step: int
+    width: int
+
+
+def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
+    """Cover all queries: edge blocks, whose slices are clamped to the sequence, one by one; all inner blocks in one group."""
+    total = -(-q_len // block)
+    inner = [
+        i for i in range(total) if i * block + shift >= left and (i + 1) * block + shift + right <= kv_len and (i + 1) * block <= q_len
+    ]
+    for i in range(total):
+        if inner and inner[0] < i <= inner[-1]:
+            continue
+        size = min(block, q_len - i * block)
+        start = max(0, i * block + shift - left)
+        if inner and i == inner[0]:
+            yield Group(i * block, len(inner), block, start, block, block + left + right)
+        else:
+            yield Group(i * block, 1, size, start, block, min(kv_len, i * block + size + shift + right) - start)
+
+
+def mask_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def blocks(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
+    """View ``x (H, N, …)`` as ``(count, H, size, …)``: block i starts at ``first + i * step``; blocks may overlap."""
+    heads, tokens, *inner = x.stride()
+    return x.as_strided(
+        (count, x.shape[0], size, *x.shape[2:]), (step * tokens, heads, tokens, *inner), x.storage_offset() + first * tokens
+    )
+
+
+@lru_cache(maxsize=64)
+def band_mask(block: int, width: int, shift: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
+    """Additive band mask ``(1, 1, block, width)`` of a slice whose first query lies ``shift`` keys into it. Shared: never written to."""
+    distance = torch.arange(block)[:, None] + shift - torch.arange(width)[None, :]
+    seen = (distance <= left) & (distance >= -right)
+    return torch.zeros(block, width, dtype=dtype).masked_fill_(~seen, MASKED)[None, None]
+
+
+def group_mask(group: Group, seq: Sequence, left: int, right: int, dtype: torch.dtype) -> Tensor:
+    """The additive mask of a group's slices, ``(1 or count, 1, block, width)``."""
+    mask = band_mask(group.block, group.width, group.first + seq.shift - group.start, left, right, dtype)
+    if seq.hole is not None:
+        mask = mask + seq.hole.as_strided((group.count, 1, 1, group.width), (group.step, 0, 0, 1), group.start)
+    return mask
+
+
+def column_mask(seq: Sequence, q_len: int, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``(1, 1, Nq, g)`` of the global columns: those that the band has counted already (or the future) are masked."""
+    assert seq.globals is not None
+    distance = torch.arange(q_len)[:, None] + seq.shift - seq.globals[None, :]
+    in_band = (distance <= left) & (distance >= -right)
+    hidden = in_band | (distance < 0) if causal else in_band
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)[None, None]
+
+
+def tiles(q_len: int, block: int) -> Iterator[tuple[int, int, int]]:
+    """All queries as (first, count, size): the whole blocks, and what is left of them."""
+    whole = q_len // block
+    if whole:
+        yield 0, whole, block
+    if q_len % block:
+        yield whole * block, 1, q_len % block
+
+
+def query_rows(seq: Sequence, q_len: int) -> Tensor:
+    """Query rows (within the sequence) that are global tokens."""
+    assert seq.globals is not None
+    rows = seq.globals - seq.shift
+    return rows[(rows >= 0) & (rows < q_len)]
+
+
+def mask_of_rows(seq: Sequence, rows: Tensor, kv_len: int, causal: bool, dtype: torch.dtype) -> Tensor | None:
+    """Additive mask of global rows, ``(1, 1, g, Nk)``: only the future and holes are hidden."""
+    mask = None if seq.hole is None else seq.hole[None, None, None, :]
+    if causal:
+        future = torch.arange(kv_len)[None, :] > (rows + seq.shift)[:, None]
+        ahead = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, MASKED)[None, None]
+        mask = ahead if mask is None else mask + ahead
+    return mask
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Gather tokens of ``x (H, N, D)`` as ``(1, H, g, D)``."""
+    return x[:, index][None]
+
+
+def chunks(group: Group, mask: Tensor) -> Iterator[tuple[Group, Tensor]]:
+    """Split a group so that the key gradients of one call stay small."""
+    for i in range(0, group.count, BACKWARD_CHUNK):
+        count = min(BACKWARD_CHUNK, group.count - i)
+        part = mask if mask.shape[0] == 1 else mask[i : i + count]
+        yield Group(group.first + i * group.block, count, group.block, group.start + i * group.step, group.step, group.width), part
+
+
+def overlap_add(total: Tensor, parts: Tensor, g: Group) -> None:
+    """Add overlapping slices, ``parts (count, H, width, D)``, to ``total (H, N, D)``: stripes of one step never overlap."""
+    for at in range(0, g.width, g.step):
+        size = min(g.step, g.width - at)
+        blocks(total, g.start + at, g.count, size, g.step).add_(parts[:, :, at : at + size])

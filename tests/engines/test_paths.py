@@ -1,0 +1,66 @@
+"""Every path of the block-sparse engine computes the same thing: fused CPU kernel, blockwise operations, flex_attention, dense."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import build_mechanism, reference_attend
+from hf_longattn.engines.blockwise import blockwise_attention
+from hf_longattn.engines.cpu_band import cpu_band
+from hf_longattn.engines.flex import flex_band
+from hf_longattn.engines.pattern import Pattern
+
+CASES = list(itertools.product(["window", "longformer"], [False, True], [7, 130, 300], ["none", "left", "right", "inside"], [False, True]))
+
+
+def masks(length: int, side: str) -> Tensor | None:
+    if side == "none":
+        return None
+    mask = torch.ones(2, length, dtype=torch.bool)
+    cut = length // 3
+    mask[0, {"left": slice(0, cut), "right": slice(length - cut, None), "inside": slice(length // 2, length // 2 + cut // 2)}[side]] = False
+    return mask
+
+
+def run_cpu_band(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, key_mask: Tensor | None, global_mask: Tensor | None, scale: float
+) -> Tensor:
+    return cpu_band(q, k, v, key_mask, global_mask, pattern.left, pattern.right, pattern.causal, scale)[0]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("path", [run_cpu_band, blockwise_attention, flex_band])
+@pytest.mark.parametrize(("name", "causal", "length", "side", "few_queries"), CASES)
+def test_path_equals_the_definition(path, name: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
+    torch.manual_seed(0)
+    dtype = torch.float32 if path is flex_band else torch.float64
+    q, k, v = (torch.randn(2, 4, length, 16, dtype=dtype) for _ in range(3))
+    q = q[:, :, -5:] if few_queries else q
+    mask, chosen = masks(length, side), torch.rand(2, length) < 0.1
+    module = build_mechanism(name, num_heads=4, head_dim=16, window=32)
+    tokens = module.resolve_globals(mask, chosen, (2, length), q.device)
+    out = path(q, k, v, module.pattern(causal), key_mask=mask, global_mask=tokens, scale=0.25)
+    expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen, scaling=0.25)
+    real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
+    rows = real[:, None, -q.shape[2] :, None]
+    assert out.isfinite().all()
+    torch.testing.assert_close(out.double() * rows, expected * rows, atol=1e-5 if path is flex_band else 1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_cpu_operator_is_well_formed_for_compile_and_export(chosen: bool) -> None:
+    q, k, v = (torch.randn(1, 2, 200, 8, requires_grad=True) for _ in range(3))
+    tokens = torch.zeros(1, 200, dtype=torch.bool) if chosen else None
+    if tokens is not None:
+        tokens[0, [3, 150]] = True
+    arguments = (q, k, v, None, tokens, 16, 16, False, 0.3)
+    torch.library.opcheck(cpu_band, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+def test_memory_follows_the_window_not_the_square() -> None:
+    """The block list of 1,000,000 tokens would not fit if it were dense; a pattern holds none of it."""
+    pattern = Pattern.window(512, causal=False)
+    assert pattern.width == 513
+    assert not pattern.covers(1_000_000, 1_000_000)

@@ -1,0 +1,210 @@
+"""The contract that every registered mechanism keeps; a new one is tested on arrival."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
+
+LENGTHS = (1, 2, 63, 64, 65, 300)
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+SMALL = {"window": 32}
+"""Options small enough that the inputs here are longer than what a token sees; mechanisms take those that they have."""
+
+pytestmark = pytest.mark.parametrize(("name", "causal"), FORMS, ids=lambda value: str(value))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def small_options(name: str) -> dict[str, int]:
+    return {option.name: SMALL[option.name] for option in mechanism_info(name).options if option.name in SMALL}
+
+
+def inputs(
+    length: int, dtype: torch.dtype = torch.float32, q_len: int | None = None, kv_heads: int = 2, grad: bool = False
+) -> list[Tensor]:
+    shapes = [(2, 4, q_len or length, 16), (2, kv_heads, length, 16), (2, kv_heads, length, 16)]
+    return [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_(grad) for shape in shapes]
+
+
+def padding(length: int, side: str) -> Tensor | None:
+    mask = torch.ones(2, length, dtype=torch.bool)
+    cut = length // 3
+    if side == "left":
+        mask[0, :cut] = False
+    elif side == "right":
+        mask[0, length - cut :] = False
+    elif side == "inside":
+        mask[0, length // 2 : length // 2 + cut // 2] = False
+        mask[1, : cut // 2] = False
+    return mask
+
+
+def globals_for(name: str, length: int) -> Tensor | None:
+    return torch.rand(2, length) < 0.05 if mechanism_info(name).takes_globals else None
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool, length: int, side: str) -> None:
+    q, k, v = inputs(length, grad=True)
+    mask = padding(length, side)
+    arguments = {"causal": causal, "padding_mask": mask, "global_mask": globals_for(name, length), **small_options(name)}
+    out, expected = attend(q, k, v, name, **arguments), reference_attend(q, k, v, name, **arguments)
+    real = mask[:, None, :, None]
+    assert out.shape == q.shape
+    assert out.isfinite().all()
+    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
+    weight = torch.randn_like(expected) * real
+    got = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
+    q, k, v = inputs(300, dtype)
+    arguments = {"causal": causal, "global_mask": globals_for(name, 300), **small_options(name)}
+    out = attend(q, k, v, name, **arguments)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, **arguments), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("length", [5, 300])
+def test_gradcheck(name: str, causal: bool, length: int) -> None:
+    q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
+    options = small_options(name)
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, name, causal=causal, **options), (q, k, v), fast_mode=True)
+
+
+def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
+    alone = inputs(200)
+    expected = attend(*alone, name, causal=causal, **small_options(name))
+    for before, after in ((50, 0), (0, 50), (21, 29)):
+        padded = [torch.nn.functional.pad(x, (0, 0, before, after), value=7.0) for x in alone]
+        mask = torch.zeros(2, 250, dtype=torch.bool)
+        mask[:, before : before + 200] = True
+        out = attend(*padded, name, causal=causal, padding_mask=mask, **small_options(name))
+        torch.testing.assert_close(out[:, :, before : before + 200], expected, atol=1e-5, rtol=0)
+
+
+def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> None:
+    mask = torch.ones(2, 300, dtype=torch.bool)
+    mask[1] = False
+    out = attend(*inputs(300), name, causal=causal, padding_mask=mask, **small_options(name))
+    assert out[0].isfinite().all()
+    assert (out[1] == 0).all()
+
+
+def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> None:
+    q, k, v = inputs(300)
+    before = attend(q, k, v, name, causal=causal, **small_options(name))
+    k[:, :, 150:] += 3.0
+    v[:, :, 150:] += 3.0
+    after = attend(q, k, v, name, causal=causal, **small_options(name))
+    assert torch.equal(before[:, :, :150], after[:, :, :150]) == causal
+    assert not torch.allclose(before[:, :, 150:], after[:, :, 150:])
+
+
+def test_covering_the_input_equals_full_softmax_attention(name: str, causal: bool) -> None:
+    wide = dict.fromkeys(small_options(name), 1000)
+    module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
+    assert module.covers(300, causal)
+    q, k, v = inputs(300)
+    mask = padding(300, "right")
+    out = attend(q, k, v, module, causal=causal, padding_mask=mask)
+    expected = reference_attend(q, k, v, "full", causal=causal, padding_mask=mask)
+    torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("q_len", [1, 5, 290])
+def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
+    q, k, v = inputs(600)
+    whole = attend(q, k, v, name, causal=causal, **small_options(name))
+    out = attend(q[:, :, -q_len:], k, v, name, causal=causal, **small_options(name))
+    torch.testing.assert_close(out, whole[:, :, -q_len:], atol=1e-5, rtol=0)
+
+
+def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
+    q, k, v = inputs(300)
+    arguments = {"causal": causal, "scaling": 0.7, **small_options(name)}
+
+    def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score - 0.05 * (h + 1) * (i - j).abs()
+
+    for score_mod in (None, nearer):
+        expected = reference_attend(q, k, v, name, score_mod=score_mod, **arguments).float()
+        torch.testing.assert_close(attend(q, k, v, name, score_mod=score_mod, **arguments), expected, atol=1e-5, rtol=0)
+    ones = torch.ones_like(v)
+    dropped = torch.stack([attend(q, k, ones, name, dropout_p=0.5, **arguments) for _ in range(8)])
+    assert abs(dropped.mean().item() - 1) < 0.05, "dropout keeps the mean"
+    assert dropped.std().item() > 0.05, "dropout drops"
+    assert attend(q, k, ones, name, dropout_p=1.0, **arguments).abs().max() == 0
+
+
+def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
+    q, k, v = inputs(200)
+    module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
+    weights = module.weights(q, k, causal=causal)
+    assert weights.shape == (2, 4, 200, 200)
+    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), module(q, k, v, causal=causal), atol=1e-5, rtol=0)
+
+
+def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
+    q, k, v = inputs(300, grad=True)
+    options = small_options(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v, name, causal=causal, **options)
+    torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, causal=causal, **options), atol=2e-2, rtol=0)
+    plain = torch.autograd.grad(attend(q, k, v, name, causal=causal, **options).sum(), (q, k, v))
+    for reentrant in (False, True):
+        again = checkpoint(lambda *x: attend(*x, name, causal=causal, **options), q, k, v, use_reentrant=reentrant)
+        for a, b in zip(torch.autograd.grad(again.sum(), (q, k, v)) if not reentrant else _backward(again, (q, k, v)), plain, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def _backward(out: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+    out.sum().backward()
+    return [leaf.grad for leaf in leaves]
+
+
+def test_compile_export_copy_and_pickle(name: str, causal: bool) -> None:
+    module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
+    q, k, v = inputs(300)
+    mask = padding(300, "left")
+
+    class Call(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mechanism = module
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+            return self.mechanism(q, k, v, causal=causal, padding_mask=mask)
+
+    call = Call()
+    expected = call(q, k, v, mask)
+    for other in (
+        copy.deepcopy(call),
+        torch.compile(call, fullgraph=True, backend="aot_eager"),
+        torch.export.export(call, (q, k, v, mask)).module(),
+    ):
+        torch.testing.assert_close(other(q, k, v, mask), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(module))(q, k, v, causal=causal, padding_mask=mask), expected, atol=0, rtol=0)
+
+
+def test_information_is_complete(name: str, causal: bool) -> None:
+    info = mechanism_info(name)
+    assert info.summary
+    assert info.paper
+    assert info.cost
+    assert info.exact_when
+    assert info.engine
+    assert all(option.help for option in info.options)

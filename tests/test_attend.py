@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
+from hf_longattn.errors import LengthError, MaskError, OptionError, UnknownMechanismError
+
+Q = torch.randn(2, 4, 10, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: attend(Q, Q, Q, "widow"), UnknownMechanismError, "Did you mean 'window'"),
+        (lambda: attend(Q, Q, Q, "window", width=3), OptionError, "its options are: window"),
+        (lambda: attend(Q, Q, Q, padding_mask=torch.ones(2, 9)), MaskError, r"must be \(batch, key length\) = \(2, 10\)"),
+        (lambda: attend(Q, Q, Q, global_mask=torch.ones(10)), MaskError, r"global_mask has shape \(10,\)"),
+        (lambda: attend(Q, Q[:, :, :5], Q[:, :, :5]), LengthError, "10 queries for 5 keys"),
+        (lambda: attend(Q, Q[:, :3], Q[:, :3]), LengthError, "H_kv dividing H"),
+        (lambda: attend(Q, Q, Q, build_mechanism("full", num_heads=4, head_dim=8), window=3), OptionError, "build_mechanism"),
+        (lambda: reference_attend(Q, Q, Q, dropout_p=0.1), OptionError, "has no dropout"),
+        (
+            lambda: build_mechanism("full", num_heads=4, head_dim=8).weights(torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)),
+            LengthError,
+            "up to 4096",
+        ),
+    ],
+)
+def test_bad_input_gets_a_sentence(call, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        call()
+
+
+def test_a_users_own_mechanism_is_one_class_and_names_are_not_taken_twice() -> None:
+    from hf_longattn.mechanisms.registry import _REGISTRY
+    from hf_longattn.mechanisms.window import Window
+
+    with pytest.raises(OptionError, match="already registered"):
+
+        @register_mechanism("window")
+        class Other(Window):
+            pass
+
+    @register_mechanism("my_window")
+    class Mine(Window):
+        summary = "every second neighbour"
+
+        def mask_mod(self, causal, global_mask):  # type: ignore[no-untyped-def]
+            return super().mask_mod(causal, global_mask)
+
+    try:
+        assert "my_window" in list_mechanisms()
+        assert issubclass(Mine, Mechanism)
+        torch.testing.assert_close(attend(Q, Q, Q, "my_window", window=4), attend(Q, Q, Q, "window", window=4))
+    finally:
+        _REGISTRY.pop("my_window")
+    Window.name = "window"
+
+
+def test_lists_by_causality_and_engine() -> None:
+    assert {"full", "window", "longformer"} <= set(list_mechanisms())
+    assert "full" in list_mechanisms(engine="dense")
+    assert "window" not in list_mechanisms(engine="dense")
