@@ -39,7 +39,7 @@ class Mechanism(nn.Module, ABC):
     takes_globals: ClassVar[bool] = False
     """Whether ``global_mask`` means something to the mechanism."""
 
-    Options: ClassVar[type[Options]] = Options
+    options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ class Longformer(SparseMechanism):
     cost = "N·(w+g)"
     exact_when = "window ≥ 2(N−1), or ≥ N when causal, or every token is global"
     takes_globals = True
-    Options = LongformerOptions
+    options_type = LongformerOptions
 
     options: LongformerOptions
 

@@ -89,12 +89,12 @@ def mechanism_info(name: str) -> MechanismInfo:
     """Summary, paper, cost, options … of one mechanism."""
     cls = mechanism_class(name)
     fields = {f.name: getattr(cls, f.name) for f in dataclasses.fields(MechanismInfo) if f.name not in ("name", "options")}
-    return MechanismInfo(name=name, options=cls.Options.infos(), **fields)
+    return MechanismInfo(name=name, options=cls.options_type.infos(), **fields)
 
 
 def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
-    return mechanism_class(name).Options.build(name, options)
+    return mechanism_class(name).options_type.build(name, options)
 
 
 def build_mechanism(
@@ -114,4 +114,4 @@ def build_mechanism(
         UnknownMechanismError, OptionError: one sentence with the nearest valid name.
     """
     cls = mechanism_class(name)
-    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, cls.Options.build(name, options))
+    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, cls.options_type.build(name, options))

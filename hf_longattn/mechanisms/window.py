@@ -33,7 +33,7 @@ class Window(SparseMechanism):
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B"
     cost = "N·w"
     exact_when = "window ≥ 2(N−1), or ≥ N when causal"
-    Options = WindowOptions
+    options_type = WindowOptions
 
     options: WindowOptions
 
