@@ -156,7 +156,9 @@ def _write_tokens(modules: Iterable[Module], tokenizer: PreTrainedTokenizerBase,
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         for group in _grouped(modules, 256):
-            encoded = tokenizer([m.text for m in group], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+            encoded = tokenizer(
+                [m.text for m in group], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            )
             for module, ids in zip(group, encoded["input_ids"], strict=True):
                 file.write(np.asarray([*ids, SEP], dtype=np.uint16).tobytes())
                 counts["documents"] += 1

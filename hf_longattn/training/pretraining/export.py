@@ -71,8 +71,7 @@ def write_card(
         steps=progress["step"],
         hours=progress["seconds"] / 3600,
         splits=_splits_table(description["splits"]),
-        validation=", ".join(sorted(VALIDATION_PACKAGES)),
-        test=", ".join(sorted(TEST_PACKAGES)),
+        data=_data_sentence(description["versions"]),
         recipe=", ".join(f"{key} {value}" for key, value in recipe.items() if value is not None),
         machine=f"{platform.machine()} CPU, {os.cpu_count()} cores",
         python=platform.python_version(),
@@ -112,6 +111,15 @@ def _curve(lines: list[dict[str, Any]], rows: int = 12) -> str:
 def _splits_table(splits: dict[str, dict[str, int]]) -> str:
     body = [f"| {name} | {s['documents']:,} | {s['characters']:,} | {s['tokens']:,} |" for name, s in splits.items()]
     return "\n".join(["| split | documents | characters | tokens |", "|---|---|---|---|", *body])
+
+
+def _data_sentence(versions: dict[str, str]) -> str:
+    if "python" not in versions:
+        return "The files of a text folder, de-duplicated and split by the hash of their content."
+    return (
+        "Python source of the standard library and of installed packages, de-duplicated and split by package"
+        f" (validation: {', '.join(sorted(VALIDATION_PACKAGES))}; test: {', '.join(sorted(TEST_PACKAGES))}; everything else: train)."
+    )
 
 
 def _sources_table(versions: dict[str, str]) -> str:
@@ -179,8 +187,7 @@ Recipe: {recipe}.
 
 ## Data
 
-Python source of the standard library and of installed packages, de-duplicated, split by package
-(validation: {validation}; test: {test}; everything else: train). Only the train split was trained on.
+{data} Only the train split was trained on.
 
 {splits}
 
