@@ -1,0 +1,62 @@
+"""`longattn convert SRC DST`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub repository id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    mechanism: flags.Mechanism = None,
+    max_length: flags.MaxLength = None,
+    option: flags.OptionFlag = None,
+    layers: flags.Layers = None,
+    positions: flags.Positions = "auto",
+    dtype: flags.Dtype = None,
+    max_shard_size: flags.ShardSize = None,
+    verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the written files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST once the new one is complete.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Convert a short checkpoint into a long one, and check the result.
+
+    DST appears complete and verified, or not at all.
+    """
+    if verify_text is not None and no_verify:
+        raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
+    attention = flags.attention_arguments(mechanism, option, layers)
+
+    from ..conversion import convert_checkpoint, plan_conversion
+    from .progress import conversion_progress
+    from .show import print_json, show_plan, show_report
+
+    shared = {
+        "max_length": max_length,
+        "positions": positions,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "revision": revision,
+        "token": token,
+        **attention,
+    }
+    if dry_run:
+        planned = plan_conversion(source, destination, overwrite=overwrite, **shared)
+        print_json(planned.to_dict()) if as_json else show_plan(planned)
+        return
+    with conversion_progress() as progress:
+        report = convert_checkpoint(
+            source, destination, verify=not no_verify, overwrite=overwrite, verify_text=verify_text, progress=progress, **shared
+        )
+    print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_report(report)

@@ -1,0 +1,61 @@
+"""`longattn inspect MODEL`, and the drawing of a mechanism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as flags
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A long or short checkpoint folder, or a Hub repository id.", show_default=False)
+    ] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Draw this mechanism instead of a model's.")] = None,
+    option: flags.OptionFlag = None,
+    length: Annotated[int, typer.Option(min=2, max=512, help="Tokens drawn by --plot.")] = 64,
+    causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: its causal form.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the attention pattern per head into this image file.")] = None,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Show a checkpoint's layers and mechanisms, parameters, state and cost; draw its attention pattern."""
+    if (model is None) == (mechanism is None):
+        raise typer.BadParameter("give either a MODEL or --mechanism NAME.")
+    if mechanism is not None and plot is None:
+        raise typer.BadParameter("needs --plot FILE.png; `longattn mechanisms NAME` describes it in words.", param_hint="--mechanism")
+    if mechanism is None and option:
+        raise typer.BadParameter("goes with --mechanism.", param_hint="--option")
+
+    from .show import print_json, show_inspection
+
+    if mechanism is not None and plot is not None:
+        from ..mechanisms import build_mechanism
+        from .plot import draw_patterns
+
+        chosen: dict[str, Any] = dict(flags.parse_options(option))
+        built = build_mechanism(mechanism, num_heads=4, head_dim=16, max_length=length, **chosen)
+        draw_patterns({mechanism: built}, length=length, causal=causal, file=plot)
+        print_json({"mechanism": mechanism, "plot": str(plot)}) if as_json else print(f"drawn: {plot}")
+        return
+
+    from ..conversion import inspect_checkpoint
+
+    assert model is not None
+    found = inspect_checkpoint(model, revision=revision, token=token)
+    if plot is not None:
+        from .plot import draw_patterns, name_layers
+
+        draw_patterns(name_layers(found.mechanisms), length=length, causal=found.causal, file=plot)
+    if as_json:
+        print_json({**found.to_dict(), **({"plot": str(plot)} if plot else {})})
+        return
+    show_inspection(found)
+    if plot is not None:
+        print(f"drawn: {plot}")

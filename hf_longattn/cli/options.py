@@ -1,0 +1,87 @@
+"""Flags that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["attention_arguments", "parse_layers", "parse_options"]
+
+Mechanism = Annotated[
+    str | None, typer.Option(help="The attention mechanism; `longattn mechanisms` lists them.", show_default="longformer")
+]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens the result takes.", min=1, show_default="the source's")]
+OptionFlag = Annotated[
+    list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the mechanism, for example window=512. Repeatable.")
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LAYERS=MECHANISM[:NAME=VALUE,...]",
+        help='Another mechanism in some layers, for example "0-3=window:window=256". Repeatable.',
+    ),
+]
+Positions = Annotated[
+    str,
+    typer.Option(
+        help="Learned tables: tile, interpolate or random. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. "
+        "auto: tile; rope:none where no layer looks beyond the old length, else rope:yarn."
+    ),
+]
+Dtype = Annotated[str | None, typer.Option(help="Store weights as fp32, bf16 or fp16.", show_default="as they are")]
+ShardSize = Annotated[
+    str | None, typer.Option(help="Split the weights into files of at most this size, for example 5GB.", show_default="as they are")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
+Token = Annotated[str | None, typer.Option(help="Hub access token; HF_TOKEN and `hf auth login` are found without it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def parse_options(pairs: list[str] | None) -> dict[str, str]:
+    """`window=512` … -> {"window": "512"}; the mechanism's own option types convert the text."""
+    options: dict[str, str] = {}
+    for pair in pairs or []:
+        name, sign, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or not name:
+            raise typer.BadParameter(f"{pair!r} must read NAME=VALUE, for example window=512.", param_hint="--option")
+        if name in options:
+            raise typer.BadParameter(f"{name!r} is given twice.", param_hint="--option")
+        options[name] = value.strip()
+    return options
+
+
+def parse_layers(rules: list[str] | None) -> dict[int, dict[str, Any]]:
+    """`0-3=window:window=256` … -> {0: {"mechanism": "window", "window": "256"}, …}; a later rule replaces an earlier one.
+
+    Values that are lists take a plus: `global_tokens=0+7`.
+    """
+    layers: dict[int, dict[str, Any]] = {}
+    for rule in rules or []:
+        where, sign, what = rule.partition("=")
+        name, _, options = what.partition(":")
+        indices = _indices(where)
+        if not sign or not name.strip() or not indices:
+            raise typer.BadParameter(
+                f"{rule!r} must read LAYERS=MECHANISM[:NAME=VALUE,...], for example 0-3=window:window=256.", param_hint="--layers"
+            )
+        override = {"mechanism": name.strip(), **parse_options([pair for pair in options.split(",") if pair.strip()])}
+        layers |= {index: dict(override) for index in indices}
+    return layers
+
+
+def _indices(where: str) -> list[int]:
+    found: list[int] = []
+    for part in where.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            return []
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def attention_arguments(mechanism: str | None, option: list[str] | None, layers: list[str] | None) -> dict[str, Any]:
+    """The keyword arguments of `convert_checkpoint` that choose the attention."""
+    overrides = parse_layers(layers)
+    return {"mechanism": mechanism, **parse_options(option), **({"layers": overrides} if overrides else {})}

@@ -1,0 +1,43 @@
+"""`longattn plan SRC`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["plan"]
+
+
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub repository id.")],
+    mechanism: flags.Mechanism = None,
+    max_length: flags.MaxLength = None,
+    option: flags.OptionFlag = None,
+    layers: flags.Layers = None,
+    positions: flags.Positions = "auto",
+    dtype: flags.Dtype = None,
+    max_shard_size: flags.ShardSize = None,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Say what a conversion would do: tensors, sizes, memory and cost at each length. Reads headers only."""
+    attention = flags.attention_arguments(mechanism, option, layers)
+
+    from ..conversion import plan_conversion
+    from .show import print_json, show_plan
+
+    planned = plan_conversion(
+        source,
+        max_length=max_length,
+        positions=positions,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        revision=revision,
+        token=token,
+        **attention,
+    )
+    print_json(planned.to_dict()) if as_json else show_plan(planned)

@@ -1,0 +1,186 @@
+"""Readable output: tables on stdout, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..conversion import ConversionPlan, ConversionReport, Inspection
+from ..conversion.cost import LengthCost
+from ..mechanisms import MechanismInfo
+
+__all__ = ["print_json", "show_costs", "show_inspection", "show_mechanism", "show_mechanisms", "show_plan", "show_report"]
+
+STYLES = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def show_plan(plan: ConversionPlan) -> None:
+    """What would happen."""
+    console = _console()
+    counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items() if count)
+    facts = _facts(
+        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_length} tokens)"),
+        ("result", f"{plan.architecture.long_class}, {plan.new_length} tokens, {plan.parameters:,} parameters"),
+        ("positions", plan.positions + ("" if plan.positions_exact else "  (changes the old positions: needs training)")),
+        ("tensors", counts),
+        ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
+    )
+    console.print(facts)
+    for tensor in plan.tensors:
+        if tensor.action != "kept":
+            shapes = " → ".join(str(list(shape)) for shape in (tensor.old_shape, tensor.new_shape) if shape is not None)
+            console.print(f"  {tensor.action}  {tensor.name}  {shapes}", style="dim", highlight=False)
+    console.print()
+    console.print(plan.attention.table(plan.shape.layers), highlight=False)
+    console.print()
+    show_costs(plan.costs)
+
+
+def show_costs(costs: Sequence[LengthCost]) -> None:
+    """Cost per length, for one sequence."""
+    table = Table(box=box.SIMPLE, pad_edge=False, title="one sequence, counted from shapes", title_style="dim", title_justify="left")
+    for heading in ("tokens", "attention", "full attention", "saved", "whole model", "activations"):
+        table.add_column(heading, justify="right")
+    decodes = any(cost.cache_bytes is not None for cost in costs)
+    if decodes:
+        table.add_column("decode cache", justify="right")
+    for cost in costs:
+        row = [
+            f"{cost.length:,}",
+            flops(cost.attention_flops),
+            flops(cost.full_attention_flops),
+            f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×",
+            flops(cost.total_flops),
+            size(cost.activation_bytes),
+        ]
+        table.add_row(*row, *([size(cost.cache_bytes or 0)] if decodes else []))
+    _console().print(table)
+
+
+def show_report(report: ConversionReport) -> None:
+    """What was written and what was found."""
+    console = _console()
+    plan = report.plan
+    counts = ", ".join(f"{count} {action}" for action, count in plan["tensor_counts"].items() if count)
+    console.print(
+        _facts(
+            ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
+            ("model", f"{plan['long_class']}, {plan['old_length']} → {plan['new_length']} tokens, positions {plan['positions']}"),
+            ("tensors", counts),
+        )
+    )
+    if not report.checks:
+        console.print("\nNot verified (--no-verify).", style="yellow")
+        return
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for check in report.checks:
+        table.add_row(check.name, f"[{STYLES[check.status]}]{check.status}[/]", _plain(check.detail))
+    console.print(table)
+    console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; kept in conversion_report.json.", highlight=False)
+    if report.train_command:
+        console.print(f"To train it: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
+
+
+def show_inspection(found: Inspection) -> None:
+    """A checkpoint as it is."""
+    console = _console()
+    console.print(
+        _facts(
+            ("model", f"{found.source.name}  ({found.class_name}, model type {found.model_type})"),
+            ("takes", f"{found.max_length:,} tokens, {'causal' if found.causal else 'bidirectional'}"),
+            ("parameters", f"{found.parameters:,}  ({size(found.nbytes)} in {len(found.source.tensors)} tensors)"),
+        )
+    )
+    console.print()
+    console.print(found.attention.table(len(found.mechanisms)), highlight=False)
+    console.print()
+    show_costs(found.costs)
+
+
+def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
+    """One line per mechanism."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("name", "what it does", "cost", "causal", "options"):
+        table.add_column(heading)
+    for info in infos:
+        options = ", ".join(f"{option.name}={_value(option.default)}" for option in info.options)
+        causal = {"both": "both", True: "only", False: "no"}[info.causal]
+        table.add_row(info.name, _plain(info.summary), info.cost, causal, _plain(options))
+    _console().print(table)
+
+
+def show_mechanism(info: MechanismInfo) -> None:
+    """One mechanism in full."""
+    console = _console()
+    console.print(
+        _facts(
+            ("name", info.name),
+            ("summary", info.summary),
+            ("paper", info.paper),
+            ("cost", info.cost),
+            ("causal", {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal]),
+            ("exact when", info.exact_when),
+            ("adds parameters", "yes: needs training" if info.trains else "no"),
+            ("global tokens", "taken (global_attention_mask)" if info.takes_globals else "not taken"),
+            ("engine", info.engine),
+        )
+    )
+    if not info.options:
+        console.print("\nno options")
+        return
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("option", "type", "default", "unit", "meaning"):
+        table.add_column(heading)
+    for option in info.options:
+        table.add_row(option.name, _plain(option.type), _value(option.default), option.unit, _plain(option.help))
+    console.print(table)
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def flops(count: int) -> str:
+    """Floating-point operations for people."""
+    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 1e6:.1f} MFLOP"
+
+
+def _value(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _facts(*pairs: tuple[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, _plain(value))
+    return table
+
+
+def _console() -> Console:
+    return Console(soft_wrap=False)

@@ -1,0 +1,17 @@
+"""From a short checkpoint to a long one: plan → transform → write → verify."""
+
+from .convert import convert_checkpoint
+from .inspection import Inspection, inspect_checkpoint
+from .plan import ConversionPlan, TensorPlan, plan_conversion
+from .report import Check, ConversionReport
+
+__all__ = [
+    "Check",
+    "ConversionPlan",
+    "ConversionReport",
+    "Inspection",
+    "TensorPlan",
+    "convert_checkpoint",
+    "inspect_checkpoint",
+    "plan_conversion",
+]

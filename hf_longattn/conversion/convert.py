@@ -1,0 +1,161 @@
+"""plan → transform → write → verify, in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configuration import LongAttentionConfig
+from ..errors import CheckpointError
+from .plan import ConversionPlan, plan_conversion
+from .quiet import quiet_libraries
+from .report import Check, ConversionReport
+from .sidecars import write_sidecars
+from .source import open_source
+from .staging import check_destination, staged_folder
+from .text import VerificationText, load_tokenizer, verification_text
+from .training_command import next_step
+from .transform import files_of
+from .verify import verify as verify_result
+from .write import write_json, write_weights
+
+__all__ = ["convert_checkpoint"]
+
+StageProgress = Callable[[str, int, int], None]
+"""`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
+
+
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    mechanism: str | None = None,
+    long_attention: LongAttentionConfig | dict[str, Any] | None = None,
+    max_length: int | None = None,
+    positions: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: str | int | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    verify_text: str | Path | None = None,
+    progress: StageProgress | None = None,
+    **options: Any,
+) -> ConversionReport:
+    """Turn a short checkpoint into a long one, and check the files that were written.
+
+    Args:
+        source: a folder, or a Hub repository id.
+        destination: a folder that does not exist yet; it appears complete or not at all.
+        mechanism, options: a mechanism with its options, for example mechanism="longformer", window=512; `layers` overrides
+            single layers as in `LongAttentionConfig`.
+        long_attention: or a whole configuration instead.
+        max_length: tokens the result takes; None keeps the source's.
+        positions: "auto" (tile a learned table; leave rotary positions alone where no layer looks beyond the old length, else
+            YaRN), "tile", "interpolate", "random", or "rope:<kind>", see `hf_longattn.positions`.
+        dtype: store floating tensors in it, for example "bf16"; None keeps each tensor's own.
+        max_shard_size: bytes or "5GB"; None keeps the files of the source.
+        verify: run the checks; a failed one leaves no destination.
+        overwrite: replace an existing checkpoint folder, once the new one is complete.
+        revision, token: of a Hub repository.
+        verify_text: a UTF-8 text file to verify with; None takes built-in English.
+        progress: called as progress(stage, done, total).
+
+    Returns:
+        The report, which is also in the destination's conversion_report.json.
+
+    Raises:
+        LongAttentionError: with one sentence; nothing was written then.
+    """
+    target = Path(os.path.abspath(Path(destination).expanduser()))
+    clock = {"start": time.perf_counter()}
+    with quiet_libraries():
+        text, origin = verification_text(verify_text)
+        opened = open_source(source, revision=revision, token=token)
+        check_destination(target, opened.folder, overwrite=overwrite)
+        plan = plan_conversion(
+            opened,
+            mechanism=mechanism,
+            long_attention=long_attention,
+            max_length=max_length,
+            positions=positions,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            **options,
+        )
+        tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+        with staged_folder(target, needed_bytes=plan.total_bytes + 2**20) as stage:
+            files = _write(plan, stage, progress)
+            clock["written"] = time.perf_counter()
+            checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if verify else ()
+            clock["verified"] = time.perf_counter()
+            report = _report(plan, target, checks, tokens if verify else None, files, clock)
+            write_json(stage / "conversion_report.json", report.to_dict())
+    return report
+
+
+def _write(plan: ConversionPlan, stage: Path, progress: StageProgress | None) -> list[str]:
+    advance = None if progress is None else (lambda done, total: progress("write", done, total))
+    files = write_weights(stage, files_of(plan), advance)
+    base_type = plan.architecture.family.base_model_type
+    return files + write_sidecars(
+        plan.source.folder,
+        stage,
+        plan.config,
+        base_type=base_type,
+        old_length=plan.old_length,
+        new_length=plan.new_length,
+    )
+
+
+def _verified(
+    plan: ConversionPlan, stage: Path, text: VerificationText, progress: StageProgress | None, *, given_text: bool
+) -> tuple[Check, ...]:
+    checks = verify_result(plan, stage, text, given_text=given_text, progress=progress)
+    failed = [check for check in checks if check.status == "failed"]
+    if failed:
+        raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(check.detail for check in failed)}.")
+    return tuple(checks)
+
+
+def _report(
+    plan: ConversionPlan,
+    target: Path,
+    checks: tuple[Check, ...],
+    text: VerificationText | None,
+    files: list[str],
+    clock: dict[str, float],
+) -> ConversionReport:
+    import safetensors
+    import transformers
+
+    from .. import __version__
+
+    needs_training = any(check.status == "needs training" for check in checks)
+    return ConversionReport(
+        destination=target,
+        plan=plan.to_dict(),
+        checks=checks,
+        text=text.describe() if text is not None else "not verified",
+        files=(*files, "conversion_report.json"),
+        bytes_written=plan.total_bytes,
+        seconds={
+            "convert": round(clock["written"] - clock["start"], 3),
+            "verify": round(clock["verified"] - clock["written"], 3),
+        },
+        versions={
+            "hf_longattn": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "safetensors": safetensors.__version__,
+            "python": platform.python_version(),
+        },
+        train_command=next_step(plan, target) if needs_training else None,
+    )

@@ -1,0 +1,105 @@
+"""What a model costs at each length, counted from its shape: no run, no time measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..configuration import LongAttentionConfig
+from ..mechanisms import Mechanism, build_mechanism
+
+__all__ = ["LengthCost", "ModelShape", "cost_at", "layer_mechanisms", "lengths_up_to"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a transformer that its cost follows from."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    causal: bool
+    matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
+    element_bytes: int
+
+    @classmethod
+    def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int) -> ModelShape:
+        """Read a transformers config."""
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        return cls(
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or hidden // heads,
+            hidden=hidden,
+            intermediate=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden,
+            causal=causal,
+            matrix_parameters=matrix_parameters,
+            element_bytes=element_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """One row of a plan's cost table, for one sequence."""
+
+    length: int
+    attention_flops: int
+    full_attention_flops: int
+    other_flops: int
+    activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
+    cache_bytes: int | None  # keys and values kept for decoding; None when the model does not decode
+
+    @property
+    def total_flops(self) -> int:
+        return self.attention_flops + self.other_flops
+
+
+def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int) -> list[Mechanism]:
+    """The mechanism of every layer, built."""
+    built = []
+    for index in range(shape.layers):
+        name, options = attention.for_layer(index)
+        built.append(
+            build_mechanism(
+                name,
+                num_heads=shape.heads,
+                head_dim=shape.head_dim,
+                hidden_size=shape.hidden,
+                max_length=max_length,
+                **options,
+            )
+        )
+    return built
+
+
+def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> LengthCost:
+    """Multiply–adds (counted as two) and bytes for one sequence of `length` tokens."""
+    layers = list(mechanisms)
+    per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
+    dense = length * (length + 1) // 2 if shape.causal else length * length
+    width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
+    cache = None
+    if shape.causal:
+        kept = sum(min(length, reach) if (reach := layer.reach(True)) is not None else length for layer in layers)
+        cache = kept * 2 * shape.kv_heads * shape.head_dim * shape.element_bytes
+    return LengthCost(
+        length=length,
+        attention_flops=sum(per_pair * layer.pairs(length, shape.causal) for layer in layers),
+        full_attention_flops=per_pair * dense * len(layers),
+        other_flops=2 * shape.matrix_parameters * length,
+        activation_bytes=length * width * shape.element_bytes,
+        cache_bytes=cache,
+    )
+
+
+def lengths_up_to(old_length: int, new_length: int) -> list[int]:
+    """The lengths a plan lists: the old one, its doublings, and the new one."""
+    lengths = [old_length]
+    while lengths[-1] * 2 < new_length:
+        lengths.append(lengths[-1] * 2)
+    return lengths + [new_length] * (new_length > old_length)

@@ -1,0 +1,97 @@
+"""What a checkpoint is: its layers and mechanisms, parameters, state and cost, from its config and headers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..configuration import LongAttentionConfig
+from ..errors import CheckpointError
+from ..families.registry import FAMILIES, Family
+from ..mechanisms import Mechanism
+from .architecture import find_architecture, table_offset
+from .cost import LengthCost, cost_at, layer_mechanisms, lengths_up_to
+from .plan import model_shape
+from .source import Source, open_source
+
+__all__ = ["Inspection", "inspect_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One checkpoint, long or short; a short one is shown with the full attention it has."""
+
+    source: Source
+    class_name: str
+    model_type: str
+    attention: LongAttentionConfig
+    max_length: int
+    mechanisms: tuple[Mechanism, ...]
+    causal: bool
+    parameters: int
+    nbytes: int
+    costs: tuple[LengthCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "model": self.source.name,
+            "class": self.class_name,
+            "model_type": self.model_type,
+            "long_attention": self.attention.to_dict(),
+            "layers": [{"mechanism": one.name, **one.options.to_dict()} for one in self.mechanisms],
+            "causal": self.causal,
+            "max_length": self.max_length,
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "costs": [asdict(cost) for cost in self.costs],
+        }
+
+
+def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Inspection:
+    """Describe a long checkpoint, or a short one of a supported family.
+
+    Raises:
+        CheckpointError: what `plan_conversion` refuses as a source, except a long checkpoint.
+    """
+    source = open_source(model, revision=revision, token=token, headers_only=True)
+    config, class_name, family, skeleton = _long(source) if "long_attention" in source.config else _short(source)
+    offset = max((table_offset(family, name) or 0 for name in source.tensors), default=0)
+    max_length = config.max_position_embeddings - offset
+    shape = model_shape(config, skeleton, [header.torch_dtype for header in source.tensors.values()])
+    mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
+    return Inspection(
+        source=source,
+        class_name=class_name,
+        model_type=source.config["model_type"],
+        attention=config.long_attention,
+        max_length=max_length,
+        mechanisms=mechanisms,
+        causal=shape.causal,
+        parameters=sum(header.numel for header in source.tensors.values()),
+        nbytes=source.total_bytes,
+        costs=tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, max_length), max_length)),
+    )
+
+
+def _short(source: Source) -> tuple[Any, str, Family, Any]:
+    architecture = find_architecture(source)
+    config = architecture.long_config(LongAttentionConfig("full"), None, None, "tile")
+    return config, architecture.source_class, architecture.family, architecture.skeleton(config)
+
+
+def _long(source: Source) -> tuple[Any, str, Family, Any]:
+    import torch
+
+    model_type = source.config.get("model_type")
+    family = next((one for one in FAMILIES.values() if one.config_class.model_type == model_type), None)
+    if family is None:
+        known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which this version does not know; it knows {known}.")
+    config = family.config_class.from_dict(dict(source.config))
+    named = (source.config.get("architectures") or [None])[0]
+    if named not in family.heads.values():
+        raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
+    with torch.device("meta"):
+        return config, named, family, family.model_class(named)(config)

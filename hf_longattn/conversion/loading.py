@@ -1,0 +1,59 @@
+"""Load the two sides of a comparison through transformers' own doors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from .architecture import Architecture
+
+__all__ = ["auto_class_name", "load_result", "load_source", "newly_initialised"]
+
+
+def auto_class_name(config: Any, class_name: str) -> str | None:
+    """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
+    from transformers.models.auto import modeling_auto
+
+    for name in sorted(dir(modeling_auto), key=lambda name: name == "AutoModelForPreTraining"):  # that one gives other heads too
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if mapping is None or not name.startswith("AutoModel") or type(config) not in mapping:
+            continue
+        found = mapping[type(config)]
+        if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:
+            return name
+    return None
+
+
+def load_source(folder: Path, architecture: Architecture, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
+    """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32."""
+    import transformers
+
+    return _load(getattr(transformers, architecture.source_class), folder, dtype)
+
+
+def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[nn.Module, set[str]]:
+    """The result through the Auto class of its head, computing in fp32."""
+    import transformers
+
+    name = auto_class_name(config, architecture.long_class)
+    return _load(getattr(transformers, name) if name else architecture.model_class, folder, None)
+
+
+def newly_initialised(missing: set[str], model: nn.Module) -> bool:
+    """Whether the checkpoint left parameters of the head to chance, so that its outputs cannot be compared."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return bool(missing - tied)
+
+
+def _load(model_class: Any, folder: Path, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
+    try:
+        model, info = model_class.from_pretrained(
+            folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot load {str(folder)!r}: {' '.join(str(error).split())}") from error
+    return model.float().eval(), set(info["missing_keys"])

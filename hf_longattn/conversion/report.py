@@ -1,0 +1,64 @@
+"""What was checked on the written files, with what was measured; as JSON and as a readable table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Check", "ConversionReport"]
+
+PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement about the result, and whether it holds."""
+
+    name: str
+    status: str  # "passed", "failed", "needs training", "measured" or "skipped"
+    detail: str  # one sentence with the numbers
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """A finished conversion."""
+
+    destination: Path
+    plan: dict[str, Any]
+    checks: tuple[Check, ...]
+    text: str  # what the model was run on
+    files: tuple[str, ...]
+    bytes_written: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    train_command: str | None  # when some check says "needs training"
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.status != FAILED for check in self.checks)
+
+    @property
+    def needs_training(self) -> bool:
+        return any(check.status == NEEDS_TRAINING for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, as in conversion_report.json."""
+        return {
+            "passed": self.passed,
+            "verified": bool(self.checks),
+            "needs_training": self.needs_training,
+            "train_command": self.train_command,
+            "plan": self.plan,
+            "text": self.text,
+            "checks": [check.to_dict() for check in self.checks],
+            "files": list(self.files),
+            "bytes_written": self.bytes_written,
+            "seconds": self.seconds,
+            "versions": self.versions,
+        }

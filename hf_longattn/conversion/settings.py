@@ -1,0 +1,70 @@
+"""What the user asked for, brought into one configuration and one rule for the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..configuration import LongAttentionConfig
+from ..errors import CheckpointError, OptionError, PositionError, nearest
+from ..positions import STRATEGIES
+
+__all__ = ["parse_dtype", "resolve_attention", "table_strategy"]
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def resolve_attention(
+    mechanism: str | None, long_attention: LongAttentionConfig | Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> LongAttentionConfig:
+    """Either a mechanism with options and `layers`, or a whole configuration.
+
+    Raises:
+        OptionError: both were given.
+        UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
+    """
+    if long_attention is None:
+        return LongAttentionConfig(**options) if mechanism is None else LongAttentionConfig(mechanism, **options)
+    if mechanism is not None or options:
+        given = ["mechanism"] * (mechanism is not None) + list(options)
+        raise OptionError(f"long_attention was given together with {', '.join(given)}; put everything into long_attention.")
+    return LongAttentionConfig.from_dict(long_attention)
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's own.
+
+    Raises:
+        CheckpointError: not one of the floating dtypes a checkpoint is stored in.
+    """
+    if dtype is None:
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype.removeprefix("torch.").lower())
+    if found not in DTYPES.values():
+        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(DTYPES)}.{nearest(str(dtype), DTYPES)}")
+    return found
+
+
+def table_strategy(positions: str) -> str:
+    """The strategy for a learned position table; "auto" is tiling, the one that works without training.
+
+    Raises:
+        PositionError: unknown, or meant for rotary positions.
+    """
+    if positions == "auto":
+        return "tile"
+    if positions not in STRATEGIES:
+        raise PositionError(
+            f"{positions!r} does not fit a model with a learned position table; expected auto or one of"
+            f" {', '.join(STRATEGIES)}.{nearest(positions, STRATEGIES)}"
+        )
+    return positions

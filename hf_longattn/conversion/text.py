@@ -1,0 +1,114 @@
+"""Text to verify a conversion with, and its token ids."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+__all__ = ["VerificationText", "load_tokenizer", "verification_text"]
+
+PARAGRAPHS = """\
+The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
+spiral stairs, wipes the salt from the glass and lights the lamp. In a notebook she writes down the wind, the height of
+the tide and the names of the ships that pass. The notebooks fill a whole shelf by now, and whoever reads them in order
+can follow forty years of weather, trade and patience.
+
+When a storm broke the northern pier in the third winter, the town argued for months about what to do. Some wanted to
+rebuild it in stone; others said that the money should go to the school, because a harbour without people who can read
+a chart is of no use. In the end they did both, slowly: the school was finished first, and its oldest pupils measured
+the sea bed and drew the plans from which the pier was built.
+
+Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat moves on by one length, and
+the line is lowered again. A single reading says little, since waves lift the boat and currents bend the line; only
+when many of them are put side by side does the shape of the ground appear. The keeper compared it to her notebooks:
+no page is interesting, she said, but the shelf is.
+"""
+
+
+class VerificationText:
+    """A text, and as many of its tokens as asked for."""
+
+    def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int) -> None:
+        self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
+        self._ids: Tensor | None = None
+
+    def tokens(self, count: int) -> Tensor:
+        """(1, count) int64: the text with the tokenizer's special tokens; repeated where it is shorter.
+
+        Without a tokenizer: seeded ids from the vocabulary.
+        """
+        if self.tokenizer is None:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randint(min(5, self.vocab_size - 1), self.vocab_size, (1, count), generator=generator)
+        ids = self._encoded()
+        if len(ids) >= count:
+            return ids[:count].unsqueeze(0)
+        return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
+
+    def real_tokens(self) -> int:
+        """How many tokens there are before the text repeats; 0 without a tokenizer."""
+        return 0 if self.tokenizer is None else len(self._encoded())
+
+    def describe(self) -> str:
+        """What the tokens are, for a report."""
+        return self.origin if self.tokenizer is not None else "seeded token ids, since the source has no tokenizer"
+
+    def _encoded(self) -> Tensor:
+        if self._ids is None:
+            assert self.tokenizer is not None
+            ids = self.tokenizer(self.text, truncation=False, verbose=False)["input_ids"]
+            if not ids or max(ids) >= self.vocab_size:
+                raise CheckpointError(
+                    f"The source's tokenizer gives token ids up to {max(ids, default=-1)}, but its model has"
+                    f" {self.vocab_size} embeddings; the tokenizer belongs to another model."
+                )
+            self._ids = torch.tensor(ids)
+        return self._ids
+
+
+def verification_text(file: str | Path | None) -> tuple[str, str]:
+    """(text, where it is from): a file of the user's, or built-in paragraphs followed by Python's own manual.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not UTF-8 text or is empty.
+    """
+    if file is None:
+        return PARAGRAPHS + _python_manual(), "built-in English text"
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"Cannot read the verification text {str(file)!r} as UTF-8 ({error}).") from error
+    if not text.strip():
+        raise CheckpointError(f"The verification text {str(file)!r} is empty.")
+    return text, Path(file).name
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer of a checkpoint folder, or None when it has none.
+
+    Raises:
+        CheckpointError: it has tokenizer files, but they cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raise plain Exception for a damaged file
+        raise CheckpointError(f"The tokenizer of {str(folder)!r} cannot be loaded ({' '.join(str(error).split())}).") from error
+
+
+def _python_manual() -> str:
+    """The language reference that comes with CPython: 600 kB of English prose, absent from some slimmed installations."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        return ""
+    return "\n\n".join(topics[name] for name in sorted(topics))

@@ -1,0 +1,64 @@
+"""Turn a plan into the tensors to write, each made when its turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..positions import extend_table
+from .architecture import attached_mechanisms
+from .cost import layer_mechanisms
+from .plan import ConversionPlan, TensorPlan
+from .tensors import read_tensor
+from .write import WEIGHTS, OutputTensor, split_by_size
+
+__all__ = ["files_of", "source_values"]
+
+
+def files_of(plan: ConversionPlan) -> dict[str, list[OutputTensor]]:
+    """The weight files of the result: those of the source, or shards of the size asked for."""
+    added = _added_values(plan)
+    outputs = {
+        tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added))
+        for tensor in plan.tensors
+        if tensor.new_shape is not None
+    }
+    if plan.max_shard_size is not None:
+        return split_by_size(list(outputs.values()), plan.max_shard_size)
+    files: dict[str, list[OutputTensor]] = {}
+    for tensor in plan.tensors:
+        if tensor.name in outputs and tensor.header is not None:
+            files.setdefault(tensor.header.file.name, []).append(outputs[tensor.name])
+    new = [outputs[tensor.name] for tensor in plan.tensors if tensor.action == "added"]
+    files.setdefault(next(reversed(files), WEIGHTS), []).extend(new)
+    return files
+
+
+def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:
+    """A kept or extended tensor with the values it must have in the result."""
+    assert tensor.header is not None
+    values = read_tensor(tensor.header)
+    if tensor.action == "extended" and tensor.new_shape is not None:
+        values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.positions)
+    return values.to(tensor.dtype)
+
+
+def _loader(tensor: TensorPlan, plan: ConversionPlan, added: dict[str, Tensor]) -> Callable[[], Tensor]:
+    if tensor.action == "added":
+        return lambda: added[tensor.name].to(tensor.dtype)
+    return lambda: source_values(tensor, plan)
+
+
+def _added_values(plan: ConversionPlan) -> dict[str, Tensor]:
+    """Initial values of the mechanisms' own parameters, the same on every run."""
+    if not any(tensor.action == "added" for tensor in plan.tensors):
+        return {}
+    names = attached_mechanisms(plan.architecture.skeleton(plan.config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    return {
+        f"{prefix}.{name}": value for prefix, mechanism in zip(names, built, strict=True) for name, value in mechanism.state_dict().items()
+    }

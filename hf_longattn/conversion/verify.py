@@ -1,0 +1,74 @@
+"""All checks of a written result, in the order in which they cost time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from ..errors import CheckpointError
+from .plan import ConversionPlan
+from .report import FAILED, PASSED, SKIPPED, Check
+from .source import open_source
+from .text import VerificationText, load_tokenizer
+from .verify_loss import check_loss
+from .verify_outputs import check_outputs, choose_lengths
+from .verify_tensors import check_tensors
+
+__all__ = ["verify"]
+
+
+def verify(
+    plan: ConversionPlan,
+    result: Path,
+    text: VerificationText,
+    *,
+    given_text: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Check]:
+    """Check the written folder `result` against the source of `plan`.
+
+    Args:
+        plan: of the conversion.
+        result: the written folder.
+        text: what to run the models on.
+        given_text: the text is the user's own, so that the losses are worth more time.
+        progress: called as progress("verify", done, total).
+    """
+    steps: list[Callable[[], list[Check]]] = [
+        lambda: check_tensors(plan, open_source(result)),
+        lambda: _check_tokenizer(plan, result, text),
+    ]
+    needed, available = 4 * plan.parameters * 1.2, psutil.virtual_memory().available
+    if needed < available:
+        lengths = choose_lengths(plan)
+        steps.append(lambda: check_outputs(plan, result, text, lengths))
+        steps.append(lambda: check_loss(plan, result, text, lengths, given_text=given_text))
+    else:
+        why = f"the model takes {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
+        steps.append(lambda: [Check("outputs", SKIPPED, f"the models were not run: {why}")])
+    checks: list[Check] = []
+    for done, step in enumerate(steps):
+        if progress is not None:
+            progress("verify", done, len(steps))
+        checks += step()
+        if any(check.status == FAILED for check in checks):
+            return checks
+    if progress is not None:
+        progress("verify", len(steps), len(steps))
+    return checks
+
+
+def _check_tokenizer(plan: ConversionPlan, result: Path, text: VerificationText) -> list[Check]:
+    if text.tokenizer is None:
+        return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
+    try:
+        written = load_tokenizer(result)
+    except CheckpointError as error:
+        return [Check("tokenizer", FAILED, str(error).rstrip("."))]
+    same = written is not None and written(text.text[:20_000])["input_ids"] == text.tokenizer(text.text[:20_000])["input_ids"]
+    limit = getattr(written, "model_max_length", None)
+    good = same and limit == plan.new_length
+    detail = f"{'same' if same else 'other'} token ids as the source's, model_max_length {limit}"
+    return [Check("tokenizer", PASSED if good else FAILED, detail)]

@@ -1,0 +1,185 @@
+"""Run the source and the result on the same text and compare what they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cost import cost_at, layer_mechanisms
+from .loading import load_result, load_source, newly_initialised
+from .plan import ConversionPlan
+from .report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, Check
+from .text import VerificationText
+
+__all__ = ["Lengths", "check_outputs", "choose_lengths"]
+
+FLOPS_AT_NEW_LENGTH = 4e12
+"""Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
+
+FLOPS_AT_OLD_LENGTH = 1e12
+TOLERANCE = 1e-4
+"""Largest difference called equal, relative to the largest output (at least 1): fp32 sums in another order."""
+
+PADDING = 37
+"""Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths in tokens at which a conversion is checked."""
+
+    covered: int  # the longest up to `old` at which every layer equals full attention; 0 when there is none
+    old: int
+    new: int
+
+
+def choose_lengths(plan: ConversionPlan) -> Lengths:
+    """The old and the new length, or shorter ones where a large model would take too long."""
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+
+    def affordable(length: int, passes: int, limit: float) -> int:
+        while length > 64 and passes * cost_at(length, plan.shape, layers).total_flops > limit:
+            length = max(64, length // 2)
+        return length
+
+    def covered(length: int) -> bool:
+        return all(layer.covers(length, plan.shape.causal) for layer in layers)
+
+    old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
+    low, high = 0, old  # covers() holds up to some length and not beyond it
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if covered(middle) else (low, middle - 1)
+    return Lengths(low, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
+
+
+def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths) -> list[Check]:
+    """Everything that can be said from outputs; the two models are never in memory together.
+
+    Args:
+        plan: of the conversion.
+        result: the written folder.
+        text: what to run on.
+        lengths: from `choose_lengths`.
+    """
+    cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
+    model, missing = load_source(plan.source.folder, plan.architecture, cast)
+    chance = newly_initialised(missing, model)
+    at = sorted({lengths.old, lengths.covered} - {0})
+    expected = {length: outputs(_part(model, chance), text.tokens(length)) for length in at}
+    del model
+
+    model, _ = load_result(result, plan.architecture, plan.config)
+    part = _part(model, chance)
+    what = "hidden states (the source has no weights for its head)" if chance else "outputs"
+    checks = _compare_old(plan, model, part, text, lengths, expected, what)
+    checks += _check_new(plan, model.base_model, text, lengths.new)
+    return checks
+
+
+def _part(model: Any, chance: bool) -> Any:
+    return model.base_model if chance else model
+
+
+def outputs(model: Any, ids: Tensor, **arguments: Any) -> dict[str, Tensor]:
+    """All tensors that one forward pass returns, by name; the cache left out."""
+    if "MultipleChoice" in type(model).__name__:
+        ids = ids.unsqueeze(1)
+    with torch.no_grad():
+        returned = model(input_ids=ids, return_dict=True, **arguments)
+    return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
+    """(largest absolute difference, the same relative to the largest value but at least 1)."""
+    largest = max(float((a[name] - b[name]).abs().max()) for name in a)
+    scale = max(1.0, *(float(value.abs().max()) for value in a.values()))
+    return largest, largest / scale
+
+
+def _compare_old(
+    plan: ConversionPlan,
+    model: Any,
+    part: nn.Module,
+    text: VerificationText,
+    lengths: Lengths,
+    expected: dict[int, dict[str, Tensor]],
+    what: str,
+) -> list[Check]:
+    def compare(name: str, length: int, how: str, must: bool, why: str) -> Check:
+        largest, relative = difference(expected[length], outputs(part, text.tokens(length)))
+        values = {"length": length, "max_abs_difference": largest, "relative_difference": relative}
+        found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
+        if relative <= TOLERANCE:
+            return Check(name, PASSED, f"{found}, equal", values)
+        if must:
+            return Check(name, FAILED, f"{found}, but they must be equal", values)
+        return Check(name, NEEDS_TRAINING, f"{found}: not exact, {why}", values)
+
+    exact = plan.positions_exact
+    moved = f"since {plan.positions} changes the old positions too"
+    checks = []
+    if lengths.covered:
+        name = "equal where the mechanism covers the input"
+        checks.append(compare(name, lengths.covered, "long attention", exact, moved))
+    if lengths.covered < lengths.old:
+        model.set_attn_implementation("sdpa")
+        name = "equal at the old length with full attention"
+        checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
+        model.set_attn_implementation(plan.config._attn_implementation or "longattn")
+        why = f"the mechanism covers inputs up to {lengths.covered} tokens" if exact else moved
+        checks.append(compare("at the old length", lengths.old, "long attention", False, why))
+    return checks
+
+
+def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> list[Check]:
+    """Finite at the new length, and padding changes nothing; on the hidden states, which every head reads token by token."""
+    ids = text.tokens(length)
+    short = max(1, length - PADDING)
+    alone = ids[:, :short]
+    takes_globals = any(getattr(layer, "takes_globals", False) for layer in layer_mechanisms(plan.attention, plan.shape, length))
+    marked = torch.zeros_like(alone)
+    marked[:, : min(short, 8)] = 1
+    marked[:, short // 2] = 1
+
+    def run(tokens: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
+        arguments: dict[str, Tensor] = {"attention_mask": mask, "position_ids": _positions(mask, plan)}
+        if takes_globals:
+            arguments["global_attention_mask"] = marks
+        return outputs(backbone, tokens, **arguments)["last_hidden_state"]
+
+    def pad(values: Tensor, fill: int) -> Tensor:
+        right = torch.nn.functional.pad(values, (0, length - short), value=fill)
+        left = torch.nn.functional.pad(values, (length - short, 0), value=fill)
+        return torch.cat([right, left])
+
+    whole = outputs(backbone, ids)["last_hidden_state"]
+    finite = bool(whole.isfinite().all())
+    at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
+    checks = [Check("finite at the new length", PASSED if finite else FAILED, f"hidden states {at} are {'' if finite else 'not '}finite")]
+    if short == length:
+        return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens leave no room for padding")]
+    unpadded = run(alone, torch.ones_like(alone), marked)
+    fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
+    padded = run(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
+    differences = {
+        "right": float((padded[0, :short] - unpadded[0]).abs().max()),
+        "left": float((padded[1, length - short :] - unpadded[0]).abs().max()),
+    }
+    largest = max(differences.values())
+    good = largest <= TOLERANCE * max(1.0, float(unpadded.abs().max())) and bool(padded.isfinite().all())
+    detail = (
+        f"a text of {short} tokens alone, and padded to {length} on the right and on the left"
+        f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
+    )
+    return [*checks, Check("padding changes nothing", PASSED if good else FAILED, detail, differences)]
+
+
+def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
+    """Positions counted from the first real token; those of padding are the first position's."""
+    offset = max((tensor.offset for tensor in plan.tensors), default=0)
+    return (mask.cumsum(-1) - 1).clamp(min=0) + offset

@@ -1,0 +1,58 @@
+"""Every tensor of the source is accounted for in the written files, and every written one is what it should be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..positions import keeps_old_rows
+from .plan import ConversionPlan, TensorPlan
+from .report import FAILED, PASSED, Check
+from .source import Source
+from .tensors import read_tensor
+from .transform import source_values
+
+__all__ = ["check_tensors"]
+
+
+def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
+    """Compare the written files with the source, tensor by tensor.
+
+    Args:
+        plan: what was to be done.
+        result: the written folder, opened anew.
+    """
+    wrong: list[str] = []
+    planned = {tensor.name: tensor for tensor in plan.tensors if tensor.new_shape is not None}
+    wrong += [f"{name} is missing" for name in planned if name not in result.tensors]
+    wrong += [f"{name} was not planned" for name in result.tensors if name not in planned]
+    wrong += [f"{name} of the source is in no plan" for name in plan.source.tensors if name not in {t.name for t in plan.tensors}]
+    for name, tensor in planned.items():
+        if name not in result.tensors:
+            continue
+        written = read_tensor(result.tensors[name])
+        if (tuple(written.shape), written.dtype) != (tensor.new_shape, tensor.dtype):
+            wrong.append(f"{name} is {written.dtype} {tuple(written.shape)}")
+        elif tensor.action != "added":
+            wrong += _compare(tensor, written, plan)
+    counts = plan.counts()
+    listed = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+    detail = f"{len(plan.source.tensors)} tensors of the source accounted for: {listed}"
+    if wrong:
+        detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
+    return [Check("tensors", FAILED if wrong else PASSED, detail, {**counts, "wrong": wrong[:20]})]
+
+
+def _compare(tensor: TensorPlan, written: Tensor, plan: ConversionPlan) -> list[str]:
+    if not _same_bytes(written, source_values(tensor, plan)):
+        return [f"{tensor.name} differs from the source's values ({tensor.action})"]
+    if tensor.action != "extended" or tensor.header is None:
+        return []
+    # The rule above made the new rows; that the old ones survived it is checked without that rule.
+    old = read_tensor(tensor.header).to(tensor.dtype)
+    kept = old.shape[0] if keeps_old_rows(plan.positions) else tensor.offset + 1
+    return [] if _same_bytes(written[:kept], old[:kept]) else [f"{tensor.name} lost its first {kept} rows"]
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
