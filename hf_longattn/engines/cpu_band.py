@@ -31,7 +31,7 @@ from .cpu_layout import (
 )
 
 FORWARD_BLOCK = 64
-BACKWARD_BLOCK = 128
+BACKWARD_BLOCK = 64
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

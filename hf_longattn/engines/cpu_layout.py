@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-BACKWARD_CHUNK = 16
+BACKWARD_CHUNK = 4
 """Query blocks per backward call: keeps the per-block key gradients within the last-level cache."""
 MASKED = -1e30
 """Additive mask: finite, so that rows which see nothing stay finite; exp(MASKED - anything real) is exactly 0."""
