@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.training.qa_collator import QACollator
-from hf_longattn.training.qa_features import QAFormat, encode_qa
-from hf_longattn.training.qa_spans import n_best_spans
+from hf_longattn.training import QACollator, QAFormat, encode_qa, n_best_spans
 
 
 class QAReader:

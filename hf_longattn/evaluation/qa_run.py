@@ -75,9 +75,7 @@ def run_readers(
             seconds = time.perf_counter() - begun
             exact, f1 = score_answer(text, record["answers"]["text"])
             length = int(record.get("length") or record.get("tokens") or 0)
-            answers.append(
-                ScoredAnswer(reader.name, reader.seed, _group(group, record), record["id"], length, text, exact, f1, seconds)
-            )
+            answers.append(ScoredAnswer(reader.name, reader.seed, _group(group, record), record["id"], length, text, exact, f1, seconds))
         if on_record is not None:
             on_record(done)
     return answers

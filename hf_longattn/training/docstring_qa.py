@@ -89,9 +89,7 @@ def build_docstring_qa(
             continue
         asked = list(questions(stripped, rejections))
         rng = random.Random(f"{seed}:{module.path}")
-        for definition, question in sorted(
-            rng.sample(asked, min(questions_per_module, len(asked))), key=lambda pair: pair[0].start
-        ):
+        for definition, question in sorted(rng.sample(asked, min(questions_per_module, len(asked))), key=lambda pair: pair[0].start):
             records.append(to_record(module.path, stripped.text, definition, question, tokens))
         if limit is not None and len(records) >= limit:
             break

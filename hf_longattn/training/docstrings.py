@@ -132,11 +132,7 @@ def _cuts(tree: ast.Module, data: bytes, lines: list[int]) -> Iterator[tuple[int
 
 
 def _is_string(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
 
 
 def _cut(data: bytes, start: int, end: int, keep_pass: bool) -> tuple[int, int, bytes]:

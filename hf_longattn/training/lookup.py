@@ -81,7 +81,8 @@ class Filler:
 
     def stretch(self, tokens: int, rng: random.Random) -> list[int]:
         """Return the numbers of consecutive lines of at most ``tokens`` tokens in all, from a random start, cyclic."""
-        start, total, numbers = rng.randrange(len(self.lines)), 0, []
+        start, total = rng.randrange(len(self.lines)), 0
+        numbers: list[int] = []
         for step in range(len(self.lines)):
             number = (start + step) % len(self.lines)
             if total + self.counts[number] > tokens:
@@ -121,8 +122,8 @@ def make_document(
     absent = names.pop()
     lines, asked = _inserted_lines(names, values, shape)
     insert_cost = len(tokenizer("\n".join(lines) + "\n", add_special_tokens=False)["input_ids"])
-    longest = max(names, key=len)
-    overhead = len(tokenizer(question_of(longest), add_special_tokens=True)["input_ids"]) + 2
+    asking = tokenizer([question_of(name) for name in (*names, absent)], add_special_tokens=True)["input_ids"]
+    overhead = max(map(len, asking)) + 2  # the separators of a pair
     budget = tokens - insert_cost - overhead
     if budget < 0:
         raise LengthError(f"{shape.lines} lookup lines do not fit into {tokens} tokens; ask for fewer lines or a greater length")
@@ -200,7 +201,8 @@ class _Asked:
 
 def _inserted_lines(names: list[str], values: list[str], shape: LookupShape) -> tuple[list[str], list[_Asked]]:
     """Return the lines, each chain's two lines first, and the questions."""
-    lines, asked = [], []
+    lines: list[str] = []
+    asked: list[_Asked] = []
     for chain in range(shape.chains):
         first, second, value = names[2 * chain], names[2 * chain + 1], values[chain]
         here = len(lines)

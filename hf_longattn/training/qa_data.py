@@ -83,9 +83,7 @@ def check_qa(data: Dataset, name: str = "data", sample: int = 1000) -> Dataset:
             raise QADataError(f"{name}: answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             if not record["context"].startswith(text, start):
-                raise QADataError(
-                    f"{name}: the answer {text!r} of question {record.get('id', '?')!r} does not stand at character {start}"
-                )
+                raise QADataError(f"{name}: the answer {text!r} of question {record.get('id', '?')!r} does not stand at character {start}")
     if "id" not in data.column_names:
         data = data.add_column("id", [str(index) for index in range(len(data))])
     return data

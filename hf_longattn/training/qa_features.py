@@ -123,8 +123,7 @@ def _cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int)
 def _feature(record: Mapping[str, Any], encoded: Mapping[str, Any], index: int, form: QAFormat) -> QAFeature:
     sequence_ids = encoded["sequence_ids"][index]
     offsets = [
-        tuple(span) if sequence == 1 else None
-        for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)
+        tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)
     ]
     first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
     inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids") if key in encoded}

@@ -56,9 +56,7 @@ class QATrainer(Trainer):
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
             inputs = {key: value for key, value in inputs.items() if key not in ("ask", "trail")}
         outputs = model(**inputs)
-        right = (outputs.start_logits.argmax(-1) == inputs["start_positions"]) & (
-            outputs.end_logits.argmax(-1) == inputs["end_positions"]
-        )
+        right = (outputs.start_logits.argmax(-1) == inputs["start_positions"]) & (outputs.end_logits.argmax(-1) == inputs["end_positions"])
         self.exact[task].append(right.detach().float())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -70,8 +68,7 @@ class QATrainer(Trainer):
             done = max(step / max(1, num_training_steps), self.clock.share())
             return min(1.0, (step + 1) / warmup) * max(0.0, 1.0 - done)
 
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, scale)
+        self.lr_scheduler: LambdaLR = LambdaLR(optimizer or self.optimizer, scale)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -60,7 +60,7 @@ class LongQA(evaluate.Metric):
                 raise ValueError(f"no prediction for question {reference['id']!r}; every reference needs one")
             exact, f1 = score_answer(texts[reference["id"]], reference["answers"]["text"])
             scored.append((reference["length"], exact, f1))
-        result = summarise([(exact, f1) for _, exact, f1 in scored])
+        result: dict[str, Any] = summarise([(exact, f1) for _, exact, f1 in scored])
         lows = (0, *buckets)
         names = [f"<={high}" for high in buckets] + [f">{buckets[-1]}"]
         result["buckets"] = {}

@@ -1,0 +1,62 @@
+"""Stored results of a QA evaluation: JSON with everything, markdown and a drawing of the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hf_longattn.evaluation.qa_run import ScoredAnswer
+from hf_longattn.evaluation.qa_table import draw, tabulate, to_markdown
+
+
+def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """Write ``stem``.json, .md and (with matplotlib) .svg and .png.
+
+    Args:
+        stem: path without suffix; its folder is made.
+        answers: of all systems.
+        about: what was compared and on which machine; stored, and listed under the markdown tables.
+        title: heading of the markdown.
+
+    Returns:
+        The table, as of :func:`tabulate`.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    table = tabulate(answers)
+    record = {"about": dict(about), "table": table, "answers": [_compact(answer) for answer in answers]}
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    stem.with_suffix(".md").write_text(f"# {title}\n\n{to_markdown(table)}\n{notes}\n", encoding="utf-8")
+    if find_spec("matplotlib"):
+        draw(table, stem.with_suffix(".svg"))
+        draw(table, stem.with_suffix(".png"))
+    return table
+
+
+def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
+    """Return the rows of one system for a model card, one per group and length bucket."""
+    rows = []
+    for group, systems in table.items():
+        for bucket, cell in systems.get(system, {}).items():
+            where = "all lengths" if bucket == "all" else f"documents of {bucket} tokens"
+            rows.append(
+                {
+                    "dataset": f"{group}, {where}",
+                    "metric": "exact match",
+                    "value": round(cell["exact_match"], 2),
+                    "unit": "%",
+                    "n": cell["n"],
+                    "standard_error": round(cell["exact_match_se"], 2),
+                    "split": "test",
+                }
+            )
+    return rows
+
+
+def _compact(answer: ScoredAnswer) -> dict[str, Any]:
+    record = answer.to_dict()
+    return {**record, "f1": round(record["f1"], 4), "seconds": round(record["seconds"], 4)}

@@ -1,0 +1,176 @@
+"""One fine-tuning run: from settings to a written checkpoint and its log."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from torch.utils.data import Dataset
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_longattn.errors import CheckpointError
+from hf_longattn.training import corpus
+from hf_longattn.training.docstring_qa import build_docstring_qa
+from hf_longattn.training.lookup import Filler
+from hf_longattn.training.qa_collator import PositionRange
+from hf_longattn.training.qa_data import load_qa
+from hf_longattn.training.qa_features import QAFormat
+from hf_longattn.training.qa_groups import GroupedFeatures
+from hf_longattn.training.qa_pointers import attach_pointers, detach_pointers
+from hf_longattn.training.qa_settings import QASettings
+from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, Stage
+from hf_longattn.training.qa_trainer import QATrainer
+
+LOG_NAME = "training_log.json"
+
+
+def finetune_qa(settings: QASettings) -> dict[str, Any]:
+    """Train a question-answering model and write it to ``settings.output``.
+
+    Returns:
+        The log, as written to ``training_log.json``: settings, versions and Trainer's history.
+    """
+    settings.check()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    transformers.set_seed(settings.seed)
+    model, tokenizer = load_qa_model(settings.model)
+    form = format_for(model, tokenizer, settings)
+    curriculum = _curriculum(settings)
+    data = _training_data(settings, tokenizer, form, curriculum)
+    if settings.pointer_layers:
+        attach_pointers(model, settings.pointer_layers, settings.pointer_weight)
+    trainer = QATrainer(
+        model,
+        _arguments(settings),
+        data,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        max_minutes=settings.max_minutes,
+        random_positions=settings.random_positions,
+        curriculum=curriculum if "lookup" in settings.data else None,
+    )
+    folder = str(Path(settings.output) / "checkpoints")
+    newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
+    trainer.train(resume_from_checkpoint=newest)
+    detach_pointers(model)
+    log = {"settings": vars(settings), "versions": _versions(), "history": trainer.state.log_history}
+    if trainer.is_world_process_zero():
+        save_qa_model(model, tokenizer, settings.output, settings.dtype)
+        Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    return log
+
+
+def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with a question-answering head (new if the checkpoint has none) in float32, and its fast tokenizer."""
+    try:
+        model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")
+    return model, tokenizer
+
+
+def save_qa_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, dtype: str) -> None:
+    """Write model (in ``dtype``) and tokenizer."""
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: QASettings) -> QAFormat:
+    """Return how documents become inputs of this model."""
+    positions = PositionRange.of(model)
+    longest = positions.count if positions else getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    length = min(settings.max_length or longest, longest)
+    is_long = hasattr(model.config, "long_attention")
+    return QAFormat(length, global_question=is_long if settings.global_question is None else settings.global_question)
+
+
+def _curriculum(settings: QASettings) -> Curriculum:
+    if not settings.lookup_lengths:
+        return Curriculum(CURRICULUM, settings.step_up)
+    shortest, longest = settings.lookup_lengths
+    gap = 512 if shortest >= 1024 else 0
+    return Curriculum((Stage(shortest, longest, 4, 4, gap),), settings.step_up)
+
+
+def _training_data(settings: QASettings, tokenizer: PreTrainedTokenizerBase, form: QAFormat, curriculum: Curriculum) -> Dataset:
+    parts = [_records(name, settings, tokenizer) for name in settings.data if name != "lookup"]
+    columns = ["id", "question", "context", "answers"]
+    records = datasets.concatenate_datasets([part.select_columns(columns) for part in parts]) if parts else None
+    if settings.epochs is not None and records is not None:
+        windows = QAFormat(form.max_length, None if form.global_question else settings.stride, form.global_question)
+        return GroupedFeatures(records, tokenizer, windows, settings.tokens_per_step, settings.seed)
+    filler = None
+    if "lookup" in settings.data:
+        filler = Filler((module.text for module in _shuffled_modules(settings)), tokenizer)
+    return QAStream(
+        tokenizer,
+        form,
+        records=records,
+        filler=filler,
+        curriculum=curriculum,
+        lookup_share=settings.lookup_share,
+        tokens_per_group=settings.tokens_per_step,
+        seed=settings.seed,
+        crop=(settings.crop[0], settings.crop[1]) if settings.crop else None,
+    )
+
+
+def _records(name: str, settings: QASettings, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    if name != "docstring":
+        return load_qa(name, settings.split)
+    return build_docstring_qa(
+        settings.split,
+        tokenizer=tokenizer,
+        min_tokens=settings.min_tokens,
+        max_tokens=settings.max_tokens,
+        questions_per_module=settings.questions_per_module,
+        seed=settings.seed,
+    )
+
+
+def _shuffled_modules(settings: QASettings) -> list[corpus.Module]:
+    modules = list(corpus.iter_modules(settings.split))
+    random.Random(settings.seed).shuffle(modules)
+    return modules
+
+
+def _arguments(settings: QASettings) -> TrainingArguments:
+    length: dict[str, Any] = {"num_train_epochs": settings.epochs} if settings.epochs is not None else {"max_steps": settings.max_steps}
+    return TrainingArguments(
+        output_dir=str(Path(settings.output) / "checkpoints"),
+        per_device_train_batch_size=1,  # the data yield groups of features
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=0.98,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        logging_steps=settings.logging_steps,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=not settings.progress,
+        report_to=[],
+        **length,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}

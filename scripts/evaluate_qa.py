@@ -1,0 +1,167 @@
+"""Compare ways to read long documents, on the same questions and in one interleaved run.
+
+    python scripts/evaluate_qa.py --short assets/bert-python-512-qa --convert \\
+        --long "converted + fine-tuning=runs/long-0@0" --long "converted + fine-tuning=runs/long-1@1"
+
+Rows: a random definition, the lexical rule, the short model on the first 512 tokens, the short model on windows,
+and any converted models. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+import hf_longattn
+from hf_longattn.benchmarking.report import machine
+from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.evaluation.qa_baselines import LexicalRule, RandomCandidate
+from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
+from hf_longattn.evaluation.qa_report import write_report
+from hf_longattn.evaluation.qa_run import Reader, ScoredAnswer, run_readers
+from hf_longattn.evaluation.qa_sets import evaluation_set, source_name
+from hf_longattn.evaluation.qa_table import to_markdown
+from hf_longattn.training import load_qa_model
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", nargs="+", default=["docstring", "lookup"], help="'docstring', 'lookup', or SQuAD-shaped data")
+    add("--split", default="test", help="split to score on (default: test)")
+    add("--short", help="short QA model: rows for truncation and for windows")
+    add("--convert", action="store_true", help="also convert --short, with tiled and with random positions, and score that")
+    add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
+    add("--mechanism", default="longformer", help="mechanism for --convert (default: longformer)")
+    add("--window", type=int, default=512, help="its window (default: 512)")
+    add("--max-length", type=int, default=8192, help="tokens that long models read (default: 8192)")
+    add("--short-length", type=int, default=512, help="tokens that the short model reads (default: 512)")
+    add("--stride", type=int, default=128, help="tokens that consecutive windows share, as in run_qa (default: 128)")
+    add("--lengths", type=int, nargs="+", default=[480, 1024, 2048, 4096, 8192], help="lengths of lookup documents")
+    add("--per-length", type=int, default=100, help="questions per length (default: 100)")
+    add("--no-baselines", action="store_true", help="leave the random definition and the lexical rule out")
+    add("--bf16", action="store_true", help="run all models under bfloat16 autocast")
+    add("--threads", type=int, default=0, help="processor threads (default: torch's)")
+    add("--seed", type=int, default=0, help="seed of the choice of questions")
+    add("--output", default="docs/results/qa", help="path without suffix (default: docs/results/qa)")
+    return parser.parse_args(arguments)
+
+
+def short_readers(options: argparse.Namespace) -> list[Reader]:
+    """Truncation and windows with the short model."""
+    model, tokenizer = load_qa_model(options.short)
+    dtype = torch.bfloat16 if options.bf16 else None
+    length = options.short_length
+    return [
+        QAReader(f"first {length} tokens", model, tokenizer, truncated(length), dtype=dtype),
+        QAReader(f"windows of {length}, stride {options.stride}", model, tokenizer, windows(length, options.stride), dtype=dtype),
+    ]
+
+
+def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
+    """The short model converted twice: with random new positions (negative control) and with tiled ones."""
+    rows = {"random": "converted, random positions (control)", "tile": "converted, no training"}
+    readers = []
+    for positions, row in rows.items():
+        hf_longattn.convert_checkpoint(
+            options.short,
+            folder / positions,
+            mechanism=options.mechanism,
+            window=options.window,
+            max_length=options.max_length,
+            positions=positions,
+        )
+        readers.append(long_reader(row, str(folder / positions), options, None))
+    return readers
+
+
+def long_reader(row: str, path: str, options: argparse.Namespace, seed: int | None) -> Reader:
+    """A converted model that reads the whole document."""
+    model, tokenizer = load_qa_model(path)
+    dtype = torch.bfloat16 if options.bf16 else None
+    return QAReader(row, model, tokenizer, whole(options.max_length), seed=seed, batch_size=1, dtype=dtype)
+
+
+def named_models(texts: list[str]) -> list[tuple[str, str, int | None]]:
+    """Parse ROW=PATH[@SEED]."""
+    found = []
+    for text in texts:
+        row, equals, rest = text.partition("=")
+        path, _, seed = rest.rpartition("@") if "@" in rest else (rest, "", "")
+        if not equals or not path or (seed and not seed.isdigit()):
+            raise OptionError(f"--long takes ROW=PATH or ROW=PATH@SEED, not {text!r}")
+        found.append((row, path, int(seed) if seed else None))
+    return found
+
+
+def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
+    """All rows in the order of the table."""
+    readers: list[Reader] = [] if options.no_baselines else [RandomCandidate(), LexicalRule()]
+    if options.short:
+        readers += short_readers(options)
+        if options.convert:
+            readers += converted_readers(options, folder)
+    elif options.convert:
+        raise OptionError("--convert needs the short model to convert: add --short PATH")
+    readers += [long_reader(row, path, options, seed) for row, path, seed in named_models(options.long)]
+    if not any(isinstance(reader, QAReader) for reader in readers):
+        raise OptionError("nothing to score: give --short PATH or --long ROW=PATH")
+    return readers
+
+
+def score(readers: list[Reader], options: argparse.Namespace) -> list[ScoredAnswer]:
+    """Ask all questions."""
+    tokenizer = next(reader.tokenizer for reader in readers if isinstance(reader, QAReader))
+    answers: list[ScoredAnswer] = []
+    for name in options.data:
+        records = evaluation_set(
+            name,
+            tokenizer,
+            split=options.split,
+            per_length=options.per_length,
+            lengths=options.lengths,
+            seed=options.seed,
+        )
+        with Progress() as progress:
+            task = progress.add_task(f"{source_name(name)}: {len(records)} questions", total=len(records))
+            done = lambda count, task=task, bar=progress: bar.update(task, completed=count)  # noqa: E731
+            answers += run_readers(readers, records, source_name(name), done)
+    return answers
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """What a reader needs to place the numbers."""
+    return {
+        "data": f"{', '.join(options.data)}; split {options.split}, at most {options.per_length} questions per length",
+        "windows": f"{options.short_length} tokens, {options.stride} shared by consecutive windows (run_qa's doc_stride)",
+        "precision": "bfloat16 autocast" if options.bf16 else "float32",
+        "timing": "text to answer, one document at a time, all systems interleaved in one run on the same machine",
+        "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            answers = score(build_readers(options, Path(folder)), options)
+    except LongAttentionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    table = write_report(options.output, answers, about(options), "Long question answering")
+    print(to_markdown(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
