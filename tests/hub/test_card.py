@@ -1,0 +1,115 @@
+"""Cards: the usage runs as it stands, the metadata survives being read back, and nothing is stated that was not given."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from hf_longattn.errors import CheckpointError, LongAttentionError
+from hf_longattn.families import LongBertConfig, LongBertForMaskedLM, LongBertForQuestionAnswering, LongGPT2Config, LongGPT2LMHeadModel
+from hf_longattn.hub import MeasuredResult, write_model_card
+
+SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
+    words = special + sorted({"The", "house", "name", "is", "A", "long", "document", "import", "np", "as", "."})
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", mask_token="<mask>", unk_token="<unk>", eos_token="</s>")
+
+
+def saved(folder: Path, kind: str) -> Path:
+    attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
+    if kind == "gpt2":
+        config = LongGPT2Config(
+            vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=64, long_attention={"mechanism": "window", "window": 8}
+        )
+        model = LongGPT2LMHeadModel(config)
+    else:
+        config = LongBertConfig(**SIZES, max_position_embeddings=64, long_attention=attention)
+        model = {"qa": LongBertForQuestionAnswering, "mlm": LongBertForMaskedLM}[kind](config)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["qa", "mlm", "gpt2"])
+def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str) -> None:
+    folder = saved(tmp_path / "model", kind)
+    text = write_model_card(folder).read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(code, "usage", "exec"), {})  # an error of the snippet is the test's
+    assert ("global_attention_mask" in code) == (kind == "qa")
+
+
+def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "qa")
+    report = {
+        "text": "200 tokens of built-in English",
+        "train_command": "python scripts/train_qa.py",
+        "plan": {"source": "some/bert", "old_length": 32, "new_length": 64, "positions": "tile"},
+        "checks": [{"name": "equal at the old length", "status": "passed", "detail": "largest difference 0.0"}],
+        "versions": {"torch": "2.13.0"},
+    }
+    rows = [
+        MeasuredResult("lookup", "exact match", 82.5, "%", n=200, standard_error=2.7, system="converted"),
+        {"dataset": "lookup", "metric": "exact match", "value": 81.0, "unit": "%", "split": "test"},
+    ]
+    metadata = {"license": "apache-2.0", "language": "en", "datasets": ["squad"], "tags": ["code"]}
+    texts = {"name": "me/long-bert", "title": "long-bert", "training": "Trained **briefly**.", "limits": ["Reads English only."]}
+    path = write_model_card(folder, base_model="some/bert", report=report, results=rows, **metadata, **texts)
+    card = ModelCard.load(path)
+    assert card.data.base_model == "some/bert"
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "question-answering"
+    assert set(card.data.tags) == {"code", "hf_longattn", "long-context"}
+    [result] = card.data.eval_results
+    assert (result.metric_value, result.metric_type, result.dataset_type, result.dataset_split) == (81.0, "exact_match", "lookup", "test")
+    for piece in (
+        "82.5 ± 2.7 %",
+        "equal at the old length",
+        "python scripts/train_qa.py",
+        "Reads English only.",
+        "me/long-bert",
+        "32 to 64 tokens",
+    ):
+        assert piece in card.text, piece
+    assert "window=16" in card.text
+
+
+def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 512})
+    )
+    text = write_model_card(tmp_path, name="assets/small").read_text()
+    assert "import hf_longattn" not in text
+    assert "## Results" not in text
+    assert "## What the conversion checked" not in text
+
+
+def test_the_conversion_report_of_the_folder_is_used(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "mlm")
+    (folder / "conversion_report.json").write_text(
+        json.dumps({"checks": [{"name": "finite", "status": "passed", "detail": "at 64 tokens"}]})
+    )
+    assert "| finite | passed | at 64 tokens |" in write_model_card(folder).read_text()
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        write_model_card(tmp_path)
+    with pytest.raises(LongAttentionError, match="finite"):
+        MeasuredResult("lookup", "loss", float("nan"))
+    with pytest.raises(LongAttentionError, match="takes dataset"):
+        MeasuredResult.of({"dataset": "lookup", "score": 1})
