@@ -56,8 +56,9 @@ def longattn_mask(
         return masking.sdpa_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, **kwargs
         )
-    static = isinstance(q_offset, Tensor) or kv_length + kv_offset > q_offset + q_length
-    if static:  # reserved slots after the last token: the mask's width says how many are filled
+    causal = mask_function is not masking.bidirectional_mask_function
+    if causal and (isinstance(q_offset, Tensor) or kv_length + kv_offset > q_offset + q_length):  # a static cache has
+        # reserved slots after the last token; the mask's width says how many are filled.
         total = int(q_offset) + q_length
         if attention_mask is None:
             return torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device"))

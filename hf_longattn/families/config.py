@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from huggingface_hub.dataclasses import strict
+
 from ..configuration import LongAttentionConfig
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class LongConfig(_Base):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.base_model_type = cls.__bases__[-1].model_type
+        strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._register()
@@ -67,20 +70,21 @@ class LongConfig(_Base):
     def layer_types(self) -> list[str]:
         """What ``DynamicCache(config)`` and ``StaticCache(config)`` build each layer's memory from.
 
-        Absent (``AttributeError``) where every layer keeps everything: with another attention implementation, in encoders, and
-        when no mechanism has a bounded reach.
+        Absent (``AttributeError``) where every layer keeps everything: with another attention implementation, in encoders, when no
+        mechanism has a bounded reach, and in decoders with cross-attention, since the encoder's keys are kept in a cache made from
+        the same config.
         """
         from ..memory import decode_layer_types
 
-        if self._runs_mechanisms and getattr(self, "is_decoder", True):
+        self_attending = getattr(self, "is_decoder", True) and not getattr(self, "add_cross_attention", False)
+        if self._runs_mechanisms and self_attending:
             types = decode_layer_types(self.long_attention, self.num_hidden_layers)
             if types is not None:
                 return types
         raise AttributeError("layer_types")
 
     def validate_layer_type(self) -> None:
-        """transformers knows its own cache layer types only; ours follow from ``long_attention``."""
-        self.long_attention.check_layers(self.num_hidden_layers)
+        """transformers knows its own cache layer types only; ours follow from ``long_attention``, which validates itself."""
 
     @property
     def output_attentions(self) -> bool | None:

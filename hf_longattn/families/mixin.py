@@ -35,7 +35,7 @@ class LongAttentionMixin(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" not in cls.__dict__ and hasattr(cls, "forward"):
+        if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
             cls.forward = _with_global_attention_mask(cls.forward)
 
     def post_init(self) -> None:

@@ -11,6 +11,7 @@ import json
 from functools import cache
 from typing import Any, ClassVar
 
+from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from ..configuration import LongAttentionConfig
@@ -37,6 +38,11 @@ class StaticWindowLayer(StaticSlidingWindowLayer):
 
     def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len=max_cache_len, sliding_window=max(self.window, 2))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Without the reserved slots that are still empty: the mask is made for the first layer and cannot tell them from keys."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys[:, :, : self.cumulative_length_int], values[:, :, : self.cumulative_length_int]
 
 
 @cache

@@ -1,0 +1,148 @@
+"""Run transformers' own model test suite (ModelTesterMixin, from the pinned sdist) on the Long families and store the table.
+
+    python scripts/run_transformers_tests.py                       all families
+    python scripts/run_transformers_tests.py bert gpt2 --jobs 2    some of them
+
+The sdist is downloaded once into ``--cache``. It lacks a few helper modules; empty stand-ins for them are put beside it (generation
+and export are tested by this project's own tests). What is skipped on purpose stands with its reason in
+tests/reference/model_tester/skips.json; everything else that is skipped is skipped by the suite itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+import transformers
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ROOT / "tests" / "reference" / "model_tester"
+FAMILIES = ("bert", "roberta", "gpt2", "llama")
+STAND_INS = {
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
+    "distributed_testing_utils.py": "def run_distributed(*args, **kwargs):\n    raise NotImplementedError\n",
+}
+
+
+def unpacked_sdist(cache: Path, version: str) -> Path:
+    """The folder of transformers' sdist, downloaded and unpacked on first use."""
+    folder = cache / f"transformers-{version}"
+    if not (folder / "tests" / "test_modeling_common.py").is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+        subprocess.run([*command, "--dest", str(cache), f"transformers=={version}"], check=True)
+        with tarfile.open(cache / f"transformers-{version}.tar.gz") as archive:
+            members = [m for m in archive.getmembers() if "/tests/" in m.name]
+            archive.extractall(cache, members=members, filter="data")
+    return folder
+
+
+def prepare(folder: Path) -> Path:
+    """Put the stand-ins and our test module into the sdist's tests; returns the module."""
+    tests = folder / "tests"
+    module = tests / "models" / "long" / "test_modeling_long.py"
+    for name, text in STAND_INS.items():
+        path = tests / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    module.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(OURS / "families_under_test.py", module)
+    for package in (tests, *(path for path in tests.rglob("*") if path.is_dir() and path.name != "__pycache__")):
+        (package / "__init__.py").touch()
+    return module
+
+
+def run(folder: Path, module: Path, families: list[str], jobs: int, report: Path) -> None:
+    environment = os.environ | {
+        "LONGATTN_SKIPS": str(OURS / "skips.json"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "RUN_TRAINING_TESTS": "0",
+    }
+    names = " or ".join(f"Long{family.capitalize()}Test" for family in families)
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull]
+    command += ["-k", names, f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
+    if jobs > 1 and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(jobs)]
+    subprocess.run(command, cwd=folder, env=environment, check=False)
+
+
+def table(report: Path) -> dict[str, dict]:
+    """Counts, failures and reasons of skips for every family."""
+    result: dict[str, dict] = {}
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        family = case.get("classname", "").rsplit(".", 1)[-1].removesuffix("Test").removeprefix("Long").lower()
+        entry = result.setdefault(family, {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "skips": Counter()})
+        skipped = case.find("skipped")
+        if skipped is not None:
+            entry["skipped"] += 1
+            entry["skips"][skipped.get("message") or "no reason given"] += 1
+        elif case.find("failure") is not None or case.find("error") is not None:
+            entry["failed"] += 1
+            entry["failures"].append(case.get("name"))
+        else:
+            entry["passed"] += 1
+    for entry in result.values():
+        entry["skips"] = dict(entry["skips"].most_common())
+    return result
+
+
+def markdown(result: dict[str, dict], version: str) -> str:
+    lines = [f"# transformers {version}: ModelTesterMixin on the Long families", "", "Written by `python scripts/run_transformers_tests.py`.", ""]
+    lines += ["| family | passed | failed | skipped |", "|---|---|---|---|"]
+    lines += [f"| long_{family} | {entry['passed']} | {entry['failed']} | {entry['skipped']} |" for family, entry in sorted(result.items())]
+    reasons: Counter[str] = Counter()
+    for entry in result.values():
+        reasons.update(entry["skips"])
+    lines += ["", "Reasons for skipping, over all families (`skip list:` are ours, the others the suite's own):", "", "| tests | reason |", "|---|---|"]
+    lines += [f"| {count} | {' '.join(reason.split())} |" for reason, count in reasons.most_common()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"among {', '.join(FAMILIES)}; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (with pytest-xdist), default %(default)s")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "hf_longattn", help="where the sdist is kept, default %(default)s")
+    parser.add_argument("--output", type=Path, help="folder for model_tester.json and .md, for example docs/results; default: do not store")
+    options = parser.parse_args()
+    unknown = [family for family in options.families if family not in FAMILIES]
+    if unknown:
+        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(FAMILIES)}")
+    families = options.families or list(FAMILIES)
+
+    folder = unpacked_sdist(options.cache, transformers.__version__)
+    module = prepare(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        report = Path(temporary) / "report.xml"
+        run(folder, module, families, options.jobs, report)
+        result = table(report)
+    text = markdown(result, transformers.__version__)
+    print(text)
+    for family, entry in sorted(result.items()):
+        for name in entry["failures"]:
+            print(f"FAILED long_{family}: {name}", file=sys.stderr)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "model_tester.md").write_text(text, encoding="utf-8")
+        stored = {"transformers": transformers.__version__, "families": result}
+        (options.output / "model_tester.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    ran = all(family in result for family in families)
+    return 0 if ran and not any(entry["failed"] for entry in result.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `scripts/run_transformers_tests.py`
+puts it beside the stand-ins; it is no test module of this project's own suite."""
+
+from __future__ import annotations
+
+import json
+import os
+import unittest
+from pathlib import Path
+
+import torch
+from transformers.models.auto import modeling_auto
+from transformers.testing_utils import require_torch, torch_device
+
+import hf_longattn.families as long_families
+
+from ...test_configuration_common import ConfigTester
+from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+
+long_families.register()
+SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
+MECHANISMS = {"bert": "longformer", "roberta": "longformer", "gpt2": "window", "llama": "window"}
+
+# The mixin looks up by class name which inputs and labels a head takes.
+for names in [value for name, value in vars(modeling_auto).items() if name.startswith("MODEL_") and name.endswith("_MAPPING_NAMES")]:
+    for family in long_families.FAMILIES.values():
+        base = names.get(family.base_model_type)
+        if isinstance(base, str):
+            names[family.config_class.model_type] = f"Long{base}"
+
+
+class Tester:
+    """Tiny configs and inputs of one family, with the attribute names that the mixin reads."""
+
+    batch_size = 13
+    seq_length = 7
+    num_choices = 4
+    num_labels = 3
+    num_hidden_layers = 2
+    hidden_size = 32
+    num_attention_heads = 4
+    vocab_size = 99
+    is_training = True
+
+    def __init__(self, parent: unittest.TestCase, base: str) -> None:
+        self.parent, self.base = parent, base
+
+    def get_config(self):
+        shape = {
+            "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads, "intermediate_size": 37, "max_position_embeddings": 512,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 98,
+        }  # fmt: skip
+        if self.base == "roberta":
+            shape |= {"pad_token_id": 1, "bos_token_id": 0}
+        if self.base == "bert":
+            shape |= {"pad_token_id": 0}
+        return long_families.FAMILIES[self.base].config_class(**shape, long_attention={"mechanism": MECHANISMS[self.base], "window": 4})
+
+    def prepare_config_and_inputs_for_common(self):
+        ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 2) + 2
+        ids = ids.clamp(max=self.vocab_size - 2)
+        mask = random_attention_mask([self.batch_size, self.seq_length])
+        return self.get_config(), {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
+
+
+def make(base: str) -> type[unittest.TestCase]:
+    family = long_families.FAMILIES[base]
+
+    @require_torch
+    class FamilyTest(ModelTesterMixin, unittest.TestCase):
+        all_model_classes = tuple(family.model_class(name) for name in family.heads.values())
+        test_all_params_have_gradient = not any(name.endswith("DoubleHeadsModel") for name in family.heads)  # the second head has a loss of its own
+
+        def setUp(self) -> None:
+            reasons = {**SKIPPED.get("all", {}), **SKIPPED.get(base, {})}
+            if self._testMethodName in reasons:
+                self.skipTest(f"skip list: {reasons[self._testMethodName]}")
+            self.model_tester = Tester(self, base)
+            self.config_tester = ConfigTester(self, config_class=family.config_class, **{"n_embd" if base == "gpt2" else "hidden_size": 32})
+
+        def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+            """Labels of the two heads that the suite leaves to the models' own tests."""
+            inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+            batch, length, choices = self.model_tester.batch_size, self.model_tester.seq_length, self.model_tester.num_choices
+            if return_labels and model_class.__name__.endswith("ForPreTraining"):
+                inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
+                inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long, device=torch_device)
+            if return_labels and model_class.__name__.endswith("DoubleHeadsModel"):
+                text = torch.zeros(batch, choices, length, dtype=torch.long, device=torch_device)
+                inputs |= {"input_ids": text, "labels": text, "token_type_ids": text, "attention_mask": torch.ones_like(text)}
+                inputs["mc_token_ids"] = torch.zeros(batch, choices, dtype=torch.long, device=torch_device)
+                inputs["mc_labels"] = torch.zeros(batch, dtype=torch.long, device=torch_device)
+            return inputs
+
+        def test_reverse_loading_mapping(self) -> None:
+            """Our conversion changes the length of a table, not its name: the case for which the suite has this argument."""
+            super().test_reverse_loading_mapping(check_keys_were_modified=False)
+
+        def test_config(self) -> None:
+            self.config_tester.run_common_tests()
+
+    FamilyTest.__name__ = FamilyTest.__qualname__ = f"Long{base.capitalize()}Test"
+    return FamilyTest
+
+
+LongBertTest, LongRobertaTest, LongGpt2Test, LongLlamaTest = (make(base) for base in ("bert", "roberta", "gpt2", "llama"))

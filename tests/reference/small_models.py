@@ -1,0 +1,78 @@
+"""Small random models of every base architecture, and their Long counterparts with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+import hf_longattn.families as families
+
+SHAPE = {"vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.2}
+OWN: dict[str, dict[str, Any]] = {
+    "bert": {"intermediate_size": 96, "max_position_embeddings": 512, "pad_token_id": 0},
+    "roberta": {"intermediate_size": 96, "max_position_embeddings": 514, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    "gpt2": {"n_inner": 96, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
+    "llama": {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
+}
+BASES = tuple(OWN)
+ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
+HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+
+
+def plain_config(base: str, **changes: Any) -> Any:
+    return CONFIG_MAPPING[base](**{**SHAPE, **OWN[base], **changes})
+
+
+def long_config(base: str, long_attention: Any, **changes: Any) -> Any:
+    return families.FAMILIES[base].config_class(**{**SHAPE, **OWN[base], **changes}, long_attention=long_attention)
+
+
+def base_class(base: str, head: str | None = None) -> type[PreTrainedModel]:
+    import transformers
+
+    return getattr(transformers, head or MODEL_MAPPING_NAMES[base])
+
+
+def plain_model(base: str, head: str | None = None, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return base_class(base, head)(plain_config(base, **changes)).eval()
+
+
+def long_like(plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
+    """The Long model of ``plain``'s class with the same weights."""
+    long_class = families.FAMILIES[base].long_class_of(type(plain))
+    assert long_class is not None
+    model = long_class(long_config(base, long_attention, **changes)).eval()
+    model.load_state_dict(copy.deepcopy(plain.state_dict()), strict=True)
+    return model
+
+
+def pair(base: str, head: str | None, long_attention: Any, **changes: Any) -> tuple[Any, Any]:
+    plain = plain_model(base, head, **changes)
+    return plain, long_like(plain, base, long_attention, **changes)
+
+
+def tokens(batch: int = 3, length: int = 100) -> Tensor:
+    return torch.randint(5, SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def padding(batch: int, length: int, *, left: bool = False) -> Tensor:
+    """Every row shorter than the one before by a sixth; 1 = real token."""
+    real = torch.tensor([length - row * length // 6 for row in range(batch)])[:, None]
+    position = torch.arange(length)[None]
+    return (position >= length - real).long() if left else (position < real).long()
+
+
+def head_inputs(head: str, batch: int = 3, length: int = 100, pad_token: int = 1) -> dict[str, Tensor]:
+    """input_ids with padding and attention_mask, in the shape that the head takes."""
+    mask = padding(batch, length)
+    inputs = {"input_ids": torch.where(mask.bool(), tokens(batch, length), pad_token), "attention_mask": mask}
+    if head.endswith(("MultipleChoice", "DoubleHeadsModel")):
+        return {name: value[:, None].expand(-1, 2, -1).contiguous() for name, value in inputs.items()}
+    return inputs

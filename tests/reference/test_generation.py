@@ -1,0 +1,174 @@
+"""`generate` of LongGPT2 and LongLlama: step by step equals the full forward pass, with memory no larger than the window."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from tests.reference.small_models import DECODERS, pair, plain_model, long_like, padding, tokens
+
+WINDOW = 16
+HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "full": {"mechanism": "full"},
+    "window": {"mechanism": "window", "window": WINDOW},
+    "window of one": {"mechanism": "window", "window": 1},
+    "windows by layer": {"mechanism": "window", "window": WINDOW, "layers": {0: {"window": 4}, 2: {"window": 30}}},
+    "window and full": {"mechanism": "window", "window": WINDOW, "layers": {1: {"mechanism": "full"}}},
+    "full first": {"mechanism": "window", "window": WINDOW, "layers": {0: {"mechanism": "full"}}},
+    "longformer": {"mechanism": "longformer", "window": WINDOW},
+}
+GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 30}
+
+
+def model(base: str, mechanism: str) -> Any:
+    return long_like(plain_model(base, HEAD[base]), base, MECHANISMS[mechanism])
+
+
+def position_ids(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("base", DECODERS)
+def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
+    longer, ids = model(base, mechanism), tokens(3, 90)
+    mask = padding(3, 90, left=True) if left else torch.ones(3, 90, dtype=torch.long)
+    positions = position_ids(mask)
+    with torch.no_grad():
+        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        start, cache, steps = 50, DynamicCache(config=longer.config), []
+        for begin, end in [(0, start), (start, start + 7), *((i, i + 1) for i in range(start + 7, 90))]:  # prompt, a chunk, single tokens
+            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
+            steps.append(out.logits)
+    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_the_cache_stays_as_large_as_the_window(base: str) -> None:
+    longer, ids = model(base, "windows by layer"), tokens(2, 80)
+    cache, sizes = DynamicCache(config=longer.config), []
+    with torch.no_grad():
+        for i in range(80):
+            longer(ids[:, i : i + 1], past_key_values=cache)
+            sizes.append([layer.keys.shape[2] for layer in cache.layers])
+    assert sizes[-1] == [3, WINDOW - 1, 29]  # the window without the token that is being computed
+    assert sizes[29:] == [sizes[29]] * 51
+    assert cache.get_seq_length() == 80
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_the_model_makes_that_cache_itself(base: str) -> None:
+    longer = model(base, "window and full")
+    out = longer.generate(tokens(2, 40), return_dict_in_generate=True, **GREEDY)
+    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [WINDOW - 1, 69, WINDOW - 1]
+    with torch.no_grad():
+        made = longer(tokens(2, 40), use_cache=True).past_key_values
+    assert [layer.keys.shape[2] for layer in made.layers] == [WINDOW - 1, 40, WINDOW - 1]
+
+
+@pytest.mark.parametrize("how", [GREEDY, GREEDY | {"num_beams": 3}, GREEDY | {"do_sample": True, "top_k": 20}], ids=["greedy", "beam", "sampling"])
+@pytest.mark.parametrize("mechanism", ["window", "windows by layer", "longformer"])
+@pytest.mark.parametrize("base", DECODERS)
+def test_generate_with_and_without_a_cache(base: str, mechanism: str, how: dict[str, Any]) -> None:
+    longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
+    texts = []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        texts.append(longer.generate(ids, attention_mask=mask, use_cache=use_cache, **how))
+    assert texts[0].shape == (3, 70)
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_a_left_padded_batch_generates_what_its_rows_generate_alone(base: str) -> None:
+    longer, ids, mask = model(base, "window"), tokens(3, 40), padding(3, 40, left=True)
+    batch = longer.generate(ids, attention_mask=mask, **GREEDY)[:, 40:]
+    for row in range(3):
+        alone = ids[row : row + 1, 40 - int(mask[row].sum()) :]
+        assert torch.equal(longer.generate(alone, attention_mask=torch.ones_like(alone), **GREEDY)[0, alone.shape[1] :], batch[row])
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_global_tokens_are_seen_in_decoding(base: str) -> None:
+    longer, ids, mask = model(base, "longformer"), tokens(2, 60), padding(2, 60, left=True)
+    is_global = torch.zeros(2, 60, dtype=torch.long)
+    is_global[:, [20, 25]] = 1
+    positions = position_ids(mask)
+    with torch.no_grad():
+        whole = longer(ids, attention_mask=mask, position_ids=positions, global_attention_mask=is_global).logits
+        cache = DynamicCache(config=longer.config)
+        longer(ids[:, :50], attention_mask=mask[:, :50], position_ids=positions[:, :50], global_attention_mask=is_global[:, :50], past_key_values=cache)
+        last = [
+            longer(
+                ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=positions[:, i : i + 1], global_attention_mask=is_global[:, : i + 1],
+                past_key_values=cache,
+            ).logits
+            for i in range(50, 60)
+        ]  # fmt: skip
+        without = longer(ids, attention_mask=mask, position_ids=positions).logits
+    assert (torch.cat(last, 1) - whole[:, 50:]).abs().max() < 1e-4
+    assert (whole - without)[:, 50:].abs().max() > 1e-2
+    texts = [
+        longer.generate(ids, attention_mask=mask, global_attention_mask=is_global, use_cache=use_cache, **GREEDY | {"num_beams": beams})
+        for beams in (1, 2)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(texts[0], texts[1])
+    assert torch.equal(texts[2], texts[3])
+
+
+@pytest.mark.parametrize("mechanism", ["full", "window", "windows by layer", "window and full", "longformer"])
+@pytest.mark.parametrize("base", DECODERS)
+def test_static_cache(base: str, mechanism: str) -> None:
+    longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
+    dynamic = longer.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(longer.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY), dynamic)
+    short = longer.generate(ids[:1, :3], **GREEDY)
+    assert torch.equal(longer.generate(ids[:1, :3], cache_implementation="static", **GREEDY), short)
+    cache = StaticCache(config=longer.config, max_cache_len=100)
+    with torch.no_grad():
+        out = longer(ids, past_key_values=cache).logits
+        again = longer(ids[:, :1], past_key_values=cache).logits
+        whole = longer(torch.cat([ids, ids[:, :1]], 1), use_cache=False).logits
+    assert (torch.cat([out, again], 1) - whole).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_assisted_generation_rolls_the_windowed_cache_back(base: str) -> None:
+    longer, ids = model(base, "windows by layer"), tokens(1, 40)
+    helper = copy.deepcopy(longer)
+    with torch.no_grad():
+        next(helper.parameters()).add_(0.02 * torch.randn_like(next(helper.parameters())))
+    assert torch.equal(longer.generate(ids, assistant_model=helper, **GREEDY), longer.generate(ids, **GREEDY))
+
+
+def test_bert_and_roberta_as_decoders() -> None:
+    for base, head in (("bert", "BertLMHeadModel"), ("roberta", "RobertaForCausalLM")):
+        _, longer = pair(base, head, MECHANISMS["window"], is_decoder=True)
+        ids = tokens(2, 40)
+        texts = [longer.generate(ids, use_cache=use_cache, **GREEDY) for use_cache in (True, False)]
+        assert torch.equal(*texts)
+
+
+def test_cross_attention_is_full_attention() -> None:
+    for base, head in (("bert", "BertLMHeadModel"), ("roberta", "RobertaForCausalLM"), ("gpt2", "GPT2LMHeadModel")):
+        extra = {"add_cross_attention": True} | ({} if base == "gpt2" else {"is_decoder": True})
+        plain, longer = pair(base, head, {"mechanism": "full"}, **extra)
+        _, windowed = pair(base, head, MECHANISMS["window"], **extra)
+        ids, encoded = tokens(2, 30), torch.randn(2, 77, 64)
+        inputs = {"encoder_hidden_states": encoded, "encoder_attention_mask": padding(2, 77)}
+        with torch.no_grad():
+            expected, found = plain(ids, **inputs), longer(ids, **inputs, output_attentions=True)
+            whole = windowed(ids, **inputs, use_cache=False, global_attention_mask=None).logits
+            cached = windowed(ids[:, :20], **inputs, use_cache=True)
+            rest = windowed(ids[:, 20:], **inputs, past_key_values=cached.past_key_values).logits
+        assert (expected.logits - found.logits).abs().max() < 1e-5
+        assert [w.shape for w in found.cross_attentions] == [(2, 4, 30, 77)] * 3
+        assert [w.shape for w in found.attentions] == [(2, 4, 30, 30)] * 3
+        assert (rest - whole[:, 20:]).abs().max() < 1e-4
