@@ -39,6 +39,7 @@ def export(work_dir: Path, architecture: str, destination: Path, checkpoint: str
     model.half().save_pretrained(partial)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(partial)
+    _compact(partial / "tokenizer.json")
     lines = _log_until(work_dir / architecture / "log.jsonl", state["progress"]["tokens"])
     (partial / "training_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     description = json.loads((work_dir / "data.json").read_text(encoding="utf-8"))
@@ -111,6 +112,12 @@ def _curve(lines: list[dict[str, Any]], rows: int = 12) -> str:
 def _splits_table(splits: dict[str, dict[str, int]]) -> str:
     body = [f"| {name} | {s['documents']:,} | {s['characters']:,} | {s['tokens']:,} |" for name, s in splits.items()]
     return "\n".join(["| split | documents | characters | tokens |", "|---|---|---|---|", *body])
+
+
+def _compact(path: Path) -> None:
+    """Rewrite a JSON file without indentation."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def _data_sentence(versions: dict[str, str]) -> str:
