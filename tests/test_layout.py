@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TOP_FLOOR = FLOOR["conversion"]
+
+NAME_OF_MECHANISM = re.compile(r"(^|[._])mechanism([._]name)?$")
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -78,7 +81,7 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
     found = []
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Compare) and "mechanism" in ast.unparse(node.left)):
+            if not (isinstance(node, ast.Compare) and NAME_OF_MECHANISM.search(ast.unparse(node.left))):
                 continue
             leaves = [leaf for side in node.comparators for leaf in ast.walk(side) if isinstance(leaf, ast.Constant)]
             if any(isinstance(leaf.value, str) and leaf.value != path.stem for leaf in leaves):

@@ -28,9 +28,9 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
         return None
-    if not case.causal:
-        return visible
-    return lambda b, h, q_idx, kv_idx: visible(b, h, q_idx, kv_idx) & (kv_idx <= q_idx)
+    if case.causal:
+        return lambda b, h, q_idx, kv_idx: visible(b, h, q_idx, kv_idx) & (kv_idx <= q_idx)
+    return lambda b, h, q_idx, kv_idx: visible(b, h, q_idx, kv_idx)  # flex_attention takes no bound methods
 
 
 def symmetric_window(inputs: AttentionInputs) -> int:

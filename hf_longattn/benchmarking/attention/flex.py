@@ -29,6 +29,7 @@ class Flex(Side):
         self.qkv = self.leaves = inputs.qkv
         self.upstream = inputs.upstream_heads()
         self.mask = block_mask(mask, case.length, case.device)
+        torch.compiler.reset()  # else it stops compiling after a few lengths and runs unfused
         self.compiled = torch.compile(flex_attention, dynamic=False)
 
     def forward(self) -> Tensor:

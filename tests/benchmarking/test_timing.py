@@ -1,0 +1,32 @@
+"""Timing: sides take turns, and the ratio is that within a round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_longattn.benchmarking.sides import Side
+from hf_longattn.benchmarking.timing import Timing, time_sides, times_faster
+
+
+def test_sides_take_turns_after_one_warm_up_each() -> None:
+    calls: list[str] = []
+
+    def side(called: str) -> Side:
+        class Noted(Side):
+            name = called
+
+            def forward(self) -> Tensor:
+                calls.append(called)
+                return torch.zeros(())
+
+        return Noted()
+
+    timings = time_sides([side("a"), side("b")], 8, backward=False, repeats=2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert [(timing.side, len(timing.rounds)) for timing in timings] == [("a", 2), ("b", 2)]
+
+
+def test_the_ratio_survives_a_machine_that_slows_down() -> None:
+    ours, other = Timing("ours", 8, (1.0, 10.0, 100.0)), Timing("other", 8, (2.0, 20.0, 200.0))
+    assert times_faster(ours, other) == 2.0
