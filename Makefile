@@ -10,6 +10,7 @@ WORKERS ?= auto
 ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
+BENCH := $(PY) scripts/benchmark.py
 # Temporary files stay beside the checkout, since /tmp is often a small memory disk.
 export TMPDIR := $(CURDIR)/.tmp
 export TOKENIZERS_PARALLELISM := false
@@ -34,6 +35,7 @@ demo: $(READY)  ## convert, fine-tune and compare on long question answering (10
 
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 format: $(READY)  ## lay the code out and mend what ruff can mend
@@ -46,6 +48,22 @@ test: lint  ## lint and the tests that take seconds each
 
 test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) $(ARGS)
+
+# Timings count on a quiet machine only: nothing else may run.
+bench: $(READY)  ## measure attention, models and training; results go to docs/results (half an hour on 2 cores)
+	$(BENCH) attention --option window=512 --lengths 1024,4096,8192,16384
+	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --causal --against sdpa,flex
+	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --backward --against sdpa,hf-longformer
+	$(BENCH) attention --option window=512 --lengths 1024,4096,8192 --dtype bf16 --against sdpa,flex
+	$(BENCH) attention --option window=512 --lengths 4096,8192,16384,32768 --memory --repeats 1 --against hf-longformer
+	$(BENCH) attention --option window=512 --lengths 4096,8192,16384,32768 --memory --repeats 1 --against hf-longformer --backward
+	$(BENCH) attention --mechanism longformer --option window=512 --globals 64 --lengths 1024,4096,8192 --against window,sdpa,flex,hf-longformer
+	$(BENCH) model --option window=512 --lengths 512,1024,4096,8192 --repeats 3
+	$(BENCH) train --option window=512 --lengths 512,1024,4096 --repeats 3
+	$(MAKE) docs
+
+docs: $(READY)  ## put the stored results and the registries into README.md and docs/
+	$(PY) scripts/update_docs.py
 
 gpu-check: $(READY)  ## every mechanism on CUDA against float64, then timings
 	$(PY) scripts/gpu_check.py $(ARGS)

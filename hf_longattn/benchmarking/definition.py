@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attend import reference_attend
+from ..engines.pattern import Pattern
 from ..mechanisms.sparse import SparseMechanism
 from .case import AttentionInputs
 from .sides import SideLeftOut
@@ -24,6 +25,8 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
     case, mechanism = inputs.case, inputs.mechanism
     if computes == "full":
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
+    elif computes == "band":
+        visible = band_of(inputs).band_mod
     elif isinstance(mechanism, SparseMechanism):
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
@@ -33,15 +36,21 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
     return lambda b, h, q_idx, kv_idx: visible(b, h, q_idx, kv_idx)  # flex_attention takes no bound methods
 
 
-def symmetric_window(inputs: AttentionInputs) -> int:
-    """The width of the mechanism's window, for sides that know nothing but windows; raises SideLeftOut for anything else."""
+def band_of(inputs: AttentionInputs) -> Pattern:
+    """The mechanism's band around the diagonal; raises SideLeftOut where it has none that is narrower than the input."""
     mechanism, case = inputs.mechanism, inputs.case
     pattern = mechanism.pattern(case.causal) if isinstance(mechanism, SparseMechanism) else None
-    if pattern is None or pattern.left != pattern.right or pattern.left >= case.length:
-        raise SideLeftOut(
-            f"it has no {'causal ' if case.causal else ''}form of {case.mechanism}, only symmetric windows with global tokens"
-        )
-    return 2 * pattern.left
+    if pattern is None or pattern.left >= case.length:
+        raise SideLeftOut(f"{case.mechanism} with {case.options or 'its default options'} has no window within {case.length} tokens")
+    return pattern
+
+
+def symmetric_window(inputs: AttentionInputs) -> int:
+    """The width of the mechanism's window, for sides that know nothing but symmetric windows; raises SideLeftOut for anything else."""
+    band = band_of(inputs)
+    if band.left != band.right:
+        raise SideLeftOut(f"it has no causal form of {inputs.case.mechanism}, only symmetric windows with global tokens")
+    return 2 * band.left
 
 
 def define(inputs: AttentionInputs, computes: str, heads: Sequence[int]) -> list[Tensor] | None:

@@ -74,6 +74,7 @@ class BenchmarkResult:
         options = [f"{name}{value}" for name, value in sorted(case.options.items())]
         marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
         marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
+        marks += ["memory"] * bool(self.memory)
         return "-".join([self.kind, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class Side(ABC):
     """Built once per case (what is built is not timed), then called many times.
 
     ``opponent`` names the one of our own sides that does the same work from the same inputs; ``computes`` is what the
-    result is checked against: ``"mechanism"`` (the definition of the case's mechanism) or ``"full"`` (softmax over all keys).
+    result is checked against: ``"mechanism"`` (the definition of the case's mechanism), ``"full"`` (softmax over all keys) or
+    ``"band"`` (the mechanism's window without its global tokens).
     """
 
     name: ClassVar[str]

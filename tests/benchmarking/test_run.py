@@ -25,9 +25,9 @@ SMALL = Case("longformer", {"window": 16}, heads=2, head_dim=8, layers=1)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_side_equals_the_definition(mechanism: str, causal: bool, dtype: str) -> None:
     case = SMALL.at(mechanism=mechanism, causal=causal, dtype=dtype, num_globals=3 * (mechanism == "longformer"))
-    result = run_attention(case, [64, 96], ["sdpa", "sdpa-mask", "hf-longformer"], repeats=1)
+    result = run_attention(case, [64, 96], ["sdpa", "sdpa-mask", "window", "hf-longformer"], repeats=1)
     assert result.equal, result.checks
-    assert {check.side for check in result.checks} >= {"longattn", "sdpa", "sdpa-mask"}
+    assert {check.side for check in result.checks} >= {"longattn", "sdpa", "sdpa-mask", "window"}
     assert ("hf-longformer" in {timing.side for timing in result.timings}) == (not causal)
     assert {left["side"] for left in result.left_out} == ({"hf-longformer"} if causal else set())
 
@@ -128,4 +128,4 @@ def test_options_and_lengths_are_read() -> None:
 
 
 def test_the_sides_are_listed_without_ours() -> None:
-    assert set(list_sides("attention")) == {"flex", "hf-longformer", "sdpa", "sdpa-mask"}
+    assert set(list_sides("attention")) == {"flex", "hf-longformer", "sdpa", "sdpa-mask", "window"}
