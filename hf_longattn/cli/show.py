@@ -82,16 +82,17 @@ def show_report(report: ConversionReport) -> None:
     if not report.checks:
         console.print("\nNot verified (--no-verify).", style="yellow")
         return
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("check", no_wrap=True)
-    table.add_column("result", no_wrap=True)
-    table.add_column("found", overflow="fold")
+    console.print()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for check in report.checks:
-        table.add_row(check.name, f"[{STYLES[check.status]}]{check.status}[/]", _plain(check.detail))
-    console.print(table)
+        table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{_plain(check.detail)}[/]")
+    console.print(table, highlight=False)
+    console.print()
     console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; kept in conversion_report.json.", highlight=False)
     if report.train_command:
-        console.print(f"To train it: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
+        console.print(f"Next: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
 
 
 def show_inspection(found: Inspection) -> None:

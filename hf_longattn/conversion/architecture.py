@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError, LongAttentionError, nearest
 from ..families.registry import FAMILIES, Family
 from ..mechanisms import Mechanism
 from .source import Source
@@ -48,9 +48,18 @@ class Architecture:
         return self.family.model_class(self.long_class)
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The long model without storage, for its names and shapes."""
-        with torch.device("meta"):
-            return self.model_class(config)
+        """The long model without storage, for its names and shapes.
+
+        Raises:
+            CheckpointError: the config contradicts itself, so that no model can be made from it.
+        """
+        try:
+            with torch.device("meta"):
+                return self.model_class(config)
+        except LongAttentionError:
+            raise
+        except Exception as error:  # the constructors raise what they happen to raise
+            raise CheckpointError(f"The source's config does not make a {self.source_class}: {_line(error)}.") from error
 
 
 def find_architecture(source: Source) -> Architecture:

@@ -30,6 +30,9 @@ __all__ = ["convert_checkpoint"]
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
 
+CHARACTERS_PER_TOKEN = 10
+"""Text read per token wanted: ample for any tokenizer, and a long file is not tokenised to its end."""
+
 
 def convert_checkpoint(
     source: str | Path,
@@ -90,6 +93,7 @@ def convert_checkpoint(
             max_shard_size=max_shard_size,
             **options,
         )
+        text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
         tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size)
         with staged_folder(target, needed_bytes=plan.total_bytes + 2**20) as stage:
             files = _write(plan, stage, progress)

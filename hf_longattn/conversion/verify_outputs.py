@@ -118,10 +118,10 @@ def _compare_old(
             return Check(name, PASSED, f"{found}, equal", values)
         if must:
             return Check(name, FAILED, f"{found}, but they must be equal", values)
-        return Check(name, NEEDS_TRAINING, f"{found}: not exact, {why}", values)
+        return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
 
     exact = plan.positions_exact
-    moved = f"since {plan.positions} changes the old positions too"
+    moved = f"{plan.positions} changes the old positions too"
     checks = []
     if lengths.covered:
         name = "equal where the mechanism covers the input"

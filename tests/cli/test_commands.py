@@ -1,0 +1,144 @@
+"""The commands: readable output on stdout, or one JSON object; the same conversion as from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from hf_longattn.cli import main
+from hf_longattn.mechanisms import list_mechanisms
+
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "llama"
+    config = transformers.LlamaConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=LENGTH,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long") / "llama"
+    arguments = ["--mechanism", "window", "--option", "window=32", "--layers", "0,2-3=window:window=16", "--max-length", "256"]
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(source), str(folder), *arguments])
+    assert not ended.value.code
+    return folder
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """stdout of a command that succeeds."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert not ended.value.code, captured.err
+    return captured.out
+
+
+def test_convert_writes_what_its_flags_say(long: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(long)
+    assert [config.long_attention.for_layer(index)[1]["window"] for index in range(4)] == [16, 32, 16, 16]
+    assert config.max_position_embeddings == 256
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(long)).__name__ == "LongLlamaForCausalLM"
+
+
+def test_convert_reports_in_words_and_as_json(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 128)
+    words = output(capsys, "convert", source, tmp_path / "words", *flags)
+    assert "padding changes nothing" in words
+    assert "needs training" in words
+    report = json.loads(output(capsys, "convert", source, tmp_path / "json", *flags, "--json"))
+    assert report["passed"]
+    assert report["destination"] == str(tmp_path / "json")
+    assert report["plan"]["tensor_counts"]["kept"] == len(transformers.AutoModelForCausalLM.from_pretrained(source).state_dict())
+
+
+def test_overwrite_replaces_and_no_verify_says_so(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--mechanism", "window", "--max-length", 128)
+    output(capsys, "convert", source, tmp_path / "long", *flags)
+    assert "Not verified" in output(capsys, "convert", source, tmp_path / "long", *flags, "--overwrite", "--no-verify")
+    assert not json.loads((tmp_path / "long" / "conversion_report.json").read_text())["verified"]
+
+
+def test_dry_run_and_plan_say_what_would_happen_and_write_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 1024, "--json")
+    dry = json.loads(output(capsys, "convert", source, tmp_path / "long", *flags, "--dry-run"))
+    planned = json.loads(output(capsys, "plan", source, *flags))
+    assert dry == planned
+    assert list(tmp_path.iterdir()) == []
+    assert [cost["length"] for cost in planned["costs"]] == [64, 128, 256, 512, 1024]
+    assert planned["costs"][-1]["cache_bytes"] == planned["costs"][-2]["cache_bytes"]
+    assert "rope:none" in output(capsys, "plan", source, *flags[:-1])
+
+
+def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(output(capsys, "inspect", long, "--json"))
+    assert [layer["window"] for layer in found["layers"]] == [16, 32, 16, 16]
+    model = transformers.AutoModelForCausalLM.from_pretrained(long)
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    # keys and values, 2 heads of 8, fp32, of the 16 + 32 + 16 + 16 tokens that the layers reach back
+    assert found["costs"][-1]["cache_bytes"] == 2 * 2 * 8 * 4 * (16 + 32 + 16 + 16)
+    assert "window=16" in output(capsys, "inspect", long)
+    short = json.loads(output(capsys, "inspect", source, "--json"))
+    assert (short["class"], short["max_length"], short["layers"][0]["mechanism"]) == ("LlamaForCausalLM", LENGTH, "full")
+
+
+def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json.loads(output(capsys, "mechanisms", "--json"))["mechanisms"]
+    assert [one["name"] for one in listed] == list_mechanisms()
+    assert all(name in output(capsys, "mechanisms") for name in list_mechanisms())
+    words = output(capsys, "mechanisms", "longformer")
+    assert "global_tokens" in words
+    assert "Beltagy" in words
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_every_mechanism_draws_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
+    output(capsys, "inspect", "--mechanism", name, "--length", 24, "--plot", tmp_path / "pattern.png")
+    assert (tmp_path / "pattern.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_models_layers_are_drawn(long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
+    output(capsys, "inspect", long, "--length", 48, "--plot", tmp_path / "pattern.svg")
+    assert "layers 0, 2, 3: window window=16" in (tmp_path / "pattern.svg").read_text() or (tmp_path / "pattern.svg").stat().st_size > 1000
+
+
+def test_a_drawing_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
+    for file, sentence in (("pattern.xyz", "Cannot draw into"), ("nowhere/pattern.png", "No such file or directory")):
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", "--mechanism", "window", "--plot", str(tmp_path / file)])
+        assert ended.value.code == 1
+        assert sentence in capsys.readouterr().err
+
+
+def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Path) -> None:
+    script = repository / "scripts" / "convert_checkpoint.py"
+    command = [sys.executable, script, source, tmp_path / "long", "--mechanism", "full", "--max-length", "128", "--no-verify", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=repository, env={**os.environ, "PYTHONPATH": str(repository)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["destination"] == str(tmp_path / "long")
+    assert done.stderr == ""
+
+
+def test_help_does_not_import_torch() -> None:
+    program = "import sys; from hf_longattn.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

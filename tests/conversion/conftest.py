@@ -1,0 +1,78 @@
+"""Small checkpoints as transformers itself saves them, one per family and head, made once per session."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
+LENGTH = 64
+
+SHARED: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
+BERT = {**SHARED, "vocab_size": 30522, "max_position_embeddings": LENGTH}
+ROBERTA = {**SHARED, "vocab_size": 50265, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "type_vocab_size": 1}
+GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50257, "n_positions": LENGTH}
+LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": LENGTH}
+
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "BertForQuestionAnswering": ("BertConfig", BERT),
+    "BertForMaskedLM": ("BertConfig", BERT),
+    "BertForMultipleChoice": ("BertConfig", BERT),
+    "BertModel": ("BertConfig", BERT),
+    "RobertaForMaskedLM": ("RobertaConfig", ROBERTA),
+    "RobertaForSequenceClassification": ("RobertaConfig", ROBERTA),
+    "GPT2LMHeadModel": ("GPT2Config", GPT2),
+    "LlamaForCausalLM": ("LlamaConfig", LLAMA),
+}
+
+
+def real_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
+    """BERT's or GPT-2's own tokenizer; skips the test where their vocabularies are not at hand."""
+    if not TOKENIZERS.is_dir():
+        pytest.skip("the published vocabularies of ../shared/data are not here")
+    if model_type == "bert":
+        return transformers.BertTokenizerFast(str(TOKENIZERS / "bert-base-uncased" / "vocab.txt"), model_max_length=LENGTH)
+    files = [str(TOKENIZERS / "gpt2" / name) for name in ("vocab.json", "merges.txt")]
+    return transformers.GPT2TokenizerFast(*files, model_max_length=LENGTH)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """built("BertForMaskedLM") -> the folder of that checkpoint, shared by the session: do not write into it."""
+    made: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in made:
+            config_class, values = CLASSES[name]
+            torch.manual_seed(0)
+            model = getattr(transformers, name)(getattr(transformers, config_class)(**values))
+            with torch.no_grad():  # the usual initial values hardly let attention show in the outputs
+                for parameter in model.parameters():
+                    if parameter.ndim == 2:
+                        parameter.mul_(8)
+            made[name] = tmp_path_factory.mktemp("checkpoints") / name
+            model.save_pretrained(made[name])
+        return made[name]
+
+    return build
+
+
+@pytest.fixture
+def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """checkpoint("BertForMaskedLM") -> a copy of the test's own, with a tokenizer if asked for."""
+
+    def copy(name: str, *, tokenizer: str | None = None) -> Path:
+        folder = tmp_path / "source"
+        shutil.copytree(built(name), folder)
+        if tokenizer is not None:
+            real_tokenizer(tokenizer).save_pretrained(folder)
+        return folder
+
+    return copy

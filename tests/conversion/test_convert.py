@@ -1,0 +1,173 @@
+"""A short checkpoint becomes a long one: same names, same values, loaded by transformers' Auto classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import hf_longattn
+from hf_longattn.conversion import convert_checkpoint
+
+from .conftest import CLASSES, LENGTH
+
+Checkpoint = Callable[..., Path]
+WINDOW = {"mechanism": "window", "window": 16}
+
+
+def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert report.passed
+    found = statuses(report)
+    assert found["tensors"] == found["padding changes nothing"] == found["finite at the new length"] == "passed"
+    assert found["equal where the mechanism covers the input"] == "passed"
+    assert found["equal at the old length with full attention"] == "passed"
+    assert found["at the old length"] == "needs training"
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    assert config["architectures"] == [f"Long{name}"]
+    assert config["model_type"].startswith("long_")
+    assert config["long_attention"] == WINDOW
+    assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize("name", ["BertForQuestionAnswering", "GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    positions = "rope:none" if name.startswith("Llama") else "auto"
+    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
+    assert report.passed
+    assert not report.needs_training
+    assert report.train_command is None
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("BertForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("BertModel", "AutoModel"),
+        ("RobertaForMaskedLM", "AutoModelForMaskedLM"),
+        ("RobertaForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("LlamaForCausalLM", "AutoModelForCausalLM"),
+    ],
+)
+def test_the_result_equals_conversion_on_the_fly(name: str, auto: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, verify=False)
+    auto_class = getattr(transformers, auto)
+    written = auto_class.from_pretrained(tmp_path / "long")
+    config = type(written.config).from_pretrained(
+        built(name), max_position_embeddings=written.config.max_position_embeddings, long_attention=WINDOW
+    )
+    flown = auto_class.from_pretrained(built(name), config=config)
+    assert type(written) is type(flown)
+    assert type(written).__name__ == f"Long{name}"
+    mine, other = written.state_dict(), flown.state_dict()
+    assert list(mine) == list(other)
+    assert all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", max_length=4 * LENGTH, verify=False)
+    name = "roberta.embeddings.position_embeddings.weight"
+    old = load_file(built("RobertaForMaskedLM") / "model.safetensors")[name]
+    new = load_file(tmp_path / "long" / "model.safetensors")[name]
+    assert new.shape[0] == 4 * LENGTH + 2
+    assert torch.equal(new, torch.cat([old[:2], *[old[2:]] * 4]))
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["max_position_embeddings"] == 4 * LENGTH + 2
+
+
+@pytest.mark.parametrize("positions", ["interpolate", "random"])
+def test_other_positions_verify_and_say_what_they_cost(positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
+    assert report.passed
+    assert report.needs_training == (positions == "interpolate")
+
+
+@pytest.mark.parametrize(
+    ("positions", "kind", "needs_training"),
+    [("auto", "default", False), ("rope:yarn", "yarn", True), ("rope:linear", "linear", True), ("rope:dynamic", "dynamic", False)],
+)
+def test_rotary_positions(positions: str, kind: str, needs_training: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(
+        built("LlamaForCausalLM"), tmp_path / "long", mechanism="window", window=LENGTH, max_length=256, positions=positions
+    )
+    assert report.passed
+    assert report.needs_training == needs_training
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
+    assert model.config.rope_parameters["rope_type"] == kind
+
+
+def test_auto_scales_rotary_positions_where_a_layer_reaches_further(built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built("LlamaForCausalLM"), tmp_path / "long", mechanism="full", max_length=256)
+    assert report.plan["positions"] == "rope:yarn"
+
+
+def test_tied_weights_stay_tied_and_are_stored_once(built: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", max_length=128, verify=False)
+    assert "cls.predictions.decoder.weight" not in load_file(tmp_path / "long" / "model.safetensors")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_buffers_of_the_old_length_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("GPT2LMHeadModel")
+    tensors = load_file(source / "model.safetensors")
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    tensors["transformer.position_ids"] = torch.arange(LENGTH)[None]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128)
+    assert report.plan["tensor_counts"]["dropped"] == 2
+    assert "transformer.h.0.attn.bias" not in load_file(tmp_path / "long" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
+def test_weights_are_cast_when_asked(dtype: str, torch_dtype: torch.dtype, built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype)
+    assert report.passed
+    old, new = (load_file(folder / "model.safetensors") for folder in (built("GPT2LMHeadModel"), tmp_path / "long"))
+    assert all(new[name].dtype == torch_dtype for name in new)
+    assert all(torch.equal(new[name][: len(old[name])], old[name].to(torch_dtype)) for name in new)
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long").dtype == torch_dtype
+
+
+def test_layers_may_differ(built: Callable[[str], Path], tmp_path: Path) -> None:
+    layers = {0: {"mechanism": "full"}}
+    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="window", window=16, layers=layers, max_length=128)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    attached = [layer.attention.self.long_attention.name for layer in model.base_model.encoder.layer]
+    assert attached == ["full", "window"]
+
+
+def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: Callable[[str], Path], tmp_path: Path) -> None:
+    from hf_longattn.mechanisms import list_mechanisms, register_mechanism
+    from hf_longattn.mechanisms.window import Window
+
+    if "window_with_gain" not in list_mechanisms():
+
+        @register_mechanism("window_with_gain")
+        class WindowWithGain(Window):
+            trains = True
+
+            def __init__(self, *arguments: object) -> None:
+                super().__init__(*arguments)
+                self.gain = torch.nn.Parameter(torch.randn(3))
+
+    for folder in ("one", "two"):
+        report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / folder, mechanism="window_with_gain", max_length=128)
+    assert report.plan["tensor_counts"]["added"] == 2
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two"))
+    added = [name for name in one if name.endswith("long_attention.gain")]
+    assert len(added) == 2
+    assert all(torch.equal(one[name], two[name]) for name in added)
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one").state_dict()
+    assert all(torch.equal(one[name], loaded[name]) for name in added)
