@@ -1,0 +1,91 @@
+"""Long configs: reading, writing, validating, and what they say about the decode cache."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+import hf_longattn.families as families
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.errors import OptionError, UnknownMechanismError
+from tests.reference.small_models import BASES, long_config, plain_config
+
+CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
+
+
+@pytest.mark.parametrize("base", BASES)
+class TestEveryFamily:
+    def test_round_trip(self, base: str, tmp_path: Path) -> None:
+        config = long_config(base, CHOSEN, position_extension="interpolate")
+        config.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert written["long_attention"] == LongAttentionConfig.from_dict(CHOSEN).to_dict()
+        assert written["model_type"] == f"long_{base}"
+        families.register()
+        for read in (type(config).from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+            assert type(read) is type(config)
+            assert read.to_json_string() == config.to_json_string()
+            assert read.position_extension == "interpolate"
+
+    def test_from_a_plain_folder(self, base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        plain_config(base, num_labels=5).save_pretrained(tmp_path)
+        config = families.FAMILIES[base].config_class.from_pretrained(tmp_path, max_position_embeddings=4096, long_attention=CHOSEN)
+        assert config.max_position_embeddings == 4096
+        assert config.long_attention == LongAttentionConfig.from_dict(CHOSEN)
+        assert config.model_type == f"long_{base}"
+        assert config.num_labels == 5
+        assert "You are using a model of type" not in caplog.text
+
+    def test_mapping_or_object(self, base: str) -> None:
+        assert long_config(base, CHOSEN).to_dict() == long_config(base, LongAttentionConfig.from_dict(CHOSEN)).to_dict()
+
+    def test_copied_and_pickled(self, base: str) -> None:
+        config = long_config(base, CHOSEN)
+        assert copy.deepcopy(config) == config
+        assert pickle.loads(pickle.dumps(config)) == config
+
+    def test_errors(self, base: str) -> None:
+        with pytest.raises(UnknownMechanismError, match="longformer"):
+            long_config(base, {"mechanism": "longforme"})
+        with pytest.raises(OptionError, match="window"):
+            long_config(base, {"mechanism": "window", "windo": 3})
+        with pytest.raises(OptionError, match="layer 7"):
+            _model(base, {"mechanism": "window", "layers": {7: {"window": 4}}})
+
+    def test_output_attentions_by_default(self, base: str) -> None:
+        config = long_config(base, CHOSEN, output_attentions=True)
+        config.validate()
+        config.output_attentions = True
+        config._attn_implementation = "sdpa"
+        with pytest.raises(ValueError, match="eager"):
+            config.output_attentions = True
+
+
+def _model(base: str, long_attention: dict) -> object:
+    family = families.FAMILIES[base]
+    return family.model_class(next(iter(family.heads)))(long_config(base, long_attention))
+
+
+def test_layer_types_follow_the_mechanisms() -> None:
+    window = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}}
+    assert long_config("gpt2", window).layer_types == ["longattn_window_8", "full_attention", "longattn_window_8"]
+    for unbounded in (
+        long_config("gpt2", {"mechanism": "full"}),
+        long_config("gpt2", window, attn_implementation="sdpa"),
+        long_config("gpt2", window, add_cross_attention=True),
+        long_config("bert", window),
+    ):
+        assert not hasattr(unbounded, "layer_types")
+    assert long_config("bert", window, is_decoder=True).layer_types[0] == "longattn_window_8"
+
+
+def test_changing_long_attention_changes_layer_types() -> None:
+    config = long_config("gpt2", {"mechanism": "window", "window": 8})
+    config.long_attention = {"mechanism": "window", "window": 9}
+    assert config.layer_types == ["longattn_window_9"] * 3
+    assert "layer_types" not in config.to_dict()

@@ -1,0 +1,55 @@
+"""Texts longer than the position table, and configs shorter than the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_longattn.families as families
+from hf_longattn.errors import LengthError, PositionError
+from tests.reference.small_models import long_config, plain_model, tokens
+
+WINDOW = {"mechanism": "window", "window": 8}
+
+
+@pytest.mark.parametrize(("base", "name", "limit"), [("bert", "LongBertModel", 512), ("roberta", "LongRobertaModel", 512), ("gpt2", "LongGPT2Model", 512)])
+def test_a_text_longer_than_the_table(base: str, name: str, limit: int) -> None:
+    model = getattr(families, name)(long_config(base, WINDOW)).eval()
+    with torch.no_grad():
+        model(tokens(1, limit))
+        with pytest.raises(LengthError, match=f"needs {limit + 1} positions, but this model has {limit}") as caught:
+            model(tokens(1, limit + 1))
+        assert "\n" not in str(caught.value)
+        with pytest.raises(LengthError):
+            model(inputs_embeds=torch.zeros(1, limit + 1, 64))
+
+
+def test_roberta_s_padding_takes_no_position() -> None:
+    model = families.LongRobertaModel(long_config("roberta", WINDOW)).eval()
+    padded = torch.cat([tokens(1, 512), torch.full((1, 10), 1)], 1)
+    with torch.no_grad():
+        out = model(padded, attention_mask=(padded != 1).long()).last_hidden_state
+        assert torch.allclose(out[:, :512], model(tokens(1, 512)).last_hidden_state, atol=1e-5)
+
+
+def test_generation_beyond_the_table() -> None:
+    model = families.LongGPT2LMHeadModel(long_config("gpt2", WINDOW)).eval()
+    with pytest.raises(LengthError, match="this model has 512"):
+        model.generate(tokens(1, 500), max_new_tokens=20, do_sample=False, eos_token_id=None)
+    left_padded, mask = torch.cat([torch.full((1, 30), 3), tokens(1, 490)], 1), (torch.arange(520) >= 30).long()[None]
+    model.generate(left_padded, attention_mask=mask, max_new_tokens=5, do_sample=False, eos_token_id=None)
+
+
+def test_rotary_positions_have_no_end() -> None:
+    model = families.LongLlamaModel(long_config("llama", WINDOW)).eval()
+    with torch.no_grad():
+        assert model(tokens(1, 600)).last_hidden_state.shape == (1, 600, 64)
+
+
+def test_a_config_shorter_than_the_checkpoint(tmp_path: Path) -> None:
+    plain_model("bert").save_pretrained(tmp_path)
+    config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=256)
+    with pytest.raises(PositionError, match="has 512 positions and the config asks for 256"):
+        families.LongBertModel.from_pretrained(tmp_path, config=config)

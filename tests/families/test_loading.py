@@ -1,0 +1,110 @@
+"""A plain checkpoint becomes long while `from_pretrained` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import hf_longattn.families as families
+from hf_longattn.positions.tables import extend_table
+from tests.reference.small_models import BASES, HEADS, SHAPE, head_inputs, plain_config, plain_model, tokens
+
+families.register()
+AUTO = {
+    "bert": "AutoModelForQuestionAnswering", "roberta": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM",
+}  # fmt: skip
+HEAD = {"bert": "BertForQuestionAnswering", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+TABLE = {"bert": "bert.embeddings.position_embeddings.weight", "roberta": "roberta.embeddings.position_embeddings.weight", "gpt2": "transformer.wpe.weight"}
+COVERING = {"mechanism": "window", "window": 2048}
+
+
+def converted(folder: Path, base: str, rows: int, **changes: Any) -> Any:
+    config = families.FAMILIES[base].config_class.from_pretrained(folder, max_position_embeddings=rows, **{"long_attention": COVERING, **changes})
+    return getattr(transformers, AUTO[base]).from_pretrained(folder, config=config)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path) -> None:
+    plain = plain_model(base, HEAD[base])
+    plain.save_pretrained(tmp_path / "short")
+    rows = plain.config.max_position_embeddings * 4 - (6 if base == "roberta" else 0)
+    longer = converted(tmp_path / "short", base, rows)
+    assert type(longer).__name__ == f"Long{HEAD[base]}"
+    inputs = head_inputs(HEAD[base], length=200, pad_token=plain.config.pad_token_id)
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        assert (plain(**inputs)[0] - longer(**inputs)[0])[real].abs().max() < 1e-5
+        long_logits = longer(tokens(1, 1500))[0]
+    assert long_logits.isfinite().all()
+
+    longer.save_pretrained(tmp_path / "long")
+    again = getattr(transformers, AUTO[base]).from_pretrained(tmp_path / "long")
+    assert type(again) is type(longer)
+    with torch.no_grad():
+        assert torch.equal(again(tokens(1, 1500))[0], long_logits)
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "long" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["tile", "interpolate", "random"])
+@pytest.mark.parametrize("base", TABLE)
+def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path) -> None:
+    plain = plain_model(base, HEAD[base])
+    plain.save_pretrained(tmp_path)
+    longer = converted(tmp_path, base, 1200, position_extension=strategy)
+    offset = families.FAMILIES[base].position_tables[0].offset
+    expected = extend_table(plain.state_dict()[TABLE[base]], 1200, offset=offset, strategy=strategy)
+    assert torch.equal(longer.state_dict()[TABLE[base]], expected)
+    others = plain.state_dict().keys() - {TABLE[base]}
+    assert all(torch.equal(longer.state_dict()[name], plain.state_dict()[name]) for name in others)
+
+
+def test_buffers_have_the_new_length(tmp_path: Path) -> None:
+    plain_model("bert").save_pretrained(tmp_path)
+    config = families.LongBertConfig.from_pretrained(tmp_path, max_position_embeddings=1000)
+    embeddings = families.LongBertModel.from_pretrained(tmp_path, config=config).embeddings
+    assert torch.equal(embeddings.position_ids, torch.arange(1000)[None])
+    assert torch.equal(embeddings.token_type_ids, torch.zeros(1, 1000, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: Path) -> None:
+    plain = plain_model(base)
+    plain.save_pretrained(tmp_path)
+    family = families.FAMILIES[base]
+    config = family.config_class.from_pretrained(tmp_path, max_position_embeddings=700, long_attention=COVERING)
+    model = family.model_class(head).from_pretrained(tmp_path, config=config)
+    inner = getattr(model, model.base_model_prefix, model)
+    expected = {name: weight for name, weight in plain.state_dict().items() if "pooler" not in name and name in inner.state_dict()}
+    for name, weight in expected.items():
+        found = inner.state_dict()[name]
+        assert torch.equal(found[: len(weight)], weight), name
+        assert len(found) == (700 if any(table.pattern.split("\\")[0] in name for table in family.position_tables) else len(weight)), name
+
+
+def test_half_precision_and_sharded(tmp_path: Path) -> None:
+    plain = plain_model("bert").half()
+    plain.save_pretrained(tmp_path / "short", max_shard_size="40KB")
+    config = families.LongBertConfig.from_pretrained(tmp_path / "short", max_position_embeddings=2048, long_attention=COVERING)
+    longer = families.LongBertModel.from_pretrained(tmp_path / "short", config=config, dtype="auto")
+    assert longer.dtype == torch.float16
+    longer.save_pretrained(tmp_path / "long")
+    saved = load_file(tmp_path / "long" / "model.safetensors")["embeddings.position_embeddings.weight"]
+    assert torch.equal(saved, plain.embeddings.position_embeddings.weight.repeat(4, 1))
+
+
+def test_rope_parameters_stand_in_the_config(tmp_path: Path) -> None:
+    plain_model("llama").save_pretrained(tmp_path)
+    scaled = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    config = families.LongLlamaConfig.from_pretrained(tmp_path, max_position_embeddings=2048, rope_parameters=scaled, long_attention=COVERING)
+    longer = families.LongLlamaModel.from_pretrained(tmp_path, config=config)
+    plain_scaled = transformers.LlamaModel(plain_config("llama", max_position_embeddings=2048, rope_parameters=scaled)).eval()
+    plain_scaled.load_state_dict(longer.state_dict())
+    with torch.no_grad():
+        assert (longer(tokens()).last_hidden_state - plain_scaled(tokens()).last_hidden_state).abs().max() < 1e-5
+    assert SHAPE["num_hidden_layers"] == len(longer.layers)

@@ -1,0 +1,186 @@
+"""What every Long class does beyond its base."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import hf_longattn.families as families
+from hf_longattn.errors import MaskError
+from hf_longattn.mechanisms import registry
+from hf_longattn.mechanisms.base import Mechanism
+from tests.reference.small_models import BASES, HEADS, base_class, head_inputs, long_config, long_like, pair, plain_model, tokens
+
+LONGFORMER = {"mechanism": "longformer", "window": 16}
+
+
+def long_model(base: str, head: str | None = None, long_attention: Any = None, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    long_class = families.FAMILIES[base].long_class_of(base_class(base, head))
+    assert long_class is not None
+    return long_class(long_config(base, long_attention or LONGFORMER, **changes)).eval()
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+class TestEveryHead:
+    def test_the_signature_shows_global_attention_mask(self, base: str, head: str) -> None:
+        plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
+        added = [name for name in inspect.signature(longer.forward).parameters if name not in inspect.signature(plain.forward).parameters]
+        assert added == ["global_attention_mask"]
+
+    def test_global_attention_mask_reaches_the_mechanism(self, base: str, head: str) -> None:
+        model, inputs = long_model(base, head), head_inputs(head)
+        is_global = torch.zeros_like(inputs["input_ids"])
+        is_global[..., 40] = 1
+        if is_global.dim() == 3:
+            is_global = is_global.flatten(0, 1)
+        with torch.no_grad():
+            without = model(**inputs, output_hidden_states=True).hidden_states[-1]
+            found = model(**inputs, output_hidden_states=True, global_attention_mask=is_global).hidden_states[-1]
+        assert (found - without).abs().max() > 1e-3
+
+    def test_the_model_inside_is_ours(self, base: str, head: str) -> None:
+        model = long_model(base, head)
+        inner = getattr(model, model.base_model_prefix, model)
+        assert type(inner) is families.FAMILIES[base].long_class_of(base_class(base))
+        assert sum(isinstance(m, Mechanism) for m in model.modules()) == 3
+
+
+@pytest.mark.parametrize("base", BASES)
+class TestEveryBase:
+    def test_attention_implementations(self, base: str, tmp_path: Path) -> None:
+        model = long_model(base)
+        assert model.config._attn_implementation == "longattn"
+        model.save_pretrained(tmp_path)
+        for implementation in ("sdpa", "eager", "longattn"):
+            read = type(model).from_pretrained(tmp_path, attn_implementation=implementation)
+            assert read.config._attn_implementation == implementation
+            model.set_attn_implementation(implementation)
+            with torch.no_grad():
+                assert torch.equal(read(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
+
+    def test_attentions(self, base: str) -> None:
+        model = long_model(base, long_attention={"mechanism": "window", "window": 8})
+        with torch.no_grad():
+            out = model(tokens(2, 30), output_attentions=True)
+            again = model(tokens(2, 30))
+        assert [w.shape for w in out.attentions] == [(2, 4, 30, 30)] * 3
+        for weights in out.attentions:
+            assert torch.allclose(weights.sum(-1), torch.ones(()))
+            assert weights[0, 0, 29, :20].max() == 0
+        assert again.attentions is None
+        assert torch.equal(out.last_hidden_state, again.last_hidden_state)
+
+    def test_global_mask_of_the_wrong_shape(self, base: str) -> None:
+        with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 29\), but must be .* \(2, 30\)"):
+            long_model(base)(tokens(2, 30), global_attention_mask=torch.zeros(2, 29))
+
+    def test_global_mask_without_a_layer_that_takes_it(self, base: str) -> None:
+        model = long_model(base, long_attention={"mechanism": "window", "window": 8})
+        with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
+            model(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
+        mixed = long_model(base, long_attention={"mechanism": "window", "window": 8, "layers": {2: {"mechanism": "longformer"}}})
+        mixed(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
+        long_model(base, long_attention={"mechanism": "full"})(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
+
+    def test_copied_and_pickled(self, base: str) -> None:
+        model = long_model(base)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert type(twin) is type(model)
+            with torch.no_grad():
+                assert torch.equal(twin(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
+
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
+        gradients = []
+        for checkpointing in (False, True):
+            model = long_model(base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train()
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                model.enable_input_require_grads()
+            is_global = torch.zeros(2, 40)
+            is_global[:, 3] = 1
+            model(tokens(2, 40), global_attention_mask=is_global).last_hidden_state.square().mean().backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        for a, b in zip(*gradients, strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+
+    def test_saved_bytes(self, base: str, tmp_path: Path) -> None:
+        head = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
+        model = long_model(base, head, tie_word_embeddings=True)
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        model.save_pretrained(tmp_path / "once")
+        read = type(model).from_pretrained(tmp_path / "once")
+        assert read.get_output_embeddings().weight is read.get_input_embeddings().weight
+        read.save_pretrained(tmp_path / "twice")
+        for name in ("model.safetensors", "config.json"):
+            assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+
+
+@pytest.fixture
+def trained_mechanism() -> Iterator[str]:
+    """A user's own mechanism with a parameter, registered for the length of a test."""
+    full = registry.mechanism_class("full")
+
+    class Gated(full):  # type: ignore[valid-type, misc]
+        trains = True
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.gate = nn.Parameter(torch.empty(self.num_heads, 1, 1))
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            nn.init.constant_(self.gate, 0.5)
+
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **arguments: Any) -> torch.Tensor:
+            return super().forward(q, k, v, **arguments) * self.gate
+
+    registry.register_mechanism("gated_for_a_test")(Gated)
+    yield "gated_for_a_test"
+    del registry._REGISTRY["gated_for_a_test"]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: Path) -> None:
+    plain = plain_model(base)
+    plain.save_pretrained(tmp_path / "plain")
+    long_class = families.FAMILIES[base].long_class_of(type(plain))
+    assert long_class is not None
+    config = long_class.config_class.from_pretrained(tmp_path / "plain", long_attention={"mechanism": trained_mechanism})
+    model = long_class.from_pretrained(tmp_path / "plain", config=config)
+    gates = {name: p for name, p in model.named_parameters() if "gate" in name and "gate_proj" not in name}
+    assert len(gates) == 3
+    assert all(name.endswith("long_attention.gate") and (p == 0.5).all() for name, p in gates.items())
+    with torch.no_grad():
+        for gate in gates.values():
+            gate.fill_(0.75)
+    model.save_pretrained(tmp_path / "long")
+    read = long_class.from_pretrained(tmp_path / "long")
+    assert all((p == 0.75).all() for name, p in read.named_parameters() if name in gates)
+
+
+def test_two_models_with_different_mechanisms_side_by_side() -> None:
+    plain = plain_model("bert")
+    full, narrow = (long_like(plain, "bert", chosen) for chosen in ({"mechanism": "full"}, {"mechanism": "window", "window": 4}))
+    with torch.no_grad():
+        expected = [model(tokens()).last_hidden_state for model in (plain, narrow)]
+        found = [model(tokens()).last_hidden_state for model in (full, narrow)]
+    assert torch.equal(expected[0], found[0])
+    assert torch.equal(expected[1], found[1])
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+
+
+def test_inputs_embeds() -> None:
+    model = pair("bert", None, LONGFORMER)[1]
+    with torch.no_grad():
+        expected = model(tokens()).last_hidden_state
+        assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(tokens())).last_hidden_state, expected)

@@ -1,0 +1,71 @@
+"""Importing is cheap, and afterwards transformers knows everything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+import hf_longattn.families as families
+from tests.reference.small_models import BASES, long_config, plain_config
+
+families.register()
+
+
+def in_a_new_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
+    plain, config, known = plain_config(base), long_config(base, None), 0
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None)
+        if isinstance(auto, type) and mapping is not None and type(plain) in mapping:
+            assert mapping[type(config)].__name__ == f"Long{mapping[type(plain)].__name__}", auto.__name__
+            known += 1
+    assert known >= 5
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_tokenizers(base: str) -> None:
+    assert TOKENIZER_MAPPING.get(families.FAMILIES[base].config_class, None) is TOKENIZER_MAPPING.get(type(plain_config(base)), None)
+
+
+@pytest.mark.parametrize(("base", "folder"), [("bert", "bert-base-uncased"), ("gpt2", "gpt2")])
+def test_a_tokenizer_is_found_by_model_type(base: str, folder: str, repository: Path, tmp_path: Path) -> None:
+    files = repository.parent / "shared" / "data" / "tokenizers" / folder
+    if not files.is_dir():
+        pytest.skip(f"the vocabulary of {folder} is not at {files}")
+    for file in files.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    long_config(base, None).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer("the longest document")["input_ids"], skip_special_tokens=True) == "the longest document"
+
+
+def test_registering_twice_changes_nothing() -> None:
+    before = len(sys.meta_path)
+    families.register()
+    assert len(sys.meta_path) == before
+    assert AutoConfig.for_model("long_bert").model_type == "long_bert"
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_registered_whether_transformers_was_imported_before_or_after(order: str) -> None:
+    ours = "from hf_longattn.families import register; register()"
+    theirs = "from transformers import BertModel, AutoConfig, AutoModel, AttentionInterface"
+    lines = [theirs, ours] if order == "after" else [ours, theirs]
+    check = "config = AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5); print(type(AutoModel.from_config(config)).__name__, 'longattn' in AttentionInterface._global_mapping)"
+    assert in_a_new_process("; ".join([*lines, check])) == "LongBertModel True"
+
+
+def test_registering_imports_neither_torch_nor_models() -> None:
+    code = "import sys, hf_longattn.families.registration as r; before = 'torch' in sys.modules; r.register(); print(before or 'torch' not in sys.modules, 'transformers.modeling_utils' in sys.modules)"
+    assert in_a_new_process(code) == "True False"

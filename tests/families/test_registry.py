@@ -1,0 +1,56 @@
+"""Families: one file each, with every head of the base."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import transformers
+from transformers import GenerationMixin
+
+import hf_longattn.families as families
+from hf_longattn.families.registry import FAMILIES, family_of
+from tests.reference.small_models import BASES, HEADS
+
+
+def test_the_families() -> None:
+    assert set(BASES) <= set(FAMILIES)
+    for name, family in FAMILIES.items():
+        assert family.base_model_type == name
+        assert family.config_class.model_type == f"long_{name}"
+        assert family.module == f"hf_longattn.families.{name}"
+        assert bool(family.position_tables) != family.rope
+
+
+def test_every_head_of_the_base_is_there() -> None:
+    assert len(HEADS) == 27
+    assert FAMILIES["llama"].heads["LlamaForCausalLM"] == "LongLlamaForCausalLM"
+    assert FAMILIES["gpt2"].heads["GPT2DoubleHeadsModel"] == "LongGPT2DoubleHeadsModel"
+
+
+@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
+    plain = getattr(transformers, head)
+    made = getattr(families, f"Long{head}")
+    assert issubclass(made, plain)
+    assert made is FAMILIES[base].model_class(head) is FAMILIES[base].long_class_of(plain)
+    assert made.config_class is FAMILIES[base].config_class
+    assert made.can_generate() == plain.can_generate()
+    assert (GenerationMixin in made.__bases__) == plain.can_generate()
+    assert pickle.loads(pickle.dumps(made)) is made
+
+
+def test_unknown_names() -> None:
+    assert not hasattr(families, "LongNothing")
+    assert not hasattr(families.FAMILIES["bert"], "nothing")
+    with pytest.raises(ImportError):
+        exec("from hf_longattn.families.bert import LongBertForNothing")
+    assert FAMILIES["bert"].long_class_of(transformers.RobertaModel) is None
+
+
+def test_a_user_s_own_config_belongs_to_its_family() -> None:
+    class MyConfig(families.LongBertConfig):
+        pass
+
+    assert family_of(MyConfig()) is FAMILIES["bert"]
+    assert family_of(families.LongGPT2Config) is FAMILIES["gpt2"]

@@ -1,0 +1,54 @@
+"""Cache layers as wide as the window."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.memory import decode_layer_types, decode_reach, window_layer_type
+from tests.reference.small_models import long_config
+
+
+def test_reach_is_the_mechanism_s() -> None:
+    config = LongAttentionConfig("window", window=64, layers={1: {"window": 8}, 2: {"mechanism": "full"}, 3: {"mechanism": "longformer"}})
+    assert [decode_reach(config, layer) for layer in range(4)] == [64, 8, None, None]
+
+
+def test_layer_types() -> None:
+    config = LongAttentionConfig("window", window=64, layers={1: {"mechanism": "full"}})
+    assert decode_layer_types(config, 3) == ["longattn_window_64", "full_attention", "longattn_window_64"]
+    assert decode_layer_types(LongAttentionConfig("full"), 3) is None
+
+
+@pytest.mark.parametrize("make", [DynamicCache, lambda config: StaticCache(config=config, max_cache_len=100)], ids=["dynamic", "static"])
+def test_update_returns_what_the_window_sees(make: type) -> None:
+    config = long_config("gpt2", {"mechanism": "window", "window": 6})
+    cache = make(config=config)
+    keys = torch.randn(2, 4, 40, 16)
+    for i in range(40):
+        found, _ = cache.update(keys[:, :, i : i + 1], keys[:, :, i : i + 1], 0)
+        assert torch.equal(found, keys[:, :, max(0, i - 5) : i + 1])
+    assert cache.get_seq_length() == 40
+
+
+def test_a_prompt_longer_than_the_window_is_returned_whole() -> None:
+    cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
+    keys = torch.randn(1, 4, 40, 16)
+    assert torch.equal(cache.update(keys, keys, 1)[0], keys)
+    assert cache.layers[1].keys.shape[2] == 5
+
+
+def test_a_cache_is_copied_and_pickled() -> None:
+    cache = DynamicCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}))
+    cache.update(torch.ones(1, 4, 40, 16), torch.ones(1, 4, 40, 16), 0)
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(twin.layers[0].keys, cache.layers[0].keys)
+
+
+def test_the_same_window_is_the_same_type() -> None:
+    assert window_layer_type(12) == window_layer_type(12) != window_layer_type(13)

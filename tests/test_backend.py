@@ -1,0 +1,171 @@
+"""The attention and mask functions known to transformers as `longattn`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertModel
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_longattn.attend import attend
+from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
+from hf_longattn.errors import BackendError, LengthError, MaskError
+from hf_longattn.mechanisms.registry import build_mechanism
+from tests.reference.small_models import pair, plain_model, tokens
+
+
+def module(mechanism: str = "longformer", *, causal: bool = False, **options: Any) -> nn.Module:
+    attention = nn.Module()
+    attention.is_causal = causal
+    attention.long_attention = build_mechanism(mechanism, num_heads=4, head_dim=8, **options)
+    return attention
+
+
+def qkv(queries: int = 40, keys: int = 40, kv_heads: int = 4) -> tuple[torch.Tensor, ...]:
+    return torch.randn(2, 4, queries, 8), torch.randn(2, kv_heads, keys, 8), torch.randn(2, kv_heads, keys, 8)
+
+
+def test_registered() -> None:
+    assert ALL_ATTENTION_FUNCTIONS[BACKEND] is longattn_attention_forward
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_it_is_attend_with_heads_and_tokens_exchanged(causal: bool, kv_heads: int) -> None:
+    q, k, v = qkv(kv_heads=kv_heads)
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[1, 30:] = False
+    is_global = torch.zeros(2, 40, dtype=torch.long)
+    is_global[:, 7] = 1
+    out, weights = longattn_attention_forward(module(causal=causal, window=8), q, k, v, mask, scaling=0.3, global_attention_mask=is_global)
+    expected = attend(q, k, v, "longformer", window=8, causal=causal, padding_mask=mask, global_mask=is_global, scaling=0.3)
+    assert torch.equal(out, expected.transpose(1, 2))
+    assert weights is None
+
+
+def test_is_causal_false_makes_a_causal_module_look_ahead() -> None:
+    q, k, v = qkv()
+    out, _ = longattn_attention_forward(module(causal=True, window=8), q, k, v, None, is_causal=False)
+    assert torch.equal(out, attend(q, k, v, "longformer", window=8).transpose(1, 2))
+
+
+def test_dropout_reaches_the_mechanism() -> None:
+    q, k, v = qkv()
+    kept, dropped = (longattn_attention_forward(module(window=8), q, k, v, None, dropout=p)[0] for p in (0.0, 0.5))
+    assert not torch.equal(kept, dropped)
+
+
+def test_a_sliding_cache_gets_the_last_columns_of_the_masks() -> None:
+    q, k, v = qkv(queries=1, keys=8)
+    mask = torch.ones(2, 50, dtype=torch.bool)
+    mask[1, :45] = False
+    out, _ = longattn_attention_forward(module("window", causal=True, window=8), q, k, v, mask)
+    assert torch.equal(out, attend(q, k, v, "window", window=8, causal=True, padding_mask=mask[:, -8:]).transpose(1, 2))
+
+
+def test_a_static_cache_is_cut_to_what_is_filled() -> None:
+    q, k, v = qkv(queries=1, keys=64)
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    out, _ = longattn_attention_forward(module("full", causal=True), q, k, v, mask)
+    assert torch.equal(out, attend(q, k[:, :, :20], v[:, :, :20], "full", causal=True, padding_mask=mask).transpose(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+@pytest.mark.parametrize("length", [40, 600])  # the dense and the blockwise path of the engine
+def test_a_four_dimensional_mask_restricts_the_pattern(kind: str, length: int) -> None:
+    q, k, v = qkv(length, length)
+    chosen = torch.rand(2, 1, length, length) > 0.3
+    chosen |= torch.eye(length, dtype=torch.bool)
+    given = chosen if kind == "bool" else torch.zeros(chosen.shape).masked_fill(~chosen, torch.finfo(torch.float32).min)
+    attention = module("window", window=16)
+    out, _ = longattn_attention_forward(attention, q, k, v, given)
+    position = torch.arange(length)
+    seen = chosen & ((position[:, None] - position).abs() <= 8)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    assert (out.transpose(1, 2) - expected).abs().max() < 1e-5
+
+
+def test_position_bias_is_added_to_the_scores() -> None:
+    q, k, v = qkv()
+    bias = torch.randn(1, 4, 40, 40)
+    out, _ = longattn_attention_forward(module("full"), q, k, v, None, position_bias=bias)
+    assert (out.transpose(1, 2) - nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)).abs().max() < 1e-5
+
+
+def test_weights_are_what_multiplies_the_values() -> None:
+    q, k, v = qkv()
+    out, weights = longattn_attention_forward(module(window=8), q, k, v, None, output_attentions=True)
+    assert weights is not None
+    assert (weights @ v - out.transpose(1, 2)).abs().max() < 1e-5
+
+
+def test_weights_of_a_long_text_are_refused() -> None:
+    q, k, v = (torch.randn(1, 1, 5000, 2) for _ in range(3))
+    attention = nn.Module()
+    attention.long_attention = build_mechanism("window", num_heads=1, head_dim=2, window=8)
+    with pytest.raises(LengthError, match="5000 tokens"):
+        longattn_attention_forward(attention, q, k, v, None, output_attentions=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"attention_mask": torch.ones(2, 40, 40)}, r"attention_mask has shape \(2, 40, 40\)"),
+        ({"attention_mask": torch.ones(2, 1, 30, 40)}, "four-dimensional"),
+        ({"attention_mask": torch.ones(2, 1, 40, 30)}, "four-dimensional"),
+        ({"global_attention_mask": torch.ones(2, 39)}, r"global_attention_mask has shape \(2, 39\), but must be .* \(2, 40\)"),
+        ({"global_attention_mask": torch.ones(2, 41)}, r"global_attention_mask has shape \(2, 41\)"),
+        ({"global_attention_mask": torch.ones(3, 40)}, r"global_attention_mask has shape \(3, 40\)"),
+        ({"global_attention_mask": torch.ones(40)}, r"global_attention_mask has shape \(40,\)"),
+    ],
+)
+def test_wrong_masks(arguments: dict[str, torch.Tensor], match: str) -> None:
+    with pytest.raises(MaskError, match=match) as caught:
+        longattn_attention_forward(module(window=8), *qkv(), **{"attention_mask": None, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_model_says_what_to_call() -> None:
+    model: BertModel = plain_model("bert")
+    model.set_attn_implementation(BACKEND)
+    with pytest.raises(BackendError, match="enable_long_attention"):
+        model(tokens())
+
+
+def test_what_no_mechanism_does_is_refused() -> None:
+    with pytest.raises(BackendError, match="softcap"):
+        longattn_attention_forward(module(window=8), *qkv(), None, softcap=30.0)
+
+
+class TestMask:
+    def mask(self, **arguments: Any) -> torch.Tensor | None:
+        defaults = {"batch_size": 2, "q_length": 10, "kv_length": 10, "mask_function": bidirectional_mask_function, "device": "cpu"}
+        return longattn_mask(**{**defaults, **arguments})
+
+    def test_the_padding_mask_stays_two_dimensional(self) -> None:
+        given = torch.ones(2, 10, dtype=torch.bool)
+        given[0, 8:] = False
+        assert self.mask(attention_mask=given) is given
+
+    def test_nothing_padded_means_no_mask(self) -> None:
+        assert self.mask(attention_mask=torch.ones(2, 10, dtype=torch.bool)) is None
+        assert self.mask() is None
+
+    def test_a_static_cache_says_how_much_is_filled(self) -> None:
+        for offset in (7, torch.tensor(7)):
+            made = self.mask(kv_length=64, q_offset=offset, q_length=1, mask_function=causal_mask_function)
+            assert made is not None
+            assert made.shape == (2, 8)
+
+    def test_packed_sequences_stay_apart(self) -> None:
+        longer = pair("llama", None, {"mechanism": "window", "window": 16})[1]
+        ids = tokens(1, 50)
+        positions = torch.cat([torch.arange(20), torch.arange(30)])[None]
+        with torch.no_grad():
+            packed = longer(ids, position_ids=positions, use_cache=False).last_hidden_state
+            alone = torch.cat([longer(part).last_hidden_state for part in ids.split([20, 30], 1)], 1)
+        assert (packed - alone).abs().max() < 1e-4
