@@ -1,6 +1,22 @@
 """Measuring: every side of a comparison is one small file; equality is shown before anything is timed."""
 
-from .run import BenchmarkResult, run_attention, run_model
-from .sides import list_sides, register_side
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .report import BenchmarkResult
+    from .run import run_attention, run_model
+    from .sides import list_sides, register_side
 
 __all__ = ["BenchmarkResult", "list_sides", "register_side", "run_attention", "run_model"]
+
+_HOMES = {"BenchmarkResult": "report", "list_sides": "sides", "register_side": "sides", "run_attention": "run", "run_model": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line shows its help without importing torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

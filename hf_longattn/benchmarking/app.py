@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import LongAttentionError, OptionError
-from .case import Case
-from .report import BenchmarkResult
+
+if TYPE_CHECKING:
+    from .report import BenchmarkResult
 
 app = typer.Typer(
     help="Verify equality with the float64 definition, then time our attention and others in one run; JSON and SVG are stored.",
@@ -92,6 +93,7 @@ def measure(
     kind: str, option: list[str], lengths: str, against: str, repeats: int, memory: bool, threads: int | None, folder: Path, **fields: Any
 ) -> None:
     """Run, print line by line, store; a refusal is one sentence and exit code 1."""
+    from .case import Case
     from .run import run_attention, run_model, set_threads
 
     try:

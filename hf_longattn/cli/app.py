@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from . import convert, inspect, mechanisms, plan
+from ..benchmarking.app import app as bench
+from . import card, convert, inspect, mechanisms, plan
 
 __all__ = ["app", "main"]
 
@@ -19,8 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (convert.convert, plan.plan, inspect.inspect, mechanisms.mechanisms):
+for command in (convert.convert, plan.plan, inspect.inspect, mechanisms.mechanisms, card.card):
     app.command()(command)
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options as flags
+from .recipe import Recipe
 
 __all__ = ["convert"]
 
@@ -15,6 +16,7 @@ __all__ = ["convert"]
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub repository id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    config: Recipe = None,
     mechanism: flags.Mechanism = None,
     max_length: flags.MaxLength = None,
     option: flags.OptionFlag = None,

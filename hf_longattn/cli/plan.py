@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from . import options as flags
+from .recipe import Recipe
 
 __all__ = ["plan"]
 
 
 def plan(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub repository id.")],
+    config: Recipe = None,
     mechanism: flags.Mechanism = None,
     max_length: flags.MaxLength = None,
     option: flags.OptionFlag = None,

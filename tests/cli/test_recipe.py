@@ -1,0 +1,68 @@
+"""`--config FILE`: every ready recipe works, what is typed wins, mistakes are one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from hf_longattn.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "positions" in yaml.safe_load(path.read_text())]
+SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """A BERT and, for rotary recipes, a Llama."""
+    folder = tmp_path_factory.mktemp("sources")
+    BertForMaskedLM(BertConfig(**SIZES, num_hidden_layers=12, max_position_embeddings=64)).save_pretrained(folder / "bert")
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=1, max_position_embeddings=8192)).save_pretrained(folder / "llama")
+    return {False: folder / "bert", True: folder / "llama"}
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *map(str, arguments), "--json"])
+    assert stopped.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_ready_recipe_gives_a_plan(recipe: Path, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    plan = planned(capsys, sources["rope" in values["positions"]], "--config", recipe)
+    assert plan["new_length"] == values["max_length"]
+    assert plan["positions"] == values["positions"]
+    assert plan["long_attention"]["mechanism"] == values["mechanism"]
+    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8}.get(recipe.stem, 0)
+
+
+def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ROOT / "configs/longformer-base-4096.yaml"
+    plan = planned(capsys, sources[False], "--config", recipe, "--max-length", 128, "--option", "window=32")
+    assert plan["new_length"] == 128
+    assert plan["long_attention"]["window"] == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("mechanism: [", "cannot be read"),
+        ("just words", "names and values"),
+        ("mechansm: window", "Did you mean 'mechanism'?"),
+        (None, "ready ones"),
+    ],
+)
+def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    if text is not None:
+        recipe.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "somewhere", "--config", str(recipe)])
+    assert stopped.value.code == 1
+    assert sentence in capsys.readouterr().err
