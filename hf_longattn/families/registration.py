@@ -18,13 +18,15 @@ from typing import Any
 
 
 def register_configs() -> None:
-    """``AutoConfig`` knows every Long config."""
-    from transformers.models.auto.configuration_auto import AutoConfig
+    """``AutoConfig`` knows every Long config, by name: the classes are imported on first use. Importing them here, in the middle of
+    transformers' own imports, would go in a circle: its config modules import the tables of models, and those import this one."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    from .registry import FAMILIES
+    from .registry import family_names
 
-    for family in FAMILIES.values():
-        AutoConfig.register(family.config_class.model_type, family.config_class, exist_ok=True)
+    for base in family_names():
+        CONFIG_MAPPING_NAMES[f"long_{base}"] = f"Long{CONFIG_MAPPING_NAMES[base]}"
+        CONFIG_MAPPING._modules[f"long_{base}"] = sys.modules[__package__]
 
 
 def register_tokenizers() -> None:

@@ -89,14 +89,18 @@ class Family:
         return module_getattr
 
 
+def family_names() -> list[str]:
+    """The base model types that have a family, without importing any."""
+    package = importlib.import_module(__package__ or "hf_longattn.families")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name in CONFIG_MAPPING_NAMES)
+
+
 class _Families(Mapping[str, Family]):
     """Base model type -> family. A module of this package that is named after a model type of transformers is a family."""
 
     @cached_property
     def _found(self) -> dict[str, Family]:
-        package = importlib.import_module(__package__ or "hf_longattn.families")
-        names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name in CONFIG_MAPPING_NAMES]
-        return {name: importlib.import_module(f"{package.__name__}.{name}").FAMILY for name in sorted(names)}
+        return {name: importlib.import_module(f"{__package__}.{name}").FAMILY for name in family_names()}
 
     def __getitem__(self, base_model_type: str) -> Family:
         return self._found[base_model_type]
