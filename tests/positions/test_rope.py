@@ -17,9 +17,7 @@ PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def rotary(parameters: dict, max_length: int) -> LlamaRotaryEmbedding:
-    config = LlamaConfig(
-        hidden_size=64, num_attention_heads=2, max_position_embeddings=max_length, rope_parameters=dict(parameters)
-    )
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, max_position_embeddings=max_length, rope_parameters=dict(parameters))
     return LlamaRotaryEmbedding(config)
 
 

@@ -46,9 +46,7 @@ def test_random_rows_follow_the_tables_spread_and_the_seed() -> None:
     assert new[256:].std().item() == pytest.approx(old.std().item(), rel=0.02)
     assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random", seed=3))
     assert not torch.equal(new, extend_table(old, 2048, offset=0, strategy="random", seed=4))
-    assert extend_table(old, 2048, offset=0, strategy="random", std=2.0)[256:].std().item() == pytest.approx(
-        2, rel=0.02
-    )
+    assert extend_table(old, 2048, offset=0, strategy="random", std=2.0)[256:].std().item() == pytest.approx(2, rel=0.02)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
