@@ -1,0 +1,160 @@
+"""Put stored results and the registries into the documents: `make docs`, or with --check say what is out of date.
+
+A document holds pairs of markers, `<!-- made: NAME -->` and `<!-- end -->`; what stands between them comes from `BLOCKS[NAME]`.
+The cards of the checkpoints in assets/ are copied to model_cards/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
+from hf_longattn.evaluation.qa_table import to_markdown
+from hf_longattn.families import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
+NOT_MEASURED = "*Not measured yet: the file `docs/results/{}.json` is made by `{}`.*"
+
+
+def stored(name: str) -> dict[str, Any] | None:
+    """A stored result by the stem of its file."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def where(record: dict[str, Any]) -> str:
+    """One line about the machine."""
+    about = record["machine"]
+    versions = f"torch {about['torch']}, transformers {about['transformers']}"
+    return f"{about.get('gpu') or about['processor']}, {about['threads']} threads, {versions}, {about['date']}"
+
+
+def speed(name: str, command: str = "make bench") -> str:
+    """The table of one benchmark."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, command) if record is None else f"{timing_table(record)}\n\n*{where(record)}*"
+
+
+def quality(name: str) -> str:
+    """The tables of a question-answering evaluation."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "python scripts/evaluate_qa.py") if record is None else to_markdown(record["table"]).strip()
+
+
+def benchmarks() -> str:
+    """Every stored benchmark: what was measured, times, memory, picture."""
+    sections = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "timings" not in record or "kind" not in record:
+            continue
+        worst = max(record["checks"], key=lambda check: check["error"] / check["tolerance"], default=None)
+        text = f"### {path.stem}\n\n{describe(record)}\n\n{timing_table(record)}\n"
+        if record["memory"]:
+            text += f"\nPeak memory on top of the inputs, each length in a fresh process; memory grows as Nᵖ:\n\n{memory_table(record)}\n"
+        for left in record["left_out"]:
+            text += f"\nLeft out: {left['side']} at {left['length']:,} ({left['reason']})."
+        if worst:
+            text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['side']}, {worst['what']}).\n"
+        sections.append(f"{text}\n![{path.stem}](results/{path.stem}.svg)\n\n*{where(record)}*")
+    return "\n\n".join(sections) or "*Nothing is stored yet: type `make bench`.*"
+
+
+def describe(record: dict[str, Any]) -> str:
+    """What a benchmark measured, in one line."""
+    case = record["case"]
+    options = ", ".join(f"{name}={value}" for name, value in case["options"].items()) or "default options"
+    passes = "forward and backward" if case["backward"] else "forward"
+    form = "causal" if case["causal"] else "bidirectional"
+    layers = f"{case['layers']} layers, " if record["kind"] != "attention" else ""
+    globals_ = f", {case['num_globals']} global tokens" if case["num_globals"] else ""
+    shape = f"B={case['batch']}, H={case['heads']}, D={case['head_dim']}, {case['dtype']}"
+    return f"{record['kind'].capitalize()}, `{case['mechanism']}` ({options}{globals_}), {form}, {passes}; {layers}{shape}; median ms."
+
+
+def mechanisms() -> str:
+    """All mechanisms, one line each."""
+    infos = [mechanism_info(name) for name in list_mechanisms()]
+    forms = {"both": "both", True: "causal", False: "bidirectional"}
+    rows = [[f"`{i.name}`", i.summary, forms[i.causal], i.cost, i.exact_when, i.paper] for i in infos]
+    return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention when", "source"], rows))
+
+
+def mechanism_options() -> str:
+    """Every mechanism with its options."""
+    sections = []
+    for info in map(mechanism_info, list_mechanisms()):
+        rows = [[f"`{o.name}`", o.type, f"`{o.default}`", o.unit, o.help] for o in info.options]
+        table = left(markdown_table(["option", "type", "default", "unit", "meaning"], rows)) if rows else "No options."
+        notes = [f"Engine: {info.engine}."]
+        notes += ["Takes `global_attention_mask`."] * info.takes_globals + ["Adds parameters that need training."] * info.trains
+        sections.append(f"### {info.name}\n\n{info.summary[0].upper()}{info.summary[1:]} ({info.paper}). {' '.join(notes)}\n\n{table}")
+    return "\n\n".join(sections)
+
+
+def families() -> str:
+    """All families: the base, its config class, where its positions are, and what its classes are for."""
+    rows = []
+    for base, family in sorted(FAMILIES.items()):
+        config = family.config_class.__name__
+        prefix = config.removesuffix("Config")
+        learned = [f"learned table{f', offset {table.offset}' * bool(table.offset)}" for table in family.position_tables]
+        classes = sorted(name.removeprefix(prefix) for name in family.heads.values())
+        rows.append([f"`{base}`", f"`{config}`", "rotary" if family.rope else "; ".join(learned), f"`{prefix}…`: {', '.join(classes)}"])
+    return left(markdown_table(["base", "config", "positions", "model classes"], rows))
+
+
+def left(table: str) -> str:
+    """The table with all columns aligned left."""
+    return table.replace("---:", "---")
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "attention": partial(speed, "attention-window-window512-fp32"),
+    "attention-backward": partial(speed, "attention-window-window512-backward-fp32"),
+    "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
+    "model": partial(speed, "model-longformer-window512-fp32"),
+    "qa": partial(quality, "qa"),
+    "benchmarks": benchmarks,
+    "mechanisms": mechanisms,
+    "mechanism-options": mechanism_options,
+    "families": families,
+}
+
+
+def render(text: str) -> str:
+    """The document with every marked part made anew."""
+    return MARKED.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[4]}", text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write what changed; with --check write nothing and return 1 when something would change."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
+    check = parser.parse_args(arguments).check
+    wanted = {path: render(path.read_text(encoding="utf-8")) for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+    wanted |= {
+        ROOT / "model_cards" / f"{card.parent.name}.md": card.read_text(encoding="utf-8") for card in (ROOT / "assets").glob("*/README.md")
+    }
+    stale = []
+    for path, text in wanted.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    print(f"{'out of date' if check else 'updated'}: {', '.join(stale) or 'nothing'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
