@@ -137,7 +137,8 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
     if mask.dim() == 4:
         if mask.shape[2] not in (1, q_len) or mask.shape[3] < kv_len:
             raise MaskError(
-                f"The four-dimensional attention_mask has shape {tuple(mask.shape)}, but must be (batch, 1 or heads, {q_len} queries, {kv_len} keys)."
+                f"The four-dimensional attention_mask has shape {tuple(mask.shape)}, "
+                f"but must be (batch, 1 or heads, {q_len} queries, {kv_len} keys)."
             )
         return key, value, None, mask[..., mask.shape[3] - kv_len :]
     if mask.dim() != 2:
@@ -156,7 +157,8 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     fits = global_mask.dim() == 2 and global_mask.shape[0] == batch and global_mask.shape[1] >= kv_len
     if not fits or (seen is not None and global_mask.shape[1] != seen):
         raise MaskError(
-            f"global_attention_mask has shape {tuple(global_mask.shape)}, but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
+            f"global_attention_mask has shape {tuple(global_mask.shape)}, "
+            f"but must be (batch, tokens) = {(batch, seen or kv_len)} with 1 for global tokens."
         )
     return global_mask[:, global_mask.shape[1] - kv_len :] != 0
 

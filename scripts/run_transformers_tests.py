@@ -2,6 +2,7 @@
 
     python scripts/run_transformers_tests.py                       all families
     python scripts/run_transformers_tests.py bert gpt2 --jobs 2    some of them
+    python scripts/run_transformers_tests.py --with-base           the plain classes as well, for comparison
 
 The sdist is downloaded once into ``--cache``. It lacks a few helper modules; empty stand-ins for them are put beside it (generation
 and export are tested by this project's own tests). What is skipped on purpose stands with its reason in
@@ -64,17 +65,18 @@ def prepare(folder: Path) -> Path:
     return module
 
 
-def run(folder: Path, module: Path, families: list[str], jobs: int, report: Path) -> None:
+def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path) -> None:
     environment = os.environ | {
         "LONGATTN_SKIPS": str(OURS / "skips.json"),
+        "LONGATTN_FAMILIES": ",".join(families),
+        "LONGATTN_WITH_BASE": str(int(with_base)),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "RUN_TRAINING_TESTS": "0",
     }
-    names = " or ".join(f"Long{family.capitalize()}Test" for family in families)
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull]
-    command += ["-k", names, f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
+    command += [f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
     if jobs > 1 and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(jobs)]
     subprocess.run(command, cwd=folder, env=environment, check=False)
@@ -84,7 +86,8 @@ def table(report: Path) -> dict[str, dict]:
     """Counts, failures and reasons of skips for every family."""
     result: dict[str, dict] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        family = case.get("classname", "").rsplit(".", 1)[-1].removesuffix("Test").removeprefix("Long").lower()
+        family = case.get("classname", "").rsplit(".", 1)[-1].removesuffix("Test").lower()
+        family = family.replace("long", "long_", 1).removeprefix("plain")
         entry = result.setdefault(family, {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "skips": Counter()})
         skipped = case.find("skipped")
         if skipped is not None:
@@ -101,13 +104,24 @@ def table(report: Path) -> dict[str, dict]:
 
 
 def markdown(result: dict[str, dict], version: str) -> str:
-    lines = [f"# transformers {version}: ModelTesterMixin on the Long families", "", "Written by `python scripts/run_transformers_tests.py`.", ""]
+    lines = [
+        f"# transformers {version}: ModelTesterMixin on the Long families",
+        "",
+        "Written by `python scripts/run_transformers_tests.py`.",
+        "",
+    ]
     lines += ["| family | passed | failed | skipped |", "|---|---|---|---|"]
-    lines += [f"| long_{family} | {entry['passed']} | {entry['failed']} | {entry['skipped']} |" for family, entry in sorted(result.items())]
+    lines += [f"| {family} | {entry['passed']} | {entry['failed']} | {entry['skipped']} |" for family, entry in sorted(result.items())]
     reasons: Counter[str] = Counter()
     for entry in result.values():
         reasons.update(entry["skips"])
-    lines += ["", "Reasons for skipping, over all families (`skip list:` are ours, the others the suite's own):", "", "| tests | reason |", "|---|---|"]
+    lines += [
+        "",
+        "Reasons for skipping, over all families (`skip list:` are ours, the others the suite's own):",
+        "",
+        "| tests | reason |",
+        "|---|---|",
+    ]
     lines += [f"| {count} | {' '.join(reason.split())} |" for reason, count in reasons.most_common()]
     return "\n".join(lines) + "\n"
 
@@ -115,8 +129,11 @@ def markdown(result: dict[str, dict], version: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"among {', '.join(FAMILIES)}; default: all")
+    parser.add_argument("--with-base", action="store_true", help="also test the plain classes of the bases")
     parser.add_argument("--jobs", type=int, default=1, help="processes (with pytest-xdist), default %(default)s")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "hf_longattn", help="where the sdist is kept, default %(default)s")
+    parser.add_argument(
+        "--cache", type=Path, default=Path.home() / ".cache" / "hf_longattn", help="where the sdist is kept, default %(default)s"
+    )
     parser.add_argument("--output", type=Path, help="folder for model_tester.json and .md, for example docs/results; default: do not store")
     options = parser.parse_args()
     unknown = [family for family in options.families if family not in FAMILIES]
@@ -128,19 +145,19 @@ def main() -> int:
     module = prepare(folder)
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"
-        run(folder, module, families, options.jobs, report)
+        run(folder, module, families, options.with_base, options.jobs, report)
         result = table(report)
     text = markdown(result, transformers.__version__)
     print(text)
     for family, entry in sorted(result.items()):
         for name in entry["failures"]:
-            print(f"FAILED long_{family}: {name}", file=sys.stderr)
+            print(f"FAILED {family}: {name}", file=sys.stderr)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "model_tester.md").write_text(text, encoding="utf-8")
         stored = {"transformers": transformers.__version__, "families": result}
         (options.output / "model_tester.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    ran = all(family in result for family in families)
+    ran = all(f"long_{family}" in result for family in families)
     return 0 if ran and not any(entry["failed"] for entry in result.values()) else 1
 
 

@@ -9,7 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_WHERE = {"FAMILIES": "registry", "Family": "registry", "PositionTable": "registry", "enable_long_attention": "enable", "register": "registration"}
+_WHERE = {
+    "FAMILIES": "registry",
+    "Family": "registry",
+    "PositionTable": "registry",
+    "enable_long_attention": "enable",
+    "register": "registration",
+}
 
 
 def __getattr__(name: str) -> Any:

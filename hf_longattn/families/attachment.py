@@ -78,7 +78,8 @@ def attach_mechanisms(model: nn.Module, long_attention: LongAttentionConfig) -> 
         causal = bool(site.module.is_causal)
         if mechanism.causal not in ("both", causal):
             raise OptionError(
-                f"Mechanism {name!r} has no {'causal' if causal else 'bidirectional'} form, which {type(model).__name__} needs in {site.name}; "
+                f"Mechanism {name!r} has no {'causal' if causal else 'bidirectional'} form, "
+                f"which {type(model).__name__} needs in {site.name}; "
                 f"choose one of hf_longattn.list_mechanisms(causal={causal})."
             )
         site.module.long_attention = _placed_like(mechanism, site.module)

@@ -39,7 +39,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "__annotations__": {"config": family.config_class},
         "family": family,
     }
-    made = type(name, tuple(bases), namespace)
+    made: Any = type(name, tuple(bases), namespace)
     # transformers looks up by class which outputs can be recorded, and enters a class there when one is built; a base model
     # inside a head becomes ours after it was built.
     dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+
 class LongConfig(_Base):
     """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
@@ -33,7 +34,7 @@ class LongConfig(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.base_model_type = cls.__bases__[-1].model_type
+        cls.base_model_type = cls.__bases__[-1].model_type  # type: ignore[attr-defined]
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:

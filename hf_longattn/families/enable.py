@@ -40,7 +40,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
     if not isinstance(model, PreTrainedModel) or not model._can_set_attn_implementation():
         raise BackendError(
             f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
-            "the supported architectures include BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2 and Whisper."
+            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
         )
     attach_mechanisms(model, chosen)
     model.set_attn_implementation(BACKEND)

@@ -36,8 +36,8 @@ def check_length(family: Family, config: Any, args: tuple[Any, ...], kwargs: dic
         needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
     if needed > limit:
         raise LengthError(
-            f"The input needs {needed} positions, but this model has {limit}; shorten it, or convert the checkpoint with a longer maximum length "
-            f"(longattn convert SRC DST --max-length {needed})."
+            f"The input needs {needed} positions, but this model has {limit}; "
+            f"shorten it, or convert the checkpoint with a longer maximum length (longattn convert SRC DST --max-length {needed})."
         )
 
 
@@ -47,10 +47,14 @@ def check_table(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
     if not family.position_tables or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
         return
     passed_on = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    values, _ = family.base_config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
-    rows = family.base_config_class(**{key: value for key, value in values.items() if key != "long_attention"}).max_position_embeddings if values else 0
+    try:
+        values, _ = family.base_config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
+    except OSError:
+        return  # weights without a config file: nothing says how long the checkpoint is
+    values.pop("long_attention", None)
+    rows = family.base_config_class(**values).max_position_embeddings
     if rows > config.max_position_embeddings:
         raise PositionError(
-            f"The checkpoint has {rows} positions and the config asks for {config.max_position_embeddings}, but a position table can only grow; "
-            f"give max_position_embeddings={rows} or more."
+            f"The checkpoint has {rows} positions and the config asks for {config.max_position_embeddings}, "
+            f"but a position table can only grow; give max_position_embeddings={rows} or more."
         )

@@ -51,8 +51,9 @@ class LongAttentionMixin(_Base):
     def _init_weights(self, module: nn.Module) -> None:
         """Mechanisms initialise themselves, by ``reset_parameters``; everything else is the base's."""
         super()._init_weights(module)
-        if isinstance(module, Mechanism) and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism) else None
+        if callable(reset):
+            reset()
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         return super().get_correct_attn_implementation(BACKEND if requested_attention is None else requested_attention, is_init_check)
@@ -93,7 +94,8 @@ class LongBaseModelMixin(LongAttentionMixin):
             length = kwargs["global_attention_mask"].shape[-1]
             if not any(m.takes_globals or m.covers(length) for m in mechanisms):
                 raise MaskError(
-                    f"global_attention_mask was given, but no layer of this model takes global tokens (its mechanism is {self.config.long_attention.mechanism!r}); "
+                    "global_attention_mask was given, but no layer of this model takes global tokens "
+                    f"(its mechanism is {self.config.long_attention.mechanism!r}); "
                     "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
                 )
         if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:

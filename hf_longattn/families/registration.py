@@ -11,8 +11,8 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -46,9 +46,15 @@ def register_attention() -> None:
     importlib.import_module("hf_longattn.backend")
 
 
-@cache
 def register_models(config_class: type[Any]) -> None:
-    """Every ``AutoModel…`` that knows the base knows the Long class of the same head."""
+    """Every ``AutoModel…`` that knows the base knows the Long class of the same head. Does its work once for a family."""
+    with _LOCK:
+        if config_class not in _REGISTERED:
+            _register_models(config_class)
+            _REGISTERED.add(config_class)
+
+
+def _register_models(config_class: Any) -> None:
     from transformers.models.auto import modeling_auto
 
     from .registry import family_of
@@ -56,15 +62,16 @@ def register_models(config_class: type[Any]) -> None:
     family = family_of(config_class)
     if config_class is not family.config_class:
         return
-    for auto in vars(modeling_auto).values():
+    autos: list[Any] = [value for value in vars(modeling_auto).values() if isinstance(value, type)]
+    for auto in autos:
         mapping = getattr(auto, "_model_mapping", None)
-        if not isinstance(auto, type) or mapping is None:
-            continue
-        long_class = family.long_class_of(mapping.get(family.base_config_class, type(None)))
+        long_class = None if mapping is None else family.long_class_of(mapping.get(family.base_config_class, type(None)))
         if long_class is not None:
             auto.register(config_class, long_class, exist_ok=True)
 
 
+_LOCK = threading.RLock()
+_REGISTERED: set[type[Any]] = set()
 TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
     "transformers.models.auto.tokenization_auto": register_tokenizers,

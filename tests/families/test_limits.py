@@ -14,7 +14,9 @@ from tests.reference.small_models import long_config, plain_model, tokens
 WINDOW = {"mechanism": "window", "window": 8}
 
 
-@pytest.mark.parametrize(("base", "name", "limit"), [("bert", "LongBertModel", 512), ("roberta", "LongRobertaModel", 512), ("gpt2", "LongGPT2Model", 512)])
+@pytest.mark.parametrize(
+    ("base", "name", "limit"), [("bert", "LongBertModel", 512), ("roberta", "LongRobertaModel", 512), ("gpt2", "LongGPT2Model", 512)]
+)
 def test_a_text_longer_than_the_table(base: str, name: str, limit: int) -> None:
     model = getattr(families, name)(long_config(base, WINDOW)).eval()
     with torch.no_grad():

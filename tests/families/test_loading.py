@@ -16,15 +16,24 @@ from tests.reference.small_models import BASES, HEADS, SHAPE, head_inputs, plain
 
 families.register()
 AUTO = {
-    "bert": "AutoModelForQuestionAnswering", "roberta": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM", "llama": "AutoModelForCausalLM",
-}  # fmt: skip
+    "bert": "AutoModelForQuestionAnswering",
+    "roberta": "AutoModelForMaskedLM",
+    "gpt2": "AutoModelForCausalLM",
+    "llama": "AutoModelForCausalLM",
+}
 HEAD = {"bert": "BertForQuestionAnswering", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
-TABLE = {"bert": "bert.embeddings.position_embeddings.weight", "roberta": "roberta.embeddings.position_embeddings.weight", "gpt2": "transformer.wpe.weight"}
+TABLE = {
+    "bert": "bert.embeddings.position_embeddings.weight",
+    "roberta": "roberta.embeddings.position_embeddings.weight",
+    "gpt2": "transformer.wpe.weight",
+}
 COVERING = {"mechanism": "window", "window": 2048}
 
 
 def converted(folder: Path, base: str, rows: int, **changes: Any) -> Any:
-    config = families.FAMILIES[base].config_class.from_pretrained(folder, max_position_embeddings=rows, **{"long_attention": COVERING, **changes})
+    config = families.FAMILIES[base].config_class.from_pretrained(
+        folder, max_position_embeddings=rows, **{"long_attention": COVERING, **changes}
+    )
     return getattr(transformers, AUTO[base]).from_pretrained(folder, config=config)
 
 
@@ -101,7 +110,9 @@ def test_half_precision_and_sharded(tmp_path: Path) -> None:
 def test_rope_parameters_stand_in_the_config(tmp_path: Path) -> None:
     plain_model("llama").save_pretrained(tmp_path)
     scaled = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-    config = families.LongLlamaConfig.from_pretrained(tmp_path, max_position_embeddings=2048, rope_parameters=scaled, long_attention=COVERING)
+    config = families.LongLlamaConfig.from_pretrained(
+        tmp_path, max_position_embeddings=2048, rope_parameters=scaled, long_attention=COVERING
+    )
     longer = families.LongLlamaModel.from_pretrained(tmp_path, config=config)
     plain_scaled = transformers.LlamaModel(plain_config("llama", max_position_embeddings=2048, rope_parameters=scaled)).eval()
     plain_scaled.load_state_dict(longer.state_dict())

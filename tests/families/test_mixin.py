@@ -102,7 +102,9 @@ class TestEveryBase:
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
         gradients = []
         for checkpointing in (False, True):
-            model = long_model(base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train()
+            model = long_model(
+                base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+            ).train()
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": reentrant})
                 model.enable_input_require_grads()

@@ -18,7 +18,14 @@ OWN: dict[str, dict[str, Any]] = {
     "bert": {"intermediate_size": 96, "max_position_embeddings": 512, "pad_token_id": 0},
     "roberta": {"intermediate_size": 96, "max_position_embeddings": 514, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
     "gpt2": {"n_inner": 96, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
-    "llama": {"intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
+    "llama": {
+        "intermediate_size": 96,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 3,
+        "eos_token_id": 3,
+        "pad_token_id": 3,
+    },
 }
 BASES = tuple(OWN)
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")

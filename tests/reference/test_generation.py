@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.reference.small_models import DECODERS, pair, plain_model, long_like, padding, tokens
+from tests.reference.small_models import DECODERS, long_like, padding, pair, plain_model, tokens
 
 WINDOW = 16
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -72,7 +72,9 @@ def test_the_model_makes_that_cache_itself(base: str) -> None:
     assert [layer.keys.shape[2] for layer in made.layers] == [WINDOW - 1, 40, WINDOW - 1]
 
 
-@pytest.mark.parametrize("how", [GREEDY, GREEDY | {"num_beams": 3}, GREEDY | {"do_sample": True, "top_k": 20}], ids=["greedy", "beam", "sampling"])
+@pytest.mark.parametrize(
+    "how", [GREEDY, GREEDY | {"num_beams": 3}, GREEDY | {"do_sample": True, "top_k": 20}], ids=["greedy", "beam", "sampling"]
+)
 @pytest.mark.parametrize("mechanism", ["window", "windows by layer", "longformer"])
 @pytest.mark.parametrize("base", DECODERS)
 def test_generate_with_and_without_a_cache(base: str, mechanism: str, how: dict[str, Any]) -> None:
@@ -103,14 +105,23 @@ def test_global_tokens_are_seen_in_decoding(base: str) -> None:
     with torch.no_grad():
         whole = longer(ids, attention_mask=mask, position_ids=positions, global_attention_mask=is_global).logits
         cache = DynamicCache(config=longer.config)
-        longer(ids[:, :50], attention_mask=mask[:, :50], position_ids=positions[:, :50], global_attention_mask=is_global[:, :50], past_key_values=cache)
+        longer(
+            ids[:, :50],
+            attention_mask=mask[:, :50],
+            position_ids=positions[:, :50],
+            global_attention_mask=is_global[:, :50],
+            past_key_values=cache,
+        )
         last = [
             longer(
-                ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=positions[:, i : i + 1], global_attention_mask=is_global[:, : i + 1],
+                ids[:, i : i + 1],
+                attention_mask=mask[:, : i + 1],
+                position_ids=positions[:, i : i + 1],
+                global_attention_mask=is_global[:, : i + 1],
                 past_key_values=cache,
             ).logits
             for i in range(50, 60)
-        ]  # fmt: skip
+        ]
         without = longer(ids, attention_mask=mask, position_ids=positions).logits
     assert (torch.cat(last, 1) - whole[:, 50:]).abs().max() < 1e-4
     assert (whole - without)[:, 50:].abs().max() > 1e-2

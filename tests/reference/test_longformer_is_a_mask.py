@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference.small_models import ENCODERS, pair, plain_config, padding, tokens
+from tests.reference.small_models import ENCODERS, padding, pair, plain_config, tokens
 
 LENGTH, WINDOW = 400, 64
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from tests.reference.small_models import OWN, SHAPE, long_config, padding, tokens
-
 import hf_longattn.families as families
+from tests.reference.small_models import OWN, SHAPE, long_config, padding, tokens
 
 WINDOW = 24
 
@@ -17,14 +16,15 @@ WINDOW = 24
 def models() -> tuple[MistralForCausalLM, torch.nn.Module]:
     torch.manual_seed(0)
     mistral = MistralForCausalLM(MistralConfig(**SHAPE, **OWN["llama"], sliding_window=WINDOW)).eval()
-    llama = families.LongLlamaForCausalLM(long_config("llama", {"mechanism": "window", "window": WINDOW}, rope_parameters=mistral.config.rope_parameters)).eval()
+    llama = families.LongLlamaForCausalLM(
+        long_config("llama", {"mechanism": "window", "window": WINDOW}, rope_parameters=mistral.config.rope_parameters)
+    ).eval()
     llama.load_state_dict(mistral.state_dict())
     return mistral, llama
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
 def test_logits(models: tuple, left: bool) -> None:
-    mistral, llama = models
     ids, mask = tokens(3, 200), padding(3, 200, left=left)
     with torch.no_grad():
         expected, found = (model(ids, attention_mask=mask).logits for model in models)

@@ -9,6 +9,7 @@ import unittest
 from pathlib import Path
 
 import torch
+import transformers
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import require_torch, torch_device
 
@@ -42,20 +43,21 @@ class Tester:
     vocab_size = 99
     is_training = True
 
-    def __init__(self, parent: unittest.TestCase, base: str) -> None:
-        self.parent, self.base = parent, base
+    def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
+        self.parent, self.base, self.plain = parent, base, plain
 
     def get_config(self):
         shape = {
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads, "intermediate_size": 37, "max_position_embeddings": 512,
-            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 98,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
         }  # fmt: skip
         if self.base == "roberta":
             shape |= {"pad_token_id": 1, "bos_token_id": 0}
-        if self.base == "bert":
-            shape |= {"pad_token_id": 0}
-        return long_families.FAMILIES[self.base].config_class(**shape, long_attention={"mechanism": MECHANISMS[self.base], "window": 4})
+        family = long_families.FAMILIES[self.base]
+        if self.plain:
+            return family.base_config_class(**shape)
+        return family.config_class(**shape, long_attention={"mechanism": MECHANISMS[self.base], "window": 4})
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 2) + 2
@@ -64,20 +66,24 @@ class Tester:
         return self.get_config(), {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
 
 
-def make(base: str) -> type[unittest.TestCase]:
+def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
+    """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
+    config_class = family.base_config_class if plain else family.config_class
 
     @require_torch
     class FamilyTest(ModelTesterMixin, unittest.TestCase):
-        all_model_classes = tuple(family.model_class(name) for name in family.heads.values())
-        test_all_params_have_gradient = not any(name.endswith("DoubleHeadsModel") for name in family.heads)  # the second head has a loss of its own
+        all_model_classes = tuple(getattr(transformers, name) if plain else family.model_class(name) for name in family.heads)
+        test_all_params_have_gradient = not any(
+            name.endswith("DoubleHeadsModel") for name in family.heads
+        )  # the second head has a loss of its own
 
         def setUp(self) -> None:
-            reasons = {**SKIPPED.get("all", {}), **SKIPPED.get(base, {})}
+            reasons = {**SKIPPED["all"], **({} if plain else SKIPPED["long"])}
             if self._testMethodName in reasons:
                 self.skipTest(f"skip list: {reasons[self._testMethodName]}")
-            self.model_tester = Tester(self, base)
-            self.config_tester = ConfigTester(self, config_class=family.config_class, **{"n_embd" if base == "gpt2" else "hidden_size": 32})
+            self.model_tester = Tester(self, base, plain)
+            self.config_tester = ConfigTester(self, config_class=config_class, **{"n_embd" if base == "gpt2" else "hidden_size": 32})
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
@@ -95,13 +101,16 @@ def make(base: str) -> type[unittest.TestCase]:
 
         def test_reverse_loading_mapping(self) -> None:
             """Our conversion changes the length of a table, not its name: the case for which the suite has this argument."""
-            super().test_reverse_loading_mapping(check_keys_were_modified=False)
+            super().test_reverse_loading_mapping(check_keys_were_modified=plain)
 
         def test_config(self) -> None:
             self.config_tester.run_common_tests()
 
-    FamilyTest.__name__ = FamilyTest.__qualname__ = f"Long{base.capitalize()}Test"
+    FamilyTest.__name__ = FamilyTest.__qualname__ = f"{'Plain' if plain else 'Long'}{base.capitalize()}Test"
     return FamilyTest
 
 
-LongBertTest, LongRobertaTest, LongGpt2Test, LongLlamaTest = (make(base) for base in ("bert", "roberta", "gpt2", "llama"))
+for chosen in os.environ["LONGATTN_FAMILIES"].split(","):
+    for compared in (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,):
+        made = make(chosen, plain=compared)
+        globals()[made.__name__] = made

@@ -1,0 +1,154 @@
+"""`enable_long_attention` on architectures that have no Long class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn.errors import BackendError, OptionError, UnknownMechanismError
+from hf_longattn.families import enable_long_attention
+from hf_longattn.families.attachment import attention_sites
+from tests.reference.small_models import plain_model, tokens
+
+TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
+VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
+SEQ2SEQ = {
+    "vocab_size": 200,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+ids = {"input_ids": tokens(2, 40)}
+image = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]] = {
+    "bert": ("BertModel", TEXT, ids),
+    "electra": ("ElectraModel", TEXT | {"embedding_size": 32}, ids),
+    "xlm-roberta": ("XLMRobertaModel", TEXT, ids),
+    "albert": ("AlbertModel", TEXT | {"embedding_size": 16}, ids),
+    "distilbert": ("DistilBertModel", {"vocab_size": 200, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, ids),
+    "modernbert": ("ModernBertModel", TEXT | {"local_attention": 8, "global_attn_every_n_layers": 2}, ids),
+    "gpt2": ("GPT2Model", {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4}, ids),
+    "gpt-neox": ("GPTNeoXModel", TEXT, ids),
+    "opt": (
+        "OPTModel",
+        {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32},
+        ids,
+    ),
+    "mistral": ("MistralModel", TEXT | {"num_key_value_heads": 2, "sliding_window": 8}, ids),
+    "qwen2": ("Qwen2Model", TEXT | {"num_key_value_heads": 2}, ids),
+    "bart": ("BartModel", SEQ2SEQ, ids),
+    "t5": (
+        "T5Model",
+        {"vocab_size": 200, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        ids | {"decoder_input_ids": tokens(2, 30)},
+    ),
+    "vit": ("ViTModel", VISION, image),
+    "clip-vision": ("CLIPVisionModel", VISION, image),
+    "whisper": (
+        "WhisperModel",
+        SEQ2SEQ | {"num_mel_bins": 8, "max_source_positions": 40, "max_target_positions": 40},
+        {"input_features": torch.randn(2, 8, 80), "decoder_input_ids": tokens(2, 30)},
+    ),
+    "wav2vec2": (
+        "Wav2Vec2Model",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "num_conv_pos_embeddings": 4,
+            "num_conv_pos_embedding_groups": 2,
+            "conv_dim": (16, 16),
+            "conv_kernel": (10, 3),
+            "conv_stride": (5, 2),
+            "num_feat_extract_layers": 2,
+        },
+        {"input_values": torch.randn(2, 1000)},
+    ),
+}
+
+
+def build(case: str) -> tuple[Any, dict[str, Tensor]]:
+    name, values, inputs = CASES[case]
+    config_class = getattr(transformers, name).config_class
+    torch.manual_seed(0)
+    return getattr(transformers, name)(config_class(**values)).eval(), inputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_full_changes_nothing_and_a_window_does(case: str) -> None:
+    model, inputs = build(case)
+    own_window = {
+        "mistral": {"mechanism": "window", "window": 8},
+        "modernbert": {"mechanism": "full", "layers": {1: {"mechanism": "window", "window": 8}}},
+    }
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+        assert enable_long_attention(model, own_window.get(case, {"mechanism": "full"})) is model
+        assert (model(**inputs)[0] - expected).abs().max() < 1e-5
+        enable_long_attention(model, {"mechanism": "window", "window": 2})
+        assert (model(**inputs)[0] - expected).abs().max() > 1e-5
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(model(**inputs)[0], expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layer_is_found_and_numbered(case: str) -> None:
+    model, _ = build(case)
+    sites = attention_sites(model)
+    encoder_decoder = case in ("bart", "t5", "whisper")
+    own = sorted(site.layer for site in sites if not site.cross)
+    assert own == ([0, 0, 1, 1] if encoder_decoder else [0] if case == "albert" else [0, 1])
+    assert sum(site.cross for site in sites) == (2 if encoder_decoder else 0)
+
+
+def test_layers_differ_where_layer_idx_is_missing() -> None:
+    model, _ = build("vit")
+    enable_long_attention(model, {"mechanism": "full", "layers": {1: {"mechanism": "window", "window": 4}}})
+    assert [site.module.long_attention.name for site in attention_sites(model)] == ["full", "window"]
+
+
+def test_attentions_and_padding() -> None:
+    model, inputs = build("gpt2")
+    enable_long_attention(model, {"mechanism": "window", "window": 4})
+    mask = torch.ones(2, 40, dtype=torch.long)
+    mask[1, 30:] = 0
+    with torch.no_grad():
+        out = model(**inputs, attention_mask=mask, output_attentions=True)
+        alone = model(inputs["input_ids"][1:, :30]).last_hidden_state
+    assert [w.shape for w in out.attentions] == [(2, 4, 40, 40)] * 2
+    assert out.attentions[0][0, 0, 20, :17].max() == 0
+    assert (out.last_hidden_state[1, :30] - alone).abs().max() < 1e-5
+
+
+def test_generation_of_an_enabled_model() -> None:
+    model = enable_long_attention(plain_model("gpt2", "GPT2LMHeadModel"), {"mechanism": "window", "window": 8})
+    how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(tokens(2, 20), **how), model.generate(tokens(2, 20), use_cache=False, **how))
+
+
+def test_refusals() -> None:
+    model, _ = build("bert")
+    with pytest.raises(UnknownMechanismError):
+        enable_long_attention(model, {"mechanism": "windw"})
+    with pytest.raises(OptionError, match="layer 5"):
+        enable_long_attention(model, {"mechanism": "window", "layers": {5: {"window": 4}}})
+    with pytest.raises(BackendError, match="AttentionInterface"):
+        enable_long_attention(torch.nn.Linear(2, 2), {"mechanism": "window"})  # type: ignore[type-var]
+    off = transformers.DebertaModel(
+        transformers.DebertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    )
+    with pytest.raises(BackendError, match="DebertaModel"):
+        enable_long_attention(off, {"mechanism": "window"})

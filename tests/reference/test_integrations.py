@@ -1,0 +1,236 @@
+"""Long models in the hands of others: torch.compile, DDP, peft, pipelines, Trainer, threads, sentence-transformers."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import AutoTokenizer, Trainer, TrainingArguments, pipeline
+
+import hf_longattn.families as families
+from tests.reference.small_models import long_config, long_like, padding, plain_model, tokens
+
+families.register()
+LONGFORMER = {"mechanism": "longformer", "window": 32}
+DDP = """
+import sys, torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+sys.path.insert(0, {root!r})
+from tests.reference.small_models import long_config, tokens
+import hf_longattn.families as families
+
+def work(rank, file):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = families.LongBertForMaskedLM(long_config("bert", {{"mechanism": "longformer", "window": 32}}))
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        ids = tokens(2, 100)[rank : rank + 1]
+        model(ids, labels=ids, global_attention_mask=torch.zeros_like(ids)).loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    total = torch.stack([p.detach().double().sum() for p in model.parameters()])
+    other = total.clone()
+    dist.broadcast(other, 0)
+    assert torch.equal(total, other)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    multiprocessing.start_processes(work, args=({file!r},), nprocs=2, start_method="fork")
+    print("equal")
+"""
+
+
+def encoder(head: str = "LongBertModel", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(families, head)(long_config("bert", LONGFORMER, **changes)).eval()
+
+
+@pytest.mark.parametrize("name", ["LongBertForQuestionAnswering", "LongGPT2LMHeadModel"])
+def test_torch_compile_fullgraph(name: str) -> None:
+    base = "bert" if "Bert" in name else "gpt2"
+    torch.manual_seed(0)
+    model = getattr(families, name)(long_config(base, LONGFORMER, num_hidden_layers=2)).eval()
+    ids, mask = tokens(2, 300), padding(2, 300)
+    is_global = torch.zeros(2, 300, dtype=torch.long)
+    is_global[:, :4] = 1
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for inputs in ({"attention_mask": mask, "global_attention_mask": is_global}, {}):
+        with torch.no_grad():
+            expected, found = model(ids, use_cache=False, **inputs), compiled(ids, use_cache=False, **inputs)
+        rows = mask.bool() if inputs else ...
+        assert (expected[0] - found[0])[rows].abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_torch_compile_with_inductor_and_gradients() -> None:
+    model = encoder("LongBertForMaskedLM", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    ids = tokens(2, 300)
+    model(ids, labels=ids).loss.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch._dynamo.reset()
+    torch.compile(model, fullgraph=True)(ids, labels=ids).loss.backward()
+    for gradient, parameter in zip(expected, model.parameters(), strict=True):
+        assert (gradient - parameter.grad).abs().max() < 1e-4
+
+
+def test_ddp_in_two_processes_without_find_unused_parameters(repository: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP.format(root=str(repository), file=str(tmp_path / "meeting")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+def test_lora(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = encoder("LongBertForSequenceClassification")
+    ids = tokens(2, 80)
+    with torch.no_grad():
+        before = model(ids).logits
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=4, init_lora_weights="gaussian")
+    )
+    is_global = torch.zeros_like(ids)
+    is_global[:, 0] = 1
+    tuned(ids, labels=torch.tensor([0, 1]), global_attention_mask=is_global).loss.backward()
+    torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=1.0).step()
+    with torch.no_grad():
+        after = tuned.eval()(ids).logits
+        assert (after - before).abs().max() > 1e-4
+        tuned.save_pretrained(tmp_path)
+        again = peft.PeftModel.from_pretrained(encoder("LongBertForSequenceClassification"), tmp_path).eval()
+        assert torch.allclose(again(ids).logits, after, atol=1e-6)
+
+
+def test_threads() -> None:
+    plain = plain_model("bert")
+    models = [long_like(plain, "bert", chosen) for chosen in (LONGFORMER, {"mechanism": "window", "window": 8}, {"mechanism": "full"})]
+    with torch.no_grad():
+        expected = [model(tokens(), output_attentions=i == 0) for i, model in enumerate(models)]
+    wrong: list[int] = []
+
+    def run(i: int) -> None:
+        for _ in range(15):
+            with torch.no_grad():
+                found = models[i](tokens(), output_attentions=i == 0)
+            if not torch.equal(found.last_hidden_state, expected[i].last_hidden_state) or (found.attentions is None) != (i != 0):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.fixture
+def vocabulary(repository: Path) -> Path:
+    folder = repository.parent / "shared" / "data" / "tokenizers" / "bert-base-uncased"
+    if not folder.is_dir():
+        pytest.skip(f"BERT's vocabulary is not at {folder}")
+    return folder
+
+
+@pytest.fixture
+def saved(vocabulary: Path, tmp_path: Path) -> Any:
+    """Save a LongBert of some head with BERT's own tokenizer."""
+
+    def save(head: str, **changes: Any) -> Path:
+        (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+        encoder(head, vocab_size=30522, max_position_embeddings=2048, **changes).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+TEXT = "The mechanism decides which keys a query can see. " * 60
+
+
+def test_pipelines(saved: Any) -> None:
+    folder = str(saved("LongBertForMaskedLM"))
+    found = pipeline("fill-mask", model=folder)(TEXT + " Paris is the [MASK] of France.", top_k=3)
+    assert len(found) == 3
+    labels = pipeline("text-classification", model=str(saved("LongBertForSequenceClassification")))(TEXT)
+    assert 0 <= labels[0]["score"] <= 1
+    entities = pipeline("token-classification", model=str(saved("LongBertForTokenClassification")))("Short text.")
+    assert entities
+    features = pipeline("feature-extraction", model=str(saved("LongBertModel")))(TEXT, return_tensors=True)
+    assert features.shape[1:] == (len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]), 64)
+
+
+def test_text_generation_pipeline(repository: Path, tmp_path: Path) -> None:
+    folder = repository.parent / "shared" / "data" / "tokenizers" / "gpt2"
+    if not folder.is_dir():
+        pytest.skip(f"GPT-2's vocabulary is not at {folder}")
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    families.LongGPT2LMHeadModel(long_config("gpt2", {"mechanism": "window", "window": 16}, vocab_size=50257)).save_pretrained(tmp_path)
+    generator = pipeline("text-generation", model=str(tmp_path))
+    generator.tokenizer.pad_token_id = generator.model.config.eos_token_id
+    texts = generator(["A long document", "Another"], max_new_tokens=5, do_sample=False, batch_size=2)
+    assert all(text[0]["generated_text"].startswith(prompt) for text, prompt in zip(texts, ["A long document", "Another"], strict=True))
+
+
+def test_trainer_keeps_the_global_attention_mask(saved: Any, tmp_path: Path) -> None:
+    folder = saved("LongBertForSequenceClassification")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [dict(tokenizer(TEXT[: 200 * (i + 1)]), labels=i % 2, unknown="dropped") for i in range(4)]
+    for row in rows:
+        row["global_attention_mask"] = [1] + [0] * (len(row["input_ids"]) - 1)
+    seen: list[torch.Size] = []
+
+    def watch(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["global_attention_mask"].shape)
+
+    model = families.LongBertForSequenceClassification.from_pretrained(folder)
+    model.register_forward_pre_hook(watch, with_kwargs=True)
+
+    data = datasets.Dataset.from_list(rows)
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        assert all("unknown" not in row for row in batch)
+        longest = max(len(row["input_ids"]) for row in batch)
+        names = ("input_ids", "attention_mask", "token_type_ids", "global_attention_mask")
+        made = {name: torch.tensor([row[name] + [0] * (longest - len(row[name])) for row in batch]) for name in names}
+        return made | {"labels": torch.tensor([row["labels"] for row in batch])}
+
+    arguments = TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+    )
+    result = Trainer(model, arguments, train_dataset=data, data_collator=collate).train()
+    assert math.isfinite(result.training_loss)
+    assert len(seen) == 2
+    assert all(shape[1] > 30 for shape in seen)
+
+
+def test_sentence_transformers(saved: Any) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    folder = saved("LongBertModel")
+    model = st.SentenceTransformer(str(folder), device="cpu")
+    assert type(model[0].auto_model).__name__ == "LongBertModel"
+    together = model.encode([TEXT, "A short one."])
+    alone = model.encode(["A short one."])
+    assert together.shape == (2, 64)
+    assert abs(together[1] - alone[0]).max() < 1e-5
