@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
-_ASSIGNED = re.compile(r"^# lookup (\w+) = (\w+)$", re.MULTILINE)
+_ASSIGNED = re.compile(r"^# lookup (\w+) (\w+)$", re.MULTILINE)
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "ly", "s", "e", "y")
 

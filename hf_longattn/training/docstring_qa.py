@@ -54,6 +54,7 @@ def build_docstring_qa(
     questions_per_module: int = 4,
     limit: int | None = None,
     packages: Iterable[str] | None = None,
+    modules: Iterable[corpus.Module] | None = None,
     seed: int = 0,
     rejections: Rejections | None = None,
 ) -> Dataset:
@@ -67,14 +68,16 @@ def build_docstring_qa(
         questions_per_module: at most so many questions per module, chosen by the seed.
         limit: stop after so many questions; modules come in an order chosen by the seed.
         packages: only these packages of the split.
+        modules: these modules instead of the corpus, in an order of the caller's.
         seed: choice of questions and order of modules.
         rejections: filled with the reasons for leaving candidates out.
 
     Returns:
         A dataset with id, title (the module's path), context, question, answers {text, answer_start} and tokens.
     """
-    modules = list(corpus.iter_modules(split, packages))
-    random.Random(f"{seed}:{split}").shuffle(modules)
+    if modules is None:
+        modules = list(corpus.iter_modules(split, packages))
+        random.Random(f"{seed}:{split}").shuffle(modules)
     rejections = Rejections() if rejections is None else rejections
     records: list[dict[str, Any]] = []
     for module in modules:

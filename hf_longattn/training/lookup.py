@@ -1,7 +1,7 @@
 """Lookup: questions whose evidence is spread over a document (RULER's variable tracking, in real source files).
 
-Marked lines are inserted into source text. A one-hop question is answered by its own line, ``# lookup A = VALUE``; a
-two-hop question needs two lines, ``# lookup A = B`` and ``# lookup B = VALUE``, which stand more than ``min_gap`` tokens
+Marked lines are inserted into source text. A one-hop question is answered by its own line, ``# lookup A VALUE``; a
+two-hop question needs two lines, ``# lookup A B`` and ``# lookup B VALUE``, which stand more than ``min_gap`` tokens
 apart, so that no 512-token window contains both. All other lines are distractors, and every line ends in a word, so that
 guessing among the values is right in one of eight cases.
 
@@ -112,7 +112,8 @@ def make_document(
         tokenizer: measures.
 
     Returns:
-        One record per answerable question (``shape.pairs`` + ``shape.chains``), and one that has no answer, last.
+        One record per answerable question (``shape.pairs`` + ``shape.chains``), and one that has no answer, last. They
+        also hold ``links``: per inserted line the characters at which its last word and its name start.
 
     Raises:
         LengthError: the inserted lines alone do not fit into ``tokens``, or a gap is impossible.
@@ -136,9 +137,11 @@ def make_document(
         budget = max(0, budget - excess - (8 if excess > 0 else 0))
     else:
         raise LengthError(f"found no stretch of source text that fills {tokens} tokens with {shape.lines} lookup lines")
+    links = [[start + len(line.rpartition(" ")[0]) + 1, start + len(MARKER) + 1] for start, line in zip(starts, lines, strict=True)]
     records = []
     for question in asked:
         record = _record(context, question.name, question.hops, tokens)
+        record["links"] = links
         record["trail"] = [starts[line] + (len(MARKER) + 1 if at_name else lines[line].rindex(" ") + 1) for line, at_name in question.trail]
         line = question.trail[-1][0]
         record["answers"] = {"text": [question.value], "answer_start": [starts[line] + lines[line].rindex(" ") + 1]}
@@ -179,6 +182,7 @@ def build_lookup(
             half = questions_per_document // 2
             chosen = [r for r in made if r["hops"] == 1][:half] + [r for r in made if r["hops"] == 2][:half]
             for place, record in enumerate(chosen + (made[-1:] if unanswerable else [])):
+                record.pop("links", None)
                 records.append({**record, "id": f"lookup:{split}:{length}:{number}:{place}", "title": f"lookup {length}"})
     return Dataset.from_list(records, features=LOOKUP_FEATURES)
 
@@ -206,11 +210,11 @@ def _inserted_lines(names: list[str], values: list[str], shape: LookupShape) -> 
     for chain in range(shape.chains):
         first, second, value = names[2 * chain], names[2 * chain + 1], values[chain]
         here = len(lines)
-        lines += [f"{MARKER} {first} = {second}", f"{MARKER} {second} = {value}"]
+        lines += [f"{MARKER} {first} {second}", f"{MARKER} {second} {value}"]
         asked.append(_Asked(first, value, 2, ((here, True), (here, False), (here + 1, True))))
     for name, value in zip(names[2 * shape.chains :], values[shape.chains :], strict=True):
         here = len(lines)
-        lines.append(f"{MARKER} {name} = {value}")
+        lines.append(f"{MARKER} {name} {value}")
         asked.append(_Asked(name, value, 1, ((here, True), (here, False), (here, True))))
     return lines, asked
 

@@ -51,7 +51,9 @@ class QACollator:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, features: Iterable[QAFeature | list[QAFeature]]) -> dict[str, Any]:
-        """Return input_ids, attention_mask (B, L), … , start_positions, end_positions (B,), ask (B,), trail (B, T)."""
+        """Return input_ids, attention_mask (B, L), …, start_positions, end_positions (B,), and where there are trails or
+        several questions: ask, starts, ends (B, K), trail (B, K, T), links (B, M, 2), padded with -1.
+        """
         rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
         length = max(len(row) for row in rows)
         batch: dict[str, Any] = {}
@@ -62,10 +64,7 @@ class QACollator:
         batch["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
         batch["start_positions"] = torch.tensor([row.start for row in rows])
         batch["end_positions"] = torch.tensor([row.end for row in rows])
-        batch["ask"] = torch.tensor([row.ask for row in rows])
-        steps = max(len(row.trail) for row in rows)
-        if steps:
-            batch["trail"] = torch.tensor([row.trail + [-1] * (steps - len(row.trail)) for row in rows])
+        batch |= _pointed(rows)
         if self.positions is not None:
             batch["position_ids"] = self._random_positions(len(rows), length)
         batch["task"] = rows[0].task
@@ -76,3 +75,22 @@ class QACollator:
         free = max(1, self.positions.count - length + 1)
         offsets = torch.randint(0, free, (rows, 1), generator=self.generator)
         return (self.positions.first + offsets + torch.arange(length)).clamp(max=self.positions.first + self.positions.count - 1)
+
+
+def _pointed(rows: list[QAFeature]) -> dict[str, torch.Tensor]:
+    """Return ask, starts, ends (B, K) and trail (B, K, T); empty when no row has a trail or several questions."""
+    asked = [[(a.ask, a.start, a.end, list(a.trail)) for a in row.packed] or [(row.ask, row.start, row.end, row.trail)] for row in rows]
+    steps = max(len(question[3]) for questions in asked for question in questions)
+    most = max(map(len, asked))
+    if not steps and most == 1:
+        return {}
+    none = (0, -1, -1, [-1] * steps)
+    linked = max(len(row.links) for row in rows)
+    full = [questions + [none] * (most - len(questions)) for questions in asked]
+    return {
+        "ask": torch.tensor([[question[0] for question in questions] for questions in full]),
+        "starts": torch.tensor([[question[1] for question in questions] for questions in full]),
+        "ends": torch.tensor([[question[2] for question in questions] for questions in full]),
+        "links": torch.tensor([row.links + [(-1, -1)] * (linked - len(row.links)) for row in rows]).view(len(rows), linked, 2),
+        "trail": torch.tensor([[question[3] + [-1] * (steps - len(question[3])) for question in questions] for questions in full]),
+    }

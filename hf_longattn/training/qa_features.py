@@ -7,7 +7,7 @@ model's length, or in overlapping windows.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,8 @@ class QAFeature:
         ask: the question's last token.
         trail: the tokens of ``record["trail"]``, -1 where one lies outside this input; empty without a trail.
         task: a name under which accuracies are counted.
+        links: pairs of tokens, the last word of a lookup line and the line's name.
+        packed: several questions about the document; see qa_packing.
     """
 
     inputs: dict[str, list[int]]
@@ -53,9 +55,25 @@ class QAFeature:
     ask: int = 0
     trail: list[int] = field(default_factory=list)
     task: str = "qa"
+    links: list[tuple[int, int]] = field(default_factory=list)
+    packed: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def locate(self, record: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the first and last token of the record's first answer; (0, 0) when it has none in this input."""
+        answers = record.get("answers") or {"text": [], "answer_start": []}
+        if not answers["text"]:
+            return 0, 0
+        begin = int(answers["answer_start"][0])
+        start = token_at(self.offsets, begin)
+        end = token_at(self.offsets, begin + max(0, len(answers["text"][0]) - 1))
+        return (start, end) if start >= 0 and end >= 0 else (0, 0)
+
+    def locate_trail(self, record: Mapping[str, Any]) -> list[int]:
+        """Return the tokens of the record's trail; -1 where one lies outside this input."""
+        return [token_at(self.offsets, int(character)) for character in record.get("trail") or ()]
 
 
 def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> list[QAFeature]:
@@ -97,13 +115,16 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     return [_feature(record, encoded, index, form) for index in range(len(encoded["input_ids"]))]
 
 
-def token_at(offsets: list[tuple[int, int] | None], first: int, character: int) -> int:
+def token_at(offsets: Sequence[tuple[int, int] | None], character: int) -> int:
     """Return the token that contains (or precedes) ``character`` of the context; -1 when it lies outside this input.
 
     Args:
-        offsets: as in :class:`QAFeature`; ``first`` is the first token of the context.
+        offsets: as in :class:`QAFeature`.
+        character: counted from the start of the context.
     """
-    last = len(offsets)
+    first, last = 0, len(offsets)
+    while first < last and offsets[first] is None:
+        first += 1
     while last > first and offsets[last - 1] is None:
         last -= 1
     starts = [span[0] for span in offsets[first:last] if span is not None]
@@ -131,12 +152,6 @@ def _feature(record: Mapping[str, Any], encoded: Mapping[str, Any], index: int, 
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
     asked = [place for place, sequence in enumerate(sequence_ids) if sequence == 0]
     feature = QAFeature(inputs, offsets, ask=asked[-1] if asked else 0)
-    answers = record.get("answers") or {"text": [], "answer_start": []}
-    if answers["text"]:
-        begin = int(answers["answer_start"][0])
-        start = token_at(offsets, first, begin)
-        end = token_at(offsets, first, begin + max(0, len(answers["text"][0]) - 1))
-        if start >= 0 and end >= 0:
-            feature.start, feature.end = start, end
-    feature.trail = [token_at(offsets, first, int(character)) for character in record.get("trail") or ()]
+    feature.start, feature.end = feature.locate(record)
+    feature.trail = feature.locate_trail(record)
     return feature

@@ -46,6 +46,8 @@ def finetune_qa(settings: QASettings) -> dict[str, Any]:
     form = format_for(model, tokenizer, settings)
     curriculum = _curriculum(settings)
     data = _training_data(settings, tokenizer, form, curriculum)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings.pointer_layers:
         attach_pointers(model, settings.pointer_layers, settings.pointer_weight)
     trainer = QATrainer(
@@ -105,7 +107,8 @@ def _curriculum(settings: QASettings) -> Curriculum:
 
 
 def _training_data(settings: QASettings, tokenizer: PreTrainedTokenizerBase, form: QAFormat, curriculum: Curriculum) -> Dataset:
-    parts = [_records(name, settings, tokenizer) for name in settings.data if name != "lookup"]
+    modules = _shuffled_modules(settings) if {"docstring", "lookup"} & set(settings.data) else []
+    parts = [_records(name, settings, tokenizer, modules) for name in settings.data if name != "lookup"]
     columns = ["id", "question", "context", "answers"]
     records = datasets.concatenate_datasets([part.select_columns(columns) for part in parts]) if parts else None
     if settings.epochs is not None and records is not None:
@@ -113,7 +116,7 @@ def _training_data(settings: QASettings, tokenizer: PreTrainedTokenizerBase, for
         return GroupedFeatures(records, tokenizer, windows, settings.tokens_per_step, settings.seed)
     filler = None
     if "lookup" in settings.data:
-        filler = Filler((module.text for module in _shuffled_modules(settings)), tokenizer)
+        filler = Filler((module.text for module in modules), tokenizer)
     return QAStream(
         tokenizer,
         form,
@@ -123,11 +126,12 @@ def _training_data(settings: QASettings, tokenizer: PreTrainedTokenizerBase, for
         lookup_share=settings.lookup_share,
         tokens_per_group=settings.tokens_per_step,
         seed=settings.seed,
+        pack=settings.pack,
         crop=(settings.crop[0], settings.crop[1]) if settings.crop else None,
     )
 
 
-def _records(name: str, settings: QASettings, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+def _records(name: str, settings: QASettings, tokenizer: PreTrainedTokenizerBase, modules: list[corpus.Module]) -> datasets.Dataset:
     if name != "docstring":
         return load_qa(name, settings.split)
     return build_docstring_qa(
@@ -136,6 +140,8 @@ def _records(name: str, settings: QASettings, tokenizer: PreTrainedTokenizerBase
         min_tokens=settings.min_tokens,
         max_tokens=settings.max_tokens,
         questions_per_module=settings.questions_per_module,
+        limit=settings.max_questions or None,
+        modules=modules,
         seed=settings.seed,
     )
 
@@ -156,7 +162,6 @@ def _arguments(settings: QASettings) -> TrainingArguments:
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta2=0.98,
-        gradient_checkpointing=settings.gradient_checkpointing,
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         seed=settings.seed,

@@ -14,11 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.training.qa_packing import packed_loss
+
 _NAME = "trail_pointers"
 
 
 class TrailPointers(nn.Module):
     """One pointer per step of the trail, step t reading the hidden states after layer ``layers[t]`` (1 = first layer).
+
+    Another pointer, from the last word of every lookup line after layer 1 to the embedding of the line's name, teaches the
+    first layer what all hops rest on: which name a word belongs to.
 
     Args:
         hidden_size: width of the hidden states.
@@ -32,33 +37,47 @@ class TrailPointers(nn.Module):
         self.layers, self.weight = tuple(layers), weight
         self.queries = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
         self.keys = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
-        for projection in (*self.queries, *self.keys):
+        self.link_query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.link_key = nn.Linear(hidden_size, hidden_size, bias=False)
+        for projection in (*self.queries, *self.keys, self.link_query, self.link_key):
             nn.init.eye_(projection.weight)
             projection.weight.data.mul_(scale)
         self.handles: list[Any] = []
+        self.recent: list[float] = []
 
-    def forward(self, hidden_states: Sequence[Tensor], ask: Tensor, trail: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, hidden_states: Sequence[Tensor], ask: Tensor, trail: Tensor, links: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the mean cross-entropy of all steps.
 
         Args:
             hidden_states: per layer (embeddings first) a tensor (B, L, D).
-            ask: (B,) the question's last token.
-            trail: (B, T) tokens to point at; -1 is left out.
+            ask: (B, K) the last tokens of up to K questions.
+            trail: (B, K, T) tokens to point at; -1 is left out.
+            links: (B, M, 2) tokens; the first must point, after layer 1, at the embedding of the second.
             attention_mask: (B, L), 1 = real token.
         """
-        rows = torch.arange(len(ask), device=ask.device)
-        behind = torch.arange(attention_mask.shape[1], device=ask.device) > ask[:, None]
-        hidden_behind = ~(behind & attention_mask.bool())
+        rows = torch.arange(len(ask), device=ask.device)[:, None]
+        behind = torch.arange(attention_mask.shape[1], device=ask.device) > ask.max(1, keepdim=True).values
+        elsewhere = ~(behind & attention_mask.bool())[:, None]
         losses = []
-        for step, layer in enumerate(self.layers[: trail.shape[1]]):
+        for step, layer in enumerate(self.layers[: trail.shape[2]]):
             hidden = hidden_states[layer]
-            query = self.queries[step](hidden[rows, ask])
-            scores = torch.einsum("bd,bld->bl", query, self.keys[step](hidden)).float() / hidden.shape[-1] ** 0.5
-            scores = scores.masked_fill(hidden_behind, float("-inf"))
-            known = trail[:, step] >= 0
-            picked = nn.functional.cross_entropy(scores, trail[:, step].clamp(min=0), reduction="none")
+            scores = self.queries[step](hidden[rows, ask]) @ self.keys[step](hidden).transpose(1, 2)
+            scores = (scores.float() / hidden.shape[-1] ** 0.5).masked_fill(elsewhere, float("-inf"))
+            target = trail[:, :, step]
+            known = target >= 0
+            picked = -torch.log_softmax(scores, -1).gather(2, target.clamp(min=0)[..., None]).squeeze(2)
             losses.append(torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1))
+        losses.append(self._link_loss(hidden_states, links, elsewhere, rows))
+        self.recent = [float(loss.detach()) for loss in losses]
         return torch.stack(losses).mean()
+
+    def _link_loss(self, hidden_states: Sequence[Tensor], links: Tensor, elsewhere: Tensor, rows: Tensor) -> Tensor:
+        query = self.link_query(hidden_states[1][rows, links[:, :, 0].clamp(min=0)])
+        scores = (query @ self.link_key(hidden_states[0]).transpose(1, 2)).float() / query.shape[-1] ** 0.5
+        picked = -torch.log_softmax(scores.masked_fill(elsewhere, float("-inf")), -1)
+        picked = picked.gather(2, links[:, :, 1].clamp(min=0)[..., None]).squeeze(2)
+        known = links[:, :, 1] >= 0
+        return torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float = 1.0) -> TrailPointers:
@@ -70,10 +89,11 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
     pointers.to(next(model.parameters()).device)
     model.add_module(_NAME, pointers)
     stash: dict[str, Any] = {}
+    extras = ("ask", "trail", "links", "starts", "ends")
 
     def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         stash.clear()
-        stash.update({key: kwargs.pop(key, None) for key in ("ask", "trail")}, mask=kwargs.get("attention_mask"))
+        stash.update({key: kwargs.pop(key, None) for key in extras}, mask=kwargs.get("attention_mask"))
         wanted = stash["trail"] is not None
         return args, {**kwargs, "output_hidden_states": True} if wanted else kwargs
 
@@ -83,7 +103,9 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
         if stash["trail"] is None:  # keeps every parameter in the graph, as distributed training wants
             output.loss = output.loss + 0.0 * sum(parameter.sum() for parameter in pointers.parameters())
             return output
-        extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["mask"])
+        if stash["starts"] is not None and stash["starts"].shape[1] > 1:
+            output.loss = packed_loss(output.start_logits, output.end_logits, stash["starts"], stash["ends"])
+        extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["links"], stash["mask"])
         output.loss = output.loss + weight * extra
         output.hidden_states = None
         return output

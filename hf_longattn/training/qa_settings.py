@@ -36,6 +36,8 @@ class QASettings:
     min_tokens: int = _option(300, "Shortest docstring document, in tokens.")
     max_tokens: int = _option(8000, "Longest docstring document, in tokens.")
     questions_per_module: int = _option(4, "At most so many docstring questions per module.")
+    max_questions: int = _option(0, "Build so many docstring questions at most; 0 = all. They come from modules in random order.")
+    pack: int = _option(4, "Most lookup questions that one training input asks.")
     lookup_share: float = _option(0.5, "Share of steps on lookup documents where there are other data as well.")
     lookup_lengths: list[int] = _option([], "Two numbers: lookup documents of so many tokens; default: a curriculum from 40 tokens to 500.")
     step_up: float = _option(0.8, "The curriculum goes one step up at this share of exact answers.")

@@ -60,7 +60,7 @@ def n_best_spans(
                 key = (first[0], last[1])
                 spans[key] = max(score, spans.get(key, -np.inf))
     best = sorted(spans.items(), key=lambda item: -item[1])[:n_best]
-    return [Span(context[start:end], start, end, score) for (start, end), score in best]
+    return [Span(context[start:end].strip(), start, end, score) for (start, end), score in best]
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -14,9 +14,12 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.lookup import Filler, LookupShape, make_document
+from hf_longattn.training.lookup import Filler, LookupShape, make_document, question_of
+from hf_longattn.training.lookup_words import NAMES, VALUES
 from hf_longattn.training.qa_features import QAFeature, QAFormat, encode_qa
+from hf_longattn.training.qa_packing import encode_packed
 
+_TOKENS_PER_LINE = 5.5  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
 _CHARACTERS_PER_TOKEN = 3.2  # of source text; an estimate that keeps most crops within their budget
 
 
@@ -32,11 +35,10 @@ class Stage:
 
 
 CURRICULUM = (
-    Stage(40, 48, 2, 1),
-    Stage(48, 80, 2, 2),
-    Stage(80, 128, 3, 3),
-    Stage(128, 200, 4, 4),
-    Stage(160, 320, 4, 4),
+    Stage(40, 48, 2, 2),
+    Stage(56, 96, 3, 3),
+    Stage(88, 160, 4, 4),
+    Stage(120, 300, 4, 4),
     Stage(160, 500, 4, 4),
 )
 """From 40 tokens to the full length of a 512-position model."""
@@ -78,6 +80,7 @@ class QAStream(Dataset):
         seed: decides everything but the stage.
         crop: (shortest, longest) crops of long documents in tokens; None = whole documents up to ``form.max_length``.
         without_answer: probability that a crop is taken from elsewhere in the document, so that windows learn to refuse.
+        pack: most lookup questions that one input asks; see qa_packing.
     """
 
     def __init__(
@@ -94,11 +97,16 @@ class QAStream(Dataset):
         seed: int = 0,
         crop: tuple[int, int] | None = None,
         without_answer: float = 0.15,
+        pack: int = 4,
     ) -> None:
         self.tokenizer, self.form, self.records, self.filler = tokenizer, form, records, filler
         self.curriculum = curriculum or Curriculum()
         self.lookup_share, self.tokens_per_group, self.groups, self.seed = lookup_share, tokens_per_group, groups, seed
         self.crop, self.without_answer = crop, without_answer
+        line = "\n".join(f"{question_of(name)} {value}" for name, value in zip(NAMES, VALUES, strict=False))
+        cost = len(tokenizer(line, add_special_tokens=False)["input_ids"]) / min(len(NAMES), len(VALUES))
+        self.pack = pack
+        self._scale = max(1.0, cost / _TOKENS_PER_LINE)
 
     def __len__(self) -> int:
         return self.groups
@@ -111,18 +119,27 @@ class QAStream(Dataset):
 
     def _lookup_group(self, filler: Filler, rng: random.Random) -> list[QAFeature]:
         stage = self.curriculum.current
-        length = rng.randint(stage.shortest, stage.longest)
+        length = min(int(rng.randint(stage.shortest, stage.longest) * self._scale), self.form.max_length)
         shape = LookupShape(stage.pairs, stage.chains, stage.min_gap)
         features: list[QAFeature] = []
         while not features or (len(features) + 1) * length <= self.tokens_per_group:
             made = make_document(filler, length, shape, rng, self.tokenizer)
-            hops = 2 if rng.random() < 0.6 else 1
-            chosen = made[-1] if rng.random() < 0.08 else rng.choice([r for r in made if r["hops"] == hops])
-            feature = encode_qa(chosen, self.tokenizer, self.form)[0]
-            feature.task = "lookup"
-            feature.trail = feature.trail or [-1, -1, -1]
-            features.append(feature)
+            features.append(encode_packed(self._choose(made, rng), self.tokenizer, self.form))
+            features[-1].task = "lookup"
         return features
+
+    def _choose(self, made: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+        """Return some of a document's questions: one that has no answer now and then, otherwise up to ``self.pack``."""
+        if rng.random() < 0.08:
+            return made[-1:]
+        count = rng.randint(1, max(1, min(self.pack, (len(made) - 1) // 2)))  # not all, or the question would not matter
+        two_hops, one_hop = [r for r in made if r["hops"] == 2], [r for r in made if r["hops"] == 1]
+        rng.shuffle(two_hops)
+        rng.shuffle(one_hop)
+        half = (count + rng.randint(0, 1)) // 2 if count > 1 else int(rng.random() < 0.6)
+        chosen = two_hops[:half] + one_hop[: count - min(half, len(two_hops))]
+        rng.shuffle(chosen)
+        return chosen
 
     def _record_group(self, rng: random.Random) -> list[QAFeature]:
         longest = min(self.form.max_length, self.crop[1]) if self.crop else self.form.max_length

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_longattn.training.qa_collator import PositionRange, QACollator
+from hf_longattn.training.qa_packing import share_found
 from hf_longattn.training.qa_stream import Curriculum
 
 
@@ -51,13 +52,13 @@ class QATrainer(Trainer):
             self.add_callback(_CurriculumState(curriculum))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
-        """Return the model's loss; remember per task which rows had both ends right."""
+        """Return the model's loss; remember per task how many answers started at the right token."""
         task = inputs.pop("task")
+        starts = inputs.get("starts", inputs["start_positions"][:, None])
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
-            inputs = {key: value for key, value in inputs.items() if key not in ("ask", "trail")}
+            inputs = {key: value for key, value in inputs.items() if key not in ("ask", "trail", "links", "starts", "ends")}
         outputs = model(**inputs)
-        right = (outputs.start_logits.argmax(-1) == inputs["start_positions"]) & (outputs.end_logits.argmax(-1) == inputs["end_positions"])
-        self.exact[task].append(right.detach().float())
+        self.exact[task].append(share_found(outputs.start_logits.detach(), starts))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -79,6 +80,9 @@ class QATrainer(Trainer):
                 self.curriculum.report(share)
         if self.curriculum is not None:
             logs["stage"] = self.curriculum.stage
+        pointers = getattr(self.accelerator.unwrap_model(self.model), "trail_pointers", None)
+        if pointers is not None:
+            logs.update({f"pointer_{step}": round(loss, 3) for step, loss in enumerate(pointers.recent, 1)})
         super().log(logs, start_time)
 
     def _recent(self) -> dict[str, float]:

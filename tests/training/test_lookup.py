@@ -12,7 +12,7 @@ from hf_longattn.errors import LengthError
 from hf_longattn.training.lookup import MARKER, Filler, LookupShape, build_lookup, make_document
 from hf_longattn.training.lookup_words import NAMES, VALUES
 
-LINE = re.compile(rf"^{MARKER} (\w+) = (\w+)$", re.MULTILINE)
+LINE = re.compile(rf"^{MARKER} (\w+) (\w+)$", re.MULTILINE)
 
 
 def follow(context: str, question: str) -> tuple[str, int]:

@@ -1,0 +1,74 @@
+"""Several questions about one document in one training input.
+
+A step on a document with one question gives one answer to learn from; with four questions it gives four. The model stays
+a plain question-answering model: its start scores must be high at the starts of all answers asked for (their share of
+the softmax is the target), and a single question is the case that inference uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.training.qa_features import QAFeature, QAFormat, encode_qa, token_at
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One of the questions of an input: its last token ``ask``, its answer's ``start`` and ``end``, its ``trail``."""
+
+    ask: int
+    start: int
+    end: int
+    trail: tuple[int, ...]
+
+
+def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> QAFeature:
+    """Encode questions about the same context as one feature; its ``packed`` holds one :class:`Asked` per record.
+
+    Args:
+        records: SQuAD-shaped, all with the same context.
+        tokenizer: a fast tokenizer.
+        form: a single input (no stride).
+    """
+    questions = [record["question"] for record in records]
+    joined = {**records[0], "question": "\n".join(questions)}
+    (feature,) = encode_qa(joined, tokenizer, form)
+    offsets = tokenizer(joined["question"], return_offsets_mapping=True)["offset_mapping"]
+    end = -1
+    for record in records:
+        end += len(record["question"]) + 1
+        ask = max(place for place, (start, stop) in enumerate(offsets) if start < stop <= end)
+        found = feature.locate(record)
+        feature.packed.append(Asked(ask, *found, tuple(feature.locate_trail(record))))
+    links = [(token_at(feature.offsets, word), token_at(feature.offsets, name)) for word, name in records[0].get("links") or ()]
+    feature.links = [link for link in links if min(link) >= 0]
+    return feature
+
+
+def packed_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Return the mean cross-entropy of all answers asked for.
+
+    Args:
+        start_logits, end_logits: (B, L).
+        starts, ends: (B, K) tokens; -1 = fewer than K questions.
+    """
+    losses = []
+    for logits, places in ((start_logits, starts), (end_logits, ends)):
+        scores = torch.log_softmax(logits.float(), dim=-1).gather(1, places.clamp(min=0))
+        asked = places >= 0
+        losses.append(-((scores * asked).sum(1) / asked.sum(1).clamp(min=1)).mean())
+    return torch.stack(losses).mean()
+
+
+def share_found(start_logits: Tensor, starts: Tensor) -> Tensor:
+    """Return per row the share of its K answers among the K highest start scores: (B,)."""
+    counts = (starts >= 0).sum(1, keepdim=True)
+    order = start_logits.argsort(dim=-1, descending=True).argsort(dim=-1)  # 0 = the highest
+    found = (order.gather(1, starts.clamp(min=0)) < counts) & (starts >= 0)
+    return found.float().sum(1) / counts.squeeze(1).clamp(min=1)
