@@ -18,7 +18,7 @@ from .quiet import quiet_libraries
 from .report import Check, ConversionReport
 from .sidecars import write_sidecars
 from .source import open_source
-from .staging import check_destination, staged_folder
+from .staging import staged_folder
 from .text import VerificationText, load_tokenizer, verification_text
 from .training_command import next_step
 from .transform import files_of
@@ -34,6 +34,7 @@ CHARACTERS_PER_TOKEN = 10
 """Text read per token wanted: ample for any tokenizer, and a long file is not tokenised to its end."""
 
 
+@quiet_libraries()
 def convert_checkpoint(
     source: str | Path,
     destination: str | Path,
@@ -79,29 +80,29 @@ def convert_checkpoint(
     """
     target = Path(os.path.abspath(Path(destination).expanduser()))
     clock = {"start": time.perf_counter()}
-    with quiet_libraries():
-        text, origin = verification_text(verify_text)
-        opened = open_source(source, revision=revision, token=token)
-        check_destination(target, opened.folder, overwrite=overwrite)
-        plan = plan_conversion(
-            opened,
-            mechanism=mechanism,
-            long_attention=long_attention,
-            max_length=max_length,
-            positions=positions,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            **options,
-        )
-        text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
-        tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size)
-        with staged_folder(target, needed_bytes=plan.total_bytes + 2**20) as stage:
-            files = _write(plan, stage, progress)
-            clock["written"] = time.perf_counter()
-            checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if verify else ()
-            clock["verified"] = time.perf_counter()
-            report = _report(plan, target, checks, tokens if verify else None, files, clock)
-            write_json(stage / "conversion_report.json", report.to_dict())
+    text, origin = verification_text(verify_text)
+    wanted: dict[str, Any] = {
+        "mechanism": mechanism,
+        "long_attention": long_attention,
+        "max_length": max_length,
+        "positions": positions,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        **options,
+    }
+    if not Path(source).expanduser().is_dir():  # on the Hub: refuse before downloading the weights
+        plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
+    opened = open_source(source, revision=revision, token=token)
+    plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
+    text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
+    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20) as stage:
+        files = _write(plan, stage, progress)
+        clock["written"] = time.perf_counter()
+        checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if verify else ()
+        clock["verified"] = time.perf_counter()
+        report = _report(plan, target, checks, tokens if verify else None, files, clock)
+        write_json(stage / "conversion_report.json", report.to_dict())
     return report
 
 

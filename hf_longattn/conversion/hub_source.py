@@ -28,10 +28,10 @@ def fetch_snapshot(repo_id: str, patterns: list[str], revision: str | None, toke
 
 def fetch_headers(repo_id: str, folder: Path, revision: str | None, token: str | bool | None) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
-    from huggingface_hub import errors, get_safetensors_metadata
+    from huggingface_hub import HfApi, errors
 
     try:
-        metadata = get_safetensors_metadata(repo_id, revision=revision, token=token)
+        metadata = HfApi(token=token).get_safetensors_metadata(repo_id, revision=revision)
     except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
         raise CheckpointError(f"{repo_id!r} has no readable safetensors weights on the Hub.") from error
     except (OSError, ValueError, HTTPError) as error:

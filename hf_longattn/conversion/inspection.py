@@ -13,6 +13,7 @@ from ..mechanisms import Mechanism
 from .architecture import find_architecture, table_offset
 from .cost import LengthCost, cost_at, layer_mechanisms, lengths_up_to
 from .plan import model_shape
+from .quiet import quiet_libraries
 from .source import Source, open_source
 
 __all__ = ["Inspection", "inspect_checkpoint"]
@@ -49,6 +50,7 @@ class Inspection:
         }
 
 
+@quiet_libraries()
 def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Inspection:
     """Describe a long checkpoint, or a short one of a supported family.
 

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, LengthError
 from ..positions import keeps_old_rows, rope_parameters
 from .architecture import Architecture, attached_mechanisms, find_architecture, table_offset
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
+from .quiet import quiet_libraries
 from .settings import parse_dtype, resolve_attention, table_strategy
 from .source import Source, open_source
 from .staging import check_destination
@@ -100,6 +101,7 @@ class ConversionPlan:
         }
 
 
+@quiet_libraries()
 def plan_conversion(
     source: str | Path | Source,
     destination: str | Path | None = None,

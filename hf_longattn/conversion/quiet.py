@@ -11,11 +11,13 @@ __all__ = ["quiet_libraries"]
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """transformers logs errors only and draws no bars; huggingface_hub keeps its download bars."""
+    """Within, transformers and huggingface_hub log errors only, and transformers draws no bars. Also a decorator."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, hub_verbosity, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -23,5 +25,6 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
