@@ -96,7 +96,7 @@ def convert_checkpoint(
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size)
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20) as stage:
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = _write(plan, stage, progress)
         clock["written"] = time.perf_counter()
         checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if verify else ()

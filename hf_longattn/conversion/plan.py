@@ -13,6 +13,7 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError
+from ..families.attachment import attention_sites
 from ..positions import keeps_old_rows, rope_parameters
 from .architecture import Architecture, attached_mechanisms, find_architecture, table_offset
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
@@ -242,6 +243,5 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
     embeddings = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
     matrices = sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in embeddings)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
-    carriers = [module for module in skeleton.modules() if hasattr(module, "long_attention")]
-    causal = bool(carriers) and all(getattr(module, "is_causal", False) for module in carriers)
+    causal = all(site.module.is_causal for site in attention_sites(skeleton) if not site.cross)
     return ModelShape.of(config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4))

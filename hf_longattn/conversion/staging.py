@@ -36,12 +36,13 @@ def check_destination(destination: Path, source: Path, *, overwrite: bool) -> No
 
 
 @contextlib.contextmanager
-def staged_folder(destination: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
+def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
 
-    Leftovers of a killed run are cleaned first. An existing destination is set aside, replaced, then deleted.
+    Leftovers of a killed run are cleaned first. With `overwrite`, an existing destination is set aside, replaced, then deleted.
 
     Raises:
+        DestinationExistsError: the destination came into being meanwhile.
         CheckpointError: not enough room on the disk, before or while writing, or no permission.
     """
     parent, name = destination.resolve().parent, destination.name
@@ -66,7 +67,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0) -> Iterator[Path]
         yield stage
         for path in [*stage.rglob("*"), stage]:
             _sync(path)
-        _swap(stage, destination)
+        _swap(stage, destination, overwrite)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise CheckpointError(_sentence(error, parent)) from error
@@ -83,9 +84,11 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _swap(stage: Path, destination: Path) -> None:
+def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
     aside = stage.with_name(f".{destination.name}.replaced-{os.getpid()}")
-    replaces = destination.exists()
+    replaces = os.path.lexists(destination)
+    if replaces and not overwrite:
+        raise DestinationExistsError(f"{str(destination)!r} was made by someone else meanwhile; choose another folder or add --overwrite.")
     if replaces:
         os.rename(destination, aside)
     try:

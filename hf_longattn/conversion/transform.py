@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..mechanisms import build_mechanism
 from ..positions import extend_table
 from .architecture import attached_mechanisms
-from .cost import layer_mechanisms
 from .plan import ConversionPlan, TensorPlan
 from .tensors import read_tensor
 from .write import WEIGHTS, OutputTensor, split_by_size
@@ -55,10 +55,17 @@ def _added_values(plan: ConversionPlan) -> dict[str, Tensor]:
     """Initial values of the mechanisms' own parameters, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}
-    names = attached_mechanisms(plan.architecture.skeleton(plan.config))
+    values: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    return {
-        f"{prefix}.{name}": value for prefix, mechanism in zip(names, built, strict=True) for name, value in mechanism.state_dict().items()
-    }
+        for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
+            built = build_mechanism(
+                planned.name,
+                num_heads=planned.num_heads,
+                head_dim=planned.head_dim,
+                hidden_size=planned.hidden_size,
+                max_length=planned.max_length,
+                **planned.options.to_dict(),
+            )
+            values |= {f"{prefix}.{name}": value for name, value in built.state_dict().items()}
+    return values

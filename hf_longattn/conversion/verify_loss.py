@@ -39,9 +39,10 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
     old = _chunked_losses(load_source(plan.source.folder, plan.architecture, None)[0], shown, target, lengths.old, plan.shape.causal)
     new = _losses(load_result(result, plan.architecture, plan.config)[0], shown, target, plan.shape.causal)
     edges = _edges(lengths.old, count)
-    buckets = [
+    measured = [
         {"from": low, "to": high, "source_on_chunks": _mean(old[low:high]), "result": _mean(new[low:high])} for low, high in pairwise(edges)
     ]
+    buckets = [bucket for bucket in measured if bucket["result"] is not None]
     listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
     detail = f"{count} tokens of {text.describe()}, source on chunks of {lengths.old} → result in one pass: {listed}"
     return [Check(NAME, MEASURED, detail, {"buckets": buckets})]
@@ -87,8 +88,9 @@ def _chunked_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, causa
     return torch.cat([_losses(model, some, wanted, causal) for some, wanted in parts])
 
 
-def _mean(losses: Tensor) -> float:
-    return float(losses.nanmean())
+def _mean(losses: Tensor) -> float | None:
+    asked = losses[~losses.isnan()]
+    return float(asked.mean()) if asked.numel() else None
 
 
 def _edges(old: int, count: int) -> list[int]:

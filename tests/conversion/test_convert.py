@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.mechanisms import register_mechanism
+from hf_longattn.mechanisms.window import Window
 
 from .conftest import CLASSES, LENGTH
 
@@ -130,6 +132,42 @@ def test_buffers_of_the_old_length_are_left_out(checkpoint: Checkpoint, tmp_path
     assert "transformer.h.0.attn.bias" not in load_file(tmp_path / "long" / "model.safetensors")
 
 
+def renamed(source: Path, rename: Callable[[str], str]) -> None:
+    """Store the tensors of a checkpoint under other names."""
+    tensors = load_file(source / "model.safetensors")
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, source / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "rename"),
+    [
+        ("BertForMaskedLM", lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")),
+        ("GPT2LMHeadModel", lambda name: name.removeprefix("transformer.")),
+    ],
+    ids=["gamma and beta", "no prefix"],
+)
+def test_names_of_older_checkpoints_are_kept_and_understood(
+    name: str, rename: Callable[[str], str], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source = checkpoint(name)
+    renamed(source, rename)
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert report.passed
+    assert report.plan["tensor_counts"]["extended"] == 1
+    assert load_file(tmp_path / "long" / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
+    assert "equal" in next(check.detail for check in report.checks if check.name == "equal at the old length with full attention")
+
+
+def test_a_causal_bert_is_planned_and_verified_as_such(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("BertForMaskedLM")
+    config = json.loads((source / "config.json").read_text())
+    changed = {**config, "architectures": ["BertLMHeadModel"], "is_decoder": True, "add_cross_attention": False}
+    (source / "config.json").write_text(json.dumps(changed))
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert report.passed
+    assert report.plan["costs"][0]["cache_bytes"] is not None
+
+
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
 def test_weights_are_cast_when_asked(dtype: str, torch_dtype: torch.dtype, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype)
@@ -148,19 +186,15 @@ def test_layers_may_differ(built: Callable[[str], Path], tmp_path: Path) -> None
     assert attached == ["full", "window"]
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: Callable[[str], Path], tmp_path: Path) -> None:
-    from hf_longattn.mechanisms import list_mechanisms, register_mechanism
-    from hf_longattn.mechanisms.window import Window
+    @register_mechanism("window_with_gain")
+    class WindowWithGain(Window):
+        trains = True
 
-    if "window_with_gain" not in list_mechanisms():
-
-        @register_mechanism("window_with_gain")
-        class WindowWithGain(Window):
-            trains = True
-
-            def __init__(self, *arguments: object) -> None:
-                super().__init__(*arguments)
-                self.gain = torch.nn.Parameter(torch.randn(3))
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            self.gain = torch.nn.Parameter(torch.randn(3))
 
     for folder in ("one", "two"):
         report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / folder, mechanism="window_with_gain", max_length=128)

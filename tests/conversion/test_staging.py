@@ -41,13 +41,20 @@ def test_an_unfinished_one_vanishes_with_the_parents_made_for_it(error: type[Bas
 
 def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     old = checkpoint_folder(tmp_path / "long")
-    with pytest.raises(RuntimeError), staged_folder(old):
+    with pytest.raises(RuntimeError), staged_folder(old, overwrite=True):
         raise RuntimeError
     assert (old / "config.json").read_text() == "old"
-    with staged_folder(old) as stage:
+    with staged_folder(old, overwrite=True) as stage:
         (stage / "config.json").write_text("new")
         assert (old / "config.json").read_text() == "old"
     assert (old / "config.json").read_text() == "new"
+    assert os.listdir(tmp_path) == ["long"]
+
+
+def test_a_destination_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(DestinationExistsError, match="made by someone else meanwhile"), staged_folder(tmp_path / "long"):
+        checkpoint_folder(tmp_path / "long", "theirs")
+    assert (tmp_path / "long" / "config.json").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["long"]
 
 

@@ -14,10 +14,12 @@ import torch
 from hf_longattn.conversion import convert, convert_checkpoint, plan_conversion, transform, verify, verify_loss, verify_outputs
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
-from hf_longattn.mechanisms import list_mechanisms, register_mechanism
+from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 
 from .conftest import LENGTH
+
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 Built = Callable[[str], Path]
 Checkpoint = Callable[..., Path]
@@ -55,8 +57,7 @@ def test_lost_rows_are_found_although_the_rule_that_lost_them_agrees_with_itself
 
 def broken(name: str, **methods: Any) -> str:
     """Register a window mechanism with something wrong in it."""
-    if name not in list_mechanisms():
-        register_mechanism(name)(type(name, (Window,), methods))
+    register_mechanism(name)(type(name, (Window,), methods))
     return name
 
 
