@@ -1,18 +1,84 @@
-"""Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models."""
+"""Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models.
 
-from .attend import attend, reference_attend
-from .configuration import LongAttentionConfig
-from .mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
+``import hf_longattn`` makes every family known to transformers' Auto classes, and the attention backend to its models. It is cheap:
+torch is imported with the first name that needs it (see :mod:`hf_longattn.families.registration`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from .families.registration import register as _register
+
+if TYPE_CHECKING:
+    from .attend import attend, reference_attend
+    from .configuration import LongAttentionConfig
+    from .conversion import ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion
+    from .errors import LongAttentionError
+    from .families.enable import enable_long_attention
+    from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConversionPlan",
+    "ConversionReport",
     "LongAttentionConfig",
+    "LongAttentionError",
     "Mechanism",
+    "MechanismInfo",
     "attend",
     "build_mechanism",
+    "convert_checkpoint",
+    "enable_long_attention",
     "list_mechanisms",
     "mechanism_info",
+    "plan_conversion",
     "reference_attend",
     "register_mechanism",
 ]
+
+_WHERE = {
+    "attend": ("attend", "reference_attend"),
+    "configuration": ("LongAttentionConfig",),
+    "conversion": ("ConversionPlan", "ConversionReport", "convert_checkpoint", "plan_conversion"),
+    "errors": ("LongAttentionError",),
+    "families.enable": ("enable_long_attention",),
+    "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, the ``Long…`` classes and the sub-packages, imported on first use."""
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    elif name.startswith("Long"):
+        value = getattr(importlib.import_module(".families", __name__), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    long_classes = [name for name in dir(importlib.import_module(".families", __name__)) if name.startswith("Long")]
+    return sorted({*globals(), *__all__, *long_classes})
+
+
+class _Package(types.ModuleType):
+    """Keeps ``hf_longattn.attend`` the function: importing the module of that name would put itself in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        shadowed = isinstance(value, types.ModuleType) and name in _MODULE_OF
+        super().__setattr__(name, getattr(value, name) if shadowed else value)
+
+
+sys.modules[__name__].__class__ = _Package
+_register()

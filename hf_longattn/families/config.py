@@ -38,20 +38,9 @@ class LongConfig(_Base):
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._register()
         self.long_attention = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
         super().__post_init__(**kwargs)
-
-    def _register(self) -> None:
-        """A model class can only be asked for with a config in hand: so importing the package need not import models."""
-        from .registration import register_models
-
-        register_models(type(self))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._register()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, LongAttentionConfig.from_dict(value) if name == "long_attention" else value)

@@ -1,8 +1,10 @@
-"""Enter the backend, configs, tokenizers and models into transformers' own tables, when those come into being.
+"""Enter the backend, configs, models and tokenizers into transformers' own tables, when those come into being.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only when they are asked for. So nothing is
 imported for the sake of registering: each entry is made at the end of the import of the table it belongs to (at once, where that has
-happened already), and model classes when the first config of their family is made, since nobody can ask for a model without one.
+happened already), and it consists of names. transformers keeps names itself (``"bert": "BertModel"``) and imports the class on first
+use from the module noted for the model type; for ``"long_bert"`` that is :mod:`hf_longattn.families`. Entering classes instead would
+import transformers' models in the middle of its own imports, and go in a circle.
 """
 
 from __future__ import annotations
@@ -10,35 +12,53 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import pkgutil
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import ModuleType
 from typing import Any
 
 
+def family_names(model_types: Collection[str]) -> list[str]:
+    """The base model types that have a family: the modules of this package that are named after a model type of transformers."""
+    package = sys.modules[__package__]
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name in model_types)
+
+
 def register_configs() -> None:
-    """``AutoConfig`` knows every Long config, by name: the classes are imported on first use. Importing them here, in the middle of
-    transformers' own imports, would go in a circle: its config modules import the tables of models, and those import this one."""
+    """``AutoConfig`` knows every Long config."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    from .registry import family_names
-
-    for base in family_names():
+    for base in family_names(CONFIG_MAPPING_NAMES):
         CONFIG_MAPPING_NAMES[f"long_{base}"] = f"Long{CONFIG_MAPPING_NAMES[base]}"
         CONFIG_MAPPING._modules[f"long_{base}"] = sys.modules[__package__]
 
 
+def register_models() -> None:
+    """Every ``AutoModel…`` that knows a base knows its Long class of the same head."""
+    from transformers.models.auto import modeling_auto
+
+    for table in vars(modeling_auto).values():
+        if isinstance(table, modeling_auto._LazyAutoMapping):
+            _enter(table, sys.modules[__package__], "Long")
+
+
 def register_tokenizers() -> None:
     """``AutoTokenizer`` gives a Long model the tokenizer of its base."""
+    import transformers
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
-    from .registry import FAMILIES
+    _enter(TOKENIZER_MAPPING, transformers, "")
 
-    for family in FAMILIES.values():
-        tokenizer = TOKENIZER_MAPPING.get(family.base_config_class, None)
-        if tokenizer is not None:
-            TOKENIZER_MAPPING.register(family.config_class, tokenizer, exist_ok=True)
+
+def _enter(table: Any, module: ModuleType, prefix: str) -> None:
+    """Give the table, for every Long model type, the name that it has for the base, with ``prefix``; ``module`` holds what it names."""
+    names, configs = table._model_mapping, table._config_mapping
+    for base in family_names(configs):
+        if isinstance(names.get(base), str):
+            names[f"long_{base}"] = prefix + names[base]
+            table._modules[f"long_{base}"] = module
+            table._reverse_config_mapping[f"Long{configs[base]}"] = f"long_{base}"
 
 
 def register_attention() -> None:
@@ -46,34 +66,9 @@ def register_attention() -> None:
     importlib.import_module("hf_longattn.backend")
 
 
-def register_models(config_class: type[Any]) -> None:
-    """Every ``AutoModel…`` that knows the base knows the Long class of the same head. Does its work once for a family."""
-    with _LOCK:
-        if config_class not in _REGISTERED:
-            _register_models(config_class)
-            _REGISTERED.add(config_class)
-
-
-def _register_models(config_class: Any) -> None:
-    from transformers.models.auto import modeling_auto
-
-    from .registry import family_of
-
-    family = family_of(config_class)
-    if config_class is not family.config_class:
-        return
-    autos: list[Any] = [value for value in vars(modeling_auto).values() if isinstance(value, type)]
-    for auto in autos:
-        mapping = getattr(auto, "_model_mapping", None)
-        long_class = None if mapping is None else family.long_class_of(mapping.get(family.base_config_class, type(None)))
-        if long_class is not None:
-            auto.register(config_class, long_class, exist_ok=True)
-
-
-_LOCK = threading.RLock()
-_REGISTERED: set[type[Any]] = set()
 TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
+    "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
     "transformers.modeling_utils": register_attention,
 }
@@ -99,9 +94,10 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Make every entry, now or when its table is imported. Called once by ``import hf_longattn``."""
+    """Make every entry, now or when its table is imported. ``import hf_longattn`` does it; doing it again changes nothing."""
+    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _AfterImport())
     for name, enter in TABLES.items():
         if name in sys.modules:
             enter()
-    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())

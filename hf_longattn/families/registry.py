@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .registration import family_names
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
 
@@ -89,18 +90,12 @@ class Family:
         return module_getattr
 
 
-def family_names() -> list[str]:
-    """The base model types that have a family, without importing any."""
-    package = importlib.import_module(__package__ or "hf_longattn.families")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name in CONFIG_MAPPING_NAMES)
-
-
 class _Families(Mapping[str, Family]):
     """Base model type -> family. A module of this package that is named after a model type of transformers is a family."""
 
     @cached_property
     def _found(self) -> dict[str, Family]:
-        return {name: importlib.import_module(f"{__package__}.{name}").FAMILY for name in family_names()}
+        return {name: importlib.import_module(f"{__package__}.{name}").FAMILY for name in family_names(CONFIG_MAPPING_NAMES)}
 
     def __getitem__(self, base_model_type: str) -> Family:
         return self._found[base_model_type]

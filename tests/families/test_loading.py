@@ -14,7 +14,6 @@ import hf_longattn.families as families
 from hf_longattn.positions.tables import extend_table
 from tests.reference.small_models import BASES, HEADS, SHAPE, head_inputs, plain_config, plain_model, tokens
 
-families.register()
 AUTO = {
     "bert": "AutoModelForQuestionAnswering",
     "roberta": "AutoModelForMaskedLM",

@@ -14,8 +14,6 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 import hf_longattn.families as families
 from tests.reference.small_models import BASES, long_config, plain_config
 
-families.register()
-
 
 def in_a_new_process(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
@@ -56,16 +54,26 @@ def test_registering_twice_changes_nothing() -> None:
     assert AutoConfig.for_model("long_bert").model_type == "long_bert"
 
 
+@pytest.mark.parametrize("first", ["BertConfig", "AutoModel"])
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_registered_whether_transformers_was_imported_before_or_after(order: str) -> None:
-    ours = "from hf_longattn.families import register; register()"
-    theirs = "from transformers import BertModel, AutoConfig, AutoModel, AttentionInterface"
+def test_registered_whatever_of_transformers_was_imported_before_or_after(first: str, order: str) -> None:
+    ours = "import hf_longattn"
+    theirs = f"from transformers import {first}"
     lines = [theirs, ours] if order == "after" else [ours, theirs]
+    lines.append("from transformers import AutoConfig, AutoModel, AttentionInterface")
     make = "model = AutoModel.from_config(AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5))"
     check = f"{make}; print(type(model).__name__, 'longattn' in AttentionInterface._global_mapping)"
     assert in_a_new_process("; ".join([*lines, check])) == "LongBertModel True"
 
 
-def test_registering_imports_neither_torch_nor_models() -> None:
-    code = "import sys, hf_longattn.families.registration as r; before = set(sys.modules); r.register(); print(set(sys.modules) - before)"
-    assert in_a_new_process(code) == "set()"
+def test_importing_the_package_imports_neither_torch_nor_models() -> None:
+    code = (
+        "import sys, transformers; before = set(sys.modules); import hf_longattn; new = set(sys.modules) - before;"
+        "print('torch' in new, [name for name in new if name.startswith('transformers')])"
+    )
+    assert in_a_new_process(code) == "False []"
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import time, transformers; start = time.perf_counter(); import hf_longattn; print(time.perf_counter() - start)"
+    assert min(float(in_a_new_process(code)) for _ in range(2)) < 1.0

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, pipeline
 import hf_longattn.families as families
 from tests.reference.small_models import long_config, long_like, padding, plain_model, tokens
 
-families.register()
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 DDP = """
 import sys, torch

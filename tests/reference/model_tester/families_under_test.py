@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.models.auto import modeling_auto
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
@@ -18,16 +17,8 @@ import hf_longattn.families as long_families
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
-long_families.register()
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
 MECHANISMS = {"bert": "longformer", "roberta": "longformer", "gpt2": "window", "llama": "window"}
-
-# The mixin looks up by class name which inputs and labels a head takes.
-for names in [value for name, value in vars(modeling_auto).items() if name.startswith("MODEL_") and name.endswith("_MAPPING_NAMES")]:
-    for family in long_families.FAMILIES.values():
-        base = names.get(family.base_model_type)
-        if isinstance(base, str):
-            names[family.config_class.model_type] = f"Long{base}"
 
 
 class Tester:
