@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer; this is " + sys.version.split()[0] + ". Say which to use: make PYTHON=python3.11")'
 	@echo "Installing the pinned dependencies into $(VENV) (once; a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing/p; /^Successfully built/p'
+	@$(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing/p; /^Successfully built/p'
 	@touch $@
 
 demo: $(READY)  ## convert, fine-tune and compare on long question answering (10 minutes on 2 cores)
