@@ -26,7 +26,7 @@ def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
 def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
     """(H, N, N) weights for random queries and keys, seeded."""
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 1, mechanism.num_heads, length, mechanism.head_dim, generator=generator)
+    q, k = 0.5 * torch.randn(2, 1, mechanism.num_heads, length, mechanism.head_dim, generator=generator)
     with torch.no_grad():
         return mechanism.weights(q, k, causal=causal)[0]
 

@@ -95,13 +95,13 @@ def convert_checkpoint(
     opened = open_source(source, revision=revision, token=token)
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
-    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size)
+    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if verify else None
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = _write(plan, stage, progress)
         clock["written"] = time.perf_counter()
-        checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if verify else ()
+        checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if tokens else ()
         clock["verified"] = time.perf_counter()
-        report = _report(plan, target, checks, tokens if verify else None, files, clock)
+        report = _report(plan, target, checks, tokens, files, clock)
         write_json(stage / "conversion_report.json", report.to_dict())
     return report
 
