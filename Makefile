@@ -14,6 +14,8 @@ BENCH := $(PY) scripts/benchmark.py
 # Temporary files stay beside the checkout, since /tmp is often a small memory disk.
 export TMPDIR := $(CURDIR)/.tmp
 export TOKENIZERS_PARALLELISM := false
+# Waiting threads sleep instead of spinning: when anything else runs, spinning makes every parallel operation several times slower.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help install demo test test-slow lint format bench docs gpu-check clean
 
