@@ -28,6 +28,7 @@ import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "tests" / "reference" / "model_tester"
+CACHE = Path.home() / ".cache" / "hf_longattn"
 FAMILIES = ("bert", "roberta", "gpt2", "llama")
 STAND_INS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
@@ -59,7 +60,7 @@ def prepare(folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     module.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(OURS / "families_under_test.py", module)
+    shutil.copy(OURS / "long_classes.py", module)
     for package in (tests, *(path for path in tests.rglob("*") if path.is_dir() and path.name != "__pycache__")):
         (package / "__init__.py").touch()
     return module
@@ -131,9 +132,7 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"among {', '.join(FAMILIES)}; default: all")
     parser.add_argument("--with-base", action="store_true", help="also test the plain classes of the bases")
     parser.add_argument("--jobs", type=int, default=1, help="processes (with pytest-xdist), default %(default)s")
-    parser.add_argument(
-        "--cache", type=Path, default=Path.home() / ".cache" / "hf_longattn", help="where the sdist is kept, default %(default)s"
-    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where the sdist is kept, default %(default)s")
     parser.add_argument("--output", type=Path, help="folder for model_tester.json and .md, for example docs/results; default: do not store")
     options = parser.parse_args()
     unknown = [family for family in options.families if family not in FAMILIES]

@@ -19,35 +19,32 @@ from tests.reference.small_models import long_config, long_like, padding, plain_
 
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 DDP = """
-import sys, torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import sys
 sys.path.insert(0, {root!r})
-from tests.reference.small_models import long_config, tokens
+import torch
+import torch.distributed as dist
 import hf_longattn.families as families
+from tests.reference.small_models import long_config, tokens
 
-def work(rank, file):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
-    torch.manual_seed(0)
-    model = families.LongBertForMaskedLM(long_config("bert", {{"mechanism": "longformer", "window": 32}}))
-    model = torch.nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        ids = tokens(2, 100)[rank : rank + 1]
-        model(ids, labels=ids, global_attention_mask=torch.zeros_like(ids)).loss.backward()
-        assert all(p.grad is not None for p in model.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-    total = torch.stack([p.detach().double().sum() for p in model.parameters()])
-    other = total.clone()
-    dist.broadcast(other, 0)
-    assert torch.equal(total, other)
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    multiprocessing.start_processes(work, args=({file!r},), nprocs=2, start_method="fork")
-    print("equal")
+rank = int(sys.argv[1])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method="file://" + {meeting!r}, rank=rank, world_size=2)
+torch.manual_seed(0)
+model = families.LongBertForMaskedLM(long_config("bert", {{"mechanism": "longformer", "window": 32}}))
+model = torch.nn.parallel.DistributedDataParallel(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(2):
+    ids = tokens(2, 100)[rank : rank + 1]
+    model(ids, labels=ids, global_attention_mask=torch.zeros_like(ids)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    optimizer.step()
+    optimizer.zero_grad()
+mine = torch.stack([p.detach().double().sum() for p in model.parameters()])
+first = mine.clone()
+dist.broadcast(first, 0)
+assert torch.equal(mine, first)
+print("equal")
+dist.destroy_process_group()
 """
 
 
@@ -88,9 +85,16 @@ def test_torch_compile_with_inductor_and_gradients() -> None:
 
 def test_ddp_in_two_processes_without_find_unused_parameters(repository: Path, tmp_path: Path) -> None:
     script = tmp_path / "ddp.py"
-    script.write_text(DDP.format(root=str(repository), file=str(tmp_path / "meeting")))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+    script.write_text(DDP.format(root=str(repository), meeting=str(tmp_path / "meeting")))
+    command = [sys.executable, str(script)]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    try:
+        for process in ranks:
+            out, errors = process.communicate(timeout=240)
+            assert out.strip() == "equal", errors[-2000:]
+    finally:
+        for process in ranks:
+            process.kill()
 
 
 def test_lora(tmp_path: Path) -> None:
