@@ -1,7 +1,7 @@
 """Put stored results and the registries into the documents: `make docs`, or with --check say what is out of date.
 
 A document holds pairs of markers, `<!-- made: NAME -->` and `<!-- end -->`; what stands between them comes from `BLOCKS[NAME]`.
-The cards of the checkpoints in assets/ are copied to model_cards/.
+The cards of the checkpoints in assets/ are linked from model_cards/.
 """
 
 from __future__ import annotations
@@ -141,18 +141,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a document is out of date")
     check = parser.parse_args(arguments).check
-    wanted = {path: render(path.read_text(encoding="utf-8")) for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
-    wanted |= {
-        ROOT / "model_cards" / f"{card.parent.name}.md": card.read_text(encoding="utf-8") for card in (ROOT / "assets").glob("*/README.md")
-    }
     stale = []
-    for path, text in wanted.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(str(path.relative_to(ROOT)))
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = render(before)
+        if after != before:
+            stale.append(path)
             if not check:
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-    print(f"{'out of date' if check else 'updated'}: {', '.join(stale) or 'nothing'}")
+                path.write_text(after, encoding="utf-8")
+    for card in sorted((ROOT / "assets").glob("*/README.md")):
+        link = ROOT / "model_cards" / f"{card.parent.name}.md"
+        if not link.exists():
+            stale.append(link)
+            if not check:
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(Path("..") / card.relative_to(ROOT))
+    print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 
 
