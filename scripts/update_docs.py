@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
+from hf_longattn.evaluation.mlm import mlm_markdown
 from hf_longattn.evaluation.qa_table import to_markdown
 from hf_longattn.families import FAMILIES
 
@@ -48,6 +49,22 @@ def quality(name: str) -> str:
     """The tables of a question-answering evaluation."""
     record = stored(name)
     return NOT_MEASURED.format(name, "python scripts/evaluate_qa.py") if record is None else to_markdown(record["table"]).strip()
+
+
+def masked_loss(name: str) -> str:
+    """The table of masked-token losses by length."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "python scripts/evaluate_mlm.py") if record is None else mlm_markdown(record["table"]).strip()
+
+
+def gpu() -> str:
+    """How many checks passed on the GPU, and its timings."""
+    record = stored("gpu_check")
+    if record is None:
+        return NOT_MEASURED.format("gpu_check", "python scripts/gpu_check.py")
+    passed = sum(check["passed"] for check in record["checks"])
+    tables = [f"{describe(timed)}\n\n{timing_table(timed)}" for timed in record["timings"]]
+    return "\n\n".join([f"{passed} of {len(record['checks'])} checks passed. *{where(record)}*", *tables])
 
 
 def benchmarks() -> str:
@@ -124,7 +141,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
     "model": partial(speed, "model-longformer-window512-fp32"),
     "qa": partial(quality, "qa"),
+    "mlm": partial(masked_loss, "mlm"),
     "benchmarks": benchmarks,
+    "gpu": gpu,
     "mechanisms": mechanisms,
     "mechanism-options": mechanism_options,
     "families": families,
