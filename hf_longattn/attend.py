@@ -104,9 +104,7 @@ def _prepare(
     else:
         module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
     if module.causal not in ("both", causal):
-        raise OptionError(
-            f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for."
-        )
+        raise OptionError(f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for.")
     return module, {
         "causal": causal,
         "padding_mask": check_mask("padding_mask", padding_mask, k),

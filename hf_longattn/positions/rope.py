@@ -94,9 +94,7 @@ ROPE_KINDS: dict[str, Callable[[Parameters, int, int, Parameters], RopePlan]] = 
 }
 
 
-def rope_parameters(
-    positions: str, old: Parameters | None, *, old_length: int, new_length: int, reach: int | None = None
-) -> RopePlan:
+def rope_parameters(positions: str, old: Parameters | None, *, old_length: int, new_length: int, reach: int | None = None) -> RopePlan:
     """The rotary parameters of a model extended from `old_length` to `new_length` tokens.
 
     Args:
@@ -110,9 +108,7 @@ def rope_parameters(
             another way.
     """
     if new_length < old_length:
-        raise PositionError(
-            f"The maximum length can only grow: {new_length} was asked for, the source has {old_length}."
-        )
+        raise PositionError(f"The maximum length can only grow: {new_length} was asked for, the source has {old_length}.")
     old = dict(old or {})
     used = str(old.get("rope_type", "default"))
     if positions == "auto":

@@ -82,8 +82,7 @@ def extend_table(
     """
     if strategy not in STRATEGIES:
         raise PositionError(
-            f"Unknown position strategy '{strategy}'; expected one of {', '.join(STRATEGIES)}."
-            f"{nearest(strategy, STRATEGIES)}"
+            f"Unknown position strategy '{strategy}'; expected one of {', '.join(STRATEGIES)}.{nearest(strategy, STRATEGIES)}"
         )
     if weight.ndim != 2:
         raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
