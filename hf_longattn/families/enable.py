@@ -42,6 +42,13 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
             "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
         )
-    attach_mechanisms(model, chosen)
-    model.set_attn_implementation(BACKEND)
+    sites = attach_mechanisms(model, chosen)
+    for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+        submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have configs of their own
+    deaf = [site.name for site in sites if getattr(getattr(site.module, "config", None), "_attn_implementation", BACKEND) != BACKEND]
+    if deaf:
+        raise BackendError(
+            f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
+            "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
+        )
     return model

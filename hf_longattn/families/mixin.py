@@ -115,8 +115,9 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
 
     @functools.wraps(base_forward)
     def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        if global_attention_mask is not None:
-            kwargs["global_attention_mask"] = global_attention_mask
+        if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
+            several = global_attention_mask.dim() == 3
+            kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
         if isinstance(self, LongBaseModelMixin):
             self._check_inputs(args, kwargs)
         return base_forward(self, *args, **kwargs)

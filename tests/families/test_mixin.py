@@ -40,8 +40,6 @@ class TestEveryHead:
         model, inputs = long_model(base, head), head_inputs(head)
         is_global = torch.zeros_like(inputs["input_ids"])
         is_global[..., 40] = 1
-        if is_global.dim() == 3:
-            is_global = is_global.flatten(0, 1)
         with torch.no_grad():
             without = model(**inputs, output_hidden_states=True).hidden_states[-1]
             found = model(**inputs, output_hidden_states=True, global_attention_mask=is_global).hidden_states[-1]

@@ -83,6 +83,23 @@ def test_torch_compile_with_inductor_and_gradients() -> None:
         assert (gradient - parameter.grad).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_torch_export_with_any_length(strict: bool) -> None:
+    model = encoder("LongBertForSequenceClassification", num_hidden_layers=2, return_dict=False)
+    length = torch.export.Dim("length", min=257, max=512)  # shorter inputs take the dense path, which is another graph
+    exported = torch.export.export(
+        model,
+        (),
+        kwargs={"input_ids": tokens(2, 300), "attention_mask": padding(2, 300)},
+        dynamic_shapes={"input_ids": {1: length}, "attention_mask": {1: length}},
+        strict=strict,
+    ).module()
+    for n in (300, 257, 450):
+        inputs = {"input_ids": tokens(2, n), "attention_mask": padding(2, n)}
+        with torch.no_grad():
+            assert (model(**inputs)[0] - exported(**inputs)[0]).abs().max() < 1e-4
+
+
 def test_ddp_in_two_processes_without_find_unused_parameters(repository: Path, tmp_path: Path) -> None:
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(root=str(repository), meeting=str(tmp_path / "meeting")))
