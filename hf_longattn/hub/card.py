@@ -88,7 +88,7 @@ def write_model_card(
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),
         verified_on=report.get("text", ""),
-        train_command=report.get("train_command"),
+        train_command=(report.get("train_command") or "").replace(str(folder.resolve()), name or folder.name),
         results=_table(rows),
         training=training.strip(),
         limits=[*_limits(attention, length), *limits],
