@@ -10,6 +10,7 @@ and any converted models. Several seeds of one row are averaged. Writes OUTPUT.j
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -23,11 +24,12 @@ from hf_longattn.benchmarking.report import machine
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_baselines import LexicalRule, RandomCandidate
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
-from hf_longattn.evaluation.qa_report import write_report
+from hf_longattn.evaluation.qa_report import card_results, write_report
 from hf_longattn.evaluation.qa_run import Reader, ScoredAnswer, run_readers
 from hf_longattn.evaluation.qa_sets import evaluation_set, source_name
 from hf_longattn.evaluation.qa_table import to_markdown
-from hf_longattn.training import load_qa_model
+from hf_longattn.hub import write_model_card
+from hf_longattn.training import describe_training, load_qa_model
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,6 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="run all models under bfloat16 autocast")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     add("--seed", type=int, default=0, help="seed of the choice of questions")
+    add("--card", action="append", default=[], metavar="ROW=FOLDER", help="write the row's results into the card of this model")
     add("--output", default="docs/results/qa", help="path without suffix (default: docs/results/qa)")
     return parser.parse_args(arguments)
 
@@ -147,6 +150,14 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def write_cards(options: argparse.Namespace, table: dict[str, Any]) -> None:
+    """Write the model cards asked for, with the training that their folder tells about."""
+    for row, folder, _ in named_models(options.card):
+        log = Path(folder, "training_log.json")
+        training = describe_training(json.loads(log.read_text(encoding="utf-8"))) if log.is_file() else ""
+        write_model_card(folder, results=card_results(table, row), training=training, license="apache-2.0")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parse(arguments)
@@ -159,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     table = write_report(options.output, answers, about(options), "Long question answering")
+    write_cards(options, table)
     print(to_markdown(table))
     return 0
 

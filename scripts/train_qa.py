@@ -9,6 +9,7 @@ Recipes in YAML hold the same names; what is given on the command line wins.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from transformers import HfArgumentParser
 
 import hf_longattn  # registers the long models with AutoModel
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
-from hf_longattn.training.qa_finetune import finetune_qa
+from hf_longattn.hub import write_model_card
+from hf_longattn.training.qa_finetune import describe_training, finetune_qa
 from hf_longattn.training.qa_settings import QASettings
 
 
@@ -51,7 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = parse_settings(sys.argv[1:] if arguments is None else arguments)
         print(f"hf_longattn {hf_longattn.__version__}: training {settings.model} on {', '.join(settings.data)}", file=sys.stderr)
-        finetune_qa(settings)
+        log = finetune_qa(settings)
+        if int(os.environ.get("RANK", "0")) == 0:
+            base = settings.model if not Path(settings.model).exists() else None
+            write_model_card(settings.output, base_model=base, training=describe_training(log))
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

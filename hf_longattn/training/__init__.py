@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .qa_collator import QACollator
     from .qa_data import load_qa, save_qa
     from .qa_features import QAFeature, QAFormat, encode_qa
-    from .qa_finetune import finetune_qa, load_qa_model, save_qa_model
+    from .qa_finetune import describe_training, finetune_qa, load_qa_model, save_qa_model
     from .qa_settings import QASettings
     from .qa_spans import Span, n_best_spans
     from .qa_trainer import QATrainer
@@ -32,6 +32,7 @@ _HOME = {
     "QAFeature": "qa_features",
     "QAFormat": "qa_features",
     "encode_qa": "qa_features",
+    "describe_training": "qa_finetune",
     "finetune_qa": "qa_finetune",
     "load_qa_model": "qa_finetune",
     "save_qa_model": "qa_finetune",
@@ -52,6 +53,7 @@ __all__ = [
     "Span",
     "build_docstring_qa",
     "build_lookup",
+    "describe_training",
     "encode_qa",
     "finetune_qa",
     "iter_modules",

@@ -75,7 +75,7 @@ class Filler:
         counts: list[int] = []
         for start in range(0, len(self.lines), 4096):
             group = self.lines[start : start + 4096]
-            encoded = tokenizer(group, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            encoded = tokenizer(group, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
             counts.extend(len(ids) for ids in encoded)
         self.counts = counts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +37,19 @@ class QACollator:
 
     Args:
         pad_token_id: the id that pads ``input_ids``.
-        positions: start every row at a random position of this range, so that the whole table is trained and nothing
-            depends on absolute places; None = the model's own positions.
-        seed: of the random positions.
+        positions: put question and document at random positions of this range, so that the whole table is trained and
+            nothing depends on absolute places; None = the model's own positions.
+        windows: per batch one of these numbers w is drawn, and document tokens see the question and the w tokens on
+            either side; 0 = full attention. So a short model learns to read as its conversion will. Empty = never.
+        seed: of positions and windows.
     """
 
     model_inputs = ("input_ids", "token_type_ids", "attention_mask", "global_attention_mask", "position_ids")
     """The keys of a batch that a model takes for inference."""
 
-    def __init__(self, pad_token_id: int, positions: PositionRange | None = None, seed: int = 0) -> None:
+    def __init__(self, pad_token_id: int, positions: PositionRange | None = None, windows: Sequence[int] = (), seed: int = 0) -> None:
         self.pad_token_id = pad_token_id
+        self.windows = tuple(windows)
         self.positions = positions
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -65,16 +68,36 @@ class QACollator:
         batch["start_positions"] = torch.tensor([row.start for row in rows])
         batch["end_positions"] = torch.tensor([row.end for row in rows])
         batch |= _pointed(rows)
+        first = torch.tensor([next((i for i, span in enumerate(row.offsets) if span is not None), len(row)) for row in rows])
         if self.positions is not None:
-            batch["position_ids"] = self._random_positions(len(rows), length)
+            batch["position_ids"] = self._random_positions(first, length)
+        mask = self._window_mask(first, batch["attention_mask"]) if self.windows else None
+        if mask is not None:
+            batch["attention_mask"] = mask
         batch["task"] = rows[0].task
         return batch
 
-    def _random_positions(self, rows: int, length: int) -> torch.Tensor:
+    def _random_positions(self, first: torch.Tensor, length: int) -> torch.Tensor:
+        """Place question and document independently in the table, the document running on from its end to its start.
+
+        That is how they lie in a tiled table: anywhere, with a seam every so many tokens.
+        """
         assert self.positions is not None
-        free = max(1, self.positions.count - length + 1)
-        offsets = torch.randint(0, free, (rows, 1), generator=self.generator)
-        return (self.positions.first + offsets + torch.arange(length)).clamp(max=self.positions.first + self.positions.count - 1)
+        places = torch.arange(length)
+        starts = torch.randint(0, self.positions.count, (len(first), 2), generator=self.generator)
+        start = torch.where(places < first[:, None], starts[:, :1], starts[:, 1:])
+        return self.positions.first + (start + places) % self.positions.count
+
+    def _window_mask(self, first: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+        """Draw a window; return which tokens see which, (B, 1, L, L), or None when full attention was drawn."""
+        half = self.windows[int(torch.randint(0, len(self.windows), (1,), generator=self.generator))]
+        if not half:
+            return None
+        places = torch.arange(real.shape[1])
+        near = (places[:, None] - places).abs() <= half
+        question = places < first[:, None]
+        seen = near | question[:, None, :] | question[:, :, None]
+        return (seen & real[:, None, :].bool())[:, None]
 
 
 def _pointed(rows: list[QAFeature]) -> dict[str, torch.Tensor]:
@@ -87,10 +110,12 @@ def _pointed(rows: list[QAFeature]) -> dict[str, torch.Tensor]:
     none = (0, -1, -1, [-1] * steps)
     linked = max(len(row.links) for row in rows)
     full = [questions + [none] * (most - len(questions)) for questions in asked]
+    trails = [[question[3] + [-1] * (steps - len(question[3])) for question in questions] for questions in full]
+    links = [row.links + [(-1, -1)] * (linked - len(row.links)) for row in rows]
     return {
         "ask": torch.tensor([[question[0] for question in questions] for questions in full]),
         "starts": torch.tensor([[question[1] for question in questions] for questions in full]),
         "ends": torch.tensor([[question[2] for question in questions] for questions in full]),
-        "links": torch.tensor([row.links + [(-1, -1)] * (linked - len(row.links)) for row in rows]).view(len(rows), linked, 2),
-        "trail": torch.tensor([[question[3] + [-1] * (steps - len(question[3])) for question in questions] for questions in full]),
+        "links": torch.tensor(links, dtype=torch.long).view(len(rows), linked, 2),
+        "trail": torch.tensor(trails, dtype=torch.long).view(len(rows), most, steps),
     }

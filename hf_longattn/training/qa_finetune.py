@@ -57,6 +57,7 @@ def finetune_qa(settings: QASettings) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id or 0,
         max_minutes=settings.max_minutes,
         random_positions=settings.random_positions,
+        windows=settings.windows,
         curriculum=curriculum if "lookup" in settings.data else None,
     )
     folder = str(Path(settings.output) / "checkpoints")
@@ -69,6 +70,24 @@ def finetune_qa(settings: QASettings) -> dict[str, Any]:
         Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return log
+
+
+def describe_training(log: dict[str, Any]) -> str:
+    """Return what a model card says about a run: its length, the last figures of the log, and the settings not at their default."""
+    settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
+    usual = QASettings()
+    changed = {
+        k: v for k, v in settings.items() if v != getattr(usual, k) and k not in ("model", "output", "threads", "progress", "resume")
+    }
+    minutes = last.get("train_runtime", 0.0) / 60
+    data = ", ".join(settings["data"])
+    lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `scripts/train_qa.py`, on {data}:", ""]
+    lines += [f"- `{key}`: {value}" for key, value in changed.items()]
+    exact = {key.removeprefix("exact_"): value for key, value in last.items() if key.startswith("exact_")}
+    if exact:
+        found = ", ".join(f"{task} {100 * share:.0f} %" for task, share in exact.items())
+        lines += ["", f"Answers found in the last training batches: {found}."]
+    return "\n".join(lines)
 
 
 def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -68,7 +68,8 @@ class TrailPointers(nn.Module):
             picked = -torch.log_softmax(scores, -1).gather(2, target.clamp(min=0)[..., None]).squeeze(2)
             losses.append(torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1))
         losses.append(self._link_loss(hidden_states, links, elsewhere, rows))
-        self.recent = [float(loss.detach()) for loss in losses]
+        if trail.shape[2]:
+            self.recent = [float(loss.detach()) for loss in losses]
         return torch.stack(losses).mean()
 
     def _link_loss(self, hidden_states: Sequence[Tensor], links: Tensor, elsewhere: Tensor, rows: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
 
     def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         stash.clear()
-        stash.update({key: kwargs.pop(key, None) for key in extras}, mask=kwargs.get("attention_mask"))
+        stash.update({key: kwargs.pop(key, None) for key in extras}, mask=_real(kwargs.get("attention_mask")))
         wanted = stash["trail"] is not None
         return args, {**kwargs, "output_hidden_states": True} if wanted else kwargs
 
@@ -115,6 +116,11 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
         model.register_forward_hook(after, with_kwargs=True),
     ]
     return pointers
+
+
+def _real(mask: Tensor | None) -> Tensor | None:
+    """Return which tokens are no padding, (B, L), also from a mask of who sees whom, (B, 1, L, L)."""
+    return mask if mask is None or mask.ndim == 2 else mask[:, 0].any(dim=1)
 
 
 def detach_pointers(model: PreTrainedModel) -> None:

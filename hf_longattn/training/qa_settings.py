@@ -37,7 +37,7 @@ class QASettings:
     max_tokens: int = _option(8000, "Longest docstring document, in tokens.")
     questions_per_module: int = _option(4, "At most so many docstring questions per module.")
     max_questions: int = _option(0, "Build so many docstring questions at most; 0 = all. They come from modules in random order.")
-    pack: int = _option(4, "Most lookup questions that one training input asks.")
+    pack: int = _option(4, "Most questions that one training input asks, where a document has several.")
     lookup_share: float = _option(0.5, "Share of steps on lookup documents where there are other data as well.")
     lookup_lengths: list[int] = _option([], "Two numbers: lookup documents of so many tokens; default: a curriculum from 40 tokens to 500.")
     step_up: float = _option(0.8, "The curriculum goes one step up at this share of exact answers.")
@@ -54,6 +54,11 @@ class QASettings:
     warmup_steps: int = _option(30, "Steps of rising learning rate.")
     weight_decay: float = _option(0.01, "AdamW's weight decay.")
     random_positions: bool = _option(True, "Start every training input at a random row of the position table.")
+    windows: list[int] = _option(
+        [],
+        "For short models: train under the attention that their conversion will have. In every step document tokens see the "
+        "question and so many tokens on either side, one of these numbers; 0 = full attention.",
+    )
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, more time.")
     bf16: bool = _option(True, "Train under bfloat16 autocast.")
     seed: int = _option(0, "Decides data, order and initial head.")

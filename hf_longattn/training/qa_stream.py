@@ -7,6 +7,7 @@ documents have 40 tokens or 4,000. Item i is a function of the seed, i and the c
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.training.lookup import Filler, LookupShape, make_document, question_of
 from hf_longattn.training.lookup_words import NAMES, VALUES
-from hf_longattn.training.qa_features import QAFeature, QAFormat, encode_qa
+from hf_longattn.training.qa_features import QAFeature, QAFormat
 from hf_longattn.training.qa_packing import encode_packed
 
 _TOKENS_PER_LINE = 5.5  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
@@ -71,7 +72,7 @@ class QAStream(Dataset):
     Args:
         tokenizer: a fast tokenizer.
         form: format of the inputs.
-        records: SQuAD-shaped records, a ``datasets.Dataset`` for one; may be None when ``lookup_share`` is 1.
+        records: a ``datasets.Dataset`` of SQuAD-shaped records; may be None when ``lookup_share`` is 1.
         filler: source text for lookup documents; may be None when ``lookup_share`` is 0.
         curriculum: stages of the lookup documents.
         lookup_share: probability that a group is of lookup documents.
@@ -80,7 +81,7 @@ class QAStream(Dataset):
         seed: decides everything but the stage.
         crop: (shortest, longest) crops of long documents in tokens; None = whole documents up to ``form.max_length``.
         without_answer: probability that a crop is taken from elsewhere in the document, so that windows learn to refuse.
-        pack: most lookup questions that one input asks; see qa_packing.
+        pack: most questions that one input asks; see qa_packing.
     """
 
     def __init__(
@@ -106,6 +107,9 @@ class QAStream(Dataset):
         line = "\n".join(f"{question_of(name)} {value}" for name, value in zip(NAMES, VALUES, strict=False))
         cost = len(tokenizer(line, add_special_tokens=False)["input_ids"]) / min(len(NAMES), len(VALUES))
         self.pack = pack
+        self._same_document: dict[str, list[int]] = defaultdict(list)
+        for place, context in enumerate(records["context"] if records is not None else ()):
+            self._same_document[context].append(place)
         self._scale = max(1.0, cost / _TOKENS_PER_LINE)
 
     def __len__(self) -> int:
@@ -148,34 +152,52 @@ class QAStream(Dataset):
         total = 0
         while not features or total + max(length, len(features[-1])) <= self.tokens_per_group:
             record = self.records[rng.randrange(len(self.records))]
-            if self.crop:
-                record = crop_record(record, length, rng, rng.random() < self.without_answer)
-            features.append(encode_qa(record, self.tokenizer, self.form)[0])
+            features.append(encode_packed(self._with_neighbours(record, length, rng), self.tokenizer, self.form))
             total = len(features) * max(len(feature) for feature in features)
         return features
 
+    def _with_neighbours(self, record: dict[str, Any], tokens: int, rng: random.Random) -> list[dict[str, Any]]:
+        """Crop the record's document; add up to ``self.pack`` - 1 other questions that the stretch answers."""
+        others = [self.records[place] for place in self._same_document[record["context"]]] if self.pack > 1 else []
+        if self.crop:
+            start, stop = crop_range(record, tokens, rng, rng.random() < self.without_answer)
+            record = crop_record(record, start, stop)
+            others = [crop_record(other, start, stop) for other in others]
+        others = [other for other in others if other["answers"]["text"] and other["question"] != record["question"]]
+        if not record["answers"]["text"] or not others:
+            return [record]
+        chosen = [record, *rng.sample(others, min(len(others), rng.randint(0, self.pack - 1)))]
+        rng.shuffle(chosen)
+        return chosen
 
-def crop_record(record: Mapping[str, Any], tokens: int, rng: random.Random, without_answer: bool = False) -> dict[str, Any]:
-    """Cut a stretch of about ``tokens`` tokens of whole lines out of the context, around the answer or anywhere.
 
-    The answer's offset moves along; an answer outside the stretch is dropped.
+def crop_range(record: Mapping[str, Any], tokens: int, rng: random.Random, without_answer: bool = False) -> tuple[int, int]:
+    """Choose a stretch of about ``tokens`` tokens of the context, from the start of a line, around the answer or anywhere.
+
+    Returns:
+        The first character and the one after the last.
     """
     context, answers = record["context"], record["answers"]
     size = max(64, int((tokens - 24) * _CHARACTERS_PER_TOKEN))
     if len(context) <= size:
-        return dict(record)
+        return 0, len(context)
     if without_answer or not answers["text"]:
         start = rng.randrange(len(context) - size + 1)
     else:
         at, width = answers["answer_start"][0], len(answers["text"][0])
         start = rng.randint(max(0, at + width - size), max(0, min(at, len(context) - size)))
     stop = min(len(context), start + size)
-    line = context.rfind("\n", 0, start) + 1  # whole lines: from the start of the line that holds the first character
-    start = line if start - line < size // 2 else start
+    line = context.rfind("\n", 0, start) + 1
+    return (line if start - line < size // 2 else start), stop
+
+
+def crop_record(record: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Cut characters ``start`` … ``stop`` out of the context; answers move along, those outside are dropped."""
+    answers = record["answers"]
     moved = [
         (text, place - start)
         for text, place in zip(answers["text"], answers["answer_start"], strict=True)
         if place >= start and place + len(text) <= stop
     ]
     kept = {"text": [text for text, _ in moved], "answer_start": [place for _, place in moved]}
-    return {**record, "context": context[start:stop], "answers": kept}
+    return {**record, "context": record["context"][start:stop], "answers": kept}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_longattn.training.qa_collator import PositionRange, QACollator
-from hf_longattn.training.qa_packing import share_found
+from hf_longattn.training.qa_packing import packed_loss, share_found
 from hf_longattn.training.qa_stream import Curriculum
 
 
@@ -26,6 +27,7 @@ class QATrainer(Trainer):
         pad_token_id: the tokenizer's.
         max_minutes: stop, with the learning rate at its end, after so many minutes; ``args.max_steps`` bounds it as well.
         random_positions: start every training row at a random place of the position table.
+        windows: see :class:`QACollator`; for short models only.
         curriculum: told the recent lookup accuracy every ``args.logging_steps``.
     """
 
@@ -38,11 +40,12 @@ class QATrainer(Trainer):
         pad_token_id: int,
         max_minutes: float | None = None,
         random_positions: bool = True,
+        windows: Sequence[int] = (),
         curriculum: Curriculum | None = None,
         **kwargs: Any,
     ) -> None:
         positions = PositionRange.of(model) if random_positions else None
-        collator = QACollator(pad_token_id, positions, seed=args.seed + args.process_index)
+        collator = QACollator(pad_token_id, positions, windows, seed=args.seed + args.process_index)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
         self.clock = _Clock(max_minutes)
         self.add_callback(_StopInTime(self.clock))
@@ -54,10 +57,13 @@ class QATrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Return the model's loss; remember per task how many answers started at the right token."""
         task = inputs.pop("task")
+        given = inputs
         starts = inputs.get("starts", inputs["start_positions"][:, None])
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
-            inputs = {key: value for key, value in inputs.items() if key not in ("ask", "trail", "links", "starts", "ends")}
+            inputs = {key: value for key, value in given.items() if key not in ("ask", "trail", "links", "starts", "ends")}
         outputs = model(**inputs)
+        if "ends" in given and "ends" not in inputs and starts.shape[1] > 1:
+            outputs.loss = packed_loss(outputs.start_logits, outputs.end_logits, starts, given["ends"])
         self.exact[task].append(share_found(outputs.start_logits.detach(), starts))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 

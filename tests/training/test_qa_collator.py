@@ -37,14 +37,30 @@ def test_random_positions_stay_in_the_table(tiny_model: BertForQuestionAnswering
     collate = QACollator(0, positions)
     starts = set()
     for _ in range(20):
-        ids = collate([feature(400), feature(10)])["position_ids"]
+        row = feature(400)
+        row.offsets[5:] = [(0, 1)] * 395
+        ids = collate([row, feature(10)])["position_ids"]
         assert ids.shape == (2, 400)
-        assert bool((ids.diff(dim=1) == 1).all())
+        for part in (ids[0, :5], ids[0, 5:]):
+            assert set((part.diff() % 512).tolist()) == {1}
         assert ids.min() >= 0
         assert ids.max() < 512
-        starts.add(int(ids[0, 0]))
+        starts.add((int(ids[0, 0]), int(ids[0, 5])))
     assert len(starts) > 10
-    assert int(collate([feature(512)])["position_ids"][0, 0]) == 0
+
+
+def test_windows_hide_what_the_conversion_will_hide() -> None:
+    row, short = feature(20), feature(8)
+    row.offsets[3:] = [(0, 1)] * 17
+    short.offsets[3:] = [(0, 1)] * 5
+    mask = QACollator(0, windows=[4])([row, short])["attention_mask"]
+    assert mask.shape == (2, 1, 20, 20)
+    places = torch.arange(20)
+    expected = ((places[:, None] - places).abs() <= 4) | (places < 3) | (places[:, None] < 3)
+    assert torch.equal(mask[0, 0], expected)
+    assert torch.equal(mask[1, 0], expected & (places < 8))
+    drawn = {QACollator(0, windows=[0, 4], seed=seed)([row])["attention_mask"].ndim for seed in range(9)}
+    assert drawn == {2, 4}
 
 
 def test_roberta_counts_behind_its_padding_row() -> None:

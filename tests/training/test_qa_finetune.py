@@ -49,7 +49,6 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
             tokens_per_step=2048,
             gradient_accumulation=2,
             dtype="float16",
-            learning_rate=1e-2,
             **FAST,
         )
     )

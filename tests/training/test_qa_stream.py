@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.training.lookup import Filler, LookupShape, make_document
 from hf_longattn.training.qa_features import QAFormat
 from hf_longattn.training.qa_groups import GroupedFeatures
-from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, crop_record
+from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, crop_range, crop_record
 
 
 @pytest.fixture
@@ -34,10 +35,13 @@ def test_lookup_groups(stage: int, filler: Filler, tokenizer: PreTrainedTokenize
 
 
 def test_record_groups_are_cropped(records: list[dict], tokenizer: PreTrainedTokenizerBase) -> None:
-    stream = QAStream(tokenizer, QAFormat(512), records=records, crop=(100, 200), tokens_per_group=2000, lookup_share=0.0)
+    stream = QAStream(
+        tokenizer, QAFormat(512), records=Dataset.from_list(records), crop=(100, 200), tokens_per_group=2000, lookup_share=0.0
+    )
     group = stream[0]
     assert len(group) >= 4
     assert max(len(feature) for feature in group) < 400
+    assert max(len(feature.packed) for i in range(9) for feature in stream[i]) > 1
 
 
 def test_the_curriculum_moves_up_and_stops() -> None:
@@ -52,7 +56,7 @@ def test_the_curriculum_moves_up_and_stops() -> None:
 def test_crops(without_answer: bool, records: list[dict]) -> None:
     rng, kept = random.Random(0), 0
     for record in records * 5:
-        crop = crop_record(record, 150, rng, without_answer)
+        crop = crop_record(record, *crop_range(record, 150, rng, without_answer))
         assert crop["context"] in record["context"]
         for text, start in zip(crop["answers"]["text"], crop["answers"]["answer_start"], strict=True):
             assert crop["context"].startswith(text, start)

@@ -1,0 +1,55 @@
+"""A reader finds what the model points at, in the document and in the right window."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
+from hf_longattn.training.tokenizer import train_tokenizer
+
+CONTEXT = "alpha beta gamma delta " * 60 + "needle " + "alpha beta gamma delta " * 60
+RECORD = {"id": "1", "question": "find", "context": CONTEXT}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer([CONTEXT, " needle" * 50, "find"], vocab_size=300)
+
+
+class PointsAt(nn.Module):
+    """Scores the given words' tokens highest; remembers its inputs."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__()
+        self.ids, self.seen = ids, []
+
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        self.seen.append(inputs)
+        ids = inputs["input_ids"]
+        return SimpleNamespace(start_logits=5.0 * (ids == self.ids[0]), end_logits=5.0 * (ids == self.ids[-1]))
+
+
+@pytest.mark.parametrize(("form", "answer"), [("whole", "needle"), ("windows", "needle"), ("cut", None)])
+def test_formats(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
+    formats = {"whole": whole(2048), "windows": windows(96, 32), "cut": truncated(96)}
+    reader = QAReader("row", model, tokenizer, formats[form], batch_size=3)  # type: ignore[arg-type]
+    text = reader.answer(RECORD)
+    assert text == answer if answer else text != "needle"
+    lengths = [inputs["input_ids"].shape for inputs in model.seen]
+    assert ("global_attention_mask" in model.seen[0]) == (form == "whole")
+    assert max(rows for rows, _ in lengths) == (3 if form == "windows" else 1)
+    assert "start_positions" not in model.seen[0]
+
+
+def test_threshold_refuses(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
+    reader = QAReader("row", model, tokenizer, whole(2048), null_threshold=100.0)  # type: ignore[arg-type]
+    assert reader.answer(RECORD) == ""
