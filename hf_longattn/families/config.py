@@ -35,6 +35,8 @@ class LongConfig(_Base):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.base_model_type = cls.__bases__[-1].model_type  # type: ignore[attr-defined]
+        if "layer_types" in cls.__dataclass_fields__:
+            setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -66,7 +68,8 @@ class LongConfig(_Base):
         """
         from ..memory import decode_layer_types
 
-        self_attending = getattr(self, "is_decoder", True) and not getattr(self, "add_cross_attention", False)
+        crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
+        self_attending = getattr(self, "is_decoder", True) and not crossing
         if self._runs_mechanisms and self_attending:
             types = decode_layer_types(self.long_attention, self.num_hidden_layers)
             if types is not None:
@@ -94,4 +97,4 @@ class LongConfig(_Base):
     def _runs_mechanisms(self) -> bool:
         from ..backend import BACKEND
 
-        return self._attn_implementation in (None, BACKEND)
+        return self.__dict__.get("_attn_implementation_internal") in (None, BACKEND)

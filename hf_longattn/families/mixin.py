@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND
-from ..errors import MaskError, PositionError
+from ..errors import MaskError
 from ..mechanisms.base import Mechanism
 from .attachment import attach_mechanisms
 from .limits import check_length, check_table
@@ -130,4 +130,4 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
     return forward
 
 
-__all__ = ["LongAttentionMixin", "LongBaseModelMixin", "PositionError"]
+__all__ = ["LongAttentionMixin", "LongBaseModelMixin"]

@@ -60,7 +60,7 @@ class Family:
     def heads(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class, known without importing them."""
         package = importlib.import_module(f"transformers.models.{self.base_model_type}")
-        return {name: f"Long{name}" for name in dir(package) if MODEL_NAME.search(name) and not name.endswith("PreTrainedModel")}
+        return {name: f"Long{name}" for name in dir(package) if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
 
     @cached_property
     def exports(self) -> tuple[str, ...]:

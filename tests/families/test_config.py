@@ -8,11 +8,12 @@ import pickle
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, Qwen2Config
 
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
+from hf_longattn.families.config import LongConfig
 from tests.reference.small_models import BASES, long_config, plain_config
 
 CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
@@ -88,3 +89,12 @@ def test_changing_long_attention_changes_layer_types() -> None:
     config.long_attention = {"mechanism": "window", "window": 9}
     assert config.layer_types == ["longattn_window_9"] * 3
     assert "layer_types" not in config.to_dict()
+
+
+def test_a_base_with_layer_types_of_its_own_keeps_them() -> None:
+    class LongQwen2Config(LongConfig, Qwen2Config):
+        model_type = "long_qwen2"
+
+    config = LongQwen2Config(num_hidden_layers=2, long_attention={"mechanism": "window", "window": 8})
+    assert config.layer_types == ["full_attention"] * 2
+    assert LongQwen2Config(**config.to_dict()).to_json_string() == config.to_json_string()
