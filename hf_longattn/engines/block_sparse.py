@@ -13,6 +13,8 @@ from .pattern import Pattern
 
 DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path."""
+DENSE_KEYS = 768
+"""Up to this many keys it also is when the band spans them, so that nothing would be left out."""
 
 
 def block_sparse_attention(
@@ -42,7 +44,7 @@ def block_sparse_attention(
     q_len, kv_len = q.shape[2], k.shape[2]
     if pattern.covers(q_len, kv_len):
         return dense_attention(q, k, v, causal=pattern.causal, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
-    if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+    if q_len == 1 or q_len * kv_len <= DENSE_CELLS or kv_len <= min(pattern.width, DENSE_KEYS):
         mask_mod = pattern.visible_mod(global_mask)
         return dense_attention(
             q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod
