@@ -42,7 +42,7 @@ class LongAttentionMixin(_Base):
         """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
         for module in self.modules():
             long_class = None if module is self else self.family.long_class_of(type(module))
-            if long_class is not None:
+            if long_class is not None:  # built by the head's own __init__; the Long class adds no state, so the instance can become one
                 module.__class__ = long_class
         attach_mechanisms(self, self.config.long_attention)
         super().post_init()

@@ -101,7 +101,6 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     return FamilyTest
 
 
-for chosen in os.environ["LONGATTN_FAMILIES"].split(","):
-    for compared in (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,):
-        made = make(chosen, plain=compared)
-        globals()[made.__name__] = made
+PLAIN = (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,)
+CASES = [make(base, plain=plain) for base in os.environ["LONGATTN_FAMILIES"].split(",") for plain in PLAIN]
+globals().update({case.__name__: case for case in CASES})
