@@ -23,7 +23,7 @@ from rich.progress import Progress
 ROOT = Path(__file__).resolve().parent.parent
 ASSET = ROOT / "assets" / "bert-python-512-qa"
 BEFORE, AFTER = "converted, no training", "converted + fine-tuning"
-LENGTH, WINDOW = 8192, 512
+LENGTH, WINDOW = 8192, 256
 console = Console()
 
 
@@ -106,8 +106,16 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     recipe = yaml.safe_load((ROOT / "configs" / "qa_long_8192.yaml").read_text(encoding="utf-8"))
     recipe |= {"model": str(converted), "output": str(out / "fine-tuned"), "max_minutes": options.minutes, "threads": options.threads}
     console.print(f"   scripts/train_qa.py --config configs/qa_long_8192.yaml --model {converted} --output {out / 'fine-tuned'}")
-    finetune_qa(QASettings(**recipe))
+    recipe["progress"] = False
+    finetune_qa(QASettings(**recipe), on_log=show_log)
     return out / "fine-tuned"
+
+
+def show_log(entry: dict[str, Any]) -> None:
+    """One line per log entry of the Trainer."""
+    exact = ", ".join(f"{'docstring' if k == 'exact_qa' else 'lookup'} {100 * v:.0f} %" for k, v in entry.items() if k.startswith("exact_"))
+    if "loss" in entry:
+        console.print(f"   {entry['minutes']:.1f} min: loss {float(entry['loss']):.2f}; answers found in the batches: {exact}")
 
 
 def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namespace, started: float) -> None:
@@ -151,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print("[bold]hf_longattn: a 512-token model reads 8,192 tokens[/bold]  (no network needed)")
     console.print(f"   Committed: {Path(options.model).name}, a 512-token QA model trained by this project; loading libraries ...")
     import torch
+    import transformers
 
     from hf_longattn.errors import LongAttentionError
     from hf_longattn.evaluation.qa_sets import evaluation_set
@@ -158,6 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     out = Path(options.output)
     try:
         for name in ("converted", "control", "fine-tuned"):

@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--convert", action="store_true", help="also convert --short, with tiled and with random positions, and score that")
     add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
     add("--mechanism", default="longformer", help="mechanism for --convert (default: longformer)")
-    add("--window", type=int, default=512, help="its window (default: 512)")
+    add("--window", type=int, default=256, help="its window (default: 256)")
     add("--max-length", type=int, default=8192, help="tokens that long models read (default: 8192)")
     add("--short-length", type=int, default=512, help="tokens that the short model reads (default: 512)")
     add("--stride", type=int, default=128, help="tokens that consecutive windows share, as in run_qa (default: 128)")
@@ -52,6 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--bf16", action="store_true", help="run all models under bfloat16 autocast")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     add("--seed", type=int, default=0, help="seed of the choice of questions")
+    add("--merge", type=Path, nargs="+", default=[], help="put the answers stored in these .json results into the same tables")
     add("--card", action="append", default=[], metavar="ROW=FOLDER", help="write the row's results into the card of this model")
     add("--output", default="docs/results/qa", help="path without suffix (default: docs/results/qa)")
     return parser.parse_args(arguments)
@@ -115,15 +116,17 @@ def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
         raise OptionError("--convert needs the short model to convert: add --short PATH")
     readers += [long_reader(row, path, options, seed) for row, path, seed in named_models(options.long)]
     if not any(isinstance(reader, QAReader) for reader in readers):
+        if options.merge:
+            return []
         raise OptionError("nothing to score: give --short PATH or --long ROW=PATH")
     return readers
 
 
 def score(readers: list[Reader], options: argparse.Namespace) -> list[ScoredAnswer]:
     """Ask all questions."""
-    tokenizer = next(reader.tokenizer for reader in readers if isinstance(reader, QAReader))
-    answers: list[ScoredAnswer] = []
-    for name in options.data:
+    answers = [ScoredAnswer(**answer) for path in options.merge for answer in json.loads(path.read_text(encoding="utf-8"))["answers"]]
+    tokenizer = next((reader.tokenizer for reader in readers if isinstance(reader, QAReader)), None)
+    for name in options.data if tokenizer else ():
         records = evaluation_set(
             name,
             tokenizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import random
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import datasets
 import torch
 import transformers
 from torch.utils.data import Dataset
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import CheckpointError
@@ -32,8 +41,12 @@ from hf_longattn.training.qa_trainer import QATrainer
 LOG_NAME = "training_log.json"
 
 
-def finetune_qa(settings: QASettings) -> dict[str, Any]:
+def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Train a question-answering model and write it to ``settings.output``.
+
+    Args:
+        settings: what to train, on what, for how long.
+        on_log: called with every log entry, in place of Trainer's own printing.
 
     Returns:
         The log, as written to ``training_log.json``: settings, versions and Trainer's history.
@@ -60,6 +73,9 @@ def finetune_qa(settings: QASettings) -> dict[str, Any]:
         windows=settings.windows,
         curriculum=curriculum if "lookup" in settings.data else None,
     )
+    if on_log is not None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Report(on_log))
     folder = str(Path(settings.output) / "checkpoints")
     newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
     trainer.train(resume_from_checkpoint=newest)
@@ -70,6 +86,15 @@ def finetune_qa(settings: QASettings) -> dict[str, Any]:
         Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return log
+
+
+class _Report(TrainerCallback):
+    def __init__(self, on_log: Callable[[dict[str, Any]], None]) -> None:
+        self.report = on_log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            self.report(logs)
 
 
 def describe_training(log: dict[str, Any]) -> str:
@@ -87,6 +112,7 @@ def describe_training(log: dict[str, Any]) -> str:
     if exact:
         found = ", ".join(f"{task} {100 * share:.0f} %" for task, share in exact.items())
         lines += ["", f"Answers found in the last training batches: {found}."]
+    lines += ["", log["note"]] if "note" in log else []
     return "\n".join(lines)
 
 

@@ -25,7 +25,8 @@ class QATrainer(Trainer):
         args: transformers' TrainingArguments; ``remove_unused_columns`` must be False.
         train_dataset: a map-style data set of features, or of groups of them.
         pad_token_id: the tokenizer's.
-        max_minutes: stop, with the learning rate at its end, after so many minutes; ``args.max_steps`` bounds it as well.
+        max_minutes: stop, with the learning rate at its end, after so many minutes (a resumed run counts those before);
+            ``args.max_steps`` bounds it as well.
         random_positions: start every training row at a random place of the position table.
         windows: see :class:`QACollator`; for short models only.
         curriculum: told the recent lookup accuracy every ``args.logging_steps``.
@@ -80,6 +81,7 @@ class QATrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the tasks' recent exact match and the curriculum's stage; move the curriculum."""
+        logs["minutes"] = round(self.clock.elapsed(), 2)
         for task, share in self._recent().items():
             logs[f"exact_{task}"] = round(share, 4)
             if self.curriculum is not None and task == "lookup":
@@ -109,8 +111,8 @@ class _Clock:
     def __init__(self, minutes: float | None) -> None:
         self.minutes, self.started, self.before = minutes, None, 0.0  # type: float | None, float | None, float
 
-    def start(self) -> None:
-        self.started = time.monotonic()
+    def start(self, before: float) -> None:
+        self.started, self.before = time.monotonic(), before
 
     def elapsed(self) -> float:
         return self.before + (0.0 if self.started is None else (time.monotonic() - self.started) / 60)
@@ -124,7 +126,8 @@ class _StopInTime(TrainerCallback):
         self.clock = clock
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.clock.start()
+        spent = [entry["minutes"] for entry in state.log_history if "minutes" in entry]
+        self.clock.start(max(spent, default=0.0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_training_stop |= self.clock.share() >= 1.0
