@@ -25,7 +25,8 @@ from hf_longattn.training.lookup_words import NAMES, VALUES
 from hf_longattn.training.qa_data import QA_FEATURES
 
 MARKER = "# lookup"
-_ATTEMPTS = 8  # stretches tried until one fills the length
+_ATTEMPTS = 12  # stretches tried until one fills the length
+_LONG_LINE = 64  # tokens
 _SLACK = 0.02  # a document may be shorter than asked by this share
 LENGTHS = (480, 1024, 2048, 4096, 8192)
 LOOKUP_FEATURES = Features({**QA_FEATURES, "hops": Value("int32"), "trail": List(Value("int32")), "length": Value("int32")})
@@ -86,9 +87,9 @@ class Filler:
         for step in range(len(self.lines)):
             number = (start + step) % len(self.lines)
             if total + self.counts[number] > tokens:
-                if numbers or self.counts[number] <= 128:
+                if self.counts[number] <= _LONG_LINE:
                     break
-                continue  # a line longer than the whole document
+                continue  # a table or a blob in the way: left out
             total += self.counts[number]
             numbers.append(number)
         return numbers
@@ -130,6 +131,8 @@ def make_document(
         raise LengthError(f"{shape.lines} lookup lines do not fit into {tokens} tokens; ask for fewer lines or a greater length")
     for attempt in range(_ATTEMPTS):
         numbers = filler.stretch(budget, rng)
+        if shape.min_gap and sum(filler.counts[number] for number in numbers) < min(budget, 1.3 * shape.min_gap):
+            continue
         context, starts = _compose(filler, numbers, lines, _places(filler, numbers, shape, rng))
         excess = overhead + len(tokenizer(context, add_special_tokens=False, verbose=False)["input_ids"]) - tokens
         if excess <= 0 and (budget == 0 or -excess <= _SLACK * tokens or attempt >= _ATTEMPTS // 2):
