@@ -24,7 +24,7 @@ from hf_longattn.benchmarking.report import machine
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_baselines import LexicalRule, RandomCandidate
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
-from hf_longattn.evaluation.qa_report import card_results, write_report
+from hf_longattn.evaluation.qa_report import card_results, read_answers, write_report
 from hf_longattn.evaluation.qa_run import Reader, ScoredAnswer, run_readers
 from hf_longattn.evaluation.qa_sets import evaluation_set, source_name
 from hf_longattn.evaluation.qa_table import to_markdown
@@ -124,7 +124,7 @@ def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
 
 def score(readers: list[Reader], options: argparse.Namespace) -> list[ScoredAnswer]:
     """Ask all questions."""
-    answers = [ScoredAnswer(**answer) for path in options.merge for answer in json.loads(path.read_text(encoding="utf-8"))["answers"]]
+    answers = [answer for path in options.merge for answer in read_answers(path)]
     tokenizer = next((reader.tokenizer for reader in readers if isinstance(reader, QAReader)), None)
     for name in options.data if tokenizer else ():
         records = evaluation_set(

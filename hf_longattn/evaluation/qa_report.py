@@ -27,8 +27,7 @@ def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mappi
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     table = tabulate(answers)
-    record = {"about": dict(about), "table": table, "answers": [_compact(answer) for answer in answers]}
-    stem.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    stem.with_suffix(".json").write_text(_to_json(answers, about, table), encoding="utf-8")
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     stem.with_suffix(".md").write_text(f"# {title}\n\n{to_markdown(table)}\n{notes}\n", encoding="utf-8")
     if find_spec("matplotlib"):
@@ -57,6 +56,20 @@ def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _compact(answer: ScoredAnswer) -> dict[str, Any]:
+def read_answers(path: str | Path) -> list[ScoredAnswer]:
+    """Return the answers that :func:`write_report` stored."""
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))["answers"]
+    return [ScoredAnswer(**dict(zip(stored["columns"], row, strict=True))) for row in stored["rows"]]
+
+
+def _to_json(answers: Sequence[ScoredAnswer], about: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    """Return the record as JSON: indented, but one answer per line."""
+    head = json.dumps({"about": dict(about), "table": table}, indent=1).removesuffix("\n}")
+    columns = json.dumps(list(ScoredAnswer.__dataclass_fields__))
+    rows = ",\n".join(json.dumps(list(_rounded(answer).values()), ensure_ascii=False) for answer in answers)
+    return f'{head},\n "answers": {{"columns": {columns}, "rows": [\n{rows}\n]}}\n}}\n'
+
+
+def _rounded(answer: ScoredAnswer) -> dict[str, Any]:
     record = answer.to_dict()
     return {**record, "f1": round(record["f1"], 4), "seconds": round(record["seconds"], 4)}

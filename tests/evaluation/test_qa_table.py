@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.evaluation.qa_report import card_results, write_report
+from hf_longattn.evaluation.qa_report import card_results, read_answers, write_report
 from hf_longattn.evaluation.qa_run import ScoredAnswer, bucket_of, run_readers
 from hf_longattn.evaluation.qa_table import tabulate, to_markdown
 
@@ -64,7 +64,9 @@ def test_report(answers: list[ScoredAnswer], tmp_path: Path) -> None:
     table = write_report(tmp_path / "sub" / "qa", answers, {"machine": "a test"}, "Title")
     stored = json.loads((tmp_path / "sub" / "qa.json").read_text())
     assert stored["table"] == json.loads(json.dumps(table))
-    assert len(stored["answers"]) == len(answers)
+    assert [(a.id, a.system, a.seed, a.exact) for a in read_answers(tmp_path / "sub" / "qa.json")] == [
+        (a.id, a.system, a.seed, a.exact) for a in answers
+    ]
     text = (tmp_path / "sub" / "qa.md").read_text()
     assert "| many (2 seeds) | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |" in text
     assert "≤ 512 (n=1)" in to_markdown(table)
