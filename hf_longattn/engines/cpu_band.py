@@ -19,6 +19,7 @@ from .cpu_layout import (
     blocks,
     chunks,
     column_mask,
+    column_runs,
     group_mask,
     groups,
     mask_dtype,
@@ -27,10 +28,9 @@ from .cpu_layout import (
     query_rows,
     sequences,
     take,
-    tiles,
 )
 
-FORWARD_BLOCK = 64
+FORWARD_BLOCK = 32
 BACKWARD_BLOCK = 64
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -113,15 +113,18 @@ def _band_forward(item: _Item, band: _Band) -> None:
 def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
     """Merge the global keys that the band has not counted."""
     columns = take(item.k, chosen), take(item.v, chosen)
-    q_len = item.q.shape[1]
-    mask = column_mask(item.seq, q_len, band.left, band.right, band.causal, mask_dtype(item.q))
-    for first, count, size in tiles(q_len, FORWARD_BLOCK):
-        queries, out, lse = (blocks(x, first, count, size, size) for x in (item.q, item.out, item.lse))
-        keys, values = (x.expand(count, -1, -1, -1) for x in columns)
-        part, part_lse = _flash(queries, keys, values, attn_mask=blocks(mask[0], first, count, size, size), scale=band.scale)
-        merged = torch.logaddexp(lse, part_lse)
-        out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
+    for first, last, mask in _column_runs(item, band):
+        queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
+        part, part_lse = _flash(queries[None], *columns, attn_mask=mask, scale=band.scale)
+        merged = torch.logaddexp(lse, part_lse[0])
+        out.lerp_(part[0], (part_lse[0] - merged).exp_()[..., None].to(out.dtype))
         lse.copy_(merged)
+
+
+def _column_runs(item: _Item, band: _Band) -> Iterator[tuple[int, int, Tensor | None]]:
+    left, right, causal = band.left, band.right, band.causal
+    for first, last, masked in column_runs(item.seq, item.q.shape[1], left, right, causal, FORWARD_BLOCK):
+        yield first, last, column_mask(item.seq, first, last, left, right, causal, mask_dtype(item.q)) if masked else None
 
 
 def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
@@ -188,12 +191,12 @@ def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> 
 
 def _columns_backward(item: _Item, chosen: Tensor, band: _Band, into: _Gradients) -> None:
     columns = take(item.k, chosen), take(item.v, chosen)
-    mask = column_mask(item.seq, item.q.shape[1], band.left, band.right, band.causal, mask_dtype(item.q))
-    grad, queries, out, lse = (x[None] for x in (into.out, item.q, item.out, item.lse))
-    part = _flash_backward(grad, queries, *columns, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
-    into.q.add_(part[0][0])
-    into.k.index_add_(1, chosen, part[1][0])
-    into.v.index_add_(1, chosen, part[2][0])
+    for first, last, mask in _column_runs(item, band):
+        grad, queries, out, lse = (x[None, :, first:last] for x in (into.out, item.q, item.out, item.lse))
+        part = _flash_backward(grad, queries, *columns, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
+        into.q[:, first:last].add_(part[0][0])
+        into.k.index_add_(1, chosen, part[1][0])
+        into.v.index_add_(1, chosen, part[2][0])
 
 
 def _band_backward(item: _Item, band: _Band, into: _Gradients) -> None:

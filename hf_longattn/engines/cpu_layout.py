@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,8 @@ from torch import Tensor
 
 BACKWARD_CHUNK = 4
 """Query blocks per backward call: keeps the per-block key gradients within the last-level cache."""
+EDGE_BLOCK = 128
+"""Queries per call where slices are clamped to the sequence: few calls, at the price of some masked pairs."""
 MASKED = -1e30
 """Additive mask: finite, so that rows which see nothing stay finite; exp(MASKED - anything real) is exactly 0."""
 
@@ -63,20 +66,18 @@ class Group:
 
 
 def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
-    """Cover all queries: edge blocks, whose slices are clamped to the sequence, one by one; all inner blocks in one group."""
-    total = -(-q_len // block)
-    inner = [
-        i for i in range(total) if i * block + shift >= left and (i + 1) * block + shift + right <= kv_len and (i + 1) * block <= q_len
-    ]
-    for i in range(total):
-        if inner and inner[0] < i <= inner[-1]:
-            continue
-        size = min(block, q_len - i * block)
-        start = max(0, i * block + shift - left)
-        if inner and i == inner[0]:
-            yield Group(i * block, len(inner), block, start, block, block + left + right)
-        else:
-            yield Group(i * block, 1, size, start, block, min(kv_len, i * block + size + shift + right) - start)
+    """Cover all queries: the inner blocks, whose slices lie within the sequence, in one group; the edges in a few larger blocks."""
+    first = -(-max(0, left - shift) // block)
+    last = max(first, min(q_len, kv_len - right - shift) // block)
+    if last > first:
+        yield Group(first * block, last - first, block, first * block + shift - left, block, block + left + right)
+    edges = [(0, first * block), (last * block, q_len)] if last > first else [(0, q_len)]
+    for start, stop in edges:
+        for row in range(start, stop, EDGE_BLOCK):
+            size = min(EDGE_BLOCK, stop - row)
+            from_key = max(0, row + shift - left)
+            width = min(kv_len, row + size + shift + right) - from_key
+            yield Group(row, 1, size, from_key, width, width)
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
@@ -107,22 +108,36 @@ def group_mask(group: Group, seq: Sequence, left: int, right: int, dtype: torch.
     return mask
 
 
-def column_mask(seq: Sequence, q_len: int, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``(1, 1, Nq, g)`` of the global columns: those that the band has counted already (or the future) are masked."""
+def column_runs(seq: Sequence, q_len: int, left: int, right: int, causal: bool, block: int) -> Iterator[tuple[int, int, bool]]:
+    """Stretches of query rows that need the global columns, as (first row, last row + 1, whether some pairs are hidden).
+
+    Far from every global token no pair is hidden and no mask is needed; where the band has counted all columns there is nothing to do.
+    """
     assert seq.globals is not None
-    distance = torch.arange(q_len)[:, None] + seq.shift - seq.globals[None, :]
-    in_band = (distance <= left) & (distance >= -right)
-    hidden = in_band | (distance < 0) if causal else in_band
+    start = torch.arange(0, q_len, block)[:, None] + seq.shift
+    stop = (start + block).clamp(max=q_len + seq.shift) - 1
+    some = start - seq.globals <= left
+    every = stop - seq.globals <= left
+    if not causal:
+        some &= seq.globals - stop <= right
+        every &= seq.globals - start <= right
+    state = (some.any(1).int() + every.all(1).int()).tolist()
+    row = 0
+    for kind, run in itertools.groupby(state):
+        end = min(q_len, row + block * len(list(run)))
+        if kind != 2:
+            yield row, end, kind == 1
+        row = end
+
+
+def column_mask(seq: Sequence, first: int, last: int, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``(1, 1, rows, g)`` of the global columns: those that the band has counted already (or the future) are masked."""
+    assert seq.globals is not None
+    distance = torch.arange(first, last)[:, None] + seq.shift - seq.globals[None, :]
+    hidden = distance <= left
+    if not causal:
+        hidden &= distance >= -right
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)[None, None]
-
-
-def tiles(q_len: int, block: int) -> Iterator[tuple[int, int, int]]:
-    """All queries as (first, count, size): the whole blocks, and what is left of them."""
-    whole = q_len // block
-    if whole:
-        yield 0, whole, block
-    if q_len % block:
-        yield whole * block, 1, q_len % block
 
 
 def query_rows(seq: Sequence, q_len: int) -> Tensor:
