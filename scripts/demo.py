@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSET = ROOT / "assets" / "bert-python-512-qa"
 BEFORE, AFTER = "converted, no training", "converted + fine-tuning"
 LENGTH, WINDOW = 8192, 256
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
