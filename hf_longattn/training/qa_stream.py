@@ -15,12 +15,13 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.errors import LengthError
 from hf_longattn.training.lookup import Filler, LookupShape, make_document, question_of
 from hf_longattn.training.lookup_words import NAMES, VALUES
 from hf_longattn.training.qa_features import QAFeature, QAFormat
 from hf_longattn.training.qa_packing import encode_packed
 
-_TOKENS_PER_LINE = 5.5  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
+_TOKENS_PER_LINE = 5.0  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
 _CHARACTERS_PER_TOKEN = 3.2  # of source text; an estimate that keeps most crops within their budget
 
 
@@ -127,10 +128,20 @@ class QAStream(Dataset):
         shape = LookupShape(stage.pairs, stage.chains, stage.min_gap)
         features: list[QAFeature] = []
         while not features or (len(features) + 1) * length <= self.tokens_per_group:
-            made = make_document(filler, length, shape, rng, self.tokenizer)
+            made, length = self._make(filler, length, shape, rng)
             features.append(encode_packed(self._choose(made, rng), self.tokenizer, self.form))
             features[-1].task = "lookup"
         return features
+
+    def _make(self, filler: Filler, length: int, shape: LookupShape, rng: random.Random) -> tuple[list[dict[str, Any]], int]:
+        """Make a document; where chance drew words of many pieces, a somewhat longer one."""
+        while True:
+            try:
+                return make_document(filler, length, shape, rng, self.tokenizer), length
+            except LengthError:
+                if length >= self.form.max_length:
+                    raise
+                length = min(length * 5 // 4, self.form.max_length)
 
     def _choose(self, made: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
         """Return some of a document's questions: one that has no answer now and then, otherwise up to ``self.pack``."""
