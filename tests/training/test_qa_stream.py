@@ -27,8 +27,8 @@ def test_lookup_groups(stage: int, filler: Filler, tokenizer: PreTrainedTokenize
     assert group[0].inputs["input_ids"] != stream[6][0].inputs["input_ids"]
     lengths = [len(feature) for feature in group]
     assert max(lengths) <= 512
-    if stage < 3:  # the test's tokenizer spends up to twice as many pieces on a line as one that knows the words
-        assert max(lengths) <= 2 * CURRICULUM[stage].longest
+    if stage < 3:  # the test's tokenizer spends two or three times as many pieces on a line as one that knows the words
+        assert max(lengths) <= 3 * CURRICULUM[stage].longest
     assert len(group) * max(lengths) <= 1024 + 512
     assert all(1 <= len(feature.packed) <= (CURRICULUM[stage].pairs + CURRICULUM[stage].chains) // 2 for feature in group)
     assert {feature.task for feature in group} == {"lookup"}
