@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .cpu_layout import (
+    Group,
     Sequence,
     blocks,
     chunks,
@@ -30,8 +31,9 @@ from .cpu_layout import (
     take,
 )
 
-FORWARD_BLOCK = 32
-BACKWARD_BLOCK = 64
+FORWARD_BLOCK, FORWARD_CHUNK = 32, 64
+BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
+"""Queries per block, and blocks per kernel call: what a call returns stays within the cache, and its memory is reused by the next."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -101,13 +103,19 @@ def cpu_band(
 
 
 def _band_forward(item: _Item, band: _Band) -> None:
-    for g in groups(item.q.shape[1], item.k.shape[1], item.seq.shift, band.left, band.right, FORWARD_BLOCK):
+    for g, mask in _band_calls(item, band, FORWARD_BLOCK, FORWARD_CHUNK):
         queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (item.q, item.out, item.lse))
         keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
-        mask = group_mask(g, item.seq, band.left, band.right, mask_dtype(queries))
         part, part_lse = _flash(queries, keys, values, attn_mask=mask, scale=band.scale)
         out.copy_(part)
         lse.copy_(part_lse)
+
+
+def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor]]:
+    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, each with its mask."""
+    dtype = mask_dtype(item.q)
+    for group in groups(item.q.shape[1], item.k.shape[1], item.seq.shift, band.left, band.right, block):
+        yield from chunks(group, group_mask(group, item.seq, band.left, band.right, dtype), count)
 
 
 def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
@@ -200,14 +208,13 @@ def _columns_backward(item: _Item, chosen: Tensor, band: _Band, into: _Gradients
 
 
 def _band_backward(item: _Item, band: _Band, into: _Gradients) -> None:
-    for group in groups(item.q.shape[1], item.k.shape[1], item.seq.shift, band.left, band.right, BACKWARD_BLOCK):
-        for g, mask in chunks(group, group_mask(group, item.seq, band.left, band.right, mask_dtype(item.q))):
-            grad, queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (into.out, item.q, item.out, item.lse))
-            keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
-            part = _flash_backward(grad, queries, keys, values, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
-            blocks(into.q, g.first, g.count, g.block, g.block).add_(part[0])
-            overlap_add(into.k, part[1], g)
-            overlap_add(into.v, part[2], g)
+    for g, mask in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
+        grad, queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (into.out, item.q, item.out, item.lse))
+        keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
+        part = _flash_backward(grad, queries, keys, values, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
+        blocks(into.q, g.first, g.count, g.block, g.block).add_(part[0])
+        overlap_add(into.k, part[1], g)
+        overlap_add(into.v, part[2], g)
 
 
 def _token_major(*tensors: Tensor) -> tuple[Tensor, ...]:

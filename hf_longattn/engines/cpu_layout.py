@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-BACKWARD_CHUNK = 4
-"""Query blocks per backward call: keeps the per-block key gradients within the last-level cache."""
+COLUMN_ROWS = 1024
+"""Query rows per call over the global columns, at most."""
 EDGE_BLOCK = 128
 """Queries per call where slices are clamped to the sequence: few calls, at the price of some masked pairs."""
 MASKED = -1e30
@@ -125,8 +125,8 @@ def column_runs(seq: Sequence, q_len: int, left: int, right: int, causal: bool, 
     row = 0
     for kind, run in itertools.groupby(state):
         end = min(q_len, row + block * len(list(run)))
-        if kind != 2:
-            yield row, end, kind == 1
+        for first in range(row, end, COLUMN_ROWS) if kind != 2 else ():
+            yield first, min(first + COLUMN_ROWS, end), kind == 1
         row = end
 
 
@@ -162,12 +162,12 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x[:, index][None]
 
 
-def chunks(group: Group, mask: Tensor) -> Iterator[tuple[Group, Tensor]]:
-    """Split a group so that the key gradients of one call stay small."""
-    for i in range(0, group.count, BACKWARD_CHUNK):
-        count = min(BACKWARD_CHUNK, group.count - i)
-        part = mask if mask.shape[0] == 1 else mask[i : i + count]
-        yield Group(group.first + i * group.block, count, group.block, group.start + i * group.step, group.step, group.width), part
+def chunks(group: Group, mask: Tensor, count: int) -> Iterator[tuple[Group, Tensor]]:
+    """Split a group into calls of at most ``count`` blocks, whose results stay within the cache."""
+    for i in range(0, group.count, count):
+        size = min(count, group.count - i)
+        part = mask if mask.shape[0] == 1 else mask[i : i + size]
+        yield Group(group.first + i * group.block, size, group.block, group.start + i * group.step, group.step, group.width), part
 
 
 def overlap_add(total: Tensor, parts: Tensor, g: Group) -> None:
