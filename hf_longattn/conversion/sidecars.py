@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from .source import read_json_object
 from .write import write_json
 
 __all__ = ["write_sidecars"]
@@ -40,9 +40,9 @@ def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, o
         if path.name in LEFT_OUT or path.name.endswith(".index.json"):
             continue
         if path.name == "tokenizer_config.json":
-            write_json(folder / path.name, _longer_tokenizer(_read(path), base_type, new_length))
+            write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, new_length))
         elif path.name == "generation_config.json":
-            write_json(folder / path.name, _longer_generation(_read(path), old_length, new_length))
+            write_json(folder / path.name, _longer_generation(read_json_object(path), old_length, new_length))
         else:
             shutil.copyfile(path, folder / path.name)
         written.append(path.name)
@@ -54,16 +54,6 @@ def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, o
         write_json(folder / "tokenizer_config.json", _longer_tokenizer({}, base_type, new_length))
         written.append("tokenizer_config.json")
     return written
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{str(path)!r} is not valid JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{str(path)!r} must hold a JSON object, but holds {type(value).__name__}.")
-    return value
 
 
 def _longer_generation(values: dict[str, Any], old_length: int, new_length: int) -> dict[str, Any]:

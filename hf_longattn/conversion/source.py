@@ -65,6 +65,11 @@ def open_source(source: str | Path, *, revision: str | None = None, token: str |
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{str(folder)!r} has no {path.name}, so it is not a transformers checkpoint folder.")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; :class:`CheckpointError` when it is not JSON or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .blockwise import blockwise_attention
 from .cpu_band import cpu_band
-from .dense import ScoreMod, dense_attention
+from .dense import dense_attention
 from .flex import flex_band
-from .pattern import Pattern
+from .pattern import Pattern, ScoreMod
 
 DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path."""

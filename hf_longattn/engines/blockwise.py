@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import ScoreMod, masked_softmax
+from .dense import masked_softmax
 from .global_rows import global_index, overwrite_global_rows
-from .pattern import Pattern
+from .pattern import Pattern, ScoreMod
 
 BLOCK = 128
 

@@ -145,9 +145,8 @@ def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
 
 
 def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
-    batch, heads, tokens, head_dim = q.shape
-    out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-    return out, q.new_empty(batch, tokens, heads, dtype=mask_dtype(q)).transpose(1, 2)
+    (out,) = _token_major(q)
+    return out, q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
 
 
 @cpu_band.register_fake

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pattern import MaskMod
-
-ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+from .pattern import MaskMod, ScoreMod
 
 
 def dense_attention(
@@ -36,11 +32,8 @@ def dense_attention(
     last = q_idx is None
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
-    b = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)
-    h = torch.arange(heads, device=q.device).view(1, -1, 1, 1)
-    if q_idx is None:
-        q_idx = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
-    kv_idx = torch.arange(kv_len, device=q.device).view(1, 1, 1, -1)
+    b, h, rows, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+    q_idx = rows if q_idx is None else q_idx
     seen = None if key_mask is None else key_mask[:, None, None, :]
     if causal and not (last and q_len == 1):
         seen = kv_idx <= q_idx if seen is None else seen & (kv_idx <= q_idx)
@@ -51,12 +44,23 @@ def dense_attention(
         if seen is not None:
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
-    if grouped:
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * (head_dim**-0.5 if scaling is None else scaling)
     scores = score_mod(scores, b, h, q_idx, kv_idx)
     weights = masked_softmax(scores, seen)
     return F.dropout(weights, dropout_p).to(v.dtype) @ v
+
+
+def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions; the queries are the last ``q_len`` positions."""
+    ranges = (range(batch), range(heads), range(kv_len - q_len, kv_len), range(kv_len))
+    b, h, q_idx, kv_idx = (torch.arange(r.start, r.stop, device=device) for r in ranges)
+    return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), kv_idx.view(1, 1, 1, -1)
+
+
+def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``; a no-op when they are equal."""
+    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from .dense import ScoreMod
 from .global_rows import global_index, overwrite_global_rows
-from .pattern import Pattern
+from .pattern import Pattern, ScoreMod
 
 BLOCK = 128
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import ScoreMod, dense_attention
+from .dense import dense_attention
+from .pattern import ScoreMod
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:

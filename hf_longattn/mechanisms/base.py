@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..engines.dense import repeat_heads
+from ..engines.pattern import ScoreMod
 from ..errors import LengthError
 from .options import Options
-
-ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
 
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
@@ -110,11 +108,6 @@ class Mechanism(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
-
-
-def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``; a no-op when they are equal."""
-    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:

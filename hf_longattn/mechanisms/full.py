@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..engines.dense import dense_attention
-from ..engines.pattern import MaskMod, Pattern
-from .base import ScoreMod
+from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from .registry import register_mechanism
 from .sparse import SparseMechanism
 

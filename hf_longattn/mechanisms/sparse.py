@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.pattern import MaskMod, Pattern
-from .base import Mechanism, ScoreMod, repeat_heads, softmax_over
+from ..engines.dense import index_grid, repeat_heads
+from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from .base import Mechanism, softmax_over
 
 
 class SparseMechanism(Mechanism):
@@ -70,10 +71,7 @@ class SparseMechanism(Mechanism):
         global_mask: Tensor | None,
     ) -> Tensor:
         """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
-        b = torch.arange(batch, device=device).view(-1, 1, 1, 1)
-        h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1)
-        q_idx = torch.arange(kv_len - q_len, kv_len, device=device).view(1, 1, -1, 1)
-        kv_idx = torch.arange(kv_len, device=device).view(1, 1, 1, -1)
+        b, h, q_idx, kv_idx = index_grid(batch, self.num_heads, q_len, kv_len, device)
         tokens = self.resolve_globals(padding_mask, global_mask, (batch, kv_len), device)
         seen = self.mask_mod(causal, tokens)(b, h, q_idx, kv_idx)
         if causal:
@@ -108,14 +106,7 @@ class SparseMechanism(Mechanism):
         kv_len = k.shape[2]
         scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
         if score_mod is not None:
-            index: list[Any] = [torch.arange(n, device=q.device) for n in (batch, heads, kv_len, kv_len)]
-            scores = score_mod(
-                scores,
-                index[0].view(-1, 1, 1, 1),
-                index[1].view(1, -1, 1, 1),
-                index[2][kv_len - q_len :].view(1, 1, -1, 1),
-                index[3].view(1, 1, 1, -1),
-            )
+            scores = score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
         return softmax_over(scores, seen.expand(scores.shape))
 
