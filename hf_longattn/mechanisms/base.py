@@ -38,6 +38,13 @@ class Mechanism(nn.Module, ABC):
     """Whether ``global_mask`` means something to the mechanism."""
 
     options_type: ClassVar[type[Options]] = Options
+    sample: ClassVar[dict[str, Any]] = {}
+    """Options that suit inputs of some hundred tokens, for tests and pictures."""
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
+        """Options by which the mechanism equals full softmax attention up to ``length`` tokens; ``None`` when there are none."""
+        return {}
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ Query i sees key j when  |i - j| <= w/2,  or i is global,  or j is global  (and 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ class Longformer(SparseMechanism):
     exact_when = "window ≥ 2(N−1), or ≥ N when causal, or every token is global"
     takes_globals = True
     options_type = LongformerOptions
+    sample: ClassVar[dict[str, Any]] = {"window": 32}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"window": 2 * length}
 
     options: LongformerOptions
 

@@ -8,6 +8,7 @@ A window of total width w lets query i see key j when
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,11 @@ class Window(SparseMechanism):
     cost = "N·w"
     exact_when = "window ≥ 2(N−1), or ≥ N when causal"
     options_type = WindowOptions
+    sample: ClassVar[dict[str, Any]] = {"window": 32}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"window": 2 * length}
 
     options: WindowOptions
 

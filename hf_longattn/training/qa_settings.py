@@ -33,6 +33,10 @@ class QASettings:
     crop: list[int] = _option(
         [], "Two numbers: train on stretches of so many tokens, shortest and longest, cut at random around the answer."
     )
+    thin: float = _option(
+        0.0,
+        "Share of crops taken from a longer stretch of Python source with lines left out, so that more definitions compete for the answer.",
+    )
     min_tokens: int = _option(300, "Shortest docstring document, in tokens.")
     max_tokens: int = _option(8000, "Longest docstring document, in tokens.")
     questions_per_module: int = _option(4, "At most so many docstring questions per module.")

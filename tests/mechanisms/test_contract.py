@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
+from hf_longattn.mechanisms.registry import mechanism_class
 
 LENGTHS = (1, 2, 63, 64, 65, 300)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
-SMALL = {"window": 32}
-"""Options small enough that the inputs here are longer than what a token sees; mechanisms take those that they have."""
 
 pytestmark = pytest.mark.parametrize(("name", "causal"), FORMS, ids=lambda value: str(value))
 
@@ -23,8 +23,9 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def small_options(name: str) -> dict[str, int]:
-    return {option.name: SMALL[option.name] for option in mechanism_info(name).options if option.name in SMALL}
+def small_options(name: str) -> dict[str, Any]:
+    """Options small enough that the inputs here are longer than what a token sees."""
+    return mechanism_class(name).sample
 
 
 def inputs(
@@ -115,7 +116,9 @@ def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> Non
 
 
 def test_covering_the_input_equals_full_softmax_attention(name: str, causal: bool) -> None:
-    wide = dict.fromkeys(small_options(name), 1000)
+    wide = mechanism_class(name).covering(300, causal)
+    if wide is None:
+        pytest.skip("it never equals full attention")
     module = build_mechanism(name, num_heads=4, head_dim=16, **wide)
     assert module.covers(300, causal)
     q, k, v = inputs(300)

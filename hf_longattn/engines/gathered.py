@@ -1,0 +1,75 @@
+"""The gathered engine: softmax attention of rows of queries over rows of keys, both given as lists of positions.
+
+Every static or dynamic block pattern, every set of columns, every bucket of a hash is a :class:`Part`: R rows, each of which pairs
+some queries with some keys. A query may appear in several parts; what it sees is the union of their keys under *one* softmax, because
+the parts' outputs are merged by their log-sum-exp. So the cost is the number of listed pairs, whatever their arrangement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .gathered_plain import plain_gathered
+from .pattern import ScoreMod
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
+
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one part.
+    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
+    causal: leave out the keys behind the query.
+    inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
+    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another part has them.
+    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False leaves a pair out) or float added to the scores; may need gradients.
+
+    A key that a query meets in two parts, or twice in one row, counts twice: leave it out by ``outside`` or ``bias`` where the
+    definition counts it once.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    causal: bool = False
+    inside: tuple[int, int] | None = None
+    outside: tuple[int, int] | None = None
+    bias: Tensor | None = None
+
+
+def gathered_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    parts: Sequence[Part],
+    *,
+    key_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """Softmax attention over the union of the parts' pairs.
+
+    Args:
+        q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
+        k, v: ``(B, H, Nk, D)``; Nk may exceed Nq, for instance by summaries that stand behind the tokens' own keys.
+        parts: which pairs.
+        key_mask: ``(B, Nk)`` bool, True = real token.
+        scaling: factor on q·k; ``D ** -0.5`` by default.
+        dropout_p: dropout probability on the weights.
+        score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
+    Returns:
+        ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
+    """
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    return plain_gathered(q, k, v, parts, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod)
+
+
+def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row filled up with -1."""
+    count = -(-length // size)
+    places = torch.arange(count * size, device=device)
+    return torch.where(places < length, places, -1).view(1, 1, count, size)

@@ -1,0 +1,86 @@
+"""Softmax over a subset of the keys: the definition, a mask over positions combined with padding and causality."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.dense import index_grid, repeat_heads
+from ..engines.pattern import MaskMod, ScoreMod
+from .base import Mechanism, softmax_over
+
+
+class MaskedMechanism(Mechanism):
+    """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
+
+    anchored: ClassVar[bool] = False
+    """Whether the pattern depends on absolute positions (blocks, columns): they are then counted from each sequence's first real
+    token, so that padding on the left changes nothing."""
+
+    @abstractmethod
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
+
+    def resolve_globals(
+        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` of this call; mechanisms without global tokens have none."""
+        return None
+
+    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
+        """``mask_mod`` for indices of the padded sequence."""
+        mod = self.mask_mod(causal, tokens)
+        if not self.anchored or padding_mask is None:
+            return mod
+        start = first_real(padding_mask)
+        return lambda b, h, q_idx, kv_idx: mod(b, h, q_idx - start[b], kv_idx - start[b])
+
+    def visible(
+        self,
+        q_len: int,
+        kv_len: int,
+        batch: int,
+        device: torch.device,
+        *,
+        causal: bool,
+        padding_mask: Tensor | None,
+        global_mask: Tensor | None,
+    ) -> Tensor:
+        """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
+        b, h, q_idx, kv_idx = index_grid(batch, self.num_heads, q_len, kv_len, device)
+        tokens = self.resolve_globals(padding_mask, global_mask, (batch, kv_len), device)
+        seen = self.positioned_mod(causal, padding_mask, tokens)(b, h, q_idx, kv_idx)
+        if causal:
+            seen = seen & (kv_idx <= q_idx)
+        if padding_mask is not None:
+            seen = seen & padding_mask[:, None, None, :]
+        return seen
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        batch, heads, q_len, head_dim = q.shape
+        kv_len = k.shape[2]
+        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            scores = score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
+        seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
+        return softmax_over(scores, seen.expand(scores.shape))
+
+
+def first_real(padding_mask: Tensor) -> Tensor:
+    """Index of each sequence's first real token, ``(B,)``; 0 where there is none."""
+    return padding_mask.int().argmax(-1)
