@@ -26,16 +26,28 @@ class Timing:
         return statistics.median(self.rounds)
 
 
+REWARM_SECONDS = 1.0
+
+
 def time_sides(sides: Sequence[Side], length: int, *, backward: bool, repeats: int, device: str = "cpu") -> list[Timing]:
-    """Warm every side up once, then run A B C A B C …; a pass is timed with the device synchronised."""
+    """Warm every side up once, then run A B C A B C …; a pass is timed with the device synchronised.
+
+    Right before its timed pass a side runs once more untimed, if it takes less than :data:`REWARM_SECONDS`: otherwise it would pay
+    for the caches and the memory that a heavier side before it has taken.
+    """
+    rewarm = []
     for side in sides:
+        start = time.perf_counter()
         side.run(backward)
+        rewarm.append(time.perf_counter() - start < REWARM_SECONDS)
     rounds: dict[str, list[float]] = {side.name: [] for side in sides}
     gc.collect()
     gc.disable()
     try:
         for _ in range(repeats):
-            for side in sides:
+            for side, again in zip(sides, rewarm, strict=True):
+                if again:
+                    side.run(backward)
                 _synchronise(device)
                 start = time.perf_counter()
                 side.run(backward)

@@ -120,13 +120,13 @@ def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tu
 
 def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
     """Merge the global keys that the band has not counted."""
-    columns = take(item.k, chosen), take(item.v, chosen)
+    keys, values = take(item.k, chosen), take(item.v, chosen)
     for first, last, mask in _column_runs(item, band):
         queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
-        part, part_lse = _flash(queries[None], *columns, attn_mask=mask, scale=band.scale)
-        merged = torch.logaddexp(lse, part_lse[0])
-        out.lerp_(part[0], (part_lse[0] - merged).exp_()[..., None].to(out.dtype))
-        lse.copy_(merged)
+        part, part_lse = _flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
+        # The share of the part under the merged softmax is exp(part) / (exp(part) + exp(lse)).
+        out.lerp_(part[0], torch.sigmoid(part_lse[0] - lse)[..., None].to(out.dtype))
+        torch.logaddexp(lse, part_lse[0], out=lse)
 
 
 def _column_runs(item: _Item, band: _Band) -> Iterator[tuple[int, int, Tensor | None]]:
