@@ -9,7 +9,7 @@ from hf_longattn.benchmarking.sides import Side
 from hf_longattn.benchmarking.timing import Timing, time_sides, times_faster
 
 
-def test_sides_take_turns_after_one_warm_up_each() -> None:
+def test_sides_take_turns_and_each_timed_pass_follows_a_warm_one() -> None:
     calls: list[str] = []
 
     def side(called: str) -> Side:
@@ -23,7 +23,7 @@ def test_sides_take_turns_after_one_warm_up_each() -> None:
         return Noted()
 
     timings = time_sides([side("a"), side("b")], 8, backward=False, repeats=2)
-    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert calls == ["a", "b", *["a", "a", "b", "b"] * 2]
     assert [(timing.side, len(timing.rounds)) for timing in timings] == [("a", 2), ("b", 2)]
 
 

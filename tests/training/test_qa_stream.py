@@ -76,7 +76,8 @@ def test_finite_groups_hold_every_feature_once_and_alike_in_length(records: list
 
 
 def test_thinning_keeps_every_definition_and_the_answers(records: list[dict]) -> None:
-    context = "import os\n\ndef first():\n    x = 1\n    return x\n\nclass Second:\n    size = 3\n\n    async def third(self):\n        return None\n"
+    context = "import os\n\ndef first():\n    x = 1\n    return x\n\n"
+    context += "class Second:\n    size = 3\n\n    async def third(self):\n        return None\n"
     answers = {"text": ["third", "size"], "answer_start": [context.index("third"), context.index("size")]}
     for seed in range(20):
         kept = thinned_lines(context, 80, random.Random(seed))
