@@ -20,6 +20,11 @@ from hf_longattn.evaluation.mlm import mlm_markdown
 from hf_longattn.evaluation.qa_table import to_markdown
 from hf_longattn.families import FAMILIES
 
+try:
+    from scripts import mechanism_pages
+except ImportError:  # run as a script
+    import mechanism_pages  # type: ignore[no-redef]
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
@@ -106,18 +111,6 @@ def mechanisms() -> str:
     return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention when", "source"], rows))
 
 
-def mechanism_options() -> str:
-    """Every mechanism with its options."""
-    sections = []
-    for info in map(mechanism_info, list_mechanisms()):
-        rows = [[f"`{o.name}`", o.type, f"`{o.default}`", o.unit, o.help] for o in info.options]
-        table = left(markdown_table(["option", "type", "default", "unit", "meaning"], rows)) if rows else "No options."
-        notes = [f"Engine: {info.engine}."]
-        notes += ["Takes `global_attention_mask`."] * info.takes_globals + ["Adds parameters that need training."] * info.trains
-        sections.append(f"### {info.name}\n\n{info.summary[0].upper()}{info.summary[1:]} ({info.paper}). {' '.join(notes)}\n\n{table}")
-    return "\n\n".join(sections)
-
-
 def families() -> str:
     """All families: the base, its config class, where its positions are, and what its classes are for."""
     rows = []
@@ -145,7 +138,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "gpu": gpu,
     "mechanisms": mechanisms,
-    "mechanism-options": mechanism_options,
+    "mechanism-options": mechanism_pages.sections,
     "families": families,
 }
 
@@ -175,6 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
             if not check:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(Path("..") / card.relative_to(ROOT))
+    pictures = ROOT / "docs" / "pictures"
+    if check:
+        stale += [path for name in list_mechanisms() if not (path := pictures / mechanism_pages.picture_of(name)).exists()]
+    else:
+        mechanism_pages.draw(pictures)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 

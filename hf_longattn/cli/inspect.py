@@ -16,7 +16,7 @@ def inspect(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A long or short checkpoint folder, or a Hub repository id.", show_default=False)
     ] = None,
-    mechanism: Annotated[str | None, typer.Option(help="Draw this mechanism instead of a model's.")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Draw this mechanism (without --option, with options for short inputs).")] = None,
     option: flags.OptionFlag = None,
     length: Annotated[int, typer.Option(min=2, max=512, help="Tokens drawn by --plot.")] = 64,
     causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: its causal form.")] = False,
@@ -37,11 +37,14 @@ def inspect(
 
     if mechanism is not None and plot is not None:
         from ..mechanisms import build_mechanism
+        from ..mechanisms.registry import mechanism_class
         from .plot import draw_patterns
 
-        chosen: dict[str, Any] = dict(flags.parse_options(option))
+        chosen: dict[str, Any] = dict(flags.parse_options(option)) or mechanism_class(mechanism).sample
         built = build_mechanism(mechanism, num_heads=4, head_dim=16, max_length=length, **chosen)
-        draw_patterns({mechanism: built}, length=length, causal=causal, file=plot)
+        draw_patterns(
+            {built.name + "".join(f", {name} {value}" for name, value in chosen.items()): built}, length=length, causal=causal, file=plot
+        )
         print_json({"mechanism": mechanism, "plot": str(plot)}) if as_json else print(f"drawn: {plot}")
         return
 

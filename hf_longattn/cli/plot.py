@@ -31,8 +31,10 @@ def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
         return mechanism.weights(q, k, causal=causal)[0]
 
 
-def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool, file: Path) -> None:
-    """Write an image: a query a row, a key a column, dark where it weighs more, white where nothing is seen.
+def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool | Sequence[bool], file: Path) -> None:
+    """Write an image: a query a row, a key a column, dark where the query weighs it more, white where it sees nothing.
+
+    ``causal`` says which form is drawn, of all mechanisms or of each.
 
     Raises:
         LongAttentionError: matplotlib is missing, or does not know the file's ending.
@@ -42,17 +44,20 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
         from matplotlib.figure import Figure
     except ImportError as error:
         raise LongAttentionError("Drawing needs matplotlib: pip install 'hf-longattn[plot]'.") from error
-    rows = {name: _different_heads(pattern(one, length, causal)) for name, one in mechanisms.items()}
+    forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
+    rows = {name: _different_heads(pattern(one, length, form)) for (name, one), form in zip(mechanisms.items(), forms, strict=True)}
     columns = max(len(panels) for panels in rows.values())
-    figure = Figure(figsize=(max(3.4 * columns, 4.2), 3.6 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes, (name, panels) in zip(grid, rows.items(), strict=True):
+    beside = columns == 1  # single panels stand side by side
+    shape = (1, len(rows)) if beside else (len(rows), columns)
+    figure = Figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
+    grid = figure.subplots(*shape, squeeze=False)
+    for axes, (name, panels) in zip(grid.T if beside else grid, rows.items(), strict=True):
         for number, axis in enumerate(axes):
             if number >= len(panels):
                 axis.set_axis_off()
                 continue
             weights = panels[number]
-            shown = weights.masked_fill(weights == 0, float("nan")) ** 0.5
+            shown = (weights / weights.amax(-1, keepdim=True)).masked_fill(weights == 0, float("nan")) ** 0.5
             axis.imshow(shown.numpy(), cmap="viridis_r", interpolation="nearest")
             axis.set(xlabel="key", ylabel="query")
             axis.set_title(name if len(panels) == 1 else f"{name}, head {number}", fontsize=8, wrap=True)
