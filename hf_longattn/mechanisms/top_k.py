@@ -1,0 +1,107 @@
+"""Top-k attention (Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, section 2): each query keeps its k best keys.
+
+With the scores s_ij = scale · q_i · k_j (and the score term, where there is one) over the keys that query i may see,
+
+    o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
+
+Of equal scores the earlier key is kept. The choice is made in float64 and is a constant for the gradient, as in the paper. All N² scores
+are computed, a few rows at a time; softmax, values and the backward pass take N·k pairs of time and memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.best import best_keys, search_keys
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.pattern import ScoreMod
+from ..engines.selected import selected_attention
+from .base import Mechanism, softmax_over
+from .options import Options, option, positive
+from .registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKOptions(Options):
+    num_keys: int = option(64, "k, how many keys each query keeps", "keys")
+
+    def check(self) -> None:
+        positive("top_k", "num_keys", self.num_keys)
+
+
+@register_mechanism("top_k")
+class TopK(Mechanism):
+    """Each query keeps the k keys that score highest."""
+
+    summary = "each query attends to its k best keys of the whole sequence"
+    paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
+    engine = "selected"
+    cost = "N² scores in rows, N·k softmax and memory"
+    exact_when = "num_keys ≥ N"
+    options_type = TopKOptions
+    sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"num_keys": length}
+
+    options: TopKOptions
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.num_keys >= length
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
+        if self.covers(k.shape[2], causal):
+            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        with torch.no_grad():
+            if score_mod is None:
+                index = best_keys(q, k, padding_mask, self.options.num_keys, causal, scale)
+            else:
+                index = search_keys(q, k, padding_mask, self.options.num_keys, causal, scale, score_mod)
+        return selected_attention(q, k, v, index, **arguments)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+        scale = head_dim**-0.5 if scaling is None else scaling
+        scores = (q.double() @ repeat_heads(k, heads).double().transpose(-1, -2)) * scale
+        b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
+        if score_mod is not None:
+            scores = score_mod(scores, b, h, i, j)
+        seen = j <= i if causal else torch.ones_like(j <= i)
+        if padding_mask is not None:
+            seen = seen & padding_mask[:, None, None, :]
+        seen = seen.expand(scores.shape)
+        order = scores.detach().masked_fill(~seen, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+        kept = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
+        return softmax_over(scores, seen & kept).to(q.dtype)

@@ -1,0 +1,47 @@
+"""The three operations on pairs against einsum, and their gradients."""
+
+import pytest
+import torch
+
+from hf_longattn.engines import selected
+from hf_longattn.engines.selected import pair_scores, pair_spread, pair_sum
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    q, k, index = torch.randn(2, 3, 7, 4), torch.randn(2, 3, 11, 4), torch.randint(11, (2, 3, 7, 5))
+    return q.to(dtype), k.to(dtype), torch.rand(2, 3, 7, 5).to(dtype), index
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("slice_", [1, 1 << 20])
+def test_operations_are_what_they_say(dtype: torch.dtype, slice_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selected, "SLICE", slice_)
+    q, k, w, index = tensors(dtype)
+    one_hot = torch.nn.functional.one_hot(index, 11).to(torch.float64)
+    a, b, c = q.double(), k.double(), w.double()
+    expected = (
+        torch.einsum("bhid,bhmd,bhijm->bhij", a, b, one_hot),
+        torch.einsum("bhij,bhmd,bhijm->bhid", c, b, one_hot),
+        torch.einsum("bhij,bhid,bhijm->bhmd", c, a, one_hot),
+    )
+    for got, wanted in zip((pair_scores(q, k, index), pair_sum(w, k, index), pair_spread(w, q, index, 11)), expected, strict=True):
+        assert got.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_first_and_second_gradients() -> None:
+    q, k, w, index = tensors(torch.float64)
+    q, k, w = (x[:1, :1].contiguous().requires_grad_() for x in (q, k, w))
+    index = index[:1, :1]
+    for call, given in (
+        (lambda a, b: pair_scores(a, b, index), (q, k)),
+        (lambda a, b: pair_sum(a, b, index), (w, k)),
+        (lambda a, b: pair_spread(a, b, index, 11), (w, q)),
+    ):
+        assert torch.autograd.gradcheck(call, given, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
