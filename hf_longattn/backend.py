@@ -23,6 +23,8 @@ BACKEND = "longattn"
 """The name to give as ``attn_implementation``; the Long* classes have it by default."""
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
+CACHE_LAYER = "long_cache_layer"
+"""Keyword under which an attention module's pre-hook passes the cache layer that keeps what its mechanism reaches."""
 UNSUPPORTED = ("s_aux", "softcap")
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
@@ -100,6 +102,11 @@ def longattn_attention_forward(
         MaskError: a mask of the wrong shape.
     """
     mechanism = _mechanism(module, kwargs)
+    cache = kwargs.get(CACHE_LAYER)
+    if cache is not None:
+        cache.note_padding(attention_mask if attention_mask is None or attention_mask.dim() == 2 else None)
+        if cache.pruned:
+            return _over_kept(mechanism, cache, query, key, value, attention_mask, scaling, dropout, kwargs)
     key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
     arguments: dict[str, Any] = {
         "causal": bool(getattr(module, "is_causal", False)) and is_causal is not False,
@@ -110,6 +117,31 @@ def longattn_attention_forward(
     }
     output = mechanism(query, key, value, dropout_p=dropout, **arguments)
     weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def _over_kept(
+    mechanism: Any, cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    scaling: float | None, dropout: float, kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Attention over what a :class:`hf_longattn.memory.KeptLayer` has kept."""
+    if (mask is not None and mask.dim() != 2) or kwargs.get("position_bias") is not None:
+        raise MaskError(
+            "A four-dimensional mask or a position bias was given together with a cache that keeps only what the pattern reaches; "
+            "pass a padding mask (batch, tokens), or use_cache=False."
+        )
+    columns, k_positions = cache.columns, cache.positions()
+    real = k_positions >= 0
+    if mask is not None:
+        real = real & mask.bool().gather(1, columns.clamp(min=0))
+    q_len = query.shape[2]
+    q_positions = torch.arange(cache.seen - q_len, cache.seen, device=query.device) - cache.starts[:, None]
+    output = mechanism.attend_kept(query, key, value, q_positions, k_positions, real, scaling=scaling, dropout_p=dropout)
+    weights = None
+    if _weights_wanted(kwargs):
+        one = torch.eye(cache.seen, dtype=value.dtype, device=value.device)[columns.clamp(min=0)] * real[..., None]
+        one = one[:, None].expand(-1, key.shape[1], -1, -1)
+        weights = mechanism.attend_kept(query, key, one, q_positions, k_positions, real, scaling=scaling)
     return output.transpose(1, 2).contiguous(), weights
 
 

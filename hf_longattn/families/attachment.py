@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..backend import CACHE_LAYER
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
@@ -83,7 +84,18 @@ def attach_mechanisms(model: nn.Module, long_attention: LongAttentionConfig) -> 
                 f"choose one of hf_longattn.list_mechanisms(causal={causal})."
             )
         site.module.long_attention = _placed_like(mechanism, site.module)
+        if causal and not site.cross and pass_cache_layer not in site.module._forward_pre_hooks.values():
+            site.module.register_forward_pre_hook(pass_cache_layer, with_kwargs=True)
     return sites
+
+
+def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Hand the cache layer of an attention module to its attention function, where it keeps only what the mechanism reaches."""
+    layers = getattr(kwargs.get("past_key_values"), "layers", None)
+    index = getattr(module, "layer_idx", None)
+    if layers is None or not isinstance(index, int) or index >= len(layers) or not hasattr(layers[index], "note_padding"):
+        return None
+    return args, {**kwargs, CACHE_LAYER: layers[index]}
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:

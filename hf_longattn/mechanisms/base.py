@@ -105,6 +105,14 @@ class Mechanism(nn.Module, ABC):
         """How many keys, itself included, a causal query can see back; ``None`` when unbounded. Sizes the decode cache."""
         return None
 
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """Which keys some causal query at or after ``upcoming (B, 1)`` can see, of those at ``positions (B, S)``: ``(B, S)`` bool.
+
+        ``None`` when every key stays within reach. Positions count from each sequence's first real token. Where this says more than
+        :meth:`reach`, the decode cache keeps just these keys, and :meth:`attend_kept` runs on them.
+        """
+        return None
+
     def covers(self, length: int, causal: bool = False) -> bool:
         """Whether the mechanism equals full softmax attention for every input of up to ``length`` tokens."""
         return False

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.dense import index_grid, repeat_heads
@@ -79,6 +80,37 @@ class MaskedMechanism(Mechanism):
             scores = score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
         return softmax_over(scores, seen.expand(scores.shape))
+
+    def attend_kept(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_positions: Tensor,
+        k_positions: Tensor,
+        real: Tensor,
+        *,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Causal attention over keys that a cache has kept.
+
+        Args:
+            q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
+            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order; slots that are not ``real (B, S)`` are not seen.
+        Returns:
+            ``(B, H, Nq, D)``.
+        """
+        seen = self.kept_visible(q_positions, k_positions, real)
+        grouped = k.shape[1] != q.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+
+    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
+        """Which kept keys each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        b = torch.arange(len(q_positions), device=q_positions.device).view(-1, 1, 1, 1)
+        h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
+        rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
+        return self.mask_mod(True, None)(b, h, rows, columns) & (columns <= rows) & real[:, None, None, :]
 
 
 def first_real(padding_mask: Tensor) -> Tensor:

@@ -7,18 +7,11 @@ caches. Its own sliding layer takes one width for the whole model; here the widt
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
-
-from ..configuration import LongAttentionConfig
-from ..mechanisms.registry import build_mechanism
-
-FULL = "full_attention"
-"""transformers' name of the cache layer that keeps everything."""
 
 
 class GrowingWindowLayer(DynamicSlidingWindowLayer):
@@ -53,23 +46,3 @@ def window_layer_type(window: int) -> str:
         made = type(f"{base.__name__}{window}", (base,), {"_layer_type": name, "window": window, "__module__": __name__})
         globals()[made.__name__] = made  # so that a cache can be pickled
     return name
-
-
-@cache
-def _reach(mechanism: str, options: str) -> int | None:
-    built = build_mechanism(mechanism, num_heads=1, head_dim=1, max_length=1, **json.loads(options))
-    return built.reach(causal=True) if built.causal in ("both", True) else None
-
-
-def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
-    """How many keys, itself included, a token can see back in ``layer``; ``None`` when that is unbounded."""
-    mechanism, options = long_attention.for_layer(layer)
-    return _reach(mechanism, json.dumps(options, sort_keys=True))
-
-
-def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int) -> list[str] | None:
-    """The cache layer type of every layer, or ``None`` when each of them keeps everything."""
-    reaches = [decode_reach(long_attention, layer) for layer in range(num_layers)]
-    if all(reach is None for reach in reaches):
-        return None
-    return [FULL if reach is None else window_layer_type(reach) for reach in reaches]

@@ -1,0 +1,135 @@
+"""Cache layers for patterns that leave scattered keys in reach: sinks and a window, every s-th column, the last columns of blocks.
+
+A layer holds the keys that some later token can still see, each with the column of the padded batch that it came from; what
+:meth:`hf_longattn.mechanisms.base.Mechanism.kept` gives up is dropped. Positions count from each sequence's first real token, so rows
+with different padding keep different columns; a row with fewer of them has empty slots (column -1).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+from ..mechanisms.base import Mechanism
+from ..mechanisms.masked import first_real
+from ..mechanisms.registry import build_mechanism
+
+SLACK = 64
+"""Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
+
+
+class KeptLayer(DynamicLayer):
+    """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``; ``seen`` tokens have passed."""
+
+    mechanism: ClassVar[Mechanism]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.seen = 0
+        self.pruned = False
+        self.starts: Tensor | None = None
+        self._begun = False
+        self._clean_size = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new tokens; drop what none of them can see, once per :data:`SLACK` tokens. Returns what is kept."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.columns.shape[1] >= self._clean_size + SLACK:
+            self._prune()
+        new = torch.arange(self.seen, self.seen + key_states.shape[2], device=key_states.device)
+        self.columns = torch.cat([self.columns, new.expand(key_states.shape[0], -1)], 1)
+        self.seen += key_states.shape[2]
+        return super().update(key_states, value_states)
+
+    def note_padding(self, mask: Tensor | None) -> None:
+        """Learn from the padding mask ``(B, tokens)`` where each sequence begins: when its first real token has passed."""
+        if self._begun:
+            return
+        if mask is None:
+            self.starts, self._begun = torch.zeros_like(self.columns[:, 0]), True
+            return
+        real = mask.bool().any(1)
+        self.starts, self._begun = torch.where(real, first_real(mask), self.seen), bool(real.all())
+
+    def positions(self) -> Tensor:
+        """Position of every kept key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
+        assert self.starts is not None
+        return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
+
+    def _prune(self) -> None:
+        if self.starts is None or not self._begun:  # nobody has told where the sequences begin
+            return
+        positions = self.positions()
+        upcoming = (self.seen - SLACK - self.starts[:, None]).clamp(min=0)
+        kept = self.mechanism.kept(positions, upcoming)
+        assert kept is not None
+        self._select(kept & (positions >= 0))
+        self.pruned, self._clean_size = True, self.columns.shape[1]
+
+    def _select(self, kept: Tensor) -> None:
+        """Keep the slots ``(B, S)``, packed to the left in their order."""
+        size = int(kept.sum(1).max())
+        order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+        self.columns = torch.where(kept.gather(1, order), self.columns.gather(1, order), -1)
+        places = order[:, None, :, None].expand(-1, self.keys.shape[1], -1, -1)
+        self.keys = self.keys.gather(2, places.expand(-1, -1, -1, self.keys.shape[3]))
+        self.values = self.values.gather(2, places.expand(-1, -1, -1, self.values.shape[3]))
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens, at most :data:`SLACK` once something has been dropped; the number is negative."""
+        removed = abs(tokens_to_remove)
+        if not removed or not self.is_initialized:
+            return
+        if self.pruned and removed > SLACK:
+            raise ValueError(
+                f"{removed} tokens cannot be taken back: this layer has dropped what earlier ones would see, and goes back {SLACK}."
+            )
+        self.seen -= removed
+        self._select((self.columns >= 0) & (self.columns < self.seen))
+
+    def reset(self) -> None:
+        super().reset()
+        self.__init__()  # type: ignore[misc]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if self.is_initialized:
+            self.batch_select_indices(beam_idx.to(self.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            super().batch_repeat_interleave(repeats)
+            self.columns = self.columns.repeat_interleave(repeats, dim=0)
+            self.starts = None if self.starts is None else self.starts.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            super().batch_select_indices(indices)
+            self.columns = self.columns[indices]
+            self.starts = None if self.starts is None else self.starts[indices]
+
+
+@cache
+def kept_layer_type(mechanism: str, options: str) -> str:
+    """The cache layer type of a mechanism with options (JSON), registered on first use; the static one keeps everything."""
+    built = build_mechanism(mechanism, num_heads=1, head_dim=1, max_length=1, **json.loads(options))
+    name = f"longattn_{mechanism}_{options}"
+    for base, extra in ((KeptLayer, {"mechanism": built}), (StaticLayer, {})):
+        made = type(f"{base.__name__} {name}", (base,), {"_layer_type": name, "__module__": __name__, **extra})
+        globals()[made.__name__] = made  # so that a cache can be pickled
+    return name

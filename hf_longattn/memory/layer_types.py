@@ -1,0 +1,50 @@
+"""Which memory each layer of a decoder needs: transformers builds its cache from these names."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import torch
+
+from ..configuration import LongAttentionConfig
+from ..mechanisms.base import Mechanism
+from ..mechanisms.registry import build_mechanism
+from .kept_cache import kept_layer_type
+from .window_cache import window_layer_type
+
+FULL = "full_attention"
+"""transformers' name of the cache layer that keeps everything."""
+
+
+@cache
+def _causal(mechanism: str, options: str) -> Mechanism | None:
+    built = build_mechanism(mechanism, num_heads=1, head_dim=1, max_length=1, **json.loads(options))
+    return built if built.causal in ("both", True) else None
+
+
+def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
+    """How many keys, itself included, a token can see back in ``layer``; ``None`` when that is unbounded."""
+    mechanism, options = long_attention.for_layer(layer)
+    built = _causal(mechanism, json.dumps(options, sort_keys=True))
+    return None if built is None else built.reach(causal=True)
+
+
+def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
+    """The cache layer type of one layer: as wide as the window, what the pattern keeps, or everything."""
+    mechanism, values = long_attention.for_layer(layer)
+    options = json.dumps(values, sort_keys=True)
+    built = _causal(mechanism, options)
+    if built is None:
+        return FULL
+    reach = built.reach(causal=True)
+    if reach is not None:
+        return window_layer_type(reach)
+    none = torch.zeros(1, 1, dtype=torch.long)
+    return FULL if built.kept(none, none) is None else kept_layer_type(mechanism, options)
+
+
+def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int) -> list[str] | None:
+    """The cache layer type of every layer, or ``None`` when each of them keeps everything."""
+    types = [decode_layer_type(long_attention, layer) for layer in range(num_layers)]
+    return None if set(types) <= {FULL} else types

@@ -1,0 +1,141 @@
+"""The cache that keeps what a pattern reaches: a mechanism with a window, sinks and every fifth column, defined here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from hf_longattn.engines.gathered import Part, rows_of
+from hf_longattn.engines.pattern import MaskMod
+from hf_longattn.mechanisms import registry
+from hf_longattn.mechanisms.gathered import GatheredMechanism
+from hf_longattn.mechanisms.options import Options, option
+from hf_longattn.memory.kept_cache import SLACK
+from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+
+HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+NAME = "scattered_for_tests"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScatteredOptions(Options):
+    window: int = option(7, "last keys", "tokens")
+
+
+class Scattered(GatheredMechanism):
+    options_type = ScatteredOptions
+    options: ScatteredOptions
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        return lambda b, h, i, j: (i - j < self.options.window) | (j < 2) | (j % 5 == 4)
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        places = torch.arange(length, device=device)
+        seen = self.mask_mod(causal, None)(0, 0, places[:, None], places)
+        return (Part(rows_of(length, length, device), rows_of(length, length, device), causal=causal, bias=seen[None, None, None]),)
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor:
+        return (positions > upcoming - self.options.window) | (positions < 2) | (positions % 5 == 4)
+
+
+@pytest.fixture(autouse=True)
+def scattered() -> Iterator[None]:
+    registry.mechanism_class("full")
+    registry.register_mechanism(NAME)(Scattered)
+    yield
+    registry._REGISTRY.pop(NAME)
+
+
+def model(base: str) -> Any:
+    return long_like(plain_model(base, HEAD[base]), base, {"mechanism": NAME, "layers": {1: {"mechanism": "window", "window": 9}}})
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
+@pytest.mark.parametrize("base", DECODERS)
+def test_step_by_step_equals_the_full_forward_pass(base: str, left: bool) -> None:
+    length = 190
+    longer, ids = model(base), tokens(3, length)
+    mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cuts = [(0, 60), (60, 67), *((i, i + 1) for i in range(67, 150)), (150, 155), *((i, i + 1) for i in range(155, length))]
+    with torch.no_grad():
+        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        cache, steps = DynamicCache(config=longer.config), []
+        for begin, end in cuts:
+            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
+            steps.append(out.logits)
+    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    assert cache.layers[0].pruned
+    assert cache.get_seq_length() == length
+
+
+def test_memory_follows_what_is_reachable() -> None:
+    cache, sizes = DynamicCache(config=model("gpt2").config), []
+    for _ in range(500):
+        new = torch.randn(2, 4, 1, 16)
+        cache.update(new, new, 0)
+        cache.layers[0].note_padding(None)
+        sizes.append(cache.layers[0].keys.shape[2])
+    assert max(sizes) <= 2 + 500 // 5 + 7 + 2 * SLACK
+    assert cache.layers[0].get_mask_sizes(1) == (501, 0)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}],
+    ids=["greedy", "beam", "sample", "lookup"],
+)
+@pytest.mark.parametrize("base", DECODERS)
+def test_generate_with_and_without_the_cache(base: str, how: dict[str, Any]) -> None:
+    longer, ids = model(base), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 80)
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 100, **how}
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        given = arguments if use_cache else {key: value for key, value in arguments.items() if key != "prompt_lookup_num_tokens"}
+        found.append(longer.generate(ids, use_cache=use_cache, **given))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("base", DECODERS)
+def test_a_static_cache_keeps_everything_and_gives_the_same(base: str) -> None:
+    longer, ids = model(base), tokens(2, 40)
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 100}
+    assert torch.equal(longer.generate(ids, cache_implementation="static", **arguments), longer.generate(ids, **arguments))
+    assert type(StaticCache(config=longer.config, max_cache_len=8).layers[0]).__mro__[1].__name__ == "StaticLayer"
+
+
+def test_attentions_stand_at_their_columns() -> None:
+    longer, ids = model("gpt2"), tokens(2, 150)
+    cache = DynamicCache(config=longer.config)
+    with torch.no_grad():
+        longer(ids[:, :100], past_key_values=cache)
+        for i in range(100, 149):
+            longer(ids[:, i : i + 1], past_key_values=cache)
+        step = longer(ids[:, 149:], past_key_values=cache, output_attentions=True).attentions[0]
+        whole = longer(ids, output_attentions=True, use_cache=False).attentions[0]
+    torch.testing.assert_close(step, whole[:, :, -1:], atol=1e-5, rtol=0)
+
+
+def test_a_cache_is_copied_pickled_and_taken_back() -> None:
+    cache = DynamicCache(config=model("gpt2").config)
+    for _ in range(4):
+        new = torch.randn(1, 4, 50, 16)
+        cache.update(new, new, 0)
+        cache.layers[0].note_padding(None)
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(twin.layers[0].keys, cache.layers[0].keys)
+    layer = cache.layers[0]
+    layer.crop(-10)
+    assert layer.get_seq_length() == 190
+    assert layer.columns.max() == 189
+    with pytest.raises(ValueError, match="taken back"):
+        layer.crop(-SLACK - 1)
