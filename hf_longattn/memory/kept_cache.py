@@ -27,6 +27,8 @@ class KeptLayer(DynamicLayer):
     """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``; ``seen`` tokens have passed."""
 
     mechanism: ClassVar[Mechanism]
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
