@@ -76,6 +76,7 @@ def attach_mechanisms(model: nn.Module, long_attention: LongAttentionConfig) -> 
         heads = _first(site.module, HEAD_COUNTS)
         head_dim = _first(site.module, HEAD_DIMS) or _first(site.module, WIDTHS) // heads
         mechanism = build_mechanism(name, num_heads=heads, head_dim=head_dim, max_length=max_length, **options)
+        mechanism.layer = site.layer
         causal = bool(site.module.is_causal)
         if mechanism.causal not in ("both", causal):
             raise OptionError(

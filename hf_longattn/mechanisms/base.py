@@ -30,7 +30,7 @@ class Mechanism(nn.Module, ABC):
     engine: ClassVar[str]
     cost: ClassVar[str]
     exact_when: ClassVar[str]
-    causal: ClassVar[bool | str] = "both"
+    causal: bool | str = "both"
     """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
     trains: ClassVar[bool] = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
@@ -38,6 +38,8 @@ class Mechanism(nn.Module, ABC):
     """Whether ``global_mask`` means something to the mechanism."""
 
     options_type: ClassVar[type[Options]] = Options
+    layer: int = 0
+    """Index of the layer that it runs in, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of some hundred tokens, for tests and pictures."""
 

@@ -1,0 +1,288 @@
+"""BigBird attention: a window of blocks, global blocks and random blocks (Zaheer et al. 2020, section 2).
+
+The sequence is cut into n blocks of b tokens. A query of block I sees a key of block J, with g global blocks at each end, h = w//2:
+
+    both ways:  everything where I < g or I >= n-g,  else  J < g, J >= n-g, |I - J| <= h, or J among the r random blocks of I
+    causal:     key <= query, and  J < g, I-w < J <= I, or J among the r random blocks of I before its window
+
+These are the paper's internal global tokens (ITC). Tokens of ``global_mask`` are global besides (ETC): they see, and are seen by, all.
+Sequences of up to 2g + w + 2r blocks are attended to fully (both ways), as transformers' BigBird does. A key that has been counted
+m times has the weight m · exp(score): with ``random_pattern="hf"`` random blocks are counted on top of what the query sees anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.block_sparse import DENSE_CELLS
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention
+from ..engines.pattern import MaskMod, ScoreMod
+from ..errors import OptionError, nearest
+from .base import softmax_over
+from .bigbird_blocks import seeded_blocks, transformers_blocks
+from .bigbird_parts import Blocks, block_parts, seen_blocks
+from .gathered import shifted, turn, turning
+from .masked import MaskedMechanism, first_real
+from .options import Options, option, positive
+from .plans import PlanCache
+from .registry import register_mechanism
+
+PATTERNS = ("seeded", "hf", "hf_eval")
+LAYOUTS = ("text", "input")
+_plans = PlanCache()
+
+
+@dataclasses.dataclass(frozen=True)
+class BigBirdOptions(Options):
+    block_size: int = option(64, "tokens in a block", "tokens")
+    num_random_blocks: int = option(3, "random key blocks of each query block, for each head its own", "blocks")
+    num_window_blocks: int = option(3, "width of the window, the query's block in the middle, or at the end when causal", "blocks")
+    num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at its beginning when causal", "blocks")
+    seed: int = option(0, "seed of the random blocks; layer l draws with seed + l")
+    random_pattern: str = option(
+        "seeded",
+        "'seeded': distinct blocks outside window and globals; 'hf': as transformers, its own blocks in training and the first block "
+        "counted again for each random one in evaluation; 'hf_eval': the latter always",
+    )
+    blocks_over: str = option(
+        "text",
+        "'text': blocks are cut from each sequence's own tokens, and padding changes nothing; 'input': from the padded input, as "
+        "transformers does",
+    )
+
+    def check(self) -> None:
+        positive("bigbird", "block_size", self.block_size)
+        for name in ("num_random_blocks", "num_global_blocks", "seed"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"Option {name!r} of mechanism 'bigbird' is {getattr(self, name)}, but must be at least 0.")
+        if self.num_window_blocks < 1 or self.num_window_blocks % 2 == 0:
+            raise OptionError(
+                f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, the query's block and as "
+                "many on each side; for example num_window_blocks=3."
+            )
+        for name, known in (("random_pattern", PATTERNS), ("blocks_over", LAYOUTS)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise OptionError(
+                    f"Option {name!r} of mechanism 'bigbird' is {value!r}, but must be one of: {', '.join(known)}.{nearest(value, known)}"
+                )
+        if self.random_pattern == "hf" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
+            raise OptionError(
+                "random_pattern='hf' of mechanism 'bigbird' exists for num_window_blocks=3 and num_global_blocks=1 only, as in "
+                "transformers; choose random_pattern='seeded'."
+            )
+
+
+@register_mechanism("bigbird")
+class BigBird(MaskedMechanism):
+    """Blocks near the diagonal, a few random ones, and the first and last for everyone."""
+
+    summary = "window, random and global blocks; the global ones see and are seen by all"
+    paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
+    engine: ClassVar[str] = "gathered"
+    cost = "N·b·(w+r+2g)"
+    exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
+    takes_globals = True
+    anchored: ClassVar[bool] = True
+    options_type = BigBirdOptions
+    sample: ClassVar[dict[str, Any]] = {"block_size": 16, "num_random_blocks": 1}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"block_size": length}
+
+    options: BigBirdOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if self.options.random_pattern != "seeded":
+            self.causal = False  # transformers has no causal form
+
+    @property
+    def full_blocks(self) -> int:
+        """Sequences of up to this many blocks are attended to fully (both ways)."""
+        o = self.options
+        return 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        o = self.options
+        reached = o.num_global_blocks + o.num_window_blocks + o.num_random_blocks if causal else self.full_blocks
+        return -(-length // o.block_size) <= reached
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        if self.covers(length, causal):
+            return super().pairs(length, causal)
+        size, edge = self.options.block_size, self.options.num_global_blocks
+        total = -(-length // size)
+        sizes = torch.full((total + 1,), size)
+        sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # block -1 is none
+        blocks = self.blocks(torch.tensor([total]), total, causal, torch.device("cpu"))
+        listed = (sizes[seen_blocks(blocks)][0, 0].sum(-1) * sizes[:total])[slice(None) if causal else slice(edge, total - edge)]
+        if causal:
+            return int(listed.sum() - (sizes * (sizes - 1) // 2).sum())
+        ends = int(sizes[:edge].sum() + sizes[total - edge : total].sum())
+        return int(listed.sum()) + ends * length
+
+    def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
+        """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, of at most ``rows``."""
+        o = self.options
+        random = self.random_blocks(count, rows, causal, device, o.seed + self.layer + seed)
+        return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal)
+
+    def random_blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int) -> Tensor:
+        """``(B or 1, H or 1, rows, r)``: the random key blocks of every query block; -1 is none."""
+        o = self.options
+        if o.random_pattern == "hf" and self.training:
+            length = self.max_length or rows * o.block_size
+            return transformers_blocks(count, seed, self.num_heads, rows, o.num_random_blocks, o.block_size, length)
+        if o.random_pattern != "seeded":
+            return count.new_zeros(1, 1, rows, o.num_random_blocks)
+        return seeded_blocks(
+            seed, self.num_heads, count, rows, o.num_random_blocks,
+            window=o.num_window_blocks, edge=o.num_global_blocks, causal=causal, device=device,
+        )  # fmt: skip
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        return self.positioned_mod(causal, None, global_mask)
+
+    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
+        times = self.times(causal, padding_mask, tokens)
+        return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
+
+    def times(
+        self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, seed: int = 0
+    ) -> Callable[[Any, Any, Any, Any], Tensor]:
+        """The definition: how often a query counts a key, for index tensors as :func:`index_grid` makes them (``kv_idx`` spans the
+        whole sequence, since its last block depends on its length)."""
+        size = self.options.block_size
+        over_text = self.options.blocks_over == "text" and padding_mask is not None
+
+        def times(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            length, row, column = kv_idx.shape[-1], q_idx, kv_idx
+            ends = torch.tensor([length], device=kv_idx.device)
+            if over_text:
+                assert padding_mask is not None
+                start = first_real(padding_mask)
+                ends = length - first_real(padding_mask.flip(-1)) - start
+                row, column = q_idx - start[b], kv_idx - start[b]
+            rows = -(-length // size)
+            blocks = self.blocks(-(-ends // size), rows, causal, kv_idx.device, seed)
+            counted = blocks.times(b, h, row.div(size, rounding_mode="floor"), column.div(size, rounding_mode="floor"))
+            return counted if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, counted)
+
+        return times
+
+    def resolve_globals(
+        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor | None:
+        """``global_mask`` of the call without padding: the tokens that are global besides the global blocks."""
+        return global_mask if global_mask is None or padding_mask is None else global_mask & padding_mask
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        batch, heads, q_len, head_dim = q.shape
+        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
+        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, k.shape[2], q.device)
+        if score_mod is not None:
+            scores = score_mod(scores, b, h, q_idx, kv_idx)
+        tokens = self.resolve_globals(padding_mask, global_mask, (batch, k.shape[2]), q.device)
+        times = self.times(causal, padding_mask, tokens, seed)(b, h, q_idx, kv_idx)
+        if causal:
+            times = times * (kv_idx <= q_idx)
+        if padding_mask is not None:
+            times = times * padding_mask[:, None, None, :]
+        return softmax_over(scores + times.to(scores.dtype).log(), (times > 0).expand(scores.shape))
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        tokens = self.resolve_globals(padding_mask, global_mask, (q.shape[0], kv_len), q.device)
+        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
+        if self.covers(kv_len, causal):
+            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
+        # How many tokens are global is not known while compiling, so that they cannot be laid out.
+        unknown = tokens is not None and torch.compiler.is_compiling()
+        if unknown or q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+            times = self.times(causal, padding_mask, tokens, seed)
+            if self.options.random_pattern != "seeded":
+                arguments["score_mod"] = counted(score_mod, times)
+            mod = lambda *index: times(*index) > 0  # noqa: E731
+            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        start = turning(padding_mask) if self.options.blocks_over == "text" else None
+        if start is not None:
+            assert padding_mask is not None
+            q, k, v = (turn(x, start) for x in (q, k, v))
+            padding_mask = turn(padding_mask[:, None, :, None], start)[:, 0, :, 0]
+            tokens = None if tokens is None else turn(tokens[:, None, :, None], start)[:, 0, :, 0]
+            arguments["score_mod"] = shifted(score_mod, start)
+        parts = self.plan(kv_len, causal, padding_mask, tokens, q.device, seed)
+        out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
+        out = out if start is None else turn(out, -start)
+        return out[:, :, kv_len - q_len :]
+
+    def plan(
+        self, length: int, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, device: torch.device, seed: int
+    ) -> tuple[Part, ...]:
+        """What the engine visits. Kept for the next call where it depends on the length alone."""
+        size = self.options.block_size
+        rows = -(-length // size)
+        varies = padding_mask is not None and self.options.blocks_over == "text" and not causal
+        if varies and not torch.compiler.is_compiling():
+            assert padding_mask is not None
+            varies = not bool(padding_mask[:, -1].all())
+        if varies:
+            assert padding_mask is not None
+            ends = length - first_real(padding_mask.flip(-1))
+            return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens)
+
+        def make() -> tuple[Part, ...]:
+            count = torch.full((1,), rows, device=device)
+            return block_parts(self.blocks(count, rows, causal, device, seed), length, tokens, even=True)
+
+        if tokens is not None:
+            return make()
+        drawn = self.options.random_pattern == "hf" and self.training
+        where = (self.options, self.num_heads, self.layer + seed, self.max_length if drawn else drawn)
+        return _plans.get((type(self), *where, length, causal, device), make)
+
+
+def counted(score_mod: ScoreMod | None, times: Callable[[Any, Any, Any, Any], Tensor]) -> ScoreMod:
+    """``score_mod`` and the logarithm of how often a key counts; pairs that do not count are left to the mask."""
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+        return score + times(b, h, q_idx, kv_idx).clamp(min=1).to(score.dtype).log()
+
+    return mod
