@@ -63,6 +63,8 @@ class Rounds(ABC):
 
     limits_rows: ClassVar[bool] = False
     """Whether a row's run holds keys that not all of its queries see."""
+    groups: Tensor
+    """A number for every sorted query, ``(B, H, R, N)``, that never falls along them; queries of one row share it."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -89,7 +91,7 @@ class Rounds(ABC):
 
     @abstractmethod
     def place(self) -> None:
-        """Find the run of every query; sets ``self.groups``, which never falls along the sorted queries, and what the run needs."""
+        """Find the run of every query: sets ``self.groups`` and what :meth:`run` and :meth:`meets` need."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
