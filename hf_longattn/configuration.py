@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
+from .mechanisms.notation import read_choice, read_rules, write_choices
 from .mechanisms.registry import check_options, mechanism_class
+
+Layers = str | Sequence[Any] | Mapping[Any, Any]
+"""What ``layers`` may be; see :class:`LongAttentionConfig`."""
+
+
+IN_TURN = "in_turn"
+"""Key of ``layers`` under which the mechanisms stand that the layers take in turn."""
 
 
 class LongAttentionConfig:
-    """A default mechanism with its options, and overrides for single layers.
+    """A default mechanism with its options, mechanisms that layers take in turn, and overrides for single layers.
 
         LongAttentionConfig("longformer", window=512)
         LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
+        LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
+        LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full, and again
 
     A layer that names no mechanism keeps the default one and its options, except those it overrides; a layer that names one starts
     from that mechanism's own defaults. In a ``config.json`` it stands under ``long_attention``.
+
+    Args:
+        mechanism: the default; ``longformer``, or the first of those in turn.
+        layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
+            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.notation`).
+        options: of the default mechanism.
 
     Raises:
         UnknownMechanismError, OptionError: for unknown names (the nearest valid one is offered) and impossible values.
     """
 
-    def __init__(self, mechanism: str = "longformer", layers: Mapping[int | str, Mapping[str, Any]] | None = None, **options: Any) -> None:
+    def __init__(self, mechanism: str | None = None, layers: Layers | None = None, **options: Any) -> None:
+        turns, overrides = _layer_rules(layers)
+        if mechanism is None:
+            mechanism = next((str(turn["mechanism"]) for turn in turns if "mechanism" in turn), "longformer")
         self.mechanism = mechanism
         self.options = _given(mechanism, options)
+        self.turns = [_override(turn, mechanism) for turn in turns]
         self.layers: dict[int, dict[str, Any]] = {}
-        for key, override in (layers or {}).items():
-            index = _layer_index(key)
-            if not isinstance(override, Mapping):
-                raise OptionError(
-                    f"Layer {index} of long_attention is {override!r}, but must be a mapping "
-                    "such as {'mechanism': 'window', 'window': 256}."
-                )
-            values = dict(override)
-            name = values.pop("mechanism", mechanism)
-            kept = {"mechanism": name} if "mechanism" in override else {}
-            self.layers[index] = {**kept, **_given(name, values)}
+        for index, override in overrides.items():
+            self.layers[index] = _override(override, self._without_override(index)[0])
+
+    def _without_override(self, index: int) -> tuple[str, dict[str, Any]]:
+        turn = dict(self.turns[index % len(self.turns)]) if self.turns else {}
+        if "mechanism" in turn:
+            return turn.pop("mechanism"), turn
+        return self.mechanism, {**self.options, **turn}
 
     def for_layer(self, index: int) -> tuple[str, dict[str, Any]]:
         """Mechanism name and the options given for layer ``index``; what is not given has the mechanism's default."""
         override = dict(self.layers.get(index, {}))
         if "mechanism" in override:
             return override.pop("mechanism"), override
-        return self.mechanism, {**self.options, **override}
+        name, options = self._without_override(index)
+        return name, {**options, **override}
 
     def check_layers(self, num_layers: int) -> None:
         """Raise :class:`OptionError` when an override names a layer that the model does not have."""
@@ -55,7 +73,8 @@ class LongAttentionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""
-        layers = {str(index): dict(self.layers[index]) for index in sorted(self.layers)}
+        turns = {IN_TURN: [dict(turn) for turn in self.turns]} if self.turns else {}
+        layers = {**turns, **{str(index): dict(self.layers[index]) for index in sorted(self.layers)}}
         return {"mechanism": self.mechanism, **self.options, **({"layers": layers} if layers else {})}
 
     @classmethod
@@ -86,7 +105,8 @@ class LongAttentionConfig:
     def __str__(self) -> str:
         default = ", ".join([self.mechanism, *(f"{k}={_readable(v)}" for k, v in self.options.items())])
         lines = [f"  layer {i}: " + ", ".join(f"{k}={_readable(v)}" for k, v in self.layers[i].items()) for i in sorted(self.layers)]
-        return "\n".join([f"LongAttentionConfig: {default}", *lines])
+        turns = [", ".join(f"{k}={_readable(v)}" for k, v in turn.items()) for turn in self.turns]
+        return "\n".join([f"LongAttentionConfig: {default}", *([f"  in turn: {'; '.join(turns)}"] if turns else []), *lines])
 
     def __repr__(self) -> str:
         return f"LongAttentionConfig(**{self.to_dict()!r})"
@@ -105,6 +125,38 @@ def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: built[name] for name in options}
 
 
+def _override(override: Any, default: str) -> dict[str, Any]:
+    """One checked override; what it does not name is ``default``'s."""
+    if not isinstance(override, Mapping):
+        raise OptionError(
+            f"A layer of long_attention is {override!r}, but must be a mapping such as {{'mechanism': 'window', 'window': 256}}."
+        )
+    values = dict(override)
+    name = values.pop("mechanism", default)
+    kept = {"mechanism": name} if "mechanism" in override else {}
+    return {**kept, **_given(name, values)}
+
+
+def _layer_rules(layers: Layers | None) -> tuple[list[Any], dict[int, Any]]:
+    """``layers`` in any form: what is taken in turn, and the overrides by number; a later one replaces an earlier one."""
+    if isinstance(layers, str):
+        rules = read_rules(layers)
+        numbered = {index: values for where, values in rules if where is not None for index in where}
+        return [values for where, values in rules if where is None], numbered
+    if isinstance(layers, Mapping):
+        rest = dict(layers)
+        turns = rest.pop(IN_TURN, [])
+        turns = _layer_rules(turns)[0] if isinstance(turns, str) else turns
+        if isinstance(turns, list | tuple):
+            return list(turns), {_layer_index(key): override for key, override in rest.items()}
+    elif layers is None or isinstance(layers, list | tuple):
+        return [read_choice(turn) if isinstance(turn, str) else turn for turn in layers or []], {}
+    raise OptionError(
+        f"layers of long_attention is {layers!r}, but must be a mapping such as {{0: {{'window': 64}}}}, a list to take in turn, "
+        "or a line such as '0-5:window=64;11=full'."
+    )
+
+
 def _layer_index(key: int | str) -> int:
     try:
         index = int(key)
@@ -118,4 +170,7 @@ def _layer_index(key: int | str) -> int:
 
 
 def _readable(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    if not isinstance(value, list | tuple):
+        return str(value)
+    nested = any(isinstance(one, Mapping) for one in value)
+    return (write_choices(value) if nested else ",".join(map(str, value))) or "none"

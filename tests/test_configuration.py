@@ -63,3 +63,65 @@ def test_overrides_beyond_the_last_layer_are_refused() -> None:
 def test_options_read_from_a_command_line() -> None:
     config = LongAttentionConfig("longformer", window="128", global_tokens="0+7")
     assert config.options == {"window": 128, "global_tokens": [0, 7]}
+
+
+SHORT_LINES = {
+    "0-5:window=64;11=full": {0: ("window", 64), 5: ("window", 64), 6: ("window", 256), 11: ("full", None)},
+    "0-1,4=window:window=32; 11:mechanism=full": {0: ("window", 32), 2: ("window", 256), 4: ("window", 32), 11: ("full", None)},
+    "window:window=8,full": {0: ("window", 8), 1: ("full", None), 10: ("window", 8), 11: ("full", None)},
+    "5*window:window=8,full": {4: ("window", 8), 5: ("full", None), 10: ("window", 8), 11: ("full", None)},
+    "window:window=8;full;0=longformer:window=16,global_tokens=0+3": {0: ("longformer", 16), 1: ("full", None), 2: ("window", 8)},
+    "window:window=8,full;2:window=16": {0: ("window", 8), 2: ("window", 16), 3: ("full", None)},
+}
+
+
+@pytest.mark.parametrize("line", SHORT_LINES)
+def test_layers_in_one_line(line: str) -> None:
+    config = LongAttentionConfig("window", window=256, layers=line)
+    for index, (name, window) in SHORT_LINES[line].items():
+        mechanism, options = config.for_layer(index)
+        assert (mechanism, options.get("window")) == (name, window), index
+    again = LongAttentionConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.table(12) == config.table(12)
+
+
+def test_a_pattern_in_turn_needs_no_default_and_prints() -> None:
+    config = LongAttentionConfig(layers="2*window:window=8,full;0=full")
+    assert config.mechanism == "window"
+    assert config.to_dict() == {
+        "mechanism": "window",
+        "layers": {"in_turn": [{"mechanism": "window", "window": 8}] * 2 + [{"mechanism": "full"}], "0": {"mechanism": "full"}},
+    }
+    assert "in turn: mechanism=window, window=8; mechanism=window, window=8; mechanism=full" in str(config)
+    assert [line.split()[:2] for line in config.table(6).splitlines()[1:]] == [
+        ["0", "full"],
+        ["1", "window"],
+        ["2", "full"],
+        ["3-4", "window"],
+        ["5", "full"],
+    ]
+    as_list = LongAttentionConfig(layers=[{"mechanism": "window", "window": 8}, "window:window=8", "full"])
+    assert as_list.for_layer(4) == ("window", {"window": 8})
+    assert as_list == LongAttentionConfig(layers="2*window:window=8,full")
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ("0-5=windw", "Did you mean 'window'"),
+        ("0-5:windo=4", "Did you mean 'window'"),
+        ("0-5:window=-4", "at least 1"),
+        ("5-0:window=4", "must be numbers from 0"),
+        ("first=window", "must read MECHANISM"),
+        ("0-5=", "must read MECHANISM"),
+        ("0-5:window", "must read NAME=VALUE"),
+        ("", "names no mechanism"),
+        ([4], "must be a mapping"),
+        (4, "a list to take in turn"),
+        ({"in_turn": 4}, "a list to take in turn"),
+    ],
+)
+def test_bad_lines_get_a_sentence(layers: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LongAttentionConfig("window", layers=layers)

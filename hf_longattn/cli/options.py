@@ -18,8 +18,9 @@ OptionFlag = Annotated[
 Layers = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="LAYERS=MECHANISM[:NAME=VALUE,...]",
-        help='Another mechanism in some layers, for example "0-3=window:window=256". Repeatable.',
+        metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
+        help='Another mechanism in some layers, "0-3=window:window=256;11=full", or mechanisms that the layers take in turn, '
+        '"window:window=256,full". Repeatable.',
     ),
 ]
 Positions = Annotated[
@@ -52,33 +53,27 @@ def parse_options(pairs: list[str] | None) -> dict[str, str]:
     return options
 
 
-def parse_layers(rules: list[str] | None) -> dict[int, dict[str, Any]]:
+def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
     """`0-3=window:window=256` … -> {0: {"mechanism": "window", "window": "256"}, …}; a later rule replaces an earlier one.
 
-    Values that are lists take a plus: `global_tokens=0+7`.
+    A rule without numbers is taken in turn by all layers: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
     """
-    layers: dict[int, dict[str, Any]] = {}
+    from ..errors import OptionError
+    from ..mechanisms.notation import read_rules
+
+    turns: list[dict[str, Any]] = []
+    layers: dict[Any, Any] = {}
     for rule in rules or []:
-        where, sign, what = rule.partition("=")
-        name, _, options = what.partition(":")
-        indices = _indices(where)
-        if not sign or not name.strip() or not indices:
-            raise typer.BadParameter(
-                f"{rule!r} must read LAYERS=MECHANISM[:NAME=VALUE,...], for example 0-3=window:window=256.", param_hint="--layers"
-            )
-        override = {"mechanism": name.strip(), **parse_options([pair for pair in options.split(",") if pair.strip()])}
-        layers |= {index: dict(override) for index in indices}
-    return layers
-
-
-def _indices(where: str) -> list[int]:
-    found: list[int] = []
-    for part in where.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            return []
-        found += range(int(first), int(last or first) + 1)
-    return found
+        try:
+            found = read_rules(rule)
+        except OptionError as error:
+            raise typer.BadParameter(str(error), param_hint="--layers") from None
+        for where, values in found:
+            if where is None:
+                turns.append(values)
+            else:
+                layers |= {index: dict(values) for index in where}
+    return {**({"in_turn": turns} if turns else {}), **layers}
 
 
 def attention_arguments(mechanism: str | None, option: list[str] | None, layers: list[str] | None) -> dict[str, Any]:

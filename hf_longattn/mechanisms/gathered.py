@@ -13,6 +13,7 @@ from ..engines.block_sparse import DENSE_CELLS
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
+from .joining import global_parts
 from .masked import MaskedMechanism, first_real
 from .plans import PlanCache
 
@@ -32,7 +33,8 @@ class GatheredMechanism(MaskedMechanism):
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
         """How the engine visits the pairs of a sequence of ``length`` tokens; together exactly those of ``mask_mod`` (and, when
-        causal, ``key <= query``). Kept per length and device, so it must not depend on anything but ``self.options`` and heads."""
+        causal, ``key <= query``), without the global tokens of a call. Kept per length and device, so it must not depend on anything
+        but ``self.options`` and heads."""
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
         """:meth:`parts`, kept for the next call."""
@@ -54,11 +56,14 @@ class GatheredMechanism(MaskedMechanism):
         seed: int = 0,
     ) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
+        tokens = self.resolve_globals(padding_mask, global_mask, (k.shape[0], kv_len), k.device)
         arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
         if self.covers(kv_len, causal):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
-            mod = self.positioned_mod(causal, padding_mask, None)
+        # How many tokens are global is not known while the call is compiled: then the mask is applied densely.
+        unknown = tokens is not None and torch.compiler.is_compiling()
+        if q_len == 1 or q_len * kv_len <= DENSE_CELLS or unknown:
+            mod = self.positioned_mod(causal, padding_mask, tokens)
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         q = F.pad(q, (0, 0, kv_len - q_len, 0))
@@ -66,9 +71,12 @@ class GatheredMechanism(MaskedMechanism):
         if start is not None:
             assert padding_mask is not None
             q, k, v = (turn(x, start) for x in (q, k, v))
-            padding_mask = turn(padding_mask[:, None, :, None], start)[:, 0, :, 0]
+            padding_mask, tokens = turn_mask(padding_mask, start), None if tokens is None else turn_mask(tokens, start)
             arguments["score_mod"] = shifted(score_mod, start)
-        out = gathered_attention(q, k, v, self.plan(kv_len, causal, q.device), key_mask=padding_mask, **arguments)
+        parts = self.plan(kv_len, causal, q.device)
+        if tokens is not None:
+            parts += global_parts(tokens, self.mask_mod(causal, None), self.num_heads, causal)
+        out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]
 
@@ -84,6 +92,11 @@ def turn(x: Tensor, start: Tensor) -> Tensor:
     """Turn the token axis of ``x (B, H, N, D)`` to the left by ``start (B,)``; what falls off comes back at the end."""
     places = (torch.arange(x.shape[2], device=x.device) + start[:, None]) % x.shape[2]
     return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def turn_mask(mask: Tensor, start: Tensor) -> Tensor:
+    """:func:`turn` for ``mask (B, N)``."""
+    return turn(mask[:, None, :, None], start)[:, 0, :, 0]
 
 
 def shifted(score_mod: ScoreMod | None, start: Tensor) -> ScoreMod | None:

@@ -62,8 +62,12 @@ class Options:
         return built
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as JSON-serialisable values (tuples become lists)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings)."""
+        return {k: [_plain(one) for one in v] if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    def fewest_heads(self) -> int:
+        """How many heads a layer must have for these options to make sense."""
+        return 1
 
 
 def positive(mechanism: str, name: str, value: int) -> None:
@@ -72,7 +76,14 @@ def positive(mechanism: str, name: str, value: int) -> None:
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 1; for example {name}=512.")
 
 
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
 def _type_name(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and not hasattr(args[0], "__origin__"):
+        return f"tuple[{args[0].__name__}, ...]"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
@@ -85,6 +96,8 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in args:
             return None
         return _coerce(mechanism, name, value, next(a for a in args if a is not type(None)))
+    if origin is tuple and hasattr(args[0], "read_all"):
+        return args[0].read_all(mechanism, name, value)
     try:
         if origin is tuple:
             items = value.replace("+", ",").split(",") if isinstance(value, str) else list(value)

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import first_real
-from ..mechanisms.registry import build_mechanism
+from ..mechanisms.registry import build_mechanism, check_options
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
@@ -129,7 +129,9 @@ class KeptLayer(DynamicLayer):
 @cache
 def kept_layer_type(mechanism: str, options: str) -> str:
     """The cache layer type of a mechanism with options (JSON), registered on first use; the static one keeps everything."""
-    built = build_mechanism(mechanism, num_heads=1, head_dim=1, max_length=1, **json.loads(options))
+    values = json.loads(options)
+    heads = check_options(mechanism, values).fewest_heads()
+    built = build_mechanism(mechanism, num_heads=heads, head_dim=1, max_length=1, **values)
     name = f"longattn_{mechanism}_{options}"
     for base, extra in ((KeptLayer, {"mechanism": built}), (StaticLayer, {})):
         made = type(f"{base.__name__} {name}", (base,), {"_layer_type": name, "__module__": __name__, **extra})

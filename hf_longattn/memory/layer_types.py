@@ -9,7 +9,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms.base import Mechanism
-from ..mechanisms.registry import build_mechanism
+from ..mechanisms.registry import build_mechanism, check_options
 from .kept_cache import kept_layer_type
 from .window_cache import window_layer_type
 
@@ -19,7 +19,9 @@ FULL = "full_attention"
 
 @cache
 def _causal(mechanism: str, options: str) -> Mechanism | None:
-    built = build_mechanism(mechanism, num_heads=1, head_dim=1, max_length=1, **json.loads(options))
+    values = json.loads(options)
+    heads = check_options(mechanism, values).fewest_heads()
+    built = build_mechanism(mechanism, num_heads=heads, head_dim=1, max_length=1, **values)
     return built if built.causal in ("both", True) else None
 
 

@@ -1,0 +1,179 @@
+"""Different mechanisms in the heads of one layer (Child et al. 2019, Sparse Transformers, section 4.3, equation 8).
+
+    output = concatenation over heads h of  Attention_{m(h)}(Q_h, K_h, V_h)
+
+where m(h) is the mechanism chosen for head h. Numbered choices are for their heads; the others take turns over the remaining heads, so
+that one choice without numbers stands for all the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.pattern import ScoreMod
+from ..errors import OptionError
+from .base import Mechanism
+from .choice import HeadChoice
+from .composite import adopt, furthest
+from .options import Options, option
+from .registry import register_mechanism
+from .window import WindowOptions
+
+EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"
+
+
+@dataclasses.dataclass(frozen=True)
+class PerHeadOptions(Options):
+    heads: tuple[HeadChoice, ...] = option(
+        (HeadChoice("window", WindowOptions()), HeadChoice("full", Options())),
+        "the mechanism of each head: 0-5=window:window=64;6-11=full by number, or window:window=64,full in turn for heads without one",
+    )
+
+    def check(self) -> None:
+        if not self.heads:
+            raise OptionError(f"Mechanism 'per_head' needs the mechanisms of its heads, for example {EXAMPLE}.")
+        named = [head for choice in self.heads for head in choice.heads or ()]
+        twice = sorted({head for head in named if named.count(head) > 1})
+        if twice:
+            raise OptionError(f"Option 'heads' of mechanism 'per_head' names head {twice[0]} twice; for example {EXAMPLE}.")
+
+    def fewest_heads(self) -> int:
+        named = [head + 1 for choice in self.heads for head in choice.heads or ()]
+        return max([*named, *(choice.options.fewest_heads() for choice in self.heads)])
+
+    def assign(self, num_heads: int) -> list[tuple[HeadChoice, list[int]]]:
+        """The choices that have heads in a layer of ``num_heads``, each with its heads."""
+        heads: dict[int, list[int]] = {place: list(choice.heads or ()) for place, choice in enumerate(self.heads)}
+        named = {head for group in heads.values() for head in group}
+        if named and max(named) >= num_heads:
+            raise OptionError(
+                f"Option 'heads' of mechanism 'per_head' names head {max(named)}, but the layer has {num_heads} heads: "
+                f"use 0 to {num_heads - 1}."
+            )
+        turns = [place for place, choice in enumerate(self.heads) if choice.heads is None]
+        left = [head for head in range(num_heads) if head not in named]
+        if left and not turns:
+            raise OptionError(
+                f"Option 'heads' of mechanism 'per_head' says nothing of head {left[0]} of {num_heads}; "
+                "add one mechanism without numbers for the rest, for example '0-5=window:window=64;full'."
+            )
+        for number, head in enumerate(left):
+            heads[turns[number % len(turns)]].append(head)
+        return [(self.heads[place], group) for place, group in heads.items() if group]
+
+
+@register_mechanism("per_head")
+class PerHead(Mechanism):
+    """Each head, or group of heads, has a mechanism of its own."""
+
+    summary = "another mechanism in each head or group of heads"
+    paper = "Child et al. 2019, Sparse Transformers, §4.3, eq. 8"
+    engine = "its members'"
+    cost = "its members'"
+    exact_when = "every head's mechanism is"
+    takes_globals = True
+    options_type = PerHeadOptions
+    sample: ClassVar[dict[str, Any]] = {"heads": "window:window=32,longformer:window=16"}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"heads": f"window:window={2 * length},full"}
+
+    options: PerHeadOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerHeadOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        assigned = options.assign(num_heads)
+        self.groups = [heads for _, heads in assigned]
+        self.members = nn.ModuleList([choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned])
+        adopt(self, self.mechanisms)
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
+        arguments |= {"scaling": scaling, "seed": seed}
+        outs = [
+            member(*self._of_heads(heads, q, k, v), dropout_p=dropout_p, score_mod=_of_heads_mod(score_mod, heads, q.device), **arguments)
+            for member, heads in self._heads()
+        ]
+        return self._in_order(outs)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
+        arguments |= {"scaling": scaling, "seed": seed}
+        weights = [
+            member.dense_weights(*self._of_heads(heads, q, k), score_mod=_of_heads_mod(score_mod, heads, q.device), **arguments)
+            for member, heads in self._heads()
+        ]
+        return self._in_order(weights)
+
+    def _heads(self) -> Iterator[tuple[Mechanism, list[int]]]:
+        return zip(self.mechanisms, self.groups, strict=True)
+
+    def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
+        """The heads' queries, and the key and value heads that they share: as they are grouped where whole groups are asked for."""
+        each = self.num_heads // keys[0].shape[1]
+        shared = [head // each for head in heads]
+        whole = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))
+        return [_take(q, heads), *(_take(x, shared[::each] if whole else shared) for x in keys)]
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        """Results ``(B, group, …)`` of the groups as ``(B, H, …)``."""
+        order = [head for heads in self.groups for head in heads]
+        return _take(torch.cat(parts, 1), sorted(range(len(order)), key=order.__getitem__))
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return all(member.covers(length, causal) for member in self.mechanisms)
+
+    def reach(self, causal: bool = True) -> int | None:
+        return furthest(self.mechanisms, causal)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in self._heads()) // self.num_heads)
+
+
+def _take(x: Tensor, heads: list[int]) -> Tensor:
+    """Heads of ``x (B, H, …)``, as a view where they are neighbours."""
+    if heads == list(range(heads[0], heads[0] + len(heads))):
+        return x[:, heads[0] : heads[0] + len(heads)]
+    return x[:, heads]
+
+
+def _of_heads_mod(score_mod: ScoreMod | None, heads: list[int], device: torch.device) -> ScoreMod | None:
+    """``score_mod`` for a group that counts its heads from 0."""
+    if score_mod is None:
+        return None
+    numbers = torch.tensor(heads, device=device)
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)

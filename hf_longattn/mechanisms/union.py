@@ -1,0 +1,178 @@
+"""The union of several masks under one softmax: query i sees key j when any member's mask lets it. Each pair counts once.
+
+    visible(i, j) = visible_1(i, j) or visible_2(i, j) or …
+
+A union of a window and strided columns is the "merged head" of Sparse Transformers (Child et al. 2019, section 4.3, equation 7).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.dense import repeat_heads
+from ..engines.gathered import Part
+from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..errors import OptionError
+from .base import Mechanism
+from .choice import Choice
+from .composite import adopt, furthest
+from .gathered import GatheredMechanism
+from .joining import band_parts, without
+from .longformer import LongformerOptions
+from .masked import MaskedMechanism
+from .options import Options, option
+from .registry import mechanism_class, register_mechanism
+from .sparse import SparseMechanism
+from .window import WindowOptions
+
+EXAMPLE = "of='window:window=256+strided:stride=64'"
+
+
+@dataclasses.dataclass(frozen=True)
+class UnionOptions(Options):
+    of: tuple[Choice, ...] = option(
+        (Choice("window", WindowOptions()), Choice("longformer", LongformerOptions(window=64), ("window",))),
+        "the mechanisms whose masks are joined, for example window:window=256+strided:stride=64",
+    )
+
+    def check(self) -> None:
+        if not self.of:
+            raise OptionError(f"Mechanism 'union' needs the mechanisms that it joins, for example {EXAMPLE}.")
+        for choice in self.of:
+            if not issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism):
+                raise OptionError(
+                    f"Mechanism {choice.mechanism!r} is no mask over positions, so a union cannot hold it; "
+                    "join masks such as window, longformer or strided, or give it to heads of its own with 'per_head'."
+                )
+
+    def fewest_heads(self) -> int:
+        return max((choice.options.fewest_heads() for choice in self.of), default=1)
+
+
+@register_mechanism("union")
+class Union(GatheredMechanism):
+    """Several masks joined: a pair is seen when any of them lets it, and weighs once."""
+
+    summary = "several masks joined under one softmax"
+    paper = "Child et al. 2019, Sparse Transformers, §4.3, eq. 7 (merged head)"
+    cost = "the sum of its members'"
+    exact_when = "one member is, or the members cover every pair together"
+    takes_globals = True
+    options_type = UnionOptions
+    sample: ClassVar[dict[str, Any]] = {"of": "window:window=32+longformer:window=8,global_tokens=0+5"}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"of": f"longformer:window=8+window:window={2 * length}"}
+
+    options: UnionOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.members = nn.ModuleList([choice.build(num_heads, head_dim, hidden_size, max_length) for choice in options.of])
+        adopt(self, self.mechanisms)
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    @property
+    def bands(self) -> list[SparseMechanism]:
+        """The members that are a band around the diagonal, perhaps with global tokens."""
+        return [member for member in self.mechanisms if isinstance(member, SparseMechanism)]
+
+    @property
+    def gathered(self) -> list[GatheredMechanism]:
+        """The members that are laid out in parts."""
+        return [member for member in self.mechanisms if isinstance(member, GatheredMechanism)]
+
+    def pattern(self, causal: bool) -> Pattern | None:
+        """The band that the bands make together: each holds the diagonal, so that the widest sides are it."""
+        patterns = [member.pattern(causal) for member in self.bands]
+        if not patterns:
+            return None
+        sides = max(pattern.left for pattern in patterns), max(pattern.right for pattern in patterns)
+        return Pattern(*sides, causal, any(pattern.has_globals for pattern in patterns))
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """Members that have global tokens share ``global_mask``."""
+        return _any_of([member.mask_mod(causal, global_mask) for member in self._masks()])
+
+    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
+        return _any_of([member.positioned_mod(causal, padding_mask, tokens) for member in self._masks()])
+
+    def resolve_globals(
+        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor | None:
+        """The tokens that are global to any member."""
+        found = [
+            tokens for member in self._masks() if (tokens := member.resolve_globals(padding_mask, global_mask, shape, device)) is not None
+        ]
+        return functools.reduce(torch.logical_or, found) if found else None
+
+    def _masks(self) -> list[MaskedMechanism]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        """The band, then each member's parts without the pairs of those before it."""
+        band = self.pattern(causal)
+        laid = [] if band is None else band_parts(band, length, device)
+        earlier: list[MaskMod] = []
+        for member in self.gathered:
+            laid += [without(part, band, earlier, self.num_heads) for part in member.parts(length, causal, device)]
+            earlier.append(member.mask_mod(causal, None))
+        return tuple(laid)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        shared: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
+        band = self.pattern(causal)
+        if band is not None and not self.gathered:
+            k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+            tokens = self.resolve_globals(padding_mask, global_mask, (k.shape[0], k.shape[2]), k.device)
+            return block_sparse_attention(q, k, v, band, key_mask=padding_mask, global_mask=tokens, **shared)
+        return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, global_mask=global_mask, seed=seed, **shared)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return any(member.covers(length, causal) for member in self.mechanisms)
+
+    def reach(self, causal: bool = True) -> int | None:
+        return furthest(self.mechanisms, causal)
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """What any member keeps."""
+        found = []
+        for member in self.mechanisms:
+            reach, kept = member.reach(True), member.kept(positions, upcoming)
+            if reach is not None:
+                kept = positions > upcoming - reach
+            if kept is None:
+                return None
+            found.append(kept)
+        return functools.reduce(torch.logical_or, found)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """From above: pairs that several members see are counted for each, up to full attention."""
+        return min(Mechanism.pairs(self, length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
+
+
+def _any_of(mods: list[MaskMod]) -> MaskMod:
+    return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])

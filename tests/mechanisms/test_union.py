@@ -1,0 +1,170 @@
+"""A union's mask is the union of its members' masks, each pair counted once, and it is visited without N×N work."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
+from hf_longattn.engines.dense import index_grid
+from hf_longattn.engines.gathered import Part, rows_of
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms import registry
+from hf_longattn.mechanisms.gathered import GatheredMechanism
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.sparse import SparseMechanism
+
+LENGTH = 300
+MASKS = [name for name in list_mechanisms() if issubclass(mechanism_class(name), SparseMechanism | GatheredMechanism) and name != "union"]
+
+
+class Residues(GatheredMechanism):
+    """Query i sees the keys with the same remainder by 8."""
+
+    summary, paper, cost, exact_when = "every eighth", "none", "N²/8", "never"
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> Any:
+        return lambda b, h, q_idx, kv_idx: (q_idx - kv_idx) % 8 == 0
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        rows = rows_of(length, 8, device).transpose(-1, -2)
+        return (Part(rows, rows, causal=causal),)
+
+
+class HeadBlocks(GatheredMechanism):
+    """Query i sees the keys of its block of 16, in odd heads only, and not its own place."""
+
+    summary, paper, cost, exact_when = "blocks", "none", "N·16", "never"
+    name: ClassVar[str]
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> Any:
+        return lambda b, h, q_idx, kv_idx: (q_idx // 16 == kv_idx // 16) & (h % 2 == 1) & (q_idx != kv_idx)
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        rows = rows_of(length, 16, device)
+        odd = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1) % 2 == 1
+        return (Part(rows, torch.where(odd, rows, -1), causal=causal, outside=(0, 0)),)
+
+
+@pytest.fixture(autouse=True)
+def _two_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, cls in (("residues", Residues), ("head_blocks", HeadBlocks)):
+        monkeypatch.setitem(registry._REGISTRY, name, cls)
+        monkeypatch.setattr(cls, "name", name, raising=False)
+
+
+def inputs(length: int = LENGTH) -> list[Tensor]:
+    return [torch.randn(2, heads, length, 8) for heads in (4, 2, 2)]
+
+
+def union_of(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [{"mechanism": name, **mechanism_class(name).sample} for name in names]
+
+
+def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask: Tensor | None = None) -> None:
+    q, k, v = inputs()
+    arguments = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
+    real = True if padding_mask is None else padding_mask[:, None, :, None]
+    out = attend(q, k, v, "union", of=of, **arguments)
+    torch.testing.assert_close(out * real, (reference_attend(q, k, v, "union", of=of, **arguments) * real).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), ids="+".join)
+def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:
+    if any(mechanism_class(name).causal not in ("both", causal) for name in names):
+        pytest.skip("one of them has no such form")
+    for order in (names, names[::-1]):
+        check(union_of(order), causal)
+    of = union_of(names)
+    built = build_mechanism("union", num_heads=4, head_dim=8, of=of)
+    seen = [m.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None) for m in built.members]
+    whole = built.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)
+    assert torch.equal(whole.expand(2, 4, LENGTH, LENGTH), (seen[0] | seen[1]).expand(2, 4, LENGTH, LENGTH))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_three_members_with_padding_and_global_tokens(causal: bool) -> None:
+    of = "residues+longformer:window=20,global_tokens=0+7+head_blocks"
+    padding = torch.ones(2, LENGTH, dtype=torch.bool)
+    padding[0, :37] = False
+    padding[1, 250:] = False
+    check(of, causal, padding)
+    check(of, causal, padding, torch.rand(2, LENGTH) < 0.03)
+    check(of, causal, None, torch.zeros(2, LENGTH, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_parts_list_every_visible_pair_exactly_once(causal: bool) -> None:
+    union = build_mechanism("union", num_heads=4, head_dim=8, of="residues+window:window=20+head_blocks+window:window=6")
+    counts = torch.zeros(4, 100, 100, dtype=torch.long)
+    for part in union.parts(100, causal, torch.device("cpu")):
+        from hf_longattn.engines.gathered_plain import allowed
+
+        seen = allowed(part, None, torch.zeros(1, 1, 1, 1, dtype=torch.long))
+        seen = seen if part.bias is None else seen & part.bias
+        shape = torch.broadcast_shapes(seen.shape, (1, 4, 1, 1, 1))
+        h = torch.arange(4).view(1, 4, 1, 1, 1).expand(shape)
+        places = [x.expand(shape)[seen.expand(shape)] for x in (h, part.queries[..., :, None], part.keys[..., None, :])]
+        counts.index_put_(tuple(places), torch.ones_like(places[0]), accumulate=True)
+    _, h, q_idx, kv_idx = index_grid(1, 4, 100, 100, torch.device("cpu"))
+    expected = union.mask_mod(causal, None)(0, h, q_idx, kv_idx)[0] & ((kv_idx <= q_idx)[0] if causal else True)
+    assert torch.equal(counts, expected.expand(4, 100, 100).long())
+
+
+def test_bands_alone_are_one_band() -> None:
+    q, k, v = inputs()
+    out = attend(q, k, v, "union", of="window:window=8+window:window=32")
+    torch.testing.assert_close(out, attend(q, k, v, "window", window=32), atol=0, rtol=0)
+    union = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=8+window:window=32")
+    assert union.reach(True) == 32
+    assert not union.takes_globals
+
+
+def test_what_a_decoder_must_keep_is_what_any_member_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Residues, "kept", lambda self, positions, upcoming: positions % 8 == upcoming % 8, raising=False)
+    positions, upcoming = torch.arange(40)[None], torch.tensor([[40]])
+    union = build_mechanism("union", num_heads=4, head_dim=8, of="window:window=3+residues")
+    assert union.reach(True) is None
+    kept = union.kept(positions, upcoming)
+    assert kept is not None
+    assert positions[kept].tolist() == [0, 8, 16, 24, 32, 38, 39]
+    assert build_mechanism("union", num_heads=4, head_dim=8, of="longformer+residues").kept(positions, upcoming) is None
+
+
+def test_the_three_ways_to_write_it_are_one() -> None:
+    ways = [
+        [{"mechanism": "window", "window": 256}, {"mechanism": "longformer", "window": 8, "global_tokens": [0, 3]}],
+        ["window:window=256", "longformer:window=8,global_tokens=0+3"],
+        "window:window=256+longformer:window=8,global_tokens=0+3",
+        '[{"mechanism": "window", "window": 256}, {"mechanism": "longformer", "window": 8, "global_tokens": [0, 3]}]',
+    ]
+    configs = [LongAttentionConfig("union", of=way) for way in ways]
+    assert all(config == configs[0] for config in configs)
+    assert configs[0].to_dict() == {"mechanism": "union", "of": ways[0]}
+    assert "of=window:window=256+longformer:window=8,global_tokens=0+3" in str(configs[0])
+    assert LongAttentionConfig.from_dict(configs[0].to_dict()) == configs[0]
+
+
+@pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        ([], "needs the mechanisms that it joins"),
+        ("windw", "Did you mean 'window'"),
+        ("window:window=0", "at least 1"),
+        ("window:windo=3", "Did you mean 'window'"),
+        ("per_head:heads=window", "no mask over positions"),
+        ([3], "each entry must name a mechanism"),
+        (7, "must be a list of mechanisms"),
+        ("[{", "is no JSON"),
+        ("window:window", "must read NAME=VALUE"),
+        ("window:window=3,window=4", "given twice"),
+    ],
+)
+def test_bad_members_get_a_sentence(of: Any, says: str) -> None:
+    with pytest.raises((OptionError, ValueError), match=says):
+        LongAttentionConfig("union", of=of)
