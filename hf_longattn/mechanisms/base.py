@@ -34,6 +34,8 @@ class Mechanism(nn.Module, ABC):
     """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
     trains: ClassVar[bool] = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
+    same_bits: ClassVar[bool] = True
+    """Whether a causal row keeps its very bits when later tokens change; otherwise it keeps them up to rounding (1e-6)."""
     takes_globals: ClassVar[bool] = False
     """Whether ``global_mask`` means something to the mechanism."""
 

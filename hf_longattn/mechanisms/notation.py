@@ -70,7 +70,7 @@ def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
 def read_numbers(where: str | int | Sequence[int]) -> list[int]:
     """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
     if not isinstance(where, str):
-        numbers = [where] if isinstance(where, int) else list(where) if isinstance(where, Sequence) else []
+        numbers: list[Any] = [where] if isinstance(where, int) else list(where) if isinstance(where, Sequence) else []
         if numbers and all(isinstance(one, int) and one >= 0 for one in numbers):
             return numbers
         raise OptionError(f"{where!r} must be numbers from 0, for example '0-3,7'.")

@@ -1,0 +1,228 @@
+"""The bucketed engine: from bucket numbers to the parts of the gathered engine.
+
+In every round each token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so that a key has
+a *place* 0 … n-1; a query stands where its own (bucket, position) would be in that order. What it sees of a round is one run of places:
+
+    :class:`ChunkRounds`    the order is cut into chunks; a query sees the chunk it stands in, and neighbouring chunks (in a circle)
+    :class:`RecentRounds`   the last w keys of its bucket that are not behind it, which later tokens can never change
+
+Sorted queries that see nearly the same run form a row. Both cost N·(size of the run) whatever the buckets' sizes: an empty or a huge
+bucket makes neither empty rows nor long ones. Padding is sorted to the end and is never seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .gathered import Part
+
+ROW = 128
+"""Most queries in one row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """Tokens by (bucket, position), in every round; all ``(B, H, R, N)``.
+
+    codes: bucket · N + position in ascending order, padding last.
+    order: which token stands at a place.
+    """
+
+    codes: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
+        """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
+        return cls(*codes_of(buckets, num_buckets, real, first).sort(-1))
+
+    @property
+    def places(self) -> Tensor:
+        """Where a token stands."""
+        count = torch.arange(self.order.shape[-1], device=self.order.device)
+        return torch.empty_like(self.order).scatter_(-1, self.order, count.expand(self.order.shape))
+
+
+def codes_of(buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Tensor:
+    """``bucket · N + position``: one number that sorts by bucket, then by position, with padding behind the last bucket."""
+    length = buckets.shape[-1]
+    position = torch.arange(length, device=buckets.device)
+    outside = position < first
+    if real is not None:
+        outside = outside | ~real[:, None, None, :]
+    return torch.where(outside, num_buckets, buckets) * length + position
+
+
+class Rounds(ABC):
+    """What every query sees of every round, and the parts by which the gathered engine visits it."""
+
+    limits_rows: ClassVar[bool] = False
+    """Whether a row's run holds keys that not all of its queries see."""
+    groups: Tensor
+    """A number for every sorted query, ``(B, H, R, N)``, that never falls along them; queries of one row share it."""
+
+    def __init__(
+        self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
+    ) -> None:
+        """
+        Args:
+            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; of the queries only the last ``q_len`` count.
+            real: ``(B, N)`` bool, True = real token.
+            size: tokens in a chunk, or in the run of earlier keys.
+            shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
+        """
+        self.size, self.shared, self.num_buckets = size, shared, num_buckets
+        self.length = key_buckets.shape[-1]
+        self.first = self.length - q_len
+        self.keys = Sorted.of(key_buckets, num_buckets, real)
+        same = shared and self.first == 0
+        self.queries = self.keys if same else Sorted.of(query_buckets, num_buckets, real, self.first)
+        self.key_places = self.keys.places
+        self.real = torch.full((1, 1, 1, 1), self.length, device=key_buckets.device) if real is None else real.sum(-1).view(-1, 1, 1, 1)
+        # Where the sorted queries are the sorted keys, a row is a stretch of the order; elsewhere rows end where their run does, too.
+        self.aligned = same and size <= ROW
+        self.row = size if self.aligned else max(1, min(size, ROW) // 2)
+        self.place()
+
+    @abstractmethod
+    def place(self) -> None:
+        """Find the run of every query: sets ``self.groups`` and what :meth:`run` and :meth:`meets` need."""
+
+    @abstractmethod
+    def run(self, group: Tensor) -> Tensor:
+        """Places of the keys that a row of ``group (B, H, R, rows)`` meets, ``(B, H, R, rows, Tk)``; -1 where there is none."""
+
+    @abstractmethod
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether these pairs see each other in ``round``: ``queries (B, H, rows, Tq)``, ``keys (B, H, rows, Tk)``, both positions."""
+
+    @abstractmethod
+    def seen(self) -> Tensor:
+        """How many keys a query sees in a round, ``(B, H, R, N)`` by position; what is no query has any number."""
+
+    def parts(self, count_duplicates: bool) -> tuple[Part, ...]:
+        """One part for each round; a pair met in an earlier round is left out unless duplicates count."""
+        queries, group = self._rows()
+        places = self.run(group)
+        keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
+        keys = torch.where((places >= 0) & (places < self.real[..., None]), keys, -1)
+        own = (0, 0) if self.shared else None
+        made = []
+        for r in range(queries.shape[2]):
+            rows, columns = queries[:, :, r], keys[:, :, r]
+            bias = self.meets(r, rows, columns) if self.limits_rows else None
+            for earlier in range(0 if count_duplicates else r):
+                new = ~self.meets(earlier, rows, columns)
+                bias = new if bias is None else bias & new
+            made.append(Part(rows, columns, outside=own, bias=bias))
+        return tuple(made)
+
+    def lonely(self) -> Tensor:
+        """Which queries see nothing in any round, ``(B, H, N)`` by position."""
+        return (self.seen() - int(self.shared)).sum(2) <= 0
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Queries in rows ``(B, H, R, rows, row)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``."""
+        order, size = self.queries.order, self.row
+        slot = torch.arange(self.length, device=order.device)
+        stretches = -(-self.length // size)
+        wanted = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
+        if self.aligned:
+            wanted = torch.nn.functional.pad(wanted, (0, stretches * size - self.length), value=-1)
+            return wanted.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
+        # A new row where a stretch of the sorted queries ends and where the group changes: at most the sum of both.
+        stretches = -(-(self.length - self.first) // size)
+        groups = self.groups.clamp(0, -(-self.length // self.size) - 1)
+        total = stretches + -(-self.length // self.size)
+        row = slot // size + groups
+        row, keep = row.clamp(max=total - 1), slot < self.length - self.first
+        target = torch.where(keep, row * size + slot % size, total * size)
+        rows = wanted.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(keep, wanted, -1))
+        group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(keep, row, total), groups)
+        return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
+
+
+class ChunkRounds(Rounds):
+    """The sorted keys in chunks of ``size``; a query sees its chunk, ``before`` chunks before it and ``after`` behind it, in a circle."""
+
+    def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
+        self.before, self.after = before, after
+        super().__init__(*args, **kwargs)
+
+    def place(self) -> None:
+        self.chunks = (self.real + self.size - 1) // self.size
+        if self.aligned:
+            self.groups = self.key_chunks = self.key_places // self.size
+            self.query_chunks = self.key_chunks
+            return
+        last = (self.real - 1).clamp(min=0)
+        place = torch.searchsorted(self.keys.codes, self.queries.codes).minimum(last)
+        self.groups = place // self.size
+        self.key_chunks = self.key_places // self.size
+        self.query_chunks = torch.empty_like(self.groups).scatter_(-1, self.queries.order, self.groups)
+
+    def _offsets(self) -> Tensor:
+        return torch.arange(-self.before, self.after + 1, device=self.key_places.device)
+
+    def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
+        """The chunks that are seen from ``chunk``, ``(..., 1 + before + after)``; -1 where the circle is shorter than that."""
+        offset = self._offsets()
+        near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
+        return torch.where(offset + self.before < chunks[..., None], near, -1)
+
+    def run(self, group: Tensor) -> Tensor:
+        near = self.neighbours(group, self.chunks)
+        inside = torch.arange(self.size, device=group.device)
+        return torch.where(near >= 0, near * self.size, -self.length - self.size)[..., None].add(inside).flatten(-2)
+
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        narrow = torch.int16 if self.length // self.size < 32000 else torch.int32
+        home = taken(self.query_chunks[:, :, round], queries)
+        there = taken(self.key_chunks[:, :, round], keys).to(narrow)[..., None, :]
+        near = self.neighbours(home, self.chunks).to(narrow)
+        met = there == near[..., :1]
+        for t in range(1, near.shape[-1]):
+            met = met | (there == near[..., t : t + 1])
+        return met
+
+    def seen(self) -> Tensor:
+        near = self.neighbours(self.query_chunks, self.chunks)
+        filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
+        return torch.where(near >= 0, filled, 0).sum(-1)
+
+
+class RecentRounds(Rounds):
+    """The last ``size`` keys of the query's bucket at or before its own position."""
+
+    limits_rows = True
+
+    def place(self) -> None:
+        # In the sorted order these are the places low … high of the query's bucket.
+        sorted_codes = self.queries.codes
+        start = sorted_codes // self.length * self.length
+        high = torch.searchsorted(self.keys.codes, sorted_codes, right=True) - 1
+        low = torch.searchsorted(self.keys.codes, start).maximum(high - self.size + 1)
+        self.groups = high.clamp(min=0) // self.size
+        self.low, self.high = (torch.empty_like(x).scatter_(-1, self.queries.order, x) for x in (low, high))
+
+    def run(self, group: Tensor) -> Tensor:
+        start = group * self.size - (self.size - 1)
+        return start[..., None] + torch.arange(2 * self.size - 1, device=group.device)
+
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        low, high = (taken(x[:, :, round], queries).int()[..., None] for x in (self.low, self.high))
+        place = taken(self.key_places[:, :, round], keys).int()[..., None, :]
+        return (place >= low) & (place <= high)
+
+    def seen(self) -> Tensor:
+        return (self.high - self.low + 1).clamp(min=0)
+
+
+def taken(values: Tensor, positions: Tensor) -> Tensor:
+    """``values (B, H, N)`` at ``positions (B, H, rows, T)``; anything where a position is -1."""
+    return values.gather(-1, positions.clamp(min=0).flatten(-2)).view(positions.shape)

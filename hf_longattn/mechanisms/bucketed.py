@@ -1,0 +1,134 @@
+"""Mechanisms whose tokens meet by bucket: the base of hashing and of clustering.
+
+A mechanism says, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
+
+    weights_ij  ∝  M'_ij exp(s_ij),    M' = M when duplicates count, else 1 where M > 0
+
+and a query that meets nothing has itself, with weight 1. Buckets are found in float32 whatever the dtype, without gradients.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.block_sparse import DENSE_CELLS
+from ..engines.bucketed import Rounds
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import gathered_attention
+from ..engines.pattern import ScoreMod
+from .base import Mechanism, softmax_over
+
+
+class BucketedMechanism(Mechanism):
+    """A mechanism on the bucketed engine."""
+
+    engine: ClassVar[str] = "bucketed"
+    same_bits: ClassVar[bool] = False
+    """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
+
+    count_duplicates: bool = False
+    """Whether a pair that meets in several rounds counts as often."""
+
+    @abstractmethod
+    def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
+        """The definition: in how many rounds query i meets key j, ``(B, H, Nq, Nk)`` int, by plain comparison of all pairs.
+
+        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``; real: ``(B, Nk)`` bool.
+        """
+
+    @abstractmethod
+    def rounds(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> Rounds:
+        """The same for the engine, without comparing all pairs. ``q`` has the length of ``k``; its last ``q_len`` rows are queries."""
+
+    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
+        return q, repeat_heads(k, q.shape[1])
+
+    def multiplicity(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
+        """M' of the definition, ``(B, H, Nq, Nk)`` int; rows of padding are zeros."""
+        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+        count = self.meetings(q, k, causal, real)
+        _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+        lonely = ~(count > 0).any(-1, keepdim=True)
+        count = torch.where(lonely & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
+        return count if self.count_duplicates else count.clamp(max=1)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        q, k = self.prepared(q, k)
+        scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            scores = score_mod(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
+        count = self.multiplicity(q, k, causal, padding_mask)
+        return softmax_over(scores + count.clamp(min=1).to(scores.dtype).log(), count > 0)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        if self.covers(kv_len, causal):
+            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+        q, k = self.prepared(q, k)
+        v = repeat_heads(v, q.shape[1])
+        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+            count = self.multiplicity(q, k, causal, padding_mask)
+            return dense_attention(
+                q, k, v, mask_mod=lambda *_: count > 0, scaling=scaling, dropout_p=dropout_p, score_mod=self._counted(score_mod, count)
+            )
+        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        rounds = self.rounds(q, k, causal, q_len, padding_mask)
+        out = gathered_attention(q, k, v, rounds.parts(self.count_duplicates), scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+        lonely = rounds.lonely()
+        if padding_mask is not None:
+            lonely = lonely & padding_mask[:, None]
+        one = F.dropout(torch.ones_like(v[..., :1]), dropout_p)
+        return torch.where(lonely[..., None], one * v, out)[:, :, kv_len - q_len :]
+
+    def _counted(self, score_mod: ScoreMod | None, count: Tensor) -> ScoreMod | None:
+        """``score_mod`` and, where pairs count several times, the logarithm of how often."""
+        if not self.count_duplicates:
+            return score_mod
+
+        def counted(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+            return score + count.clamp(min=1).to(score.dtype).log()
+
+        return counted
+
+
+def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:
+    """Which keys are among the last ``size`` of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
+
+    query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
+    """
+    q_len, kv_len = query_buckets.shape[-1], key_buckets.shape[-1]
+    _, _, q_idx, kv_idx = index_grid(1, 1, q_len, kv_len, key_buckets.device)
+    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & (kv_idx <= q_idx) & real[:, None, None, None, :]
+    newer = same.flip(-1).cumsum(-1).flip(-1)
+    return same & (newer <= size)

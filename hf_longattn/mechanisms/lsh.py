@@ -1,0 +1,210 @@
+"""Locality-sensitive hashing attention (Kitaev et al. 2020, Reformer, section 2).
+
+Round r hashes a vector x by a random rotation (Andoni et al. 2015), whatever its length:
+
+    h_r(x) = argmax over [x R_r ; -x R_r]                        R_r (D, num_buckets/2), normal, from the seed
+
+The tokens are sorted by (bucket, position), the order is cut into chunks of ``bucket_size``, and
+
+    bidirectional:  query i sees the chunk in which (h_r(q_i), i) stands among the keys, and the chunks beside it, in a circle
+    causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
+
+The keys of all rounds are one set, each key once (equation 6 and appendix A of the paper); with ``count_duplicates`` a key counts as
+often as it is met, which is what implementations that merge the rounds by their log-sum-exp compute.
+
+Chunks of the sorted order shift when tokens follow, so the published chunks let a causal query's keys depend on the future; the causal
+form here depends on earlier tokens only, so that token-by-token decoding equals the whole pass.
+
+With ``shared_qk``, the published form, a token has one vector x, taken from the keys (which a cache keeps): its query is x, its key
+x / rms(x), and it sees itself only when it sees nothing else. Without it, queries and keys are hashed by the same rotations after plain
+normalisation, which the argmax makes needless; the asymmetric transformations of inner-product search (Neyshabur and Srebro 2015) need
+the largest norm of all keys, and so the future.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
+from ..engines.dense import repeat_heads
+from ..errors import OptionError
+from .base import Mechanism
+from .bucketed import BucketedMechanism, recent_in_bucket
+from .options import Options, option, positive
+from .registry import register_mechanism
+
+DEFAULT_LENGTH = 4096
+"""Length for which the number of buckets is chosen when the mechanism is not told its longest input."""
+FACTOR_ABOVE = 32
+"""More buckets than this are the pairs of two smaller hashes, when their number is a power of two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LSHOptions(Options):
+    num_hashes: int = option(4, "rounds of hashing", "rounds")
+    bucket_size: int = option(64, "tokens in a chunk of the sorted order; when causal, earlier keys seen in a bucket", "tokens")
+    num_buckets: int | None = option(
+        None, "buckets of a round: 1 or even; None: the power of two below 2·max_length/bucket_size", "buckets"
+    )
+    shared_qk: bool = option(False, "one vector per token, the key, serves as query and as key; published form")
+    num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks")
+    num_chunks_after: int = option(0, "chunks seen behind the query's own; bidirectional only", "chunks")
+    count_duplicates: bool = option(False, "a key met in several rounds counts as often")
+    seed: int = option(0, "seed of the rotations")
+
+    def check(self) -> None:
+        positive("lsh", "num_hashes", self.num_hashes)
+        positive("lsh", "bucket_size", self.bucket_size)
+        if self.num_buckets is not None and self.num_buckets != 1 and (self.num_buckets < 2 or self.num_buckets % 2):
+            raise OptionError(
+                f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an even number; "
+                "for example num_buckets=64."
+            )
+        for name in ("num_chunks_before", "num_chunks_after"):
+            if getattr(self, name) < 0:
+                raise OptionError(
+                    f"Option {name!r} of mechanism 'lsh' is {getattr(self, name)}, but must be at least 0; for example {name}=1."
+                )
+
+
+@register_mechanism("lsh")
+class LSH(BucketedMechanism):
+    """Tokens whose hashes agree meet, in several rounds of hashing."""
+
+    summary = "tokens meet where hashes of their vectors agree, sorted into chunks, in several rounds"
+    paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
+    cost = "N·(log N + rounds·b)"
+    exact_when = "bucket_size ≥ N/(1 + chunks before + after), or num_buckets = 1 and bucket_size ≥ N when causal; never with shared_qk"
+    options_type = LSHOptions
+    sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"bucket_size": length, "num_buckets": 1}
+
+    options: LSHOptions
+    rotations: Tensor
+    """``(H, D, rounds, columns)``, the columns of all factors side by side; made from the seed, so not part of a checkpoint."""
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.count_duplicates = options.count_duplicates
+        self.factors = factors(options.num_buckets or default_buckets(max_length or DEFAULT_LENGTH, options.bucket_size))
+        self.num_buckets = 1
+        for factor in self.factors:
+            self.num_buckets *= factor
+        self.register_buffer("rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the rotations: the same numbers on every device, in every process, after every load."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+        drawn = torch.randn(self.rotations.shape, generator=generator, device="cpu")
+        self.rotations.copy_(drawn)
+
+    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        x = repeat_heads(k, q.shape[1])
+        if not self.options.shared_qk:
+            return q, x
+        # The queries given take part with zero gradients, so that distributed training finds every parameter in use.
+        queries = x[:, :, x.shape[2] - q.shape[2] :] + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
+        return queries, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+    @torch.no_grad()
+    def hashes(self, x: Tensor) -> Tensor:
+        """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
+        batch, heads, length, _ = x.shape
+        rounds = self.options.num_hashes
+        with torch.autocast(x.device.type, enabled=False):
+            flat = self.rotations.float().flatten(2)  # (H, D, rounds·columns)
+            rotated = flat.transpose(1, 2) @ x.float().transpose(-1, -2)
+        rotated = rotated.view(batch, heads, rounds, -1, length)
+        bucket = torch.zeros(batch, heads, rounds, length, dtype=torch.int64, device=x.device)
+        start, scale = 0, 1
+        for factor in self.factors:
+            columns = rotated[..., start : start + factor // 2, :]
+            bucket = bucket + scale * torch.cat([columns, -columns], -2).argmax(-2)
+            start, scale = start + factor // 2, scale * factor
+        return bucket
+
+    def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
+        q_len, size = q.shape[2], self.options.bucket_size
+        key_buckets = self.hashes(k)
+        query_buckets = key_buckets[..., -q_len:] if self.options.shared_qk else self.hashes(q)
+        if causal:
+            met = recent_in_bucket(query_buckets, key_buckets, real, size)
+        else:
+            offsets = (-self.options.num_chunks_before, self.options.num_chunks_after)
+            met = chunks_meet(query_buckets, key_buckets, real, size, offsets)
+        if self.options.shared_qk:
+            met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
+        return met.sum(2)
+
+    def rounds(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> Rounds:
+        key_buckets = self.hashes(k)
+        query_buckets = key_buckets if self.options.shared_qk else self.hashes(q)
+        shared = self.options.shared_qk
+        arguments: dict[str, Any] = {"real": real, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}
+        if causal:
+            return RecentRounds(query_buckets, key_buckets, self.num_buckets, **arguments)
+        beside = {"before": self.options.num_chunks_before, "after": self.options.num_chunks_after}
+        return ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **beside)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        if self.options.shared_qk:
+            return False
+        if causal:
+            return self.num_buckets == 1 and self.options.bucket_size >= length
+        return self._run() >= length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        run = self.options.bucket_size if causal else self._run()
+        return min(Mechanism.pairs(self, length, causal), self.options.num_hashes * length * min(run, length))
+
+    def _run(self) -> int:
+        return self.options.bucket_size * (1 + self.options.num_chunks_before + self.options.num_chunks_after)
+
+
+def default_buckets(length: int, bucket_size: int) -> int:
+    """The power of two at or below 2·length/bucket_size, so that a bucket holds half a chunk on average (Kitaev et al. 2020, §2)."""
+    return int(2 ** max(1, (2 * length // bucket_size).bit_length() - 1))
+
+
+def factors(num_buckets: int) -> tuple[int, ...]:
+    """Sizes of the hashes whose combinations are the buckets: two of about √num_buckets cost far less than one of num_buckets."""
+    if num_buckets == 1:
+        return ()
+    power = num_buckets.bit_length() - 1
+    if num_buckets <= FACTOR_ABOVE or num_buckets != 2**power:
+        return (num_buckets,)
+    return (2 ** (power // 2), 2 ** (power - power // 2))
+
+
+def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, offsets: tuple[int, int]) -> Tensor:
+    """Which keys stand in the query's chunk or in those at ``offsets`` (first, last) from it, ``(B, H, R, Nq, Nk)`` bool.
+
+    query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
+    """
+    q_len, kv_len = query_buckets.shape[-1], key_buckets.shape[-1]
+    position = torch.arange(kv_len, device=key_buckets.device)
+    real = real[:, None, None, :]
+    count = real.sum(-1, keepdim=True)
+    chunks = (count + size - 1) // size
+
+    def place(buckets: Tensor, positions: Tensor) -> Tensor:
+        """How many real keys come before (bucket, position)."""
+        mine, theirs = buckets[..., :, None], key_buckets[..., None, :]
+        before = (theirs < mine) | ((theirs == mine) & (position < positions[:, None]))
+        return (before & real[..., None, :]).sum(-1)
+
+    home = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
+    there = place(key_buckets, position) // size
+    met = torch.zeros(*home.shape, kv_len, dtype=torch.bool, device=real.device)
+    for offset in range(offsets[0], offsets[1] + 1):
+        near = (home + offset) % chunks.clamp(min=1)
+        met = met | (there[..., None, :] == near[..., :, None])
+    return met & real[..., None, :]

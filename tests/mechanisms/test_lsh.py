@@ -1,0 +1,189 @@
+"""Hashing attention: the hash, the shared form, duplicates, what a causal query sees, seeds, bad options."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
+from hf_longattn.errors import OptionError
+from tests.reference.small_models import pair, tokens
+
+OPTIONS = {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8}
+FORMS = [
+    {"shared_qk": True},
+    {"shared_qk": True, "count_duplicates": True},
+    {"count_duplicates": True},
+    {"num_chunks_before": 0},
+    {"num_chunks_after": 1},
+    {"num_chunks_before": 0, "num_chunks_after": 2, "shared_qk": True},
+    {"bucket_size": 7, "num_buckets": 64},
+    {"bucket_size": 150, "num_buckets": 4, "num_chunks_before": 0, "shared_qk": True},
+    {"bucket_size": 1, "num_buckets": 6},
+]
+
+
+def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = False) -> list[Tensor]:
+    shapes = [(2, heads, q_len or length, 16), (2, 2, length, 16), (2, 2, length, 16)]
+    return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
+    options = {**OPTIONS, **options}
+    q, k, v = inputs(320, grad=True)
+    mask = torch.ones(2, 320, dtype=torch.bool)
+    mask[0, :90] = False
+    mask[1, 200:230] = False
+    out = attend(q, k, v, "lsh", causal=causal, padding_mask=mask, **options)
+    expected = reference_attend(q, k, v, "lsh", causal=causal, padding_mask=mask, **options)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+    weight = torch.randn_like(out)
+    got, wanted = (torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+    few = attend(q[:, :, -250:], k, v, "lsh", causal=causal, padding_mask=mask, **options)
+    torch.testing.assert_close(few, out[:, :, -250:], atol=1e-5, rtol=0)
+
+
+def test_vectors_near_each_other_share_buckets_and_opposite_ones_never_do() -> None:
+    module = build_mechanism("lsh", num_heads=2, head_dim=16, num_hashes=50, num_buckets=16)
+    x = torch.randn(1, 2, 40, 16)
+    here, near, far, opposite = (module.hashes(y) for y in (x, x + 0.1 * torch.randn_like(x), torch.randn_like(x), -x))
+    assert (here == near).float().mean() > 0.7
+    assert (here == far).float().mean() < 0.15
+    assert not (here == opposite).any()
+    assert torch.equal(here, module.hashes(7 * x))
+    assert here.unique().tolist() == list(range(16))
+
+
+def test_many_buckets_are_pairs_of_two_hashes() -> None:
+    module = build_mechanism("lsh", num_heads=1, head_dim=32, num_hashes=1, num_buckets=256)
+    assert module.rotations.shape == (1, 32, 1, 16)
+    found = module.hashes(torch.randn(1, 1, 20_000, 32)).unique()
+    assert 250 <= len(found) <= 256
+    assert found.max() < 256
+
+
+def test_the_number_of_buckets_follows_the_longest_input_not_the_current_one() -> None:
+    for max_length, expected in ((512, 16), (8192, 256), (10, 2), (None, 128)):
+        module = build_mechanism("lsh", num_heads=1, head_dim=8, max_length=max_length, bucket_size=64)
+        assert module.num_buckets == expected
+
+
+def test_a_shared_token_sees_itself_only_when_it_sees_nothing_else() -> None:
+    for causal in (False, True):
+        module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
+        q, k, _ = inputs(300)
+        weights = module.weights(q, k, causal=causal)
+        own = weights.diagonal(dim1=-2, dim2=-1)
+        assert ((own == 0) | (own == 1)).all()
+        assert (own == 1).any() == causal, "only a causal token may be the first of its bucket in all rounds"
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 300))
+        out = module(q, k, v := torch.randn(2, 2, 300, 16), causal=causal)
+        torch.testing.assert_close(out, weights @ v.repeat_interleave(2, 1), atol=1e-5, rtol=0)
+
+
+def test_duplicates_count_once_unless_they_are_to_count() -> None:
+    q, k, _ = inputs(200)
+    once, often = (
+        build_mechanism("lsh", num_heads=4, head_dim=16, count_duplicates=count, **{**OPTIONS, "num_buckets": 2}) for count in (False, True)
+    )
+    times = often.multiplicity(q, k.repeat_interleave(2, 1), False, None)
+    assert times.max() == OPTIONS["num_hashes"]
+    scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) / 4
+    for module, factor in ((once, (times > 0).float()), (often, times.float())):
+        expected = scores.exp() * factor
+        torch.testing.assert_close(module.weights(q, k), expected / expected.sum(-1, keepdim=True), atol=1e-6, rtol=0)
+
+
+def test_a_causal_query_sees_the_last_keys_of_its_bucket() -> None:
+    module = build_mechanism("lsh", num_heads=1, head_dim=16, num_hashes=1, bucket_size=4, num_buckets=4)
+    q, k = torch.randn(2, 1, 1, 100, 16)
+    seen = module.weights(q, k, causal=True)[0, 0] > 0
+    mine, theirs = module.hashes(q)[0, 0, 0], module.hashes(k)[0, 0, 0]
+    for i in range(100):
+        candidates = [j for j in range(i + 1) if theirs[j] == mine[i]][-4:]
+        assert seen[i].nonzero().flatten().tolist() == (candidates or [i])
+
+
+def test_the_future_moves_no_causal_row_and_decoding_follows_the_whole_pass() -> None:
+    module = build_mechanism("lsh", num_heads=4, head_dim=16, **OPTIONS)
+    q, k, v = inputs(400)
+    whole = module(q, k, v, causal=True)
+    for length in (1, 30, 257, 399):
+        upto = module(q[:, :, :length], k[:, :, :length], v[:, :, :length], causal=True)
+        torch.testing.assert_close(upto, whole[:, :, :length], atol=1e-5, rtol=0)
+        step = module(q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], causal=True)
+        torch.testing.assert_close(step, whole[:, :, length - 1 : length], atol=1e-5, rtol=0)
+
+
+def test_the_seed_alone_decides_the_rotations() -> None:
+    torch.manual_seed(1)
+    first = build_mechanism("lsh", num_heads=2, head_dim=8, seed=3)
+    torch.manual_seed(2)
+    second, other = (build_mechanism("lsh", num_heads=2, head_dim=8, seed=seed) for seed in (3, 4))
+    assert torch.equal(first.rotations, second.rotations)
+    assert not torch.equal(first.rotations, other.rotations)
+    assert not first.state_dict(), "a checkpoint needs no rotations"
+    assert torch.equal(copy.deepcopy(first).rotations, first.rotations)
+
+
+@pytest.mark.parametrize("mechanism", [{"shared_qk": True}, {"shared_qk": False}], ids=str)
+def test_a_saved_model_comes_back_with_its_hashes(tmp_path, mechanism: dict) -> None:
+    _, model = pair("llama", "LlamaForCausalLM", {"mechanism": "lsh", **OPTIONS, "seed": 5, **mechanism})
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    ids = tokens(2, 300)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_generated_text_is_that_of_whole_passes() -> None:
+    _, model = pair("llama", "LlamaForCausalLM", {"mechanism": "lsh", **OPTIONS, "bucket_size": 4})
+    ids = tokens(2, 40)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    with torch.no_grad():
+        text = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        whole = ids
+        for _ in range(12):
+            grown = torch.nn.functional.pad(mask, (0, whole.shape[1] - 40), value=1)
+            logits = model(whole, attention_mask=grown, position_ids=(grown.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
+            whole = torch.cat([whole, logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(text, whole)
+
+
+def test_memory_and_time_do_not_depend_on_how_tokens_fall_into_buckets() -> None:
+    """All tokens in one bucket: the rows are as many and as long as for evenly filled buckets."""
+    module = build_mechanism("lsh", num_heads=1, head_dim=16, **OPTIONS)
+    even, same = torch.randn(1, 1, 500, 16), torch.ones(1, 1, 500, 16)
+    for causal in (False, True):
+        shapes = []
+        for x in (even, same):
+            parts = module.rounds(x, x, causal, 500, None).parts(count_duplicates=True)
+            shapes.append([(part.queries.shape, part.keys.shape) for part in parts])
+        assert shapes[0] == shapes[1]
+        pairs = sum(q.numel() * k[-1] for q, k in shapes[0])
+        assert pairs <= 3 * 500 * OPTIONS["num_hashes"] * 2 * OPTIONS["bucket_size"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_buckets": 7}, "even number"),
+        ({"num_buckets": 0}, "even number"),
+        ({"num_hashes": 0}, "at least 1"),
+        ({"bucket_size": -3}, "at least 1"),
+        ({"num_chunks_before": -1}, "at least 0"),
+        ({"num_hash": 2}, "num_hashes"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_when_the_config_is_made(options: dict, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        LongAttentionConfig("lsh", **options)
