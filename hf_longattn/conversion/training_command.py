@@ -10,9 +10,15 @@ from .plan import ConversionPlan
 __all__ = ["next_step"]
 
 
+LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
+
+
 def next_step(plan: ConversionPlan, destination: Path) -> str:
-    """The command that trains the result, or what to do where this package has none for its head."""
-    if not plan.shape.causal:
-        folder = shlex.quote(str(destination))
+    """The command that trains the result: further on long text where it has a language-modelling head, on questions where it has none or
+    one for answers."""
+    folder, head = shlex.quote(str(destination)), plan.architecture.source_class
+    if head.endswith(LANGUAGE_MODELS):
+        return f"python scripts/train_lm.py --model {folder} --text YOUR_TEXTS --max-length {plan.new_length} --output {folder}-trained"
+    if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
         return f"python scripts/train_qa.py --model {folder} --max-length {plan.new_length} --output {folder}-qa"
     return f"fine-tune {destination} with transformers' Trainer on texts of up to {plan.new_length} tokens"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from hf_longattn.training.qa_pointers import attach_pointers, detach_pointers
 from hf_longattn.training.qa_settings import QASettings
 from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, Stage
 from hf_longattn.training.qa_trainer import QATrainer
+from hf_longattn.training.versions import versions
 
 LOG_NAME = "training_log.json"
 
@@ -80,7 +79,7 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
     newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
     trainer.train(resume_from_checkpoint=newest)
     detach_pointers(model)
-    log = {"settings": vars(settings), "versions": _versions(), "history": trainer.state.log_history}
+    log = {"settings": vars(settings), "versions": versions(), "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         save_qa_model(model, tokenizer, settings.output, settings.dtype)
         Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
@@ -221,7 +220,3 @@ def _arguments(settings: QASettings) -> TrainingArguments:
         report_to=[],
         **length,
     )
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}

@@ -1,77 +1,71 @@
 """The settings of a question-answering fine-tuning; the command line and the recipes of configs/ are made from them."""
 
-# ruff: noqa: RUF009 (`_option` makes a field)
+# ruff: noqa: RUF009 (`setting` makes a field)
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hf_longattn.errors import OptionError
-
-
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+from hf_longattn.training.settings import setting
 
 
 @dataclass
 class QASettings:
     """What to train, on what, and for how long."""
 
-    model: str = _option("", "Checkpoint to start from: a folder or a Hub name, short or converted.")
-    output: str = _option("", "Folder to write the trained checkpoint to.")
-    data: list[str] = _option(
+    model: str = setting("", "Checkpoint to start from: a folder or a Hub name, short or converted.")
+    output: str = setting("", "Folder to write the trained checkpoint to.")
+    data: list[str] = setting(
         ["docstring"],
         "One or several of: 'docstring' and 'lookup' (built from the installed packages), a SQuAD-shaped .json, .jsonl "
         "or .parquet file, a folder written by datasets, the name of a dataset on the Hub.",
     )
-    split: str = _option("train", "Split to train on, where the data have several.")
-    max_length: int | None = _option(None, "Longest input in tokens; default: what the model takes.")
-    stride: int = _option(128, "Tokens shared by the windows that a document too long for the model is cut into (files).")
-    global_question: bool | None = _option(None, "Make the question's tokens global; default: yes for long models.")
-    crop: list[int] = _option(
+    split: str = setting("train", "Split to train on, where the data have several.")
+    max_length: int | None = setting(None, "Longest input in tokens; default: what the model takes.")
+    stride: int = setting(128, "Tokens shared by the windows that a document too long for the model is cut into (files).")
+    global_question: bool | None = setting(None, "Make the question's tokens global; default: yes for long models.")
+    crop: list[int] = setting(
         [], "Two numbers: train on stretches of so many tokens, shortest and longest, cut at random around the answer."
     )
-    thin: float = _option(
+    thin: float = setting(
         0.0,
         "Share of crops taken from a longer stretch of Python source with lines left out, so that more definitions compete for the answer.",
     )
-    min_tokens: int = _option(300, "Shortest docstring document, in tokens.")
-    max_tokens: int = _option(8000, "Longest docstring document, in tokens.")
-    questions_per_module: int = _option(4, "At most so many docstring questions per module.")
-    max_questions: int = _option(0, "Build so many docstring questions at most; 0 = all. They come from modules in random order.")
-    pack: int = _option(4, "Most questions that one training input asks, where a document has several.")
-    lookup_share: float = _option(0.5, "Share of steps on lookup documents where there are other data as well.")
-    lookup_lengths: list[int] = _option([], "Two numbers: lookup documents of so many tokens; default: a curriculum from 40 tokens to 500.")
-    step_up: float = _option(0.8, "The curriculum goes one step up at this share of exact answers.")
-    pointer_layers: list[int] = _option(
+    min_tokens: int = setting(300, "Shortest docstring document, in tokens.")
+    max_tokens: int = setting(8000, "Longest docstring document, in tokens.")
+    questions_per_module: int = setting(4, "At most so many docstring questions per module.")
+    max_questions: int = setting(0, "Build so many docstring questions at most; 0 = all. They come from modules in random order.")
+    pack: int = setting(4, "Most questions that one training input asks, where a document has several.")
+    lookup_share: float = setting(0.5, "Share of steps on lookup documents where there are other data as well.")
+    lookup_lengths: list[int] = setting([], "Two numbers: lookup documents of so many tokens; default: a curriculum from 40 tokens to 500.")
+    step_up: float = setting(0.8, "The curriculum goes one step up at this share of exact answers.")
+    pointer_layers: list[int] = setting(
         [], "Layers whose output is trained to point at the trail of lookups, such as 1 2 3; dropped from the result."
     )
-    pointer_weight: float = _option(1.0, "Weight of the pointers' loss beside the answer's.")
-    epochs: float | None = _option(None, "Passes over the data; files and docstring questions only.")
-    max_steps: int = _option(1000, "Optimiser steps, where no epochs are given.")
-    max_minutes: float | None = _option(None, "Stop after so many minutes; the learning rate reaches zero by then.")
-    tokens_per_step: int = _option(8192, "Tokens per forward pass and process: short documents share a batch, grouped by length.")
-    gradient_accumulation: int = _option(1, "Forward passes per optimiser step.")
-    learning_rate: float = _option(3e-4, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
-    warmup_steps: int = _option(30, "Steps of rising learning rate.")
-    weight_decay: float = _option(0.01, "AdamW's weight decay.")
-    random_positions: bool = _option(True, "Start every training input at a random row of the position table.")
-    windows: list[int] = _option(
+    pointer_weight: float = setting(1.0, "Weight of the pointers' loss beside the answer's.")
+    epochs: float | None = setting(None, "Passes over the data; files and docstring questions only.")
+    max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
+    max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
+    tokens_per_step: int = setting(8192, "Tokens per forward pass and process: short documents share a batch, grouped by length.")
+    gradient_accumulation: int = setting(1, "Forward passes per optimiser step.")
+    learning_rate: float = setting(3e-4, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
+    warmup_steps: int = setting(30, "Steps of rising learning rate.")
+    weight_decay: float = setting(0.01, "AdamW's weight decay.")
+    random_positions: bool = setting(True, "Start every training input at a random row of the position table.")
+    windows: list[int] = setting(
         [],
         "For short models: train under the attention that their conversion will have. In every step document tokens see the "
         "question and so many tokens on either side, one of these numbers; 0 = full attention.",
     )
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass: less memory, more time.")
-    bf16: bool = _option(True, "Train under bfloat16 autocast.")
-    seed: int = _option(0, "Decides data, order and initial head.")
-    threads: int = _option(0, "Processor threads of this process; 0 = torch's default.")
-    logging_steps: int = _option(20, "Steps between log lines; the curriculum moves at these.")
-    save_steps: int = _option(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
-    resume: bool = _option(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
-    dtype: str = _option("float32", "Type of the written weights: float32, float16 or bfloat16.")
-    progress: bool = _option(True, "Show a progress bar.")
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
+    bf16: bool = setting(True, "Train under bfloat16 autocast.")
+    seed: int = setting(0, "Decides data, order and initial head.")
+    threads: int = setting(0, "Processor threads of this process; 0 = torch's default.")
+    logging_steps: int = setting(20, "Steps between log lines; the curriculum moves at these.")
+    save_steps: int = setting(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
+    resume: bool = setting(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
+    dtype: str = setting("float32", "Type of the written weights: float32, float16 or bfloat16.")
+    progress: bool = setting(True, "Show a progress bar.")
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from hf_longattn.training.qa_collator import PositionRange, QACollator
 from hf_longattn.training.qa_packing import packed_loss, share_found
 from hf_longattn.training.qa_stream import Curriculum
+from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
 
 
 class QATrainer(Trainer):
@@ -48,8 +48,8 @@ class QATrainer(Trainer):
         positions = PositionRange.of(model) if random_positions else None
         collator = QACollator(pad_token_id, positions, windows, seed=args.seed + args.process_index)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
-        self.clock = _Clock(max_minutes)
-        self.add_callback(_StopInTime(self.clock))
+        self.clock = Clock(max_minutes)
+        self.add_callback(StopInTime(self.clock))
         self.exact: dict[str, list[Tensor]] = defaultdict(list)
         self.curriculum = curriculum
         if curriculum is not None:
@@ -70,13 +70,8 @@ class QATrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Linear warm-up and decay over the steps or over the time, whichever is further on."""
-        warmup = max(1, self.args.get_warmup_steps(num_training_steps))
-
-        def scale(step: int) -> float:
-            done = max(step / max(1, num_training_steps), self.clock.share())
-            return min(1.0, (step + 1) / warmup) * max(0.0, 1.0 - done)
-
-        self.lr_scheduler: LambdaLR = LambdaLR(optimizer or self.optimizer, scale)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler: LambdaLR = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, warmup)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -103,34 +98,6 @@ class QATrainer(Trainer):
                 sums[place] = torch.stack([rows.sum(), torch.tensor(float(len(rows)), device=rows.device)])
         sums = self.accelerator.reduce(sums, reduction="sum")
         return {task: float(right / count) for task, (right, count) in zip(tasks, sums, strict=True) if count}
-
-
-class _Clock:
-    """Minutes since the first step, as a share of the time allowed."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self.minutes, self.started, self.before = minutes, None, 0.0  # type: float | None, float | None, float
-
-    def start(self, before: float) -> None:
-        self.started, self.before = time.monotonic(), before
-
-    def elapsed(self) -> float:
-        return self.before + (0.0 if self.started is None else (time.monotonic() - self.started) / 60)
-
-    def share(self) -> float:
-        return 0.0 if self.minutes is None else self.elapsed() / self.minutes
-
-
-class _StopInTime(TrainerCallback):
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        spent = [entry["minutes"] for entry in state.log_history if "minutes" in entry]
-        self.clock.start(max(spent, default=0.0))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_training_stop |= self.clock.share() >= 1.0
 
 
 class _CurriculumState(TrainerCallback):

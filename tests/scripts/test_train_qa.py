@@ -8,6 +8,9 @@ from types import ModuleType
 
 import pytest
 
+from hf_longattn.training.qa_settings import QASettings
+from hf_longattn.training.settings import parse_settings
+
 
 @pytest.fixture(scope="module")
 def script(repository: Path) -> ModuleType:
@@ -21,7 +24,7 @@ def script(repository: Path) -> ModuleType:
 
 @pytest.mark.parametrize("recipe", ["qa_reference_512", "qa_long_8192"])
 def test_the_shipped_recipes_are_valid(recipe: str, script: ModuleType, repository: Path) -> None:
-    settings = script.parse_settings(["--config", str(repository / "configs" / f"{recipe}.yaml"), "--model", "m", "--output", "o"])
+    settings = parse_settings(QASettings, ["--config", str(repository / "configs" / f"{recipe}.yaml"), "--model", "m", "--output", "o"], "")
     settings.check()
     assert settings.model == "m"
     assert settings.learning_rate < 1e-2
@@ -31,7 +34,7 @@ def test_the_shipped_recipes_are_valid(recipe: str, script: ModuleType, reposito
 def test_the_command_line_wins_over_the_recipe(script: ModuleType, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput: b\nlearning_rate: 1.0e-4\ncrop: [100, 200]\nrandom_positions: false\n")
-    settings = script.parse_settings(["--config", str(recipe), "--model", "c", "--max-steps", "7"])
+    settings = parse_settings(QASettings, ["--config", str(recipe), "--model", "c", "--max-steps", "7"], "")
     assert (settings.model, settings.output, settings.max_steps) == ("c", "b", 7)
     assert (settings.learning_rate, settings.crop, settings.random_positions) == (1e-4, [100, 200], False)
 

@@ -1,0 +1,184 @@
+"""Train a converted model further on long text, by the objective of its head, and say what it gained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.lm_data import load_text, to_inputs
+from hf_longattn.training.lm_settings import LMSettings
+from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
+from hf_longattn.training.versions import versions
+
+LOG_NAME = "training_log.json"
+_HEADS = {
+    "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+}
+
+
+class LMTrainer(Trainer):
+    """A Trainer that can be given a time instead of steps."""
+
+    def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clock = Clock(max_minutes)
+        self.add_callback(StopInTime(self.clock))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, warmup)
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, "minutes": round(self.clock.elapsed(), 2)}, start_time)
+
+
+def finetune_lm(settings: LMSettings) -> dict[str, Any]:
+    """Train and write to ``settings.output``.
+
+    Returns:
+        The log, as written to ``training_log.json``: settings, versions, held-out loss before and after, Trainer's history.
+    """
+    settings.check()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    transformers.set_seed(settings.seed)
+    model, tokenizer, objective = load_lm(settings.model, settings.objective)
+    length = input_length(model, tokenizer, settings.max_length)
+    train, held_out = (to_inputs(data, tokenizer, length) for data in _documents(settings))
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, mlm=objective == "mlm", mlm_probability=settings.mask_probability, seed=settings.seed
+    )
+    trainer = LMTrainer(
+        model, _arguments(settings), train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes
+    )
+    before = trainer.evaluate()["eval_loss"]
+    folder = str(Path(settings.output) / "checkpoints")
+    newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
+    trainer.train(resume_from_checkpoint=newest)
+    after = trainer.evaluate()["eval_loss"]
+    log = {
+        "settings": vars(settings), "objective": objective, "input_length": length, "versions": versions(),
+        "held_out_loss": {"before": before, "after": after}, "history": trainer.state.log_history,
+    }  # fmt: skip
+    if trainer.is_world_process_zero():
+        model.to(getattr(torch, settings.dtype)).save_pretrained(settings.output)
+        tokenizer.save_pretrained(settings.output)
+        Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    return log
+
+
+def describe_lm_training(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    settings, loss = log["settings"], log["held_out_loss"]
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    kind = {"mlm": "masked", "clm": "next"}[log["objective"]]
+    return (
+        f"{steps:,} steps with `scripts/train_lm.py` on {', '.join(settings['text'])}, inputs of {log['input_length']:,} tokens: "
+        f"held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
+    )
+
+
+def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load a model with its language-modelling head in float32, its tokenizer, and say which objective it has.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no head for the objective.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        objective = _objective(config, tokenizer, name) if objective == "auto" else objective
+        loader, names = _HEADS[objective]
+        if config.model_type not in names:
+            raise OptionError(f"{config.model_type} has no head for {objective}; choose the other objective, or leave it at auto")
+        model = loader.from_pretrained(name, dtype=torch.float32)
+    except OptionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if objective == "mlm" and tokenizer.mask_token is None:
+        raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; use --objective clm")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer, objective
+
+
+def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
+        return "clm"
+    return "mlm" if tokenizer.mask_token is not None else "clm"
+
+
+def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
+    """Return the tokens of one input: what is wanted, at most what the model takes.
+
+    Raises:
+        OptionError: more is wanted than the model takes.
+    """
+    longest = min(getattr(model.config, "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
+    if wanted is not None and wanted > longest:
+        raise OptionError(f"max_length {wanted} is beyond the {longest} tokens that the model takes; convert it to that length first")
+    return wanted or longest
+
+
+def _documents(settings: LMSettings) -> tuple[Dataset, Dataset]:
+    """The documents to train on and those to measure on."""
+    where: dict[str, Any] = {"column": settings.column, "seed": settings.seed}
+    data = load_text(settings.text, split=settings.split, limit=settings.max_documents, **where)
+    if settings.validation:
+        return data, load_text([settings.validation], split="validation", limit=max(1, len(data) // 100), **where)
+    if len(data) < 2:
+        raise OptionError("there is one document only, and the loss is measured on another; give --validation TEXT")
+    held_out = max(1, len(data) // 100)
+    return data.select(range(len(data) - held_out)), data.select(range(len(data) - held_out, len(data)))
+
+
+def _arguments(settings: LMSettings) -> TrainingArguments:
+    duration: dict[str, Any] = {"num_train_epochs": settings.epochs} if settings.epochs is not None else {"max_steps": settings.max_steps}
+    return TrainingArguments(
+        output_dir=str(Path(settings.output) / "checkpoints"),
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        logging_steps=settings.logging_steps,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=2,
+        dataloader_pin_memory=False,
+        disable_tqdm=not settings.progress,
+        report_to=[],
+        **duration,
+    )

@@ -1,0 +1,64 @@
+"""The settings of a language-model adaptation; the command line and the recipes of configs/ are made from them."""
+
+# ruff: noqa: RUF009 (`setting` makes a field)
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_longattn.errors import OptionError
+from hf_longattn.training.settings import setting
+
+OBJECTIVES = ("auto", "mlm", "clm")
+
+
+@dataclass
+class LMSettings:
+    """What to train further on long text, and for how long."""
+
+    model: str = setting("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
+    output: str = setting("", "Folder to write the trained checkpoint to.")
+    text: list[str] = setting(
+        [], "One or several of: 'corpus' (source of the installed packages), a .txt, .jsonl or .parquet file, a folder of text files, "
+        "a folder written by datasets, the name of a dataset on the Hub."
+    )  # fmt: skip
+    column: str = setting("text", "The column that holds the text, where there are several.")
+    split: str = setting("train", "Split to train on, where the data have several.")
+    validation: str = setting("", "Text to measure the loss on, before and after; default: the last hundredth of the documents.")
+    max_documents: int = setting(0, "Read so many documents at most; 0 = all.")
+    objective: str = setting("auto", "mlm (predict masked tokens), clm (predict the next one), or auto: what the model has a head for.")
+    mask_probability: float = setting(0.15, "Share of tokens that mlm chooses.")
+    max_length: int | None = setting(None, "Tokens of a training input; default: what the model takes.")
+    epochs: float | None = setting(None, "Passes over the data.")
+    max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
+    max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
+    batch_size: int = setting(1, "Inputs per forward pass and process.")
+    gradient_accumulation: int = setting(8, "Forward passes per optimiser step.")
+    learning_rate: float = setting(5e-5, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
+    warmup_steps: int = setting(30, "Steps of rising learning rate.")
+    weight_decay: float = setting(0.01, "AdamW's weight decay.")
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
+    bf16: bool = setting(True, "Train under bfloat16 autocast.")
+    seed: int = setting(0, "Decides order and masks.")
+    threads: int = setting(0, "Processor threads of this process; 0 = torch's default.")
+    logging_steps: int = setting(20, "Steps between log lines.")
+    save_steps: int = setting(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
+    resume: bool = setting(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
+    dtype: str = setting("float32", "Type of the written weights: float32, float16 or bfloat16.")
+    progress: bool = setting(True, "Show a progress bar.")
+
+    def check(self) -> None:
+        """Refuse settings that contradict one another."""
+        if not self.model:
+            raise OptionError("no model given; say --model with a checkpoint folder or a Hub name")
+        if not self.output:
+            raise OptionError("no output folder given; say --output with the folder to write to")
+        if not self.text:
+            raise OptionError("no text given; say --text with a file, a folder or a dataset's name, or --text corpus")
+        if self.objective not in OBJECTIVES:
+            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+        if not 0 < self.mask_probability < 1:
+            raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
+        if self.max_length is not None and self.max_length < 2:
+            raise OptionError(f"max_length must be at least 2 tokens, not {self.max_length}")
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise OptionError(f"dtype must be float32, float16 or bfloat16, not {self.dtype!r}")

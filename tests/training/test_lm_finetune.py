@@ -1,0 +1,88 @@
+"""Language-model adaptation: masked and next tokens, any text, a loss that falls, a checkpoint that loads; bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from hf_longattn import LongBertForMaskedLM
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.lm_data import TextDataError, load_text, to_inputs
+from hf_longattn.training.lm_finetune import LOG_NAME, finetune_lm
+from hf_longattn.training.lm_settings import LMSettings
+from tests.training.conftest import SOURCES
+
+FAST = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation": 1}
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, source in enumerate(SOURCES):
+        (folder / f"{number}.txt").write_text(source)
+    return str(folder)
+
+
+def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    torch.manual_seed(0)
+    if kind == "mlm":
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)).save_pretrained(folder)
+    else:
+        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm"])
+def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint(kind, tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
+    log = finetune_lm(LMSettings(str(tmp_path / "long"), str(tmp_path / "out"), [texts], max_steps=20, **FAST))
+    assert (log["objective"], log["input_length"]) == (kind, 256)
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["settings"]["max_steps"] == 20
+    if kind == "mlm":
+        assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
+
+
+def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": source, "n": 1}) + "\n" for source in SOURCES))
+    Dataset.from_list([{"body": source} for source in SOURCES]).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_list([{"body": source} for source in SOURCES]).to_parquet(str(tmp_path / "a.parquet"))
+    whole = sorted(SOURCES)
+    for source, column in ((texts, "text"), (tmp_path / "a.jsonl", "body"), (tmp_path / "saved", "body"), (tmp_path / "a.parquet", "body")):
+        assert sorted(load_text([str(source)], column=column)["text"]) == whole
+    assert len(load_text([texts, f"{texts}/0.txt"])) == len(SOURCES) + 1
+    assert len(load_text([texts], limit=2)) == 2
+    inputs = to_inputs(load_text([texts]), tokenizer, 100)
+    assert {len(row) for row in inputs["input_ids"][:-1]} == {100}
+    read = [token for row in inputs["input_ids"] for token in row[1:]]
+    assert len(read) == sum(len(tokenizer(source, add_special_tokens=False)["input_ids"]) + 1 for source in SOURCES)
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint("clm", tmp_path / "short", tokenizer)
+    cases = [
+        (OptionError, "no text given", LMSettings("m", "o")),
+        (OptionError, "objective must be", LMSettings("m", "o", ["t"], objective="rtd")),
+        (CheckpointError, "cannot load", LMSettings(str(tmp_path / "none"), "o", [texts])),
+        (OptionError, "beyond the 64 tokens", LMSettings(short, "o", [texts], max_length=65)),
+        (OptionError, "no head for mlm", LMSettings(short, "o", [texts], objective="mlm")),
+        (TextDataError, "does not exist", LMSettings(short, "o", [str(tmp_path / "none.txt")])),
+        (TextDataError, "not 'body'", LMSettings(short, "o", [f"{texts}/0.txt"], column="body")),
+        (OptionError, "one document only", LMSettings(short, "o", [f"{texts}/0.txt"])),
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
+    cases[6] = (TextDataError, "not 'body'", LMSettings(short, "o", [str(tmp_path / "a.jsonl")], column="body"))
+    for error, words, settings in cases:
+        with pytest.raises(error, match=words):
+            finetune_lm(settings)
