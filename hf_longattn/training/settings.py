@@ -27,7 +27,7 @@ def parse_settings(kind: type[Settings], arguments: list[str], description: str)
     Raises:
         OptionError: the recipe does not exist or holds a name that is no setting.
     """
-    parser = HfArgumentParser(kind, description=description)  # type: ignore[arg-type]
+    parser = HfArgumentParser(kind, description=description)
     parser.add_argument("--config", type=Path, help="Recipe in YAML with the names below.")
     known, _ = parser.parse_known_args(arguments)
     if known.config:
