@@ -33,6 +33,11 @@ class AttentionSite:
     layer: int
     cross: bool
 
+    @property
+    def decoding(self) -> bool:
+        """Whether it is part of a decoder."""
+        return bool(self.module.is_causal) or self.cross
+
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
     """Every attention module below ``model``. Encoder and decoder count their layers separately."""
@@ -53,9 +58,16 @@ def _sites(model: nn.Module) -> Iterator[AttentionSite]:
         yield AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross)
 
 
-def attach_mechanisms(model: nn.Module, long_attention: LongAttentionConfig) -> list[AttentionSite]:
+def attach_mechanisms(
+    model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
+) -> list[AttentionSite]:
     """Put the mechanism of its layer on every self-attention module below ``model`` as ``module.long_attention``, and full attention
     on cross-attention modules. What is attached already is replaced.
+
+    Args:
+        model: any model of transformers.
+        long_attention: which mechanism in which layer.
+        decoder_attention: the same for the modules of a decoder, where those are to have their own.
 
     Raises:
         BackendError: no attention module was found.
@@ -63,16 +75,21 @@ def attach_mechanisms(model: nn.Module, long_attention: LongAttentionConfig) -> 
             in a model that needs it.
     """
     sites = attention_sites(model)
-    own = [site for site in sites if not site.cross]
+    stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
+    own = [(attention, site) for attention, site in stacks if not site.cross]
     if not own:
         raise BackendError(
             f"{type(model).__name__} has no attention module on transformers' AttentionInterface, so no mechanism can be attached; "
             "see https://huggingface.co/docs/transformers/attention_interface for the architectures that are on it."
         )
-    long_attention.check_layers(1 + max(site.layer for site in own))
-    max_length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    for site in sites:
-        name, options = (CROSS_MECHANISM, {}) if site.cross else long_attention.for_layer(site.layer)
+    for attention, _ in own:
+        attention.check_layers(1 + max(site.layer for other, site in own if other is attention))
+    config = getattr(model, "config", None)
+    encoder_length = getattr(config, "max_position_embeddings", None)
+    decoder_length = getattr(config, "max_decoder_position_embeddings", encoder_length)
+    for attention, site in stacks:
+        name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
+        max_length = decoder_length if site.decoding else encoder_length
         heads = _first(site.module, HEAD_COUNTS)
         head_dim = _first(site.module, HEAD_DIMS) or _first(site.module, WIDTHS) // heads
         mechanism = build_mechanism(name, num_heads=heads, head_dim=head_dim, max_length=max_length, **options)

@@ -10,21 +10,25 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import output_capturing
 
 from .loading import register_loading
-from .mixin import LongAttentionMixin, LongBaseModelMixin
+from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin
 from .registry import Family
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
-    """Every Long model class of ``family``, by name."""
+    """Every Long model class of ``family``, by name; where there are an encoder and a decoder, theirs as well."""
     package = importlib.import_module(f"transformers.models.{family.base_model_type}")
+    modeling = importlib.import_module(f"{package.__name__}.modeling_{family.base_model_type}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
+    mixins: dict[str, type] = {base_model: LongAttentionMixin if family.stacks else LongBaseModelMixin}
+    mixins |= dict(zip(family.stacks, (LongBaseModelMixin, LongDecoderMixin), strict=False))
     made = {}
-    for base_name, long_name in family.heads.items():
-        base = getattr(package, base_name)
-        if isinstance(base, type) and issubclass(base, PreTrainedModel):
-            made[long_name] = _make(family, base, long_name, LongBaseModelMixin if base_name == base_model else LongAttentionMixin)
-            if base_name == base_model:
-                register_loading(family, base, made[long_name])
+    for base_name, long_name in {**family.stacks, **family.heads}.items():
+        base = getattr(modeling if base_name in family.stacks else package, base_name)
+        if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
+            continue
+        made[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))
+        if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # that one holds the decoder only
+            register_loading(family, base, made[long_name])
     return made
 
 
@@ -38,6 +42,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
+        "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
     }
     made: Any = type(name, tuple(bases), namespace)
     # transformers looks up by class which outputs can be recorded, and enters a class there when one is built; a base model

@@ -34,6 +34,8 @@ class LongConfig(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not hasattr(cls.__bases__[-1], "model_type"):
+            return  # not yet joined with a base
         cls.base_model_type = cls.__bases__[-1].model_type  # type: ignore[attr-defined]
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
@@ -71,10 +73,15 @@ class LongConfig(_Base):
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
         self_attending = getattr(self, "is_decoder", True) and not crossing
         if self._runs_mechanisms and self_attending:
-            types = decode_layer_types(self.long_attention, self.num_hidden_layers)
+            types = decode_layer_types(*self._decoding)
             if types is not None:
                 return types
         raise AttributeError("layer_types")
+
+    @property
+    def _decoding(self) -> tuple[LongAttentionConfig, int]:
+        """Attention and number of layers of the stack that decodes."""
+        return self.long_attention, self.num_hidden_layers
 
     def validate_layer_type(self) -> None:
         """transformers knows its own cache layer types only; ours follow from ``long_attention``, which validates itself."""

@@ -9,18 +9,15 @@ from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 
 from ..errors import LengthError, PositionError
-from .registry import Family
+from .registry import Family, PositionTable
 
 
-def check_length(family: Family, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise :class:`LengthError` when the tokens of this forward pass, with those in the cache, need more positions than there are.
+def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise :class:`LengthError` when the tokens of this forward pass, with those in the cache, need more positions than ``table`` has.
 
     Padding that takes no position (RoBERTa's, or with ``position_ids`` that say so) does not count.
     """
-    if not family.position_tables:
-        return
-    offset = family.position_tables[0].offset
-    limit = config.max_position_embeddings - offset
+    limit = table.tokens(config)
     tokens = args[0] if args else kwargs.get("input_ids")
     sized = tokens if tokens is not None else kwargs.get("inputs_embeds")
     if not isinstance(sized, Tensor):
@@ -31,30 +28,33 @@ def check_length(family: Family, config: Any, args: tuple[Any, ...], kwargs: dic
     if needed <= limit:
         return
     if kwargs.get("position_ids") is not None:
-        needed = int(kwargs["position_ids"].max()) + 1 - offset
-    elif offset and tokens is not None:
+        needed = int(kwargs["position_ids"].max()) + 1 - table.offset
+    elif table.skips_padding and tokens is not None:
         needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
     if needed > limit:
+        whose, flag = ("decoder", "--max-decoder-length") if table.decoder else ("model", "--max-length")
         raise LengthError(
-            f"The input needs {needed} positions, but this model has {limit}; "
-            f"shorten it, or convert the checkpoint with a longer maximum length (longattn convert SRC DST --max-length {needed})."
+            f"The input needs {needed} positions, but this {whose} has {limit}; "
+            f"shorten it, or convert the checkpoint with a longer maximum length (longattn convert SRC DST {flag} {needed})."
         )
 
 
-def check_table(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
+def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
     """Raise :class:`PositionError` when ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
     config = kwargs.get("config")
-    if not family.position_tables or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
+    learned = [table for table in family.position_tables if table.learned]
+    if not learned or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
         return
     passed_on = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     try:
-        values, _ = family.base_config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
+        values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
     except OSError:
         return  # weights without a config file: nothing says how long the checkpoint is
-    values.pop("long_attention", None)
-    rows = family.base_config_class(**values).max_position_embeddings
-    if rows > config.max_position_embeddings:
-        raise PositionError(
-            f"The checkpoint has {rows} positions and the config asks for {config.max_position_embeddings}, "
-            f"but a position table can only grow; give max_position_embeddings={rows} or more."
-        )
+    before = family.config_class(**{key: value for key, value in values.items() if not key.endswith("long_attention")})
+    for table in learned:
+        rows = getattr(before, table.field)
+        if rows > getattr(config, table.field):
+            raise PositionError(
+                f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
+                f"but a position table can only grow; give {table.field}={rows} or more."
+            )

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from ..positions.tables import extend_table
-from .registry import Family
+from ..positions.tables import SINUSOIDAL, extend_table
+from .registry import Family, PositionTable
 
 
 class Unchanged(ConversionOps):
@@ -25,20 +25,20 @@ class Unchanged(ConversionOps):
 
 
 class ExtendPositions(Unchanged):
-    """Extends a position table ``(P, d)`` to ``config.max_position_embeddings`` rows by ``config.position_extension``."""
+    """Extends a position table ``(P, d)`` to the length that the config says, by ``config.position_extension`` where it is learned."""
 
-    def __init__(self, offset: int) -> None:
-        self.offset = offset
+    def __init__(self, table: PositionTable) -> None:
+        self.table = table
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return {key: self._extended(table, config) for key, table in super().convert(input_dict).items()}
+        return {key: self._extended(weight, config) for key, weight in super().convert(input_dict).items()}
 
-    def _extended(self, table: Tensor, config: Any) -> Tensor:
-        rows = config.max_position_embeddings
-        if table.shape[0] >= rows or table.device == torch.device("meta"):
-            return table
-        device = table.device
-        return extend_table(table.cpu(), rows, offset=self.offset, strategy=config.position_extension).to(device)
+    def _extended(self, weight: Tensor, config: Any) -> Tensor:
+        rows = self.table.rows(config)
+        if weight.shape[0] >= rows or weight.device == torch.device("meta"):
+            return weight
+        strategy = config.position_extension if self.table.learned else SINUSOIDAL
+        return extend_table(weight.cpu(), rows, offset=self.table.offset, strategy=strategy).to(weight.device)
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -46,14 +46,14 @@ class ExtendPositions(Unchanged):
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any]) -> None:
-    """Tell transformers, by the Long base model's class name, to pass the family's position tables through `ExtendPositions`.
+    """Tell transformers, by the Long class's name, to pass the family's position tables through `ExtendPositions`.
 
     Registered by class name because a model inside another is looked up by it; what the plain base registers for old
     checkpoints is kept.
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or get_checkpoint_conversion_mapping(family.base_model_type) or []
     tables = [
-        WeightConverter(source, source, operations=[ExtendPositions(table.offset)])
+        WeightConverter(source, source, operations=[ExtendPositions(table)])
         for table in family.position_tables
         for source in [table.pattern.replace("\\.", ".").rstrip("$")]
     ]

@@ -13,8 +13,8 @@ from ..backend import BACKEND
 from ..errors import MaskError
 from ..mechanisms.base import Mechanism
 from .attachment import attach_mechanisms
-from .limits import check_length, check_table
-from .registry import Family
+from .limits import check_length, check_tables
+from .registry import Family, PositionTable
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -44,8 +44,12 @@ class LongAttentionMixin(_Base):
             long_class = None if module is self else self.family.long_class_of(type(module))
             if long_class is not None:  # built by the head's own __init__; the Long class adds no state, so the instance can become one
                 module.__class__ = long_class
-        attach_mechanisms(self, self.config.long_attention)
+                module.adapt()
+        attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         super().post_init()
+
+    def adapt(self) -> None:
+        """Called once when an instance of the base has become one of ours: what its ``__init__`` would have done otherwise."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -65,13 +69,18 @@ class LongAttentionMixin(_Base):
         Raises:
             PositionError: when the config is shorter than the checkpoint.
         """
-        check_table(cls.family, pretrained_model_name_or_path, kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        check_tables(cls.family, pretrained_model_name_or_path, kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, parameter in model.named_parameters():
+            if (table := cls.family.table(name)) is not None and not table.learned:
+                parameter.requires_grad_(False)  # transformers loads them as if they were trained
+        return loaded
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A generated token is not global: ``global_attention_mask`` grows with the text."""
+        """A generated token is not global: ``global_attention_mask`` grows with the text, unless that is an encoder's."""
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if (given := model_kwargs.get("global_attention_mask")) is not None:
+        if not self.config.is_encoder_decoder and (given := model_kwargs.get("global_attention_mask")) is not None:
             new = len(model_kwargs["attention_mask"][0]) - given.shape[1] if "attention_mask" in model_kwargs else 1
             model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
         return model_kwargs
@@ -87,8 +96,11 @@ class LongBaseModelMixin(LongAttentionMixin):
     The attention implementation is ``longattn`` unless another one is chosen (``attn_implementation="sdpa"``: the plain base).
     """
 
+    position_table: ClassVar[PositionTable | None]
+
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check_length(self.family, self.config, args, kwargs)
+        if self.position_table is not None:
+            check_length(self.position_table, self.config, args, kwargs)
         if kwargs.get("global_attention_mask") is not None and self.config._attn_implementation == BACKEND:
             mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
             length = kwargs["global_attention_mask"].shape[-1]
@@ -108,6 +120,22 @@ class LongBaseModelMixin(LongAttentionMixin):
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if len(args) <= 1 and kwargs.get("past_key_values") is None and isinstance(tokens, Tensor):
             kwargs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+
+
+class LongDecoderMixin(LongBaseModelMixin):
+    """its ``forward`` takes what the base's takes; ``global_attention_mask`` is the encoder's, where there is one."""
+
+    def adapt(self) -> None:
+        """The base makes encoder and decoder equally long; the decoder's table gets its own length, before it is initialised."""
+        old = self.embed_positions
+        if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
+            with torch.device(old.weight.device):
+                self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)
+
+    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.config.is_encoder_decoder:
+            kwargs.pop("global_attention_mask", None)
+        super()._check_inputs(args, kwargs)
 
 
 def _with_global_attention_mask(base_forward: Any) -> Any:
@@ -130,4 +158,4 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
     return forward
 
 
-__all__ = ["LongAttentionMixin", "LongBaseModelMixin"]
+__all__ = ["LongAttentionMixin", "LongBaseModelMixin", "LongDecoderMixin"]

@@ -19,14 +19,43 @@ MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
 
 @dataclass(frozen=True)
 class PositionTable:
-    """A learned position table of the base architecture.
+    """A position table of the base architecture.
 
     pattern: regular expression that is found in the names of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
-    offset: how many leading rows are not positions (RoBERTa: 2).
+    offset: how many leading rows are not positions (RoBERTa, BART: 2).
+    counted: whether the config's number counts those rows (RoBERTa) or adds them (BART).
+    skips_padding: whether padding tokens take no position (RoBERTa).
+    learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
+    decoder: whether it is the decoder's, beside an encoder that has its own.
     """
 
     pattern: str
     offset: int = 0
+    counted: bool = True
+    skips_padding: bool = False
+    learned: bool = True
+    decoder: bool = False
+
+    @property
+    def field(self) -> str:
+        """Name of the config's field that gives the table's length."""
+        return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
+
+    def config_value(self, tokens: int) -> int:
+        """What the config says for a table that takes this many tokens."""
+        return tokens + self.offset * self.counted
+
+    def tokens(self, config: Any) -> int:
+        """How many tokens the table of a model with this config takes."""
+        return getattr(config, self.field) - self.offset * self.counted
+
+    def rows(self, config: Any) -> int:
+        """How many rows the table of a model with this config has."""
+        return self.tokens(config) + self.offset
+
+    def matches(self, name: str) -> bool:
+        """Whether the parameter called ``name`` is this table."""
+        return re.search(self.pattern, name) is not None
 
 
 @dataclass(frozen=True)
@@ -34,7 +63,7 @@ class Family:
     """A base architecture and its Long classes, which are made from the base's own on first use.
 
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
-    position_tables: the learned tables to extend; empty for rotary models.
+    position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary.
     """
 
@@ -62,6 +91,23 @@ class Family:
         package = importlib.import_module(f"transformers.models.{self.base_model_type}")
         return {name: f"Long{name}" for name in dir(package) if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
 
+    @property
+    def two_stacks(self) -> bool:
+        """Whether the base is an encoder and a decoder."""
+        return hasattr(self.config_class, "decoder_attention")
+
+    @cached_property
+    def stacks(self) -> dict[str, str]:
+        """The same for the encoder and the decoder of a base that has both: ``{"BartEncoder": "LongBartEncoder", …}``."""
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+        stem = MODEL_MAPPING_NAMES[self.base_model_type].removesuffix("Model")
+        return {f"{stem}{stack}": f"Long{stem}{stack}" for stack in ("Encoder", "Decoder")} if self.two_stacks else {}
+
+    def table(self, name: str) -> PositionTable | None:
+        """The position table that the parameter called ``name`` is, or ``None`` when it is something else."""
+        return next((table for table in self.position_tables if table.matches(name)), None)
+
     @cached_property
     def exports(self) -> tuple[str, ...]:
         """Every public name of the family: the config and the models."""
@@ -69,18 +115,21 @@ class Family:
 
     def model_class(self, name: str) -> type[Any]:
         """The Long class called ``name``, or the one that belongs to the base class called ``name``."""
-        return getattr(importlib.import_module(self.module), self.heads.get(name, name))
+        return getattr(importlib.import_module(self.module), {**self.heads, **self.stacks}.get(name, name))
 
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``, or ``None`` when ``base`` is no model of this family's base."""
-        known = base.__module__.startswith(f"transformers.models.{self.base_model_type}.") and base.__name__ in self.heads
+        known = base.__module__.startswith(f"transformers.models.{self.base_model_type}.") and base.__name__ in {
+            **self.heads,
+            **self.stacks,
+        }
         return self.model_class(base.__name__) if known else None
 
     def lazy_classes(self, namespace: dict[str, Any]) -> Callable[[str], Any]:
         """A module ``__getattr__`` that makes the Long classes on first use and keeps them in the module."""
 
         def module_getattr(name: str) -> Any:
-            if name not in self.heads.values():
+            if name not in (*self.heads.values(), *self.stacks.values()):
                 raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
             from .classes import make_classes
 

@@ -15,6 +15,6 @@ class LongRobertaConfig(LongConfig, RobertaConfig):
     model_type = "long_roberta"
 
 
-FAMILY = Family(LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2),))
+FAMILY = Family(LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
 
 __getattr__ = FAMILY.lazy_classes(globals())

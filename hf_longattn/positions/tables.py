@@ -8,6 +8,8 @@
 `random`       the old rows are kept and the new ones drawn from a normal distribution with the table's own standard
                deviation: what the table looked like before training, the negative control.
 
+`sinusoidal`   for tables that are computed instead of learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula goes on.
+
 Rows below `offset` are not positions (RoBERTa's table begins with two of them): they are kept once, in place.
 """
 
@@ -21,7 +23,7 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-__all__ = ["STRATEGIES", "extend_table", "keeps_old_rows"]
+__all__ = ["SINUSOIDAL", "STRATEGIES", "extend_table", "keeps_old_rows", "sinusoids"]
 
 
 def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -50,6 +52,29 @@ STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
 }
 
 
+def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+    computed = sinusoids(rows, old.shape[1])
+    error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
+    if error > SINUSOIDAL_ERROR:
+        raise PositionError(
+            f"The source's position table differs from the sinusoids that its architecture computes by up to {error:.1e}; "
+            "was it trained by changed code? It cannot be made longer."
+        )
+    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
+
+
+def sinusoids(rows: int, width: int) -> Tensor:
+    """(rows, width) fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
+    frequency = 10000.0 ** (-2 * torch.arange((width + 1) // 2, dtype=torch.float64) / width)
+    angle = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
+    return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1).to(torch.float32)
+
+
+SINUSOIDAL = "sinusoidal"
+SINUSOIDAL_ERROR = 1e-2
+"""Above the rounding of bf16 (4e-3), below the difference between neighbouring positions."""
+
+
 def keeps_old_rows(strategy: str) -> bool:
     """Whether the old rows stay as they are, so that the model gives the same output up to its old length."""
     return strategy != "interpolate"
@@ -70,7 +95,7 @@ def extend_table(
         weight: (P, d), any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, the `offset` special rows included (RoBERTa for 4,096 tokens: 4,098).
         offset: how many leading rows are not positions; they are copied once.
-        strategy: "tile", "interpolate" or "random" (see the module's text).
+        strategy: "tile", "interpolate", "random" or "sinusoidal" (see the module's text).
         seed: for "random"; the same seed gives the same rows on every machine.
         std: for "random"; None takes the standard deviation of the table's own positions.
 
@@ -80,7 +105,8 @@ def extend_table(
     Raises:
         PositionError: unknown strategy, a table that would shrink, or one that holds nothing beyond its offset.
     """
-    if strategy not in STRATEGIES:
+    extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
+    if extend is None:
         raise PositionError(
             f"Unknown position strategy '{strategy}'; expected one of {', '.join(STRATEGIES)}.{nearest(strategy, STRATEGIES)}"
         )
@@ -97,5 +123,5 @@ def extend_table(
     weight = weight.detach()
     if new_rows == old_rows:
         return weight.clone()
-    extended = STRATEGIES[strategy](weight[offset:], new_rows - offset, seed, std)
+    extended = extend(weight[offset:], new_rows - offset, seed, std)
     return torch.cat([weight[:offset], extended]).contiguous()

@@ -1,0 +1,25 @@
+"""LongBart: BART (Lewis et al. 2020), an encoder and a decoder, each with a learned table that begins with two rows that are no
+positions. ``max_position_embeddings`` leaves those out, as in BartConfig: 4,096 for 4,096 tokens.
+"""
+
+from transformers.models.bart.configuration_bart import BartConfig
+
+from .encoder_decoder import LongEncoderDecoderConfig
+from .registry import Family, PositionTable
+
+
+class LongBartConfig(LongEncoderDecoderConfig, BartConfig):
+    """BartConfig with ``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``."""
+
+    model_type = "long_bart"
+
+
+FAMILY = Family(
+    LongBartConfig,
+    position_tables=(
+        PositionTable(r"encoder\.embed_positions\.weight$", offset=2, counted=False),
+        PositionTable(r"decoder\.embed_positions\.weight$", offset=2, counted=False, decoder=True),
+    ),
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())

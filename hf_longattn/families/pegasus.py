@@ -1,0 +1,23 @@
+"""LongPegasus: Pegasus (Zhang et al. 2020), an encoder and a decoder with sinusoidal positions, computed for any length."""
+
+from transformers.models.pegasus.configuration_pegasus import PegasusConfig
+
+from .encoder_decoder import LongEncoderDecoderConfig
+from .registry import Family, PositionTable
+
+
+class LongPegasusConfig(LongEncoderDecoderConfig, PegasusConfig):
+    """PegasusConfig with ``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``."""
+
+    model_type = "long_pegasus"
+
+
+FAMILY = Family(
+    LongPegasusConfig,
+    position_tables=(
+        PositionTable(r"encoder\.embed_positions\.weight$", learned=False),
+        PositionTable(r"decoder\.embed_positions\.weight$", learned=False, decoder=True),
+    ),
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())
