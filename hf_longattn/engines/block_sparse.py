@@ -52,7 +52,8 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None:
         left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-        return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, left, right, pattern.causal, scale)[0]
+        settings = (left, right, pattern.causal, pattern.global_rows, scale)
+        return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, *settings)[0]
     if q.device.type == "cuda" and dropout_p == 0.0:
         return flex_band(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, score_mod=score_mod)
     return blockwise_attention(

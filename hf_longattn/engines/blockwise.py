@@ -77,6 +77,8 @@ def blockwise_attention(
     seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
     weights = F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype)
     out = (weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3)[:, :, :q_len]
+    if not pattern.global_rows:
+        return out
     return overwrite_global_rows(
         out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
     )

@@ -45,6 +45,7 @@ class _Band(NamedTuple):
     left: int
     right: int
     causal: bool
+    global_rows: bool
     scale: float
 
 
@@ -75,14 +76,16 @@ def _items(
 
 @torch.library.custom_op("hf_longattn::cpu_band", mutates_args=(), device_types="cpu")
 def cpu_band(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, left: int, right: int, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
+    left: int, right: int, causal: bool, global_rows: bool, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention over ``i - left … i + right`` and global tokens.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
-        global_mask: ``(B, Nk)`` bool, or None.
+        global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
+        global_rows: whether the global tokens also see every key.
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``.
     """
@@ -90,12 +93,13 @@ def cpu_band(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    band = _Band(left, right, causal, scale)
+    band = _Band(left, right, causal, global_rows, scale)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
         _band_forward(item, band)
         if item.seq.globals is not None:
             _columns_forward(item, item.seq.globals, band)
-            _rows_forward(item, query_rows(item.seq, item.q.shape[1]), band)
+            if global_rows:
+                _rows_forward(item, query_rows(item.seq, item.q.shape[1]), band)
         padding = item.padding_rows()
         if padding is not None:
             item.out.masked_fill_(padding, 0)
@@ -150,7 +154,7 @@ def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cpu_band.register_fake
-def _(q, k, v, key_mask, global_mask, left, right, causal, scale):  # type: ignore[no-untyped-def]
+def _(q, k, v, key_mask, global_mask, left, right, causal, global_rows, scale):  # type: ignore[no-untyped-def]
     return _empty(q)
 
 
@@ -166,11 +170,11 @@ class _Gradients(NamedTuple):
 @torch.library.custom_op("hf_longattn::cpu_band_backward", mutates_args=(), device_types="cpu")
 def cpu_band_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
-    left: int, right: int, causal: bool, scale: float,
+    left: int, right: int, causal: bool, global_rows: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of :func:`cpu_band` with respect to q, k, v, in time and memory linear in the number of tokens."""
     dq, dk, dv = (x.zero_() for x in _token_major(q, k, v))
-    band = _Band(left, right, causal, scale)
+    band = _Band(left, right, causal, global_rows, scale)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
         at, queries, keys = item.seq.item, item.seq.queries, item.seq.keys
         into = _Gradients(grad[at, :, queries], dq[at, :, queries], dk[at, :, keys], dv[at, :, keys])
@@ -178,9 +182,10 @@ def cpu_band_backward(
         if padding is not None:
             into = into._replace(out=into.out.masked_fill(padding, 0))
         if item.seq.globals is not None:
-            rows = query_rows(item.seq, item.q.shape[1])
-            _rows_backward(item, rows, band, into)
-            into = into._replace(out=into.out.index_fill(1, rows, 0))
+            if global_rows:
+                rows = query_rows(item.seq, item.q.shape[1])
+                _rows_backward(item, rows, band, into)
+                into = into._replace(out=into.out.index_fill(1, rows, 0))
             _columns_backward(item, item.seq.globals, band, into)
         _band_backward(item, band, into)
     return dq, dk, dv
@@ -222,7 +227,7 @@ def _token_major(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @cpu_band_backward.register_fake
-def _(grad, q, k, v, out, lse, key_mask, global_mask, left, right, causal, scale):  # type: ignore[no-untyped-def]
+def _(grad, q, k, v, out, lse, key_mask, global_mask, left, right, causal, global_rows, scale):  # type: ignore[no-untyped-def]
     return _token_major(q, k, v)
 
 
@@ -235,7 +240,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, key_mask, global_mask, out, lse = ctx.saved_tensors
     dq, dk, dv = cpu_band_backward(grad, q, k, v, out, lse, key_mask, global_mask, *ctx.settings)
-    return dq, dk, dv, None, None, None, None, None, None
+    return dq, dk, dv, None, None, None, None, None, None, None
 
 
 cpu_band.register_autograd(_backward, setup_context=_setup_context)

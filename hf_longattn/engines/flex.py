@@ -40,7 +40,7 @@ def flex_band(
     offset = kv_len - q_len
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
     out = _kernel(q.device.type)(q, k, v, score_mod=shifted, block_mask=block_mask, scale=scale)
-    if global_mask is None:
+    if global_mask is None or not pattern.global_rows:
         return out
     index, real = global_index(global_mask)
     return overwrite_global_rows(out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, score_mod=score_mod)

@@ -19,12 +19,14 @@ UNBOUNDED = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Query i visits the keys ``i - left … i + right``; with ``has_globals``, global rows and columns as well."""
+    """Query i visits the keys ``i - left … i + right``; with ``has_globals`` also the global columns, which every query sees, and with
+    ``global_rows`` the global tokens see every key in turn."""
 
     left: int
     right: int
     causal: bool
     has_globals: bool = False
+    global_rows: bool = True
 
     @classmethod
     def window(cls, width: int, causal: bool) -> Pattern:
@@ -49,13 +51,19 @@ class Pattern:
         """The band as a ``mask_mod``."""
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
+    def stretched(self, factor: Any) -> MaskMod:
+        """The band with all its distances multiplied by ``factor``, which may be a tensor."""
+        return lambda b, h, q_idx, kv_idx: (q_idx - kv_idx <= self.left * factor) & (kv_idx - q_idx <= self.right * factor)
+
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
         """Band or global, without padding; causality bounds the global part as well."""
         if global_mask is None:
             return self.band_mod
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            seen = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, q_idx] | global_mask[b, kv_idx]
+            seen = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, kv_idx]
+            if self.global_rows:
+                seen = seen | global_mask[b, q_idx]
             return seen & (kv_idx <= q_idx) if self.causal else seen
 
         return mod

@@ -113,6 +113,14 @@ class MaskedMechanism(Mechanism):
         return self.mask_mod(True, None)(b, h, rows, columns) & (columns <= rows) & real[:, None, None, :]
 
 
+def first_tokens(count: int, padding_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """The ``count`` positions from each sequence's first real token on, ``(B, Nk)`` bool; padding is never among them."""
+    places = torch.arange(shape[1], device=device)[None]
+    if padding_mask is None:
+        return (places < count).expand(shape)
+    return padding_mask & (places < first_real(padding_mask)[:, None] + count)
+
+
 def first_real(padding_mask: Tensor) -> Tensor:
     """Index of each sequence's first real token, ``(B,)``; 0 where there is none."""
     return padding_mask.int().argmax(-1)

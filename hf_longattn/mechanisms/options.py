@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import OptionError, nearest
@@ -78,6 +79,13 @@ def positive(mechanism: str, name: str, value: int) -> None:
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def one_of(mechanism: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse other values than ``choices`` with a sentence that offers the nearest."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be one of {listed}.{nearest(value, choices)}")
 
 
 def _type_name(hint: Any) -> str:

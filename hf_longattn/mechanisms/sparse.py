@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.dense import repeat_heads
 from ..engines.pattern import Pattern, ScoreMod
+from .counting import band_pairs, triangle
 from .masked import MaskedMechanism
 
 
@@ -53,12 +54,4 @@ class SparseMechanism(MaskedMechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)
-        band = length + _clipped_sum(pattern.left, length) + _clipped_sum(pattern.right, length)
-        dense = length * (length + 1) // 2 if causal else length * length
-        return min(dense, band)
-
-
-def _clipped_sum(side: int, length: int) -> int:
-    """Keys on one side of the diagonal, summed over all queries: Σ_i min(i, side)."""
-    side = min(side, length - 1)
-    return side * (side + 1) // 2 + (length - 1 - side) * side
+        return min(triangle(length) if causal else length * length, band_pairs(length, pattern.left, pattern.right))

@@ -1,8 +1,11 @@
-"""Sliding window attention (Beltagy et al. 2020, Longformer, section 3.1; Jiang et al. 2023, Mistral, for the causal form).
+"""Sliding window attention (Beltagy et al. 2020, Longformer, section 3.1; Jiang et al. 2023, Mistral, for the causal form), with the
+dilation per head of the same section and the attention sinks of Xiao et al. 2023 (StreamingLLM, section 3.2).
 
-A window of total width w lets query i see key j when
+A window of total width w with dilation d lets query i see key j when d divides i - j and
 
-    bidirectional:  |i - j| <= w/2          causal:  0 <= i - j < w
+    bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
+
+or when j is one of the ``num_sinks`` positions from the first real token on (and j <= i in the causal form). Each key counts once.
 """
 
 from __future__ import annotations
@@ -10,9 +13,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from ..engines.pattern import MaskMod, Pattern
+from ..engines.dense import repeat_heads
+from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..errors import OptionError
+from .base import Mechanism
+from .counting import band_pairs, column_pairs
+from .dilated import DilatedOptions, DilatedWindow
+from .masked import first_tokens
 from .options import Options, option, positive
 from .registry import register_mechanism
 from .sparse import SparseMechanism
@@ -21,19 +31,33 @@ from .sparse import SparseMechanism
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(Options):
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
+    num_sinks: int = option(0, "how many tokens from the first real one on everyone keeps seeing (attention sinks)", "tokens")
+    dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
 
     def check(self) -> None:
         positive("window", "window", self.window)
+        if self.num_sinks < 0:
+            raise OptionError(
+                f"Option 'num_sinks' of mechanism 'window' is {self.num_sinks}, but must be at least 0; for example num_sinks=4."
+            )
+        if not self.dilation or min(self.dilation) < 1:
+            raise OptionError(
+                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number from 1 on, or one for each head; "
+                "for example dilation=2."
+            )
+
+    def fewest_heads(self) -> int:
+        return len(self.dilation)
 
 
 @register_mechanism("window")
 class Window(SparseMechanism):
-    """Each token sees its neighbours within a fixed distance."""
+    """Each token sees its neighbours within a fixed distance, and the first tokens where sinks are kept."""
 
-    summary = "each token sees the w tokens around it (the last w when causal)"
-    paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B"
-    cost = "N·w"
-    exact_when = "window ≥ 2(N−1), or ≥ N when causal"
+    summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
+    paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
+    cost = "N·(w+sinks)"
+    exact_when = "dilation = 1 and window ≥ 2(N−1), or window + num_sinks ≥ N when causal; num_sinks ≥ N"
     options_type = WindowOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}
 
@@ -43,11 +67,119 @@ class Window(SparseMechanism):
 
     options: WindowOptions
 
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if len(options.dilation) not in (1, num_heads):
+            raise OptionError(
+                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
+                "give one number, or one for each head."
+            )
+        self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
+
     def pattern(self, causal: bool) -> Pattern:
-        return Pattern.window(self.options.window, causal)
+        """The band and the sinks' columns, without dilation."""
+        pattern = Pattern.window(self.options.window, causal)
+        return dataclasses.replace(pattern, has_globals=self.options.num_sinks > 0, global_rows=False)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        return self.pattern(causal).band_mod
+        pattern = self.pattern(causal)
+        if max(self.dilations) == 1:
+            return pattern.visible_mod(global_mask)
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
+            near = ((q_idx - kv_idx) % dilation == 0) & pattern.stretched(dilation)(b, h, q_idx, kv_idx)
+            if global_mask is None:
+                return near
+            return near | (global_mask[b, kv_idx] & (kv_idx <= q_idx) if causal else global_mask[b, kv_idx])
+
+        return mod
+
+    def resolve_globals(
+        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor | None:
+        """The sinks of each sequence."""
+        return first_tokens(self.options.num_sinks, padding_mask, shape, device) if self.options.num_sinks else None
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        arguments = {"causal": causal, "padding_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
+        if max(self.dilations) == 1:
+            return super().forward(q, k, v, score_mod=score_mod, **arguments)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        outs, order = [], []
+        for dilation in sorted(set(self.dilations)):
+            heads = [head for head, own in enumerate(self.dilations) if own == dilation]
+            of_heads = (x[:, heads] for x in (q, k, v))
+            outs.append(self._of_dilation(dilation, len(heads))(*of_heads, score_mod=_for_heads(score_mod, heads), **arguments))
+            order += heads
+        return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]] if len(outs) > 1 else outs[0]
+
+    def _of_dilation(self, dilation: int, heads: int) -> Mechanism:
+        """The heads of one dilation as a mechanism of their own."""
+        window, sinks = self.options.window, self.options.num_sinks
+        if dilation == 1:
+            return Window(heads, self.head_dim, self.hidden_size, self.max_length, WindowOptions(window, sinks))
+        return DilatedWindow(heads, self.head_dim, self.hidden_size, self.max_length, DilatedOptions(window, sinks, dilation))
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        sinks = self.options.num_sinks
+        if length <= sinks:
+            return True
+        if max(self.dilations) > 1:
+            return length == 1
+        return length <= self.options.window + sinks if causal else super().covers(length, causal)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """The mean over the heads, rounded down."""
+        return sum(self._pairs(length, causal, dilation) for dilation in self.dilations) // self.num_heads
+
+    def _pairs(self, length: int, causal: bool, dilation: int) -> int:
+        pattern, sinks = self.pattern(causal), range(min(self.options.num_sinks, length))
+        total = 0
+        for residue in range(min(dilation, length)):
+            members = len(range(residue, length, dilation))
+            own = len(sinks[residue::dilation])
+            total += band_pairs(members, pattern.left, pattern.right) + column_pairs(
+                range(own), members, pattern.left, pattern.right, causal
+            )
+            others = [sink for sink in sinks if sink % dilation != residue]
+            total += sum(len(range(residue, length, dilation)) - (len(range(residue, sink, dilation)) if causal else 0) for sink in others)
+        return total
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        if not self.options.num_sinks:
+            return None
+        return (positions > upcoming - self._span) | (positions < self.options.num_sinks)
+
+    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
+        sinks = (k_positions < self.options.num_sinks) & real
+        crossing = sinks[:, None, None, :] & (k_positions[:, None, None, :] <= q_positions[:, None, :, None])
+        return super().kept_visible(q_positions, k_positions, real) | crossing
+
+    @property
+    def _span(self) -> int:
+        """Distance from a causal query to the first key behind its window."""
+        return (self.options.window - 1) * max(self.dilations) + 1
 
     def reach(self, causal: bool = True) -> int | None:
-        return self.options.window
+        return None if self.options.num_sinks else self._span
+
+
+def _for_heads(score_mod: ScoreMod | None, heads: list[int]) -> ScoreMod | None:
+    """``score_mod`` for the given heads, taken out of the layer."""
+    if score_mod is None:
+        return None
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, torch.tensor(heads, device=h.device)[h], q_idx, kv_idx)

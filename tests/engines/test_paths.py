@@ -12,7 +12,12 @@ from hf_longattn.engines.cpu_band import cpu_band
 from hf_longattn.engines.flex import flex_band
 from hf_longattn.engines.pattern import Pattern
 
-CASES = list(itertools.product(["window", "longformer"], [False, True], [7, 130, 300], ["none", "left", "right", "inside"], [False, True]))
+MECHANISMS = {
+    "band": ("window", {}),
+    "band and columns": ("window", {"num_sinks": 5}),
+    "band, columns and rows": ("longformer", {}),
+}
+CASES = list(itertools.product(MECHANISMS, [False, True], [7, 130, 300], ["none", "left", "right", "inside"], [False, True]))
 
 
 def masks(length: int, side: str) -> Tensor | None:
@@ -27,19 +32,20 @@ def masks(length: int, side: str) -> Tensor | None:
 def run_cpu_band(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, key_mask: Tensor | None, global_mask: Tensor | None, scale: float
 ) -> Tensor:
-    return cpu_band(q, k, v, key_mask, global_mask, pattern.left, pattern.right, pattern.causal, scale)[0]
+    return cpu_band(q, k, v, key_mask, global_mask, pattern.left, pattern.right, pattern.causal, pattern.global_rows, scale)[0]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("path", [run_cpu_band, blockwise_attention, flex_band])
-@pytest.mark.parametrize(("name", "causal", "length", "side", "few_queries"), CASES)
-def test_path_equals_the_definition(path, name: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
+@pytest.mark.parametrize(("visited", "causal", "length", "side", "few_queries"), CASES)
+def test_path_equals_the_definition(path, visited: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if path is flex_band else torch.float64
     q, k, v = (torch.randn(2, 4, length, 16, dtype=dtype) for _ in range(3))
     q = q[:, :, -5:] if few_queries else q
     mask, chosen = masks(length, side), torch.rand(2, length) < 0.1
-    module = build_mechanism(name, num_heads=4, head_dim=16, window=32)
+    name, options = MECHANISMS[visited]
+    module = build_mechanism(name, num_heads=4, head_dim=16, window=32, **options)
     tokens = module.resolve_globals(mask, chosen, (2, length), q.device)
     out = path(q, k, v, module.pattern(causal), key_mask=mask, global_mask=tokens, scale=0.25)
     expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen, scaling=0.25)
@@ -55,7 +61,7 @@ def test_cpu_operator_is_well_formed_for_compile_and_export(chosen: bool) -> Non
     tokens = torch.zeros(1, 200, dtype=torch.bool) if chosen else None
     if tokens is not None:
         tokens[0, [3, 150]] = True
-    arguments = (q, k, v, None, tokens, 16, 16, False, 0.3)
+    arguments = (q, k, v, None, tokens, 16, 16, False, True, 0.3)
     torch.library.opcheck(cpu_band, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 

@@ -1,0 +1,93 @@
+"""Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.2, equation for A^(1) and A^(2) of the fixed form).
+
+With blocks of l tokens, counted from the first real token, query i sees key j when
+
+    own block:  ⌊j/l⌋ = ⌊i/l⌋          or a summary column:  j mod l >= l - c
+
+and j <= i in the causal form: the last c tokens of every (earlier) block pass on what the block has to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.gathered import Part, rows_of
+from ..engines.pattern import MaskMod
+from ..errors import OptionError
+from .counting import block_sizes, triangle
+from .gathered import GatheredMechanism
+from .layout import cells, in_rows, prefixes
+from .options import Options, option, positive
+from .registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedOptions(Options):
+    block_size: int = option(128, "tokens in a block; near √N in the paper", "tokens")
+    num_summary: int = option(8, "last tokens of each block that everyone sees", "tokens")
+
+    def check(self) -> None:
+        positive("fixed", "block_size", self.block_size)
+        positive("fixed", "num_summary", self.num_summary)
+        if self.num_summary > self.block_size:
+            raise OptionError(
+                f"Option 'num_summary' of mechanism 'fixed' is {self.num_summary}, but a block has {self.block_size} tokens; "
+                f"give at most num_summary={self.block_size}."
+            )
+
+
+@register_mechanism("fixed")
+class Fixed(GatheredMechanism):
+    """The own block, and the last tokens of every block."""
+
+    summary = "own block and the last c tokens of every (earlier, when causal) block"
+    paper = "Child et al. 2019, Sparse Transformer, §4.2 (fixed)"
+    cost = "N·(l+c·N/l)"
+    exact_when = "block_size ≥ N, or num_summary = block_size"
+    options_type = FixedOptions
+    sample: ClassVar[dict[str, Any]] = {"block_size": 24, "num_summary": 4}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"block_size": length}
+
+    options: FixedOptions
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        size, first = self.options.block_size, self.options.block_size - self.options.num_summary
+        return lambda b, h, q_idx, kv_idx: (q_idx // size == kv_idx // size) | (kv_idx % size >= first)
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        size, summary = self.options.block_size, self.options.num_summary
+        blocks = rows_of(length, size, device)[0, 0]
+        rows, columns = in_rows(blocks), blocks[:, size - summary :].flatten()
+        per_block = len(rows) // len(blocks)
+        if causal:  # a block lists its own columns itself: those before it need no rule at all
+            seen = [row // per_block * summary for row in range(len(rows))]
+            return (*cells(blocks, blocks, causal=True), *prefixes(rows, columns, seen))
+        columns = columns[: column_count(length, size, summary)]
+        own = cells(blocks, blocks[:, : size - summary], causal=False)
+        return (*own, *prefixes(rows, columns, [len(columns)] * len(rows)))
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        size = self.options.block_size
+        return (positions // size >= upcoming // size) | (positions % size >= size - self.options.num_summary)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.block_size >= length or self.options.num_summary == self.options.block_size
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        size, summary = self.options.block_size, self.options.num_summary
+        if causal:
+            return sum(triangle(own) + own * block * summary for block, own in enumerate(block_sizes(length, size)))
+        total = column_count(length, size, summary)
+        return sum(own * (own + total - max(0, own - (size - summary))) for own in block_sizes(length, size))
+
+
+def column_count(length: int, size: int, summary: int) -> int:
+    """Summary columns among ``length`` tokens; the last block may be too short to have all of its own."""
+    return length // size * summary + max(0, length % size - (size - summary))

@@ -1,0 +1,80 @@
+"""Building blocks of static patterns: rows of queries and keys for the gathered engine.
+
+Positions stand in int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries; where queries see a growing number of
+keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide as its last row needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.gathered import Part
+
+ROW = 128
+"""Queries per row, at most."""
+STEPS = 8
+"""Parts of different width into which a triangle of pairs is cut, at most."""
+BAND_ROW = 64
+"""Queries per row of a band: its keys are the row and both sides."""
+
+
+def band(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> Part:
+    """Pairs at distances ``-right … left`` times ``dilation``: in every residue class of positions, a plain band."""
+    members = -(-length // dilation)
+    left, right = min(left, members - 1), min(right, members - 1)
+    size = min(BAND_ROW, members)
+    first = torch.arange(0, members, size, device=device)[:, None]
+    queries = _members(first + torch.arange(size, device=device), dilation, length)
+    keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
+    return Part(queries, keys, inside=(-right * dilation, left * dilation))
+
+
+def residues(length: int, stride: int, device: torch.device) -> Tensor:
+    """Positions by their residue, ``(stride, ceil(length / stride))``."""
+    steps = torch.arange(-(-length // stride), device=device)[None]
+    return _members(steps, stride, length)[0, 0]
+
+
+def _members(steps: Tensor, stride: int, length: int) -> Tensor:
+    """Positions ``step * stride + residue`` for every residue and row of ``steps (R, T)``: ``(1, 1, stride * R, T)``."""
+    places = steps * stride + torch.arange(stride, device=steps.device)[:, None, None]
+    return torch.where((steps >= 0) & (places < length), places, -1).flatten(0, 1)[None, None]
+
+
+def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[Part]:
+    """Queries ``(C, n)`` of each cell with the keys ``(C, m)`` of the same cell. When causal, queries and keys end together."""
+    count, total = queries.shape[1], keys.shape[1]
+    size = ROW * -(-count // (ROW * STEPS)) if causal else count
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        rows = in_rows(queries[:, first:last])
+        seen = keys[:, : total - count + last] if causal else keys
+        repeated = seen.repeat_interleave(rows.shape[0] // keys.shape[0], 0)
+        yield Part(rows[None, None], repeated[None, None], causal=causal, outside=outside)
+
+
+def in_rows(cells: Tensor) -> Tensor:
+    """Cells ``(C, n)`` cut into equal rows of at most :data:`ROW`, ``(C * r, n / r)``."""
+    pieces = -(-cells.shape[1] // ROW)
+    size = -(-cells.shape[1] // pieces)
+    return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).reshape(-1, size)
+
+
+def prefixes(
+    rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
+) -> Iterator[Part]:
+    """Row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``, which never falls from row to row."""
+    count = len(seen)
+    size = count if seen[0] == seen[-1] else -(-count // STEPS)
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        widest = seen[last - 1]
+        if widest == 0:
+            continue
+        limit = torch.tensor(seen[first:last], device=keys.device)[:, None]
+        listed = torch.where(torch.arange(widest, device=keys.device) < limit, keys[:widest], -1)
+        yield Part(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)

@@ -1,0 +1,226 @@
+"""Attention inside blocks of b tokens, counted from the first real token, and what each block knows of the others.
+
+With B(i) = ⌊i/b⌋ query i sees, under one softmax,
+
+    none       the keys of its own block
+    previous   also those of the block before (and, bidirectional, of the block behind): Qiu et al. 2020, BlockBERT (Blockwise), whose
+               heads of identical and of shifted block indices are here the keys of one head
+    pooled     the keys of its own block, and one summary, the mean key and value, of each other block (each earlier one when causal)
+    attention  the same with summaries weighed by attention; see :mod:`hf_longattn.mechanisms.summaries`
+
+and keys j <= i only in the causal form. One softmax over a block's own keys and the others' summaries is the form of Combiner
+(Ren et al. 2021, section 3.1, Combiner-Fixed). A summary is an average of values, so it multiplies the values like any weight: spread
+over the tokens of its block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.block_sparse import DENSE_CELLS
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.pattern import MaskMod, ScoreMod
+from .base import softmax_over
+from .counting import block_sizes, triangle
+from .gathered import GatheredMechanism, shifted, turn, turning
+from .layout import cells, in_rows, prefixes
+from .masked import first_real
+from .options import Options, one_of, option, positive
+from .registry import register_mechanism
+from .summaries import at_summaries, summarise
+
+INTEGRATIONS = ("none", "previous", "pooled", "attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentedOptions(Options):
+    block_size: int = option(256, "tokens in a block", "tokens")
+    integration: str = option(
+        "previous",
+        "what a block sees of the others: 'none'; 'previous' (bidirectional: both neighbours); 'pooled': a mean key and value of each; "
+        "'attention': a key and value of each, weighed by attention to its mean key",
+    )
+
+    def check(self) -> None:
+        positive("segmented", "block_size", self.block_size)
+        one_of("segmented", "integration", self.integration, INTEGRATIONS)
+
+
+@register_mechanism("segmented")
+class Segmented(GatheredMechanism):
+    """Blocks, and the neighbouring blocks or summaries of all others."""
+
+    summary = "softmax inside blocks; the others unseen, neighbours only, or as pooled summaries"
+    paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §3.1"
+    cost = "N·b, with summaries N·(b+N/b)"
+    exact_when = "block_size ≥ N; integration = 'previous': 2·block_size ≥ N"
+    options_type = SegmentedOptions
+    sample: ClassVar[dict[str, Any]] = {"block_size": 24, "integration": "pooled"}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"block_size": length}
+
+    options: SegmentedOptions
+
+    @property
+    def summarises(self) -> bool:
+        """Whether other blocks are seen as summaries."""
+        return self.options.integration in ("pooled", "attention")
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """Which keys have a weight; with summaries these are all (earlier) ones."""
+        size, reached = self.options.block_size, self._neighbours
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            away = q_idx // size - kv_idx // size
+            return away == away if self.summarises else (away <= reached) & (away >= -reached)
+
+        return mod
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        size = self.options.block_size
+        blocks = rows_of(length, size, device)[0, 0]
+        if self.options.integration == "none":
+            return tuple(cells(blocks, blocks, causal=causal))
+        if self.options.integration == "previous":
+            before, behind = F.pad(blocks, (0, 0, 1, 0), value=-1)[:-1], F.pad(blocks, (0, 0, 0, 1), value=-1)[1:]
+            keys = [before, blocks] if causal else [before, blocks, behind]
+            return tuple(cells(blocks, torch.cat(keys, 1), causal=causal))
+        return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
+        if not self.summarises or self.covers(k.shape[2], causal):
+            return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, score_mod=score_mod, **arguments)
+        q_len, kv_len = q.shape[2], k.shape[2]
+        start = turning(padding_mask)
+        if start is not None:
+            assert padding_mask is not None
+            k, v = turn(k, start), turn(v, start)
+            padding_mask = turn(padding_mask[:, None, :, None], start)[:, 0, :, 0]
+            score_mod = shifted(score_mod, start)
+        pooled = summarise(k, v, padding_mask, self.options.block_size, *self._pooling(q, scaling))
+        k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, pooled.keys), (v, pooled.values)))
+        arguments["score_mod"] = at_summaries(score_mod, kv_len, pooled.position)
+        if padding_mask is not None:
+            arguments["key_mask"] = torch.cat([padding_mask, pooled.real], 1)
+        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+            places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
+            places = places if start is None else places - start[:, None, None, None]
+            return dense_attention(q, k, v, mask_mod=self._extended_mod(kv_len, causal), q_idx=places, **arguments)
+        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        q = q if start is None else turn(q, start)
+        out = gathered_attention(q, k, v, self.plan(kv_len, causal, q.device), **arguments)
+        out = out if start is None else turn(out, -start)
+        return out[:, :, kv_len - q_len :]
+
+    def _pooling(self, q: Tensor, scaling: float | None) -> tuple[bool, float]:
+        return self.options.integration == "attention", q.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def _extended_mod(self, length: int, causal: bool) -> MaskMod:
+        """Which of the keys, and of the summaries behind them, a query sees."""
+        size = self.options.block_size
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            own, block = q_idx // size, kv_idx - length
+            inside = (kv_idx < length) & (kv_idx // size == own)
+            other = (block >= 0) & (block != own)
+            return (inside & (kv_idx <= q_idx)) | (other & (block < own)) if causal else inside | other
+
+        return mod
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        if not self.summarises:
+            return super().dense_weights(q, k, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
+        (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
+        k = repeat_heads(k, heads)
+        by_attention, scale = self._pooling(q, scaling)
+        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+        real = q.new_ones(batch, kv_len, dtype=torch.bool) if padding_mask is None else padding_mask
+        start = first_real(real).view(-1, 1, 1, 1)
+        # How a block weighs its tokens, (B, H, M, Nk): spreads a summary's weight, and pools the keys.
+        block = torch.arange(-(-kv_len // size), device=q.device)
+        member = (real[:, None, None, :] & ((kv_idx - start) // size == block[:, None])).expand(batch, heads, -1, -1)
+        spread = softmax_over(torch.zeros_like(member, dtype=k.dtype), member)
+        if by_attention:
+            spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * scale, member)
+        position = (member * kv_idx).sum(-1) // member.sum(-1).clamp(min=1)
+        scores, pooled = (q @ keys.transpose(-1, -2) * scale for keys in (k, spread @ k))
+        if score_mod is not None:
+            scores, pooled = score_mod(scores, b, h, q_idx, kv_idx), score_mod(pooled, b, h, q_idx, position[:, :, None, :])
+        own = (q_idx - start) // size
+        inside = real[:, None, None, :] & ((kv_idx - start) // size == own) & ((kv_idx <= q_idx) | (not causal))
+        other = member.any(-1)[:, :, None, :] & ((block < own) if causal else (block != own))
+        seen = torch.cat([inside.expand(scores.shape), other.expand(pooled.shape)], -1)
+        weights = softmax_over(torch.cat([scores, pooled], -1), seen)
+        return weights[..., :kv_len] + weights[..., kv_len:] @ spread
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        if self.summarises:
+            return None
+        return positions // self.options.block_size >= upcoming // self.options.block_size - self._neighbours
+
+    @property
+    def _neighbours(self) -> int:
+        """Blocks seen on each side of the own one."""
+        return 1 if self.options.integration == "previous" else 0
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.block_size * (2 if self.options.integration == "previous" else 1) >= length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """With summaries, a query and a summary are one pair."""
+        sizes = block_sizes(length, self.options.block_size)
+        own = sum(triangle(size) if causal else size * size for size in sizes)
+        if self.options.integration == "previous":
+            return own + sum(a * b for a, b in itertools.pairwise(sizes)) * (1 if causal else 2)
+        if self.summarises:
+            return own + sum(size * (block if causal else len(sizes) - 1) for block, size in enumerate(sizes))
+        return own
+
+
+def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Part]:
+    """The rows of ``blocks (M, b)`` with the summaries, behind ``length`` keys, of the other blocks."""
+    rows, count = in_rows(blocks), len(blocks)
+    per_block = len(rows) // count
+    if causal:
+        summaries = torch.arange(length, length + count, device=blocks.device)
+        yield from prefixes(rows, summaries, [row // per_block for row in range(len(rows))])
+        return
+    own = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
+    others = torch.arange(count - 1, device=blocks.device)
+    yield Part(rows[None, None], (length + others + (others >= own))[None, None])

@@ -1,0 +1,107 @@
+"""Strided attention of the Sparse Transformer (Child et al. 2019, section 4.2, equation for A^(1) and A^(2) of the strided form).
+
+Query i sees key j when j is in the window, or on the stride s:
+
+    window      bidirectional:  |i - j| <= w/2         causal:  0 <= i - j < w
+    on stride   relative:  s divides i - j             absolute:  j mod s = s - 1
+
+and j <= i in the causal form. The paper's form is the relative one, with w = s near √N. In the absolute form all queries look at the
+same columns, counted from the first real token, so that decoding may forget the keys between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.gathered import Part, rows_of
+from ..engines.pattern import MaskMod, Pattern
+from .counting import band_pairs, column_pairs
+from .gathered import GatheredMechanism
+from .layout import ROW, band, cells, prefixes, residues
+from .options import Options, one_of, option, positive
+from .registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class StridedOptions(Options):
+    window: int = option(128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
+    stride: int = option(128, "distance between the further keys; near √N in the paper", "tokens")
+    columns: str = option(
+        "relative", "'relative': every stride-th key from the query on, as published; 'absolute': every stride-th key of the sequence"
+    )
+
+    def check(self) -> None:
+        positive("strided", "window", self.window)
+        positive("strided", "stride", self.stride)
+        one_of("strided", "columns", self.columns, ("relative", "absolute"))
+
+
+@register_mechanism("strided")
+class Strided(GatheredMechanism):
+    """A window, and every s-th key beyond it."""
+
+    summary = "a window and every s-th key, counted from the query or from the start"
+    paper = "Child et al. 2019, Sparse Transformer, §4.2 (strided)"
+    cost = "N·(w+N/s)"
+    exact_when = "stride = 1, or window ≥ 2(N−1), or ≥ N when causal"
+    options_type = StridedOptions
+    sample: ClassVar[dict[str, Any]] = {"window": 24, "stride": 16}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"stride": 1}
+
+    options: StridedOptions
+
+    def window(self, causal: bool) -> Pattern:
+        """The local part."""
+        return Pattern.window(self.options.window, causal)
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        near, stride, relative = self.window(causal).band_mod, self.options.stride, self.options.columns == "relative"
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return near(b, h, q_idx, kv_idx) | ((q_idx - kv_idx) % stride == 0 if relative else kv_idx % stride == stride - 1)
+
+        return mod
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        near, stride = self.window(causal), self.options.stride
+        within = (-near.right, near.left)
+        local = band(length, near.left, near.right, device)
+        if self.options.columns == "relative":
+            classes = residues(length, stride, device)
+            return (local, *cells(classes, classes, causal=causal, outside=within))
+        columns = torch.arange(stride - 1, length, stride, device=device)
+        rows = rows_of(length, ROW, device)[0, 0]
+        seen = [min((row + 1) * ROW, length) // stride if causal else len(columns) for row in range(len(rows))]
+        return (local, *prefixes(rows, columns, seen, causal=causal, outside=within))
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        stride = self.options.stride
+        if self.options.columns == "relative":
+            return None
+        return (positions > upcoming - self.options.window) | (positions % stride == stride - 1)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.stride == 1 or self.window(causal).covers(length, length)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        near, stride = self.window(causal), self.options.stride
+        local = band_pairs(length, near.left, near.right)
+        if self.options.columns == "absolute":
+            return local + column_pairs(range(stride - 1, length, stride), length, near.left, near.right, causal)
+        far = _strides_beyond(near.left, stride, length)
+        return local + (far if causal else far + _strides_beyond(near.right, stride, length))
+
+
+def _strides_beyond(side: int, stride: int, length: int) -> int:
+    """Multiples of the stride between ``side`` and the query's position, summed over all queries: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
+    steps = max(0, (length - 1) // stride - side // stride)
+    first = (side // stride + 1) * stride
+    # Query `first` has one, and each stride one more; the last stretch of queries is cut short by the length.
+    return 0 if not steps else stride * (steps * (steps - 1) // 2) + steps * (length - first - (steps - 1) * stride)

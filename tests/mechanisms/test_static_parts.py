@@ -1,0 +1,79 @@
+"""Static patterns: the parts list every pair of the mask once and nothing else, and their number is what `pairs` states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn import build_mechanism
+from hf_longattn.mechanisms.gathered import GatheredMechanism
+from tests.mechanisms.listed import listed
+
+CPU = torch.device("cpu")
+PATTERNS: list[tuple[str, dict[str, Any]]] = [
+    ("strided", {"window": 6, "stride": 4}),
+    ("strided", {"window": 1, "stride": 7}),
+    ("strided", {"window": 32, "stride": 3}),
+    ("strided", {"window": 6, "stride": 4, "columns": "absolute"}),
+    ("strided", {"window": 40, "stride": 9, "columns": "absolute"}),
+    ("fixed", {"block_size": 8, "num_summary": 1}),
+    ("fixed", {"block_size": 150, "num_summary": 7}),
+    ("fixed", {"block_size": 5, "num_summary": 3}),
+    ("segmented", {"block_size": 8, "integration": "none"}),
+    ("segmented", {"block_size": 140, "integration": "none"}),
+    ("segmented", {"block_size": 8, "integration": "previous"}),
+    ("segmented", {"block_size": 1, "integration": "previous"}),
+    ("segmented", {"block_size": 133, "integration": "previous"}),
+]
+LENGTHS = (1, 2, 7, 8, 9, 31, 64, 65, 129, 300, 1100)
+
+
+def mask_of(mechanism: Any, length: int, causal: bool) -> torch.Tensor:
+    seen = mechanism.visible(length, length, 1, CPU, causal=causal, padding_mask=None, global_mask=None)
+    return seen.expand(1, mechanism.num_heads, length, length)[0]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("name", "options"), PATTERNS, ids=str)
+def test_parts_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any], causal: bool) -> None:
+    mechanism = build_mechanism(name, num_heads=1, head_dim=4, **options)
+    assert isinstance(mechanism, GatheredMechanism)
+    for length in LENGTHS:
+        seen = mask_of(mechanism, length, causal)[0]
+        if not mechanism.covers(length, causal):
+            assert torch.equal(listed(mechanism.parts(length, causal, CPU), length, length), seen.long()), length
+        assert mechanism.covers(length, causal) <= torch.equal(
+            seen, mask_of(build_mechanism("full", num_heads=1, head_dim=4), length, causal)[0]
+        )
+        assert mechanism.pairs(length, causal) == seen.sum(), length
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("integration", ["pooled", "attention"])
+@pytest.mark.parametrize("size", [1, 8, 140])
+def test_summaries_are_listed_once_by_every_other_block(size: int, integration: str, causal: bool) -> None:
+    mechanism = build_mechanism("segmented", num_heads=1, head_dim=4, block_size=size, integration=integration)
+    for length in LENGTHS:
+        if mechanism.covers(length, causal):
+            continue
+        query, block = torch.arange(length)[:, None] // size, torch.arange(-(-length // size))
+        position = torch.arange(length)
+        own = (query == position // size) & ((position <= position[:, None]) if causal else True)
+        others = (block < query) if causal else (block != query)
+        expected = torch.cat([own, others], 1)
+        assert torch.equal(listed(mechanism.parts(length, causal, CPU), length, length + len(block)), expected.long()), length
+        assert mechanism.pairs(length, causal) == expected.sum()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sinks", [0, 3, 20])
+@pytest.mark.parametrize("dilation", [2, 3, 16])
+def test_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int, causal: bool) -> None:
+    window = build_mechanism("window", num_heads=2, head_dim=4, window=6, num_sinks=sinks, dilation=(dilation, 1))
+    for length in LENGTHS:
+        seen = mask_of(window, length, causal)
+        parts = window._of_dilation(dilation, 1).parts(length, causal, CPU)
+        assert torch.equal(listed(parts, length, length), seen[0].long()), length
+        assert window.pairs(length, causal) == seen.sum() // 2, length

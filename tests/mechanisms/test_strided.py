@@ -1,0 +1,75 @@
+"""`strided`: the two forms of its columns, drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_longattn import build_mechanism
+from hf_longattn.errors import OptionError
+from tests.mechanisms.listed import picture
+
+
+def drawn(length: int, causal: bool, **options) -> list[str]:
+    mechanism = build_mechanism("strided", num_heads=1, head_dim=4, **options)
+    return picture(mechanism.visible(length, length, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)[0, 0])
+
+
+def test_relative_columns_go_with_the_query() -> None:
+    assert drawn(9, True, window=2, stride=3) == [
+        "#........",
+        "##.......",
+        ".##......",
+        "#.##.....",
+        ".#.##....",
+        "..#.##...",
+        "#..#.##..",
+        ".#..#.##.",
+        "..#..#.##",
+    ]
+    assert drawn(9, False, window=2, stride=4) == [
+        "##..#...#",
+        "###..#...",
+        ".###..#..",
+        "..###..#.",
+        "#..###..#",
+        ".#..###..",
+        "..#..###.",
+        "...#..###",
+        "#...#..##",
+    ]
+
+
+def test_absolute_columns_stay() -> None:
+    assert drawn(9, True, window=2, stride=3, columns="absolute") == [
+        "#........",
+        "##.......",
+        ".##......",
+        "..##.....",
+        "..###....",
+        "..#.##...",
+        "..#..##..",
+        "..#..###.",
+        "..#..#.##",
+    ]
+
+
+def test_absolute_columns_are_counted_from_the_first_real_token() -> None:
+    mechanism = build_mechanism("strided", num_heads=1, head_dim=4, window=1, stride=3, columns="absolute")
+    padding = torch.tensor([[False, True, True, True, True, True, True, True]])
+    seen = mechanism.visible(8, 8, 1, torch.device("cpu"), causal=True, padding_mask=padding, global_mask=None)
+    assert seen[0, 0, 7].nonzero()[:, 0].tolist() == [3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"window": 0}, "'window' of mechanism 'strided' is 0"),
+        ({"stride": -2}, "'stride' of mechanism 'strided' is -2"),
+        ({"columns": "absolut"}, "Did you mean 'absolute'"),
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        build_mechanism("strided", num_heads=1, head_dim=4, **options)

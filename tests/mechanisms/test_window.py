@@ -1,0 +1,130 @@
+"""`window`: what sinks and dilation let a token see, and which values are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.errors import OptionError
+from tests.mechanisms.listed import picture
+
+CPU = torch.device("cpu")
+
+
+def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: int = 2, **options) -> torch.Tensor:
+    mechanism = build_mechanism("window", num_heads=heads, head_dim=4, **options)
+    batch = 1 if padding is None else len(padding)
+    mask = mechanism.visible(length, length, batch, CPU, causal=causal, padding_mask=padding, global_mask=None)
+    return mask.expand(batch, heads, length, length)
+
+
+def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
+    assert picture(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
+        "#.......",
+        "##......",
+        "###.....",
+        "####....",
+        "##.##...",
+        "##..##..",
+        "##...##.",
+        "##....##",
+    ]
+    assert picture(seen(8, False, window=2, num_sinks=2)[0, 0]) == [
+        "##......",
+        "###.....",
+        "####....",
+        "#####...",
+        "##.###..",
+        "##..###.",
+        "##...###",
+        "##....##",
+    ]
+
+
+def test_sinks_are_counted_from_the_first_real_token() -> None:
+    padding = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0]], dtype=torch.bool)
+    mask = seen(8, True, padding, window=1, num_sinks=1)[:, 0]
+    assert mask[0, 2:, 2].all()
+    assert not mask[0, :, :2].any()
+    assert mask[1, :6, 0].all()
+
+
+def test_every_head_has_its_dilation() -> None:
+    mask = seen(9, True, window=3, dilation=(1, 2))[0]
+    assert picture(mask[1]) == [
+        "#........",
+        ".#.......",
+        "#.#......",
+        ".#.#.....",
+        "#.#.#....",
+        ".#.#.#...",
+        "..#.#.#..",
+        "...#.#.#.",
+        "....#.#.#",
+    ]
+    assert picture(mask[0])[5:] == ["...###...", "....###..", ".....###.", "......###"]
+    assert picture(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
+@pytest.mark.parametrize("options", [{"num_sinks": 5}, {"dilation": (3,)}, {"dilation": (1, 4, 2, 4), "num_sinks": 5}], ids=str)
+def test_sinks_and_dilation_equal_the_definition(options: dict, side: str, causal: bool) -> None:
+    length = 300
+    q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))
+    padding = torch.ones(2, length, dtype=torch.bool)
+    padding[0, {"none": slice(0), "left": slice(90), "right": slice(200, None), "inside": slice(2, 60)}[side]] = False
+    arguments = {"causal": causal, "padding_mask": padding, "window": 24, "scaling": 0.4, **options}
+    real = padding[:, None, :, None]
+    out, expected = (function(q, k, v, "window", **arguments) * real for function in (attend, reference_attend))
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
+    weight = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+    few = attend(q[:, :, -7:], k, v, "window", **arguments) * real[:, :, -7:]
+    torch.testing.assert_close(few, out[:, :, -7:], atol=1e-5, rtol=0)
+
+
+def test_a_score_term_meets_the_right_head() -> None:
+    q, k, v = (torch.randn(1, 4, 300, 16) for _ in range(3))
+
+    def per_head(score, b, h, i, j):
+        return score - 0.1 * h * (i - j).abs()
+
+    arguments = {"score_mod": per_head, "window": 24, "dilation": (2, 1, 2, 3), "num_sinks": 2}
+    torch.testing.assert_close(attend(q, k, v, **arguments), reference_attend(q, k, v, **arguments).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"window": 3, "num_sinks": 4}, {"window": 4, "num_sinks": 9}, {"window": 2, "dilation": (2,)}], ids=str
+)
+def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> None:
+    mechanism = build_mechanism("window", num_heads=2, head_dim=4, **options)
+    for length in range(1, 16):
+        mask = seen(length, causal, **options)
+        full = torch.ones(length, length, dtype=torch.bool)
+        assert mechanism.covers(length, causal) == torch.equal(mask[0, 0], full.tril() if causal else full), length
+    reach = mechanism.reach()
+    if reach is None:
+        assert options["num_sinks"]
+    else:
+        assert seen(40, True, **options)[0, 0, -1].nonzero()[0] == 40 - reach
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"window": 0}, "'window' of mechanism 'window' is 0"),
+        ({"num_sinks": -1}, "at least 0"),
+        ({"dilation": (1, 0)}, "one number from 1 on"),
+        ({"dilation": ()}, "one number from 1 on"),
+        ({"dilation": (1, 2)}, "2 entries for 4 heads"),
+        ({"sinks": 4}, "no option 'sinks'"),
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        build_mechanism("window", num_heads=4, head_dim=4, **options)

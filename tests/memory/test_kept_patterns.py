@@ -1,0 +1,55 @@
+"""Decoding with what each static pattern keeps: the same logits as the whole forward pass, in memory that follows the pattern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hf_longattn.memory.kept_cache import SLACK
+from tests.reference.small_models import long_like, padding, plain_model, tokens
+
+PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
+    "sinks": ({"mechanism": "window", "window": 9, "num_sinks": 3}, 9 + 3),
+    "dilated, with sinks": ({"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2}, 13 + 2),
+    "absolute columns": ({"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"}, 9 + 400 // 7),
+    "summary columns": ({"mechanism": "fixed", "block_size": 10, "num_summary": 2}, 10 + 2 * 400 // 10),
+    "blocks": ({"mechanism": "segmented", "block_size": 12, "integration": "none"}, 12),
+    "two blocks": ({"mechanism": "segmented", "block_size": 12, "integration": "previous"}, 24),
+}
+ALL_KEPT: dict[str, dict[str, Any]] = {
+    "relative columns": {"mechanism": "strided", "window": 9, "stride": 7},
+    "summaries": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
+}
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
+@pytest.mark.parametrize("pattern", [*PATTERNS, *ALL_KEPT])
+def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) -> None:
+    length = 170
+    attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
+    longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(3, length)
+    mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cuts = [(0, 60), (60, 67), *((i, i + 1) for i in range(67, length))]
+    with torch.no_grad():
+        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        cache, steps = DynamicCache(config=longer.config), []
+        for begin, end in cuts:
+            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
+            steps.append(out.logits)
+    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    assert getattr(cache.layers[0], "pruned", False) == (pattern in PATTERNS)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_memory_follows_the_pattern(pattern: str) -> None:
+    attention, reachable = PATTERNS[pattern]
+    cache = DynamicCache(config=long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention).config)
+    for _ in range(400):
+        new = torch.randn(1, 4, 1, 16)
+        cache.update(new, new, 0)
+        cache.layers[0].note_padding(None)
+        assert cache.layers[0].keys.shape[2] <= reachable + 2 * SLACK
