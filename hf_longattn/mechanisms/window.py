@@ -115,7 +115,7 @@ class Window(SparseMechanism):
         score_mod: ScoreMod | None = None,
         seed: int = 0,
     ) -> Tensor:
-        arguments = {"causal": causal, "padding_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
+        arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
         if max(self.dilations) == 1:
             return super().forward(q, k, v, score_mod=score_mod, **arguments)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
