@@ -51,10 +51,6 @@ class Pattern:
         """The band as a ``mask_mod``."""
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
-    def stretched(self, factor: Any) -> MaskMod:
-        """The band with all its distances multiplied by ``factor``, which may be a tensor."""
-        return lambda b, h, q_idx, kv_idx: (q_idx - kv_idx <= self.left * factor) & (kv_idx - q_idx <= self.right * factor)
-
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
         """Band or global, without padding; causality bounds the global part as well."""
         if global_mask is None:

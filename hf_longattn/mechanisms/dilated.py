@@ -1,5 +1,4 @@
-"""Dilated sliding window (Beltagy et al. 2020, Longformer, section 3.1, figure 2c) with attention sinks: the form of
-:mod:`hf_longattn.mechanisms.window` that heads with one dilation d > 1 run.
+"""The window in parts: what heads with a dilation run, and what a union joins.
 
 The tokens at positions of equal residue modulo d attend among themselves by a plain window, so the cost is that of a window.
 """
@@ -7,6 +6,7 @@ The tokens at positions of equal residue modulo d attend among themselves by a p
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,43 +16,50 @@ from ..engines.gathered import Part
 from ..engines.pattern import MaskMod, Pattern
 from .gathered import GatheredMechanism
 from .layout import band
-from .options import Options
+from .window_mask import WindowMask
 
 
-@dataclasses.dataclass(frozen=True)
-class DilatedOptions(Options):
-    """As :class:`hf_longattn.mechanisms.window.WindowOptions`, with one dilation for all heads."""
+class DilatedWindow(WindowMask, GatheredMechanism):
+    """``window`` on the gathered engine; built by it, not by name."""
 
-    window: int
-    num_sinks: int
-    dilation: int
-
-
-class DilatedWindow(GatheredMechanism):
-    """The heads of one dilation; built by ``window``, not by name."""
-
-    options: DilatedOptions
+    name = "window"
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        pattern, dilation, sinks = Pattern.window(self.options.window, causal), self.options.dilation, self.options.num_sinks
+        pattern, sinks = Pattern.window(self.options.window, causal), self.options.num_sinks
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            near = ((q_idx - kv_idx) % dilation == 0) & pattern.stretched(dilation)(b, h, q_idx, kv_idx)
-            return near | ((kv_idx < sinks) & (kv_idx >= 0))
+            return dilated_band(pattern, self.dilations, h, q_idx, kv_idx) | ((kv_idx < sinks) & (kv_idx >= 0))
 
         return mod
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
-        pattern, dilation = Pattern.window(self.options.window, causal), self.options.dilation
+        each = sorted(set(self.dilations))
+        if len(each) == 1:
+            return tuple(self._parts_of(each[0], length, causal, device))
+        of_head = torch.tensor(self.dilations, device=device).view(1, -1, 1, 1)
+        return tuple(
+            dataclasses.replace(part, queries=torch.where(of_head == dilation, part.queries, -1))
+            for dilation in each
+            for part in self._parts_of(dilation, length, causal, device)
+        )
+
+    def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[Part]:
+        pattern = Pattern.window(self.options.window, causal)
         near = band(length, pattern.left, pattern.right, device, dilation)
+        yield near
         if not self.options.num_sinks:
-            return (near,)
+            return
         # Sinks of the queries' own residue are left out where the window has them; the others never lie in it.
         sinks = torch.arange(min(self.options.num_sinks, length), device=device)
         own = near.queries[..., :1] % dilation == sinks % dilation
         within = (-pattern.right * dilation, pattern.left * dilation)
-        return (
-            near,
-            Part(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within),
-            Part(near.queries, torch.where(own, -1, sinks), causal=causal),
-        )
+        yield Part(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
+        if dilation > 1:
+            yield Part(near.queries, torch.where(own, -1, sinks), causal=causal)
+
+
+def dilated_band(pattern: Pattern, dilations: tuple[int, ...], h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    """Which keys lie in the window of head h, as a mask_mod says it."""
+    dilation = torch.tensor(dilations, device=q_idx.device)[h]
+    away = q_idx - kv_idx
+    return (away % dilation == 0) & (away <= pattern.left * dilation) & (-away <= pattern.right * dilation)

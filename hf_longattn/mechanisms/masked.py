@@ -25,6 +25,10 @@ class MaskedMechanism(Mechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
 
+    def for_union(self) -> MaskedMechanism:
+        """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
+        return self
+
     def resolve_globals(
         self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
     ) -> Tensor | None:

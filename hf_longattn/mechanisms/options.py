@@ -66,6 +66,10 @@ class Options:
         """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings)."""
         return {k: [_plain(one) for one in v] if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
+    def is_mask(self) -> bool:
+        """Whether a mechanism over masks is, with these options, a mask and nothing more, as a union needs."""
+        return True
+
     def fewest_heads(self) -> int:
         """How many heads a layer must have for these options to make sense."""
         return 1

@@ -38,6 +38,7 @@ from .registry import register_mechanism
 from .summaries import at_summaries, summarise
 
 INTEGRATIONS = ("none", "previous", "pooled", "attention")
+SUMMARISING = ("pooled", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,9 @@ class SegmentedOptions(Options):
     def check(self) -> None:
         positive("segmented", "block_size", self.block_size)
         one_of("segmented", "integration", self.integration, INTEGRATIONS)
+
+    def is_mask(self) -> bool:
+        return self.integration not in SUMMARISING
 
 
 @register_mechanism("segmented")
@@ -74,7 +78,7 @@ class Segmented(GatheredMechanism):
     @property
     def summarises(self) -> bool:
         """Whether other blocks are seen as summaries."""
-        return self.options.integration in ("pooled", "attention")
+        return not self.options.is_mask()
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """Which keys have a weight; with summaries these are all (earlier) ones."""

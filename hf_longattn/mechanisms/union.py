@@ -45,7 +45,8 @@ class UnionOptions(Options):
         if not self.of:
             raise OptionError(f"Mechanism 'union' needs the mechanisms that it joins, for example {EXAMPLE}.")
         for choice in self.of:
-            if not issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism):
+            plain = issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism)
+            if not plain or not choice.options.is_mask():
                 raise OptionError(
                     f"Mechanism {choice.mechanism!r} is no mask over positions, so a union cannot hold it; "
                     "join masks such as window, longformer or strided, or give it to heads of its own with 'per_head'."
@@ -75,7 +76,7 @@ class Union(GatheredMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.members = nn.ModuleList([choice.build(num_heads, head_dim, hidden_size, max_length) for choice in options.of])
+        self.members = nn.ModuleList([_joined(choice.build(num_heads, head_dim, hidden_size, max_length)) for choice in options.of])
         adopt(self, self.mechanisms)
 
     @property
@@ -172,6 +173,10 @@ class Union(GatheredMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         """From above: pairs that several members see are counted for each, up to full attention."""
         return min(Mechanism.pairs(self, length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
+
+
+def _joined(member: Mechanism) -> Mechanism:
+    return member.for_union() if isinstance(member, MaskedMechanism) else member
 
 
 def _any_of(mods: list[MaskMod]) -> MaskMod:

@@ -18,40 +18,18 @@ from torch import Tensor
 
 from ..engines.dense import repeat_heads
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
-from ..errors import OptionError
 from .base import Mechanism
-from .counting import band_pairs, column_pairs
-from .dilated import DilatedOptions, DilatedWindow
-from .masked import first_tokens
-from .options import Options, option, positive
+from .dilated import DilatedWindow, dilated_band
+from .masked import MaskedMechanism, first_tokens
 from .registry import register_mechanism
 from .sparse import SparseMechanism
+from .window_mask import WindowMask, WindowOptions
 
-
-@dataclasses.dataclass(frozen=True)
-class WindowOptions(Options):
-    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
-    num_sinks: int = option(0, "how many tokens from the first real one on everyone keeps seeing (attention sinks)", "tokens")
-    dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
-
-    def check(self) -> None:
-        positive("window", "window", self.window)
-        if self.num_sinks < 0:
-            raise OptionError(
-                f"Option 'num_sinks' of mechanism 'window' is {self.num_sinks}, but must be at least 0; for example num_sinks=4."
-            )
-        if not self.dilation or min(self.dilation) < 1:
-            raise OptionError(
-                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number from 1 on, or one for each head; "
-                "for example dilation=2."
-            )
-
-    def fewest_heads(self) -> int:
-        return len(self.dilation)
+__all__ = ["Window", "WindowOptions"]
 
 
 @register_mechanism("window")
-class Window(SparseMechanism):
+class Window(WindowMask, SparseMechanism):
     """Each token sees its neighbours within a fixed distance, and the first tokens where sinks are kept."""
 
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
@@ -65,17 +43,6 @@ class Window(SparseMechanism):
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {"window": 2 * length}
 
-    options: WindowOptions
-
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        if len(options.dilation) not in (1, num_heads):
-            raise OptionError(
-                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
-                "give one number, or one for each head."
-            )
-        self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
-
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
         pattern = Pattern.window(self.options.window, causal)
@@ -87,8 +54,7 @@ class Window(SparseMechanism):
             return pattern.visible_mod(global_mask)
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
-            near = ((q_idx - kv_idx) % dilation == 0) & pattern.stretched(dilation)(b, h, q_idx, kv_idx)
+            near = dilated_band(pattern, self.dilations, h, q_idx, kv_idx)
             if global_mask is None:
                 return near
             return near | (global_mask[b, kv_idx] & (kv_idx <= q_idx) if causal else global_mask[b, kv_idx])
@@ -129,53 +95,19 @@ class Window(SparseMechanism):
 
     def _of_dilation(self, dilation: int, heads: int) -> Mechanism:
         """The heads of one dilation as a mechanism of their own."""
-        window, sinks = self.options.window, self.options.num_sinks
-        if dilation == 1:
-            return Window(heads, self.head_dim, self.hidden_size, self.max_length, WindowOptions(window, sinks))
-        return DilatedWindow(heads, self.head_dim, self.hidden_size, self.max_length, DilatedOptions(window, sinks, dilation))
-
-    def covers(self, length: int, causal: bool = False) -> bool:
-        sinks = self.options.num_sinks
-        if length <= sinks:
-            return True
-        if max(self.dilations) > 1:
-            return length == 1
-        return length <= self.options.window + sinks if causal else super().covers(length, causal)
-
-    def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down."""
-        return sum(self._pairs(length, causal, dilation) for dilation in self.dilations) // self.num_heads
-
-    def _pairs(self, length: int, causal: bool, dilation: int) -> int:
-        pattern, sinks = self.pattern(causal), range(min(self.options.num_sinks, length))
-        total = 0
-        for residue in range(min(dilation, length)):
-            members = len(range(residue, length, dilation))
-            own = len(sinks[residue::dilation])
-            total += band_pairs(members, pattern.left, pattern.right) + column_pairs(
-                range(own), members, pattern.left, pattern.right, causal
-            )
-            others = [sink for sink in sinks if sink % dilation != residue]
-            total += sum(len(range(residue, length, dilation)) - (len(range(residue, sink, dilation)) if causal else 0) for sink in others)
-        return total
-
-    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        if not self.options.num_sinks:
-            return None
-        return (positions > upcoming - self._span) | (positions < self.options.num_sinks)
+        options = dataclasses.replace(self.options, dilation=(dilation,))
+        kind = Window if dilation == 1 else DilatedWindow
+        return kind(heads, self.head_dim, self.hidden_size, self.max_length, options)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
         sinks = (k_positions < self.options.num_sinks) & real
         crossing = sinks[:, None, None, :] & (k_positions[:, None, None, :] <= q_positions[:, None, :, None])
         return super().kept_visible(q_positions, k_positions, real) | crossing
 
-    @property
-    def _span(self) -> int:
-        """Distance from a causal query to the first key behind its window."""
-        return (self.options.window - 1) * max(self.dilations) + 1
-
-    def reach(self, causal: bool = True) -> int | None:
-        return None if self.options.num_sinks else self._span
+    def for_union(self) -> MaskedMechanism:
+        if self.options.num_sinks or max(self.dilations) > 1:
+            return DilatedWindow(self.num_heads, self.head_dim, self.hidden_size, self.max_length, self.options)
+        return self
 
 
 def _for_heads(score_mod: ScoreMod | None, heads: list[int]) -> ScoreMod | None:

@@ -19,7 +19,13 @@ from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.mechanisms.sparse import SparseMechanism
 
 LENGTH = 300
-MASKS = [name for name in list_mechanisms() if issubclass(mechanism_class(name), SparseMechanism | GatheredMechanism) and name != "union"]
+MASKS = [
+    name
+    for name in list_mechanisms()
+    if issubclass(cls := mechanism_class(name), SparseMechanism | GatheredMechanism)
+    and cls.options_type.build(name, cls.sample).is_mask()
+    and name != "union"
+]
 
 
 class Residues(GatheredMechanism):
@@ -116,6 +122,31 @@ def test_the_parts_list_every_visible_pair_exactly_once(causal: bool) -> None:
     assert torch.equal(counts, expected.expand(4, 100, 100).long())
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
+@pytest.mark.parametrize(
+    "window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"]
+)
+def test_sinks_and_dilation_join(window: str, other: str, causal: bool) -> None:
+    padding = torch.ones(2, LENGTH, dtype=torch.bool)
+    padding[0, :37] = False
+    of = f"{window}+{other}"
+    for order in (of, f"{other}+{window}"):
+        check(order, causal, padding)
+    union = build_mechanism("union", num_heads=4, head_dim=8, of=of)
+    members = [build_mechanism("union", num_heads=4, head_dim=8, of=one) for one in (window, other)]
+    seen = [
+        m.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=padding, global_mask=None) for m in (union, *members)
+    ]
+    assert torch.equal(*(x.expand(2, 4, LENGTH, LENGTH) for x in (seen[0], seen[1] | seen[2])))
+    alone = build_mechanism(
+        "window", num_heads=4, head_dim=8, **build_mechanism("union", num_heads=4, head_dim=8, of=window).options.of[0].options.to_dict()
+    )
+    mask = alone.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=padding, global_mask=None)
+    real = padding[:, None, :, None]
+    assert torch.equal(mask.expand(2, 4, -1, -1) & real, seen[1].expand(2, 4, -1, -1) & real)
+
+
 def test_bands_alone_are_one_band() -> None:
     q, k, v = inputs()
     out = attend(q, k, v, "union", of="window:window=8+window:window=32")
@@ -158,6 +189,7 @@ def test_the_three_ways_to_write_it_are_one() -> None:
         ("window:window=0", "at least 1"),
         ("window:windo=3", "Did you mean 'window'"),
         ("per_head:heads=window", "no mask over positions"),
+        ("segmented:integration=pooled", "no mask over positions"),
         ([3], "each entry must name a mechanism"),
         (7, "must be a list of mechanisms"),
         ("[{", "is no JSON"),
