@@ -1,4 +1,4 @@
-"""Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.2, equation for A^(1) and A^(2) of the fixed form).
+"""Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of fixed attention).
 
 With blocks of l tokens, counted from the first real token, query i sees key j when
 
@@ -45,7 +45,7 @@ class Fixed(GatheredMechanism):
     """The own block, and the last tokens of every block."""
 
     summary = "own block and the last c tokens of every (earlier, when causal) block"
-    paper = "Child et al. 2019, Sparse Transformer, §4.2 (fixed)"
+    paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
     cost = "N·(l+c·N/l)"
     exact_when = "block_size ≥ N, or num_summary = block_size"
     options_type = FixedOptions

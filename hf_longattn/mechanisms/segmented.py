@@ -9,7 +9,7 @@ With B(i) = ⌊i/b⌋ query i sees, under one softmax,
     attention  the same with summaries weighed by attention; see :mod:`hf_longattn.mechanisms.summaries`
 
 and keys j <= i only in the causal form. One softmax over a block's own keys and the others' summaries is the form of Combiner
-(Ren et al. 2021, section 3.1, Combiner-Fixed). A summary is an average of values, so it multiplies the values like any weight: spread
+(Ren et al. 2021, section 4.1, Combiner-Fixed). A summary is an average of values, so it multiplies the values like any weight: spread
 over the tokens of its block.
 """
 
@@ -63,7 +63,7 @@ class Segmented(GatheredMechanism):
     """Blocks, and the neighbouring blocks or summaries of all others."""
 
     summary = "softmax inside blocks; the others unseen, neighbours only, or as pooled summaries"
-    paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §3.1"
+    paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
     cost = "N·b, with summaries N·(b+N/b)"
     exact_when = "block_size ≥ N; integration = 'previous': 2·block_size ≥ N"
     options_type = SegmentedOptions

@@ -1,4 +1,4 @@
-"""Strided attention of the Sparse Transformer (Child et al. 2019, section 4.2, equation for A^(1) and A^(2) of the strided form).
+"""Strided attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of strided attention).
 
 Query i sees key j when j is in the window, or on the stride s:
 
@@ -45,7 +45,7 @@ class Strided(GatheredMechanism):
     """A window, and every s-th key beyond it."""
 
     summary = "a window and every s-th key, counted from the query or from the start"
-    paper = "Child et al. 2019, Sparse Transformer, §4.2 (strided)"
+    paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
     cost = "N·(w+N/s)"
     exact_when = "stride = 1, or window ≥ 2(N−1), or ≥ N when causal"
     options_type = StridedOptions
