@@ -105,6 +105,9 @@ def measure(
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
+    except OSError as error:
+        typer.echo(f"{error.filename or folder}: {error.strerror}; choose another folder with --output-dir.", err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..mechanisms import build_mechanism
-from ..mechanisms.sparse import SparseMechanism
+from ..mechanisms.masked import MaskedMechanism
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,7 +90,7 @@ class AttentionInputs:
     @property
     def resolved_globals(self) -> Tensor | None:
         """The tokens (B, N) that are global in this case, whether the call or the mechanism's options say so."""
-        if not isinstance(self.mechanism, SparseMechanism):
+        if not isinstance(self.mechanism, MaskedMechanism):
             return self.global_mask
         return self.mechanism.resolve_globals(None, self.global_mask, (self.case.batch, self.case.length), self.hidden.device)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attend import reference_attend
 from ..engines.pattern import Pattern
+from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.sparse import SparseMechanism
 from .case import AttentionInputs
 from .sides import SideLeftOut
@@ -17,7 +18,7 @@ from .sides import SideLeftOut
 MaskMod = Callable[[Any, Any, Any, Any], Tensor]
 ROWS = 512
 DENSE_LENGTH = 1024
-"""Up to this length a mechanism without a mask is checked through its own N×N reference."""
+"""Up to this length a mechanism that is more than a mask is checked through its own N×N reference; beyond it, at this length."""
 
 
 def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | None:
@@ -27,7 +28,7 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
     elif computes == "band":
         visible = band_of(inputs).band_mod
-    elif isinstance(mechanism, SparseMechanism):
+    elif isinstance(mechanism, MaskedMechanism) and type(mechanism).dense_weights is MaskedMechanism.dense_weights:
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
         return None

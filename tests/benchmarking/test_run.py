@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from hf_longattn.benchmarking import list_sides, register_side, run_attention, run_model
+from hf_longattn.benchmarking import definition, list_sides, register_side, run_attention, run_model, verify
 from hf_longattn.benchmarking import sides as registry
 from hf_longattn.benchmarking.app import app, parse_lengths, parse_options
 from hf_longattn.benchmarking.case import AttentionInputs, Case
@@ -128,4 +128,20 @@ def test_options_and_lengths_are_read() -> None:
 
 
 def test_the_sides_are_listed_without_ours() -> None:
-    assert set(list_sides("attention")) == {"flex", "hf-longformer", "sdpa", "sdpa-mask", "window"}
+    assert set(list_sides("attention")) == {"flex", "hf-big-bird", "hf-longformer", "reformer-pytorch", "sdpa", "sdpa-mask", "window"}
+
+
+def test_a_mechanism_that_is_no_mask_is_checked_at_a_length_that_can_be_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (definition, verify):
+        monkeypatch.setattr(module, "DENSE_LENGTH", 96)
+    case = Case("lsh", {"bucket_size": 8}, heads=2, head_dim=8)
+    result = run_attention(case, [192], ["sdpa"], repeats=1)
+    assert {check.length for check in result.checks} == {96}
+    assert result.equal
+
+
+def test_transformers_big_bird_draws_the_same_blocks() -> None:
+    case = Case("bigbird", {"block_size": 8, "num_random_blocks": 1, "random_pattern": "hf"}, heads=2, head_dim=8)
+    result = run_attention(case, [128], ["hf-big-bird"], repeats=1)
+    assert "hf-big-bird" in {check.side for check in result.checks}
+    assert result.equal

@@ -1,0 +1,39 @@
+"""The LSH attention of the package reformer-pytorch, with the same bucket size and number of hash rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..case import AttentionInputs
+from ..sides import Side, SideLeftOut, register_side
+
+
+@register_side("attention", "reformer-pytorch")
+class ReformerPytorch(Side):
+    """Draws hashes of its own, so that its outputs are not those of our rounds and are not compared; the work is the same."""
+
+    summary = "LSHAttention of reformer-pytorch (shared queries and keys), same bucket size and rounds, hashes of its own"
+    computes = ""
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        case = inputs.case
+        if case.mechanism != "lsh":
+            raise SideLeftOut("it computes the mechanism lsh")
+        try:
+            from reformer_pytorch import LSHAttention
+        except ImportError:
+            raise SideLeftOut("it is not installed: pip install reformer-pytorch") from None
+        options: Any = inputs.mechanism.options
+        if case.length % (2 * options.bucket_size):
+            raise SideLeftOut(f"it takes lengths that are multiples of twice the bucket size, {2 * options.bucket_size}")
+        self.module = LSHAttention(bucket_size=options.bucket_size, n_hashes=options.num_hashes, causal=case.causal)
+        self.inputs = inputs
+        self.leaves = (inputs.qkv[0], inputs.qkv[2])
+        self.upstream = inputs.upstream_heads()
+
+    def forward(self) -> Tensor:
+        q, _, v = self.inputs.qkv
+        output = self.module(q.flatten(0, 1), v.flatten(0, 1))[0]
+        return output.view(q.shape)
