@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .pattern import ScoreMod
 
 SCORE_CELLS = 1 << 19
-"""Scores per step of :func:`best_keys`: what a step computes stays within the cache."""
+"""Scores per step of a search: what a step computes stays within the cache."""
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
@@ -37,12 +40,13 @@ def best(scores: Tensor, k: int) -> Tensor:
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and indices of the k best where there are ties: those above the k-th value, then the first ones that equal it."""
+    length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
-    place = torch.arange(scores.shape[-1], device=scores.device)
-    order = torch.where(scores > lowest, place, place + scores.shape[-1]).masked_fill(scores < lowest, 2 * scores.shape[-1])
-    chosen = order.topk(k, dim=-1, largest=False).values % scores.shape[-1]
-    values, by_score = scores.gather(-1, chosen.sort(-1).values).sort(dim=-1, descending=True, stable=True)
-    return values, chosen.sort(-1).values.gather(-1, by_score)
+    place = torch.arange(length, device=scores.device)
+    order = torch.where(scores > lowest, place, place + length).masked_fill(scores < lowest, 2 * length)
+    chosen = (order.topk(k, dim=-1, largest=False).values % length).sort(-1).values
+    values, by_score = scores.gather(-1, chosen).sort(dim=-1, descending=True, stable=True)
+    return values, chosen.gather(-1, by_score)
 
 
 @torch.library.custom_op("hf_longattn::best_keys", mutates_args=())
@@ -56,46 +60,74 @@ def best_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
     return search_keys(q, k, key_mask, count, causal, scale, None)
 
 
-@best_keys.register_fake
-def _(q, k, key_mask, count, causal, scale):  # type: ignore[no-untyped-def]
+@torch.library.custom_op("hf_longattn::best_blocks", mutates_args=())
+def best_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: int, causal: bool) -> Tensor:
+    """The ``count`` best blocks of every query besides its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
+
+    Args:
+        q: ``(B, H, N, D)``; query i lies in block ``i // span``.
+        summaries: ``(B, H, n, D)``, a block's score is its product with the query.
+        kept: ``(B, n)`` bool, blocks that may be chosen.
+        causal: choose among the blocks before the query's own.
+    """
+
+    def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
+        own = i // span
+        hidden = (j >= own if causal else j == own) | ~kept[item]
+        return scores.masked_fill(hidden, float("-inf"))
+
+    return _search(q, summaries, count, visible)
+
+
+def _fake(q, k, mask, count, *_):  # type: ignore[no-untyped-def]
     return q.new_empty((*q.shape[:3], count), dtype=torch.int64)
+
+
+best_keys.register_fake(_fake)
+best_blocks.register_fake(_fake)
 
 
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
     """As :func:`best_keys`, with a score term. N² scores are computed, and never more than a few rows of them are kept."""
-    (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
-    dtype, offset = exact_dtype(q.device), kv_len - q_len
-    rows = min(q_len, max(1, SCORE_CELLS // kv_len))
-    together = max(1, min(heads, SCORE_CELLS // (kv_len * rows)))
+    offset = k.shape[2] - q.shape[2]
+
+    def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
+        i, scores = i + offset, scores * scale
+        if score_mod is not None:
+            b = torch.full((1, 1, 1, 1), item, device=q.device)
+            h = torch.arange(heads.start, heads.stop, device=q.device).view(1, -1, 1, 1)
+            scores = score_mod(scores[None], b, h, i[None, None], j[None, None])[0].to(scores.dtype)
+        if causal:
+            scores = scores.masked_fill(j > i, float("-inf"))
+        return scores if key_mask is None else scores.masked_fill(~key_mask[item, : j.shape[1]], float("-inf"))
+
+    return _search(q, k, count, visible, offset if causal else None)
+
+
+class _Visible(Protocol):
+    def __call__(self, scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
+        """``scores (H', n, m)`` of a batch item's ``heads``, rows ``i (n, 1)`` and columns ``j (1, m)``; -inf where hidden."""
+
+
+def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
+    """The best of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``; with ``diagonal``, columns behind ``row + diagonal`` are hidden anyway."""
+    (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
+    rows = min(length, max(1, SCORE_CELLS // k.shape[2]))
+    together = max(1, min(heads, SCORE_CELLS // (k.shape[2] * rows)))
     found = []
     for item in range(batch):
-        for head in range(0, heads, together):
-            keys = k[item, head : head + together].to(dtype)
-            for row in range(0, q_len, rows):
-                queries = q[item, head : head + together, row : row + rows].to(dtype)
-                found.append(_step(queries, keys, key_mask, count, causal, scale, score_mod, item, head, row + offset))
-    steps = -(-q_len // rows)
-    columns = [torch.cat(found[i : i + steps], 1) for i in range(0, len(found), steps)]
-    return torch.cat(columns).view(batch, heads, q_len, count)
-
-
-def _step(
-    q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None,
-    item: int, head: int, first: int,
-) -> Tensor:  # fmt: skip
-    """The best keys of queries ``(H', n, D)``, which are the positions from ``first`` on, of batch item ``item``, heads from ``head``."""
-    stop = first + q.shape[1] if causal else k.shape[1]
-    scores = (q @ k[:, :stop].transpose(-1, -2)) * scale
-    i = torch.arange(first, first + q.shape[1], device=q.device)[:, None]
-    j = torch.arange(stop, device=q.device)[None]
-    if score_mod is not None:
-        b, h = torch.full((1, 1, 1, 1), item, device=q.device), torch.arange(head, head + q.shape[0], device=q.device).view(1, -1, 1, 1)
-        scores = score_mod(scores[None], b, h, i[None, None], j[None, None])[0].to(q.dtype)
-    if causal:
-        scores = scores.masked_fill(j > i, float("-inf"))
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask[item, :stop], float("-inf"))
-    index = best(scores, count)
-    return torch.nn.functional.pad(index, (0, count - index.shape[-1]), value=-1)
+        for first in range(0, heads, together):
+            some = slice(first, min(heads, first + together))
+            keys = k[item, some].to(dtype).transpose(-1, -2)
+            steps = []
+            for row in range(0, length, rows):
+                queries = q[item, some, row : row + rows].to(dtype)
+                i = torch.arange(row, row + queries.shape[1], device=q.device)[:, None]
+                stop = k.shape[2] if diagonal is None else row + queries.shape[1] + diagonal
+                j = torch.arange(stop, device=q.device)[None]
+                index = best(visible(queries @ keys[..., :stop], item, some, i, j), count)
+                steps.append(F.pad(index, (0, count - index.shape[-1]), value=-1))
+            found.append(torch.cat(steps, 1))
+    return torch.cat(found).view(batch, heads, length, count)

@@ -1,0 +1,187 @@
+"""Block top-k attention (Lu et al. 2025, MoBA: Mixture of Block Attention, section 2.2, equations 2-6).
+
+Keys are cut into blocks of b tokens, counted from the first real token. Query i of block c scores the other blocks by their mean key,
+
+    g_im = q_i · mean_{j in block m} k_j
+
+and attends, under one softmax, to its own block c and to the num_blocks - 1 blocks with the highest g. In the causal form the choice is among the blocks before
+c, which are complete, and the own block is seen up to the query. With per="query_block" the mean query of a block chooses for all its
+queries (as in block-sparse inference methods), which has no causal form. Of equal scores the earlier block is chosen. Choices are made in
+float64 and are constants for the gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.best import best_blocks, exact_dtype
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.pattern import ScoreMod
+from ..engines.visits import visits
+from ..errors import LengthError, OptionError, nearest
+from .base import Mechanism, softmax_over
+from .masked import first_real
+from .options import Options, option, positive
+from .registry import register_mechanism
+from .turned import TurnedMechanism
+
+CHOOSERS = ("query", "query_block")
+ROW = 64
+"""Queries per row that meet a block which they chose."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockTopKOptions(Options):
+    block_size: int = option(128, "tokens in a block", "tokens")
+    num_blocks: int = option(4, "k, how many blocks each query sees, its own included", "blocks")
+    per: str = option("query", "who chooses: 'query', each for itself; 'query_block', the mean query of a block for all of them (not causal)")
+
+    def check(self) -> None:
+        for name in ("block_size", "num_blocks"):
+            positive("block_top_k", name, getattr(self, name))
+        if self.per not in CHOOSERS:
+            raise OptionError(
+                f"Option 'per' of mechanism 'block_top_k' is {self.per!r}, but must be one of: {', '.join(CHOOSERS)}."
+                f"{nearest(self.per, CHOOSERS)}"
+            )
+
+
+@register_mechanism("block_top_k")
+class BlockTopK(TurnedMechanism):
+    """Each query sees its own block and the blocks whose mean key it likes best."""
+
+    summary = "each query attends to its own block of keys and to the k-1 blocks with the best mean key"
+    paper = "Lu et al. 2025, MoBA, §2.2"
+    engine = "gathered"
+    cost = "N·k·b + N·N/b"
+    exact_when = "N ≤ num_blocks · block_size"
+    options_type = BlockTopKOptions
+    sample: ClassVar[dict[str, Any]] = {"block_size": 16, "num_blocks": 3}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"block_size": 16, "num_blocks": -(-length // 16)}
+
+    options: BlockTopKOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if self.options.per == "query_block":
+            self.causal = False
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return length <= self.options.num_blocks * self.options.block_size
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        dense = Mechanism.pairs(self, length, causal)
+        if self.covers(length, causal):
+            return dense
+        size, count, own = self.options.block_size, self.options.num_blocks, torch.arange(length) // self.options.block_size
+        if causal:
+            return min(dense, int((torch.arange(length) % size + 1 + own.clamp(max=count - 1) * size + own).sum()))
+        blocks = -(-length // size)
+        return min(dense, length * count * size + blocks * (length if self.options.per == "query" else blocks))
+
+    def accept(self, q_len: int, kv_len: int) -> None:
+        if self.options.per == "query_block" and q_len != kv_len:
+            raise LengthError(
+                f"There are {q_len} queries for {kv_len} keys, but with per='query_block' of mechanism 'block_top_k' whole blocks of "
+                "queries choose: pass all queries, or use per='query'."
+            )
+
+    def whole(
+        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Tensor | None, seed: int,
+        **arguments: Any,
+    ) -> Tensor:  # fmt: skip
+        o, length = self.options, k.shape[2]
+        rows = rows_of(length, o.block_size, q.device)
+        with torch.no_grad():
+            means, kept = block_means(k, real, o.block_size)
+            count = min(o.num_blocks, means.shape[2]) - 1
+            if o.per == "query":
+                parts = [Part(rows, rows, causal=causal)]
+                if count:
+                    chosen = best_blocks(q, means, kept, count, o.block_size, causal)
+                    asked = torch.arange(length, device=q.device)[None] >= first
+                    chosen = chosen.masked_fill(~asked[:, None, :, None], -1)
+                    parts += visits(chosen, means.shape[2], o.block_size, length, min(ROW, o.block_size))
+            else:
+                chosen = best_blocks(block_means(q, real, o.block_size)[0], means, kept, count, 1, False)
+                parts = [Part(rows, self.keys_of_rows(chosen, length))]
+        return gathered_attention(q, k, v, parts, key_mask=real, **arguments)
+
+    def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
+        """The keys of each block of queries, ``(B, H, n, k·b)``: its own and those of the ``chosen (B, H, n, k - 1)``, in order."""
+        size = self.options.block_size
+        own = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        blocks = torch.cat([own, chosen], -1).sort(-1).values[..., None]
+        keys = blocks * size + torch.arange(size, device=chosen.device)
+        return torch.where((blocks >= 0) & (keys < length), keys, -1).flatten(-2)
+
+    def small(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, seed: int,
+        **arguments: Any,
+    ) -> Tensor:  # fmt: skip
+        with torch.no_grad():
+            seen = self.visible(q, k, causal, padding_mask)
+        return dense_attention(q, k, v, mask_mod=lambda *_: seen, **arguments)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        k = repeat_heads(k, q.shape[1])
+        scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            scores = score_mod(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
+        return softmax_over(scores, self.visible(q.detach(), k.detach(), causal, padding_mask))
+
+    def visible(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
+        """The definition: which keys each query sees, ``(B, H, Nq, Nk)`` bool, by scoring every block for every query."""
+        (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
+        self.accept(q_len, kv_len)
+        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
+        block = torch.div(torch.arange(kv_len, device=q.device) - first_real(real)[:, None], size, rounding_mode="floor")
+        total = -(-kv_len // size)
+        members = (block[:, None] == torch.arange(total, device=q.device)[:, None]) & real[:, None]  # (B, n, Nk)
+        shares = members.to(exact_dtype(q.device))
+        shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
+        own = block[:, kv_len - q_len :].clamp(min=0)
+        if self.options.per == "query":
+            gates = q.to(shares.dtype) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
+        else:
+            gates = (shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
+            gates = gates.gather(2, own[:, None, :, None].expand(-1, heads, -1, total))
+        other = torch.arange(total, device=q.device)
+        allowed = (other < own[..., None] if causal else other != own[..., None]) & members.any(-1)[:, None]
+        order = gates.masked_fill(~allowed[:, None], float("-inf")).argsort(dim=-1, descending=True, stable=True)
+        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : self.options.num_blocks - 1], True)
+        chosen = (chosen & allowed[:, None]) | (other == own[..., None])[:, None]
+        seen = chosen.gather(-1, block.clamp(min=0)[:, None, None, :].expand(-1, heads, q_len, -1)) & real[:, None, None]
+        _, _, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
+        return seen & (j <= i) if causal else seen
+
+
+def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """The mean of the real tokens of every block of ``x (B, H, N, D)``, ``(B, H, n, D)`` in float64, and which blocks have any, ``(B, n)``."""
+    missing = -x.shape[2] % size
+    if real is None:
+        real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
+    blocks = torch.nn.functional.pad(real, (0, missing)).unflatten(1, (-1, size))
+    count = blocks.sum(-1)
+    x = x.masked_fill(~real[:, None, :, None], 0)
+    sums = torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
+    return sums / count.clamp(min=1)[:, None, :, None], count > 0
