@@ -4,10 +4,10 @@ Keys are cut into blocks of b tokens, counted from the first real token. Query i
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its own block c and to the num_blocks - 1 blocks with the highest g. In the causal form the choice is among the blocks before
-c, which are complete, and the own block is seen up to the query. With per="query_block" the mean query of a block chooses for all its
-queries (as in block-sparse inference methods), which has no causal form. Of equal scores the earlier block is chosen. Choices are made in
-float64 and are constants for the gradient.
+and attends, under one softmax, to its own block c and to the num_blocks - 1 others with the highest g. In the causal form the choice is
+among the blocks before c, which are complete, and the own block is seen up to the query. With per="query_block" the mean query of a block
+chooses for all its queries, which has no causal form. Of equal scores the earlier block is chosen. Choices are made in float64 and are
+constants for the gradient.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ ROW = 64
 class BlockTopKOptions(Options):
     block_size: int = option(128, "tokens in a block", "tokens")
     num_blocks: int = option(4, "k, how many blocks each query sees, its own included", "blocks")
-    per: str = option("query", "who chooses: 'query', each for itself; 'query_block', the mean query of a block for all of them (not causal)")
+    per: str = option(
+        "query", "who chooses: 'query', each for itself; 'query_block', the mean query of a block for all of them (not causal)"
+    )
 
     def check(self) -> None:
         for name in ("block_size", "num_blocks"):
@@ -176,7 +178,7 @@ class BlockTopK(TurnedMechanism):
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """The mean of the real tokens of every block of ``x (B, H, N, D)``, ``(B, H, n, D)`` in float64, and which blocks have any, ``(B, n)``."""
+    """The mean of the real tokens of every block of ``x (B, H, N, D)``, ``(B, H, n, D)`` float64, and which blocks have any, ``(B, n)``."""
     missing = -x.shape[2] % size
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)

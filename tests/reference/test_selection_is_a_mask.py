@@ -32,3 +32,24 @@ def test_top_k(length: int, num_keys: int, causal: bool) -> None:
     mask = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, chosen, True) & seen
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     same(attend(q, k, v, "top_k", num_keys=num_keys, causal=causal), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "block_size", "num_blocks"), [(512, 32, 1), (512, 32, 4), (512, 64, 3), (512, 16, 32), (100, 128, 1)])
+def test_block_top_k(length: int, block_size: int, num_blocks: int, causal: bool) -> None:
+    """As MoBA states it: the own block has the gate +inf, blocks of the future have -inf, and the best num_blocks gates are open."""
+    q, k, v = tensors(length)
+    blocks = -(-length // block_size)
+    own = torch.arange(length) // block_size
+    means = F.pad(k.detach(), (0, 0, 0, blocks * block_size - length)).unflatten(2, (blocks, block_size)).mean(3)
+    gates = q.detach() @ means.transpose(-1, -2)
+    if causal:
+        gates = gates.masked_fill(torch.arange(blocks) > own[:, None], float("-inf"))
+    gates = gates.masked_fill(torch.arange(blocks) == own[:, None], float("inf"))
+    best = gates.topk(min(num_blocks, blocks), -1)
+    open_ = torch.zeros_like(gates, dtype=torch.bool).scatter(-1, best.indices, best.values > float("-inf"))
+    mask = open_[..., own]
+    if causal:
+        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    same(attend(q, k, v, "block_top_k", block_size=block_size, num_blocks=num_blocks, causal=causal), expected, (q, k, v))
