@@ -63,7 +63,7 @@ class BlockTopK(TurnedMechanism):
     cost = "N·k·b + N·N/b"
     exact_when = "N ≤ num_blocks · block_size"
     options_type = BlockTopKOptions
-    sample: ClassVar[dict[str, Any]] = {"block_size": 16, "num_blocks": 3}
+    sample: ClassVar[dict[str, Any]] = {"block_size": 32, "num_blocks": 3}
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
