@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .blockwise import blockwise_attention
 from .cpu_band import cpu_band
-from .dense import dense_attention
+from .dense import dense_attention, same_dtype
 from .flex import flex_band
 from .pattern import Pattern, ScoreMod
 
@@ -38,7 +37,7 @@ def block_sparse_attention(
     Returns:
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
-    q, k, v = _same_dtype(q, k, v)
+    q, k, v = same_dtype(q, k, v)
     if not pattern.has_globals:
         global_mask = None
     q_len, kv_len = q.shape[2], k.shape[2]
@@ -59,15 +58,6 @@ def block_sparse_attention(
     return blockwise_attention(
         q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
     )
-
-
-def _same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, cast as scaled_dot_product_attention would; otherwise leave the tensors alone."""
-    kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
-    return tensors
 
 
 def _inner_contiguous(x: Tensor) -> Tensor:

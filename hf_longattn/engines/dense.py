@@ -69,3 +69,12 @@ def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
         return scores.softmax(-1)
     weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
     return weights * seen
+
+
+def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, cast as scaled_dot_product_attention would; otherwise leave the tensors alone."""
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+    return tensors

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .cpu_gathered import cpu_gathered, flat_rules
+from .cpu_gathered_layout import Rules
+from .dense import same_dtype
 from .gathered_plain import plain_gathered
 from .pattern import ScoreMod
 
@@ -64,7 +67,13 @@ def gathered_attention(
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
     """
+    q, k, v = same_dtype(q, k, v)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    learned = any(part.bias is not None and part.bias.requires_grad for part in parts)
+    if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None and not learned:
+        rules = flat_rules([Rules.of(part.causal, part.inside, part.outside) for part in parts])
+        queries, keys, biases = ([getattr(part, name) for part in parts] for name in ("queries", "keys", "bias"))
+        return cpu_gathered(q, k, v, key_mask, queries, keys, biases, rules, scale)[0]
     return plain_gathered(q, k, v, parts, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod)
 
 

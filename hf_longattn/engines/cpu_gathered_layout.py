@@ -1,0 +1,264 @@
+"""How the CPU engine visits the rows of a part: which rows are strided runs of tokens, which need a mask, and how many go into a call.
+
+Rows whose tokens lie at a constant distance from one another, and whose next row lies at a constant distance from them, are read as a
+strided *view*. All others are gathered by their list of positions. What is found depends on the part's index tensors alone and is kept
+as long as these live.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FAR = 1 << 30
+"""Further than any distance between two positions."""
+
+SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
+"""What a row needs: nothing is seen in it; no mask; some keys are hidden from all its queries; some pairs are hidden."""
+
+
+class Rules(NamedTuple):
+    """Pairs with ``low <= query - key <= high`` are seen, except those with ``left_out[0] <= query - key <= left_out[1]``."""
+
+    low: int
+    high: int
+    left_out: tuple[int, int]
+
+    @classmethod
+    def of(cls, causal: bool, inside: tuple[int, int] | None, outside: tuple[int, int] | None) -> Rules:
+        low, high = inside or (-FAR, FAR)
+        low, high, *left_out = (max(-FAR, min(FAR, x)) for x in (max(low, 0) if causal else low, high, *(outside or (FAR, -FAR))))
+        return cls(low, high, (left_out[0], left_out[1]))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether every pair is seen."""
+        return self.low == -FAR and self.high == FAR and self.left_out[0] > self.left_out[1]
+
+
+class Spec(NamedTuple):
+    """One part as the operator receives it; see :class:`hf_longattn.engines.gathered.Part`."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    rules: Rules
+
+
+class Run(NamedTuple):
+    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the first one's place in the row's list."""
+
+    start: int
+    step: int
+    stride: int
+    size: int
+    slot: int
+
+    def row(self, number: int) -> Run:
+        return self._replace(start=self.start + number * self.step)
+
+    def part(self, first: int, size: int) -> Run:
+        return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
+
+
+class Chunk(NamedTuple):
+    """What one kernel call computes: some heads, some rows, some slots of the rows' queries; all keys of these rows."""
+
+    heads: slice
+    rows: slice
+    slots: slice
+    queries: Run | None
+    """None: the tokens are gathered by their list."""
+    keys: Run | None
+    need: int
+    """WHOLE, KEYS or PAIRS."""
+    holes: bool
+    """Whether some listed query is an empty slot."""
+
+
+class Limits(NamedTuple):
+    """The size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
+
+    queries: int
+    keys: int
+    """Of keys that are gathered."""
+    viewed: int
+    """Of keys that are views."""
+    mask: int = 1 << 18
+
+
+class Layout(NamedTuple):
+    """The calls of one part: one list for every batch item, or a single one for all; and whether every query is in the part."""
+
+    chunks: tuple[tuple[Chunk, ...], ...]
+    complete: bool
+
+    def of(self, item: int) -> tuple[Chunk, ...]:
+        return self.chunks[item % len(self.chunks)]
+
+
+def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    """Lay a part out, or return what was found before for the same index tensors."""
+    tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
+    versions = tuple(0 if x.is_inference() else x._version for x in tensors)
+    key = (*map(id, tensors), *versions, spec.rules, heads, q_len, limits)
+    return _kept.get(key, tensors) or _kept.put(key, tensors, _lay_out(spec, heads, q_len, limits))
+
+
+class _Kept:
+    """The most recent layouts, each forgotten with the tensors that it was made from; safe across threads."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._entries: OrderedDict[tuple, tuple[list[weakref.ref], Layout]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, key: tuple, tensors: list[Tensor]) -> Layout | None:
+        with self._lock:
+            refs, found = self._entries.get(key, ([], None))
+            return found if refs and all(ref() is x for ref, x in zip(refs, tensors, strict=True)) else None
+
+    def put(self, key: tuple, tensors: list[Tensor], made: Layout) -> Layout:
+        refs = [weakref.ref(x, lambda _: self._entries.pop(key, None)) for x in tensors]
+        with self._lock:
+            self._entries[key] = refs, made
+            while len(self._entries) > self.size:
+                self._entries.popitem(last=False)
+        return made
+
+
+_kept = _Kept(256)
+
+
+def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
+    needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
+    empty = (spec.queries < 0).any(-1).expand(needs.shape)
+    by_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+    shared = needs.shape[:2] == (1, 1)
+    listed = int((spec.queries >= 0).sum((-1, -2)).min())
+    items = []
+    for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
+        signature = need[0] if shared else [max(map(max, need))] * len(need[0])
+        chunks = []
+        for first, count in _groups(signature, query_runs, key_runs):
+            if signature[first] == SKIP:
+                continue
+            q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
+            for chunk in _cut(spec, first, count, q_run, k_run, heads, by_head, limits, signature[first]):
+                rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
+                low, high = min(rows), max(rows)
+                if high != SKIP:
+                    some = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=max(high, KEYS) if low == SKIP else high, holes=some))
+        items.append(tuple(chunks))
+    return Layout(tuple(items), listed == q_len and not bool((needs == SKIP).any()))
+
+
+def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
+    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty slots of keys that are views are never visited."""
+    queries, keys, bias, rules = spec
+    real = queries >= 0
+    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
+    if rules.trivial and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+        return torch.full(shape, WHOLE)
+    nearest = queries.masked_fill(~real, FAR).amin(-1, keepdim=True) - keys
+    farthest = queries.amax(-1, keepdim=True) - keys
+    empty = keys < 0
+    never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
+    always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
+    never = never | ((nearest >= rules.left_out[0]) & (farthest <= rules.left_out[1]))
+    always = always & ((farthest < rules.left_out[0]) | (nearest > rules.left_out[1]))
+    if bias is not None and bias.dtype == torch.bool:
+        never, always = never | ~bias.any(-2), always & bias.all(-2)
+    hidden = never & ~(empty & torch.tensor(viewed)[:, None])
+    need = torch.where((~never & ~always).any(-1), PAIRS, torch.where(hidden.any(-1), KEYS, WHOLE))
+    if bias is not None and bias.dtype != torch.bool:
+        need = need.clamp(min=PAIRS if bias.shape[-2] > 1 else KEYS)
+    return need.masked_fill(never.all(-1), SKIP).expand(shape)
+
+
+def _runs(index: Tensor) -> list[Run | None] | None:
+    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are not, or not worth it, or differ by item or head."""
+    if index.shape[:2] != (1, 1):
+        return None
+    index = index[0, 0]
+    real = index >= 0
+    size, slot = real.sum(-1), real.int().argmax(-1)
+    start = index.gather(1, slot[:, None])[:, 0]
+    following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
+    stride = torch.where(size > 1, following - start, 1)
+    place = torch.arange(index.shape[1]) - slot[:, None]
+    within = (place >= 0) & (place < size[:, None])
+    exact = (real == within).all(-1) & (~real | (index == start[:, None] + place * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
+        return None
+    numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
+    return [Run(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+
+
+def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple[int, int]]:
+    """Cut the rows into stretches of equal shape and need, whose runs lie one constant step apart: (first row, number of rows)."""
+
+    def kind(row: int) -> tuple:
+        runs = (None if side is None else side[row] for side in sides)
+        return needs[row], *(None if run is None else run[2:] for run in runs)
+
+    def steps(row: int) -> tuple:
+        pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
+        return tuple(0 if a is None or b is None else b.start - a.start for a, b in pairs)
+
+    first = 0
+    while first < len(needs):
+        last = first
+        while last + 1 < len(needs) and kind(last + 1) == kind(first) and min(steps(last), default=0) >= 0 and steps(last) == steps(first):
+            last += 1
+        yield first, last + 1 - first
+        first = last + 1
+
+
+def _joined(runs: list[Run | None], first: int, count: int) -> Run | None:
+    run, following = runs[first], runs[min(first + 1, first + count - 1)]
+    return None if run is None or following is None else run._replace(step=following.start - run.start)
+
+
+def _cut(
+    spec: Spec, first: int, count: int, queries: Run | None, keys: Run | None, heads: int, by_head: bool, limits: Limits, need: int
+) -> Iterator[Chunk]:
+    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less."""
+    size = spec.queries.shape[-1] if queries is None else queries.size
+    width = spec.keys.shape[-1] if keys is None else keys.size
+    aligned = queries is not None and keys is not None and queries.step == keys.step
+    slots = min(size, limits.queries)
+    if need == PAIRS:
+        slots = min(slots, max(32, limits.mask // width))
+    units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
+    if need == PAIRS and not aligned:
+        units = min(units, limits.mask // (slots * width) * (1 if by_head else heads))
+    units = max(1, units)
+    if by_head:
+        at_once = min(count, units)
+        together = min(heads, max(1, units // at_once))
+    else:
+        together = min(heads, units)
+        at_once = min(count, max(1, units // together))
+    for low in range(0, size, slots):
+        some = min(slots, size - low)
+        at = (queries.slot if queries is not None else 0) + low
+        for head in range(0, heads, together):
+            for row in range(first, first + count, at_once):
+                yield Chunk(
+                    slice(head, min(heads, head + together)),
+                    slice(row, min(first + count, row + at_once)),
+                    slice(at, at + some),
+                    None if queries is None else queries.row(row - first).part(low, some),
+                    None if keys is None else keys.row(row - first),
+                    need,
+                    False,
+                )
