@@ -52,11 +52,11 @@ def cpu_gathered(
     into = Tokens(out), Tokens(lse)
     for number, (spec, plan) in enumerate(zip(specs, layouts, strict=True)):
         for call in calls(spec, plan, q, key_mask):
-            queries, key_rows, values = (
+            call_q, call_k, call_v = (
                 x.read(call, side, scratch, name)
                 for x, side, name in ((q_tokens, "queries", "q"), (k_tokens, "keys", "k"), (v_tokens, "keys", "v"))
             )
-            part, part_lse = _flash(queries, key_rows, values, attn_mask=call.mask, scale=scale)
+            part, part_lse = _flash(call_q, call_k, call_v, attn_mask=call.mask, scale=scale)
             _write(into, call, part, part_lse, merge=number > 0, scratch=scratch)
     nothing = lse <= MASKED / 2
     if bool(nothing.any()):
@@ -145,10 +145,8 @@ def cpu_gathered_backward(
             )
             for total, side, part in zip(sums, ("queries", "keys", "keys"), parts, strict=True):
                 total.add(call, side, part)
-    gradients = _token_major(q.dtype, q, k, v)
-    for gradient, total in zip(gradients, sums, strict=True):
-        gradient.copy_(total.x)
-    return gradients
+    dq, dk, dv = (y.copy_(total.x) for y, total in zip(_token_major(q.dtype, q, k, v), sums, strict=True))
+    return dq, dk, dv
 
 
 def _sum_of(x: Tensor, by_head: bool) -> Tensor:
