@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .gathered import Part
+from .gathered import Part, rows_of
 
 ROW = 128
 """Most queries in one row."""
@@ -105,13 +105,13 @@ class Rounds(ABC):
     def seen(self) -> Tensor:
         """How many keys a query sees in a round, ``(B, H, R, N)`` by position; what is no query has any number."""
 
-    def parts(self, count_duplicates: bool) -> tuple[Part, ...]:
-        """One part for each round; a pair met in an earlier round is left out unless duplicates count."""
+    def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[Part, ...]:
+        """One part for each round, each with the rule ``outside``; a pair met in an earlier round is left out unless duplicates count."""
         queries, group = self._rows()
         places = self.run(group)
         keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
         keys = torch.where((places >= 0) & (places < self.real[..., None]), keys, -1)
-        own = (0, 0) if self.shared else None
+        outside = (0, 0) if self.shared and outside is None else outside
         made = []
         for r in range(queries.shape[2]):
             rows, columns = queries[:, :, r], keys[:, :, r]
@@ -119,7 +119,7 @@ class Rounds(ABC):
             for earlier in range(0 if count_duplicates else r):
                 new = ~self.meets(earlier, rows, columns)
                 bias = new if bias is None else bias & new
-            made.append(Part(rows, columns, outside=own, bias=bias))
+            made.append(Part(rows, columns, outside=outside, bias=bias))
         return tuple(made)
 
     def lonely(self) -> Tensor:
@@ -129,22 +129,13 @@ class Rounds(ABC):
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Queries in rows ``(B, H, R, rows, row)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``."""
         order, size = self.queries.order, self.row
-        slot = torch.arange(self.length, device=order.device)
-        stretches = -(-self.length // size)
         wanted = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
         if self.aligned:
+            stretches = -(-self.length // size)
             wanted = torch.nn.functional.pad(wanted, (0, stretches * size - self.length), value=-1)
             return wanted.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
-        # A new row where a stretch of the sorted queries ends and where the group changes: at most the sum of both.
-        stretches = -(-(self.length - self.first) // size)
-        groups = self.groups.clamp(0, -(-self.length // self.size) - 1)
-        total = stretches + -(-self.length // self.size)
-        row = slot // size + groups
-        row, keep = row.clamp(max=total - 1), slot < self.length - self.first
-        target = torch.where(keep, row * size + slot % size, total * size)
-        rows = wanted.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(keep, wanted, -1))
-        group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(keep, row, total), groups)
-        return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
+        groups = -(-self.length // self.size)
+        return rows_by_group(wanted, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
 
 
 class ChunkRounds(Rounds):
@@ -221,6 +212,44 @@ class RecentRounds(Rounds):
 
     def seen(self) -> Tensor:
         return (self.high - self.low + 1).clamp(min=0)
+
+
+def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Sorted queries in rows of at most ``size`` that share a group.
+
+    A new row begins where a stretch of ``size`` sorted queries ends and where the group changes: at most the sum of both.
+
+    Args:
+        order: ``(B, H, R, N)``, queries by rising group; only the first ``count`` are meant, and of them no -1.
+        groups: ``(B, H, R, N)``, group of the query at each place of the order, below ``num_groups``.
+    Returns:
+        Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
+    """
+    slot = torch.arange(order.shape[-1], device=order.device)
+    total = -(-count // size) + num_groups
+    row, meant = (slot // size + groups).clamp(max=total - 1), slot < count
+    target = torch.where(meant, row * size + slot % size, total * size)
+    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(meant, order, -1))
+    group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(meant, row, total), groups)
+    return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
+
+
+def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
+    """Queries of ``clusters (B, H, N)`` in rows of one cluster each, ``(B, H, rows, size)``, and the rows' clusters ``(B, H, rows)``."""
+    length = clusters.shape[-1]
+    ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
+    cluster = ordered.codes // length
+    order = torch.where(cluster < num_clusters, ordered.order, -1)
+    rows, group = rows_by_group(order, cluster.clamp(max=num_clusters - 1), num_clusters, q_len, size)
+    return rows[:, :, 0], group[:, :, 0]
+
+
+def band_part(length: int, left: int, right: int, device: torch.device) -> Part:
+    """The band ``-right <= query - key <= left`` in rows of 64 queries."""
+    queries = rows_of(length, 64, device)
+    start = torch.arange(queries.shape[2], device=device)[:, None] * 64 - left
+    keys = start + torch.arange(64 + left + right, device=device)
+    return Part(queries, torch.where((keys >= 0) & (keys < length), keys, -1)[None, None], inside=(-right, left))
 
 
 def taken(values: Tensor, positions: Tensor) -> Tensor:

@@ -2,24 +2,24 @@
 
 A mechanism says, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
 
-    weights_ij  ∝  M'_ij exp(s_ij),    M' = M when duplicates count, else 1 where M > 0
+    weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M when duplicates count, else 1 where M > 0
 
-and a query that meets nothing has itself, with weight 1. Buckets are found in float32 whatever the dtype, without gradients.
+where a is a learned affinity, if the mechanism has one; a query that meets nothing has itself, with weight 1. Buckets are chosen in
+float64 whatever the dtype, so that neither the shape of a batch nor its padding moves a token to another bucket, and without gradients.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import DENSE_CELLS
-from ..engines.bucketed import Rounds
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.gathered import gathered_attention
+from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
 from .base import Mechanism, softmax_over
 
@@ -31,8 +31,10 @@ class BucketedMechanism(Mechanism):
     same_bits: ClassVar[bool] = False
     """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
 
-    count_duplicates: bool = False
-    """Whether a pair that meets in several rounds counts as often."""
+    @property
+    def count_duplicates(self) -> bool:
+        """Whether a pair that meets in several rounds counts as often."""
+        return False
 
     @abstractmethod
     def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
@@ -42,8 +44,15 @@ class BucketedMechanism(Mechanism):
         """
 
     @abstractmethod
-    def rounds(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> Rounds:
-        """The same for the engine, without comparing all pairs. ``q`` has the length of ``k``; its last ``q_len`` rows are queries."""
+    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
+        """The same for the engine, without comparing all pairs: parts, and which queries meet nothing, ``(B, H, N)`` bool by position.
+
+        ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be called lonely. None: no query is.
+        """
+
+    def affinity(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
+        """a of the definition, ``(B, H, Nq, Nk)``."""
+        return None
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
@@ -51,7 +60,7 @@ class BucketedMechanism(Mechanism):
 
     def multiplicity(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
         """M' of the definition, ``(B, H, Nq, Nk)`` int; rows of padding are zeros."""
-        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+        real = all_real(k) if padding_mask is None else padding_mask
         count = self.meetings(q, k, causal, real)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         lonely = ~(count > 0).any(-1, keepdim=True)
@@ -72,10 +81,11 @@ class BucketedMechanism(Mechanism):
     ) -> Tensor:
         q, k = self.prepared(q, k)
         scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        if score_mod is not None:
-            scores = score_mod(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
         count = self.multiplicity(q, k, causal, padding_mask)
-        return softmax_over(scores + count.clamp(min=1).to(scores.dtype).log(), count > 0)
+        term = self._term(q, k, causal, padding_mask, count, score_mod)
+        if term is not None:
+            scores = term(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
+        return softmax_over(scores, count > 0)
 
     def forward(
         self,
@@ -92,34 +102,44 @@ class BucketedMechanism(Mechanism):
         seed: int = 0,
     ) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
+        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
         if self.covers(kv_len, causal):
-            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
         if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
             count = self.multiplicity(q, k, causal, padding_mask)
-            return dense_attention(
-                q, k, v, mask_mod=lambda *_: count > 0, scaling=scaling, dropout_p=dropout_p, score_mod=self._counted(score_mod, count)
-            )
+            arguments["score_mod"] = self._term(q, k, causal, padding_mask, count, score_mod)
+            return dense_attention(q, k, v, mask_mod=lambda *_: count > 0, **arguments)
         q = F.pad(q, (0, 0, kv_len - q_len, 0))
-        rounds = self.rounds(q, k, causal, q_len, padding_mask)
-        out = gathered_attention(q, k, v, rounds.parts(self.count_duplicates), scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
-        lonely = rounds.lonely()
-        if padding_mask is not None:
-            lonely = lonely & padding_mask[:, None]
-        one = F.dropout(torch.ones_like(v[..., :1]), dropout_p)
-        return torch.where(lonely[..., None], one * v, out)[:, :, kv_len - q_len :]
+        parts, lonely = self.visits(q, k, causal, q_len, padding_mask)
+        out = gathered_attention(q, k, v, parts, **arguments)
+        if lonely is not None:
+            lonely = lonely if padding_mask is None else lonely & padding_mask[:, None]
+            one = F.dropout(torch.ones_like(v[..., :1]), dropout_p)
+            out = torch.where(lonely[..., None], one * v, out)
+        return out[:, :, kv_len - q_len :]
 
-    def _counted(self, score_mod: ScoreMod | None, count: Tensor) -> ScoreMod | None:
-        """``score_mod`` and, where pairs count several times, the logarithm of how often."""
-        if not self.count_duplicates:
+    def _term(
+        self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None, count: Tensor, score_mod: ScoreMod | None
+    ) -> ScoreMod | None:
+        """``score_mod``, the affinity, and the logarithm of how often a pair counts, for scores of all pairs."""
+        affinity = self.affinity(q, k, causal, all_real(k) if padding_mask is None else padding_mask)
+        if not self.count_duplicates and affinity is None:
             return score_mod
 
-        def counted(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        def term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
-            return score + count.clamp(min=1).to(score.dtype).log()
+            if affinity is not None:
+                score = score + affinity.to(score.dtype)
+            return score + count.clamp(min=1).to(score.dtype).log() if self.count_duplicates else score
 
-        return counted
+        return term
+
+
+def all_real(k: Tensor) -> Tensor:
+    """The padding mask ``(B, Nk)`` of a batch without padding."""
+    return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:

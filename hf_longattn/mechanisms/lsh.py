@@ -29,8 +29,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.best import exact_dtype
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
 from ..engines.dense import repeat_heads
+from ..engines.gathered import Part
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, recent_in_bucket
@@ -92,7 +94,6 @@ class LSH(BucketedMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.count_duplicates = options.count_duplicates
         self.factors = factors(options.num_buckets or default_buckets(max_length or DEFAULT_LENGTH, options.bucket_size))
         self.num_buckets = 1
         for factor in self.factors:
@@ -119,9 +120,10 @@ class LSH(BucketedMechanism):
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
         batch, heads, length, _ = x.shape
         rounds = self.options.num_hashes
+        exact = exact_dtype(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            flat = self.rotations.float().flatten(2)  # (H, D, rounds·columns)
-            rotated = flat.transpose(1, 2) @ x.float().transpose(-1, -2)
+            flat = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
+            rotated = flat.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
         rotated = rotated.view(batch, heads, rounds, -1, length)
         bucket = torch.zeros(batch, heads, rounds, length, dtype=torch.int64, device=x.device)
         start, scale = 0, 1
@@ -130,6 +132,10 @@ class LSH(BucketedMechanism):
             bucket = bucket + scale * torch.cat([columns, -columns], -2).argmax(-2)
             start, scale = start + factor // 2, scale * factor
         return bucket
+
+    @property
+    def count_duplicates(self) -> bool:
+        return self.options.count_duplicates
 
     def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
         q_len, size = q.shape[2], self.options.bucket_size
@@ -144,7 +150,12 @@ class LSH(BucketedMechanism):
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
 
+    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor]:
+        rounds = self.rounds(q, k, causal, q_len, real)
+        return rounds.parts(self.options.count_duplicates), rounds.lonely()
+
     def rounds(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> Rounds:
+        """Who sees whom in every round of hashing."""
         key_buckets = self.hashes(k)
         query_buckets = key_buckets if self.options.shared_qk else self.hashes(q)
         shared = self.options.shared_qk

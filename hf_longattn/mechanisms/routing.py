@@ -1,0 +1,251 @@
+"""Routing attention: tokens meet in clusters (Roy et al. 2020, Routing Transformer, section 4.1 and algorithm 1).
+
+A token's routing vector is its query or key after layer normalisation without scale; its affinity to cluster c is a_c = x̂ · μ_c.
+
+    bidirectional:  query i sees the w keys with the greatest affinity to the cluster c(i) = argmax_c a_c(q_i)
+    causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
+
+The w best tokens of a cluster depend on the whole sequence, so the causal form takes the latest instead. Every query is served by its
+nearest cluster; the algorithm gives a cluster its w nearest queries, so that a query in none gets nothing and one in several keeps one of
+the results. ``window`` adds the tokens around each query, in the place of the paper's local heads; a query that sees nothing has itself.
+
+``router="kmeans"``: the centroids μ are unit vectors, buffers that follow the tokens in training (never in evaluation or without
+gradients), once for each backward pass:
+
+    μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
+
+with means where the paper has sums, so that the rate does not depend on the batch; all processes of torch.distributed average together.
+``router="learned"``: the rows of a trained matrix W_r take the place of μ. Bidirectional, its logits are balanced by Sinkhorn's iteration
+over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
+
+    s_ij  =  q_i · k_j · scale + log p_j(c(i))
+
+which is what trains W_r.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engines.best import best, exact_dtype
+from ..engines.bucketed import ROW, RecentRounds, band_part, cluster_rows, taken
+from ..engines.dense import index_grid, repeat_heads
+from ..engines.gathered import Part
+from ..errors import OptionError
+from .base import Mechanism
+from .bucketed import BucketedMechanism, all_real, recent_in_bucket
+from .centroids import after_backward, cluster_sums, moved
+from .options import Options, option, positive
+from .registry import register_mechanism
+
+DEFAULT_LENGTH = 4096
+"""Length for which clusters are chosen when the mechanism is not told its longest input."""
+SINKHORN_STEPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingOptions(Options):
+    num_clusters: int | None = option(None, "clusters of a head; None: the square root of max_length", "clusters")
+    window_per_cluster: int | None = option(None, "keys that a cluster shows to a query; None: max_length / num_clusters", "tokens")
+    window: int = option(0, "tokens around each query that it sees as well: w/2 on each side, or the last w when causal", "tokens")
+    router: str = option("kmeans", "'kmeans': centroids that follow the tokens; 'learned': a trained, balanced router W_r")
+    decay: float = option(0.999, "λ, how much of a centroid an update keeps")
+    seed: int = option(0, "seed of the first centroids")
+
+    def check(self) -> None:
+        for name in ("num_clusters", "window_per_cluster"):
+            if getattr(self, name) is not None:
+                positive("routing", name, getattr(self, name))
+        if self.window < 0:
+            raise OptionError(f"Option 'window' of mechanism 'routing' is {self.window}, but must be at least 0; for example window=128.")
+        if self.router not in ("kmeans", "learned"):
+            raise OptionError(f"Option 'router' of mechanism 'routing' is {self.router!r}, but must be 'kmeans' or 'learned'.")
+        if not 0 <= self.decay <= 1:
+            raise OptionError(f"Option 'decay' of mechanism 'routing' is {self.decay}, but must be from 0 to 1; for example decay=0.999.")
+
+
+@register_mechanism("routing")
+class Routing(BucketedMechanism):
+    """Tokens meet in clusters that follow them, or that are learned."""
+
+    summary = "each token sees the members of its nearest cluster; clusters by online k-means or by a learned router"
+    paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
+    cost = "N·√N"
+    exact_when = "one cluster with window_per_cluster ≥ N"
+    options_type = RoutingOptions
+    sample: ClassVar[dict[str, Any]] = {"num_clusters": 8, "window_per_cluster": 32}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"num_clusters": 1, "window_per_cluster": length}
+
+    options: RoutingOptions
+    centroids: Tensor
+    """``(H, clusters, D)``, part of the checkpoint; with a learned router a parameter of that shape, ``router``, stands in its place."""
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        length = max_length or DEFAULT_LENGTH
+        self.num_clusters = options.num_clusters or max(1, round(math.sqrt(length)))
+        self.size = options.window_per_cluster or -(-length // self.num_clusters)
+        empty = torch.empty(num_heads, self.num_clusters, head_dim)
+        if options.router == "learned":
+            self.router = nn.Parameter(empty)
+        else:
+            self.register_buffer("centroids", empty)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random unit centroids from the seed, or a random router; what transformers has loaded is kept."""
+        if self.options.router == "learned":
+            nn.init.normal_(self.router, std=self.head_dim**-0.5)
+        elif not getattr(self.centroids, "_is_hf_initialized", False):
+            generator = torch.Generator().manual_seed(self.options.seed)
+            drawn = torch.randn(self.centroids.shape, generator=generator, device="cpu")
+            with torch.no_grad():
+                self.centroids.copy_(F.normalize(drawn, dim=-1))
+
+    @property
+    def learned(self) -> bool:
+        return self.options.router == "learned"
+
+    def logits(self, x: Tensor, exact: bool = True) -> Tensor:
+        """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)``; exact: in float64, otherwise in float32 at least."""
+        dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            middle = F.layer_norm(x.to(dtype), x.shape[-1:])
+            return middle @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
+
+    @torch.no_grad()
+    def offsets(self, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
+        """What balances the clusters: a constant for each, ``(B, H, 1, clusters)``, found from the real keys; None: nothing does."""
+        if not self.learned or causal:
+            return None
+        logits = self.logits(k)
+        outside = ~real[:, None, :, None]
+        share = (real.sum(-1).clamp(min=1).to(logits.dtype) / self.num_clusters).log().view(-1, 1, 1, 1)
+        offset = logits.new_zeros(*logits.shape[:2], 1, self.num_clusters)
+        for _ in range(SINKHORN_STEPS):
+            plan = (logits + offset).log_softmax(-1).masked_fill(outside, float("-inf"))
+            offset = offset + share - plan.logsumexp(2, keepdim=True)
+        return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
+
+    def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
+        """What a cluster ranks keys by: log p for a learned router (with gradients), else the affinity. ``(B, H, Nk, clusters)``."""
+        logits = self.logits(k, exact)
+        if not self.learned:
+            return logits
+        return (logits if offset is None else logits + offset.to(logits.dtype)).log_softmax(-1)
+
+    @torch.no_grad()
+    def clusters(self, x: Tensor, offset: Tensor | None) -> Tensor:
+        """The cluster of every vector, ``(B, H, N)``."""
+        return self.shares(x, offset, exact=True).argmax(-1)
+
+    def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
+        offset = self.offsets(k, causal, real)
+        cluster = self.clusters(q, offset)
+        if causal:
+            met = recent_in_bucket(cluster[:, :, None], self.clusters(k, offset)[:, :, None], real, self.size)[:, :, 0]
+        else:
+            with torch.no_grad():
+                ranked = self.shares(k, offset, exact=True).masked_fill(~real[:, None, :, None], float("-inf"))
+            rank = ranked.sort(dim=2, descending=True, stable=True).indices.argsort(2)
+            member = (rank < self.size) & real[:, None, :, None]  # (B, H, Nk, clusters)
+            met = member.transpose(-1, -2).gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
+        if self.options.window:
+            low, high = self._band(causal)
+            _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+            met = met | ((q_idx - kv_idx >= low) & (q_idx - kv_idx <= high))
+        return (met & real[:, None, None, :]).int()
+
+    def affinity(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
+        if not self.learned:
+            return None
+        offset = self.offsets(k, causal, real)
+        share = self.shares(k, offset, exact=False).transpose(-1, -2)
+        return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
+
+    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
+        offset = self.offsets(k, causal, all_real(k) if real is None else real)
+        cluster = self.clusters(q, offset)
+        band = self._band(causal) if self.options.window else None
+        lonely = None
+        if causal:
+            keys = self.clusters(k, offset)
+            rounds = RecentRounds(
+                cluster[:, :, None], keys[:, :, None], self.num_clusters, real=real, q_len=q_len, size=self.size, shared=False
+            )
+            (part,) = rounds.parts(outside=band)
+            lonely = None if band else rounds.lonely()
+        else:
+            part = self._members(cluster, k, offset, q_len, real, band)
+        parts = [part]
+        if band is not None:
+            near = band_part(k.shape[2], band[1], -band[0], k.device)
+            queries = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1)
+            parts.append(dataclasses.replace(near, queries=queries, keys=_real_only(near.keys, real)))
+        if self.learned:
+            parts = [self._with_affinity(p, cluster, k, offset) for p in parts]
+        return tuple(parts), lonely
+
+    def _members(
+        self, cluster: Tensor, k: Tensor, offset: Tensor | None, q_len: int, real: Tensor | None, band: tuple[int, int] | None
+    ) -> Part:
+        """Rows of queries of one cluster, and the cluster's keys."""
+        with torch.no_grad():
+            ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
+        if real is not None:
+            ranked = ranked.masked_fill(~real[:, None, None, :], float("-inf"))
+        members = best(ranked, self.size).sort(-1).values  # in the order of the sequence
+        rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, ROW) // 2))
+        return Part(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)
+
+    def _with_affinity(self, part: Part, cluster: Tensor, k: Tensor, offset: Tensor | None) -> Part:
+        """The part with log p_j(c(i)) as its bias."""
+        batch, heads = cluster.shape[:2]
+        share = self.shares(k, offset, exact=False).flatten(2)
+        queries, keys = (x.expand(batch, heads, -1, -1) for x in (part.queries, part.keys))
+        index = keys.clamp(min=0)[..., None, :] * self.num_clusters + taken(cluster, queries)[..., :, None]
+        bias = share.gather(2, index.flatten(2)).view(index.shape)
+        return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+        if self.training and not self.learned and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            mask = arguments.get("padding_mask")
+            real = all_real(k) if mask is None else mask
+            kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
+            q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))
+        return super().forward(q, k, v, **arguments)
+
+    @torch.no_grad()
+    def _sums(self, x: Tensor, real: Tensor) -> Tensor:
+        return cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), self.clusters(x, None), self.num_clusters, real)
+
+    @torch.no_grad()
+    def _follow(self, kinds: list[Tensor]) -> None:
+        self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.num_clusters == 1 and self.size >= length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        return min(Mechanism.pairs(self, length, causal), length * min(length, self.size + self.options.window))
+
+    def _band(self, causal: bool) -> tuple[int, int]:
+        """Distances ``query - key`` within the window, lowest and highest."""
+        return (0, self.options.window - 1) if causal else (-(self.options.window // 2), self.options.window // 2)
+
+
+def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
+    """``keys (1, 1, rows, Tk)`` with -1 in the place of padding, ``(B, 1, rows, Tk)``."""
+    if real is None:
+        return keys
+    there = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1)).view(len(real), *keys.shape[1:])
+    return torch.where(there, keys, -1)

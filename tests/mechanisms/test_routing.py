@@ -1,0 +1,240 @@
+"""Routing attention: who meets whom, centroids that follow the tokens, the learned router and its balance, bad options."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_longattn import LongAttentionConfig, build_mechanism
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.routing import Routing
+from tests.reference.small_models import long_config, plain_model, tokens
+
+OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
+FORMS = [
+    {"window": 30},
+    {"router": "learned"},
+    {"router": "learned", "window": 9},
+    {"num_clusters": 3, "window_per_cluster": 500},
+    {"num_clusters": 40, "window_per_cluster": 1},
+    {"window_per_cluster": 300},
+]
+
+
+def inputs(length: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    shapes = [(2, 4, length, 16), (2, 2, length, 16), (2, 2, length, 16)]
+    return [torch.randn(shape, dtype=dtype).requires_grad_(grad) for shape in shapes]
+
+
+def routing(**options: object) -> Routing:
+    return build_mechanism("routing", num_heads=4, head_dim=16, **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
+    module = routing(**options)
+    q, k, v = inputs(320, grad=True)
+    mask = torch.ones(2, 320, dtype=torch.bool)
+    mask[0, :90] = False
+    mask[1, 200:230] = False
+    out = module.eval()(q, k, v, causal=causal, padding_mask=mask)
+    expected = module.reference(q, k, v, causal=causal, padding_mask=mask)
+    real = mask[:, None, :, None]
+    torch.testing.assert_close(out.double() * real, expected * real, atol=1e-5, rtol=0)
+    weight, leaves = torch.randn_like(out) * real, (q, k, v, *module.parameters())
+    got, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
+    few = module(q[:, :, -250:], k, v, causal=causal, padding_mask=mask)
+    torch.testing.assert_close(few * real[:, :, -250:], (out * real)[:, :, -250:], atol=1e-5, rtol=0)
+    if causal:
+        again = module(q[:, :, :299], k[:, :, :299], v[:, :, :299], causal=True, padding_mask=mask[:, :299])
+        torch.testing.assert_close(again * real[:, :, :299], (out * real)[:, :, :299], atol=1e-5, rtol=0)
+
+
+def test_a_query_sees_the_keys_nearest_to_the_centroid_of_its_cluster() -> None:
+    module = routing()
+    q, k, _ = inputs(200)
+    weights = module.weights(q, k)[1, 2]
+    routed = [F.layer_norm(x, (16,)) @ module.centroids[2].T for x in (q[1, 2], k[1, 1])]
+    for i in range(200):
+        cluster = routed[0][i].argmax()
+        best = routed[1][:, cluster].topk(24).indices
+        assert set(weights[i].nonzero().flatten().tolist()) == set(best.tolist())
+
+
+def test_a_causal_query_sees_the_last_keys_of_its_cluster() -> None:
+    module = routing(window_per_cluster=5)
+    q, k, _ = inputs(200)
+    weights = module.weights(q, k, causal=True)[0, 1]
+    mine, theirs = ((F.layer_norm(x, (16,)) @ module.centroids[1].T).argmax(-1).tolist() for x in (q[0, 1], k[0, 0]))
+    for i in range(200):
+        candidates = [j for j in range(i + 1) if theirs[j] == mine[i]][-5:]
+        assert weights[i].nonzero().flatten().tolist() == (candidates or [i])
+
+
+@pytest.mark.parametrize("way", ["plain", "reentrant", "not reentrant"])
+def test_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> None:
+    module, (q, k, v) = routing(decay=0.9), inputs(300, grad=True)
+    before = module.centroids.clone()
+    vectors = [F.layer_norm(x, (16,)) for x in (q.detach(), k.detach().repeat_interleave(2, 1))]
+    expected = before.clone()
+    for h in range(4):
+        for c in range(8):
+            chosen = [x[:, h][(x[:, h] @ before[h].T).argmax(-1) == c] for x in vectors]
+            target = sum(x.mean(0) for x in chosen if len(x)) / sum(len(x) > 0 for x in chosen)
+            expected[h, c] = F.normalize(0.9 * before[h, c] + 0.1 * target, dim=0)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return module(q, k, v)
+
+    out = call(q, k, v) if way == "plain" else checkpoint(call, q, k, v, use_reentrant=way == "reentrant")
+    assert torch.equal(module.centroids, before)
+    out.square().sum().backward()
+    torch.testing.assert_close(module.centroids, expected, atol=1e-6, rtol=0)
+    gradient = q.grad.clone()
+    fresh = routing(decay=1.0)
+    q.grad = None
+    fresh(q, k, v).square().sum().backward()
+    torch.testing.assert_close(gradient, q.grad, atol=1e-6, rtol=0)
+
+
+def test_centroids_rest_without_training_or_gradients() -> None:
+    module, (q, k, v) = routing(decay=0.5), inputs(300, grad=True)
+    before = module.centroids.clone()
+    with torch.no_grad():
+        module(q, k, v)
+    module.eval()(q, k, v).sum().backward()
+    module.train()(*(x.detach() for x in (q, k, v)))
+    assert torch.equal(module.centroids, before)
+
+
+def test_padding_moves_no_centroid() -> None:
+    first, second = routing(decay=0.5), routing(decay=0.5)
+    q, k, v = inputs(100, grad=True)
+    first(q, k, v).sum().backward()
+    padded = [F.pad(x.detach(), (0, 0, 40, 0), value=9.0).requires_grad_() for x in (q, k, v)]
+    second(*padded, padding_mask=(torch.arange(140) >= 40).expand(2, -1)).sum().backward()
+    torch.testing.assert_close(first.centroids, second.centroids)
+
+
+def test_centroids_find_the_clusters_that_are_there() -> None:
+    """Tokens around eight directions: after training, those of one direction share a cluster more than they did."""
+    module = build_mechanism("routing", num_heads=1, head_dim=16, num_clusters=8, window_per_cluster=64, decay=0.7, seed=5)
+    centre = torch.randn(8, 16)
+    label = torch.randint(8, (1, 1, 512))
+
+    def within() -> float:
+        x = F.layer_norm(centre[label] + 0.3 * torch.randn(1, 1, 512, 16), (16,))
+        return (x * module.centroids[0][module.clusters(x, None)]).sum(-1).mean().item() / 4
+
+    before = within()
+    for _ in range(30):
+        x = (centre[label] + 0.3 * torch.randn(1, 1, 512, 16)).requires_grad_()
+        module(x, x, x).sum().backward()
+    assert within() > before + 0.1
+
+
+def test_compiled_training_moves_the_centroids_as_well() -> None:
+    plain, compiled = routing(decay=0.5), routing(decay=0.5)
+    q, k, v = inputs(300, grad=True)
+    plain(q, k, v).sum().backward()
+    torch.compile(compiled, fullgraph=True, backend="aot_eager")(q, k, v).sum().backward()
+    torch.testing.assert_close(plain.centroids, compiled.centroids)
+
+
+def _average(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    q, k, v = (x.split(1)[rank].detach().requires_grad_() for x in inputs(60))
+    module = routing(decay=0.5)
+    module(q, k, v).sum().backward()
+    torch.save(module.centroids, os.path.join(folder, f"{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_average_their_centroids(tmp_path) -> None:
+    torch.multiprocessing.start_processes(_average, (str(tmp_path),), nprocs=2, start_method="fork")
+    torch.manual_seed(0)
+    module = routing(decay=0.5)
+    module(*(x.requires_grad_() for x in inputs(60))).sum().backward()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), module.centroids)
+
+
+def test_the_learned_router_is_balanced_and_trained() -> None:
+    module = routing(router="learned")
+    assert [name for name, _ in module.named_parameters()] == ["router"]
+    assert not list(routing().parameters())
+    q, k, v = inputs(400, grad=True)
+    real = torch.ones(2, 400, dtype=torch.bool)
+    keys = k.detach().repeat_interleave(2, 1) + 2.0 * torch.randn(16)  # a common direction: without balance few clusters get all
+    offset = module.offsets(keys, False, real)
+    mass = module.shares(keys, offset, exact=True).exp().sum(2)
+    torch.testing.assert_close(mass, torch.full_like(mass, 50.0), atol=5.0, rtol=0)
+    assert module.shares(keys, None, exact=True).exp().sum(2).amax() > 100
+    module(q, k, v).square().sum().backward()
+    assert module.router.grad.abs().sum() > 0
+
+
+def test_gradients_of_the_learned_router() -> None:
+    module = build_mechanism("routing", num_heads=1, head_dim=4, router="learned", num_clusters=4, window_per_cluster=40).double()
+    q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(270, dtype=torch.float64))
+    router = module.router.detach().clone().requires_grad_()
+
+    def call(router: Tensor, *x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, {"router": router}, x, {"causal": True})
+
+    assert torch.autograd.gradcheck(call, (router, q, k, v), fast_mode=True)
+
+
+def test_sizes_follow_the_longest_input() -> None:
+    for max_length, clusters, size in ((4096, 64, 64), (8192, 91, 91), (1, 1, 1), (None, 64, 64)):
+        module = build_mechanism("routing", num_heads=1, head_dim=8, max_length=max_length)
+        assert (module.num_clusters, module.size) == (clusters, size)
+
+
+@pytest.mark.parametrize("router", ["kmeans", "learned"])
+def test_a_plain_checkpoint_takes_it_and_a_trained_one_comes_back(tmp_path, router: str) -> None:
+    import hf_longattn.families as families
+
+    options = {"mechanism": "routing", **OPTIONS, "router": router, "decay": 0.5}
+    plain_model("bert").save_pretrained(tmp_path / "plain")
+    cls = families.LongBertModel
+    model = cls.from_pretrained(tmp_path / "plain", config=long_config("bert", options))
+    ids = tokens(2, 300)
+    model.train()(ids).last_hidden_state.square().sum().backward()
+    if router == "learned":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01
+    model.eval().save_pretrained(tmp_path / "long")
+    again = cls.from_pretrained(tmp_path / "long").eval()
+    with torch.no_grad():
+        assert torch.equal(model(ids).last_hidden_state, again(ids).last_hidden_state)
+    kept = [value for name, value in again.state_dict().items() if name.endswith(("centroids", "router"))]
+    assert len(kept) == 3
+    assert all(torch.isfinite(value).all() for value in kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_clusters": 0}, "at least 1"),
+        ({"window_per_cluster": -1}, "at least 1"),
+        ({"window": -2}, "at least 0"),
+        ({"router": "best"}, "'kmeans' or 'learned'"),
+        ({"decay": 1.5}, "from 0 to 1"),
+        ({"clusters": 4}, "num_clusters"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_when_the_config_is_made(options: dict, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        LongAttentionConfig("routing", **options)
