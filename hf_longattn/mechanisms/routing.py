@@ -79,7 +79,7 @@ class Routing(BucketedMechanism):
     cost = "N·√N"
     exact_when = "one cluster with window_per_cluster ≥ N"
     options_type = RoutingOptions
-    sample: ClassVar[dict[str, Any]] = {"num_clusters": 8, "window_per_cluster": 32}
+    sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
