@@ -17,7 +17,7 @@ from typing import Any
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
 from hf_longattn.evaluation.mlm import mlm_markdown
-from hf_longattn.evaluation.qa_table import to_markdown
+from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
 from hf_longattn.families import FAMILIES
 
 try:
@@ -54,6 +54,12 @@ def quality(name: str) -> str:
     """The tables of a question-answering evaluation."""
     record = stored(name)
     return NOT_MEASURED.format(name, "python scripts/evaluate_qa.py") if record is None else to_markdown(record["table"]).strip()
+
+
+def quality_in_brief(name: str) -> str:
+    """One table of a question-answering evaluation."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "python scripts/evaluate_qa.py") if record is None else summary_markdown(record["table"]).strip()
 
 
 def masked_loss(name: str) -> str:
@@ -134,6 +140,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
     "model": partial(speed, "model-longformer-window512-fp32"),
     "qa": partial(quality, "qa"),
+    "qa-brief": partial(quality_in_brief, "qa"),
     "mlm": partial(masked_loss, "mlm"),
     "benchmarks": benchmarks,
     "gpu": gpu,

@@ -60,6 +60,35 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match") -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def summary_markdown(table: dict[str, Any], above: int = 1024, metric: str = "exact_match") -> str:
+    """Return one table: each system's metric on documents of more than ``above`` tokens, a column per group, and the median seconds per
+    document of the longest ones."""
+    systems = list(dict.fromkeys(system for rows in table.values() for system in rows))
+    longest = max((name for rows in table.values() for row in rows.values() for name in row if name != ALL), key=_size)
+    heads = [f"{group} (n={_above(next(iter(rows.values())), above, metric)[2]})" for group, rows in table.items()]
+    lines = [
+        f"| documents over {above:,} tokens | " + " | ".join(heads) + f" | seconds, {_pretty(longest)} tokens |",
+        "|---" * (len(table) + 2) + "|",
+    ]
+    for system in systems:
+        shown = ["–" if system not in rows else "{:.1f} ± {:.1f}".format(*_above(rows[system], above, metric)) for rows in table.values()]
+        seconds = statistics.median(
+            rows[system][longest]["seconds"] for rows in table.values() if system in rows and longest in rows[system]
+        )
+        seeds = max(rows[system][ALL]["seeds"] for rows in table.values() if system in rows)
+        label = f"{system} ({seeds} seeds)" if seeds > 1 else system
+        lines.append(f"| {label} | " + " | ".join(shown) + f" | {f'{seconds:.2f}' if seconds >= 1e-3 else '–'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _above(row: dict[str, Any], above: int, metric: str) -> tuple[float, float, int]:
+    """Mean, standard error and number of questions over the buckets beyond ``above`` tokens."""
+    cells = [cell for name, cell in row.items() if name != ALL and _size(name) > above]
+    count = sum(cell["n"] for cell in cells)
+    mean = sum(cell["n"] * cell[metric] for cell in cells) / count
+    return mean, sum((cell["n"] * cell[f"{metric}_se"]) ** 2 for cell in cells) ** 0.5 / count, count
+
+
 def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -> None:
     """Draw the metric over document length, one panel per group, and the seconds per document; needs matplotlib."""
     import matplotlib

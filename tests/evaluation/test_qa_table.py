@@ -9,7 +9,7 @@ import pytest
 
 from hf_longattn.evaluation.qa_report import card_results, read_answers, write_report
 from hf_longattn.evaluation.qa_run import ScoredAnswer, bucket_of, run_readers
-from hf_longattn.evaluation.qa_table import tabulate, to_markdown
+from hf_longattn.evaluation.qa_table import summary_markdown, tabulate, to_markdown
 
 
 class Fixed:
@@ -51,6 +51,14 @@ def test_table(answers: list[ScoredAnswer]) -> None:
     many = rows["many"]["all"]
     assert (many["exact_match"], many["exact_match_se"], many["n"], many["seeds"]) == (50.0, 0.0, 2, 2)
     assert rows["many"]["<=512"]["seed_spread"] == pytest.approx(70.71, abs=0.01)
+
+
+def test_the_summary_weighs_questions_beyond_a_length() -> None:
+    records = [{**RECORDS[0], "tokens": 400}, {**RECORDS[0], "id": "c", "tokens": 1500}, {**RECORDS[1], "id": "d", "tokens": 3000}]
+    table = tabulate(run_readers([Fixed("one", "yes")], records, "set"))
+    summary = summary_markdown(table)
+    assert "set (n=2)" in summary
+    assert "| one | 50.0 ± 0.0 |" in summary
 
 
 def test_hops_make_groups_and_lengths_come_from_the_record() -> None:
