@@ -34,6 +34,9 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
     bases: list[type] = [mixin, base]
+    if family.own_mixin is not None:
+        module, own = family.own_mixin.split(".")
+        bases.insert(0, getattr(importlib.import_module(f"{__package__}.{module}"), own))
     if issubclass(base, GenerationMixin):
         bases.append(GenerationMixin)  # transformers asks for it among the direct bases
     namespace: dict[str, Any] = {

@@ -65,11 +65,14 @@ class Family:
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary.
+    own_mixin: ``"module.Class"`` of this package that stands before every Long class of this family, where the base needs more than
+        a mechanism on its attention modules; imported with the first model.
     """
 
     config_class: type[PreTrainedConfig]
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
+    own_mixin: str | None = None
 
     @property
     def base_config_class(self) -> type[PreTrainedConfig]:

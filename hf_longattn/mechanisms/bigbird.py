@@ -53,8 +53,8 @@ class BigBirdOptions(Options):
     )
     blocks_over: str = option(
         "text",
-        "'text': blocks are cut from each sequence's own tokens, and padding changes nothing; 'input': from the padded input, as "
-        "transformers does",
+        "'text': blocks are cut from each sequence's own tokens, and padding changes nothing; 'input': from the padded input, whose "
+        "padding gives zeros, as in transformers",
     )
 
     def check(self) -> None:
@@ -92,7 +92,7 @@ class BigBird(MaskedMechanism):
     takes_globals = True
     anchored: ClassVar[bool] = True
     options_type = BigBirdOptions
-    sample: ClassVar[dict[str, Any]] = {"block_size": 16, "num_random_blocks": 1}
+    sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class BigBird(MaskedMechanism):
         size = self.options.block_size
         over_text = self.options.blocks_over == "text" and padding_mask is not None
 
-        def times(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             length, row, column = kv_idx.shape[-1], q_idx, kv_idx
             ends = torch.tensor([length], device=kv_idx.device)
             if over_text:
@@ -174,10 +174,16 @@ class BigBird(MaskedMechanism):
                 row, column = q_idx - start[b], kv_idx - start[b]
             rows = -(-length // size)
             blocks = self.blocks(-(-ends // size), rows, causal, kv_idx.device, seed)
-            counted = blocks.times(b, h, row.div(size, rounding_mode="floor"), column.div(size, rounding_mode="floor"))
-            return counted if tokens is None else torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, counted)
+            times = blocks.times(b, h, row.div(size, rounding_mode="floor"), column.div(size, rounding_mode="floor"))
+            if tokens is not None:
+                times = torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, times)
+            return times * padding_mask[b, q_idx] if padding_mask is not None and self._rests(length) else times
 
-        return times
+        return count
+
+    def _rests(self, length: int) -> bool:
+        """Whether queries of padding see nothing, as transformers has it; otherwise their rows mean nothing."""
+        return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(
         self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
@@ -250,6 +256,8 @@ class BigBird(MaskedMechanism):
         parts = self.plan(kv_len, causal, padding_mask, tokens, q.device, seed)
         out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
         out = out if start is None else turn(out, -start)
+        if padding_mask is not None and self._rests(kv_len):
+            out = out * padding_mask[:, None, :, None]
         return out[:, :, kv_len - q_len :]
 
     def plan(

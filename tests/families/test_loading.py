@@ -17,13 +17,21 @@ from tests.reference.small_models import BASES, HEADS, SHAPE, head_inputs, plain
 AUTO = {
     "bert": "AutoModelForQuestionAnswering",
     "roberta": "AutoModelForMaskedLM",
+    "big_bird": "AutoModelForQuestionAnswering",
     "gpt2": "AutoModelForCausalLM",
     "llama": "AutoModelForCausalLM",
 }
-HEAD = {"bert": "BertForQuestionAnswering", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+HEAD = {
+    "bert": "BertForQuestionAnswering",
+    "roberta": "RobertaForMaskedLM",
+    "big_bird": "BigBirdForQuestionAnswering",
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+}
 TABLE = {
     "bert": "bert.embeddings.position_embeddings.weight",
     "roberta": "roberta.embeddings.position_embeddings.weight",
+    "big_bird": "bert.embeddings.position_embeddings.weight",
     "gpt2": "transformer.wpe.weight",
 }
 COVERING = {"mechanism": "window", "window": 2048}

@@ -1,16 +1,21 @@
-"""`bigbird` equals transformers' BigBird self-attention: in training with its random blocks, in evaluation with its counting."""
+"""`bigbird` equals transformers' BigBird self-attention, in training with its random blocks and in evaluation with its counting; and
+LongBigBird equals transformers' BigBird, every head, outputs and gradients, with padding."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, BigBirdModel
 
+import hf_longattn.families as families
 from hf_longattn import build_mechanism
+from hf_longattn.families import FAMILIES
 
 HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
 LAYER = 3
@@ -51,7 +56,7 @@ def test_self_attention_and_its_gradients(length: int, training: bool) -> None:
     mask[2, : length // 2] = False
     hidden = torch.randn(3, length, HEADS * DIM, requires_grad=True)
     module, expected = theirs(length, mask, hidden, training=training)
-    found = ours(module, mask, hidden, random_pattern="hf", blocks_over="input")
+    found = ours(module, mask, hidden, random_pattern="hf")
     assert (expected - found)[mask].abs().max() < 1e-5
     weight = torch.randn_like(expected) * mask[..., None]
     wanted = torch.autograd.grad((expected * weight).sum(), (hidden, *module.parameters()))
@@ -65,3 +70,103 @@ def test_the_first_block_is_counted_once_for_itself_and_once_for_each_random_blo
     module, expected = theirs(320, mask, hidden, training=False)
     assert (expected - ours(module, mask, hidden, random_pattern="hf_eval")).abs().max() < 1e-5
     assert (expected - ours(module, mask, hidden, random_pattern="seeded")).abs().max() > 1e-3
+
+
+SETTINGS = {
+    "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "max_position_embeddings": 1024, "block_size": BLOCK, "num_random_blocks": RANDOM, "initializer_range": 0.2, "sep_token_id": 3,
+    "hidden_dropout_prob": 0.0,
+}  # fmt: skip
+HEADED = sorted(set(FAMILIES["big_bird"].heads) - {"BigBirdForCausalLM"})
+
+
+def adopted(head: str, folder: Path, **changes: Any) -> tuple[Any, Any]:
+    """A model of transformers, and the Long model read from its folder."""
+    torch.manual_seed(0)
+    model = getattr(transformers, head)(BigBirdConfig(**{**SETTINGS, **changes})).eval()
+    model.save_pretrained(folder)
+    return model, getattr(families, f"Long{head}").from_pretrained(folder).eval()
+
+
+def texts(head: str, length: int = 200) -> dict[str, Tensor]:
+    """Two texts with a separator, of which the second is padded."""
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[1, length - 55 :] = 0
+    ids = torch.where(mask.bool(), torch.randint(5, 200, (2, length)), 0)
+    ids[:, 12] = 3
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return {name: value[None] for name, value in inputs.items()} if head.endswith("MultipleChoice") else inputs
+
+
+def labels(head: str, length: int = 200) -> dict[str, Tensor]:
+    if head.endswith("QuestionAnswering"):
+        return {"start_positions": torch.tensor([20, 30]), "end_positions": torch.tensor([22, 31])}
+    if head.endswith(("SequenceClassification", "MultipleChoice")):
+        return {"labels": torch.tensor([1, 0][: 1 if head.endswith("MultipleChoice") else 2])}
+    given = {"labels": torch.randint(0, 2, (2, length))}
+    given["labels"][1, length - 55 :] = -100
+    return given | ({"next_sentence_label": torch.tensor([0, 1])} if head.endswith("PreTraining") else {})
+
+
+@pytest.mark.parametrize("changes", [{}, {"rescale_embeddings": True, "use_bias": False, "hidden_act": "relu"}], ids=["usual", "unusual"])
+@pytest.mark.parametrize("head", HEADED)
+def test_every_head_gives_the_same_outputs_and_gradients(head: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    model, longer = adopted(head, tmp_path, **changes)
+    inputs = texts(head)
+    real = inputs["attention_mask"].bool()
+    for training in (False, True):
+        wanted = {} if head == "BigBirdModel" else labels(head)
+        outputs = expected, found = [m.train(training)(**inputs, **wanted) for m in (model, longer)]
+        assert expected.keys() == found.keys()
+        for name in expected:
+            rows = real if expected[name].shape[: real.dim()] == real.shape else ...
+            assert (expected[name] - found[name])[rows].abs().max() < 1e-4, name
+        for m, out in zip((model, longer), outputs, strict=True):
+            m.zero_grad()
+            (out.loss if "loss" in out else out.last_hidden_state[real].square().sum() / 1000).backward()
+        gradients = dict(longer.named_parameters())
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None:
+                assert gradients[name].grad is None, name
+            else:
+                assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
+
+
+def test_short_inputs_are_attended_to_fully_by_both(tmp_path: Path) -> None:
+    longer = adopted("BigBirdModel", tmp_path)[1]
+    for length in (9 * BLOCK - 1, 9 * BLOCK, 9 * BLOCK + 1):
+        model = transformers.BigBirdModel.from_pretrained(tmp_path).eval()  # a short input leaves its attention full for good
+        inputs = texts("BigBirdModel", length)
+        with torch.no_grad():
+            expected, found = model(**inputs).last_hidden_state, longer(**inputs).last_hidden_state
+        assert (expected - found)[inputs["attention_mask"].bool()].abs().max() < 1e-4
+
+
+def test_with_blocks_over_the_text_a_padded_text_gives_what_it_gives_alone(tmp_path: Path) -> None:
+    model = adopted("BigBirdModel", tmp_path)[0]
+    attention = {"mechanism": "bigbird", "block_size": BLOCK, "num_random_blocks": RANDOM, "random_pattern": "hf", "blocks_over": "text"}
+    longer = families.LongBigBirdModel.from_pretrained(tmp_path, long_attention=attention).eval()
+    inputs = texts("BigBirdModel", 300)
+    with torch.no_grad():
+        alone = model(inputs["input_ids"][1:, :245]).last_hidden_state
+        padded, theirs_padded = longer(**inputs).last_hidden_state[1:, :245], model(**inputs).last_hidden_state[1:, :245]
+    assert (alone - padded).abs().max() < 1e-4
+    assert (alone - theirs_padded).abs().max() > 1e-2, "transformers' own output depends on the padding"
+
+
+def test_a_decoder_and_its_cross_attention_are_bert_s() -> None:
+    """transformers' BigBird decoder loses its own tokens when it is given an encoder's states; BERT's does not."""
+    settings = {"is_decoder": True, "add_cross_attention": True, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.0}
+    settings |= {name: value for name, value in SETTINGS.items() if name not in ("block_size", "num_random_blocks")}
+    bert = transformers.BertLMHeadModel(transformers.BertConfig(**settings)).eval()
+    longer = families.LongBigBirdForCausalLM(families.LongBigBirdConfig(**settings, long_attention={"mechanism": "full"})).eval()
+    lost = longer.load_state_dict(bert.state_dict(), strict=False)
+    assert all("pooler" in name for name in (*lost.missing_keys, *lost.unexpected_keys))
+    mask = torch.ones(2, 30)
+    mask[1, 20:] = 0
+    arguments = {**texts("", 100), "encoder_hidden_states": torch.randn(2, 30, 32), "encoder_attention_mask": mask}
+    real = arguments["attention_mask"].bool()
+    with torch.no_grad():
+        expected = bert(**arguments, use_cache=False).logits
+        assert (expected - longer(**arguments, use_cache=False).logits)[real].abs().max() < 1e-4
+        assert (expected - longer(**arguments, use_cache=True).logits)[real].abs().max() < 1e-4

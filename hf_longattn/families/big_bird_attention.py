@@ -1,0 +1,76 @@
+"""BigBird's attention modules on transformers' AttentionInterface, on which transformers' own are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
+
+
+class LongBigBirdSelfAttention(BigBirdSelfAttention):
+    """The projections of BigBirdSelfAttention around the attention function that the config names.
+
+    Only the modules called cross-attention look at an encoder, and under its padding mask, as in BERT; transformers 5.23 hands the
+    encoder's states to a decoder's self-attention as well, which then sees none of its own tokens.
+    """
+
+    config: Any
+    is_causal: bool
+    is_cross_attention: bool
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
+        source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
+        shape = (self.num_attention_heads, self.attention_head_size)
+        inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
+        query, key, value = (projection(states).unflatten(-1, shape).transpose(1, 2) for projection, states in inputs)
+        if past_key_values is not None and not self.is_cross_attention:  # the cache has no room for what the encoder gave
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.attention_head_size**-0.5,
+            **kwargs,
+        )
+        return output.flatten(2), weights
+
+
+class BigBirdOnTheInterface(_Base):
+    """Stands before the mixin of the Long classes: puts :class:`LongBigBirdSelfAttention` in place before mechanisms are attached."""
+
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["BigBirdLayer"]
+
+    def post_init(self) -> None:
+        for name, module in self.named_modules():
+            if type(module) is BigBirdSelfAttention:  # the subclass adds no parameters, so the instance can become one
+                module.__class__ = LongBigBirdSelfAttention
+                module.config = self.config
+                module.is_cross_attention = "crossattention" in name
+                module.is_causal = module.is_decoder and not module.is_cross_attention
+        super().post_init()
