@@ -25,6 +25,8 @@ BACKEND = "longattn"
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes the cache layer that keeps what its mechanism reaches."""
+LAYER_INPUT = "layer_input"
+"""The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
 UNSUPPORTED = ("s_aux", "softcap")
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
@@ -92,7 +94,8 @@ def longattn_attention_forward(
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: ``False`` makes a causal module look ahead.
-        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, added to the scores.
+        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, added to the scores; ``layer_input (B, Nq, d)``,
+            the module's hidden states, for mechanisms that take them.
 
     Returns:
         ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` when the attentions are to be returned, otherwise ``None``.
@@ -115,6 +118,8 @@ def longattn_attention_forward(
         "scaling": scaling,
         "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2]),
     }
+    if mechanism.takes_hidden_states:
+        arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
     output = mechanism(query, key, value, dropout_p=dropout, **arguments)
     weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights

@@ -9,7 +9,10 @@ import typer
 __all__ = ["attention_arguments", "parse_layers", "parse_options"]
 
 Mechanism = Annotated[
-    str | None, typer.Option(help="The attention mechanism; `longattn mechanisms` lists them.", show_default="longformer")
+    str | None,
+    typer.Option(
+        help="The attention mechanism; `longattn mechanisms` lists them.", show_default="longformer; of an adopted model, its own"
+    ),
 ]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens the result takes.", min=1, show_default="the source's")]
 OptionFlag = Annotated[

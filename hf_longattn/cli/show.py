@@ -39,7 +39,10 @@ def show_plan(plan: ConversionPlan) -> None:
     for tensor in plan.tensors:
         if tensor.action != "kept":
             shapes = " → ".join(str(list(shape)) for shape in (tensor.old_shape, tensor.new_shape) if shape is not None)
-            console.print(f"  {tensor.action}  {tensor.name}  {shapes}", style="dim", highlight=False)
+            came = tensor.header is not None and tensor.header.name != tensor.name and tensor.action != "dropped"
+            name = f"{tensor.header.name} → {tensor.name}" if came and tensor.header is not None else tensor.name
+            why = f"  ({tensor.reason})" if tensor.reason else ""
+            console.print(f"  {tensor.action}  {name}  {shapes}{why}", style="dim", highlight=False)
     console.print()
     console.print(plan.attention.table(plan.shape.layers), highlight=False)
     console.print()

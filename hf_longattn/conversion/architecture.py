@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,9 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError, nearest
-from ..families.registry import FAMILIES, Family
+from ..families.registry import FAMILIES, MODEL_NAME, Family
 from ..mechanisms import Mechanism
+from .adopters import Adopter, adopter_of, adopters
 from .source import Source
 
 __all__ = ["Architecture", "attached_mechanisms", "find_architecture", "table_offset"]
@@ -24,9 +26,15 @@ class Architecture:
     """The family of a source and the class of its weights, before and after."""
 
     family: Family
-    source_config: Any  # the base config, as transformers reads it
+    source_config: Any  # the family's base config with the source's values
     source_class: str  # "BertForQuestionAnswering"
     long_class: str  # "LongBertForQuestionAnswering"
+    adopter: Adopter | None = None  # for a source that is no plain model of the family
+    adopted_config: Any = None  # the source's own config then
+
+    def adopted_attention(self) -> LongAttentionConfig | None:
+        """The attention that does what an adopted source does; ``None`` for a plain model."""
+        return None if self.adopter is None else self.adopter.attention(self.adopted_config, self.source_class)
 
     def long_config(self, attention: LongAttentionConfig, rows: int | None, rope: dict[str, Any] | None, rule: str) -> Any:
         """The config of the result: everything of the source's, the attention, and the new positions."""
@@ -77,22 +85,42 @@ def find_architecture(source: Source) -> Architecture:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was made from.")
     if source.config.get("quantization_config"):
         raise CheckpointError(f"{source.name!r} holds quantised weights; convert the unquantised checkpoint instead.")
-    if model_type not in FAMILIES:
+    adopter = adopter_of(source)
+    if adopter is None and model_type not in FAMILIES:
+        known = sorted({*FAMILIES, *(one.model_type for one in adopters())})
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which is not supported; the supported ones are:"
-            f" {', '.join(sorted(FAMILIES))}.{nearest(model_type, FAMILIES)}"
+            f" {', '.join(known)}.{nearest(model_type, known)}"
         )
-    family = FAMILIES[model_type]
+    family = FAMILIES[model_type if adopter is None else adopter.family]
     try:
-        config = family.base_config_class.from_dict(dict(source.config))
+        adopted = None if adopter is None else adopter.read_config(dict(source.config))
+        values = dict(source.config) if adopter is None else _without_names(adopter.config_values(adopted))
+        config = family.base_config_class.from_dict(values)
     except Exception as error:  # the config classes raise what their validators happen to raise
         raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {_line(error)}.") from error
     named = source.config.get("architectures") or [MODEL_MAPPING_NAMES[model_type]]
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in family.heads:
+    source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
+    base_class = source_class if adopter is None or not isinstance(source_class, str) else adopter.base_class(source_class)
+    if not isinstance(source_class, str) or base_class not in family.heads:
         raise CheckpointError(
-            f"{source.name!r} is a {named!r}, which has no long form; the supported {model_type} classes are: {', '.join(family.heads)}."
+            f"{source.name!r} is a {named!r}, which has no long form; the supported {model_type} classes are:"
+            f" {', '.join(_supported(family, adopter, model_type))}."
         )
-    return Architecture(family, config, named[0], family.heads[named[0]])
+    return Architecture(family, config, source_class, family.heads[base_class], adopter, adopted)
+
+
+def _supported(family: Family, adopter: Adopter | None, model_type: str) -> list[str]:
+    """The source's model classes that have a long form."""
+    if adopter is None:
+        return list(family.heads)
+    package = importlib.import_module(f"transformers.models.{model_type}")
+    return [name for name in dir(package) if MODEL_NAME.search(name) and adopter.base_class(name) in family.heads]
+
+
+def _without_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Config values without those that name the source itself."""
+    return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
 
 
 def table_offset(family: Family, name: str) -> int | None:

@@ -109,7 +109,7 @@ def convert_checkpoint(
 def _write(plan: ConversionPlan, stage: Path, progress: StageProgress | None) -> list[str]:
     advance = None if progress is None else (lambda done, total: progress("write", done, total))
     files = write_weights(stage, files_of(plan), advance)
-    base_type = plan.architecture.family.base_model_type
+    base_type = plan.source.config["model_type"]
     return files + write_sidecars(
         plan.source.folder,
         stage,

@@ -79,7 +79,8 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 def _short(source: Source) -> tuple[Any, str, Family, Any]:
     architecture = find_architecture(source)
-    config = architecture.long_config(LongAttentionConfig("full"), None, None, "tile")
+    attention = architecture.adopted_attention() or LongAttentionConfig("full")
+    config = architecture.long_config(attention, None, None, "tile")
     return config, architecture.source_class, architecture.family, architecture.skeleton(config)
 
 

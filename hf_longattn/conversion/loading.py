@@ -32,6 +32,9 @@ def load_source(folder: Path, architecture: Architecture, dtype: torch.dtype | N
     """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32."""
     import transformers
 
+    if architecture.adopter is not None:
+        model_class, arguments = architecture.adopter.source_model(architecture.adopted_config, architecture.source_class)
+        return _load(model_class, folder, dtype, **arguments)
     return _load(getattr(transformers, architecture.source_class), folder, dtype)
 
 
@@ -49,10 +52,10 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
     return bool(missing - tied)
 
 
-def _load(model_class: Any, folder: Path, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
+def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, use_safetensors=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {' '.join(str(error).split())}") from error

@@ -15,41 +15,15 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError
 from ..families.attachment import attention_sites
 from ..positions import keeps_old_rows, rope_parameters
-from .architecture import Architecture, attached_mechanisms, find_architecture, table_offset
+from .architecture import Architecture, find_architecture, table_offset
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
 from .quiet import quiet_libraries
 from .settings import parse_dtype, resolve_attention, table_strategy
 from .source import Source, open_source
 from .staging import check_destination
-from .tensors import TensorHeader
+from .tensor_plan import ACTIONS, MovedTensor, TensorPlan, moved_tensors, plan_tensors
 
 __all__ = ["ConversionPlan", "TensorPlan", "model_shape", "plan_conversion"]
-
-
-@dataclass(frozen=True)
-class TensorPlan:
-    """What becomes of one tensor."""
-
-    name: str
-    action: str  # "kept", "extended", "added" or "dropped"
-    dtype: torch.dtype  # as written
-    old_shape: tuple[int, ...] | None
-    new_shape: tuple[int, ...] | None
-    header: TensorHeader | None = None
-    offset: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return 0 if self.new_shape is None else torch.Size(self.new_shape).numel() * self.dtype.itemsize
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "action": self.action,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "old_shape": self.old_shape,
-            "new_shape": self.new_shape,
-        }
 
 
 @dataclass(frozen=True)
@@ -72,7 +46,7 @@ class ConversionPlan:
     def counts(self) -> dict[str, int]:
         """Tensors per action."""
         found = Counter(tensor.action for tensor in self.tensors)
-        return {action: found.get(action, 0) for action in ("kept", "extended", "added", "dropped")}
+        return {action: found.get(action, 0) for action in ACTIONS}
 
     @property
     def total_bytes(self) -> int:
@@ -87,6 +61,7 @@ class ConversionPlan:
         return {
             "source": self.source.name,
             "source_class": self.architecture.source_class,
+            "adopted_from": None if self.architecture.adopter is None else self.source.config["model_type"],
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
             "long_attention": self.attention.to_dict(),
@@ -138,17 +113,20 @@ def plan_conversion(
     Raises:
         LongAttentionError: with one sentence, for anything that would make the conversion fail later.
     """
-    attention = resolve_attention(mechanism, long_attention, options)
+    if mechanism is not None or long_attention is not None:  # a mistyped name is refused before anything is fetched
+        resolve_attention(mechanism, long_attention, options)
     cast = parse_dtype(dtype)
     opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True)
     if destination is not None:
         check_destination(Path(destination), opened.folder, overwrite=overwrite)
     architecture = find_architecture(opened)
     base = architecture.source_config
+    attention = resolve_attention(mechanism, long_attention, options, architecture.adopted_attention())
     attention.check_layers(base.num_hidden_layers)
 
-    tables = {name: offset for name in opened.tensors if (offset := table_offset(architecture.family, name)) is not None}
-    old_length = _old_length(opened, base, tables)
+    moves = moved_tensors(opened, architecture)
+    tables = {one.target: offset for one in moves if one.target and (offset := table_offset(architecture.family, one.target)) is not None}
+    old_length = _old_length(opened, architecture, moves, tables)
     new_length = old_length if max_length is None else int(max_length)
     if new_length < old_length:
         raise LengthError(
@@ -169,7 +147,7 @@ def plan_conversion(
         config.dtype = cast
     skeleton = architecture.skeleton(config)
 
-    tensors = _plan_tensors(opened, skeleton, tables, rows, old_length, cast)
+    tensors = plan_tensors(opened, moves, skeleton, tables, rows, old_length, cast)
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, new_length)
     costs = tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(old_length, new_length))
@@ -178,64 +156,28 @@ def plan_conversion(
     )
 
 
-def _old_length(source: Source, config: Any, tables: dict[str, int]) -> int:
+def _old_length(source: Source, architecture: Architecture, moves: list[MovedTensor], tables: dict[str, int]) -> int:
     """Tokens the source takes: its position table without the special rows, or what its config says."""
-    for name, offset in tables.items():
-        rows = source.tensors[name].shape[0]
-        if rows != config.max_position_embeddings:
-            raise CheckpointError(
-                f"The config of {source.name!r} says max_position_embeddings={config.max_position_embeddings}, but its table"
-                f" {name!r} has {rows} rows."
-            )
-        return rows - offset
+    config = architecture.source_config
+    if architecture.adopter is not None:
+        length = architecture.adopter.max_length(architecture.adopted_config)
+        if length is not None:
+            return length
+    for one in moves:
+        if one.target in tables:
+            rows = one.shape[0]
+            if rows != config.max_position_embeddings:
+                raise CheckpointError(
+                    f"The config of {source.name!r} says max_position_embeddings={config.max_position_embeddings}, but its table"
+                    f" {one.header.name!r} has {rows} rows."
+                )
+            return rows - tables[one.target]
     return int(config.max_position_embeddings)
 
 
 def _mechanisms(attention: LongAttentionConfig, config: Any, length: int) -> list[Any]:
     shape = ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4)
     return layer_mechanisms(attention, shape, length)
-
-
-def _plan_tensors(
-    source: Source, skeleton: nn.Module, tables: dict[str, int], rows: int, old_length: int, cast: torch.dtype | None
-) -> list[TensorPlan]:
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    planned, met = [], set()
-    old_rows = max((source.tensors[name].shape[0] for name in tables), default=old_length)
-    for name, header in source.tensors.items():
-        dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
-        key = _model_key(name, expected, skeleton)
-        if key is None and _is_length_buffer(header.shape, {old_length, old_rows}):
-            planned.append(TensorPlan(name, "dropped", dtype, header.shape, None, header))
-            continue
-        new_shape = (rows, *header.shape[1:]) if name in tables else header.shape
-        if key is not None and expected[key] != new_shape:
-            raise CheckpointError(
-                f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config asks for"
-                f" {expected[key] if name not in tables else (header.shape[0], *expected[key][1:])}."
-            )
-        action = "extended" if new_shape != header.shape else "kept"
-        planned.append(TensorPlan(name, action, dtype, header.shape, new_shape, header, tables.get(name, 0)))
-        met.add(key)
-    own = tuple(f"{name}." for name in attached_mechanisms(skeleton))
-    for name, shape in expected.items():
-        if name not in met and name.startswith(own):
-            planned.append(TensorPlan(name, "added", cast or torch.float32, None, shape))
-    return planned
-
-
-def _model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:
-    """The model's own name for a tensor: as it is, or with the base model's prefix put in front or taken away."""
-    prefix = getattr(skeleton, "base_model_prefix", "")
-    for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-        if candidate in expected:
-            return candidate
-    return None
-
-
-def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
-    """Old checkpoints store position ids (1, P) and causal masks (1, 1, P, P), which today's models build themselves."""
-    return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
 def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:

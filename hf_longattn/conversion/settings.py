@@ -24,20 +24,34 @@ DTYPES = {
 
 
 def resolve_attention(
-    mechanism: str | None, long_attention: LongAttentionConfig | Mapping[str, Any] | None, options: Mapping[str, Any]
+    mechanism: str | None,
+    long_attention: LongAttentionConfig | Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    adopted: LongAttentionConfig | None = None,
 ) -> LongAttentionConfig:
-    """Either a mechanism with options and `layers`, or a whole configuration.
+    """Either a mechanism with options and `layers`, or a whole configuration; of an adopted source, its own attention in which the
+    options given replace its own, unless another mechanism is named.
 
     Raises:
         OptionError: both were given.
         UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
     """
+    if long_attention is None and adopted is not None and mechanism in (None, adopted.mechanism):
+        return _with_options(adopted, options)
     if long_attention is None:
         return LongAttentionConfig(**options) if mechanism is None else LongAttentionConfig(mechanism, **options)
     if mechanism is not None or options:
         given = ["mechanism"] * (mechanism is not None) + list(options)
         raise OptionError(f"long_attention was given together with {', '.join(given)}; put everything into long_attention.")
     return LongAttentionConfig.from_dict(long_attention)
+
+
+def _with_options(adopted: LongAttentionConfig, options: Mapping[str, Any]) -> LongAttentionConfig:
+    """An adopted attention in which the options given stand in all layers, and `layers` given above its own."""
+    given = LongAttentionConfig(adopted.mechanism, **options).to_dict()
+    layers = {index: {k: v for k, v in one.items() if k not in options} for index, one in adopted.layers.items()}
+    kept = {str(index): one for index, one in layers.items() if one}
+    return LongAttentionConfig.from_dict({**adopted.options, **given, "layers": {**kept, **given.get("layers", {})}})
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

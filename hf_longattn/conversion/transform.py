@@ -29,7 +29,7 @@ def files_of(plan: ConversionPlan) -> dict[str, list[OutputTensor]]:
         return split_by_size(list(outputs.values()), plan.max_shard_size)
     files: dict[str, list[OutputTensor]] = {}
     for tensor in plan.tensors:
-        if tensor.name in outputs and tensor.header is not None:
+        if tensor.name in outputs and tensor.header is not None and tensor.new_shape is not None:
             files.setdefault(tensor.header.file.name, []).append(outputs[tensor.name])
     new = [outputs[tensor.name] for tensor in plan.tensors if tensor.action == "added"]
     files.setdefault(next(reversed(files), WEIGHTS), []).extend(new)
@@ -37,9 +37,11 @@ def files_of(plan: ConversionPlan) -> dict[str, list[OutputTensor]]:
 
 
 def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:
-    """A kept or extended tensor with the values it must have in the result."""
+    """A tensor that comes from the source with the values it must have in the result."""
     assert tensor.header is not None
     values = read_tensor(tensor.header)
+    if tensor.change is not None:
+        values = tensor.change(values)
     if tensor.action == "extended" and tensor.new_shape is not None:
         values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.positions)
     return values.to(tensor.dtype)

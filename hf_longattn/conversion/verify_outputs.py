@@ -14,6 +14,7 @@ from .loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
 from .report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, Check
 from .text import VerificationText
+from .verify_adoption import check_adoption
 
 __all__ = ["Lengths", "check_outputs", "choose_lengths"]
 
@@ -66,6 +67,9 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
         text: what to run on.
         lengths: from `choose_lengths`.
     """
+    if plan.architecture.adopter is not None:
+        checks, model = check_adoption(plan, result, text, lengths.old)
+        return checks + _check_new(plan, model.base_model, text, lengths.new)
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
     model, missing = load_source(plan.source.folder, plan.architecture, cast)
     chance = newly_initialised(missing, model)

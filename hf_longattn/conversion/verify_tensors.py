@@ -24,9 +24,10 @@ def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
     """
     wrong: list[str] = []
     planned = {tensor.name: tensor for tensor in plan.tensors if tensor.new_shape is not None}
+    accounted = {tensor.header.name for tensor in plan.tensors if tensor.header is not None}
     wrong += [f"{name} is missing" for name in planned if name not in result.tensors]
     wrong += [f"{name} was not planned" for name in result.tensors if name not in planned]
-    wrong += [f"{name} of the source is in no plan" for name in plan.source.tensors if name not in {t.name for t in plan.tensors}]
+    wrong += [f"{name} of the source is in no plan" for name in plan.source.tensors if name not in accounted]
     for name, tensor in planned.items():
         if name not in result.tensors:
             continue
@@ -49,7 +50,8 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ConversionPlan) -> list[
     if tensor.action != "extended" or tensor.header is None:
         return []
     # The rule above made the new rows; that the old ones survived it is checked without that rule.
-    old = read_tensor(tensor.header).to(tensor.dtype)
+    old = read_tensor(tensor.header)
+    old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
     kept = old.shape[0] if keeps_old_rows(plan.positions) else tensor.offset + 1
     return [] if _same_bytes(written[:kept], old[:kept]) else [f"{tensor.name} lost its first {kept} rows"]
 

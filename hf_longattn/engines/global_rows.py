@@ -40,7 +40,7 @@ def overwrite_global_rows(
 
     Global tokens before the first query (decoding with a cache) have no row and are ignored.
     """
-    q_len, offset = q.shape[2], k.shape[2] - q.shape[2]
+    offset = k.shape[2] - q.shape[2]
     rows = (index - offset).clamp(min=0)
     row_out = dense_attention(
         gather_tokens(q, rows),
@@ -53,7 +53,13 @@ def overwrite_global_rows(
         score_mod=score_mod,
         q_idx=index[:, None, :, None],
     )
-    # Entries that are no row of this call go to an extra row that is cut off again: no branch on the data.
-    rows = torch.where(real & (index >= offset), rows, q_len)
-    item = torch.arange(q.shape[0], device=q.device)[:, None]
-    return F.pad(out, (0, 0, 0, 1)).transpose(1, 2).index_put((item, rows), row_out.transpose(1, 2)).transpose(1, 2)[:, :, :q_len]
+    return put_rows(out, row_out, rows, real & (index >= offset))
+
+
+def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
+    """Return ``out (B, H, N, D)`` with ``rows (B, H, g, D)`` at positions ``index (B, g)`` where ``real (B, g)``."""
+    # Entries that are no row go to an extra row that is cut off again: no branch on the data.
+    length = out.shape[2]
+    index = torch.where(real, index, length)
+    item = torch.arange(out.shape[0], device=out.device)[:, None]
+    return F.pad(out, (0, 0, 0, 1)).transpose(1, 2).index_put((item, index), rows.transpose(1, 2)).transpose(1, 2)[:, :, :length]

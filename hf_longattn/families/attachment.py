@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ..backend import CACHE_LAYER
+from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import build_mechanism
+from .projections import copied_parameters
 
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 CROSS_MECHANISM = "full"
@@ -101,6 +102,10 @@ def attach_mechanisms(
                 f"which {type(model).__name__} needs in {site.name}; "
                 f"choose one of hf_longattn.list_mechanisms(causal={causal})."
             )
+        if mechanism.takes_hidden_states:
+            _check_projections(site, mechanism, model)
+            if _hand_over_input not in site.module._forward_pre_hooks.values():
+                site.module.register_forward_pre_hook(_hand_over_input, with_kwargs=True)
         site.module.long_attention = _placed_like(mechanism, site.module)
         if causal and not site.cross and pass_cache_layer not in site.module._forward_pre_hooks.values():
             site.module.register_forward_pre_hook(pass_cache_layer, with_kwargs=True)
@@ -114,6 +119,35 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if layers is None or not isinstance(index, int) or index >= len(layers) or not hasattr(layers[index], "note_padding"):
         return None
     return args, {**kwargs, CACHE_LAYER: layers[index]}
+
+
+def _hand_over_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook: the module's input goes along as a keyword, which flows down to the attention function."""
+    takes = getattr(getattr(module, "long_attention", None), "takes_hidden_states", False)
+    if not takes or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
+        return None
+    return args, {**kwargs, LAYER_INPUT: args[0] if args else kwargs["hidden_states"]}
+
+
+def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
+    """Projections of hidden states of the mechanism's own can stand in for the layer's only where those are all there is."""
+    config = getattr(model, "config", None)
+    if mechanism.copies and getattr(config, "rope_parameters", None):
+        raise OptionError(
+            f"Mechanism {mechanism.name!r} was asked for query and key projections of its own, but those of {type(model).__name__} are "
+            "rotated by their positions afterwards; leave the option out, it is meant for models with a position table."
+        )
+    missing = {name for name in mechanism.copies.values() if name.endswith("weight")} - copied_sources(site.module, mechanism)
+    if missing:
+        raise OptionError(
+            f"Mechanism {mechanism.name!r} begins with copies of the layer's own projections, but {type(site.module).__name__} in "
+            f"{site.name} has none that is known ({', '.join(sorted(missing))}); leave the option out."
+        )
+
+
+def copied_sources(attention: nn.Module, mechanism: Mechanism) -> set[str]:
+    """Which of the parameters that the mechanism copies the attention module has."""
+    return {mechanism.copies[name] for name in copied_parameters(attention, mechanism.copies)}
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:

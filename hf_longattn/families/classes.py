@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import output_capturing
 
 from .loading import register_loading
-from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin
+from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongGenerationMixin
 from .registry import Family
 
 
@@ -38,7 +38,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         module, own = family.own_mixin.split(".")
         bases.insert(0, getattr(importlib.import_module(f"{__package__}.{module}"), own))
     if issubclass(base, GenerationMixin):
-        bases.append(GenerationMixin)  # transformers asks for it among the direct bases
+        bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers asks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
         "__doc__": f"{base.__name__} with long attention: {mixin.__doc__}",

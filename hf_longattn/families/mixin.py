@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 
 from ..backend import BACKEND
 from ..errors import MaskError
 from ..mechanisms.base import Mechanism
 from .attachment import attach_mechanisms
 from .limits import check_length, check_tables
+from .projections import copied_parameters
 from .registry import Family, PositionTable
+from .token_globals import global_tokens_of, token_rule
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -46,6 +49,8 @@ class LongAttentionMixin(_Base):
                 module.__class__ = long_class
                 module.adapt()
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
+        for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
+            token_rule(stack)  # refuses contradicting layers now
         super().post_init()
 
     def adapt(self) -> None:
@@ -53,11 +58,16 @@ class LongAttentionMixin(_Base):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Mechanisms initialise themselves, by ``reset_parameters``; everything else is the base's."""
+        """Mechanisms initialise themselves, by ``reset_parameters``, or begin as copies of their layer's parameters; everything else
+        is the base's."""
         super()._init_weights(module)
         reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism) else None
         if callable(reset):
             reset()
+        mechanism = getattr(module, "long_attention", None)
+        if isinstance(mechanism, Mechanism):  # the attention module comes after its parts
+            for name, own in copied_parameters(module, mechanism.copies).items():
+                initialization.copy_(mechanism.get_parameter(name), own(module.get_parameter(own.name)))
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         return super().get_correct_attn_implementation(BACKEND if requested_attention is None else requested_attention, is_init_check)
@@ -90,6 +100,18 @@ class LongAttentionMixin(_Base):
         return self.config._attn_implementation != BACKEND and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
 
 
+class LongGenerationMixin(_Base):
+    """Stands before the other mixins in models that generate."""
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Tokens that are global by their ids are found here, where the whole text is at hand and not only its last token."""
+        rule = None if self.config.is_encoder_decoder else token_rule(self)
+        if rule is not None and kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
+            known = {"attention_mask": kwargs.get("attention_mask")}
+            kwargs["global_attention_mask"] = global_tokens_of(rule, (input_ids,), known)
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+
 class LongBaseModelMixin(LongAttentionMixin):
     """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
 
@@ -97,6 +119,13 @@ class LongBaseModelMixin(LongAttentionMixin):
     """
 
     position_table: ClassVar[PositionTable | None]
+
+    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Without a ``global_attention_mask``, the tokens that are global by their ids."""
+        if kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
+            rule = token_rule(self)
+            if rule is not None:
+                kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs)
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.position_table is not None:
@@ -137,6 +166,10 @@ class LongDecoderMixin(LongBaseModelMixin):
             kwargs.pop("global_attention_mask", None)
         super()._check_inputs(args, kwargs)
 
+    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.config.is_encoder_decoder:
+            super()._find_globals(args, kwargs)
+
 
 def _with_global_attention_mask(base_forward: Any) -> Any:
     """``base_forward`` with ``global_attention_mask`` in its signature: Trainer drops the columns that it does not find there."""
@@ -148,6 +181,7 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
             kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
         if isinstance(self, LongBaseModelMixin):
             self._check_inputs(args, kwargs)
+            self._find_globals(args, kwargs)
         return base_forward(self, *args, **kwargs)
 
     signature = inspect.signature(base_forward)
@@ -158,4 +192,4 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
     return forward
 
 
-__all__ = ["LongAttentionMixin", "LongBaseModelMixin", "LongDecoderMixin"]
+__all__ = ["LongAttentionMixin", "LongBaseModelMixin", "LongDecoderMixin", "LongGenerationMixin"]

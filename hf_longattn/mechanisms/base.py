@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +14,7 @@ from ..engines.dense import repeat_heads
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError
 from .options import Options
+from .token_rules import TokenRule
 
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
@@ -38,6 +41,11 @@ class Mechanism(nn.Module, ABC):
     """Whether a causal row keeps its very bits when later tokens change; otherwise it keeps them up to rounding (1e-6)."""
     takes_globals: ClassVar[bool] = False
     """Whether ``global_mask`` means something to the mechanism."""
+
+    takes_hidden_states: bool = False
+    """Whether this mechanism needs its layer's input, ``hidden_states (B, Nq, hidden_size)``, as a further argument of ``forward``."""
+    copies: Mapping[str, str] = MappingProxyType({})
+    """Parameters that begin as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
 
     options_type: ClassVar[type[Options]] = Options
     layer: int = 0
@@ -104,6 +112,11 @@ class Mechanism(nn.Module, ABC):
                 "pass shorter inputs or output_attentions=False."
             )
         return self.dense_weights(q.float(), k.float(), **arguments).to(q.dtype)
+
+    @property
+    def token_rule(self) -> TokenRule | None:
+        """Which tokens are global by their ids, where no mask says so; the model applies it. ``None`` when ids play no part."""
+        return None
 
     def reach(self, causal: bool = True) -> int | None:
         """How many keys, itself included, a causal query can see back; ``None`` when unbounded. Sizes the decode cache."""

@@ -1,0 +1,117 @@
+"""Run an adopted checkpoint beside transformers' own model of its source, on real text, and compare hidden states and logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adopters import Probe
+from .loading import load_result, load_source, newly_initialised
+from .plan import ConversionPlan
+from .report import FAILED, NEEDS_TRAINING, PASSED, Check
+from .text import VerificationText
+
+__all__ = ["check_adoption", "compared", "probe_outputs"]
+
+TOLERANCE = 1e-4
+"""Largest difference called equal, relative to the largest output (at least 1)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one output of the result is from the source's, over the rows of real tokens."""
+
+    name: str
+    absolute: float
+    relative: float  # to the source's largest value, but at least 1
+
+
+def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, length: int) -> tuple[list[Check], Any]:
+    """Compare source and result on the adopter's probes.
+
+    Args:
+        plan: of the conversion.
+        result: the written folder.
+        text: what to run on.
+        length: in tokens, at most what the source takes.
+
+    Returns:
+        One check for each probe, and the result as loaded. The two models are never in memory together.
+    """
+    architecture = plan.architecture
+    adopter = architecture.adopter
+    assert adopter is not None
+    cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
+    probes = adopter.probes(architecture.adopted_config, architecture.source_class, text, length)
+    model, missing = load_source(plan.source.folder, architecture, cast)
+    chance = newly_initialised(missing, model)
+    expected = [probe_outputs(model.base_model if chance else model, probe.inputs) for probe in probes]
+    del model
+    model, _ = load_result(result, architecture, plan.config)
+    checks = []
+    for probe, wanted in zip(probes, expected, strict=True):
+        found = probe_outputs(model.base_model if chance else model, {**probe.inputs, **probe.result_inputs})
+        checks.append(_check(plan, probe, compared(wanted, found, probe), length, chance))
+    return checks, model
+
+
+def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of one forward pass by name, hidden states of every layer among them; caches and attentions left out."""
+    if model.base_model is model and inputs["input_ids"].dim() == 3:  # the choices of one example, without the head that takes them
+        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+    with torch.no_grad():
+        returned = model(**inputs, output_hidden_states=True, return_dict=True)
+    found: dict[str, Tensor] = {}
+    for name, value in returned.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, tuple) and name.endswith("hidden_states"):
+            found |= {f"{name}[{layer}]": state for layer, state in enumerate(value)}
+    return found
+
+
+def compared(wanted: dict[str, Tensor], found: dict[str, Tensor], probe: Probe) -> list[Difference]:
+    """The differences of every output that both give, over the rows of real tokens."""
+    differences = []
+    for name in wanted.keys() & found.keys():
+        a, b = wanted[name].float(), found[name].float()
+        if a.shape != b.shape:
+            continue
+        own = probe.real if probe.decoder_real is None or name.startswith("encoder_") else probe.decoder_real
+        if a.shape[:2] == own.shape:
+            a, b = a[own], b[own]
+        absolute = float((a - b).abs().max())
+        differences.append(Difference(name, absolute, absolute / max(1.0, float(a.abs().max()))))
+    return sorted(differences, key=lambda one: one.name)
+
+
+def _check(plan: ConversionPlan, probe: Probe, differences: list[Difference], length: int, chance: bool) -> Check:
+    name = f"equal to the source, {probe.name}"
+    if not differences:
+        return Check(name, FAILED, "source and result have no output in common")
+    worst = max(differences, key=lambda one: one.relative if one.relative == one.relative else float("inf"))
+    layers = sum("hidden_states[" in one.name for one in differences)
+    others = [one.name for one in differences if "hidden_states[" not in one.name]
+    values: dict[str, Any] = {
+        "length": length,
+        "max_abs_difference": max(one.absolute for one in differences),
+        "relative_difference": worst.relative,
+        "outputs": {one.name: one.absolute for one in differences},
+    }
+    head = " (the source has no weights for its head)" if chance else ""
+    found = (
+        f"{', '.join([*others, f'{layers} hidden states'])}{head} of two texts of up to {length} tokens, {probe.name}: "
+        f"largest difference from transformers' {plan.source.config['model_type']} {worst.absolute:.1e} ({worst.name})"
+    )
+    if worst.relative <= TOLERANCE:
+        return Check(name, PASSED, f"{found}, equal", values)
+    adopted = plan.architecture.adopted_attention()
+    why = "another attention than the source's was chosen" if plan.attention != adopted else ""
+    why = why or ("" if plan.positions_exact else f"{plan.positions} changes the old positions too")
+    if why:
+        return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
+    return Check(name, FAILED, f"{found}, but they must be equal", values)

@@ -1,0 +1,71 @@
+"""Which tokens are global, read off the token ids: single ids, or a whole segment of a pair of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRule:
+    """The union of positions, token ids and segments; padding is never global.
+
+    positions: counted from each sequence's first real token.
+    token_ids: every token with one of these ids.
+    first_segment: the tokens before the first separator. As in Longformer's question answering (Beltagy et al. 2020, section 3.1, "global
+        attention on all question tokens"), the separator itself is not among them.
+    second_segment: the tokens from the first one after the separators that end the first segment to the end, closing separators included.
+    separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
+
+    A sequence without a separator has neither segment.
+    """
+
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    first_segment: bool = False
+    second_segment: bool = False
+    separator: int | None = None
+
+    @property
+    def segments(self) -> bool:
+        """Whether the rule needs to know the separator."""
+        return self.first_segment or self.second_segment
+
+    def with_separator(self, separator: int | None) -> TokenRule:
+        """The rule with this separator where it has none of its own.
+
+        Raises:
+            OptionError: it needs one and there is none.
+        """
+        if self.separator is None and self.segments:
+            if separator is None:
+                raise OptionError(
+                    "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
+                    "nor the config's sep_token_id says which token ends one; give separator_token_id, for example 102 for BERT."
+                )
+            return dataclasses.replace(self, separator=separator)
+        return self
+
+    def mask(self, ids: Tensor, real: Tensor) -> Tensor:
+        """The global tokens ``(B, N)`` bool of ``ids (B, N)``, of which ``real (B, N)`` bool are no padding."""
+        chosen = at_positions(self.positions, real)
+        if self.token_ids:
+            chosen = chosen | torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
+        if self.segments:
+            ends = (ids == self.separator) & real
+            after = ends.cumsum(-1) > 0
+            if self.first_segment:
+                chosen = chosen | (~after & ends.any(-1, keepdim=True))
+            if self.second_segment:
+                chosen = chosen | ((after & ~ends).cumsum(-1) > 0)
+        return chosen & real
+
+
+def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
+    """The tokens at ``positions``, counted from each sequence's first real token, as ``(B, N)`` bool."""
+    counted = real.cumsum(-1) - 1
+    return real & (counted[..., None] == torch.tensor(positions, dtype=torch.long, device=real.device)).any(-1)
