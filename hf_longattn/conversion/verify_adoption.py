@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .adopters import Probe
+from .cost import layer_mechanisms
 from .loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
 from .report import FAILED, NEEDS_TRAINING, PASSED, Check
@@ -47,6 +48,8 @@ def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, l
     assert adopter is not None
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
     probes = adopter.probes(architecture.adopted_config, architecture.source_class, text, length)
+    if not any(one.takes_globals for one in layer_mechanisms(plan.attention, plan.shape, plan.new_length)):
+        probes = [probe for probe in probes if "global_attention_mask" not in probe.inputs]
     model, missing = load_source(plan.source.folder, architecture, cast)
     chance = newly_initialised(missing, model)
     expected = [probe_outputs(model.base_model if chance else model, probe.inputs) for probe in probes]
