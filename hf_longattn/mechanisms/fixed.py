@@ -20,7 +20,7 @@ from ..engines.pattern import MaskMod
 from ..errors import OptionError
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism
-from .layout import cells, in_rows, prefixes
+from .layout import WIDE_ROW, cells, in_rows, prefixes
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -64,7 +64,7 @@ class Fixed(GatheredMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
         size, summary = self.options.block_size, self.options.num_summary
         blocks = rows_of(length, size, device)[0, 0]
-        rows, columns = in_rows(blocks), blocks[:, size - summary :].flatten()
+        rows, columns = in_rows(blocks, WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
         per_block = len(rows) // len(blocks)
         if causal:  # a block lists its own columns itself: those before it need no rule at all
             seen = [row // per_block * summary for row in range(len(rows))]

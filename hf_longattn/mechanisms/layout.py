@@ -1,7 +1,8 @@
 """Building blocks of static patterns: rows of queries and keys for the gathered engine.
 
-Positions stand in int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries; where queries see a growing number of
-keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide as its last row needs.
+Positions stand in int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries, or :data:`WIDE_ROW` where all see the
+same keys; where queries see a growing number of keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide
+as its last row needs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor
 from ..engines.gathered import Part
 
 ROW = 128
-"""Queries per row, at most."""
+"""Queries per row, at most, where what they see differs: wider rows would be masked for longer."""
+WIDE_ROW = 256
+"""Queries per row, at most, where all see the same: the kernel takes twice as many queries at a time from 192 on."""
 STEPS = 8
 """Parts of different width into which a triangle of pairs is cut, at most."""
 BAND_ROW = 64
@@ -51,17 +54,18 @@ def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, in
     size = ROW * -(-count // (ROW * STEPS)) if causal else count
     for first in range(0, count, size):
         last = min(first + size, count)
-        rows = in_rows(queries[:, first:last])
+        rows = in_rows(queries[:, first:last], ROW if causal else WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
-        repeated = seen.repeat_interleave(rows.shape[0] // keys.shape[0], 0)
-        yield Part(rows[None, None], repeated[None, None], causal=causal, outside=outside)
+        # The first rows of all cells, then their second rows …: neighbours are as far apart as the cells.
+        repeated = seen.repeat(rows.shape[1], 1)
+        yield Part(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
 
 
-def in_rows(cells: Tensor) -> Tensor:
-    """Cells ``(C, n)`` cut into equal rows of at most :data:`ROW`, ``(C * r, n / r)``."""
-    pieces = -(-cells.shape[1] // ROW)
+def in_rows(cells: Tensor, row: int) -> Tensor:
+    """Cells ``(C, n)`` cut into r equal rows of at most ``row``, ``(C, r, n / r)``."""
+    pieces = -(-cells.shape[1] // row)
     size = -(-cells.shape[1] // pieces)
-    return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).reshape(-1, size)
+    return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
 
 
 def prefixes(

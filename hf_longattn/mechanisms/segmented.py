@@ -31,7 +31,7 @@ from ..engines.pattern import MaskMod, ScoreMod
 from .base import softmax_over
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, shifted, turn, turning
-from .layout import cells, in_rows, prefixes
+from .layout import WIDE_ROW, cells, in_rows, prefixes
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
@@ -219,7 +219,7 @@ class Segmented(GatheredMechanism):
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Part]:
     """The rows of ``blocks (M, b)`` with the summaries, behind ``length`` keys, of the other blocks."""
-    rows, count = in_rows(blocks), len(blocks)
+    rows, count = in_rows(blocks, WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
     if causal:
         summaries = torch.arange(length, length + count, device=blocks.device)
