@@ -167,6 +167,8 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     checks = [Check("finite at the new length", PASSED if finite else FAILED, f"hidden states {at} are {'' if finite else 'not '}finite")]
     if short == length:
         return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens leave no room for padding")]
+    if not all(layer.ignores_padding for layer in layer_mechanisms(plan.attention, plan.shape, length)):
+        return [*checks, Check("padding changes nothing", SKIPPED, "the mechanism's options count padding, as another implementation does")]
     unpadded = run(alone, torch.ones_like(alone), marked)
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     padded = run(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))

@@ -48,6 +48,8 @@ class Mechanism(nn.Module, ABC):
     """Parameters that begin as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
 
     options_type: ClassVar[type[Options]] = Options
+    ignores_padding: bool = True
+    """Whether padding changes nothing. False only where an option asks for another implementation's way of counting it."""
     layer: int = 0
     """Index of the layer that it runs in, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
     sample: ClassVar[dict[str, Any]] = {}

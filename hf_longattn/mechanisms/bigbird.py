@@ -104,6 +104,7 @@ class BigBird(MaskedMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
+        self.ignores_padding = self.options.blocks_over == "text"
 
     @property
     def full_blocks(self) -> int:
