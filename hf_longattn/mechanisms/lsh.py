@@ -129,7 +129,7 @@ class LSH(BucketedMechanism):
         start, scale = 0, 1
         for factor in self.factors:
             columns = rotated[..., start : start + factor // 2, :]
-            bucket = bucket + scale * torch.cat([columns, -columns], -2).argmax(-2)
+            bucket += scale * signed_argmax(columns)
             start, scale = start + factor // 2, scale * factor
         return bucket
 
@@ -193,6 +193,18 @@ def factors(num_buckets: int) -> tuple[int, ...]:
     if num_buckets <= FACTOR_ABOVE or num_buckets != 2**power:
         return (num_buckets,)
     return (2 ** (power // 2), 2 ** (power - power // 2))
+
+
+def signed_argmax(x: Tensor) -> Tensor:
+    """``argmax [x ; -x]`` over the last axis but one, ``(…, F, N)`` -> ``(…, N)`` int64, one vectorised comparison for each column."""
+    half = x.shape[-2]
+    highest, index = x[..., 0, :].abs(), (x[..., 0, :] < 0).long() * half
+    for f in range(1, half):
+        column = x[..., f, :]
+        size = column.abs()
+        index = torch.where(size > highest, f + half * (column < 0), index)
+        highest = torch.maximum(highest, size)
+    return index
 
 
 def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, offsets: tuple[int, int]) -> Tensor:
