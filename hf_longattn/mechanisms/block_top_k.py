@@ -28,7 +28,7 @@ from .base import Mechanism, softmax_over
 from .masked import first_real
 from .options import Options, option, positive
 from .registry import register_mechanism
-from .turned import TurnedMechanism
+from .turned import Globals, TurnedMechanism
 
 CHOOSERS = ("query", "query_block")
 ROW = 64
@@ -97,7 +97,7 @@ class BlockTopK(TurnedMechanism):
             )
 
     def whole(
-        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Tensor | None, seed: int,
+        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         o, length = self.options, k.shape[2]
@@ -126,7 +126,7 @@ class BlockTopK(TurnedMechanism):
         return torch.where((blocks >= 0) & (keys < length), keys, -1).flatten(-2)
 
     def small(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, seed: int,
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         with torch.no_grad():

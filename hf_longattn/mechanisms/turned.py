@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import DENSE_CELLS
 from ..engines.dense import dense_attention, repeat_heads
+from ..engines.global_rows import global_index
 from ..engines.pattern import ScoreMod
 from .base import Mechanism
 from .gathered import shifted, turn, turning
+
+
+class Globals(NamedTuple):
+    """The global tokens of a call."""
+
+    mask: Tensor
+    """``(B, N)`` bool."""
+    most: int | None
+    """How many a sequence has at most, where that is known without looking."""
+
+    def index(self) -> tuple[Tensor, Tensor]:
+        """Positions of the global tokens, ``(B, g)``, and which entries are real."""
+        if self.most is None:
+            return global_index(self.mask)
+        index = self.mask.int().argsort(dim=-1, descending=True, stable=True)[:, : self.most]
+        return index, self.mask.gather(1, index)
+
+    def turned(self, start: Tensor) -> Globals:
+        return Globals(turn_mask(self.mask, start), self.most)
 
 
 class TurnedMechanism(Mechanism):
@@ -24,19 +44,19 @@ class TurnedMechanism(Mechanism):
 
     @abstractmethod
     def whole(
-        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Tensor | None, seed: int,
+        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         """Attention of whole sequences that begin at position 0, ``(B, H, N, D)``.
 
         q, k, v: ``(B, H, N, D)``; rows of q before ``first`` (a number, or ``(B, 1)``) and from ``first + q_len`` on are not asked for.
-        real: ``(B, N)`` bool, or None where all tokens are real; tokens: ``(B, N)`` bool, the global tokens, or None.
+        real: ``(B, N)`` bool, or None where all tokens are real; tokens: the global tokens, or None.
         arguments: ``scaling``, ``dropout_p`` and ``score_mod`` for the engine.
         """
 
     @abstractmethod
     def small(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, seed: int,
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         """The same for one query or for few tokens, by comparing all pairs; with padding anywhere, the queries last."""
@@ -44,8 +64,8 @@ class TurnedMechanism(Mechanism):
     def accept(self, q_len: int, kv_len: int) -> None:
         """Raise LengthError where the mechanism cannot serve so many queries of so many keys."""
 
-    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, k: Tensor) -> Tensor | None:
-        """The global tokens ``(B, Nk)`` of this call; mechanisms without global tokens have none."""
+    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, k: Tensor) -> Globals | None:
+        """The global tokens of this call; mechanisms without global tokens have none."""
         return None
 
     def forward(
@@ -77,7 +97,7 @@ class TurnedMechanism(Mechanism):
         if start is not None:
             assert padding_mask is not None
             q, k, v = (turn(x, start) for x in (q, k, v))
-            padding_mask, tokens = turn_mask(padding_mask, start), None if tokens is None else turn_mask(tokens, start)
+            padding_mask, tokens = turn_mask(padding_mask, start), None if tokens is None else tokens.turned(start)
             arguments["score_mod"] = shifted(score_mod, start)
             first = first - start[:, None]
         out = self.whole(q, k, v, first, causal=causal, real=padding_mask, tokens=tokens, seed=seed, **arguments)

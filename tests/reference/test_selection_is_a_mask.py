@@ -53,3 +53,44 @@ def test_block_top_k(length: int, block_size: int, num_blocks: int, causal: bool
         mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     same(attend(q, k, v, "block_top_k", block_size=block_size, num_blocks=num_blocks, causal=causal), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("selection", ["strided", "block_strided", "max_norm"])
+def test_lsg(selection: str, causal: bool) -> None:
+    length, size, factor, beyond = 512, 32, 4, 2
+    q, k, v = tensors(length)
+    place, head = torch.arange(length), torch.arange(3).view(1, 3, 1)
+    if selection == "max_norm":
+        norms = k.detach().norm(dim=-1).unflatten(2, (-1, size))
+        chosen = (norms >= norms.topk(size // factor, -1).values[..., -1:]).flatten(2)
+    else:
+        chosen = (place % factor == head % factor) if selection == "strided" else place % size // (size // factor) == head % factor
+    is_global = torch.rand(2, length) < 0.02
+    away = (place[:, None] // size - place // size).abs()
+    mask = (away <= 1) | ((away <= 1 + beyond) & chosen[:, :, None]) | is_global[:, None, None] | is_global[:, None, :, None]
+    if causal:
+        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    options = {"block_size": size, "sparse_block_size": beyond * size // factor, "sparsity_factor": factor, "selection": selection}
+    same(attend(q, k, v, "lsg", global_mask=is_global, causal=causal, **options), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("selection", ["average_pooling", "lsh"])
+def test_lsg_over_appended_means(selection: str) -> None:
+    """Clusters of one token are the token itself, so that a factor of 1 sees whole blocks beyond the local ones."""
+    q, k, v = tensors(512)
+    block = torch.arange(512) // 32
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=(block[:, None] - block).abs() <= 3)
+    if selection == "average_pooling":
+        options = {"block_size": 32, "sparse_block_size": 64, "sparsity_factor": 1, "selection": selection, "global_tokens": ()}
+        same(attend(q, k, v, "lsg", **options), expected, (q, k, v))
+        return
+    # One cluster per block: its mean, appended as a key of its own.
+    means = [x.unflatten(2, (16, 32)).mean(3) for x in (k, v)]
+    away = (block[:, None] - block).abs() <= 1
+    far = (block[:, None] - torch.arange(16)).abs()
+    mask = torch.cat([away, (far >= 2) & (far <= 3)], 1)
+    expected = F.scaled_dot_product_attention(q, torch.cat([k, means[0]], 2), torch.cat([v, means[1]], 2), attn_mask=mask)
+    options = {"block_size": 32, "sparse_block_size": 2, "sparsity_factor": 32, "selection": selection, "global_tokens": ()}
+    same(attend(q, k, v, "lsg", **options), expected, (q, k, v))

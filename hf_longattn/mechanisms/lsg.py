@@ -1,0 +1,320 @@
+"""LSG attention: local, sparse and global keys under one softmax (Condevaux & Harispe 2022, LSG Attention, section 3).
+
+The sequence is cut into blocks of b tokens, counted from the first real token. A query of block c sees
+
+    local:   the blocks c-1, c, c+1
+    sparse:  the sparse keys of the S·f/b blocks on either side beyond the local ones, S keys on each side
+    global:  the global tokens; and a query that is global sees all tokens (and nothing else)
+
+where a block has b/f sparse keys for a sparsity factor f; :mod:`~hf_longattn.mechanisms.lsg_keys` has the five selections. A token counts
+once, whichever of the three it is. Keys that are means are keys of their own, besides whatever tokens they are made from; their weight
+is that of their tokens in equal shares. In the causal form, which every selection has, the blocks behind c are left out, and of block c
+the keys behind the query: sparse keys then come from complete blocks of the past.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.global_rows import overwrite_global_rows
+from ..engines.pattern import ScoreMod
+from ..errors import OptionError, nearest
+from .base import Mechanism, softmax_over
+from .gathered import shifted, turn, turning
+from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, clusters, made_keys
+from .masked import first_real
+from .options import Options, option, positive
+from .registry import register_mechanism
+from .turned import Globals, TurnedMechanism, turn_mask
+
+SELECTIONS = CHOSEN + MADE
+
+
+@dataclasses.dataclass(frozen=True)
+class LsgOptions(Options):
+    block_size: int = option(128, "b, tokens in a block; a query sees its own block and the one on either side", "tokens")
+    sparse_block_size: int = option(128, "S, sparse keys that a query sees on each side; 0 for none", "keys")
+    sparsity_factor: int = option(4, "f, how many tokens give one sparse key", "tokens")
+    selection: str = option("max_norm", f"how sparse keys are found: {', '.join(SELECTIONS)}")
+    global_tokens: tuple[int, ...] = option(
+        (0,), "positions, counted from the first real token, that are global when no global_attention_mask is given", "positions"
+    )
+    seed: int = option(0, "seed of the directions that selection='lsh' hashes with")
+
+    def check(self) -> None:
+        positive("lsg", "block_size", self.block_size)
+        positive("lsg", "sparsity_factor", self.sparsity_factor)
+        if self.selection not in SELECTIONS:
+            raise OptionError(
+                f"Option 'selection' of mechanism 'lsg' is {self.selection!r}, but must be one of: {', '.join(SELECTIONS)}."
+                f"{nearest(self.selection, SELECTIONS)}"
+            )
+        for name in ("sparse_block_size", "seed"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"Option {name!r} of mechanism 'lsg' is {getattr(self, name)}, but must be at least 0.")
+        if any(position < 0 for position in self.global_tokens):
+            raise OptionError(
+                f"Option 'global_tokens' of mechanism 'lsg' is {self.global_tokens}, but positions count from 0; "
+                "for example global_tokens=0."
+            )
+        if self.sparse_block_size:
+            self._check_cells()
+
+    def _check_cells(self) -> None:
+        size, factor, sparse = self.block_size, self.sparsity_factor, self.sparse_block_size
+        if size % factor:
+            raise OptionError(
+                f"Option 'sparsity_factor' of mechanism 'lsg' is {factor}, but must divide block_size={size}, since every block gives "
+                "block_size / sparsity_factor sparse keys; for example sparsity_factor=2 for an even block_size."
+            )
+        if sparse * factor % size:
+            raise OptionError(
+                f"Option 'sparse_block_size' of mechanism 'lsg' is {sparse}, but must be a multiple of block_size / sparsity_factor = "
+                f"{size // factor}, the sparse keys of one block; for example sparse_block_size={size}."
+            )
+        if self.selection == "lsh" and size // factor > 1 and size // factor % 2:
+            raise OptionError(
+                f"With selection='lsh' of mechanism 'lsg' a block has block_size / sparsity_factor = {size // factor} clusters, "
+                "but that must be even, one for each sign of a direction; choose another sparsity_factor."
+            )
+
+
+@register_mechanism("lsg")
+class Lsg(TurnedMechanism):
+    """Neighbouring blocks, sparse keys of the blocks beyond, and global tokens."""
+
+    summary = "own and neighbouring blocks, sparse keys of the blocks beyond them, and global tokens"
+    paper = "Condevaux & Harispe 2022, LSG Attention, §3"
+    engine = "gathered"
+    cost = "N·(3b + 2S + g)"
+    exact_when = "N ≤ 2·block_size"
+    takes_globals = True
+    options_type = LsgOptions
+    sample: ClassVar[dict[str, Any]] = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"block_size": length, "sparse_block_size": 0}
+
+    options: LsgOptions
+
+    @property
+    def cells(self) -> Cells:
+        return Cells(self.options.block_size, self.options.sparsity_factor)
+
+    @property
+    def beyond(self) -> int:
+        """Blocks on either side, beyond the local ones, whose sparse keys are seen."""
+        return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return length <= 2 * self.options.block_size
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        dense = Mechanism.pairs(self, length, causal)
+        if self.covers(length, causal):
+            return dense
+        size, block = self.options.block_size, torch.arange(length) // self.options.block_size
+        total, many = self.cells.count(length), self.cells.keys
+        sides = (block - 1).clamp(0, self.beyond)
+        if causal:
+            local = torch.arange(length) % size + 1 + (block > 0) * size
+        else:
+            local = size * (1 + (block > 0).int() + (block < total - 1).int()) - (block >= total - 2) * (total * size - length)
+            sides = sides + (total - 2 - block).clamp(0, self.beyond)
+        crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
+        return min(dense, int((local + sides * many).sum()) + crossing)
+
+    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, k: Tensor) -> Globals | None:
+        if global_mask is not None:
+            return Globals(global_mask if padding_mask is None else global_mask & padding_mask, None)
+        wanted = sorted(set(self.options.global_tokens))
+        if not wanted:
+            return None
+        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+        chosen = ((real.cumsum(-1) - 1)[..., None] == torch.tensor(wanted, device=k.device)).any(-1)
+        return Globals(real & chosen, min(len(wanted), k.shape[2]))
+
+    def whole(
+        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
+        **arguments: Any,
+    ) -> Tensor:  # fmt: skip
+        length, rows = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device)
+        parts = [Part(rows, self.local_keys(length, causal, q.device), causal=causal)]
+        every_k, every_v, mask, more, chosen = k, v, real, dict(arguments), None
+        if self.beyond and self.options.selection in CHOSEN:
+            with torch.no_grad():
+                chosen = chosen_keys(self.options.selection, k, real, self.cells)
+            parts.append(Part(rows, torch.cat(self.sparse_keys(chosen, causal), -1)))
+        elif self.beyond:
+            made = made_keys(self.options.selection, k, v, real, self.cells, self.options.seed + seed)
+            every_k, every_v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
+            more["score_mod"] = at_made_keys(more["score_mod"], length, made.position)
+            place = torch.arange(length, length + made.keys.shape[2], device=k.device).view(1, 1, -1, self.cells.keys)
+            if real is not None:
+                mask = torch.cat([real, real.new_ones(real.shape[0], made.keys.shape[2])], 1)
+            if real is not None or self.options.selection == "lsh" or length % self.cells.factor or length % self.cells.size:
+                place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
+            parts += [Part(rows, keys) for keys in self.sparse_keys(place, causal)]
+        if tokens is None:
+            return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
+        index, given = tokens.index()
+        parts.append(Part(rows, self.global_keys(torch.where(given, index, -1), chosen, length, causal), causal=causal))
+        out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
+        scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]
+        return overwrite_global_rows(out, q, k, v, index, given, causal=causal, key_mask=real, scale=scale, **arguments)
+
+    def local_keys(self, length: int, causal: bool, device: torch.device) -> Tensor:
+        """The keys of the own block and its neighbours, ``(1, 1, blocks, 2b or 3b)``."""
+        size = self.options.block_size
+        first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
+        keys = first + torch.arange(size * (2 if causal else 3), device=device)
+        return torch.where((keys >= 0) & (keys < length), keys, -1)
+
+    def sparse_keys(self, place: Tensor, causal: bool) -> list[Tensor]:
+        """The sparse keys before and behind the local ones, ``(B or 1, H or 1, blocks, S)`` each.
+
+        place: the sparse keys of every cell, ``(B or 1, H or 1, cells, m)``.
+        """
+        count = place.shape[2]
+        row = torch.arange(count, device=place.device)[:, None]
+        sides = []
+        for start in (-1 - self.beyond, 2)[: 1 if causal else 2]:
+            cell = row + start + torch.arange(self.beyond, device=place.device)
+            inside = (cell >= 0) & (cell < count)
+            keys = place[:, :, cell.clamp(0, count - 1)].masked_fill(~inside[..., None], -1)
+            sides.append(keys.flatten(-2))
+        return sides
+
+    def global_keys(self, index: Tensor, chosen: Tensor | None, length: int, causal: bool) -> Tensor:
+        """The global keys ``index (B, g)`` that a block does not see anyway, ``(B, H or 1, blocks, g)``; -1 is none.
+
+        chosen: sparse keys that are tokens, ``(B or 1, H, cells, m)``, or None.
+        """
+        size = self.options.block_size
+        away = (index // size)[:, None, None] - torch.arange(self.cells.count(length), device=index.device)[:, None]
+        again = away.abs() <= 1
+        if chosen is not None:
+            places = torch.where(chosen < 0, length, chosen).flatten(2).expand(index.shape[0], -1, -1)
+            taken = torch.zeros(*places.shape[:2], length + 1, dtype=torch.bool, device=index.device).scatter(2, places, True)
+            taken = taken.gather(2, index.clamp(min=0)[:, None].expand(-1, places.shape[1], -1))[:, :, None]
+            again = again | (taken & (away.abs() <= 1 + self.beyond))
+        return torch.where(again, -1, index[:, None, None])
+
+    def small(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
+        **arguments: Any,
+    ) -> Tensor:  # fmt: skip
+        (batch, heads, q_len, _), length = q.shape, k.shape[2]
+        _, _, i, j = index_grid(batch, heads, q_len, length, q.device)
+        start = turning(padding_mask)
+        real, is_global = padding_mask, None if tokens is None else tokens.mask
+        if start is not None:
+            assert padding_mask is not None
+            k, v, real = turn(k, start), turn(v, start), turn_mask(padding_mask, start)
+            is_global = None if is_global is None else turn_mask(is_global, start)
+            arguments["score_mod"] = shifted(arguments["score_mod"], start)
+            i = (i - start.view(-1, 1, 1, 1)).clamp(min=0)
+        away = (i // self.options.block_size - j // self.options.block_size).abs()
+        seen = (away <= 1).expand(batch, heads, q_len, length)
+        made = None
+        if self.beyond and self.options.selection in CHOSEN:
+            places = chosen_keys(self.options.selection, k, real, self.cells)
+            places = torch.where(places < 0, length, places).flatten(2).expand(batch, -1, -1)
+            taken = torch.zeros(batch, heads, length + 1, dtype=torch.bool, device=q.device).scatter(2, places, True)[:, :, None, :length]
+            seen = seen | (taken & (away <= 1 + self.beyond))
+        elif self.beyond:
+            made = made_keys(self.options.selection, k, v, real, self.cells, self.options.seed + seed)
+        every, rows = torch.ones_like(seen), None
+        if is_global is not None:
+            rows = is_global.gather(1, i.expand(batch, 1, -1, 1)[:, 0, :, 0])[:, None, :, None]
+            seen = torch.where(rows, every, seen | is_global[:, None, None])
+        if causal:
+            seen = seen & (j <= i)
+        if real is not None:
+            seen = seen & real[:, None, None]
+        if made is not None:
+            cell = torch.arange(made.keys.shape[2], device=q.device) // self.cells.keys
+            before = i // self.options.block_size - cell
+            far = (before >= 2) & (before <= 1 + self.beyond)
+            far = far if causal else far | ((before <= -2) & (before >= -1 - self.beyond))
+            far = far & made.real[:, :, None]
+            seen = torch.cat([seen, far if rows is None else far & ~rows], -1)
+            k, v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
+            arguments["score_mod"] = at_made_keys(arguments["score_mod"], length, made.position)
+        return dense_attention(q, k, v, mask_mod=lambda *_: seen, q_idx=i, **arguments)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
+        k = repeat_heads(k, heads)
+        b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
+        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
+        start = first_real(real).view(-1, 1, 1, 1)
+        away = torch.div(j - start, size, rounding_mode="floor") - torch.div(i - start, size, rounding_mode="floor")
+        far = (away.abs() >= 2) & (away.abs() <= 1 + self.beyond)
+        seen = (away.abs() <= 1).expand(batch, heads, q_len, kv_len)
+        chosen, spread = self.sparse_definition(k.detach(), real, start, seed)
+        if chosen is not None:
+            seen = seen | (far & chosen)
+        tokens = self.resolve_globals(padding_mask, global_mask, k)
+        everything = torch.zeros_like(seen[:, :1, :, :1])
+        if tokens is not None:
+            everything = tokens.mask[:, None, kv_len - q_len :, None]
+            seen = seen | tokens.mask[:, None, None] | everything
+        seen = seen & real[:, None, None] & ((j <= i) | (not causal))
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        scores, made = (q @ keys.transpose(-1, -2) * scale for keys in (k, spread @ k))
+        if score_mod is not None:
+            members = spread > 0
+            position = (members * (j - start)).sum(-1) // members.sum(-1).clamp(min=1) + start[..., 0]
+            scores, made = score_mod(scores, b, h, i, j), score_mod(made, b, h, i, position[:, :, None])
+        # A made key is seen where its tokens lie in a block beyond the local ones; in the causal form only before.
+        near = ((far & ((away < 0) | (not causal))).to(q.dtype).expand(batch, heads, q_len, kv_len) @ spread.transpose(-1, -2)) > 0
+        weights = softmax_over(torch.cat([scores, made], -1), torch.cat([seen, near & ~everything], -1))
+        return weights[..., :kv_len] + weights[..., kv_len:] @ spread
+
+    def sparse_definition(self, k: Tensor, real: Tensor, start: Tensor, seed: int) -> tuple[Tensor | None, Tensor]:
+        """Which tokens are sparse keys, ``(B or 1, H, 1, Nk)`` bool, and how made keys weigh theirs, ``(B, H, M, Nk)``.
+
+        Found by comparing all tokens. start: the first real token of every sequence, ``(B, 1, 1, 1)``.
+        """
+        (batch, heads, length, _), cells = k.shape, self.cells
+        place = torch.arange(length, device=k.device) - start
+        cell, turned = torch.div(place, cells.size, rounding_mode="floor"), torch.arange(heads, device=k.device).view(1, -1, 1, 1)
+        nothing = k.new_zeros(batch, heads, 0, length)
+        if self.options.selection == "strided":
+            return place % cells.factor == turned % cells.factor, nothing
+        if self.options.selection == "block_strided":
+            return place % cells.size // max(1, cells.keys) == turned % cells.factor, nothing
+        if self.options.selection == "max_norm":
+            norm = k.double().square().sum(-1)[:, :, None]
+            rival = (cell == cell.transpose(-1, -2)) & real[:, None, None]
+            higher = (norm > norm.transpose(-1, -2)) | ((norm == norm.transpose(-1, -2)) & (place < place.transpose(-1, -2)))
+            return ((rival & higher).sum(-1) < cells.keys)[:, :, None], nothing
+        if not self.beyond:
+            return None, nothing
+        group = (
+            clusters(k, cells.keys, self.options.seed + seed)[:, :, None]
+            if self.options.selection == "lsh"
+            else place % cells.size // cells.factor
+        )
+        made = torch.arange(cells.count(length) * cells.keys, device=k.device)[:, None]
+        member = (made == cell * cells.keys + group) & real[:, None, None]
+        return None, softmax_over(torch.zeros_like(member, dtype=k.dtype), member.expand(batch, heads, -1, -1))

@@ -1,0 +1,128 @@
+"""The sparse keys of LSG attention: the few that stand for a cell of tokens, chosen among them or made from them.
+
+A cell of b tokens has m = b / f sparse keys, for a sparsity factor f (Condevaux & Harispe 2022, section 3.2). Head h has, of every cell,
+
+    strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
+    block_strided:    the m tokens from the place m · (h mod f) on
+    max_norm:         the m tokens whose keys have the highest norm ‖k_j‖; of equal ones the earlier
+    average_pooling:  the mean key and the mean value of every f tokens, one after the other
+    lsh:              the mean key and the mean value of every cluster c of the cell, c_j = argmax [k_j R; -k_j R], R ∈ R^(D × m/2) Gaussian
+
+Padding is never chosen and never enters a mean. Choices and clusters are found in float64 and are constants for the gradient; means are
+not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.best import best, exact_dtype
+from ..engines.pattern import ScoreMod
+from .plans import PlanCache
+
+CHOSEN = ("strided", "block_strided", "max_norm")
+MADE = ("average_pooling", "lsh")
+_drawn = PlanCache()
+
+
+class Cells(NamedTuple):
+    """How a sequence is cut: ``size`` tokens in a cell, of which ``factor`` give one sparse key."""
+
+    size: int
+    factor: int
+
+    @property
+    def keys(self) -> int:
+        """Sparse keys of a cell."""
+        return self.size // self.factor
+
+    def count(self, length: int) -> int:
+        return -(-length // self.size)
+
+
+class Made(NamedTuple):
+    """Keys that were made from tokens: M = cells · m of them."""
+
+    keys: Tensor
+    """``(B, H, M, D)``"""
+    values: Tensor
+    """``(B, H, M, D)``"""
+    real: Tensor
+    """Which have a token at all, ``(B, H, M)``."""
+    position: Tensor
+    """Mean position of their tokens, rounded down, ``(B, H, M)``: where a score term meets them."""
+
+
+def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) -> Tensor:
+    """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 is none."""
+    heads, length = k.shape[1:3]
+    count, many = cells.count(length), cells.keys
+    first = torch.arange(count, device=k.device).view(1, 1, -1, 1) * cells.size
+    if selection == "max_norm":
+        norms = k.detach().to(exact_dtype(k.device)).square().sum(-1)
+        if real is not None:
+            norms = norms.masked_fill(~real[:, None], float("-inf"))
+        norms = F.pad(norms, (0, count * cells.size - length), value=float("-inf"))
+        place = best(norms.unflatten(2, (count, cells.size)), many)
+        return torch.where(place >= 0, place + first, -1)
+    turn = (torch.arange(heads, device=k.device) % cells.factor).view(1, -1, 1, 1)
+    slot = torch.arange(many, device=k.device)
+    place = first + (slot * cells.factor + turn if selection == "strided" else slot + many * turn)
+    return torch.where(place < length, place, -1)
+
+
+def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int) -> Made:
+    """The means that stand for the cells of ``k, v (B, H, N, D)``."""
+    (batch, heads, length, _), count, many = k.shape, cells.count(k.shape[2]), cells.keys
+    if real is None:
+        real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
+    if selection == "lsh":
+        group = clusters(k.detach(), many, seed)
+    else:
+        group = (torch.arange(length, device=k.device) % cells.size // cells.factor).expand(batch, heads, -1)
+    missing = count * cells.size - length
+    group = F.pad(group.masked_fill(~real[:, None], -1), (0, missing), value=-1).unflatten(2, (count, cells.size))
+    member = group[..., None, :] == torch.arange(many, device=k.device)[:, None]  # (B, H, cells, m, b)
+    number = member.sum(-1)
+    precise = torch.promote_types(k.dtype, torch.float32)
+    share = (member / number.clamp(min=1)[..., None]).to(precise)
+    keys, values = (
+        (share.to(x.dtype) @ F.pad(x, (0, 0, 0, missing)).unflatten(2, (count, cells.size))).flatten(2, 3).to(x.dtype) for x in (k, v)
+    )
+    places = torch.arange(count * cells.size, device=k.device).view(count, 1, cells.size)
+    position = (member * places).sum(-1) // number.clamp(min=1)
+    return Made(keys, values, (number > 0).flatten(2), position.flatten(2))
+
+
+def clusters(k: Tensor, many: int, seed: int) -> Tensor:
+    """The cluster, below ``many``, of every key ``(B, H, N, D)``: ``(B, H, N)`` int64."""
+    if many == 1:
+        return torch.zeros(k.shape[:3], dtype=torch.int64, device=k.device)
+    turned = k.to(exact_dtype(k.device)) @ directions(seed, k.shape[1], k.shape[3], many // 2, k.device)
+    return torch.cat([turned, -turned], -1).argmax(-1)
+
+
+def directions(seed: int, heads: int, head_dim: int, count: int, device: torch.device) -> Tensor:
+    """R, ``(H, D, count)`` in float64: the same for a seed on every device."""
+
+    def make() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(heads, head_dim, count, generator=generator, dtype=torch.float64).to(device, exact_dtype(device))
+
+    return _drawn.get((seed, heads, head_dim, count, device), make)
+
+
+def at_made_keys(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:
+    """``score_mod`` for keys of which those from ``length`` on were made, at ``position (B, H, M)``."""
+    if score_mod is None:
+        return None
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        place = position[b, h, (kv_idx - length).clamp(min=0)]
+        return score_mod(score, b, h, q_idx, torch.where(kv_idx < length, kv_idx, place))
+
+    return mod

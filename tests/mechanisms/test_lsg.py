@@ -1,0 +1,223 @@
+"""LSG attention: local, sparse and global keys, the five selections, both forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.lsg import SELECTIONS
+from hf_longattn.mechanisms.lsg_keys import Cells, chosen_keys, clusters, directions, made_keys
+
+SMALL: dict[str, Any] = {"block_size": 16, "sparse_block_size": 8, "sparsity_factor": 4}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def random(length: int, heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(2, heads, length, 8) for _ in range(3))  # type: ignore[return-value]
+
+
+def weights(length: int, causal: bool = False, **options: Any) -> Tensor:
+    q, k, _ = random(length)
+    return build_mechanism("lsg", num_heads=4, head_dim=8, **options).weights(q, k, causal=causal)
+
+
+def padding(length: int, side: str) -> Tensor:
+    mask = torch.ones(2, length, dtype=torch.bool)
+    if side == "left":
+        mask[0, : length // 3] = False
+    elif side == "inside":
+        mask[0, length // 2 : length // 2 + length // 6] = False
+        mask[1, length - length // 5 :] = False
+    return mask
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", ["none", "left", "inside"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("length", [33, 250, 300])
+def test_output_and_gradients_equal_the_reference(selection: str, side: str, causal: bool, length: int) -> None:
+    q, k, v = (x.requires_grad_() for x in random(length))
+    mask = padding(length, side)
+    arguments = {"causal": causal, "padding_mask": mask, "global_mask": torch.rand(2, length) < 0.03, "selection": selection, **SMALL}
+
+    def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score - 0.02 * (h + 1) * (i - j).abs()
+
+    real = mask[:, None, :, None]
+    for score_mod in (None, nearer):
+        arguments["score_mod"] = score_mod
+        out, expected = attend(q, k, v, "lsg", **arguments), reference_attend(q, k, v, "lsg", **arguments)
+        torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
+        weight = torch.randn_like(out) * real
+        for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
+            torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_fewer_queries_and_left_padding(selection: str, causal: bool) -> None:
+    q, k, v = random(300)
+    options = {"selection": selection, "causal": causal, **SMALL}
+    whole = attend(q, k, v, "lsg", **options)
+    pad = [torch.nn.functional.pad(x, (0, 0, 21, 0), value=3.0) for x in (q, k, v)]
+    mask = torch.arange(321).expand(2, -1) >= 21
+    for n in (1, 5, 290):
+        few = attend(q[:, :, -n:], k, v, "lsg", **options)
+        torch.testing.assert_close(few, whole[:, :, -n:], atol=1e-5, rtol=0)
+        few = attend(pad[0][:, :, -n:], pad[1], pad[2], "lsg", padding_mask=mask, **options)
+        torch.testing.assert_close(few, whole[:, :, -n:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: str) -> None:
+    q, k, v = random(300)
+    whole = attend(q, k, v, "lsg", causal=True, selection=selection, **SMALL)
+    for n in (33, 64, 250):
+        cut = attend(q[:, :, :n], k[:, :, :n], v[:, :, :n], "lsg", causal=True, selection=selection, **SMALL)
+        torch.testing.assert_close(cut, whole[:, :, :n], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_compiled_and_exported(selection: str) -> None:
+    q, k, v = random(300)
+    module = build_mechanism("lsg", num_heads=4, head_dim=8, selection=selection, **SMALL)
+    expected = module(q, k, v)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.export.export(module, (q, k, v)).module()(q, k, v), expected, atol=1e-6, rtol=0)
+
+
+def test_which_keys_a_hand_made_example_sees() -> None:
+    """Blocks of four, every second token strided by head, one block beyond the neighbours, token 0 global."""
+    q, k = torch.randn(1, 2, 24, 4), torch.randn(1, 2, 24, 4)
+    options = {"block_size": 4, "sparse_block_size": 2, "sparsity_factor": 2, "selection": "strided"}
+    module = build_mechanism("lsg", num_heads=2, head_dim=4, **options)
+    for causal, rows in {
+        False: ((13, "1...  1.1.  1111  1111  1111  1.1."), (4, "1111  1111  1111  1.1.  ....  ....")),
+        True: ((13, "1...  1.1.  1111  11..  ....  ...."), (4, "1111  1...  ....  ....  ....  ....")),
+    }.items():
+        found = module.weights(q, k, causal=causal)[0] > 0
+        for row, expected in rows:
+            seen = ["".join(".1"[int(x)] for x in found[0, row, at : at + 4]) for at in range(0, 24, 4)]
+            assert seen == expected.split()
+        assert found[1, 13, 5]
+        assert not found[1, 13, 4]
+        assert found[:, 0, 0].all()
+        assert bool(found[:, 0].all()) is not causal
+
+
+def test_strided_and_block_strided_tokens_differ_by_head() -> None:
+    k, cells = torch.randn(1, 3, 20, 4), Cells(8, 4)
+    assert chosen_keys("strided", k, None, cells)[0].tolist() == [
+        [[0, 4], [8, 12], [16, -1]],
+        [[1, 5], [9, 13], [17, -1]],
+        [[2, 6], [10, 14], [18, -1]],
+    ]
+    assert chosen_keys("block_strided", k, None, cells)[0].tolist() == [
+        [[0, 1], [8, 9], [16, 17]],
+        [[2, 3], [10, 11], [18, 19]],
+        [[4, 5], [12, 13], [-1, -1]],
+    ]
+
+
+def test_the_highest_norms_of_every_cell_and_the_earlier_of_equal_ones() -> None:
+    k = torch.tensor([1.0, -3, 2, 2, 5, 0, 0, 0, 1, 1, 1]).view(1, 1, -1, 1)
+    assert chosen_keys("max_norm", k, None, Cells(4, 2))[0, 0].tolist() == [[1, 2], [4, 5], [8, 9]]
+    real = torch.tensor([[True, False, True, True, True, False, False, False, True, False, True]])
+    assert chosen_keys("max_norm", k, real, Cells(4, 2))[0, 0].tolist() == [[2, 3], [4, -1], [8, 10]]
+
+
+def test_means_of_runs_and_of_clusters() -> None:
+    k, v = torch.randn(2, 3, 30, 6), torch.randn(2, 3, 30, 6)
+    real = torch.rand(2, 30) < 0.7
+    cells = Cells(8, 2)
+    runs, hashed = (made_keys(selection, k, v, real, cells, 7) for selection in ("average_pooling", "lsh"))
+    bucket = clusters(k, 4, 7)
+    for b in range(2):
+        for h in range(3):
+            for m in range(16):
+                run = [j for j in range(m * 2, m * 2 + 2) if j < 30 and real[b, j]]
+                cluster = [j for j in range(m // 4 * 8, m // 4 * 8 + 8) if j < 30 and real[b, j] and bucket[b, h, j] == m % 4]
+                for made, members in ((runs, run), (hashed, cluster)):
+                    assert made.real[b, h, m] == bool(members)
+                    if members:
+                        torch.testing.assert_close(made.keys[b, h, m], k[b, h, members].mean(0))
+                        torch.testing.assert_close(made.values[b, h, m], v[b, h, members].mean(0))
+                        assert made.position[b, h, m] == sum(members) // len(members)
+
+
+def test_near_keys_share_a_cluster_and_the_seed_draws_the_directions() -> None:
+    k = torch.randn(1, 2, 50, 8)
+    assert torch.equal(clusters(k, 8, 0), clusters(k * torch.rand(1, 2, 50, 1).add(0.1), 8, 0)), "length does not matter"
+    assert (clusters(k, 8, 0) != clusters(-k, 8, 0)).all()
+    assert set(clusters(k, 8, 0).flatten().tolist()) == set(range(8))
+    assert torch.equal(directions(3, 2, 8, 4, k.device), directions(3, 2, 8, 4, k.device))
+    assert not torch.equal(directions(3, 2, 8, 4, k.device), directions(4, 2, 8, 4, k.device))
+    q, k, v = random(300)
+    first, other = (attend(q, k, v, "lsg", selection="lsh", seed=0, **SMALL), attend(q, k, v, "lsg", selection="lsh", **SMALL))
+    assert torch.equal(first, other)
+
+
+def test_means_spread_their_weight_evenly() -> None:
+    found = weights(128, selection="average_pooling", global_tokens=(), **SMALL)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 4, 128))
+    beyond = found[:, :, 48:64, 80:112].unflatten(-1, (8, 4))
+    assert (beyond > 0).all()
+    torch.testing.assert_close(beyond, beyond[..., :1].expand_as(beyond))
+    assert (found[:, :, 48:64, 112:] == 0).all()
+
+
+def test_a_global_token_counts_once() -> None:
+    """Equal scores: every seen token has the same weight, however many of the three ways it is seen."""
+    q, k = torch.zeros(1, 4, 128, 8), torch.randn(1, 4, 128, 8)
+    for selection in ("strided", "block_strided", "max_norm"):
+        for causal in (False, True):
+            module = build_mechanism("lsg", num_heads=4, head_dim=8, selection=selection, global_tokens=tuple(range(0, 128, 3)), **SMALL)
+            found = module.weights(q, k, causal=causal)
+            count = (found > 0).sum(-1, keepdim=True)
+            torch.testing.assert_close(found, (found > 0) / count)
+            out = module(q, k, torch.eye(128).expand(1, 4, -1, -1)[..., :8], causal=causal)
+            torch.testing.assert_close(out, found[..., :8], atol=1e-6, rtol=0)
+
+
+def test_without_sparse_keys_it_is_local_and_global_only() -> None:
+    found = weights(96, block_size=16, sparse_block_size=0, global_tokens=()) > 0
+    block = torch.arange(96) // 16
+    assert torch.equal(found, ((block[:, None] - block).abs() <= 1).expand_as(found))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"block_size": 0}, "'block_size' of mechanism 'lsg' is 0, but must be at least 1"),
+        ({"sparsity_factor": 0}, "'sparsity_factor' of mechanism 'lsg' is 0, but must be at least 1"),
+        ({"sparse_block_size": -1}, "'sparse_block_size' of mechanism 'lsg' is -1, but must be at least 0"),
+        ({"selection": "max_nrom"}, "'selection' of mechanism 'lsg' is 'max_nrom'.* max_norm"),
+        ({"block_size": 128, "sparsity_factor": 3}, "must divide block_size=128"),
+        ({"block_size": 128, "sparse_block_size": 48}, "must be a multiple of block_size / sparsity_factor = 32"),
+        ({"block_size": 12, "sparse_block_size": 12, "sparsity_factor": 4, "selection": "lsh"}, "3 clusters, but that must be even"),
+        ({"global_tokens": (-1,)}, "positions count from 0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        build_mechanism("lsg", num_heads=2, head_dim=4, **options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [20, 100, 250])
+def test_pairs_count_what_is_seen(length: int, causal: bool) -> None:
+    options = {"selection": "strided", "global_tokens": (), **SMALL}
+    found = int((weights(length, causal, **options)[0, 0] > 0).sum())
+    counted = build_mechanism("lsg", num_heads=4, head_dim=8, **options).pairs(length, causal)
+    assert counted <= found + length * 4  # a last block that is not full has fewer sparse keys
+    assert counted >= found
