@@ -27,7 +27,8 @@ from ..engines.pattern import ScoreMod
 from ..errors import OptionError, nearest
 from .base import Mechanism, softmax_over
 from .gathered import shifted, turn, turning
-from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, clusters, made_keys
+from .lsg_definition import sparse_definition
+from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, made_keys
 from .masked import first_real
 from .options import Options, option, positive
 from .registry import register_mechanism
@@ -262,15 +263,15 @@ class Lsg(TurnedMechanism):
         score_mod: ScoreMod | None = None,
         seed: int = 0,
     ) -> Tensor:
-        (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
-        k = repeat_heads(k, heads)
+        (batch, heads, q_len, _), kv_len, o = q.shape, k.shape[2], self.options
+        k, size = repeat_heads(k, heads), o.block_size
         b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
         real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
         start = first_real(real).view(-1, 1, 1, 1)
         away = torch.div(j - start, size, rounding_mode="floor") - torch.div(i - start, size, rounding_mode="floor")
         far = (away.abs() >= 2) & (away.abs() <= 1 + self.beyond)
         seen = (away.abs() <= 1).expand(batch, heads, q_len, kv_len)
-        chosen, spread = self.sparse_definition(k.detach(), real, start, seed)
+        chosen, spread = sparse_definition(o.selection, self.cells, k.detach(), real, start, o.seed + seed)
         if chosen is not None:
             seen = seen | (far & chosen)
         tokens = self.resolve_globals(padding_mask, global_mask, k)
@@ -289,32 +290,3 @@ class Lsg(TurnedMechanism):
         near = ((far & ((away < 0) | (not causal))).to(q.dtype).expand(batch, heads, q_len, kv_len) @ spread.transpose(-1, -2)) > 0
         weights = softmax_over(torch.cat([scores, made], -1), torch.cat([seen, near & ~everything], -1))
         return weights[..., :kv_len] + weights[..., kv_len:] @ spread
-
-    def sparse_definition(self, k: Tensor, real: Tensor, start: Tensor, seed: int) -> tuple[Tensor | None, Tensor]:
-        """Which tokens are sparse keys, ``(B or 1, H, 1, Nk)`` bool, and how made keys weigh theirs, ``(B, H, M, Nk)``.
-
-        Found by comparing all tokens. start: the first real token of every sequence, ``(B, 1, 1, 1)``.
-        """
-        (batch, heads, length, _), cells = k.shape, self.cells
-        place = torch.arange(length, device=k.device) - start
-        cell, turned = torch.div(place, cells.size, rounding_mode="floor"), torch.arange(heads, device=k.device).view(1, -1, 1, 1)
-        nothing = k.new_zeros(batch, heads, 0, length)
-        if self.options.selection == "strided":
-            return place % cells.factor == turned % cells.factor, nothing
-        if self.options.selection == "block_strided":
-            return place % cells.size // max(1, cells.keys) == turned % cells.factor, nothing
-        if self.options.selection == "max_norm":
-            norm = k.double().square().sum(-1)[:, :, None]
-            rival = (cell == cell.transpose(-1, -2)) & real[:, None, None]
-            higher = (norm > norm.transpose(-1, -2)) | ((norm == norm.transpose(-1, -2)) & (place < place.transpose(-1, -2)))
-            return ((rival & higher).sum(-1) < cells.keys)[:, :, None], nothing
-        if not self.beyond:
-            return None, nothing
-        group = (
-            clusters(k, cells.keys, self.options.seed + seed)[:, :, None]
-            if self.options.selection == "lsh"
-            else place % cells.size // cells.factor
-        )
-        made = torch.arange(cells.count(length) * cells.keys, device=k.device)[:, None]
-        member = (made == cell * cells.keys + group) & real[:, None, None]
-        return None, softmax_over(torch.zeros_like(member, dtype=k.dtype), member.expand(batch, heads, -1, -1))

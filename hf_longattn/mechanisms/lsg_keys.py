@@ -98,12 +98,18 @@ def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: 
     return Made(keys, values, (number > 0).flatten(2), position.flatten(2))
 
 
+@torch.library.custom_op("hf_longattn::lsg_clusters", mutates_args=())
 def clusters(k: Tensor, many: int, seed: int) -> Tensor:
     """The cluster, below ``many``, of every key ``(B, H, N, D)``: ``(B, H, N)`` int64."""
     if many == 1:
         return torch.zeros(k.shape[:3], dtype=torch.int64, device=k.device)
     turned = k.to(exact_dtype(k.device)) @ directions(seed, k.shape[1], k.shape[3], many // 2, k.device)
     return torch.cat([turned, -turned], -1).argmax(-1)
+
+
+@clusters.register_fake
+def _(k, many, seed):  # type: ignore[no-untyped-def]
+    return k.new_empty(k.shape[:3], dtype=torch.int64)
 
 
 def directions(seed: int, heads: int, head_dim: int, count: int, device: torch.device) -> Tensor:
