@@ -17,7 +17,7 @@ def sparse_definition(selection: str, cells: Cells, k: Tensor, real: Tensor, sta
         real: ``(B, N)`` bool.
         start: the first real token of every sequence, ``(B, 1, 1, 1)``.
     Returns:
-        ``(B or 1, H, 1, N)`` bool, or None where keys are made; and ``(B, H, M, N)``, whose rows sum to 1, with M = 0 where keys are chosen.
+        ``(B or 1, H, 1, N)`` bool, or None where keys are made; and ``(B, H, M, N)``, whose rows sum to 1, M = 0 where keys are chosen.
     """
     batch, heads, length, _ = k.shape
     place = torch.arange(length, device=k.device) - start
