@@ -14,6 +14,7 @@ from ..backend import BACKEND
 from ..errors import MaskError
 from ..mechanisms.base import Mechanism
 from .attachment import attach_mechanisms
+from .auxiliary import with_auxiliary_loss
 from .limits import check_length, check_tables
 from .projections import copied_parameters
 from .registry import Family, PositionTable
@@ -182,7 +183,9 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
         if isinstance(self, LongBaseModelMixin):
             self._check_inputs(args, kwargs)
             self._find_globals(args, kwargs)
-        return base_forward(self, *args, **kwargs)
+        outputs = base_forward(self, *args, **kwargs)
+        runs = self.training and self.config._attn_implementation == BACKEND
+        return with_auxiliary_loss(self, outputs, kwargs) if runs else outputs
 
     signature = inspect.signature(base_forward)
     parameters = list(signature.parameters.values())

@@ -132,6 +132,10 @@ class Mechanism(nn.Module, ABC):
         """
         return None
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """A term, weighted already, that a model adds to its loss while it trains; ``None`` when there is none."""
+        return None
+
     def covers(self, length: int, causal: bool = False) -> bool:
         """Whether the mechanism equals full softmax attention for every input of up to ``length`` tokens."""
         return False

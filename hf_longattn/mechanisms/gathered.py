@@ -60,8 +60,9 @@ class GatheredMechanism(MaskedMechanism):
         arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
         if self.covers(kv_len, causal):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
-        # How many tokens are global is not known while the call is compiled: then the mask is applied densely.
-        unknown = tokens is not None and torch.compiler.is_compiling()
+        # How many tokens a global_mask holds is not known while the call is compiled: then it is applied densely.
+        compiling = torch.compiler.is_compiling()
+        unknown = compiling and tokens is not None and global_mask is not None
         if q_len == 1 or q_len * kv_len <= DENSE_CELLS or unknown:
             mod = self.positioned_mod(causal, padding_mask, tokens)
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
@@ -75,7 +76,8 @@ class GatheredMechanism(MaskedMechanism):
             arguments["score_mod"] = shifted(score_mod, start)
         parts = self.plan(kv_len, causal, q.device)
         if tokens is not None:
-            parts += global_parts(tokens, self.mask_mod(causal, None), self.num_heads, causal)
+            most = self.most_globals() if compiling else int(tokens.sum(-1).max())
+            parts += global_parts(tokens, most, self.mask_mod(causal, None), self.num_heads, causal)
         out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..engines.gathered import Part, rows_of
-from ..engines.global_rows import global_index
 from ..engines.pattern import MaskMod, Pattern
 
 BLOCK = 64
@@ -49,13 +48,14 @@ def without(part: Part, band: Pattern | None, mods: Sequence[MaskMod], num_heads
     return dataclasses.replace(part, bias=bias)
 
 
-def global_parts(tokens: Tensor, seen: MaskMod, num_heads: int, causal: bool) -> tuple[Part, ...]:
-    """The rows and columns of the global ``tokens (B, N)`` bool, without the pairs that ``seen`` lets through already."""
+def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[Part, ...]:
+    """The rows and columns of the global ``tokens (B, N)`` bool, at most ``most`` of an item, without the pairs that ``seen`` lets
+    through already."""
     length, device = tokens.shape[1], tokens.device
-    index, real = global_index(tokens)
-    if index.shape[1] == 0:
+    if most == 0:
         return ()
-    chosen = torch.where(real, index, -1)[:, None, None, :]
+    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    chosen = torch.where(tokens.gather(1, index), index, -1)[:, None, None, :]
     queries = rows_of(length, BLOCK, device)
     keys = chosen.expand(-1, -1, queries.shape[2], -1)
     everything = torch.arange(length, device=device).view(1, 1, 1, -1)

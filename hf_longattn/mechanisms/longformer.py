@@ -52,6 +52,9 @@ class LongformerOptions(Options):
                 "for example separator_token_id=102."
             )
 
+    def is_mask(self) -> bool:
+        return not self.separate_global
+
 
 @register_mechanism("longformer")
 class Longformer(SparseMechanism):
@@ -182,6 +185,9 @@ class Longformer(SparseMechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and super().covers(length, causal)
+
+    def most_globals(self) -> int:
+        return len(self.options.global_tokens)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         # A global token adds a row and a column, or the column below it when causal.

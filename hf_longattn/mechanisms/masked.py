@@ -35,6 +35,10 @@ class MaskedMechanism(Mechanism):
         """The global tokens ``(B, Nk)`` of this call; mechanisms without global tokens have none."""
         return None
 
+    def most_globals(self) -> int:
+        """How many tokens are global at most in a call without ``global_mask``."""
+        return 0
+
     def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
         """``mask_mod`` for indices of the padded sequence."""
         mod = self.mask_mod(causal, tokens)

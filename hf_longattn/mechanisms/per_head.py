@@ -22,6 +22,7 @@ from .choice import HeadChoice
 from .composite import adopt, furthest
 from .options import Options, option
 from .registry import register_mechanism
+from .token_rules import TokenRule
 from .window import WindowOptions
 
 EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"
@@ -92,10 +93,20 @@ class PerHead(Mechanism):
         self.groups = [heads for _, heads in assigned]
         self.members = nn.ModuleList([choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned])
         adopt(self, self.mechanisms)
+        hungry = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
+        if hungry is not None:
+            raise OptionError(
+                f"Mechanism {hungry!r} has projections of its own with these options, which belong to a whole layer; "
+                "leave them out (separate_global=False), or give it the layer in place of some heads."
+            )
 
     @property
     def mechanisms(self) -> list[Mechanism]:
         return list(self.members)  # type: ignore[arg-type]
+
+    @property
+    def token_rule(self) -> TokenRule | None:
+        return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
 
     def forward(
         self,

@@ -24,11 +24,12 @@ from .choice import Choice
 from .composite import adopt, furthest
 from .gathered import GatheredMechanism
 from .joining import band_parts, without
-from .longformer import LongformerOptions
 from .masked import MaskedMechanism
 from .options import Options, option
 from .registry import mechanism_class, register_mechanism
 from .sparse import SparseMechanism
+from .strided import StridedOptions
+from .token_rules import TokenRule
 from .window import WindowOptions
 
 EXAMPLE = "of='window:window=256+strided:stride=64'"
@@ -37,7 +38,7 @@ EXAMPLE = "of='window:window=256+strided:stride=64'"
 @dataclasses.dataclass(frozen=True)
 class UnionOptions(Options):
     of: tuple[Choice, ...] = option(
-        (Choice("window", WindowOptions()), Choice("longformer", LongformerOptions(window=64), ("window",))),
+        (Choice("window", WindowOptions()), Choice("strided", StridedOptions())),
         "the mechanisms whose masks are joined, for example window:window=256+strided:stride=64",
     )
 
@@ -66,7 +67,7 @@ class Union(GatheredMechanism):
     exact_when = "one member is, or the members cover every pair together"
     takes_globals = True
     options_type = UnionOptions
-    sample: ClassVar[dict[str, Any]] = {"of": "window:window=32+longformer:window=8,global_tokens=0+5"}
+    sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
@@ -82,6 +83,10 @@ class Union(GatheredMechanism):
     @property
     def mechanisms(self) -> list[Mechanism]:
         return list(self.members)  # type: ignore[arg-type]
+
+    @property
+    def token_rule(self) -> TokenRule | None:
+        return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
 
     @property
     def bands(self) -> list[SparseMechanism]:
@@ -116,6 +121,9 @@ class Union(GatheredMechanism):
             tokens for member in self._masks() if (tokens := member.resolve_globals(padding_mask, global_mask, shape, device)) is not None
         ]
         return functools.reduce(torch.logical_or, found) if found else None
+
+    def most_globals(self) -> int:
+        return sum(member.most_globals() for member in self._masks())
 
     def _masks(self) -> list[MaskedMechanism]:
         return list(self.members)  # type: ignore[arg-type]

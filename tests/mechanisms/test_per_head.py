@@ -97,7 +97,14 @@ def test_bad_heads_get_a_sentence_when_the_config_is_made(heads: Any, says: str)
         LongAttentionConfig("per_head", heads=heads)
 
 
-@pytest.mark.parametrize(("heads", "says"), [("0-9=window", "use 0 to 7"), ("0-3=window", "says nothing of head 4 of 8")])
+@pytest.mark.parametrize(
+    ("heads", "says"),
+    [
+        ("0-9=window", "use 0 to 7"),
+        ("0-3=window", "says nothing of head 4 of 8"),
+        ("0-3=longformer:separate_global=true;full", "belong to a whole layer"),
+    ],
+)
 def test_heads_that_do_not_fit_the_layer_get_a_sentence(heads: str, says: str) -> None:
     with pytest.raises(OptionError, match=says):
         build_mechanism("per_head", num_heads=8, head_dim=8, heads=heads)

@@ -190,6 +190,7 @@ def test_the_three_ways_to_write_it_are_one() -> None:
         ("window:windo=3", "Did you mean 'window'"),
         ("per_head:heads=window", "no mask over positions"),
         ("segmented:integration=pooled", "no mask over positions"),
+        ("longformer:separate_global=true", "no mask over positions"),
         ([3], "each entry must name a mechanism"),
         (7, "must be a list of mechanisms"),
         ("[{", "is no JSON"),

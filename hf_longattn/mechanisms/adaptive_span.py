@@ -1,0 +1,224 @@
+"""Adaptive attention span (Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, equations 3 to 5).
+
+Every head learns a span z in [0, max_span]. At distance x = |i - j| a key weighs, with a ramp of R tokens at the end of the span,
+
+    A_ij = m_z(x) exp(s_ij) / Σ_j' m_z(x') exp(s_ij')        m_z(x) = clamp((R + z - x) / R, 0, 1)
+
+over the past when causal. The auxiliary loss λ · mean over heads of z keeps spans as short as the text allows; models add it to their own
+loss. The span is kept as a fraction of max_span, as in the paper's code, so that usual learning rates move it. Only what the longest span
+reaches is visited, at once where compiled graphs keep their shapes: there, what max_span reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.block_sparse import DENSE_CELLS
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..errors import OptionError
+from .base import Mechanism, softmax_over
+from .options import Options, option, positive
+from .registry import register_mechanism
+
+BLOCK = 64
+"""Queries that share a run of keys; what is visited is rounded up to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveSpanOptions(Options):
+    max_span: int = option(1024, "the longest span that a head can learn", "tokens")
+    ramp: int = option(32, "R, over how many tokens the weight falls from 1 to 0 behind the span", "tokens")
+    init_span: int | None = option(None, "the span at first; none begins at max_span", "tokens")
+    span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss")
+
+    def check(self) -> None:
+        for name in ("max_span", "ramp"):
+            positive("adaptive_span", name, getattr(self, name))
+        if self.init_span is not None and not 0 <= self.init_span <= self.max_span:
+            raise OptionError(
+                f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must lie between 0 and max_span={self.max_span}."
+            )
+        if not 0 <= self.span_loss_weight < math.inf:
+            raise OptionError(
+                f"Option 'span_loss_weight' of mechanism 'adaptive_span' is {self.span_loss_weight}, but must be 0 or more; "
+                "for example span_loss_weight=2e-6."
+            )
+
+
+@register_mechanism("adaptive_span")
+class AdaptiveSpan(Mechanism):
+    """Each head learns how far it looks."""
+
+    summary = "a learned soft span per head; what lies beyond the longest is not visited"
+    paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
+    engine = "gathered"
+    cost = "N·(longest span + ramp)"
+    exact_when = "every span ≥ N"
+    trains = True
+    options_type = AdaptiveSpanOptions
+    sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"max_span": length}
+
+    options: AdaptiveSpanOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: AdaptiveSpanOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.span_fraction = nn.Parameter(torch.empty(num_heads))
+        """``(H,)``, each head's span divided by max_span."""
+        self._longest: tuple[int, float] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every head begins with ``init_span``."""
+        first = self.options.init_span
+        nn.init.constant_(self.span_fraction, 1.0 if first is None else first / self.options.max_span)
+
+    @property
+    def spans(self) -> Tensor:
+        """z in tokens, ``(H,)`` float32. A fraction that an optimizer has pushed out of [0, 1] counts as the end it passed, and takes
+        gradients that may lead it back."""
+        fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
+        return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
+
+    def auxiliary_loss(self) -> Tensor:
+        return self.options.span_loss_weight * self.options.max_span * self.span_fraction.float().clamp(0, 1).mean()
+
+    def soft_mask(self, distance: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
+        """m_z of ``distance`` for heads ``h``, which broadcast."""
+        ramp = self.options.ramp
+        return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
+
+    def longest(self) -> float:
+        """The longest span in tokens, read from the parameter when that has changed; max_span in compiled graphs."""
+        fraction = self.span_fraction
+        if torch.compiler.is_compiling() or fraction.is_meta:
+            return self.options.max_span
+        version = -1 if fraction.is_inference() else fraction._version
+        if self._longest is None or self._longest[0] != version or version < 0:
+            self._longest = version, float(fraction.detach().max().clamp(0, 1)) * self.options.max_span
+        return self._longest[1]
+
+    def pattern(self, causal: bool) -> Pattern:
+        """The band that the longest span reaches."""
+        side = math.ceil(self.longest() + self.options.ramp) - 1
+        return Pattern(side, 0 if causal else side, causal)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        batch, heads, q_len, head_dim = q.shape
+        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, k.shape[2], q.device)
+        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            scores = score_mod(scores, b, h, q_idx, kv_idx)
+        mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
+        seen = mask > 0
+        if causal:
+            seen = seen & (kv_idx <= q_idx)
+        if padding_mask is not None:
+            seen = seen & padding_mask[:, None, None, :]
+        return softmax_over(scores + logarithm(mask), seen.expand(scores.shape))
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        shared: dict[str, Any] = {"key_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
+        if torch.compiler.is_compiling():
+            fixed = False
+        else:
+            if self.training:
+                self.span_fraction.data.clamp_(0, 1)
+            learning = torch.is_grad_enabled() and self.span_fraction.requires_grad
+            fixed = not learning and self.covers(kv_len, causal)
+        if fixed:
+            return dense_attention(q, k, v, causal=causal, score_mod=score_mod, **shared)
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+            near, term = self._dense_terms(dtype, score_mod)
+            return dense_attention(q, k, v, causal=causal, mask_mod=near, score_mod=term, **shared)
+        part = self._part(q_len, kv_len, causal, dtype, q.device)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        return gathered_attention(q, k, v, [part], score_mod=_shifted(score_mod, kv_len - q_len), **shared)
+
+    def _dense_terms(self, dtype: torch.dtype, score_mod: ScoreMod | None) -> tuple[MaskMod, ScoreMod]:
+        """What is seen at all, and the scores with the logarithm of the soft mask."""
+
+        def near(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return self.soft_mask((q_idx - kv_idx).abs(), h, dtype) > 0
+
+        def term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+            return score + logarithm(self.soft_mask((q_idx - kv_idx).abs(), h, dtype))
+
+        return near, term
+
+    def _part(self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device) -> Part:
+        """Rows of queries with what the longest span reaches; the soft mask is the same for every row."""
+        band = self.pattern(causal)
+        left = min(-(-band.left // BLOCK) * BLOCK, kv_len)
+        right = 0 if causal else left
+        queries = rows_of(q_len, BLOCK, device)
+        first = torch.arange(queries.shape[2], device=device)[:, None] * BLOCK + (kv_len - q_len - left)
+        keys = first + torch.arange(left + BLOCK + right, device=device)
+        keys = torch.where((keys >= 0) & (keys < kv_len), keys, -1)
+        distance = torch.arange(BLOCK, device=device)[:, None] + left - torch.arange(left + BLOCK + right, device=device)
+        h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1, 1)
+        mask = self.soft_mask(distance.abs(), h, dtype)
+        seen = (mask > 0) & ((distance >= 0) | (not causal))
+        return Part(queries, keys[None, None], bias=logarithm(mask).masked_fill(~seen, float("-inf")))
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        """Whether all heads' spans, as they are now, hold every distance."""
+        return not self.span_fraction.is_meta and float(self.spans.detach().min()) >= length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """Of the longest span, which every head visits."""
+        side = min(self.pattern(causal).left, length - 1)
+        below = side * (side + 1) // 2 + (length - 1 - side) * side
+        return length + (1 if causal else 2) * below
+
+    def reach(self, causal: bool = True) -> int | None:
+        return self.options.max_span + self.options.ramp
+
+
+def logarithm(mask: Tensor) -> Tensor:
+    """log of ``mask``; finite, and without gradients, where it is 0."""
+    return mask.clamp(min=torch.finfo(mask.dtype).tiny).log()
+
+
+def _shifted(score_mod: ScoreMod | None, offset: int) -> ScoreMod | None:
+    """``score_mod`` for queries that are counted from ``offset``."""
+    if score_mod is None:
+        return None
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + offset, kv_idx)

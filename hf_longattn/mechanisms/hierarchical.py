@@ -1,0 +1,206 @@
+"""Hierarchical attention: exact near the diagonal, coarser with distance (Zhu & Soricut 2021, H-Transformer-1D, sections 4 and 6).
+
+The sequence is cut into blocks of b tokens, which are joined two by two into blocks of B_l = b·2^l tokens on level l. Query i meets
+
+    level 0:    the tokens of its block and of the two next to it
+    level l:    in its block of level l and the two next to it, what lower levels do not reach, as means of 2^l neighbouring tokens
+    the last:   all the rest, as means of 2^L neighbours; without a limit, L is where two blocks hold the whole sequence
+
+With p(i, j) the real tokens of the pool in which query i meets key j (j alone on level 0), the weights are
+
+    A_ij = exp(scale · q_i · k̄_p) / Σ_j' exp(scale · q_i · k̄_p')        k̄_p = mean of k over p
+
+so that a pool counts as often as it has real tokens, and its value is the mean of v over it. That is the paper's block hierarchy (its
+equations 25 to 28; sums of values, multiplied by the weight of one mean key), except that the paper also coarsens the queries of level l
+by 2^l. Here every query keeps its own, which costs N·b·log(N/b) in place of N·b and needs no interpolation: equal queries are all that
+the paper's form adds. In the causal form a query meets its past only, in which the pools lie entirely. Pools are counted from each
+sequence's first real token, and padding is in none of them. A score term sees a pool at its middle token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.block_sparse import DENSE_CELLS
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention
+from ..engines.pattern import ScoreMod
+from ..errors import OptionError, nearest
+from .base import Mechanism, softmax_over
+from .gathered import turn, turn_mask, turning
+from .masked import first_real
+from .options import Options, option, positive
+from .plans import PlanCache
+from .pyramid import Pyramid
+from .registry import register_mechanism
+
+POOLINGS = ("mean", "max")
+_plans = PlanCache()
+
+
+@dataclasses.dataclass(frozen=True)
+class HierarchicalOptions(Options):
+    block_size: int = option(64, "tokens in a block of the finest level, an even number", "tokens")
+    levels: int | None = option(None, "how many levels at most, the exact one included; none takes as many as the length needs", "levels")
+    pooling: str = option("mean", "how keys are pooled: 'mean', or the element-wise 'max'; values always by their mean")
+
+    def check(self) -> None:
+        if self.block_size < 2 or self.block_size % 2:
+            raise OptionError(
+                f"Option 'block_size' of mechanism 'hierarchical' is {self.block_size}, but must be an even number from 2 on, "
+                "so that blocks can be halved; for example block_size=64."
+            )
+        if self.levels is not None:
+            positive("hierarchical", "levels", self.levels)
+        if self.pooling not in POOLINGS:
+            raise OptionError(
+                f"Option 'pooling' of mechanism 'hierarchical' is {self.pooling!r}, but must be one of: {', '.join(POOLINGS)}."
+                + nearest(self.pooling, POOLINGS)
+            )
+
+
+@register_mechanism("hierarchical")
+class Hierarchical(Mechanism):
+    """Tokens near by one by one, tokens far off in pools that grow with distance."""
+
+    summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
+    paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
+    engine = "gathered"
+    cost = "N·b·log(N/b)"
+    exact_when = "levels = 1, or block_size ≥ N/2"
+    options_type = HierarchicalOptions
+    sample: ClassVar[dict[str, Any]] = {"block_size": 8}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"block_size": length + length % 2}
+
+    options: HierarchicalOptions
+
+    def pyramid(self, length: int) -> Pyramid:
+        """The levels of a sequence of ``length`` tokens."""
+        return Pyramid.over(length, self.options.block_size, self.options.levels)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.pyramid(length).top == 0
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        return super().pairs(length, causal) if self.covers(length, causal) else self.pyramid(length).pairs(causal)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        batch, heads, q_len, head_dim = q.shape
+        kv_len, pyramid = k.shape[2], self.pyramid(k.shape[2])
+        start = torch.zeros(batch, dtype=torch.long, device=k.device) if padding_mask is None else first_real(padding_mask)
+        real = None if padding_mask is None else turn_mask(padding_mask, start)
+        k = turn(k, start)
+        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+        place = (q_idx - start[b]).clamp(min=0)  # of padding before the first token, which sees nothing that means anything
+        level, centres, scores = pyramid.level_of(place, kv_idx), kv_idx, None
+        for number, keys in enumerate([k, *pyramid.pooled(k, real, self.options.pooling)]):
+            pool = kv_idx[0, 0, 0] >> number
+            found = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
+            scores = found if scores is None else torch.where(level == number, found, scores)
+            centres = torch.where(level == number, pyramid.centre(number, pool), centres)
+        assert scores is not None
+        scores = scores * (head_dim**-0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            scores = score_mod(scores, b, h, q_idx, (centres + start[b]).clamp(max=kv_len - 1))
+        seen = torch.ones((), dtype=torch.bool, device=q.device) if real is None else real[:, None, None, :]
+        if causal:
+            seen = seen & (kv_idx <= place)
+        weights = softmax_over(scores, seen.expand(scores.shape))
+        return weights.gather(-1, ((kv_idx - start[b]) % kv_len).expand(weights.shape))
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]
+        if self.covers(kv_len, causal):
+            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+            exact = torch.promote_types(q.dtype, torch.float32)
+            weights = self.dense_weights(
+                q.to(exact), k.to(exact), causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod
+            )
+            return F.dropout(weights, dropout_p).to(v.dtype) @ repeat_heads(v, heads)
+        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        start = turning(padding_mask)
+        if start is not None:
+            assert padding_mask is not None
+            q, k, v = (turn(x, start) for x in (q, k, v))
+            padding_mask = turn_mask(padding_mask, start)
+        pyramid = self.pyramid(kv_len)
+        parts, counts = self._plan(pyramid, causal, padding_mask, k.device)
+        keys = torch.cat([k, *pyramid.pooled(k, padding_mask, self.options.pooling)], 2)
+        values = torch.cat([v, *pyramid.pooled(v, padding_mask, "mean")], 2)
+        out = gathered_attention(
+            q,
+            repeat_heads(keys, heads),
+            repeat_heads(values, heads),
+            parts,
+            key_mask=None if counts is None else counts > 0,
+            scaling=scaling,
+            dropout_p=dropout_p,
+            score_mod=_at_centres(score_mod, pyramid.centres(k.device), start, kv_len),
+        )
+        out = out if start is None else turn(out, -start)
+        return out[:, :, kv_len - q_len :]
+
+    def _plan(
+        self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, device: torch.device
+    ) -> tuple[tuple[Part, ...], Tensor | None]:
+        """The parts with the logarithm of how many tokens each pool has, and the counts ``(B, all levels)`` where there is padding."""
+        parts = _plans.get((pyramid, causal, device), lambda: pyramid.parts(causal, device))
+        if padding_mask is not None:
+            counts = pyramid.counts(padding_mask)
+            return weighted(parts, counts), counts
+
+        def make() -> tuple[Part, ...]:
+            return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)))
+
+        return _plans.get((pyramid, causal, device, "weighted"), make), None
+
+
+def weighted(parts: tuple[Part, ...], counts: Tensor) -> tuple[Part, ...]:
+    """Add to the scores of pooled keys the logarithm of their ``counts (B or 1, Nk)``; the first part has none."""
+    weights = counts.clamp(min=1).log()
+    return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
+
+
+def _at_centres(score_mod: ScoreMod | None, centres: Tensor, start: Tensor | None, length: int) -> ScoreMod | None:
+    """``score_mod`` for positions on the keys' axis, counted from ``start (B,)``."""
+    if score_mod is None:
+        return None
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        shift = 0 if start is None else start[b]
+        return score_mod(score, b, h, q_idx + shift, (centres[kv_idx] + shift).clamp(max=length - 1))
+
+    return mod
