@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .qa_settings import QASettings
     from .qa_spans import Span, n_best_spans
     from .qa_trainer import QATrainer
+    from .words import DEFINITION, stems
 
 _HOME = {
     "Module": "corpus",
@@ -40,9 +41,12 @@ _HOME = {
     "Span": "qa_spans",
     "n_best_spans": "qa_spans",
     "QATrainer": "qa_trainer",
+    "DEFINITION": "words",
+    "stems": "words",
 }
 
 __all__ = [
+    "DEFINITION",
     "Module",
     "QACollator",
     "QAFeature",
@@ -62,6 +66,7 @@ __all__ = [
     "n_best_spans",
     "save_qa",
     "save_qa_model",
+    "stems",
 ]
 
 
