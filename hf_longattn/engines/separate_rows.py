@@ -44,7 +44,7 @@ def separate_rows_backward(
     """Gradients of :func:`separate_rows`: the few rows are computed again."""
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        rows = _rows(*inputs, key_mask, global_mask, causal, scale)
+        rows = _rows(inputs[0], inputs[1], inputs[2], key_mask, global_mask, causal, scale)
     gradients = torch.autograd.grad(rows, inputs, grad, allow_unused=True)
     dq, dk, dv = (torch.zeros_like(x) if g is None else g.contiguous() for g, x in zip(gradients, (q, k, v), strict=True))
     return dq.contiguous(), dk.contiguous(), dv.contiguous()

@@ -36,7 +36,7 @@ class LongConfig(_Base):
         super().__init_subclass__(**kwargs)
         if not hasattr(cls.__bases__[-1], "model_type"):
             return  # not yet joined with a base
-        cls.base_model_type = cls.__bases__[-1].model_type  # type: ignore[attr-defined]
+        cls.base_model_type = cls.__bases__[-1].model_type
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below

@@ -157,7 +157,7 @@ class LongDecoderMixin(LongBaseModelMixin):
 
     def adapt(self) -> None:
         """The base makes encoder and decoder equally long; the decoder's table gets its own length, before it is initialised."""
-        old = self.embed_positions
+        old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
         if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
             with torch.device(old.weight.device):
                 self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)

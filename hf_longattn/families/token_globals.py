@@ -52,6 +52,7 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
             "pass global_attention_mask (batch, tokens seen so far) with 1 for global tokens."
         )
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-    padded = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == ids.shape
-    real = mask != 0 if padded else torch.ones_like(ids, dtype=torch.bool)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == ids.shape:
+        real = mask != 0
     return rule.mask(ids, real).long()

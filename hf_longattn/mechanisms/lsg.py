@@ -165,7 +165,7 @@ class Lsg(TurnedMechanism):
             parts += [Part(rows, keys) for keys in self.sparse_keys(place, causal)]
         if tokens is None:
             return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
-        index, given = tokens.index()
+        index, given = tokens.places()
         parts.append(Part(rows, self.global_keys(torch.where(given, index, -1), chosen, length, causal), causal=causal))
         out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]

@@ -24,7 +24,7 @@ class Globals(NamedTuple):
     most: int | None
     """How many a sequence has at most, where that is known without looking."""
 
-    def index(self) -> tuple[Tensor, Tensor]:
+    def places(self) -> tuple[Tensor, Tensor]:
         """Positions of the global tokens, ``(B, g)``, and which entries are real."""
         if self.most is None:
             return global_index(self.mask)
