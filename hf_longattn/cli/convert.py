@@ -21,6 +21,8 @@ def convert(
     max_length: flags.MaxLength = None,
     option: flags.OptionFlag = None,
     layers: flags.Layers = None,
+    decoder_mechanism: flags.DecoderMechanism = None,
+    max_decoder_length: flags.MaxDecoderLength = None,
     positions: flags.Positions = "auto",
     dtype: flags.Dtype = None,
     max_shard_size: flags.ShardSize = None,
@@ -46,6 +48,8 @@ def convert(
 
     shared = {
         "max_length": max_length,
+        "max_decoder_length": max_decoder_length,
+        "decoder_long_attention": flags.parse_mechanism(decoder_mechanism),
         "positions": positions,
         "dtype": dtype,
         "max_shard_size": max_shard_size,

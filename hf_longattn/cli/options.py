@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["attention_arguments", "parse_layers", "parse_options"]
+__all__ = ["attention_arguments", "parse_layers", "parse_mechanism", "parse_options"]
 
 Mechanism = Annotated[
     str | None,
@@ -25,6 +25,17 @@ Layers = Annotated[
         help='Another mechanism in some layers, "0-3=window:window=256;11=full", or mechanisms that the layers take in turn, '
         '"window:window=256,full". Repeatable.',
     ),
+]
+DecoderMechanism = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MECHANISM[:NAME=VALUE,...]",
+        help="The decoder's own attention, of an encoder-decoder model, for example window:window=256.",
+        show_default="full",
+    ),
+]
+MaxDecoderLength = Annotated[
+    int | None, typer.Option(help="Tokens its decoder takes, of an encoder-decoder model.", min=1, show_default="the source's")
 ]
 Positions = Annotated[
     str,
@@ -77,6 +88,16 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
             else:
                 layers |= {index: dict(values) for index in where}
     return {**({"in_turn": turns} if turns else {}), **layers}
+
+
+def parse_mechanism(rule: str | None) -> dict[str, Any] | None:
+    """`window:window=256` -> {"mechanism": "window", "window": "256"}."""
+    if rule is None:
+        return None
+    layers = parse_layers([rule])
+    if list(layers) != ["in_turn"] or len(layers["in_turn"]) != 1:
+        raise typer.BadParameter(f"{rule!r} must read MECHANISM[:NAME=VALUE,...], for example window:window=256.")
+    return layers["in_turn"][0]
 
 
 def attention_arguments(mechanism: str | None, option: list[str] | None, layers: list[str] | None) -> dict[str, Any]:

@@ -19,6 +19,8 @@ def plan(
     max_length: flags.MaxLength = None,
     option: flags.OptionFlag = None,
     layers: flags.Layers = None,
+    decoder_mechanism: flags.DecoderMechanism = None,
+    max_decoder_length: flags.MaxDecoderLength = None,
     positions: flags.Positions = "auto",
     dtype: flags.Dtype = None,
     max_shard_size: flags.ShardSize = None,
@@ -35,6 +37,8 @@ def plan(
     planned = plan_conversion(
         source,
         max_length=max_length,
+        decoder_long_attention=flags.parse_mechanism(decoder_mechanism),
+        max_decoder_length=max_decoder_length,
         positions=positions,
         dtype=dtype,
         max_shard_size=max_shard_size,

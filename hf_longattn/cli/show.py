@@ -45,6 +45,9 @@ def show_plan(plan: ConversionPlan) -> None:
             console.print(f"  {tensor.action}  {name}  {shapes}{why}", style="dim", highlight=False)
     console.print()
     console.print(plan.attention.table(plan.shape.layers), highlight=False)
+    if plan.decoder is not None:
+        console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
+        console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
     console.print()
     show_costs(plan.costs)
 

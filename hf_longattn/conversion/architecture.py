@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,10 +14,11 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError, nearest
 from ..families.registry import FAMILIES, MODEL_NAME, Family
 from ..mechanisms import Mechanism
+from ..positions import SINUSOIDAL
 from .adopters import Adopter, adopter_of, adopters
 from .source import Source
 
-__all__ = ["Architecture", "attached_mechanisms", "find_architecture", "table_offset"]
+__all__ = ["Architecture", "attached_mechanisms", "find_architecture"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,42 @@ class Architecture:
         """The attention that does what an adopted source does; ``None`` for a plain model."""
         return None if self.adopter is None else self.adopter.attention(self.adopted_config, self.source_class)
 
-    def long_config(self, attention: LongAttentionConfig, rows: int | None, rope: dict[str, Any] | None, rule: str) -> Any:
-        """The config of the result: everything of the source's, the attention, and the new positions."""
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the source is an encoder and a decoder, and not the decoder of such a base alone."""
+        return self.family.two_stacks and not self.long_class.endswith("ForCausalLM")
+
+    @property
+    def decoder_reads_text(self) -> bool:
+        """Whether the head looks at the decoder's output for every token of the text, so that the decoder is as long as the encoder."""
+        return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
+
+    def long_config(
+        self,
+        attention: LongAttentionConfig,
+        lengths: dict[str, int],
+        rope: dict[str, Any] | None,
+        rule: str,
+        decoder_attention: LongAttentionConfig | None = None,
+    ) -> Any:
+        """The config of the result: everything of the source's, the attention, and the new positions.
+
+        Args:
+            attention, decoder_attention: of the model, and of its decoder beside an encoder.
+            lengths: field of the config -> its new value.
+            rope: rotary parameters; ``None`` for position tables.
+            rule: how position tables are extended.
+        """
         values = self.source_config.to_dict()
         for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
             values.pop(name, None)
+        if decoder_attention is not None:
+            values["decoder_long_attention"] = decoder_attention.to_dict()
         config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
-        if rows is not None:
-            config.max_position_embeddings = rows
+        for field, value in lengths.items():
+            setattr(config, field, value)
         if rope is None:
-            config.position_extension = rule
+            config.position_extension = "tile" if rule == SINUSOIDAL else rule
         else:
             config.rope_parameters = dict(rope)
         config.architectures = [self.long_class]
@@ -121,14 +147,6 @@ def _supported(family: Family, adopter: Adopter | None, model_type: str) -> list
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
     """Config values without those that name the source itself."""
     return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
-
-
-def table_offset(family: Family, name: str) -> int | None:
-    """How many special rows the position table called `name` begins with, or None when it is another tensor."""
-    for table in family.position_tables:
-        if re.search(table.pattern, name):
-            return table.offset
-    return None
 
 
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:

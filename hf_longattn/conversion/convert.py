@@ -42,6 +42,8 @@ def convert_checkpoint(
     mechanism: str | None = None,
     long_attention: LongAttentionConfig | dict[str, Any] | None = None,
     max_length: int | None = None,
+    decoder_long_attention: LongAttentionConfig | dict[str, Any] | None = None,
+    max_decoder_length: int | None = None,
     positions: str = "auto",
     dtype: str | torch.dtype | None = None,
     max_shard_size: str | int | None = None,
@@ -62,6 +64,8 @@ def convert_checkpoint(
             single layers as in `LongAttentionConfig`.
         long_attention: or a whole configuration instead.
         max_length: tokens the result takes; None keeps the source's.
+        decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
+            source's length except under heads that read the whole text in the decoder.
         positions: "auto" (tile a learned table; leave rotary positions alone where no layer looks beyond the old length, else
             YaRN), "tile", "interpolate", "random", or "rope:<kind>", see `hf_longattn.positions`.
         dtype: store floating tensors in it, for example "bf16"; None keeps each tensor's own.
@@ -85,6 +89,8 @@ def convert_checkpoint(
         "mechanism": mechanism,
         "long_attention": long_attention,
         "max_length": max_length,
+        "decoder_long_attention": decoder_long_attention,
+        "max_decoder_length": max_decoder_length,
         "positions": positions,
         "dtype": dtype,
         "max_shard_size": max_shard_size,
@@ -117,6 +123,7 @@ def _write(plan: ConversionPlan, stage: Path, progress: StageProgress | None) ->
         base_type=base_type,
         old_length=plan.old_length,
         new_length=plan.new_length,
+        generated=plan.decoder,
     )
 
 

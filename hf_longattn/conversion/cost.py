@@ -25,21 +25,28 @@ class ModelShape:
     causal: bool
     matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
     element_bytes: int
+    cross_layers: int = 0  # layers of a decoder that keep keys and values of the whole text
 
     @classmethod
-    def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int) -> ModelShape:
-        """Read a transformers config."""
-        heads, hidden = config.num_attention_heads, config.hidden_size
+    def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
+        """Read a transformers config; of one with an encoder and a decoder, the stack that is asked for."""
+        stack = "decoder" if causal else "encoder"
+        heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
+        hidden = config.hidden_size
         return cls(
-            layers=config.num_hidden_layers,
+            layers=getattr(config, f"{stack}_layers", config.num_hidden_layers),
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
             hidden=hidden,
-            intermediate=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden,
+            intermediate=getattr(config, f"{stack}_ffn_dim", None)
+            or getattr(config, "intermediate_size", None)
+            or getattr(config, "n_inner", None)
+            or 4 * hidden,
             causal=causal,
             matrix_parameters=matrix_parameters,
             element_bytes=element_bytes,
+            cross_layers=cross_layers,
         )
 
 
@@ -87,6 +94,8 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     if shape.causal:
         kept = sum(min(length, reach) if (reach := layer.reach(True)) is not None else length for layer in layers)
         cache = kept * 2 * shape.kv_heads * shape.head_dim * shape.element_bytes
+    elif shape.cross_layers:
+        cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
     return LengthCost(
         length=length,
         attention_flops=sum(per_pair * layer.pairs(length, shape.causal) for layer in layers),

@@ -10,8 +10,9 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
 from ..families.registry import FAMILIES, Family
 from ..mechanisms import Mechanism
-from .architecture import find_architecture, table_offset
+from .architecture import find_architecture
 from .cost import LengthCost, cost_at, layer_mechanisms, lengths_up_to
+from .lengths import longest
 from .plan import model_shape
 from .quiet import quiet_libraries
 from .source import Source, open_source
@@ -59,8 +60,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     """
     source = open_source(model, revision=revision, token=token, headers_only=True)
     config, class_name, family, skeleton = _long(source) if "long_attention" in source.config else _short(source)
-    offset = max((table_offset(family, name) or 0 for name in source.tensors), default=0)
-    max_length = config.max_position_embeddings - offset
+    max_length = longest(family, config)
     shape = model_shape(config, skeleton, [header.torch_dtype for header in source.tensors.values()])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
     return Inspection(
@@ -80,7 +80,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 def _short(source: Source) -> tuple[Any, str, Family, Any]:
     architecture = find_architecture(source)
     attention = architecture.adopted_attention() or LongAttentionConfig("full")
-    config = architecture.long_config(attention, None, None, "tile")
+    config = architecture.long_config(attention, {}, None, "tile")
     return config, architecture.source_class, architecture.family, architecture.skeleton(config)
 
 

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LengthError
 from ..families.attachment import attention_sites
 from ..positions import keeps_old_rows, rope_parameters
-from .architecture import Architecture, find_architecture, table_offset
+from .architecture import Architecture, find_architecture
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
+from .lengths import StackLength, config_lengths, decoder_length, text_length
 from .quiet import quiet_libraries
-from .settings import parse_dtype, resolve_attention, table_strategy
+from .settings import decoder_choice, parse_dtype, resolve_attention, table_strategy
 from .source import Source, open_source
 from .staging import check_destination
-from .tensor_plan import ACTIONS, MovedTensor, TensorPlan, moved_tensors, plan_tensors
+from .tensor_plan import ACTIONS, TensorPlan, moved_tensors, plan_tensors
 
 __all__ = ["ConversionPlan", "TensorPlan", "model_shape", "plan_conversion"]
 
@@ -42,6 +42,12 @@ class ConversionPlan:
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     max_shard_size: str | int | None
+    decoder: StackLength | None = None  # of the decoder beside an encoder, whose lengths are those above
+
+    @property
+    def decoder_shape(self) -> ModelShape:
+        """The shape of the decoder beside an encoder."""
+        return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
 
     def counts(self) -> dict[str, int]:
         """Tensors per action."""
@@ -67,6 +73,7 @@ class ConversionPlan:
             "long_attention": self.attention.to_dict(),
             "old_length": self.old_length,
             "new_length": self.new_length,
+            **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             "source_bytes": self.source.total_bytes,
             "result_bytes": self.total_bytes,
@@ -75,6 +82,11 @@ class ConversionPlan:
             "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
             "costs": [asdict(cost) for cost in self.costs],
         }
+
+    def _decoder(self) -> dict[str, Any]:
+        assert self.decoder is not None
+        attention = self.config.decoder_attention.to_dict()
+        return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
 
 
 @quiet_libraries()
@@ -85,6 +97,8 @@ def plan_conversion(
     mechanism: str | None = None,
     long_attention: LongAttentionConfig | dict[str, Any] | None = None,
     max_length: int | None = None,
+    decoder_long_attention: LongAttentionConfig | dict[str, Any] | None = None,
+    max_decoder_length: int | None = None,
     positions: str = "auto",
     dtype: str | torch.dtype | None = None,
     max_shard_size: str | int | None = None,
@@ -104,6 +118,8 @@ def plan_conversion(
         mechanism, options: a mechanism and its options, `layers` among them.
         long_attention: or a whole configuration instead.
         max_length: tokens the result takes; None keeps the source's.
+        decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
+            source's length except under heads that read the whole text in the decoder.
         positions: "auto", "tile", "interpolate", "random" (learned tables) or "rope:<kind>" (rotary).
         dtype: cast floating tensors to it; None keeps each tensor's own.
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
@@ -122,57 +138,40 @@ def plan_conversion(
     architecture = find_architecture(opened)
     base = architecture.source_config
     attention = resolve_attention(mechanism, long_attention, options, architecture.adopted_attention())
-    attention.check_layers(base.num_hidden_layers)
+    decoder_attention = decoder_choice(architecture, decoder_long_attention)
+    alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
+    attention.check_layers(getattr(base, alone))
 
     moves = moved_tensors(opened, architecture)
-    tables = {one.target: offset for one in moves if one.target and (offset := table_offset(architecture.family, one.target)) is not None}
-    old_length = _old_length(opened, architecture, moves, tables)
-    new_length = old_length if max_length is None else int(max_length)
-    if new_length < old_length:
-        raise LengthError(
-            f"The source takes {old_length} tokens and conversion only extends: --max-length {new_length} is too small,"
-            f" give at least {old_length}."
-        )
-    offset = max(tables.values(), default=0)
+    tables = {one.target: table for one in moves if one.target and (table := architecture.family.table(one.target)) is not None}
+    length = text_length(opened, architecture, moves, tables, max_length)
+    decoder = decoder_length(opened, architecture, moves, tables, max_decoder_length, length)
+    old_length, new_length = length.old, length.new
+    grows = new_length > old_length or (decoder is not None and decoder.new > decoder.old)
     if architecture.family.rope:
         reaches = [layer.reach(True) for layer in _mechanisms(attention, base, new_length)]
         reach = None if None in reaches else max(filter(None, reaches), default=None)
         rope = rope_parameters(positions, base.rope_parameters, old_length=old_length, new_length=new_length, reach=reach)
-        rule, exact, rows, parameters = f"rope:{rope.kind}", rope.exact, rope.max_position_embeddings, rope.parameters
+        rule, exact, parameters = f"rope:{rope.kind}", rope.exact, rope.parameters
+        lengths = {"max_position_embeddings": rope.max_position_embeddings}
     else:
-        rule = table_strategy(positions)
-        exact, rows, parameters = keeps_old_rows(rule) or new_length == old_length, new_length + offset, None
-    config = architecture.long_config(attention, rows, parameters, rule)
+        rule = table_strategy(positions, learned=all(table.learned for table in architecture.family.position_tables))
+        exact, parameters = keeps_old_rows(rule) or not grows, None
+        lengths = config_lengths(architecture.family, length, decoder)
+    config = architecture.long_config(attention, lengths, parameters, rule, decoder_attention)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
 
-    tensors = plan_tensors(opened, moves, skeleton, tables, rows, old_length, cast)
+    tensors = plan_tensors(
+        opened, moves, skeleton, {name: (table.offset, table.rows(config)) for name, table in tables.items()}, old_length, cast
+    )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, new_length)
     costs = tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(old_length, new_length))
     return ConversionPlan(
-        opened, architecture, attention, config, old_length, new_length, rule, exact, tuple(tensors), shape, costs, max_shard_size
+        opened, architecture, attention, config, old_length, new_length, rule, exact, tuple(tensors), shape, costs, max_shard_size, decoder
     )
-
-
-def _old_length(source: Source, architecture: Architecture, moves: list[MovedTensor], tables: dict[str, int]) -> int:
-    """Tokens the source takes: its position table without the special rows, or what its config says."""
-    config = architecture.source_config
-    if architecture.adopter is not None:
-        length = architecture.adopter.max_length(architecture.adopted_config)
-        if length is not None:
-            return length
-    for one in moves:
-        if one.target in tables:
-            rows = one.shape[0]
-            if rows != config.max_position_embeddings:
-                raise CheckpointError(
-                    f"The config of {source.name!r} says max_position_embeddings={config.max_position_embeddings}, but its table"
-                    f" {one.header.name!r} has {rows} rows."
-                )
-            return rows - tables[one.target]
-    return int(config.max_position_embeddings)
 
 
 def _mechanisms(attention: LongAttentionConfig, config: Any, length: int) -> list[Any]:
@@ -182,8 +181,16 @@ def _mechanisms(attention: LongAttentionConfig, config: Any, length: int) -> lis
 
 def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
     """The shape of a long model, given as its skeleton and the dtypes it is stored in."""
-    embeddings = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
-    matrices = sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in embeddings)
+    sites = attention_sites(skeleton)
+    causal = all(site.module.is_causal for site in sites if not site.cross)
+    crossing = [site for site in sites if site.cross] if not causal else []
+    elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
+    if crossing:  # the text meets the encoder, and the projections by which the decoder's cross-attention reads it
+        met = {id(p) for site in crossing for name, p in site.module.named_parameters() if name.startswith(("k_proj", "v_proj"))}
+        encoder = {id(p) for p in skeleton.base_model.get_encoder().parameters()}
+        elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
+    matrices = sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
-    causal = all(site.module.is_causal for site in attention_sites(skeleton) if not site.cross)
-    return ModelShape.of(config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4))
+    return ModelShape.of(
+        config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4), cross_layers=len(crossing)
+    )

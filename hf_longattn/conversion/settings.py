@@ -9,9 +9,10 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, OptionError, PositionError, nearest
-from ..positions import STRATEGIES
+from ..positions import SINUSOIDAL, STRATEGIES
+from .architecture import Architecture
 
-__all__ = ["parse_dtype", "resolve_attention", "table_strategy"]
+__all__ = ["decoder_choice", "parse_dtype", "resolve_attention", "table_strategy"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -68,12 +69,34 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def table_strategy(positions: str) -> str:
-    """The strategy for a learned position table; "auto" is tiling, the one that works without training.
+def decoder_choice(
+    architecture: Architecture, long_attention: LongAttentionConfig | Mapping[str, Any] | None
+) -> LongAttentionConfig | None:
+    """The attention asked for in the decoder beside an encoder; ``None`` is full attention.
+
+    Raises:
+        OptionError: there is no such decoder, or it does not have a layer that is named.
+    """
+    if long_attention is None:
+        return None
+    if not architecture.encoder_decoder:
+        raise OptionError(f"{architecture.source_class} has no decoder beside an encoder; give its attention as long_attention.")
+    chosen = LongAttentionConfig.from_dict(long_attention)
+    chosen.check_layers(architecture.source_config.decoder_layers)
+    return chosen
+
+
+def table_strategy(positions: str, *, learned: bool = True) -> str:
+    """The strategy for a position table; "auto" is tiling for a learned one, which works without training, and the formula for
+    sinusoids.
 
     Raises:
         PositionError: unknown, or meant for rotary positions.
     """
+    if not learned:
+        if positions not in ("auto", SINUSOIDAL):
+            raise PositionError(f"{positions!r} does not fit a model with sinusoidal positions, which are computed; expected auto.")
+        return SINUSOIDAL
     if positions == "auto":
         return "tile"
     if positions not in STRATEGIES:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .lengths import StackLength
 from .source import read_json_object
 from .write import write_json
 
@@ -18,7 +19,16 @@ LEFT_OUT = ("config.json", "conversion_report.json", "README.md", "README.txt", 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
-def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, old_length: int, new_length: int) -> list[str]:
+def write_sidecars(
+    source: Path,
+    folder: Path,
+    config: Any,
+    *,
+    base_type: str,
+    old_length: int,
+    new_length: int,
+    generated: StackLength | None = None,
+) -> list[str]:
     """Write config.json and everything else that belongs to the model, except its weights and its card.
 
     Args:
@@ -27,6 +37,7 @@ def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, o
         config: the config of the result.
         base_type: the source's model_type, which names the tokenizer class when the source leaves it to that.
         old_length, new_length: in tokens.
+        generated: the same of what is generated, where that is a text of its own.
 
     Returns:
         The names of the files written.
@@ -35,6 +46,7 @@ def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, o
         CheckpointError: a tokenizer or generation config that is not valid JSON.
     """
     written = ["config.json"]
+    decodes = generated or StackLength(old_length, new_length)
     write_json(folder / "config.json", json.loads(config.to_json_string()))
     for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
         if path.name in LEFT_OUT or path.name.endswith(".index.json"):
@@ -42,7 +54,7 @@ def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, o
         if path.name == "tokenizer_config.json":
             write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, new_length))
         elif path.name == "generation_config.json":
-            write_json(folder / path.name, _longer_generation(read_json_object(path), old_length, new_length))
+            write_json(folder / path.name, _longer_generation(read_json_object(path), decodes))
         else:
             shutil.copyfile(path, folder / path.name)
         written.append(path.name)
@@ -56,10 +68,10 @@ def write_sidecars(source: Path, folder: Path, config: Any, *, base_type: str, o
     return written
 
 
-def _longer_generation(values: dict[str, Any], old_length: int, new_length: int) -> dict[str, Any]:
+def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
     """`max_length` follows where it was the model's limit; a shorter one is the author's choice and stays."""
-    if values.get("max_length") == old_length:
-        return {**values, "max_length": new_length}
+    if values.get("max_length") == length.old:
+        return {**values, "max_length": length.new}
     return values
 
 

@@ -88,8 +88,7 @@ def plan_tensors(
     source: Source,
     moves: list[MovedTensor],
     skeleton: nn.Module,
-    tables: dict[str, int],
-    rows: int,
+    tables: dict[str, tuple[int, int]],
     old_length: int,
     cast: torch.dtype | None,
 ) -> list[TensorPlan]:
@@ -98,8 +97,7 @@ def plan_tensors(
     Args:
         source, moves: the source, and its tensors as ``moved_tensors`` gives them.
         skeleton: the result without storage.
-        tables: name of a position table in the result -> its special rows.
-        rows: of each table in the result.
+        tables: name of a position table in the result -> its special rows, and all its rows.
         old_length: tokens the source takes.
         cast: the dtype that floating tensors are stored in; ``None`` keeps each one's own.
 
@@ -119,6 +117,7 @@ def plan_tensors(
         if one.target is None or reason:
             planned.append(TensorPlan(header.name, "dropped", dtype, header.shape, None, header, reason=reason))
             continue
+        offset, rows = tables.get(one.target, (0, 0))
         new_shape = (rows, *one.shape[1:]) if one.target in tables else one.shape
         if key is not None and expected[key] != new_shape:
             raise CheckpointError(
@@ -126,7 +125,6 @@ def plan_tensors(
                 f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
             )
         action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
-        offset = tables.get(one.target, 0)
         planned.append(TensorPlan(one.target, action, dtype, header.shape, new_shape, header, offset, one.change))
         if key is not None:
             found[key] = one

@@ -19,6 +19,8 @@ def next_step(plan: ConversionPlan, destination: Path) -> str:
     folder, head = shlex.quote(str(destination)), plan.architecture.source_class
     if head.endswith(LANGUAGE_MODELS):
         return f"python scripts/train_lm.py --model {folder} --text YOUR_TEXTS --max-length {plan.new_length} --output {folder}-trained"
+    if head.endswith("ForConditionalGeneration"):
+        return f"fine-tune {destination} with transformers' Seq2SeqTrainer on texts of up to {plan.new_length} tokens"
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
         return f"python scripts/train_qa.py --model {folder} --max-length {plan.new_length} --output {folder}-qa"
     return f"fine-tune {destination} with transformers' Trainer on texts of up to {plan.new_length} tokens"

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .calling import outputs
 from .cost import cost_at, layer_mechanisms
 from .loading import auto_class_name, load_result, load_source
 from .plan import ConversionPlan
 from .report import MEASURED, SKIPPED, Check
 from .text import VerificationText
-from .verify_outputs import Lengths, outputs
+from .verify_outputs import Lengths
 
 __all__ = ["check_loss"]
 
@@ -30,6 +31,8 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
     head = auto_class_name(plan.config, plan.architecture.long_class)
     if head not in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining"):
         return []
+    if plan.decoder is not None:
+        return [Check(NAME, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
     if plan.architecture.adopter is not None and plan.new_length < 2 * plan.old_length:
         return []  # the outputs themselves are compared, and there is no longer length to look at
     count = min(lengths.new, text.real_tokens()) // lengths.old * lengths.old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calling import outputs
 from .cost import cost_at, layer_mechanisms
 from .loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
@@ -27,6 +29,9 @@ TOLERANCE = 1e-4
 
 PADDING = 37
 """Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
+
+DECODED = 32
+"""Tokens of the decoder beside an encoder in the checks at the new length."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,10 @@ def choose_lengths(plan: ConversionPlan) -> Lengths:
             length = max(64, length // 2)
         return length
 
+    decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
+
     def covered(length: int) -> bool:
-        return all(layer.covers(length, plan.shape.causal) for layer in layers)
+        return all(layer.covers(length, plan.shape.causal) for layer in layers) and all(layer.covers(length, True) for layer in decoder)
 
     old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
     low, high = 0, old  # covers() holds up to some length and not beyond it
@@ -74,7 +81,8 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
     model, missing = load_source(plan.source.folder, plan.architecture, cast)
     chance = newly_initialised(missing, model)
     at = sorted({lengths.old, lengths.covered} - {0})
-    expected = {length: outputs(_part(model, chance), text.tokens(length)) for length in at}
+    limit = _decoder_limit(plan)
+    expected = {length: outputs(_part(model, chance), text.tokens(length), decoder_tokens=limit) for length in at}
     del model
 
     model, _ = load_result(result, plan.architecture, plan.config)
@@ -85,17 +93,13 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
     return checks
 
 
+def _decoder_limit(plan: ConversionPlan) -> int | None:
+    """Tokens that the decoder beside an encoder takes in the source; `None` under heads that read the whole text in it."""
+    return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
+
+
 def _part(model: Any, chance: bool) -> Any:
     return model.base_model if chance else model
-
-
-def outputs(model: Any, ids: Tensor, **arguments: Any) -> dict[str, Tensor]:
-    """All tensors that one forward pass returns, by name; the cache left out."""
-    if "MultipleChoice" in type(model).__name__:
-        ids = ids.unsqueeze(1)
-    with torch.no_grad():
-        returned = model(input_ids=ids, return_dict=True, **arguments)
-    return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
@@ -115,7 +119,7 @@ def _compare_old(
     what: str,
 ) -> list[Check]:
     def compare(name: str, length: int, how: str, must: bool, why: str) -> Check:
-        largest, relative = difference(expected[length], outputs(part, text.tokens(length)))
+        largest, relative = difference(expected[length], outputs(part, text.tokens(length), decoder_tokens=_decoder_limit(plan)))
         values = {"length": length, "max_abs_difference": largest, "relative_difference": relative}
         found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
         if relative <= TOLERANCE:
@@ -143,6 +147,7 @@ def _compare_old(
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> list[Check]:
     """Finite at the new length, and padding changes nothing; on the hidden states, which every head reads token by token."""
     ids = text.tokens(length)
+    decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
     short = max(1, length - PADDING)
     alone = ids[:, :short]
     takes_globals = any(getattr(layer, "takes_globals", False) for layer in layer_mechanisms(plan.attention, plan.shape, length))
@@ -150,19 +155,25 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked[:, : min(short, 8)] = 1
     marked[:, short // 2] = 1
 
-    def run(tokens: Tensor, mask: Tensor, marks: Tensor) -> Tensor:
-        arguments: dict[str, Tensor] = {"attention_mask": mask, "position_ids": _positions(mask, plan)}
+    places = "position_ids" in inspect.signature(type(backbone).forward).parameters
+    sides = ("right", "left") if places else ("right",)  # without position_ids, padding on the left moves the text
+
+    def run(tokens: Tensor, mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
+        arguments: dict[str, Tensor] = {"attention_mask": mask}
+        if places:
+            arguments["position_ids"] = _positions(mask, plan)
         if takes_globals:
             arguments["global_attention_mask"] = marks
-        return outputs(backbone, tokens, **arguments)["last_hidden_state"]
+        found = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
+        return {name: state for name, state in found.items() if name.endswith("last_hidden_state")}
 
     def pad(values: Tensor, fill: int) -> Tensor:
-        right = torch.nn.functional.pad(values, (0, length - short), value=fill)
-        left = torch.nn.functional.pad(values, (length - short, 0), value=fill)
-        return torch.cat([right, left])
+        gap = length - short
+        padded = {"right": (0, gap), "left": (gap, 0)}
+        return torch.cat([torch.nn.functional.pad(values, padded[side], value=fill) for side in sides])
 
-    whole = outputs(backbone, ids)["last_hidden_state"]
-    finite = bool(whole.isfinite().all())
+    whole = outputs(backbone, ids, decoder_tokens=decoded)
+    finite = all(bool(state.isfinite().all()) for name, state in whole.items() if name.endswith("last_hidden_state"))
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
     checks = [Check("finite at the new length", PASSED if finite else FAILED, f"hidden states {at} are {'' if finite else 'not '}finite")]
     if short == length:
@@ -172,14 +183,16 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     unpadded = run(alone, torch.ones_like(alone), marked)
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     padded = run(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
-    differences = {
-        "right": float((padded[0, :short] - unpadded[0]).abs().max()),
-        "left": float((padded[1, length - short :] - unpadded[0]).abs().max()),
-    }
+    differences = {}
+    for row, side in enumerate(sides):
+        rows = {name: state[row] for name, state in padded.items()}
+        real = {name: state[-short:] if side == "left" else state[:short] for name, state in rows.items()}
+        differences[side] = max(float((real[name] - state[0]).abs().max()) for name, state in unpadded.items())
     largest = max(differences.values())
-    good = largest <= TOLERANCE * max(1.0, float(unpadded.abs().max())) and bool(padded.isfinite().all())
+    scale = max(1.0, *(float(state.abs().max()) for state in unpadded.values()))
+    good = largest <= TOLERANCE * scale and all(bool(state.isfinite().all()) for state in padded.values())
     detail = (
-        f"a text of {short} tokens alone, and padded to {length} on the right and on the left"
+        f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
         f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
     )
     return [*checks, Check("padding changes nothing", PASSED if good else FAILED, detail, differences)]

@@ -129,8 +129,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _length(config: dict[str, Any]) -> int:
     """Tokens that a model of this config takes: the rows of its position table less those that are no positions."""
     family = FAMILIES.get(config.get("model_type", "").removeprefix("long_"))
-    offset = max((table.offset for table in family.position_tables), default=0) if family else 0
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - offset
+    counted = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - counted
 
 
 def _takes_globals(attention: LongAttentionConfig | None) -> bool:

@@ -31,6 +31,11 @@ inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_le
 output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
+_SUMMARY = """
+inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+"""
 _LOGITS = """
 inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
 with torch.no_grad():
@@ -48,6 +53,7 @@ HEADS: dict[str, tuple[str, str | None, str]] = {
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", _MASKED),
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation", _GENERATE),
     "LMHeadModel": ("AutoModelForCausalLM", "text-generation", _GENERATE),
+    "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", None, _SUMMARY),
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification", _LOGITS),
     "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification", _LOGITS),
     "Model": ("AutoModel", "feature-extraction", _HIDDEN),

@@ -23,6 +23,18 @@ ROBERTA = {**SHARED, "vocab_size": 50265, "max_position_embeddings": LENGTH + 2,
 GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50257, "n_positions": LENGTH}
 LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
+STACKS: dict[str, Any] = {
+    **{
+        f"{stack}_{name}": value
+        for stack in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    },
+    "d_model": 32,
+    "max_position_embeddings": LENGTH,
+}
+BART = {**STACKS, "vocab_size": 50265, "forced_eos_token_id": None}
+PEGASUS = {**STACKS, "vocab_size": 50257, "forced_eos_token_id": None}
+
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "BertForQuestionAnswering": ("BertConfig", BERT),
     "BertForMaskedLM": ("BertConfig", BERT),
@@ -32,6 +44,11 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "RobertaForSequenceClassification": ("RobertaConfig", ROBERTA),
     "GPT2LMHeadModel": ("GPT2Config", GPT2),
     "LlamaForCausalLM": ("LlamaConfig", LLAMA),
+    "BartForConditionalGeneration": ("BartConfig", BART),
+    "BartForQuestionAnswering": ("BartConfig", BART),
+    "BartForSequenceClassification": ("BartConfig", BART),
+    "BartForCausalLM": ("BartConfig", BART),
+    "PegasusForConditionalGeneration": ("PegasusConfig", PEGASUS),
 }
 
 
@@ -57,7 +74,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             model = getattr(transformers, name)(getattr(transformers, config_class)(**values))
             with torch.no_grad():  # the usual initial values hardly let attention show in the outputs
                 for parameter in model.parameters():
-                    if parameter.ndim == 2:
+                    if parameter.ndim == 2 and parameter.requires_grad:
                         parameter.mul_(8)
             made[name] = tmp_path_factory.mktemp("checkpoints") / name
             model.save_pretrained(made[name])

@@ -61,6 +61,8 @@ def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[s
         ("RobertaForSequenceClassification", "AutoModelForSequenceClassification"),
         ("GPT2LMHeadModel", "AutoModelForCausalLM"),
         ("LlamaForCausalLM", "AutoModelForCausalLM"),
+        ("BartForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("PegasusForConditionalGeneration", "AutoModelForSeq2SeqLM"),
     ],
 )
 def test_the_result_equals_conversion_on_the_fly(name: str, auto: str, built: Callable[[str], Path], tmp_path: Path) -> None:

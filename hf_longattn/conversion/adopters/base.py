@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ..source import Source
     from ..text import VerificationText
 
-__all__ = ["Adopter", "Move", "Probe", "layer_options"]
+__all__ = ["Adopter", "Move", "Probe", "layer_options", "with_decoder"]
+
+DECODED = 24
+"""Tokens of a decoder beside an encoder in a comparison."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,18 @@ def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) 
     real = torch.ones(2, length, dtype=torch.bool)
     real[1, short:] = False
     return batch, real
+
+
+def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
+    """The probes with a short text for the decoder: the text's own beginning, one place to the right."""
+    found = []
+    for probe in probes:
+        ids = probe.inputs["input_ids"]
+        start = torch.full_like(ids[:, :1], config.decoder_start_token_id)
+        decoded = torch.cat([start, ids[:, : DECODED - 1]], dim=1)
+        inputs = {**probe.inputs, "decoder_input_ids": decoded}
+        found.append(Probe(probe.name, inputs, probe.real, torch.ones_like(decoded, dtype=torch.bool)))
+    return found
 
 
 def layer_options(mechanism: str, name: str, values: int | Sequence[int], **options: Any) -> LongAttentionConfig:

@@ -18,7 +18,9 @@ from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
-MECHANISMS = {"bert": "longformer", "roberta": "longformer", "gpt2": "window", "llama": "window"}
+MECHANISMS = {
+    "bert": "longformer", "roberta": "longformer", "gpt2": "window", "llama": "window", "bart": "longformer", "pegasus": "window",
+}  # fmt: skip
 
 
 class Tester:
@@ -36,6 +38,8 @@ class Tester:
 
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
         self.parent, self.base, self.plain = parent, base, plain
+        if long_families.FAMILIES[base].two_stacks:
+            self.encoder_seq_length = self.decoder_seq_length = self.key_length = self.seq_length
 
     def get_config(self):
         shape = {
@@ -46,6 +50,13 @@ class Tester:
         if self.base == "roberta":
             shape |= {"pad_token_id": 1, "bos_token_id": 0}
         family = long_families.FAMILIES[self.base]
+        if family.two_stacks:
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+                value = shape.pop(name)
+                own = {"hidden_size": ["d_model"], "num_hidden_layers": ["encoder_layers", "decoder_layers"]}.get(name)
+                kind = "attention_heads" if name == "num_attention_heads" else "ffn_dim"
+                shape |= dict.fromkeys(own or [f"encoder_{kind}", f"decoder_{kind}"], value)
+            shape |= {"decoder_start_token_id": 2, "forced_eos_token_id": None}
         if self.plain:
             return family.base_config_class(**shape)
         return family.config_class(**shape, long_attention={"mechanism": MECHANISMS[self.base], "window": 4})
@@ -54,7 +65,13 @@ class Tester:
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 2) + 2
         ids = ids.clamp(max=self.vocab_size - 2)
         mask = random_attention_mask([self.batch_size, self.seq_length])
-        return self.get_config(), {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
+        inputs = {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
+        if long_families.FAMILIES[self.base].two_stacks:
+            inputs["input_ids"] = inputs["input_ids"].clamp(min=3)
+            inputs["input_ids"][:, -1] = 2  # classification reads the decoder where the text ends
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+            inputs["decoder_attention_mask"] = inputs["attention_mask"]
+        return self.get_config(), inputs
 
 
 def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
@@ -64,7 +81,12 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
 
     @require_torch
     class FamilyTest(ModelTesterMixin, unittest.TestCase):
-        all_model_classes = tuple(getattr(transformers, name) if plain else family.model_class(name) for name in family.heads)
+        all_model_classes = tuple(
+            getattr(transformers, name) if plain else family.model_class(name)
+            for name in family.heads
+            if not (family.two_stacks and name.endswith("ForCausalLM"))  # a decoder alone takes other inputs: tests/families
+        )
+        is_encoder_decoder = family.two_stacks
         test_all_params_have_gradient = not any(
             name.endswith("DoubleHeadsModel") for name in family.heads
         )  # the second head has a loss of its own
@@ -74,7 +96,8 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             if self._testMethodName in reasons:
                 self.skipTest(f"skip list: {reasons[self._testMethodName]}")
             self.model_tester = Tester(self, base, plain)
-            self.config_tester = ConfigTester(self, config_class=config_class, **{"n_embd" if base == "gpt2" else "hidden_size": 32})
+            width = "d_model" if family.two_stacks else "n_embd" if base == "gpt2" else "hidden_size"
+            self.config_tester = ConfigTester(self, config_class=config_class, **{width: 32})
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""
@@ -89,6 +112,12 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 inputs["mc_token_ids"] = torch.zeros(batch, choices, dtype=torch.long, device=torch_device)
                 inputs["mc_labels"] = torch.zeros(batch, dtype=torch.long, device=torch_device)
             return inputs
+
+        def test_inputs_embeds(self) -> None:
+            """Classification by an encoder and a decoder looks for the end token among the ids: the base refuses embeddings."""
+            if family.two_stacks:
+                self.all_model_classes = tuple(one for one in self.all_model_classes if "SequenceClassification" not in one.__name__)
+            super().test_inputs_embeds()
 
         def test_reverse_loading_mapping(self) -> None:
             """Our conversion changes the length of a table, not its name: the case for which the suite has this argument."""
