@@ -16,6 +16,7 @@ from torch import Tensor
 from .cpu_gathered import cpu_gathered, flat_rules
 from .cpu_gathered_layout import Rules
 from .dense import same_dtype
+from .flex_gathered import flex_gathered
 from .gathered_plain import plain_gathered
 from .pattern import ScoreMod
 
@@ -26,6 +27,7 @@ class Part:
 
     queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one part.
     keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
+        What has been listed is not written to afterwards: how it is best visited is found once and kept with the tensors.
     causal: leave out the keys behind the query.
     inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
     outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another part has them.
@@ -74,6 +76,10 @@ def gathered_attention(
         rules = flat_rules([Rules.of(part.causal, part.inside, part.outside) for part in parts])
         queries, keys, biases = ([getattr(part, name) for part in parts] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, key_mask, queries, keys, biases, rules, scale)[0]
+    if q.device.type == "cuda" and dropout_p == 0.0 and not torch.compiler.is_compiling():
+        out = flex_gathered(q, k, v, parts, key_mask=key_mask, scale=scale, score_mod=score_mod)
+        if out is not None:
+            return out
     return plain_gathered(q, k, v, parts, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from .merging import merged
 from .pattern import ScoreMod
 
 if TYPE_CHECKING:
     from .gathered import Part
+
+PAIRS = 1 << 24
+"""Pairs, over all heads and batch items, that are in memory at once; the backward pass computes them again."""
 
 
 def plain_gathered(
@@ -26,13 +31,12 @@ def plain_gathered(
     dropout_p: float = 0.0,
     score_mod: ScoreMod | None = None,
 ) -> Tensor:
-    """As :func:`hf_longattn.engines.gathered.gathered_attention`. Memory is the number of listed pairs."""
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`.
+
+    Pairs are computed PAIRS at a time: memory grows with the listed tokens.
+    """
     outs, lses = zip(*(_part(q, k, v, part, key_mask, scale, dropout_p, score_mod) for part in parts), strict=True)
-    lse = torch.stack(lses)
-    highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
-    shares = (lse - highest).exp()
-    shares = shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)
-    return sum(share[..., None].to(out.dtype) * out for share, out in zip(shares, outs, strict=True))
+    return merged(outs, lses)
 
 
 def _part(
@@ -40,8 +44,48 @@ def _part(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one part, -inf where a query sees nothing."""
     batch, heads, q_len, head_dim = q.shape
-    b = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)
-    h = torch.arange(heads, device=q.device).view(1, -1, 1, 1)
+    pieces = list(_pieces(part, batch * heads))
+    again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    outs, lses = [], []
+    for piece in pieces:
+        arguments = (q, k, v, piece, key_mask, scale, dropout_p, score_mod)
+        out, lse = checkpoint(_rows, *arguments, use_reentrant=False) if again else _rows(*arguments)
+        outs.append(out.flatten(2, 3))
+        lses.append(lse.flatten(2))
+    # Empty slots go to one row behind the last.
+    listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
+    place = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
+    out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
+    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(2, place[..., None].expand(-1, -1, -1, head_dim), out)
+    lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, place, lse)
+    return out[:, :, :q_len], lse[:, :, :q_len]
+
+
+def _pieces(part: Part, copies: int) -> Iterator[Part]:
+    """The part cut into some rows, or some slots of one row's queries, of at most PAIRS pairs in ``copies`` heads."""
+    rows, slots = part.queries.shape[2:]
+    width = copies * part.keys.shape[3]
+    if rows * slots * width <= PAIRS:
+        yield part
+        return
+    some_slots = max(1, min(slots, PAIRS // width))
+    some_rows = max(1, PAIRS // (width * some_slots))
+    for row in range(0, rows, some_rows):
+        for slot in range(0, slots, some_slots):
+            at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)
+            bias = part.bias
+            if bias is not None:
+                bias = bias[:, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)]
+            queries, keys = part.queries[:, :, at, within], part.keys[:, :, at]
+            yield type(part)(queries, keys, part.causal, part.inside, part.outside, bias)
+
+
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, part: Part, key_mask: Tensor | None, scale: float, dropout_p: float, score_mod: ScoreMod | None
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, R, Tq, D) and log-sum-exp (B, H, R, Tq) of a part's rows."""
+    b = torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1)
+    h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     rows, columns = part.queries.clamp(min=0), part.keys.clamp(min=0)
     scores = (q[b, h, rows] @ k[b, h, columns].transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
     q_idx, kv_idx = rows[..., :, None], columns[..., None, :]
@@ -60,14 +104,8 @@ def _part(
     empty = total == 0
     weights = F.dropout(weights / total.masked_fill(empty, 1.0), dropout_p)
     out = weights.to(v.dtype) @ v[b, h, columns]
-    lse = (highest + total.masked_fill(empty, 1.0).log()).masked_fill(empty, float("-inf"))[..., 0]
-    # Empty slots go to one row behind the last.
-    place = torch.where(part.queries >= 0, part.queries, q_len).expand(batch, heads, -1, -1).flatten(2)
-    out = q.new_zeros(batch, heads, q_len + 1, head_dim, dtype=out.dtype).scatter(
-        2, place[..., None].expand(-1, -1, -1, head_dim), out.flatten(2, 3)
-    )
-    lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, place, lse.flatten(2))
-    return out[:, :, :q_len], lse[:, :, :q_len]
+    lse = (highest + total.masked_fill(empty, 1.0).log()).masked_fill(empty, float("-inf"))
+    return out, lse[..., 0]
 
 
 def allowed(part: Part, key_mask: Tensor | None, b: Tensor) -> Tensor:

@@ -9,7 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_longattn.engines import gathered_plain
+from hf_longattn.engines.cpu_gathered import cpu_gathered, flat_rules
+from hf_longattn.engines.cpu_gathered_layout import Rules, _kept
 from hf_longattn.engines.gathered import Part, gathered_attention, rows_of
 from hf_longattn.engines.gathered_plain import plain_gathered
 
@@ -115,3 +119,108 @@ def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, sto
     got, wanted = (torch.autograd.grad((y * weight).sum(), x, allow_unused=True) for y in (out, expected))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-9, rtol=0)
+
+
+def local_parts(length: int) -> list[Part]:
+    """Blocks of 8 with their neighbours, and 4 scattered keys for every row and head, in causal order."""
+    rows = rows_of(length, 8)
+    near = rows[..., :1] + torch.arange(-8, 16)
+    far = (torch.arange(HEADS * rows.shape[2] * 4) * 7919 % length).view(1, HEADS, -1, 4)
+    return [Part(rows, torch.where((near >= 0) & (near < length), near, -1)), Part(rows, far, causal=True, outside=(-15, 15))]
+
+
+@pytest.mark.parametrize("path", [gathered_attention, plain])
+def test_gradcheck(path) -> None:
+    x = tuple(y[:1, :, :, :3].detach().requires_grad_() for y in inputs(21, 21))
+    assert torch.autograd.gradcheck(lambda *x: path(*x, local_parts(21), key_mask=None, scaling=0.4), x, fast_mode=True)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
+def test_every_precision_stays_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
+    x = inputs(70, 70, dtype)
+    out, expected = gathered_attention(*x, local_parts(70), scaling=0.4), counted(*x, local_parts(70), None, 0.4)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
+    for got, wanted in zip(torch.autograd.grad(out.sum(), x), torch.autograd.grad(expected.sum(), x), strict=True):
+        torch.testing.assert_close(got, wanted, atol=5 * tolerance, rtol=0)
+
+
+def test_operator_is_well_formed_compiles_and_exports() -> None:
+    x = inputs(40, 40, torch.float32)
+    parts = local_parts(40)
+    bias = torch.rand(1, 1, 5, 1, 24) > 0.3
+    rules = flat_rules([Rules.of(part.causal, part.inside, part.outside) for part in parts])
+    lists = ([part.queries for part in parts], [part.keys for part in parts], [bias, None], rules, 0.3)
+    torch.library.opcheck(cpu_gathered, (*x, None, *lists), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+    class Call(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return gathered_attention(q, k, v, local_parts(40))
+
+    expected = Call()(*x)
+    gradients = torch.autograd.grad(expected.sum(), x)
+    compiled = torch.compile(Call(), fullgraph=True, backend="aot_eager")(*x)
+    torch.testing.assert_close(compiled, expected)
+    for got, wanted in zip(torch.autograd.grad(compiled.sum(), x), gradients, strict=True):
+        torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(torch.export.export(Call(), tuple(y.detach() for y in x)).module()(*x), expected)
+
+
+def test_layouts_live_as_long_as_the_lists() -> None:
+    before = len(_kept._entries)
+    parts = local_parts(30)
+    x = inputs(30, 30)
+    for _ in range(2):
+        gathered_attention(*x, parts)
+    assert len(_kept._entries) == before + 2
+    parts[0].keys[:] = -1
+    torch.testing.assert_close(gathered_attention(*x, parts), counted(*x, parts, None, WIDTH**-0.5), atol=1e-10, rtol=0)
+    del parts
+    assert len(_kept._entries) == before
+
+
+def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = inputs(40, 40)
+    parts = local_parts(40)
+    bias = torch.randn(1, HEADS, 5, 8, 24, dtype=torch.float64, requires_grad=True)
+    parts[0] = Part(parts[0].queries, parts[0].keys, bias=bias)
+
+    def run(**arguments: object) -> tuple[Tensor, ...]:
+        torch.manual_seed(3)
+        out = gathered_attention(*x, parts, score_mod=lambda score, b, h, i, j: score - 0.1 * (i - j).abs() * (h + 1), **arguments)
+        return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
+
+    whole, dropped = run(), run(dropout_p=0.5)
+    monkeypatch.setattr(gathered_plain, "PAIRS", 400)
+    for got, wanted in zip(run(), whole, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
+    again = run(dropout_p=0.5)
+    assert all(y.isfinite().all() for y in again)
+    assert not torch.allclose(again[0], dropped[0]), "pieces draw their own numbers"
+    torch.testing.assert_close(again[0], run(dropout_p=0.5)[0])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor held that any operation returned."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, Tensor):
+                self.size = max(self.size, x.untyped_storage().nbytes() // x.element_size())
+        return result
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
+    monkeypatch.setattr(gathered_plain, "PAIRS", 1 << 18)
+    length, width = 16384, 16
+    rows = rows_of(length, 64)
+    keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))
+    x = [torch.randn(1, 1, length, width, requires_grad=True) for _ in range(3)]
+    with Largest() as seen:
+        gathered_attention(*x, [Part(rows, keys)], dropout_p=dropout_p).sum().backward()
+    assert seen.size <= 4 * length * width
