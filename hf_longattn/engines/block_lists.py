@@ -40,5 +40,17 @@ def block_mask(
     lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
 ) -> BlockMask:
     """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones."""
-    numbers = [x for lists in (*by_query, *by_key) for x in (lists or (None, None))]
-    return BlockMask(lengths, *numbers, BLOCK_SIZE=(size, size), mask_mod=mask_mod)
+    (partial, full), (partial_by_key, full_by_key) = by_query, by_key
+    return BlockMask(
+        seq_lengths=lengths,
+        kv_num_blocks=partial[0],
+        kv_indices=partial[1],
+        full_kv_num_blocks=None if full is None else full[0],
+        full_kv_indices=None if full is None else full[1],
+        q_num_blocks=partial_by_key[0],
+        q_indices=partial_by_key[1],
+        full_q_num_blocks=None if full_by_key is None else full_by_key[0],
+        full_q_indices=None if full_by_key is None else full_by_key[1],
+        BLOCK_SIZE=(size, size),
+        mask_mod=mask_mod,
+    )
