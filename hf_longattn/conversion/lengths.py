@@ -100,7 +100,7 @@ def _source_length(
         return int(said)
     tokens = said - table.config_value(0)
     for one in moves:
-        if one.target in tables and tables[one.target] is table and one.shape[0] != tokens + table.offset:
+        if one.target is not None and tables.get(one.target) is table and one.shape[0] != tokens + table.offset:
             raise CheckpointError(
                 f"The config of {source.name!r} says {field}={said}, but its table {one.header.name!r} has {one.shape[0]} rows."
             )

@@ -35,13 +35,13 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
         return (values if "long_attention" in values else {**values, **adopted(values)}), kwargs
 
 
-def adopted(values: Mapping[str, Any]) -> dict[str, Any]:
+def adopted(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
     """What must be set for a model of transformers, with this ``config.json``, to give the same numbers as a LongBigBird.
 
     Its block-sparse attention counts the first block again for each random block in evaluation, draws with the layer's number as
     seed in training, cuts blocks from the padded input, and has no dropout on its weights.
     """
-    defaults = BigBirdConfig()
+    defaults = BigBirdConfig() if defaults is None else defaults
     if values.get("attention_type", defaults.attention_type) == "original_full":
         return {"long_attention": {"mechanism": "full"}}
     mechanism = {

@@ -155,6 +155,8 @@ class LongBaseModelMixin(LongAttentionMixin):
 class LongDecoderMixin(LongBaseModelMixin):
     """its ``forward`` takes what the base's takes; ``global_attention_mask`` is the encoder's, where there is one."""
 
+    embed_positions: Any
+
     def adapt(self) -> None:
         """The base makes encoder and decoder equally long; the decoder's table gets its own length, before it is initialised."""
         old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
 OFFSET = 2
-PARTS = {
+PARTS: dict[str, Any] = {
     r"^led\.": "model.",
     r"\.longformer_self_attn\.(query|key|value)_global\.": r".long_attention.separate.\1.",
     r"\.longformer_self_attn\.(query|key|value)\.": lambda found: f".{found[1][0]}_proj.",

@@ -1,0 +1,60 @@
+"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), whose encoder joins transformers' AttentionInterface.
+
+It is no Pegasus with another pattern: its positions are learned and its projections have no bias. A checkpoint of transformers is read
+as it is, with the numbers it has there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.bigbird_pegasus.configuration_bigbird_pegasus import BigBirdPegasusConfig
+
+from .big_bird import adopted
+from .encoder_decoder import LongEncoderDecoderConfig
+from .registry import Family, PositionTable
+
+
+class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
+    """BigBirdPegasusConfig with ``long_attention`` (``bigbird`` unless another one is given), ``decoder_long_attention`` and
+    ``max_decoder_position_embeddings``.
+
+    ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its module.
+    ``sparse_attention_dropout`` is the dropout on the encoder's weights; transformers' block-sparse attention has none.
+    """
+
+    model_type = "long_bigbird_pegasus"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.get("long_attention") is None:
+            blocks = {"block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
+            kwargs["long_attention"] = {"mechanism": "bigbird", **blocks}
+        self.attention_type = "original_full"
+        self.sparse_attention_dropout = kwargs.pop("sparse_attention_dropout", self.attention_dropout)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        return (values if "long_attention" in values else {**values, **adopted_encoder(values)}), kwargs
+
+
+def adopted_encoder(values: dict[str, Any]) -> dict[str, Any]:
+    """What must be set for a model of transformers, with this ``config.json``, to give the same numbers."""
+    if not values.get("is_encoder_decoder", True):  # the decoder alone, whose attention is full
+        return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
+    found = adopted(values, BigBirdPegasusConfig())
+    dropout = found.pop("attention_probs_dropout_prob", None)  # the decoder keeps its own
+    return found if dropout is None else {**found, "sparse_attention_dropout": dropout}
+
+
+FAMILY = Family(
+    LongBigBirdPegasusConfig,
+    position_tables=(
+        PositionTable(r"encoder\.embed_positions\.weight$"),
+        PositionTable(r"decoder\.embed_positions\.weight$", decoder=True),
+    ),
+    own_mixin="bigbird_pegasus_attention.BigBirdPegasusOnTheInterface",
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())
