@@ -1,11 +1,51 @@
-"""Queries that each chose some blocks of keys, sorted by block: rows in which queries meet one block that all of them chose."""
+"""The visits engine: queries see their own block of keys and some blocks that each of them chose."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .gathered import Part
+from .cpu_visits import cpu_visits
+from .dense import same_dtype
+from .gathered import Part, gathered_attention, rows_of
+from .pattern import ScoreMod
+
+ROW = 64
+"""Queries per row that meet one block, at most."""
+
+
+def visiting_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    block_size: int,
+    *,
+    causal: bool,
+    key_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """Softmax attention of every query over its own block and the blocks it chose.
+
+    Args:
+        q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
+        chosen: ``(B, H, N, K)`` int64, blocks besides the own one, none twice in a row; -1 is none.
+        causal: leave out the keys behind the query of its own block.
+        key_mask: ``(B, N)`` bool, True = real token.
+    Returns:
+        ``(B, H, N, D)``; zeros where a query sees nothing.
+    """
+    length = k.shape[2]
+    if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
+        return cpu_visits(q, k, v, key_mask, chosen, block_size, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)[0]
+    rows = rows_of(length, block_size, q.device)
+    parts = [Part(rows, rows, causal=causal)]
+    if chosen.shape[3]:
+        parts += visits(chosen, -(-length // block_size), block_size, length, min(ROW, block_size))
+    return gathered_attention(q, k, v, parts, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
 
 
 def visits(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[Part]:

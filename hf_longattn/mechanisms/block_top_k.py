@@ -22,7 +22,7 @@ from ..engines.best import best_blocks, exact_dtype
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import ScoreMod
-from ..engines.visits import visits
+from ..engines.visits import visiting_attention
 from ..errors import LengthError, OptionError, nearest
 from .base import Mechanism, softmax_over
 from .masked import first_real
@@ -31,8 +31,6 @@ from .registry import register_mechanism
 from .turned import Globals, TurnedMechanism
 
 CHOOSERS = ("query", "query_block")
-ROW = 64
-"""Queries per row that meet a block which they chose."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +99,18 @@ class BlockTopK(TurnedMechanism):
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         o, length = self.options, k.shape[2]
-        rows = rows_of(length, o.block_size, q.device)
         with torch.no_grad():
             means, kept = block_means(k, real, o.block_size)
             count = min(o.num_blocks, means.shape[2]) - 1
             if o.per == "query":
-                parts = [Part(rows, rows, causal=causal)]
-                if count:
-                    chosen = best_blocks(q, means, kept, count, o.block_size, causal)
-                    asked = torch.arange(length, device=q.device)[None] >= first
-                    chosen = chosen.masked_fill(~asked[:, None, :, None], -1)
-                    parts += visits(chosen, means.shape[2], o.block_size, length, min(ROW, o.block_size))
+                chosen = best_blocks(q, means, kept, count, o.block_size, causal)
+                asked = torch.arange(length, device=q.device)[None] >= first
+                chosen = chosen.masked_fill(~asked[:, None, :, None], -1)
             else:
                 chosen = best_blocks(block_means(q, real, o.block_size)[0], means, kept, count, 1, False)
-                parts = [Part(rows, self.keys_of_rows(chosen, length))]
+        if o.per == "query":
+            return visiting_attention(q, k, v, chosen, o.block_size, causal=causal, key_mask=real, **arguments)
+        parts = [Part(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, key_mask=real, **arguments)
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
@@ -182,8 +178,9 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
     missing = -x.shape[2] % size
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
+    else:
+        x = x.masked_fill(~real[:, None, :, None], 0)
     blocks = torch.nn.functional.pad(real, (0, missing)).unflatten(1, (-1, size))
     count = blocks.sum(-1)
-    x = x.masked_fill(~real[:, None, :, None], 0)
     sums = torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hf_longattn.engines.visits import visits
+from hf_longattn.engines.dense import masked_softmax
+from hf_longattn.engines.visits import visiting_attention, visits
 
 
 @pytest.mark.parametrize(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])
@@ -32,3 +33,26 @@ def test_few_rows_stay_unfilled() -> None:
     chosen = torch.rand(1, 4, 4096, 32).argsort(-1)[..., :3]
     slots = sum(part.queries.numel() for part in visits(chosen, 32, 128, 4096, 64))
     assert slots < 1.5 * chosen.numel()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("path", ["fused", "parts"])
+def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: int, padded: bool, path: str, causal: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    blocks, own = -(-length // size), torch.arange(length) // size
+    chosen = (torch.rand(2, 3, length, blocks) - 2.0 * (torch.arange(blocks) == own[:, None])).argsort(-1, descending=True)[..., :ranks]
+    chosen = chosen.masked_fill((torch.rand(chosen.shape) < 0.3) | (chosen == own[:, None]), -1)
+    mask = torch.rand(2, length) < 0.7 if padded else torch.ones(2, length, dtype=torch.bool)
+    mask[1] = not padded
+    seen = (chosen[..., None] == own).any(3) | ((own[:, None] == own) & (torch.ones(length, length).tril().bool() | (not causal)))
+    seen = seen & mask[:, None, None]
+    expected = masked_softmax(q @ k.transpose(-1, -2) * 0.3, seen) @ v
+    same = (lambda score, b, h, i, j: score) if path == "parts" else None
+    out = visiting_attention(q, k, v, chosen, size, causal=causal, key_mask=mask if padded else None, scaling=0.3, score_mod=same)
+    torch.testing.assert_close(out, expected)
+    weight = torch.randn_like(out)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
