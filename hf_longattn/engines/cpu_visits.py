@@ -25,15 +25,15 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 class _Own(NamedTuple):
-    """Some blocks whose queries meet their own keys: ``view`` makes ``(H, N, …)`` the blocks ``(count, H, size, …)``."""
+    """Some blocks whose queries meet their own keys: ``view`` makes ``(H, N, …)`` the blocks ``(blocks, H, size, …)``."""
 
     first: int
-    count: int
+    blocks: int
     size: int
     mask: Tensor | None
 
     def view(self, x: Tensor) -> Tensor:
-        return x[:, self.first : self.first + self.count * self.size].unflatten(1, (self.count, self.size)).transpose(0, 1)
+        return x[:, self.first : self.first + self.blocks * self.size].unflatten(1, (self.blocks, self.size)).transpose(0, 1)
 
 
 class _Visit(NamedTuple):
@@ -64,13 +64,13 @@ def cpu_visits(
     out, lse = _empty(q)
     for item in range(q.shape[0]):
         padding = _padding(key_mask, item, q)
-        for own in _own_blocks(*q.shape[1:3], block_size, causal, padding, mask_dtype(q)):
+        for own in _own_blocks(q.shape[1], q.shape[2], block_size, causal, padding, mask_dtype(q)):
             part, part_lse = _flash(*(own.view(x[item]) for x in (q, k, v)), attn_mask=own.mask, scale=scale)
             own.view(out[item]).copy_(part)
             own.view(lse[item]).copy_(part_lse)
         for head in range(q.shape[1]) if chosen.shape[3] else ():
-            of_head = (x[item, head] for x in (q, k, v, out, lse, chosen))
-            _add_chosen(*of_head, block_size, padding, scale)
+            of_q, of_k, of_v, of_out, of_lse, picked = (x[item, head] for x in (q, k, v, out, lse, chosen))
+            _add_chosen(of_q, of_k, of_v, of_out, of_lse, picked, block_size, padding, scale)
     nothing = lse <= MASKED / 2
     if bool(nothing.any()):
         out.masked_fill_(nothing[..., None], 0)

@@ -57,7 +57,7 @@ class BlockTopK(TurnedMechanism):
 
     summary = "each query attends to its own block of keys and to the k-1 blocks with the best mean key"
     paper = "Lu et al. 2025, MoBA, §2.2"
-    engine = "gathered"
+    engine = "visits"
     cost = "N·k·b + N·N/b"
     exact_when = "N ≤ num_blocks · block_size"
     options_type = BlockTopKOptions
