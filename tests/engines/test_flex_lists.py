@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
 from hf_longattn.engines import flex_gathered
 from hf_longattn.engines.block_lists import Lists, packed, transposed
@@ -102,15 +102,28 @@ def test_rules_and_merging_equal_the_plain_path() -> None:
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, **arguments), atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
-def test_compiled_kernel_reads_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_gathered, "kernel", lambda device: torch.compile(flex_attention, dynamic=True))
+def by_the_lists(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, **_: Any) -> Any:
+    """What the compiled kernel computes: softmax over the pairs of the listed blocks that the rules leave, block for block."""
+    size = block_mask.BLOCK_SIZE[0]
+    scores = (q @ k.transpose(-1, -2)) * scale
+    met = torch.zeros_like(scores)
+    for b, h in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        for row, block in pairs((block_mask.kv_num_blocks, block_mask.kv_indices), b, h):
+            met[b, h, row * size : (row + 1) * size, block * size : (block + 1) * size] += 1
+    places = (torch.arange(n).view(shape) for n, shape in zip(scores.shape, ((-1, 1, 1, 1), (-1, 1, 1), (-1, 1), (-1,)), strict=True))
+    met = met * block_mask.mask_mod(*places)
+    lse = (scores + met.log()).logsumexp(-1)
+    out = met * (scores - lse.masked_fill(lse.isinf(), 0)[..., None]).exp() @ v
+    return out, AuxOutput(lse=lse)
+
+
+def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_gathered, "kernel", lambda device: by_the_lists)
     (q, k, v), mask = cases()
-    # Four slots for four blocks: the kernel for CPUs, unlike that for CUDA, wants lists as long as the sequence.
-    blocks = torch.where(torch.rand(2, 2, 4, 4) < 0.6, torch.rand(2, 2, 4, 4).argsort(-1), -1)
-    parts = [Part(rows_of(200, 64), whole_blocks(200, 64, blocks), outside=(3, 20))]
-    with torch.no_grad():
-        out = flex_gathered.flex_gathered(q, k, v, parts, key_mask=mask, scale=0.3)
+    blocks = torch.where(torch.rand(2, 2, 4, 3) < 0.7, torch.rand(2, 2, 4, 4).argsort(-1)[..., :3], -1)
+    rows = rows_of(200, 64)
+    parts = [Part(rows, whole_blocks(200, 64, blocks), outside=(3, 20)), Part(rows, rows, causal=True)]
+    out = flex_gathered.flex_gathered(q, k, v, parts, key_mask=mask, scale=0.3)
     assert out is not None
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, key_mask=mask, scale=0.3), atol=1e-5, rtol=0)
 
