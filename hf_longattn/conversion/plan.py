@@ -187,7 +187,8 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
     elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
     if crossing:  # the text meets the encoder, and the projections by which the decoder's cross-attention reads it
         met = {id(p) for site in crossing for name, p in site.module.named_parameters() if name.startswith(("k_proj", "v_proj"))}
-        encoder = {id(p) for p in skeleton.base_model.get_encoder().parameters()}
+        backbone: Any = skeleton.base_model
+        encoder = {id(p) for p in backbone.get_encoder().parameters()}
         elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
     matrices = sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
