@@ -73,10 +73,10 @@ class BigBirdOptions(Options):
                 raise OptionError(
                     f"Option {name!r} of mechanism 'bigbird' is {value!r}, but must be one of: {', '.join(known)}.{nearest(value, known)}"
                 )
-        if self.random_pattern == "hf" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
+        if self.random_pattern != "seeded" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
             raise OptionError(
-                "random_pattern='hf' of mechanism 'bigbird' exists for num_window_blocks=3 and num_global_blocks=1 only, as in "
-                "transformers; choose random_pattern='seeded'."
+                f"random_pattern={self.random_pattern!r} of mechanism 'bigbird' exists for num_window_blocks=3 and num_global_blocks=1 "
+                "only, as in transformers; choose random_pattern='seeded'."
             )
 
 
@@ -135,16 +135,18 @@ class BigBird(MaskedMechanism):
         """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, of at most ``rows``."""
         o = self.options
         random = self.random_blocks(count, rows, causal, device, o.seed + self.layer + seed)
-        return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal)
+        again = o.num_random_blocks - random.shape[-1]
+        return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
     def random_blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int) -> Tensor:
-        """``(B or 1, H or 1, rows, r)``: the random key blocks of every query block; -1 is none."""
+        """``(B or 1, H or 1, rows, r)``: the random key blocks of every query block; -1 is none. Without the last axis's entries where
+        all of them are the first block."""
         o = self.options
         if o.random_pattern == "hf" and self.training:
             length = self.max_length or rows * o.block_size
             return transformers_blocks(count, seed, self.num_heads, rows, o.num_random_blocks, o.block_size, length)
         if o.random_pattern != "seeded":
-            return count.new_zeros(1, 1, rows, o.num_random_blocks)
+            return count.new_zeros(1, 1, rows, 0)
         return seeded_blocks(
             seed, self.num_heads, count, rows, o.num_random_blocks,
             window=o.num_window_blocks, edge=o.num_global_blocks, causal=causal, device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class Blocks:
     edge: global blocks at each end; at the beginning only when causal.
     full: both ways, sequences of up to so many blocks are attended to fully.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 is none.
+    again: how often the first block, a global one, is counted again by all queries that do not see everything.
     """
 
     count: Tensor
@@ -32,6 +34,7 @@ class Blocks:
     full: int
     random: Tensor
     causal: bool
+    again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """How often queries of block ``i`` count keys of block ``j``, for broadcastable index tensors; causality is left out."""
@@ -41,7 +44,7 @@ class Blocks:
         else:
             seen = ((i - j).abs() <= self.window // 2) | self._global(j, total)
             ends = self._global(i, total) | (total <= self.full)
-        counted = seen.int()
+        counted = seen.int() + self.again * (j == 0).int()
         row = i.clamp(0, self.rows - 1)
         for drawn in self.random.unbind(-1):
             counted = counted + (drawn[b % drawn.shape[0], h % drawn.shape[1], row] == j).int()
@@ -92,7 +95,7 @@ def block_parts(blocks: Blocks, length: int, tokens: Tensor | None, *, even: boo
         index, real = global_index(tokens)
         index = torch.where(real, index, -1)[:, None, None]
         queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
-    parts.append(Part(queries, keys, causal=causal))
+    parts.append(Part(queries, keys, causal=causal, bias=counted_again(blocks, keys)))
     everywhere = torch.arange(length, device=total.device)
     ends = global_rows(blocks, length, tokens, long)
     if ends is not None:
@@ -102,6 +105,14 @@ def block_parts(blocks: Blocks, length: int, tokens: Tensor | None, *, even: boo
         short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
         parts.append(Part(positions(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
     return tuple(parts)
+
+
+def counted_again(blocks: Blocks, keys: Tensor) -> Tensor | None:
+    """The bias by which one listing of the first block, which stands first among the ``keys``, counts as all of its listings."""
+    if not blocks.again:
+        return None
+    slot = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1)
+    return torch.where(slot < blocks.size, math.log(1 + blocks.again), 0.0)
 
 
 def global_rows(blocks: Blocks, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:

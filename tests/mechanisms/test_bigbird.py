@@ -144,6 +144,15 @@ def test_counting_a_key_again_adds_the_logarithm_of_the_count() -> None:
     torch.testing.assert_close(again, once / once.sum(-1, keepdim=True), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_counting_again_in_every_dtype(dtype: torch.dtype) -> None:
+    mechanism = bigbird(block_size=16, random_pattern="hf_eval").eval()
+    q, k, v = torch.randn(3, 2, 2, 400, 8, dtype=torch.float64).to(dtype)
+    out, expected = mechanism(q, k, v), reference_attend(q, k, v, mechanism)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=1e-6 if dtype == torch.float64 else 2e-2, rtol=0)
+
+
 def test_the_call_may_give_a_seed() -> None:
     q, k, v = torch.randn(3, 1, 2, 300, 8)
     options = {"block_size": 16, "num_random_blocks": 1}
