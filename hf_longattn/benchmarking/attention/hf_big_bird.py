@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 
+from ...mechanisms.bigbird import BigBird
 from ..case import AttentionInputs
 from ..sides import Side, SideLeftOut, register_side
 
@@ -23,9 +22,9 @@ class HFBigBird(Side):
 
     def __init__(self, inputs: AttentionInputs) -> None:
         case = inputs.case
-        if case.mechanism != "bigbird" or case.options.get("random_pattern") != "hf":
+        if not isinstance(inputs.mechanism, BigBird) or inputs.mechanism.options.random_pattern != "hf":
             raise SideLeftOut("its random blocks are those of mechanism bigbird with random_pattern=hf")
-        options: Any = inputs.mechanism.options
+        options = inputs.mechanism.options
         if case.length % options.block_size or inputs.mechanism.covers(case.length) or case.num_globals:
             raise SideLeftOut(f"its block-sparse form takes more than {case.length} tokens, multiples of {options.block_size}, no globals")
         config = BigBirdConfig(

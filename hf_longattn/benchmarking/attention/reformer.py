@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
+from ...mechanisms.lsh import LSH
 from ..case import AttentionInputs
 from ..sides import Side, SideLeftOut, register_side
 
@@ -19,13 +18,13 @@ class ReformerPytorch(Side):
 
     def __init__(self, inputs: AttentionInputs) -> None:
         case = inputs.case
-        if case.mechanism != "lsh":
+        if not isinstance(inputs.mechanism, LSH):
             raise SideLeftOut("it computes the mechanism lsh")
         try:
             from reformer_pytorch import LSHAttention
         except ImportError:
             raise SideLeftOut("it is not installed: pip install reformer-pytorch") from None
-        options: Any = inputs.mechanism.options
+        options = inputs.mechanism.options
         if case.length % (2 * options.bucket_size):
             raise SideLeftOut(f"it takes lengths that are multiples of twice the bucket size, {2 * options.bucket_size}")
         self.module = LSHAttention(bucket_size=options.bucket_size, n_hashes=options.num_hashes, causal=case.causal)
