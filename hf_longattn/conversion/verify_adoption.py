@@ -15,6 +15,7 @@ from .loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
 from .report import FAILED, NEEDS_TRAINING, PASSED, Check
 from .text import VerificationText
+from .verify_gradients import GRADIENT_LENGTH, check_gradients, gradients, skipped, why_no_gradients
 
 __all__ = ["check_adoption", "compared", "probe_outputs"]
 
@@ -32,7 +33,7 @@ class Difference:
 
 
 def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, length: int) -> tuple[list[Check], Any]:
-    """Compare source and result on the adopter's probes.
+    """Compare source and result on the adopter's probes, and the gradients of one step on the last of them.
 
     Args:
         plan: of the conversion.
@@ -41,31 +42,42 @@ def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, l
         length: in tokens, at most what the source takes.
 
     Returns:
-        One check for each probe, and the result as loaded. The two models are never in memory together.
+        One check for each probe and one for the gradients, and the result as loaded. The two models are never in memory together.
     """
     architecture = plan.architecture
     adopter = architecture.adopter
     assert adopter is not None
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
-    probes = adopter.probes(architecture.adopted_config, architecture.source_class, text, length)
-    if not any(one.takes_globals for one in layer_mechanisms(plan.attention, plan.shape, plan.new_length)):
-        probes = [probe for probe in probes if "global_attention_mask" not in probe.inputs]
+    attention_takes_globals = any(one.takes_globals for one in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+
+    def probes_of(length: int) -> list[Probe]:
+        made = adopter.probes(architecture.adopted_config, architecture.source_class, text, length)
+        return [probe for probe in made if attention_takes_globals or "global_attention_mask" not in probe.inputs]
+
+    probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
+    why_not = why_no_gradients(plan)
     model, missing = load_source(plan.source.folder, architecture, cast)
     chance = newly_initialised(missing, model)
-    expected = [probe_outputs(model.base_model if chance else model, probe.inputs) for probe in probes]
-    del model
+    part = model.base_model if chance else model
+    expected = [probe_outputs(part, probe.inputs) for probe in probes]
+    wanted = {} if why_not else gradients(part, _for_part(part, step.inputs), step)
+    del model, part
     model, _ = load_result(result, architecture, plan.config)
+    part = model.base_model if chance else model
     checks = []
-    for probe, wanted in zip(probes, expected, strict=True):
-        found = probe_outputs(model.base_model if chance else model, {**probe.inputs, **probe.result_inputs})
-        checks.append(_check(plan, probe, compared(wanted, found, probe), length, chance))
+    for probe, outputs in zip(probes, expected, strict=True):
+        found = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
+        checks.append(_check(plan, probe, compared(outputs, found, probe), length, chance))
+    if why_not:
+        return [*checks, skipped(why_not)], model
+    found = gradients(part, _for_part(part, {**step.inputs, **step.result_inputs}), step)
+    checks.append(check_gradients(plan, adopter, wanted, found))
     return checks, model
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of one forward pass by name, hidden states of every layer among them; caches and attentions left out."""
-    if model.base_model is model and inputs["input_ids"].dim() == 3:  # the choices of one example, without the head that takes them
-        inputs = {name: value.flatten(0, 1) for name, value in inputs.items()}
+    inputs = _for_part(model, inputs)
     with torch.no_grad():
         returned = model(**inputs, output_hidden_states=True, return_dict=True)
     found: dict[str, Tensor] = {}
@@ -77,6 +89,13 @@ def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def _for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The choices of one example are flattened for a model without the head that takes them."""
+    if model.base_model is model and inputs["input_ids"].dim() == 3:
+        return {name: value.flatten(0, 1) for name, value in inputs.items()}
+    return inputs
+
+
 def compared(wanted: dict[str, Tensor], found: dict[str, Tensor], probe: Probe) -> list[Difference]:
     """The differences of every output that both give, over the rows of real tokens."""
     differences = []
@@ -84,9 +103,7 @@ def compared(wanted: dict[str, Tensor], found: dict[str, Tensor], probe: Probe) 
         a, b = wanted[name].float(), found[name].float()
         if a.shape != b.shape:
             continue
-        own = probe.real if probe.decoder_real is None or name.startswith("encoder_") else probe.decoder_real
-        if a.shape[:2] == own.shape:
-            a, b = a[own], b[own]
+        a, b = probe.rows(name, a), probe.rows(name, b)
         absolute = float((a - b).abs().max())
         differences.append(Difference(name, absolute, absolute / max(1.0, float(a.abs().max()))))
     return sorted(differences, key=lambda one: one.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .dense import dense_attention
+from .dense import dense_attention, masked_softmax
 from .global_rows import gather_tokens, global_index, put_rows
 
 
@@ -41,13 +41,23 @@ def _(q, k, v, key_mask, global_mask, causal, scale):  # type: ignore[no-untyped
 def separate_rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`separate_rows`: the few rows are computed again."""
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        rows = _rows(inputs[0], inputs[1], inputs[2], key_mask, global_mask, causal, scale)
-    gradients = torch.autograd.grad(rows, inputs, grad, allow_unused=True)
-    dq, dk, dv = (torch.zeros_like(x) if g is None else g.contiguous() for g, x in zip(gradients, (q, k, v), strict=True))
-    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+    """Gradients of :func:`separate_rows`; the weights of the few rows are computed again."""
+    index, real = global_index(global_mask)
+    if index.shape[1] == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    seen = None if key_mask is None else key_mask[:, None, None, :]
+    if causal:
+        earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
+        seen = earlier if seen is None else seen & earlier
+    wide = torch.promote_types(q.dtype, torch.float32)
+    queries, given = (gather_tokens(x, index).to(wide) for x in (q, grad))
+    given = given * real[:, None, :, None]
+    keys, values = k.to(wide), v.to(wide)
+    weights = masked_softmax(queries @ keys.transpose(-1, -2) * scale, seen)
+    inner = given @ values.transpose(-1, -2)
+    scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
+    dq = put_rows(torch.zeros_like(q), (scores @ keys).to(q.dtype), index, real).contiguous()
+    return dq, (scores.transpose(-1, -2) @ queries).to(k.dtype), (weights.transpose(-1, -2) @ given).to(v.dtype)
 
 
 @separate_rows_backward.register_fake

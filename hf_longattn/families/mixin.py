@@ -59,16 +59,21 @@ class LongAttentionMixin(_Base):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Mechanisms initialise themselves, by ``reset_parameters``, or begin as copies of their layer's parameters; everything else
-        is the base's."""
+        """Mechanisms initialise themselves, by ``reset_parameters``; everything else is the base's."""
         super()._init_weights(module)
         reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism) else None
         if callable(reset):
             reset()
-        mechanism = getattr(module, "long_attention", None)
-        if isinstance(mechanism, Mechanism):  # the attention module comes after its parts
-            for name, own in copied_parameters(module, mechanism.copies).items():
-                initialization.copy_(mechanism.get_parameter(name), own(module.get_parameter(own.name)))
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As the base's; then the parameters of mechanisms that begin as copies of their layer's own, unless they were loaded."""
+        super().initialize_weights()
+        for module in self.modules():
+            mechanism = getattr(module, "long_attention", None)
+            if isinstance(mechanism, Mechanism):
+                for name, own in copied_parameters(module, mechanism.copies).items():
+                    initialization.copy_(mechanism.get_parameter(name), own(module.get_parameter(own.name)))
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         return super().get_correct_attn_implementation(BACKEND if requested_attention is None else requested_attention, is_init_check)

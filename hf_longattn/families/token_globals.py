@@ -53,6 +53,6 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
         )
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool)
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == ids.shape:
-        real = mask != 0
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        real = mask.bool()
     return rule.mask(ids, real).long()

@@ -53,6 +53,11 @@ class Probe:
     decoder_real: Tensor | None = None
     result_inputs: dict[str, Tensor] = field(default_factory=dict)
 
+    def rows(self, name: str, output: Tensor) -> Tensor:
+        """The rows of real tokens of the output called ``name``; the whole of an output that has no row for each token."""
+        own = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
+        return output[own] if output.shape[:2] == own.shape else output
+
 
 class Adopter(ABC):
     """One source architecture. What the attributes do not say, the methods do; everything runs before a tensor is read.

@@ -1,0 +1,212 @@
+"""Longformer's options beyond the contract: global rows with projections of their own, and globals chosen by token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism, families
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import LengthError, MaskError, OptionError
+from hf_longattn.mechanisms.token_rules import TokenRule
+
+HEADS, HEAD_DIM, WIDTH = 4, 8, 24
+SIZES: dict[str, Any] = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 300,
+}
+SEPARATE = {"mechanism": "longformer", "window": 8, "separate_global": True}
+
+
+def separate(**options: Any) -> Any:
+    mechanism = build_mechanism(
+        "longformer", num_heads=HEADS, head_dim=HEAD_DIM, hidden_size=WIDTH, window=16, separate_global=True, **options
+    )
+    return mechanism.eval()
+
+
+def arguments(length: int, count: int, causal: bool = False) -> dict[str, Any]:
+    """Hidden states, a padded second text, ``count`` global tokens in the first."""
+    real = torch.ones(2, length, dtype=torch.bool)
+    real[1, : length // 3] = False
+    marked = torch.zeros(2, length, dtype=torch.bool)
+    marked[0, torch.randperm(length)[:count]] = marked[1, -1] = True
+    return {"hidden_states": torch.randn(2, length, WIDTH), "padding_mask": real, "global_mask": marked, "causal": causal}
+
+
+def qkv(length: int) -> list[Tensor]:
+    return [torch.randn(2, HEADS, length, HEAD_DIM) for _ in range(3)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("length", [50, 301])
+def test_the_rows_are_those_of_the_definition(length: int, count: int, causal: bool) -> None:
+    """One global token: projections folded into the query; thirty: keys and values projected."""
+    mechanism, given, inputs = separate(), arguments(length, count, causal), qkv(length)
+    real = given["padding_mask"][:, None, :, None]
+    expected = mechanism.reference(*inputs, **given)
+    assert ((mechanism(*inputs, **given) - expected) * real).abs().max() <= 1e-5
+    plain = build_mechanism("longformer", num_heads=HEADS, head_dim=HEAD_DIM, window=16)
+    marked = given["global_mask"][:, None, :, None]
+    rest = {name: value for name, value in given.items() if name != "hidden_states"}
+    assert ((plain.reference(*inputs, **rest) - expected) * (real & ~marked)).abs().max() <= 1e-9  # all other rows are the ordinary ones
+    assert ((mechanism.weights(*inputs[:2], **given).sum(-1) - 1) * real[..., 0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_gradients_are_those_of_the_definition(count: int) -> None:
+    mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
+    real = given["padding_mask"][:, None, :, None]
+    found = []
+    for run in (mechanism, mechanism.reference):
+        leaves = [x.clone().requires_grad_() for x in (*inputs, given["hidden_states"])]
+        out = run(*leaves[:3], **{**given, "hidden_states": leaves[3]}) * real
+        found.append(torch.autograd.grad(out.float().sin().sum(), [*leaves, *mechanism.parameters()]))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_compiled_and_exported_whole(count: int) -> None:
+    mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
+    given["global_mask"][1] = False
+    expected = mechanism(*inputs, **given)
+    compiled = torch.compile(mechanism, fullgraph=True, backend="aot_eager")
+    assert (compiled(*inputs, **given) - expected).abs().max() <= 1e-5
+    exported = torch.export.export(mechanism, tuple(inputs), given).module()
+    assert (exported(*inputs, **given) - expected).abs().max() <= 1e-5
+    gradients = []
+    for run in (compiled, mechanism):
+        mechanism.zero_grad()
+        run(*inputs, **given).sin().sum().backward()
+        gradients.append([p.grad.clone() for p in mechanism.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-4
+
+
+def test_every_parameter_takes_part_without_global_tokens() -> None:
+    """DistributedDataParallel waits for the gradient of every parameter."""
+    mechanism = separate(global_tokens=())
+    mechanism(*qkv(40), hidden_states=torch.randn(2, 40, WIDTH)).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in mechanism.parameters())
+
+
+def test_refusals() -> None:
+    q, k, v = qkv(40)
+    with pytest.raises(OptionError, match="hidden states, which this call does not have"):
+        attend(q, k, v, "longformer", separate_global=True)
+    marked = torch.ones(2, 40, dtype=torch.bool)
+    with pytest.raises(LengthError, match="needs the hidden states of all tokens"):
+        separate()(q[:, :, -4:], k, v, causal=True, hidden_states=torch.randn(2, 4, WIDTH), global_mask=marked)
+    with pytest.raises(MaskError, match="pass the global tokens as a mask"):
+        attend(q, k, v, "longformer", global_token_ids=(3,))
+    for options in ({"global_token_ids": (-1,)}, {"separator_token_id": -5}):
+        with pytest.raises(OptionError, match="token ids count from 0"):
+            build_mechanism("longformer", num_heads=2, head_dim=4, **options)
+    for base, match in (("llama", "rotated by their positions"),):
+        config = families.FAMILIES[base].config_class(**SIZES, num_key_value_heads=2, long_attention=SEPARATE)
+        with pytest.raises(OptionError, match=match):
+            families.FAMILIES[base].model_class("LlamaModel")(config)
+
+
+IDS = torch.tensor([[1, 7, 8, 2, 2, 9, 7, 2, 0, 0], [0, 0, 1, 7, 2, 9, 9, 9, 9, 2], [1, 7, 8, 9, 9, 9, 9, 9, 9, 9]])
+REAL = IDS != 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (TokenRule(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
+        (TokenRule(token_ids=(7, 8)), [".11...1...", "...1......", ".11......."]),
+        (TokenRule(first_segment=True, separator=2), ["111.......", "..11......", ".........."]),
+        (TokenRule(second_segment=True, separator=2), [".....111..", ".....11111", ".........."]),
+        (TokenRule(positions=(0,), token_ids=(9,), second_segment=True, separator=2), ["1....111..", "..1..11111", "1..1111111"]),
+    ],
+)
+def test_rules(rule: TokenRule, expected: list[str]) -> None:
+    found = ["".join("1" if one else "." for one in row) for row in rule.mask(IDS, REAL).tolist()]
+    assert found == expected
+
+
+def test_a_model_resolves_ids_as_if_the_mask_had_been_given() -> None:
+    config = families.LongBertConfig(
+        **SIZES, long_attention={"mechanism": "longformer", "window": 4, "global_first_segment": True, "separator_token_id": 2}
+    )
+    model = families.LongBertModel(config).eval()
+    ids = torch.randint(3, 90, (2, 40))
+    ids[:, [9, 30]] = 2
+    mask = torch.ones_like(ids)
+    mask[1, 35:] = 0
+    marks = torch.zeros_like(ids)
+    marks[:, :9] = 1
+    with torch.no_grad():
+        by_rule, by_mask = (model(ids, attention_mask=mask, **given)[0] for given in ({}, {"global_attention_mask": marks}))
+    assert torch.equal(by_rule, by_mask)
+    with pytest.raises(MaskError, match="inputs_embeds came without input_ids"):
+        model(inputs_embeds=torch.randn(1, 5, 32))
+
+
+def test_generation_equals_the_full_forward_when_ids_are_global() -> None:
+    chosen = {"mechanism": "longformer", "window": 4, "global_tokens": (), "global_token_ids": (5, 6, 7, 8)}
+    config = families.FAMILIES["gpt2"].config_class(
+        vocab_size=12, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=None, long_attention=chosen
+    )
+    model = families.LongGPT2LMHeadModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(6 if parameter.ndim == 2 else 1)
+    prompt = torch.randint(1, 12, (2, 9))
+    mask = torch.ones_like(prompt)
+    mask[1, :3] = 0
+    grown = model.generate(
+        prompt, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_scores=True
+    )
+    whole = torch.cat([mask, torch.ones(2, 12, dtype=mask.dtype)], 1)
+    positions = (whole.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = model(grown.sequences, attention_mask=whole, position_ids=positions).logits
+    for step, scores in enumerate(grown.scores):
+        assert (logits[:, 8 + step] - scores).abs().max() <= 1e-4
+
+
+def test_layers_with_contradicting_rules_are_refused() -> None:
+    layers = {1: {"global_token_ids": (4,)}}
+    config = families.LongBertConfig(**SIZES, long_attention={"mechanism": "longformer", "layers": layers})
+    with pytest.raises(OptionError, match="different rules"):
+        families.LongBertModel(config)
+    config = families.LongBertConfig(**SIZES, long_attention={"mechanism": "longformer", "global_first_segment": True})
+    with pytest.raises(OptionError, match="which token ends one"):
+        families.LongBertModel(config)
+
+
+@pytest.mark.parametrize(("kind", "layer", "own"), [("Bert", "encoder.layer.1.attention.self", "query"), ("GPT2", "h.1.attn", "c_attn")])
+def test_projections_begin_as_copies(kind: str, layer: str, own: str, tmp_path: Path) -> None:
+    """Written by the converter, and made by loading a short checkpoint directly: the same values, equal to ordinary global rows."""
+    getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SIZES)).save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=8, separate_global=True)
+    assert report.passed
+    assert report.plan["tensor_counts"]["copied"] == 12
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    original = written[f"{layer}.{own}.weight"]
+    assert torch.equal(written[f"{layer}.long_attention.separate.query.weight"], original if kind == "Bert" else original.T[:32])
+    long_class = families.FAMILIES[kind.lower()].model_class(f"{kind}Model")
+
+    def loaded(long_attention: dict[str, Any]) -> Any:
+        config = long_class.config_class.from_pretrained(tmp_path / "short", long_attention=long_attention)
+        return long_class.from_pretrained(tmp_path / "short", config=config).eval()
+
+    flown, plain = loaded(SEPARATE), loaded({"mechanism": "longformer", "window": 8})
+    assert all(torch.equal(flown.state_dict()[name], value) for name, value in written.items())
+    ids = torch.randint(3, 90, (1, 60))
+    with torch.no_grad():
+        assert (flown(ids)[0] - plain(ids)[0]).abs().max() <= 1e-5
