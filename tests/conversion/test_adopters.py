@@ -73,6 +73,9 @@ def test_every_head_is_adopted_with_equal_outputs(head: str, longformer: Callabl
         assert checks[name].values["length"] == LENGTH
         assert checks[name].values["max_abs_difference"] <= 1e-4
         assert "hidden_states[2]" in checks[name].values["outputs"]
+    step = checks["one step's gradients equal to the source's"]
+    assert step.status == "passed"
+    assert step.values["compared"] >= 2 * 22 + 5  # the tensors of two layers and of the embeddings
     assert report.plan["adopted_from"] == "longformer"
     assert report.plan["tensor_counts"]["added"] == report.plan["tensor_counts"]["dropped"] == 0
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
