@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hf_longattn.training import DEFINITION, stems
-
+_DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.MULTILINE)
 _ASSIGNED = re.compile(r"^# lookup (\w+) (\w+)$", re.MULTILINE)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_ENDINGS = ("ations", "ation", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "ly", "s", "e", "y")
 
 
 class RandomCandidate:
@@ -49,4 +50,16 @@ class LexicalRule:
 def candidates(context: str) -> list[tuple[str, str]]:
     """Return (key, answer) pairs: lookup lines where there are any, otherwise definitions as (name, name)."""
     lines = _ASSIGNED.findall(context)
-    return lines or [(name, name) for name in DEFINITION.findall(context)]
+    return lines or [(name, name) for name in _DEFINITION.findall(context)]
+
+
+def stems(text: str) -> list[str]:
+    """Split text and identifiers into lower-case words, and cut common English endings off."""
+    return [_stem(word.lower()) for word in _WORD.findall(text)]
+
+
+def _stem(word: str) -> str:
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word

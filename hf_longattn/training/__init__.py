@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .qa_settings import QASettings
     from .qa_spans import Span, n_best_spans
     from .qa_trainer import QATrainer
-    from .words import DEFINITION, stems
 
 _HOME = {
     "Module": "corpus",
@@ -41,12 +40,9 @@ _HOME = {
     "Span": "qa_spans",
     "n_best_spans": "qa_spans",
     "QATrainer": "qa_trainer",
-    "DEFINITION": "words",
-    "stems": "words",
 }
 
 __all__ = [
-    "DEFINITION",
     "Module",
     "QACollator",
     "QAFeature",
@@ -66,7 +62,6 @@ __all__ = [
     "n_best_spans",
     "save_qa",
     "save_qa_model",
-    "stems",
 ]
 
 

@@ -55,8 +55,7 @@ class QACollator:
 
     def __call__(self, features: Iterable[QAFeature | list[QAFeature]]) -> dict[str, Any]:
         """Return input_ids, attention_mask (B, L), …, start_positions, end_positions (B,), and where there are trails or
-        several questions: ask, starts, ends (B, K), trail (B, K, T), links (B, M, 2), padded with -1; where names are
-        defined, matches (B, M, 2).
+        several questions: ask, starts, ends (B, K), trail (B, K, T), links (B, M, 2), padded with -1.
         """
         rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
         length = max(len(row) for row in rows)
@@ -106,24 +105,17 @@ def _pointed(rows: list[QAFeature]) -> dict[str, torch.Tensor]:
     asked = [[(a.ask, a.start, a.end, list(a.trail)) for a in row.packed] or [(row.ask, row.start, row.end, row.trail)] for row in rows]
     steps = max(len(question[3]) for questions in asked for question in questions)
     most = max(map(len, asked))
-    matches = _padded_pairs([row.matches for row in rows])
-    matched = {"matches": matches} if matches.shape[1] and not steps else {}
     if not steps and most == 1:
-        return matched
+        return {}
     none = (0, -1, -1, [-1] * steps)
+    linked = max(len(row.links) for row in rows)
     full = [questions + [none] * (most - len(questions)) for questions in asked]
     trails = [[question[3] + [-1] * (steps - len(question[3])) for question in questions] for questions in full]
+    links = [row.links + [(-1, -1)] * (linked - len(row.links)) for row in rows]
     return {
         "ask": torch.tensor([[question[0] for question in questions] for questions in full]),
         "starts": torch.tensor([[question[1] for question in questions] for questions in full]),
         "ends": torch.tensor([[question[2] for question in questions] for questions in full]),
-        "links": _padded_pairs([row.links for row in rows]),
-        **matched,
+        "links": torch.tensor(links, dtype=torch.long).view(len(rows), linked, 2),
         "trail": torch.tensor(trails, dtype=torch.long).view(len(rows), most, steps),
     }
-
-
-def _padded_pairs(pairs: list[list[tuple[int, int]]]) -> torch.Tensor:
-    """Pairs of every row as (B, M, 2), padded with -1."""
-    most = max(map(len, pairs))
-    return torch.tensor([row + [(-1, -1)] * (most - len(row)) for row in pairs], dtype=torch.long).view(len(pairs), most, 2)

@@ -45,7 +45,6 @@ class QAFeature:
         trail: the tokens of ``record["trail"]``, -1 where one lies outside this input; empty without a trail.
         task: a name under which accuracies are counted.
         links: pairs of tokens, the last word of a lookup line and the line's name.
-        matches: pairs of tokens, a word of a defined name and the question's token of the same stem, 0 where it has none.
         packed: several questions about the document; see qa_packing.
     """
 
@@ -57,7 +56,6 @@ class QAFeature:
     trail: list[int] = field(default_factory=list)
     task: str = "qa"
     links: list[tuple[int, int]] = field(default_factory=list)
-    matches: list[tuple[int, int]] = field(default_factory=list)
     packed: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.training.qa_features import QAFeature, QAFormat, encode_qa, token_at
-from hf_longattn.training.words import DEFINITION, stem_places
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,7 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         feature.packed.append(Asked(ask, *found, tuple(feature.locate_trail(record))))
     links = [(token_at(feature.offsets, word), token_at(feature.offsets, name)) for word, name in records[0].get("links") or ()]
     feature.links = [link for link in links if min(link) >= 0]
-    feature.matches = _matches(joined, offsets, feature)
     return feature
-
-
-def _matches(record: Mapping[str, Any], offsets: Sequence[tuple[int, int]], feature: QAFeature) -> list[tuple[int, int]]:
-    """Pair the words of all defined names with the question's tokens of the same stems; empty for text that defines nothing."""
-    question = next((place for place, span in enumerate(feature.offsets) if span is not None), 0)
-    asked: dict[str, int] = {}
-    for stem, character in stem_places(record["question"]):
-        token = next((place for place, (start, stop) in enumerate(offsets) if start <= character < stop), question)
-        if token < question:
-            asked.setdefault(stem, token)
-    pairs = []
-    for found in DEFINITION.finditer(record["context"]):
-        for stem, character in stem_places(found[1]):
-            token = token_at(feature.offsets, found.start(1) + character)
-            if token >= 0:
-                pairs.append((token, asked.get(stem, 0)))
-    return pairs
 
 
 def packed_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor) -> Tensor:

@@ -17,8 +17,6 @@ from transformers import PreTrainedModel
 from hf_longattn.training.qa_packing import packed_loss
 
 _NAME = "trail_pointers"
-EXTRAS = ("ask", "trail", "links", "matches", "starts", "ends")
-"""The keys of a batch that the model itself does not take."""
 
 
 class TrailPointers(nn.Module):
@@ -41,14 +39,11 @@ class TrailPointers(nn.Module):
         self.keys = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
         self.link_query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.link_key = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.match_query = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.match_key = nn.Linear(hidden_size, hidden_size, bias=False)
-        for projection in (*self.queries, *self.keys, self.link_query, self.link_key, self.match_query, self.match_key):
+        for projection in (*self.queries, *self.keys, self.link_query, self.link_key):
             nn.init.eye_(projection.weight)
             projection.weight.data.mul_(scale)
         self.handles: list[Any] = []
         self.recent: list[float] = []
-        self.recent_match = 0.0
 
     def forward(self, hidden_states: Sequence[Tensor], ask: Tensor, trail: Tensor, links: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the mean cross-entropy of all steps.
@@ -85,28 +80,6 @@ class TrailPointers(nn.Module):
         known = links[:, :, 1] >= 0
         return torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1)
 
-    def match_loss(self, hidden_states: Sequence[Tensor], matches: Tensor, attention_mask: Tensor, first: Tensor) -> Tensor:
-        """Return the cross-entropy of the matches.
-
-        Args:
-            hidden_states: as above.
-            matches: (B, M, 2) tokens; the first, a word of a name, must point, after layer 1, at the embedding of the second, the
-                question's token of the same stem (or the first token of all, where the question has none).
-            attention_mask: (B, L), 1 = real token.
-            first: (B,) the document's first token: only tokens before it are pointed at.
-        """
-        rows = torch.arange(len(matches), device=matches.device)[:, None]
-        query = self.match_query(hidden_states[1][rows, matches[:, :, 0].clamp(min=0)])
-        scores = (query @ self.match_key(hidden_states[0]).transpose(1, 2)).float() / query.shape[-1] ** 0.5
-        outside = torch.arange(attention_mask.shape[1], device=matches.device) >= first[:, None]
-        picked = -torch.log_softmax(scores.masked_fill(outside[:, None], float("-inf")), -1)
-        picked = picked.gather(2, matches[:, :, 1].clamp(min=0)[..., None]).squeeze(2)
-        known, found = matches[:, :, 0] >= 0, matches[:, :, 1] > 0
-        # Most words of most names are not in the question: both kinds count the same.
-        losses = [torch.where(kind, picked, 0.0).sum() / kind.sum().clamp(min=1) for kind in (known & found, known & ~found)]
-        self.recent_match = float(losses[0].detach())
-        return torch.stack(losses).mean()
-
 
 def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float = 1.0) -> TrailPointers:
     """Add pointers to a question-answering model: its ``loss`` then includes theirs whenever a batch has a ``trail``.
@@ -117,25 +90,22 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
     pointers.to(next(model.parameters()).device)
     model.add_module(_NAME, pointers)
     stash: dict[str, Any] = {}
+    extras = ("ask", "trail", "links", "starts", "ends")
 
     def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         stash.clear()
-        stash.update({key: kwargs.pop(key, None) for key in EXTRAS}, mask=_real(kwargs.get("attention_mask")))
-        wanted = stash["trail"] is not None or stash["matches"] is not None
+        stash.update({key: kwargs.pop(key, None) for key in extras}, mask=_real(kwargs.get("attention_mask")))
+        wanted = stash["trail"] is not None
         return args, {**kwargs, "output_hidden_states": True} if wanted else kwargs
 
     def after(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if output.loss is None:
             return output
-        if stash["starts"] is not None and stash["starts"].shape[1] > 1:
-            output.loss = packed_loss(output.start_logits, output.end_logits, stash["starts"], stash["ends"])
-        if stash["matches"] is not None:
-            first = stash["matches"][:, :, 0].masked_fill(stash["matches"][:, :, 0] < 0, stash["mask"].shape[1]).amin(1)
-            output.loss = output.loss + weight * pointers.match_loss(output.hidden_states, stash["matches"], stash["mask"], first)
         if stash["trail"] is None:  # keeps every parameter in the graph, as distributed training wants
             output.loss = output.loss + 0.0 * sum(parameter.sum() for parameter in pointers.parameters())
-            output.hidden_states = None
             return output
+        if stash["starts"] is not None and stash["starts"].shape[1] > 1:
+            output.loss = packed_loss(output.start_logits, output.end_logits, stash["starts"], stash["ends"])
         extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["links"], stash["mask"])
         output.loss = output.loss + weight * extra
         output.hidden_states = None

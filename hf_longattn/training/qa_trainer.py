@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from hf_longattn.training.qa_collator import PositionRange, QACollator
 from hf_longattn.training.qa_packing import packed_loss, share_found
-from hf_longattn.training.qa_pointers import EXTRAS
 from hf_longattn.training.qa_stream import Curriculum
 from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
 
@@ -62,7 +61,7 @@ class QATrainer(Trainer):
         given = inputs
         starts = inputs.get("starts", inputs["start_positions"][:, None])
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
-            inputs = {key: value for key, value in given.items() if key not in EXTRAS}
+            inputs = {key: value for key, value in given.items() if key not in ("ask", "trail", "links", "starts", "ends")}
         outputs = model(**inputs)
         if "ends" in given and "ends" not in inputs and starts.shape[1] > 1:
             outputs.loss = packed_loss(outputs.start_logits, outputs.end_logits, starts, given["ends"])
@@ -87,7 +86,6 @@ class QATrainer(Trainer):
         pointers = getattr(self.accelerator.unwrap_model(self.model), "trail_pointers", None)
         if pointers is not None:
             logs.update({f"pointer_{step}": round(loss, 3) for step, loss in enumerate(pointers.recent, 1)})
-            logs["match"] = round(pointers.recent_match, 3)
         super().log(logs, start_time)
 
     def _recent(self) -> dict[str, float]:
