@@ -172,7 +172,6 @@ def _training_data(settings: QASettings, tokenizer: PreTrainedTokenizerBase, for
         seed=settings.seed,
         pack=settings.pack,
         crop=(settings.crop[0], settings.crop[1]) if settings.crop else None,
-        thin=settings.thin,
     )
 
 

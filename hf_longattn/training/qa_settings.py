@@ -27,10 +27,6 @@ class QASettings:
     crop: list[int] = setting(
         [], "Two numbers: train on stretches of so many tokens, shortest and longest, cut at random around the answer."
     )
-    thin: float = setting(
-        0.0,
-        "Share of crops taken from a longer stretch of Python source with lines left out, so that more definitions compete for the answer.",
-    )
     min_tokens: int = setting(300, "Shortest docstring document, in tokens.")
     max_tokens: int = setting(8000, "Longest docstring document, in tokens.")
     questions_per_module: int = setting(4, "At most so many docstring questions per module.")

@@ -7,12 +7,9 @@ documents have 40 tokens or 4,000. Item i is a function of the seed, i and the c
 from __future__ import annotations
 
 import random
-import re
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -25,8 +22,6 @@ from hf_longattn.training.qa_features import QAFeature, QAFormat
 from hf_longattn.training.qa_packing import encode_packed
 
 _TOKENS_PER_LINE = 5.0  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
-_DEFINITION = re.compile(r"\s*(?:async\s+def|def|class)\s")
-_THINNED_FROM = (2.0, 6.0)  # a thinned document stands for a stretch so many times its length
 _CHARACTERS_PER_TOKEN = 3.2  # of source text; an estimate that keeps most crops within their budget
 
 
@@ -88,8 +83,6 @@ class QAStream(Dataset):
         crop: (shortest, longest) crops of long documents in tokens; None = whole documents up to ``form.max_length``.
         without_answer: probability that a crop is taken from elsewhere in the document, so that windows learn to refuse.
         pack: most questions that one input asks; see qa_packing.
-        thin: probability that a crop is taken from a longer stretch of Python source, thinned to the crop's length
-            (:func:`thin_record`): several times more definitions then compete for the answer.
     """
 
     def __init__(
@@ -107,12 +100,11 @@ class QAStream(Dataset):
         crop: tuple[int, int] | None = None,
         without_answer: float = 0.15,
         pack: int = 4,
-        thin: float = 0.0,
     ) -> None:
         self.tokenizer, self.form, self.records, self.filler = tokenizer, form, records, filler
         self.curriculum = curriculum or Curriculum()
         self.lookup_share, self.tokens_per_group, self.groups, self.seed = lookup_share, tokens_per_group, groups, seed
-        self.crop, self.without_answer, self.thin = crop, without_answer, thin
+        self.crop, self.without_answer = crop, without_answer
         line = "\n".join(f"{question_of(name)} {value}" for name, value in zip(NAMES, VALUES, strict=False))
         cost = len(tokenizer(line, add_special_tokens=False)["input_ids"]) / min(len(NAMES), len(VALUES))
         self.pack = pack
@@ -179,14 +171,9 @@ class QAStream(Dataset):
         """Crop the record's document; add up to ``self.pack`` - 1 other questions that the stretch answers."""
         others = [self.records[place] for place in self._same_document[record["context"]]] if self.pack > 1 else []
         if self.crop:
-            thinned = rng.random() < self.thin
-            stretch = int(tokens * rng.uniform(*_THINNED_FROM)) if thinned else tokens
-            start, stop = crop_range(record, stretch, rng, rng.random() < self.without_answer)
+            start, stop = crop_range(record, tokens, rng, rng.random() < self.without_answer)
             record = crop_record(record, start, stop)
             others = [crop_record(other, start, stop) for other in others]
-            if thinned:
-                kept = thinned_lines(record["context"], characters(tokens), rng)
-                record, *others = (thin_record(each, kept) for each in (record, *others))
         others = [other for other in others if other["answers"]["text"] and other["question"] != record["question"]]
         if not record["answers"]["text"] or not others:
             return [record]
@@ -202,7 +189,7 @@ def crop_range(record: Mapping[str, Any], tokens: int, rng: random.Random, witho
         The first character and the one after the last.
     """
     context, answers = record["context"], record["answers"]
-    size = characters(tokens)
+    size = max(64, int((tokens - 24) * _CHARACTERS_PER_TOKEN))
     if len(context) <= size:
         return 0, len(context)
     if without_answer or not answers["text"]:
@@ -213,41 +200,6 @@ def crop_range(record: Mapping[str, Any], tokens: int, rng: random.Random, witho
     stop = min(len(context), start + size)
     line = context.rfind("\n", 0, start) + 1
     return (line if start - line < size // 2 else start), stop
-
-
-def characters(tokens: int) -> int:
-    """Return about how many characters of source leave room for a question in ``tokens`` tokens."""
-    return max(64, int((tokens - 24) * _CHARACTERS_PER_TOKEN))
-
-
-def thinned_lines(context: str, size: int, rng: random.Random) -> list[bool]:
-    """Choose lines of Python source: all that define something, and as many others, at random, as ``size`` characters allow."""
-    lines = context.splitlines(keepends=True)
-    kept = [_DEFINITION.match(line) is not None for line in lines]
-    room = size - sum(len(line) for line, chosen in zip(lines, kept, strict=True) if chosen)
-    places = [place for place, chosen in enumerate(kept) if not chosen]
-    rng.shuffle(places)
-    for place in places:
-        room -= len(lines[place])
-        if room < 0:
-            break
-        kept[place] = True
-    return kept
-
-
-def thin_record(record: Mapping[str, Any], kept: Sequence[bool]) -> dict[str, Any]:
-    """Drop the lines of the context that are not ``kept``; answers move along, those on dropped lines go."""
-    lines = record["context"].splitlines(keepends=True)
-    starts = [0, *accumulate(map(len, lines))]
-    moved = [0, *accumulate(len(line) * chosen for line, chosen in zip(lines, kept, strict=True))]
-    answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
-    for text, place in zip(record["answers"]["text"], record["answers"]["answer_start"], strict=True):
-        line = bisect_right(starts, place) - 1
-        if kept[line]:
-            answers["text"].append(text)
-            answers["answer_start"].append(place - starts[line] + moved[line])
-    context = "".join(line for line, chosen in zip(lines, kept, strict=True) if chosen)
-    return {**record, "context": context, "answers": answers}
 
 
 def crop_record(record: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:

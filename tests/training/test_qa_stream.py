@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.training.lookup import Filler, LookupShape, make_document
 from hf_longattn.training.qa_features import QAFormat
 from hf_longattn.training.qa_groups import GroupedFeatures
-from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, crop_range, crop_record, thin_record, thinned_lines
+from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, crop_range, crop_record
 
 
 @pytest.fixture
@@ -73,24 +73,3 @@ def test_finite_groups_hold_every_feature_once_and_alike_in_length(records: list
     for group in groups.groups:
         lengths = [len(feature) for feature in group]
         assert len(group) == 1 or sum(lengths) <= 2048 + 32 * len(group)
-
-
-def test_thinning_keeps_every_definition_and_the_answers(records: list[dict]) -> None:
-    context = "import os\n\ndef first():\n    x = 1\n    return x\n\n"
-    context += "class Second:\n    size = 3\n\n    async def third(self):\n        return None\n"
-    answers = {"text": ["third", "size"], "answer_start": [context.index("third"), context.index("size")]}
-    for seed in range(20):
-        kept = thinned_lines(context, 80, random.Random(seed))
-        thin = thin_record({"context": context, "question": "?", "answers": answers}, kept)
-        assert all(name in thin["context"] for name in ("first", "Second", "third"))
-        assert len(thin["context"]) <= 80
-        assert "third" in thin["answers"]["text"]
-        for text, place in zip(thin["answers"]["text"], thin["answers"]["answer_start"], strict=True):
-            assert thin["context"][place : place + len(text)] == text
-
-
-def test_thinned_groups_hold_more_of_the_document(records: list[dict], tokenizer: PreTrainedTokenizerBase) -> None:
-    stream = QAStream(
-        tokenizer, QAFormat(512), records=Dataset.from_list(records), crop=(100, 200), tokens_per_group=2000, lookup_share=0.0, thin=1.0
-    )
-    assert max(len(feature) for feature in stream[0]) < 400
