@@ -29,8 +29,8 @@ def test_prints_a_readable_table() -> None:
     config = LongAttentionConfig("window", window=256, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
     assert config.table(12).splitlines() == [
         "layers  mechanism     options",
-        "0       window        window=64",
-        "1-10    window        window=256",
+        "0       window        window=64  num_sinks=0  dilation=1",
+        "1-10    window        window=256  num_sinks=0  dilation=1",
         "11      full",
     ]
     assert "layer 11: mechanism=full" in str(config)

@@ -28,7 +28,7 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
     elif computes == "band":
         visible = band_of(inputs).band_mod
-    elif isinstance(mechanism, MaskedMechanism) and type(mechanism).dense_weights is MaskedMechanism.dense_weights:
+    elif isinstance(mechanism, MaskedMechanism) and mechanism.is_mask:
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
         return None

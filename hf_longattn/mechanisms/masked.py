@@ -29,6 +29,11 @@ class MaskedMechanism(Mechanism):
         """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
         return self
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether the mask is all: softmax over what it leaves, each key once, with the layer's own projections."""
+        return type(self).dense_weights is MaskedMechanism.dense_weights
+
     def resolve_globals(
         self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
     ) -> Tensor | None:
