@@ -75,6 +75,11 @@ class LongAttentionMixin(_Base):
                 for name, own in copied_parameters(module, mechanism.copies).items():
                     initialization.copy_(mechanism.get_parameter(name), own(module.get_parameter(own.name)))
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Every Long class runs on the interface; the base's own answer is read off its source, which need not be on it (BigBird)."""
+        return True
+
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         return super().get_correct_attn_implementation(BACKEND if requested_attention is None else requested_attention, is_init_check)
 
