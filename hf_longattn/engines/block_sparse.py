@@ -16,6 +16,11 @@ DENSE_KEYS = 768
 """Up to this many keys it also is when the band spans them, so that nothing would be left out."""
 
 
+def suits_dense(q_len: int, kv_len: int) -> bool:
+    """Whether so few pairs are asked for that a dense call with a mask is the fastest, whatever the pattern."""
+    return q_len == 1 or q_len * kv_len <= DENSE_CELLS
+
+
 def block_sparse_attention(
     q: Tensor,
     k: Tensor,
@@ -43,7 +48,7 @@ def block_sparse_attention(
     q_len, kv_len = q.shape[2], k.shape[2]
     if pattern.covers(q_len, kv_len):
         return dense_attention(q, k, v, causal=pattern.causal, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
-    if q_len == 1 or q_len * kv_len <= DENSE_CELLS or kv_len <= min(pattern.width, DENSE_KEYS):
+    if suits_dense(q_len, kv_len) or kv_len <= min(pattern.width, DENSE_KEYS):
         mask_mod = pattern.visible_mod(global_mask)
         return dense_attention(
             q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod

@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
+from .counting import band_pairs
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -164,7 +165,7 @@ class AdaptiveSpan(Mechanism):
         if fixed:
             return dense_attention(q, k, v, causal=causal, score_mod=score_mod, **shared)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        if suits_dense(q_len, kv_len):
             near, term = self._dense_terms(dtype, score_mod)
             return dense_attention(q, k, v, causal=causal, mask_mod=near, score_mod=term, **shared)
         part = self._part(q_len, kv_len, causal, dtype, q.device)
@@ -204,9 +205,8 @@ class AdaptiveSpan(Mechanism):
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Of the longest span, which every head visits."""
-        side = min(self.pattern(causal).left, length - 1)
-        below = side * (side + 1) // 2 + (length - 1 - side) * side
-        return length + (1 if causal else 2) * below
+        band = self.pattern(causal)
+        return band_pairs(length, band.left, band.right)
 
     def reach(self, causal: bool = True) -> int | None:
         return self.options.max_span + self.options.ramp

@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import MaskMod, ScoreMod
-from ..errors import OptionError, nearest
+from ..errors import OptionError
 from .base import softmax_over
 from .bigbird_blocks import seeded_blocks, transformers_blocks
 from .bigbird_parts import Blocks, block_parts, seen_blocks
-from .gathered import shifted, turn, turning
+from .gathered import shifted, turn, turn_mask, turning
 from .masked import MaskedMechanism, first_real
-from .options import Options, option, positive
+from .options import Options, one_of, option, positive
 from .plans import PlanCache
 from .registry import register_mechanism
 
@@ -67,12 +67,8 @@ class BigBirdOptions(Options):
                 f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, the query's block and as "
                 "many on each side; for example num_window_blocks=3."
             )
-        for name, known in (("random_pattern", PATTERNS), ("blocks_over", LAYOUTS)):
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise OptionError(
-                    f"Option {name!r} of mechanism 'bigbird' is {value!r}, but must be one of: {', '.join(known)}.{nearest(value, known)}"
-                )
+        one_of("bigbird", "random_pattern", self.random_pattern, PATTERNS)
+        one_of("bigbird", "blocks_over", self.blocks_over, LAYOUTS)
         if self.random_pattern != "seeded" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
             raise OptionError(
                 f"random_pattern={self.random_pattern!r} of mechanism 'bigbird' exists for num_window_blocks=3 and num_global_blocks=1 "
@@ -241,7 +237,7 @@ class BigBird(MaskedMechanism):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
         # How many tokens are global is not known while compiling, so that they cannot be laid out.
         unknown = tokens is not None and torch.compiler.is_compiling()
-        if unknown or q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        if unknown or suits_dense(q_len, kv_len):
             times = self.times(causal, padding_mask, tokens, seed)
             if self.options.random_pattern != "seeded":
                 arguments["score_mod"] = counted(score_mod, times)
@@ -253,8 +249,8 @@ class BigBird(MaskedMechanism):
         if start is not None:
             assert padding_mask is not None
             q, k, v = (turn(x, start) for x in (q, k, v))
-            padding_mask = turn(padding_mask[:, None, :, None], start)[:, 0, :, 0]
-            tokens = None if tokens is None else turn(tokens[:, None, :, None], start)[:, 0, :, 0]
+            padding_mask = turn_mask(padding_mask, start)
+            tokens = None if tokens is None else turn_mask(tokens, start)
             arguments["score_mod"] = shifted(score_mod, start)
         parts = self.plan(kv_len, causal, padding_mask, tokens, q.device, seed)
         out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)

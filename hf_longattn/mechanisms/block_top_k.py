@@ -23,10 +23,10 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import ScoreMod
 from ..engines.visits import visiting_attention
-from ..errors import LengthError, OptionError, nearest
+from ..errors import LengthError
 from .base import Mechanism, softmax_over
 from .masked import first_real
-from .options import Options, option, positive
+from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 from .turned import Globals, TurnedMechanism
 
@@ -44,11 +44,7 @@ class BlockTopKOptions(Options):
     def check(self) -> None:
         for name in ("block_size", "num_blocks"):
             positive("block_top_k", name, getattr(self, name))
-        if self.per not in CHOOSERS:
-            raise OptionError(
-                f"Option 'per' of mechanism 'block_top_k' is {self.per!r}, but must be one of: {', '.join(CHOOSERS)}."
-                f"{nearest(self.per, CHOOSERS)}"
-            )
+        one_of("block_top_k", "per", self.per, CHOOSERS)
 
 
 @register_mechanism("block_top_k")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
@@ -107,7 +107,7 @@ class BucketedMechanism(Mechanism):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        if suits_dense(q_len, kv_len):
             count = self.multiplicity(q, k, causal, padding_mask)
             arguments["score_mod"] = self._term(q, k, causal, padding_mask, count, score_mod)
             return dense_attention(q, k, v, mask_mod=lambda *_: count > 0, **arguments)

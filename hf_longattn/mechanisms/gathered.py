@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
@@ -63,7 +63,7 @@ class GatheredMechanism(MaskedMechanism):
         # How many tokens a global_mask holds is not known while the call is compiled: then it is applied densely.
         compiling = torch.compiler.is_compiling()
         unknown = compiling and tokens is not None and global_mask is not None
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS or unknown:
+        if suits_dense(q_len, kv_len) or unknown:
             mod = self.positioned_mod(causal, padding_mask, tokens)
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

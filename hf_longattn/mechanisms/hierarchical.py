@@ -26,15 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
-from ..errors import OptionError, nearest
+from ..errors import OptionError
 from .base import Mechanism, softmax_over
 from .gathered import turn, turn_mask, turning
 from .masked import first_real
-from .options import Options, option, positive
+from .options import Options, one_of, option, positive
 from .plans import PlanCache
 from .pyramid import Pyramid
 from .registry import register_mechanism
@@ -57,11 +57,7 @@ class HierarchicalOptions(Options):
             )
         if self.levels is not None:
             positive("hierarchical", "levels", self.levels)
-        if self.pooling not in POOLINGS:
-            raise OptionError(
-                f"Option 'pooling' of mechanism 'hierarchical' is {self.pooling!r}, but must be one of: {', '.join(POOLINGS)}."
-                + nearest(self.pooling, POOLINGS)
-            )
+        one_of("hierarchical", "pooling", self.pooling, POOLINGS)
 
 
 @register_mechanism("hierarchical")
@@ -144,7 +140,7 @@ class Hierarchical(Mechanism):
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]
         if self.covers(kv_len, causal):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        if suits_dense(q_len, kv_len):
             exact = torch.promote_types(q.dtype, torch.float32)
             weights = self.dense_weights(
                 q.to(exact), k.to(exact), causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod

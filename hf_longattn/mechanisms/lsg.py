@@ -24,15 +24,15 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.global_rows import overwrite_global_rows
 from ..engines.pattern import ScoreMod
-from ..errors import OptionError, nearest
+from ..errors import OptionError
 from .base import Mechanism, softmax_over
-from .gathered import shifted, turn, turning
+from .gathered import shifted, turn, turn_mask, turning
 from .lsg_definition import sparse_definition
 from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, made_keys
 from .masked import first_real
-from .options import Options, option, positive
+from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .turned import Globals, TurnedMechanism, turn_mask
+from .turned import Globals, TurnedMechanism
 
 SELECTIONS = CHOSEN + MADE
 
@@ -51,11 +51,7 @@ class LsgOptions(Options):
     def check(self) -> None:
         positive("lsg", "block_size", self.block_size)
         positive("lsg", "sparsity_factor", self.sparsity_factor)
-        if self.selection not in SELECTIONS:
-            raise OptionError(
-                f"Option 'selection' of mechanism 'lsg' is {self.selection!r}, but must be one of: {', '.join(SELECTIONS)}."
-                f"{nearest(self.selection, SELECTIONS)}"
-            )
+        one_of("lsg", "selection", self.selection, SELECTIONS)
         for name in ("sparse_block_size", "seed"):
             if getattr(self, name) < 0:
                 raise OptionError(f"Option {name!r} of mechanism 'lsg' is {getattr(self, name)}, but must be at least 0.")

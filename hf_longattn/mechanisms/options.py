@@ -88,8 +88,10 @@ def _plain(value: Any) -> Any:
 def one_of(mechanism: str, name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse other values than ``choices`` with a sentence that offers the nearest."""
     if value not in choices:
-        listed = ", ".join(map(repr, choices))
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be one of {listed}.{nearest(value, choices)}")
+        listed = ", ".join(choices)
+        raise OptionError(
+            f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be one of: {listed}.{nearest(value, choices)}"
+        )
 
 
 def _type_name(hint: Any) -> str:

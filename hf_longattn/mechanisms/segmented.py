@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
 from .base import softmax_over
 from .counting import block_sizes, triangle
-from .gathered import GatheredMechanism, shifted, turn, turning
+from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
 from .layout import WIDE_ROW, cells, in_rows, prefixes
 from .masked import first_real
 from .options import Options, one_of, option, positive
@@ -123,14 +123,14 @@ class Segmented(GatheredMechanism):
         if start is not None:
             assert padding_mask is not None
             k, v = turn(k, start), turn(v, start)
-            padding_mask = turn(padding_mask[:, None, :, None], start)[:, 0, :, 0]
+            padding_mask = turn_mask(padding_mask, start)
             score_mod = shifted(score_mod, start)
         pooled = summarise(k, v, padding_mask, self.options.block_size, *self._pooling(q, scaling))
         k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, pooled.keys), (v, pooled.values)))
         arguments["score_mod"] = at_summaries(score_mod, kv_len, pooled.position)
         if padding_mask is not None:
             arguments["key_mask"] = torch.cat([padding_mask, pooled.real], 1)
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        if suits_dense(q_len, kv_len):
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             places = places if start is None else places - start[:, None, None, None]
             return dense_attention(q, k, v, mask_mod=self._extended_mod(kv_len, causal), q_idx=places, **arguments)

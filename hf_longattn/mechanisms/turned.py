@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import DENSE_CELLS
+from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.global_rows import global_index
 from ..engines.pattern import ScoreMod
 from .base import Mechanism
-from .gathered import shifted, turn, turning
+from .gathered import shifted, turn, turn_mask, turning
 
 
 class Globals(NamedTuple):
@@ -89,7 +89,7 @@ class TurnedMechanism(Mechanism):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
         tokens = self.resolve_globals(padding_mask, global_mask, k)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        if q_len == 1 or q_len * kv_len <= DENSE_CELLS:
+        if suits_dense(q_len, kv_len):
             return self.small(q, k, v, causal=causal, padding_mask=padding_mask, tokens=tokens, seed=seed, **arguments)
         q = F.pad(q, (0, 0, kv_len - q_len, 0))
         first: Tensor | int = kv_len - q_len
@@ -103,8 +103,3 @@ class TurnedMechanism(Mechanism):
         out = self.whole(q, k, v, first, causal=causal, real=padding_mask, tokens=tokens, seed=seed, **arguments)
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]
-
-
-def turn_mask(mask: Tensor, start: Tensor) -> Tensor:
-    """As :func:`~hf_longattn.mechanisms.gathered.turn`, for ``mask (B, N)``."""
-    return turn(mask[:, None, :, None], start)[:, 0, :, 0]

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
@@ -26,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm_data import load_text, to_inputs
 from hf_longattn.training.lm_settings import LMSettings
+from hf_longattn.training.settings import training_arguments
 from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
 from hf_longattn.training.versions import versions
 
@@ -71,8 +71,10 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
     collator = DataCollatorForLanguageModeling(
         tokenizer, mlm=objective == "mlm", mlm_probability=settings.mask_probability, seed=settings.seed
     )
+    size = settings.batch_size
+    arguments = training_arguments(settings, per_device_train_batch_size=size, per_device_eval_batch_size=size)
     trainer = LMTrainer(
-        model, _arguments(settings), train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes
+        model, arguments, train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes
     )
     before = trainer.evaluate()["eval_loss"]
     folder = str(Path(settings.output) / "checkpoints")
@@ -158,27 +160,3 @@ def _documents(settings: LMSettings) -> tuple[Dataset, Dataset]:
         raise OptionError("there is one document only, and the loss is measured on another; give --validation TEXT")
     held_out = max(1, len(data) // 100)
     return data.select(range(len(data) - held_out)), data.select(range(len(data) - held_out, len(data)))
-
-
-def _arguments(settings: LMSettings) -> TrainingArguments:
-    duration: dict[str, Any] = {"num_train_epochs": settings.epochs} if settings.epochs is not None else {"max_steps": settings.max_steps}
-    return TrainingArguments(
-        output_dir=str(Path(settings.output) / "checkpoints"),
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=settings.seed,
-        logging_steps=settings.logging_steps,
-        save_strategy="steps" if settings.save_steps else "no",
-        save_steps=settings.save_steps or 500,
-        save_total_limit=2,
-        dataloader_pin_memory=False,
-        disable_tqdm=not settings.progress,
-        report_to=[],
-        **duration,
-    )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_longattn.errors import OptionError
-from hf_longattn.training.settings import setting
+from hf_longattn.training.settings import check_run, setting
 
 OBJECTIVES = ("auto", "mlm", "clm")
 
@@ -48,10 +48,7 @@ class LMSettings:
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""
-        if not self.model:
-            raise OptionError("no model given; say --model with a checkpoint folder or a Hub name")
-        if not self.output:
-            raise OptionError("no output folder given; say --output with the folder to write to")
+        check_run(self)
         if not self.text:
             raise OptionError("no text given; say --text with a file, a folder or a dataset's name, or --text corpus")
         if self.objective not in OBJECTIVES:
@@ -60,5 +57,3 @@ class LMSettings:
             raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
         if self.max_length is not None and self.max_length < 2:
             raise OptionError(f"max_length must be at least 2 tokens, not {self.max_length}")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise OptionError(f"dtype must be float32, float16 or bfloat16, not {self.dtype!r}")

@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
-    TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -35,6 +34,7 @@ from hf_longattn.training.qa_pointers import attach_pointers, detach_pointers
 from hf_longattn.training.qa_settings import QASettings
 from hf_longattn.training.qa_stream import CURRICULUM, Curriculum, QAStream, Stage
 from hf_longattn.training.qa_trainer import QATrainer
+from hf_longattn.training.settings import training_arguments
 from hf_longattn.training.versions import versions
 
 LOG_NAME = "training_log.json"
@@ -64,7 +64,8 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
         attach_pointers(model, settings.pointer_layers, settings.pointer_weight)
     trainer = QATrainer(
         model,
-        _arguments(settings),
+        # The data yield groups of features.
+        training_arguments(settings, per_device_train_batch_size=1, adam_beta2=0.98, remove_unused_columns=False),
         data,
         pad_token_id=tokenizer.pad_token_id or 0,
         max_minutes=settings.max_minutes,
@@ -194,28 +195,3 @@ def _shuffled_modules(settings: QASettings) -> list[corpus.Module]:
     modules = list(corpus.iter_modules(settings.split))
     random.Random(settings.seed).shuffle(modules)
     return modules
-
-
-def _arguments(settings: QASettings) -> TrainingArguments:
-    length: dict[str, Any] = {"num_train_epochs": settings.epochs} if settings.epochs is not None else {"max_steps": settings.max_steps}
-    return TrainingArguments(
-        output_dir=str(Path(settings.output) / "checkpoints"),
-        per_device_train_batch_size=1,  # the data yield groups of features
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        adam_beta2=0.98,
-        bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=settings.seed,
-        logging_steps=settings.logging_steps,
-        save_strategy="steps" if settings.save_steps else "no",
-        save_steps=settings.save_steps or 500,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=not settings.progress,
-        report_to=[],
-        **length,
-    )

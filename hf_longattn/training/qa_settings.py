@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_longattn.errors import OptionError
-from hf_longattn.training.settings import setting
+from hf_longattn.training.settings import check_run, setting
 
 
 @dataclass
@@ -65,15 +65,10 @@ class QASettings:
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""
-        if not self.model:
-            raise OptionError("no model given; say --model with a checkpoint folder or a Hub name")
-        if not self.output:
-            raise OptionError("no output folder given; say --output with the folder to write to")
+        check_run(self)
         for name in ("crop", "lookup_lengths"):
             value = getattr(self, name)
             if value and (len(value) != 2 or value[0] > value[1] or value[0] < 1):
                 raise OptionError(f"{name} takes two numbers, shortest and longest, not {value}; for instance 128 448")
         if self.epochs is not None and "lookup" in self.data:
             raise OptionError("lookup documents are endless: give max_steps or max_minutes instead of epochs")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise OptionError(f"dtype must be float32, float16 or bfloat16, not {self.dtype!r}")

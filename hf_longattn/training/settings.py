@@ -6,8 +6,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_longattn.errors import OptionError, nearest
 
@@ -47,3 +48,37 @@ def read_recipe(path: Path, kind: type[Any]) -> dict[str, Any]:
         if name not in names:
             raise OptionError(f"{path}: unknown setting {name!r}.{nearest(name, names)} --help lists all of them")
     return recipe
+
+
+def check_run(settings: Any) -> None:
+    """Refuse settings without a model or an output, or with an unknown type of weights."""
+    if not settings.model:
+        raise OptionError("no model given; say --model with a checkpoint folder or a Hub name")
+    if not settings.output:
+        raise OptionError("no output folder given; say --output with the folder to write to")
+    if settings.dtype not in ("float32", "float16", "bfloat16"):
+        raise OptionError(f"dtype must be float32, float16 or bfloat16, not {settings.dtype!r}")
+
+
+def training_arguments(settings: Any, **own: Any) -> TrainingArguments:
+    """Trainer's arguments as the settings of any run have them; ``own`` are those of this kind of run."""
+    duration = {"max_steps": settings.max_steps} if settings.epochs is None else {"num_train_epochs": settings.epochs}
+    return TrainingArguments(
+        output_dir=str(Path(settings.output) / "checkpoints"),
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        logging_steps=settings.logging_steps,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=2,
+        dataloader_pin_memory=False,
+        disable_tqdm=not settings.progress,
+        report_to=[],
+        **duration,
+        **own,
+    )
