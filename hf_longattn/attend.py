@@ -40,7 +40,7 @@ def attend(
         dropout_p: dropout probability on the weights.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
         seed: seed of randomised mechanisms.
-        options: the mechanism's options, when it is given by name.
+        options: the mechanism's options, when it is given by name; parameters that it trains are then drawn by ``seed``.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Rows of padding are finite and mean nothing.
     Raises:
@@ -102,9 +102,13 @@ def _prepare(
             )
         module = mechanism
     else:
-        module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
+        with torch.random.fork_rng(devices=()):  # the parameters, where it has some, follow the seed
+            torch.manual_seed(seed)
+            module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
     if module.causal not in ("both", causal):
         raise OptionError(f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for.")
+    if score_mod is not None and not module.takes_score_mod:
+        raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")
     return module, {
         "causal": causal,
         "padding_mask": check_mask("padding_mask", padding_mask, k),

@@ -18,13 +18,14 @@ from transformers.utils.output_capturing import _active_collector
 
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
+from .memory import Call
 
 BACKEND = "longattn"
 """The name to give as ``attn_implementation``; the Long* classes have it by default."""
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
-"""Keyword under which an attention module's pre-hook passes the cache layer that keeps what its mechanism reaches."""
+"""Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
 LAYER_INPUT = "layer_input"
 """The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
 UNSUPPORTED = ("s_aux", "softcap")
@@ -107,9 +108,13 @@ def longattn_attention_forward(
     mechanism = _mechanism(module, kwargs)
     cache = kwargs.get(CACHE_LAYER)
     if cache is not None:
-        cache.note_padding(attention_mask if attention_mask is None or attention_mask.dim() == 2 else None)
-        if cache.pruned:
-            return _over_kept(mechanism, cache, query, key, value, attention_mask, scaling, dropout, kwargs)
+        padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
+        cache.note_padding(padding)
+        if cache.takes_over:
+            restricts = padding is not attention_mask or kwargs.get("position_bias") is not None
+            hidden, wanted = kwargs.get(LAYER_INPUT), _weights_wanted(kwargs)
+            output, weights = cache.attend(mechanism, query, key, value, Call(padding, restricts, scaling, dropout, hidden, wanted))
+            return output.transpose(1, 2).contiguous(), weights
     key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
     arguments: dict[str, Any] = {
         "causal": bool(getattr(module, "is_causal", False)) and is_causal is not False,
@@ -118,35 +123,15 @@ def longattn_attention_forward(
         "scaling": scaling,
         "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2]),
     }
+    if arguments["score_mod"] is not None and not mechanism.takes_score_mod:
+        raise MaskError(
+            f"A four-dimensional attention_mask or a position bias was given, but mechanism {mechanism.name!r} has no scores to which it "
+            "could be added; pass a padding mask (batch, tokens)."
+        )
     if mechanism.takes_hidden_states:
         arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
     output = mechanism(query, key, value, dropout_p=dropout, **arguments)
     weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
-    return output.transpose(1, 2).contiguous(), weights
-
-
-def _over_kept(
-    mechanism: Any, cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    scaling: float | None, dropout: float, kwargs: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention over what a :class:`hf_longattn.memory.KeptLayer` has kept."""
-    if (mask is not None and mask.dim() != 2) or kwargs.get("position_bias") is not None:
-        raise MaskError(
-            "A four-dimensional mask or a position bias was given together with a cache that keeps only what the pattern reaches; "
-            "pass a padding mask (batch, tokens), or use_cache=False."
-        )
-    columns, k_positions = cache.columns, cache.positions()
-    real = k_positions >= 0
-    if mask is not None:
-        real = real & mask.bool().gather(1, columns.clamp(min=0))
-    q_len = query.shape[2]
-    q_positions = torch.arange(cache.seen - q_len, cache.seen, device=query.device) - cache.starts[:, None]
-    output = mechanism.attend_kept(query, key, value, q_positions, k_positions, real, scaling=scaling, dropout_p=dropout)
-    weights = None
-    if _weights_wanted(kwargs):
-        one = torch.eye(cache.seen, dtype=value.dtype, device=value.device)[columns.clamp(min=0)] * real[..., None]
-        one = one[:, None].expand(-1, key.shape[1], -1, -1)
-        weights = mechanism.attend_kept(query, key, one, q_positions, k_positions, real, scaling=scaling)
     return output.transpose(1, 2).contiguous(), weights
 
 

@@ -15,6 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import build_mechanism
+from ..memory import AttendingLayer
 from .projections import copied_parameters
 
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
@@ -113,10 +114,10 @@ def attach_mechanisms(
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Hand the cache layer of an attention module to its attention function, where it keeps only what the mechanism reaches."""
+    """Hand the cache layer of an attention module to its attention function, where it keeps only what the mechanism needs."""
     layers = getattr(kwargs.get("past_key_values"), "layers", None)
     index = getattr(module, "layer_idx", None)
-    if layers is None or not isinstance(index, int) or index >= len(layers) or not hasattr(layers[index], "note_padding"):
+    if layers is None or not isinstance(index, int) or index >= len(layers) or not isinstance(layers[index], AttendingLayer):
         return None
     return args, {**kwargs, CACHE_LAYER: layers[index]}
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ..engines.dense import repeat_heads
 from ..engines.pattern import ScoreMod
-from ..errors import LengthError
+from ..errors import LengthError, OptionError
 from .options import Options
 from .token_rules import TokenRule
 
+State = dict[str, Tensor]
+"""What a stateful mechanism remembers of the tokens so far: tensors with the batch first."""
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
 
@@ -41,6 +43,11 @@ class Mechanism(nn.Module, ABC):
     """Whether a causal row keeps its very bits when later tokens change; otherwise it keeps them up to rounding (1e-6)."""
     takes_globals: ClassVar[bool] = False
     """Whether ``global_mask`` means something to the mechanism."""
+
+    takes_score_mod: ClassVar[bool] = True
+    """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
+    stateful: bool = False
+    """Whether decoding needs a state of constant size in place of the keys; see :meth:`advance`."""
 
     takes_hidden_states: bool = False
     """Whether this mechanism needs its layer's input, ``hidden_states (B, Nq, hidden_size)``, as a further argument of ``forward``."""
@@ -131,6 +138,28 @@ class Mechanism(nn.Module, ABC):
         :meth:`reach`, the decode cache keeps just these keys, and :meth:`attend_kept` runs on them.
         """
         return None
+
+    def advance(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        *,
+        padding_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> tuple[Tensor, State]:
+        """Causal attention of new tokens, given what the earlier ones left; for ``stateful`` mechanisms.
+
+        Args:
+            q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+            state: what :meth:`advance` returned before, or ``None`` at the beginning.
+            padding_mask: ``(B, n)`` bool, True = real token.
+        Returns:
+            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not follow the text.
+        """
+        raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 
     def auxiliary_loss(self) -> Tensor | None:
         """A term, weighted already, that a model adds to its loss while it trains; ``None`` when there is none."""

@@ -70,8 +70,8 @@ class Options:
         """Whether a mechanism over masks is, with these options, a mask and nothing more, as a union needs."""
         return True
 
-    def fewest_heads(self) -> int:
-        """How many heads a layer must have for these options to make sense."""
+    def telling_heads(self) -> int:
+        """How many heads a layer needs for every part of these options to show in it."""
         return 1
 
 

@@ -43,9 +43,11 @@ class PerHeadOptions(Options):
         if twice:
             raise OptionError(f"Option 'heads' of mechanism 'per_head' names head {twice[0]} twice; for example {EXAMPLE}.")
 
-    def fewest_heads(self) -> int:
-        named = [head + 1 for choice in self.heads for head in choice.heads or ()]
-        return max([*named, *(choice.options.fewest_heads() for choice in self.heads)])
+    def telling_heads(self) -> int:
+        named = [head for choice in self.heads for head in choice.heads or ()]
+        turns = sum(choice.heads is None for choice in self.heads)
+        each = max(choice.options.telling_heads() for choice in self.heads)
+        return max([len(named) + turns * each, *(head + 1 for head in named), each])
 
     def assign(self, num_heads: int) -> list[tuple[HeadChoice, list[int]]]:
         """The choices that have heads in a layer of ``num_heads``, each with its heads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,8 @@ from .base import Mechanism
 from .options import OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
+PROTOTYPE_WIDTH = 64
+"""Head width and length of a prototype."""
 M = TypeVar("M", bound=type[Mechanism])
 
 
@@ -95,6 +98,14 @@ def mechanism_info(name: str) -> MechanismInfo:
 def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
     return mechanism_class(name).options_type.build(name, options)
+
+
+@cache
+def prototype(name: str, options: str) -> Mechanism:
+    """A small instance of a mechanism with these options (JSON), to ask what it needs: its causal form, its reach, its state."""
+    chosen = check_options(name, json.loads(options))
+    heads = chosen.telling_heads()
+    return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, PROTOTYPE_WIDTH, chosen)
 
 
 def build_mechanism(

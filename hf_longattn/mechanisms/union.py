@@ -53,8 +53,8 @@ class UnionOptions(Options):
                     "join masks such as window, longformer or strided, or give it to heads of its own with 'per_head'."
                 )
 
-    def fewest_heads(self) -> int:
-        return max((choice.options.fewest_heads() for choice in self.of), default=1)
+    def telling_heads(self) -> int:
+        return max((choice.options.telling_heads() for choice in self.of), default=1)
 
 
 @register_mechanism("union")

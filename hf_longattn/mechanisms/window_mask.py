@@ -31,7 +31,7 @@ class WindowOptions(Options):
                 "for example dilation=2."
             )
 
-    def fewest_heads(self) -> int:
+    def telling_heads(self) -> int:
         return len(self.dilation)
 
 

@@ -1,7 +1,19 @@
 """Decode caches that hold no more than a layer's mechanism can reach."""
 
+from .attending import AttendingLayer, Call
 from .kept_cache import KeptLayer, kept_layer_type
 from .layer_types import decode_layer_types, decode_reach
+from .state_cache import STATE_LAYER, StateLayer
 from .window_cache import window_layer_type
 
-__all__ = ["KeptLayer", "decode_layer_types", "decode_reach", "kept_layer_type", "window_layer_type"]
+__all__ = [
+    "STATE_LAYER",
+    "AttendingLayer",
+    "Call",
+    "KeptLayer",
+    "StateLayer",
+    "decode_layer_types",
+    "decode_reach",
+    "kept_layer_type",
+    "window_layer_type",
+]

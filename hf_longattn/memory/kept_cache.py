@@ -7,7 +7,6 @@ with different padding keep different columns; a row with fewer of them has empt
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Any, ClassVar
 
@@ -16,14 +15,15 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from ..mechanisms.base import Mechanism
-from ..mechanisms.masked import first_real
-from ..mechanisms.registry import build_mechanism, check_options
+from ..mechanisms.masked import MaskedMechanism, first_real
+from ..mechanisms.registry import prototype
+from .attending import AttendingLayer, Call
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
 
 
-class KeptLayer(DynamicLayer):
+class KeptLayer(AttendingLayer, DynamicLayer):
     """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``; ``seen`` tokens have passed."""
 
     mechanism: ClassVar[Mechanism]
@@ -37,6 +37,11 @@ class KeptLayer(DynamicLayer):
         self.starts: Tensor | None = None
         self._begun = False
         self._clean_size = 0
+
+    @property
+    def takes_over(self) -> bool:
+        """From the first clean-up on; until then all keys are there."""
+        return self.pruned
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -67,6 +72,23 @@ class KeptLayer(DynamicLayer):
         """Position of every kept key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
         assert self.starts is not None
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
+
+    def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(mechanism, MaskedMechanism)
+        assert self.starts is not None
+        call.refuse_restricted_pairs()
+        columns, k_positions = self.columns, self.positions()
+        real = k_positions >= 0
+        if call.mask is not None:
+            real = real & call.mask.bool().gather(1, columns.clamp(min=0))
+        q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
+        places = (q_positions, k_positions, real)
+        out = mechanism.attend_kept(q, k, v, *places, scaling=call.scaling, dropout_p=call.dropout_p)
+        if not call.weights_wanted:
+            return out, None
+        one = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
+        one = one[:, None].expand(-1, k.shape[1], -1, -1)
+        return out, mechanism.attend_kept(q, k, one, *places, scaling=call.scaling)
 
     def _prune(self) -> None:
         if self.starts is None or not self._begun:  # nobody has told where the sequences begin
@@ -129,9 +151,7 @@ class KeptLayer(DynamicLayer):
 @cache
 def kept_layer_type(mechanism: str, options: str) -> str:
     """The cache layer type of a mechanism with options (JSON), registered on first use; the static one keeps everything."""
-    values = json.loads(options)
-    heads = check_options(mechanism, values).fewest_heads()
-    built = build_mechanism(mechanism, num_heads=heads, head_dim=1, max_length=1, **values)
+    built = prototype(mechanism, options)
     name = f"longattn_{mechanism}_{options}"
     for base, extra in ((KeptLayer, {"mechanism": built}), (StaticLayer, {})):
         made = type(f"{base.__name__} {name}", (base,), {"_layer_type": name, "__module__": __name__, **extra})

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 
 import torch
 
 from ..configuration import LongAttentionConfig
 from ..mechanisms.base import Mechanism
-from ..mechanisms.registry import build_mechanism, check_options
+from ..mechanisms.registry import prototype
 from .kept_cache import kept_layer_type
+from .state_cache import STATE_LAYER
 from .window_cache import window_layer_type
 
 FULL = "full_attention"
 """transformers' name of the cache layer that keeps everything."""
 
 
-@cache
 def _causal(mechanism: str, options: str) -> Mechanism | None:
-    values = json.loads(options)
-    heads = check_options(mechanism, values).fewest_heads()
-    built = build_mechanism(mechanism, num_heads=heads, head_dim=1, max_length=1, **values)
+    built = prototype(mechanism, options)
     return built if built.causal in ("both", True) else None
 
 
@@ -33,12 +30,14 @@ def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
-    """The cache layer type of one layer: as wide as the window, what the pattern keeps, or everything."""
+    """The cache layer type of one layer: a state, as wide as the window, what the pattern keeps, or everything."""
     mechanism, values = long_attention.for_layer(layer)
     options = json.dumps(values, sort_keys=True)
     built = _causal(mechanism, options)
     if built is None:
         return FULL
+    if built.stateful:
+        return STATE_LAYER
     reach = built.reach(causal=True)
     if reach is not None:
         return window_layer_type(reach)

@@ -1,0 +1,125 @@
+"""The cache layer of mechanisms that decode from a state of constant size: linear states, ring buffers, memories of segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+from ..errors import LengthError
+from ..mechanisms.base import Mechanism, State
+from .attending import AttendingLayer, Call
+
+STATE_LAYER = "longattn_state"
+"""The cache layer type, as it stands in ``config.layer_types``."""
+
+
+class StateLayer(AttendingLayer, DynamicLayer):
+    """What :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned last, and how many tokens have passed."""
+
+    is_croppable = False
+    takes_over = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.state: State | None = None
+        self.seen = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0].detach(), value_states[:, :, :0].detach()
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Count the new tokens and return their keys and values; the state takes them in :meth:`attend`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.seen += key_states.shape[2]
+        return key_states, value_states
+
+    def note_padding(self, mask: Tensor | None) -> None:
+        """Nothing to learn: the state has taken every padding in when it came."""
+
+    def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        call.refuse_restricted_pairs()
+        before = self.seen - q.shape[2]
+        arguments: dict[str, Any] = {
+            "padding_mask": None if call.mask is None else call.mask[:, before : self.seen].bool(),
+            "scaling": call.scaling,
+        }
+        if mechanism.takes_hidden_states:
+            arguments["hidden_states"] = call.hidden_states
+        if call.weights_wanted and before:
+            raise LengthError(
+                f"Attention weights were asked for while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
+                "pass use_cache=False or output_attentions=False."
+            )
+        weights = mechanism.weights(q, k, causal=True, **arguments) if call.weights_wanted else None
+        out, state = mechanism.advance(q, k, v, self.state, dropout_p=call.dropout_p, **arguments)
+        self.state = {name: tensor.detach() for name, tensor in state.items()}
+        return out, weights
+
+    def state_bytes(self) -> int:
+        """Size of the state."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.state or {}).values())
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Only everything can be taken back, or nothing."""
+        if not tokens_to_remove:
+            return
+        if abs(tokens_to_remove) < self.seen:
+            raise ValueError(
+                f"{abs(tokens_to_remove)} tokens cannot be taken back: this layer keeps one state of all tokens, not the tokens; "
+                "copy the cache (copy.deepcopy) before the tokens that may be taken back."
+            )
+        self.reset()
+
+    def reset(self) -> None:
+        self.state, self.seen, self.is_initialized = None, 0, False
+        self.keys = self.values = None  # type: ignore[assignment]
+
+    def _change(self, how: Callable[[Tensor], Tensor]) -> None:
+        if self.is_initialized:
+            self.keys, self.values = how(self.keys), how(self.values)
+        if self.state is not None:
+            self.state = {name: how(tensor) for name, tensor in self.state.items()}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._change(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def offload(self) -> None:
+        self._change(lambda tensor: tensor.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        if self.is_initialized and self.keys.device != self.device:
+            self._change(lambda tensor: tensor.to(self.device, non_blocking=True))
+
+
+class DynamicStateLayer(StateLayer):
+    """For :class:`transformers.DynamicCache`."""
+
+    _layer_type = STATE_LAYER
+
+
+class StaticStateLayer(StateLayer, StaticLayer):
+    """For :class:`transformers.StaticCache`, whose length bounds nothing here."""
+
+    _layer_type = STATE_LAYER
+    is_compileable = False
+
+    def get_max_length(self) -> int:
+        return self.max_cache_len

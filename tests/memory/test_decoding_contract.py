@@ -1,0 +1,63 @@
+"""Decoding with a cache equals the full forward pass, for every causal mechanism of the registry in a whole model."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hf_longattn import list_mechanisms
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.memory import STATE_LAYER
+from tests.memory.test_kept_cache import HEAD
+from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+
+CASES = [(base, name) for name in list_mechanisms(causal=True) for base in DECODERS]
+
+
+def model(base: str, name: str) -> Any:
+    return long_like(plain_model(base, HEAD[base]), base, {"mechanism": name, **mechanism_class(name).sample})
+
+
+@pytest.mark.parametrize(("base", "name"), CASES)
+def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: str) -> None:
+    length, longer = 150, model(base, name)
+    ids, mask = tokens(3, length), padding(3, length, left=True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cuts = [(0, 70), (70, 77), *((i, i + 1) for i in range(77, length))]
+    with torch.no_grad():
+        whole = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        cache, steps = DynamicCache(config=longer.config), []
+        for begin, end in cuts:
+            if begin == 100:
+                cache = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
+            out = longer(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end], past_key_values=cache)
+            steps.append(out.logits)
+    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+    assert cache.get_seq_length() == length
+
+
+@pytest.mark.parametrize("name", list_mechanisms(causal=True))
+def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
+    longer, ids = model("gpt2", name), tokens(2, 60)
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
+    for how in ({"num_beams": 3}, {"cache_implementation": "static"}):
+        plain = {key: value for key, value in how.items() if key == "num_beams"}
+        found = longer.generate(ids, **arguments, **how), longer.generate(ids, use_cache=False, **arguments, **plain)
+        assert torch.equal(*found), how
+
+
+@pytest.mark.parametrize("name", [name for name in list_mechanisms(causal=True) if mechanism_class(name).stateful is True])
+def test_a_state_does_not_grow(name: str) -> None:
+    longer = model("gpt2", name)
+    cache, sizes = DynamicCache(config=longer.config), []
+    with torch.no_grad():
+        for begin in range(0, 480, 120):
+            longer(tokens(2, 480)[:, begin : begin + 120], past_key_values=cache)
+            sizes.append(cache.layers[0].state_bytes())
+    assert longer.config.layer_types == [STATE_LAYER] * 3
+    assert len(set(sizes[1:])) == 1
