@@ -105,8 +105,7 @@ def _prepare(
         with torch.random.fork_rng(devices=()):  # the parameters, where it has some, follow the seed
             torch.manual_seed(seed)
             module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
-    if module.causal not in ("both", causal):
-        raise OptionError(f"Mechanism {module.name!r} exists only with causal={module.causal}, but causal={causal} was asked for.")
+    module.check_form(causal, "this call")
     if score_mod is not None and not module.takes_score_mod:
         raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")
     return module, {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
 from .mechanisms.notation import read_choice, read_rules, write_choices
-from .mechanisms.registry import check_options, mechanism_class
+from .mechanisms.registry import check_options, mechanism_class, prototype
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
 """What ``layers`` may be; see :class:`LongAttentionConfig`."""
@@ -70,6 +71,14 @@ class LongAttentionConfig:
             raise OptionError(
                 f"long_attention overrides layer {beyond[0]}, but the model has {num_layers} layers: use 0 to {num_layers - 1}."
             )
+
+    def check_forms(self, num_layers: int, causal: bool) -> None:
+        """Raise :class:`OptionError` when a layer is overridden that a stack of ``num_layers`` does not have, or when a layer's mechanism
+        has no causal (bidirectional) form."""
+        self.check_layers(num_layers)
+        for index in range(num_layers):
+            name, options = self.for_layer(index)
+            prototype(name, json.dumps(options, sort_keys=True)).check_form(causal, f"layer {index}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""

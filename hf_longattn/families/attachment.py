@@ -97,12 +97,7 @@ def attach_mechanisms(
         mechanism = build_mechanism(name, num_heads=heads, head_dim=head_dim, max_length=max_length, **options)
         mechanism.layer = site.layer
         causal = bool(site.module.is_causal)
-        if mechanism.causal not in ("both", causal):
-            raise OptionError(
-                f"Mechanism {name!r} has no {'causal' if causal else 'bidirectional'} form, "
-                f"which {type(model).__name__} needs in {site.name}; "
-                f"choose one of hf_longattn.list_mechanisms(causal={causal})."
-            )
+        mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
         if mechanism.takes_hidden_states:
             _check_projections(site, mechanism, model)
             if _hand_over_input not in site.module._forward_pre_hooks.values():

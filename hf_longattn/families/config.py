@@ -18,7 +18,8 @@ class LongConfig(_Base):
     """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None`` gives Longformer's defaults. Kept as the latter,
-        written to ``config.json`` as a mapping.
+        written to ``config.json`` as a mapping. Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
+        has no causal (bidirectional) form where one is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"`` or
         ``"random"`` (see :mod:`hf_longattn.positions.tables`).
 
@@ -47,7 +48,12 @@ class LongConfig(_Base):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, LongAttentionConfig.from_dict(value) if name == "long_attention" else value)
+        if name == "long_attention":
+            value = LongAttentionConfig.from_dict(value)
+            super().__setattr__(name, value)
+            value.check_forms(*self._attending)
+        else:
+            super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "long_attention": self.long_attention.to_dict()}
@@ -77,6 +83,11 @@ class LongConfig(_Base):
             if types is not None:
                 return types
         raise AttributeError("layer_types")
+
+    @property
+    def _attending(self) -> tuple[int, bool]:
+        """How many layers run ``long_attention``, and whether they are causal."""
+        return self.num_hidden_layers, getattr(self, "is_decoder", True)
 
     @property
     def _decoding(self) -> tuple[LongAttentionConfig, int]:

@@ -33,6 +33,7 @@ class LongEncoderDecoderConfig(LongConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "decoder_long_attention" and value is not None:
             value = LongAttentionConfig.from_dict(value)
+            value.check_forms(self.decoder_layers, True)
         super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,6 +54,10 @@ class LongEncoderDecoderConfig(LongConfig):
         if self.decoder_long_attention is not None:
             return self.decoder_long_attention
         return LongAttentionConfig("full") if self.is_encoder_decoder else self.long_attention
+
+    @property
+    def _attending(self) -> tuple[int, bool]:
+        return (self.encoder_layers, False) if self.is_encoder_decoder else (self.decoder_layers, True)
 
     @property
     def _decoding(self) -> tuple[LongAttentionConfig, int]:

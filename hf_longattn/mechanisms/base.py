@@ -127,6 +127,15 @@ class Mechanism(nn.Module, ABC):
         """Which tokens are global by their ids, where no mask says so; the model applies it. ``None`` when ids play no part."""
         return None
 
+    def check_form(self, causal: bool, where: str) -> None:
+        """Raise :class:`OptionError` when the form that ``where`` needs does not exist with these options."""
+        if self.causal not in ("both", causal):
+            chosen = "" if type(self).causal == self.causal else " with these options"
+            raise OptionError(
+                f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
+                f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
+            )
+
     def reach(self, causal: bool = True) -> int | None:
         """How many keys, itself included, a causal query can see back; ``None`` when unbounded. Sizes the decode cache."""
         return None

@@ -6,10 +6,12 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, Qwen2Config
 
+import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
@@ -98,3 +100,28 @@ def test_a_base_with_layer_types_of_its_own_keeps_them() -> None:
     config = LongQwen2Config(num_hidden_layers=2, long_attention={"mechanism": "window", "window": 8})
     assert config.layer_types == ["full_attention"] * 2
     assert LongQwen2Config(**config.to_dict()).to_json_string() == config.to_json_string()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "attention", "sentence"),
+    [
+        ("LongGPT2Config", {"mechanism": "bigbird", "random_pattern": "hf"}, "only with causal=False with these options, but layer 0 "),
+        ("LongLlamaConfig", {"layers": {1: {"mechanism": "block_top_k", "per": "query_block"}}}, "layer 1 needs causal=True"),
+        ("LongBertConfig", {"mechanism": "window", "layers": {12: {"window": 8}}}, "overrides layer 12, but the model has 12 layers"),
+    ],
+)  # fmt: skip
+def test_a_form_or_a_layer_that_is_not_there_is_refused_by_the_config(config_class: str, attention: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        getattr(hf_longattn, config_class)(long_attention=attention)
+    config = getattr(hf_longattn, config_class)()
+    with pytest.raises(OptionError, match=sentence):
+        config.long_attention = attention
+
+
+def test_a_decoder_beside_an_encoder_needs_causal_forms() -> None:
+    one_way = {"mechanism": "block_top_k", "per": "query_block"}
+    hf_longattn.LongBartConfig(long_attention=one_way)
+    with pytest.raises(OptionError, match="layer 0 needs causal=True"):
+        hf_longattn.LongBartConfig(decoder_long_attention=one_way)
+    with pytest.raises(OptionError, match="layer 0 needs causal=True"):
+        hf_longattn.LongBertConfig(is_decoder=True, long_attention=one_way)
