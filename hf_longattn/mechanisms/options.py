@@ -81,6 +81,12 @@ def positive(mechanism: str, name: str, value: int) -> None:
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 1; for example {name}=512.")
 
 
+def not_negative(mechanism: str, name: str, value: int, example: int = 128) -> None:
+    """Refuse values below 0 with a sentence."""
+    if value < 0:
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 0; for example {name}={example}.")
+
+
 def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
 

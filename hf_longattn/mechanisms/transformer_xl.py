@@ -1,0 +1,179 @@
+"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): a segment's queries see their segment and a memory before it.
+
+Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S⌋ the first position of i's segment, query i sees key j when
+
+    causal:         s(i) - M <= j <= i
+    bidirectional:  s(i) - M <= j < s(i) + S
+
+The paper keeps the memory's hidden states and lets no gradient into them (``h̃ = [SG(h_τ) ∘ h_τ+1]``); here the memory's keys and values
+are kept, which are the same numbers. With ``bptt`` the gradient crosses the border. Positions are relative in the paper: rotary
+positions are, and any ``score_mod`` over distances meets the memory's keys at their true positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.block_sparse import suits_dense
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.pattern import MaskMod, ScoreMod
+from .base import softmax_over
+from .counting import block_sizes, triangle
+from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
+from .layout import cells
+from .masked import first_real
+from .options import Options, not_negative, option, positive
+from .registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerXLOptions(Options):
+    segment_length: int = option(512, "tokens in a segment", "tokens")
+    memory_length: int = option(512, "how many tokens before its segment a query sees", "tokens")
+    bptt: bool = option(False, "whether gradients cross the border of a segment into its memory; the paper stops them")
+
+    def check(self) -> None:
+        positive("transformer_xl", "segment_length", self.segment_length)
+        not_negative("transformer_xl", "memory_length", self.memory_length)
+
+    def is_mask(self) -> bool:
+        return self.bptt
+
+
+@register_mechanism("transformer_xl")
+class TransformerXL(GatheredMechanism):
+    """The own segment, and the ``memory_length`` tokens before it."""
+
+    summary = "its own segment and a memory of the tokens before it, into which gradients may be stopped"
+    paper = "Dai et al. 2019, Transformer-XL, §3.2"
+    cost = "N·(s+m)"
+    exact_when = "segment_length ≥ N; causal: also memory_length ≥ the tokens before the last segment"
+    options_type = TransformerXLOptions
+    sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"segment_length": 64, "memory_length": length} if causal else {"segment_length": length}
+
+    options: TransformerXLOptions
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        size, memory = self.options.segment_length, self.options.memory_length
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            first = q_idx // size * size
+            return (kv_idx >= first - memory) & (kv_idx < first + size)
+
+        return mod
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        blocks, memory = self._rows(length, device)
+        return tuple(cells(blocks, torch.cat([memory, blocks], 1), causal=causal))
+
+    def _rows(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Positions of the segments ``(R, S)`` and of what they remember ``(R, M)``; -1 is none."""
+        blocks = rows_of(length, self.options.segment_length, device)[0, 0]
+        most = min(self.options.memory_length, (len(blocks) - 1) * self.options.segment_length)
+        memory = blocks[:, :1] + torch.arange(-most, 0, device=device)
+        return blocks, memory.clamp(min=-1)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
+        stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
+        if not stops or k.shape[2] <= self.options.segment_length:
+            return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, score_mod=score_mod, **arguments)
+        # The memory's keys stand behind the segments' own, detached: each query meets a key in one of the two places.
+        (_, heads, q_len, _), length = q.shape, k.shape[2]
+        q = F.pad(q, (0, 0, length - q_len, 0))
+        start = turning(padding_mask)
+        if start is not None:
+            assert padding_mask is not None
+            q, k, v = (turn(x, start) for x in (q, k, v))
+            padding_mask = turn_mask(padding_mask, start)
+            score_mod = shifted(score_mod, start)
+        k, v = (repeat_heads(torch.cat([x, x.detach()], 2), heads) for x in (k, v))
+        arguments["key_mask"] = None if padding_mask is None else torch.cat([padding_mask, padding_mask], 1)
+        arguments["score_mod"] = _folded(score_mod, length)
+        if suits_dense(length, length):
+            places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
+            out = dense_attention(q, k, v, mask_mod=self._folded_mod(length, causal), q_idx=places, **arguments)
+        else:
+            out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), **arguments)
+        out = out if start is None else turn(out, -start)
+        return out[:, :, length - q_len :]
+
+    def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        """The pairs within segments, and those with the memory, whose keys stand ``length`` further on."""
+        blocks, memory = self._rows(length, device)
+        return (*cells(blocks, blocks, causal=causal), *cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False))
+
+    def _folded_mod(self, length: int, causal: bool) -> MaskMod:
+        """:meth:`mask_mod` where the keys from ``length`` on are the memory's."""
+        mod, size = self.mask_mod(causal, None), self.options.segment_length
+
+        def folded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            place = kv_idx % length
+            own = place // size == q_idx // size
+            seen = mod(b, h, q_idx, place) & (own == (kv_idx < length))
+            return seen & (place <= q_idx) if causal else seen
+
+        return folded
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+        """The definition in float64; without ``bptt`` the memory's keys and values are constants to the gradient."""
+        if self.options.bptt:
+            return super().reference(q, k, v, **arguments)
+        (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+        q, k, v = q.double(), repeat_heads(k.double(), heads), repeat_heads(v.double(), heads)
+        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+        padding_mask, causal = arguments.get("padding_mask"), arguments.get("causal", False)
+        start = torch.zeros(batch, dtype=torch.long, device=q.device) if padding_mask is None else first_real(padding_mask)
+        size, start = self.options.segment_length, start.view(-1, 1, 1, 1)
+        own = (q_idx - start) // size == (kv_idx - start) // size
+        scores = torch.where(own, q @ k.transpose(-1, -2), q @ k.detach().transpose(-1, -2))
+        scaling, score_mod = arguments.get("scaling"), arguments.get("score_mod")
+        scores = scores * (head_dim**-0.5 if scaling is None else scaling)
+        if score_mod is not None:
+            scores = score_mod(scores, b, h, q_idx, kv_idx)
+        seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=None)
+        weights = softmax_over(scores, seen.expand(scores.shape))
+        return (weights * own) @ v + (weights * ~own) @ v.detach()
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        size = self.options.segment_length
+        return positions >= upcoming // size * size - self.options.memory_length
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        size = self.options.segment_length
+        return length <= size or (causal and (length - 1) // size * size <= self.options.memory_length)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        total = 0
+        for block, size in enumerate(block_sizes(length, self.options.segment_length)):
+            remembered = min(self.options.memory_length, block * self.options.segment_length)
+            total += (triangle(size) if causal else size * size) + size * remembered
+        return total
+
+
+def _folded(score_mod: ScoreMod | None, length: int) -> ScoreMod | None:
+    """``score_mod`` for keys of which those from ``length`` on are the same tokens again."""
+    return None if score_mod is None else lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, kv_idx % length)
