@@ -1,0 +1,278 @@
+"""Infini-attention (Munkhdalai et al. 2024, equations 4-10): softmax inside a segment, and a linear memory of the segments before it.
+
+With segments of S tokens from the first real token on and σ = elu + 1, segment s of each head computes
+
+    A_dot = softmax(Q Kᵀ / √D, causal) V                                            local attention in the segment
+    A_mem = σ(Q) M_{s-1} / (σ(Q) z_{s-1})                                           retrieval (equation 4)
+    M_s   = M_{s-1} + σ(K)ᵀ V          z_s = z_{s-1} + Σ_t σ(K_t)                   update (5)
+    M_s   = M_{s-1} + σ(K)ᵀ (V - σ(K) M_{s-1} / (σ(K) z_{s-1}))                     update by the delta rule (6), with ``delta_rule``
+    A     = g · A_mem + (1 - g) · A_dot,   g = sigmoid(β)                           gate, one β for each head (7)
+
+While the memory is empty (the first segment) there is nothing to retrieve and g is 0, so that a text of one segment has plain softmax
+attention. The paper's memory takes queries and keys without positions; in a rotary model those that reach a mechanism are rotated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype
+from ..engines.pattern import ScoreMod
+from .base import Mechanism, State
+from .counting import block_sizes, triangle
+from .gathered import turn, turn_mask, turning
+from .masked import first_real
+from .options import Options, option, positive
+from .registry import register_mechanism
+from .segment_state import arrive, begin, last_segment
+
+GATE = -2.0
+"""Where β begins: a memory that has learned nothing has an eighth of the weight."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniOptions(Options):
+    segment_length: int = option(512, "tokens in a segment, which attend to each other by softmax", "tokens")
+    delta_rule: bool = option(False, "write into the memory only what it does not give back already (equation 6)")
+
+    def check(self) -> None:
+        positive("infini", "segment_length", self.segment_length)
+
+
+@register_mechanism("infini")
+class Infini(Mechanism):
+    """Causal softmax inside a segment, and a compressive memory of all earlier segments."""
+
+    summary = "softmax inside a segment, gated with a linear memory of all segments before it"
+    paper = "Munkhdalai et al. 2024, Infini-attention, eq. 4-10"
+    engine = "recurrent"
+    cost = "N·(s+D)"
+    exact_when = "segment_length ≥ N"
+    causal = True
+    trains = True
+    takes_score_mod = False
+    stateful = True
+    same_bits = False
+    options_type = InfiniOptions
+    sample: ClassVar[dict[str, Any]] = {"segment_length": 40}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"segment_length": length}
+
+    options: InfiniOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: InfiniOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.gate = nn.Parameter(torch.empty(num_heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gate, GATE)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        k, v = self._dropped(q, k, v, dropout_p)
+        q, k, v = same_dtype(q, k, v)
+        return self._whole(q, k, v, padding_mask, scaling)[0]
+
+    def _whole(
+        self, q: Tensor, k: Tensor, v: Tensor, padding_mask: Tensor | None, scaling: float | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The output, and memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment, ``None`` for a single one."""
+        q_len, length, size = q.shape[2], k.shape[2], self.options.segment_length
+        if length <= size:
+            return dense_attention(q, k, v, causal=True, key_mask=padding_mask, scaling=scaling), None, None
+        start = turning(padding_mask)
+        q = F.pad(q, (0, 0, length - q_len, 0))
+        if start is not None:
+            assert padding_mask is not None
+            q, k, v = (turn(x, start) for x in (q, k, v))
+            padding_mask = turn_mask(padding_mask, start)
+        count = -(-length // size)
+        rest = count * size - length
+        q, k, v = (F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (q, k, v))
+        real = None if padding_mask is None else F.pad(padding_mask, (0, rest)).unflatten(1, (count, size))
+        local = dense_attention(
+            *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)),
+            causal=True,
+            key_mask=None if real is None else real.flatten(0, 1),
+            scaling=scaling,
+        )
+        local = local.unflatten(0, (-1, count)).transpose(1, 2)
+        memory, norm = self._memories(k, v, real)
+        out = self._mixed(q, local, memory, norm).flatten(2, 3)[:, :, :length]
+        out = out if start is None else turn(out, -start)
+        return out[:, :, length - q_len :], memory, norm
+
+    def _memories(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Memory and norm before each of the segments ``k, v (B, H_kv, s, S, D)``, of which ``real (B, s, S)`` are tokens."""
+        with torch.autocast(k.device.type, enabled=False):
+            keys, values = feature_map(k), v.to(torch.promote_types(v.dtype, torch.float32))
+            if real is not None:
+                keys = keys * real[:, None, :, :, None]
+            norm = F.pad(keys.sum(3).cumsum(2), (0, 0, 1, -1))
+            if not self.options.delta_rule:
+                return F.pad((keys.transpose(-1, -2) @ values).cumsum(2), (0, 0, 0, 0, 1, -1)), norm
+            memories = [torch.zeros_like(keys[:, :, 0].transpose(-1, -2) @ values[:, :, 0])]
+            for segment in range(k.shape[2] - 1):
+                one, content = keys[:, :, segment], values[:, :, segment]
+                memories.append(memories[-1] + self._written(one, content, memories[-1], norm[:, :, segment]))
+            return torch.stack(memories, 2), norm
+
+    def _written(self, keys: Tensor, values: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
+        """What the features ``keys (B, H_kv, S, D)`` of a segment add to a memory, ``(B, H_kv, D, D)``."""
+        if self.options.delta_rule:
+            values = values - retrieved(keys, memory, norm)
+        return keys.transpose(-1, -2) @ values
+
+    def _mixed(self, q: Tensor, local: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
+        """Gate the retrieval of ``q (B, H, …, S, D)`` with the local attention of the same shape, where the memory holds something."""
+        with torch.autocast(q.device.type, enabled=False):
+            memory, norm = repeat_heads(memory, q.shape[1]), repeat_heads(norm, q.shape[1])
+            found = retrieved(feature_map(q), memory, norm)
+            gate = self.gate.to(found.dtype).sigmoid().view(1, -1, *[1] * (q.dim() - 2))
+            gate = gate * (norm.sum(-1) > 0)[..., None, None]
+            return (gate * found + (1 - gate) * local).to(local.dtype)
+
+    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
+        """Drop whole keys of each head: there is no matrix of weights, and this keeps the mean as dropout on one does."""
+        if not dropout_p:
+            return k, v
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        return k, v * F.dropout(torch.ones_like(v[..., :1]), dropout_p)
+
+    def advance(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        *,
+        padding_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        seed: int = 0,
+        **others: Any,
+    ) -> tuple[Tensor, State]:
+        """Besides the segment's own tokens (:mod:`hf_longattn.mechanisms.segment_state`), the state holds ``memory (B, H_kv, D, D)``
+        and ``norm (B, H_kv, D)`` of the segments before it; H_kv is H where keys are dropped, each head having its own."""
+        k, v = self._dropped(q, k, v, dropout_p)
+        q, k, v = same_dtype(q, k, v)
+        size = self.options.segment_length
+        if state is None and k.shape[2] > 1:
+            out, memories, norms = self._whole(q, k, v, padding_mask, scaling)
+            local, segment = last_segment(k, v, padding_mask, size)
+            empty = self._empty(k, v)
+            if memories is None or norms is None:
+                return out, {**local, **empty}
+            rows = torch.arange(len(segment), device=segment.device)
+            return out, {**local, "memory": memories[rows, :, segment], "norm": norms[rows, :, segment]}
+        current = {**begin(k, v, size), **self._empty(k, v)} if state is None else state
+        outs = []
+        for first in range(0, k.shape[2], size):
+            piece = slice(first, first + size)
+            mask = None if padding_mask is None else padding_mask[:, piece]
+            out, current = self._step(q[:, :, piece], k[:, :, piece], v[:, :, piece], current, mask, scaling)
+            outs.append(out)
+        return torch.cat(outs, 2), current
+
+    def _empty(self, k: Tensor, v: Tensor) -> State:
+        precise = torch.promote_types(k.dtype, torch.float32)
+        shape = (k.shape[0], k.shape[1], k.shape[3])
+        return {"memory": k.new_zeros(*shape, v.shape[3], dtype=precise), "norm": k.new_zeros(shape, dtype=precise)}
+
+    def _step(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State, mask: Tensor | None, scaling: float | None
+    ) -> tuple[Tensor, State]:  # at most a segment of tokens
+        size = self.options.segment_length
+        there = arrive(state, k, v, mask)
+        local = there.attend(q, scaling)
+        memory, norm = state["memory"], state["norm"]
+        out = self._mixed(q, local, memory, norm)
+        if bool(there.crossed.any()):
+            with torch.autocast(k.device.type, enabled=False):
+                keys = feature_map(there.keys[:, :, :size]) * there.real[:, None, :size, None]
+                later = memory + self._written(keys, there.values[:, :, :size].to(memory.dtype), memory, norm)
+                later_norm = norm + keys.sum(2)
+            beyond = (there.positions >= size)[:, None, :, None]
+            out = torch.where(beyond, self._mixed(q, local, later, later_norm), out)
+            memory = torch.where(there.crossed[:, None, None, None], later, memory)
+            norm = torch.where(there.crossed[:, None, None], later_norm, norm)
+        return out, {**there.state(), "memory": memory, "norm": norm}
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of the own one). By the delta rule the
+        memory holds U with (I + R) U = V, where R are the linear weights by which keys retrieve: W_mem V becomes W_mem (I + R)⁻¹ V."""
+        (batch, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
+        k = repeat_heads(k, heads)
+        _, _, q_idx, kv_idx = index_grid(batch, heads, q_len, length, q.device)
+        real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
+        start = first_real(real).view(-1, 1, 1, 1)
+        token = real[:, None, None, :]
+        own, segment = (q_idx - start).div(size, rounding_mode="floor"), (kv_idx - start).div(size, rounding_mode="floor")
+        inside = token & (segment == own) & (kv_idx <= q_idx)
+        scores = q @ k.transpose(-1, -2) * (head_dim**-0.5 if scaling is None else scaling)
+        local = masked_softmax(scores, inside.expand_as(scores))
+
+        def linear(features: Tensor, of: Tensor) -> Tensor:
+            weights = features @ (F.elu(k) + 1).transpose(-1, -2) * (token & (segment < of))
+            total = weights.sum(-1, keepdim=True)
+            return torch.where(total > 0, weights / torch.where(total > 0, total, 1), 0)
+
+        memory = linear(F.elu(q) + 1, own)
+        gate = self.gate.to(q.dtype).sigmoid().view(1, -1, 1, 1) * (memory.sum(-1, keepdim=True) > 0)
+        if self.options.delta_rule:
+            given_back = linear(F.elu(k) + 1, segment.transpose(-1, -2))
+            eye = torch.eye(length, dtype=q.dtype, device=q.device)
+            memory = torch.linalg.solve_triangular(eye + given_back, memory, upper=False, left=False)
+        return gate * memory + (1 - gate) * local
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return length <= self.options.segment_length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """Reading and writing the memory of D·D numbers costs a token as much as D pairs."""
+        local = sum(triangle(size) for size in block_sizes(length, self.options.segment_length))
+        return local + (length * self.head_dim if length > self.options.segment_length else 0)
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """elu(x) + 1 in float32 at least; exp(x) below zero, where the sum would lose its digits."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
+def retrieved(features: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
+    """Equation 4: what ``features (…, S, D)`` find in ``memory (…, D, D)``; zeros in an empty one."""
+    total = (features @ norm[..., None]).clamp(min=torch.finfo(features.dtype).tiny)
+    return (features @ memory) / total

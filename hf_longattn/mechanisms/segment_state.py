@@ -1,0 +1,115 @@
+"""The segment that each row of a batch is in while it is decoded: its keys and values by position, in a state of constant size.
+
+Rows may have begun at different times (padding on the left), so each has filled another part of its segment. A state holds
+
+    keys, values   ``(B, H_kv, S, D)``: slot p is position p of the row's segment
+    real           ``(B, S)`` bool: padding and slots that are still empty are False
+    filled         ``(B,)``: positions taken; 0 while the row's first real token has not come
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engines.dense import dense_attention
+
+SegmentState = dict[str, Tensor]
+
+
+class Arrived(NamedTuple):
+    """A state with at most S further tokens: two segments side by side, the current one and the next."""
+
+    keys: Tensor
+    """``(B, H_kv, 2S, D)``; ``values`` likewise."""
+    values: Tensor
+    real: Tensor
+    """``(B, 2S)``"""
+    positions: Tensor
+    """Position of each new token ``(B, n)`` within the two; below 0 for padding before the first real token."""
+    filled: Tensor
+    """Positions taken of the two, ``(B,)``."""
+
+    @property
+    def crossed(self) -> Tensor:
+        """Which rows have begun the next segment, ``(B,)``."""
+        return self.filled > self.real.shape[1] // 2
+
+    def attend(self, q: Tensor, scaling: float | None) -> Tensor:
+        """Causal softmax attention of the new tokens' queries ``(B, H, n, D)`` within their segments."""
+        size = self.real.shape[1] // 2
+        used = self.real.shape[1] if bool(self.crossed.any()) else size
+        places = self.positions[:, None, :, None]
+        return dense_attention(
+            q, self.keys[:, :, :used], self.values[:, :, :used], key_mask=self.real[:, :used], scaling=scaling, q_idx=places,
+            mask_mod=lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (kv_idx // size == q_idx // size),
+        )  # fmt: skip
+
+    def state(self) -> SegmentState:
+        """The segment that each row is in now."""
+        size, crossed = self.real.shape[1] // 2, self.crossed
+        over = crossed[:, None, None, None]
+        return {
+            "keys": torch.where(over, self.keys[:, :, size:], self.keys[:, :, :size]),
+            "values": torch.where(over, self.values[:, :, size:], self.values[:, :, :size]),
+            "real": torch.where(crossed[:, None], self.real[:, size:], self.real[:, :size]),
+            "filled": torch.where(crossed, self.filled - size, self.filled),
+        }
+
+
+def begin(k: Tensor, v: Tensor, size: int) -> SegmentState:
+    """The state before the first token."""
+    batch, heads, _, head_dim = k.shape
+    return {
+        "keys": k.new_zeros(batch, heads, size, head_dim),
+        "values": v.new_zeros(batch, heads, size, v.shape[3]),
+        "real": torch.zeros(batch, size, dtype=torch.bool, device=k.device),
+        "filled": torch.zeros(batch, dtype=torch.long, device=k.device),
+    }
+
+
+def leading(padding_mask: Tensor) -> Tensor:
+    """Padding before each row's first real token of ``padding_mask (B, n)``, ``(B,)``; n where there is none."""
+    return (padding_mask.cumsum(1) == 0).sum(1)
+
+
+def arrive(state: SegmentState, k: Tensor, v: Tensor, padding_mask: Tensor | None) -> Arrived:
+    """Put n <= S new tokens ``k, v (B, H_kv, n, D)`` behind those of the state."""
+    (batch, _, count, _), size = k.shape, state["real"].shape[1]
+    mask = torch.ones(batch, count, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+    filled = state["filled"]
+    skipped = torch.where(filled == 0, leading(mask), 0)
+    places = torch.arange(count, device=k.device) - skipped[:, None]
+    positions = torch.where(places >= 0, places + filled[:, None], -1)
+    slots = torch.where(positions < 0, 2 * size, positions)  # one slot more takes what has no place
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        room = torch.cat([old, old.new_zeros(*old.shape[:-2], size + 1, old.shape[-1])], -2)
+        index = slots.view(batch, *[1] * (new.dim() - 3), count, 1).expand_as(new)
+        return room.scatter(-2, index, new.to(old.dtype))[..., : 2 * size, :]
+
+    real = put(state["real"][..., None], mask[..., None])[..., 0]
+    return Arrived(put(state["keys"], k), put(state["values"], v), real, positions, filled + count - skipped)
+
+
+def last_segment(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int) -> tuple[SegmentState, Tensor]:
+    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and which of its segments each row is in, ``(B,)``."""
+    (batch, _, length, _), device = k.shape, k.device
+    mask = torch.ones(batch, length, dtype=torch.bool, device=device) if padding_mask is None else padding_mask
+    skipped = leading(mask)
+    segment = (length - skipped - 1).clamp(min=0) // size
+    first = skipped + segment * size
+    places = first[:, None] + torch.arange(size, device=device)
+    inside = places < length
+    places = places.clamp(max=length - 1)
+    keys, values = (x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))
+    hidden = ~inside[:, None, :, None]
+    state = {
+        "keys": keys.masked_fill(hidden, 0),
+        "values": values.masked_fill(hidden, 0),
+        "real": mask.gather(1, places) & inside,
+        "filled": length - first,
+    }
+    return state, segment
