@@ -111,7 +111,7 @@ def test_dropped_keys_keep_the_mean() -> None:
 
 def test_bad_input_is_a_sentence() -> None:
     q, k, v = inputs(20)
-    with pytest.raises(OptionError, match="'segment_length'.*at least 1"):
+    with pytest.raises(OptionError, match=r"'segment_length'.*at least 1"):
         attend(q, k, v, "infini", causal=True, segment_length=0)
     with pytest.raises(LongAttentionError, match="only with causal=True"):
         attend(q, k, v, "infini")

@@ -82,7 +82,7 @@ def test_pairs_are_counted() -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(OptionError, match="'segment_length'.*at least 1"):
+    with pytest.raises(OptionError, match=r"'segment_length'.*at least 1"):
         build_mechanism("transformer_xl", num_heads=1, head_dim=4, segment_length=0)
-    with pytest.raises(OptionError, match="'memory_length'.*at least 0"):
+    with pytest.raises(OptionError, match=r"'memory_length'.*at least 0"):
         build_mechanism("transformer_xl", num_heads=1, head_dim=4, memory_length=-1)
