@@ -87,6 +87,12 @@ def not_negative(mechanism: str, name: str, value: int, example: int = 128) -> N
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 0; for example {name}={example}.")
 
 
+def even(mechanism: str, name: str, value: int) -> None:
+    """Refuse odd values and values below 2 with a sentence."""
+    if value < 2 or value % 2:
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be even and at least 2; for example {name}=16.")
+
+
 def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
 

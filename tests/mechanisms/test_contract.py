@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.registry import mechanism_class
 
 LENGTHS = (1, 2, 63, 64, 65, 300)
@@ -146,7 +147,11 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
     def nearer(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score - 0.05 * (h + 1) * (i - j).abs()
 
-    for score_mod in (None, nearer) if mechanism_class(name).takes_score_mod else (None,):
+    takes = mechanism_class(name).takes_score_mod
+    if not takes:
+        with pytest.raises(OptionError, match="score_mod"):
+            attend(q, k, v, name, score_mod=nearer, **arguments)
+    for score_mod in (None, nearer) if takes else (None,):
         expected = reference_attend(q, k, v, name, score_mod=score_mod, **arguments).float()
         torch.testing.assert_close(attend(q, k, v, name, score_mod=score_mod, **arguments), expected, atol=1e-5, rtol=0)
     ones = torch.ones_like(v)

@@ -1,0 +1,218 @@
+"""What linear mechanisms share: features of queries and keys, run by the linear engine (Katharopoulos et al. 2020, equations 4 to 12).
+
+    o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
+
+A mechanism gives φ for the fast path and κ, written without φ, for the definition. Features are made for a few hundred tokens at a time,
+so that they stay in the cache and, where no gradient is asked for, never exist for the whole text.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engines.dense import repeat_heads
+from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
+from ..engines.pattern import ScoreMod
+from .base import Mechanism, State
+from .token_positions import positions_of
+
+PIECE = 1 << 18
+"""Features of one tensor that are made at a time."""
+NOTHING = -1e30
+"""Logarithm of the scale of an empty state: finite, so that differences are numbers."""
+LEAST = 1e-20
+"""Added to features that are exponentials: a row that sees only keys far below the largest still has weights to divide by."""
+
+
+class LinearMechanism(Mechanism):
+    """A mechanism whose weights are products of features."""
+
+    engine = "linear"
+    cost = "N·D²"
+    exact_when = "never: the weights are not a softmax"
+    stateful = True
+    takes_score_mod = False
+    counts_positions: ClassVar[bool] = False
+    """Whether the features depend on the tokens' positions, counted from the first real token."""
+    key_logarithms: bool = False
+    """Whether :meth:`keys` returns logarithms of features; they are exponentiated here, relative to the largest so far."""
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> None:
+        return None
+
+    @abstractmethod
+    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor of its own for each row changes nothing.
+
+        ``scale`` is the factor on q·k, ``positions (B, n)`` the tokens' positions where the mechanism counts them.
+        """
+
+    @abstractmethod
+    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+        """φ_k of ``k (B, H_kv, n, D)``: ``(B, H_kv or H, n, F)``, or its logarithm (:attr:`key_logarithms`)."""
+
+    @abstractmethod
+    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
+        """The definition: κ ``(B, H, Nq, Nk)`` of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, in their dtype."""
+
+    def check_positions(self, positions: Tensor) -> None:
+        """Raise :class:`LengthError` for positions that the features do not know."""
+
+    def features_per_head(self) -> int:
+        """F, which sizes the state and the pieces."""
+        return self.head_dim
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
+        positions, _ = positions_of(padding_mask, batch, kv_len, q.device)
+        at = (positions[:, kv_len - q_len :], positions) if self.counts_positions else (None, None)
+        weights = self.kernel(q, repeat_heads(k, heads), self.scale(scaling), *at)
+        if causal:
+            weights = weights.tril(kv_len - q_len)
+        if padding_mask is not None:
+            weights = weights.masked_fill(~padding_mask[:, None, None, :], 0.0)
+        total = weights.sum(-1, keepdim=True)
+        return torch.where(total == 0, 0.0, weights / torch.where(total == 0, 1.0, total))
+
+    def scale(self, scaling: float | None) -> float:
+        """The factor on q·k."""
+        return self.head_dim**-0.5 if scaling is None else scaling
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            return self._run(q, k, v, None, causal, padding_mask, self.scale(scaling), dropout_p)[0]
+
+    def advance(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        *,
+        padding_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> tuple[Tensor, State]:
+        """The next tokens of a causal text: ``q (B, H, n, D)``, ``k, v (B, H_kv, n, D)``, ``padding_mask (B, n)`` of these alone.
+
+        Returns:
+            The output ``(B, H, n, D)``, and the state after them, batch first: ``kv``, ``z``, and where the features need it ``seen (B,)``,
+            how many positions were counted, and ``log (B, heads)``, the scale that the sums are kept in.
+        """
+        with torch.autocast(q.device.type, enabled=False):
+            return self._run(q, k, v, state, True, padding_mask, self.scale(scaling), dropout_p)
+
+    def _run(
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, causal: bool, mask: Tensor | None, scale: float, dropout_p: float
+    ) -> tuple[Tensor, State]:
+        (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
+        if dropout_p:  # there is no matrix of weights: whole keys are dropped
+            v = v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p)
+        q_at = k_at = seen = None
+        if self.counts_positions:
+            k_at, seen = positions_of(mask, batch, kv_len, q.device, None if state is None else state["seen"])
+            self.check_positions(k_at)
+            q_at = k_at[:, kv_len - q_len :]
+        source = _Keys(self, k, v, mask, k_at, scale)
+        first = kv_len - q_len
+        outs: list[Tensor] = []
+        for piece in self._pieces(0, first if causal else kv_len, q):
+            phi_k, values, state = source.take(piece, state)
+            state = {**state, **absorb(state, phi_k, values)}
+        for piece in self._pieces(0, q_len, q):
+            phi_q = self.queries(_wide(q[:, :, piece]), scale, None if q_at is None else q_at[:, piece])
+            if causal:
+                phi_k, values, state = source.take(slice(piece.start + first, piece.stop + first), state)
+                out, sums = linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
+                state = {**state, **sums}
+            else:
+                assert state is not None
+                out = read(phi_q, state)
+            outs.append(out.to(q.dtype))
+        assert state is not None
+        if seen is not None:
+            state = {**state, "seen": seen}
+        return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
+
+    def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
+        """Runs of tokens, each with :data:`PIECE` features or one chunk; a single one in compiled graphs."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            size = stop - start
+        else:
+            size = max(CHUNK, PIECE // (like.shape[0] * like.shape[1] * self.features_per_head()) // CHUNK * CHUNK)
+        at = start
+        while at < stop:
+            yield slice(at, min(at + size, stop))
+            at += size
+
+
+class _Keys(NamedTuple):
+    """The keys and values of one call, of which features are made piece by piece."""
+
+    mechanism: LinearMechanism
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    positions: Tensor | None
+    scale: float
+
+    def take(self, at: slice, state: State | None) -> tuple[Tensor, Tensor, State]:
+        """Features and values of the tokens ``at``, and the state of the earlier ones in the same scale."""
+        mask = None if self.mask is None else self.mask[:, at]
+        phi_k = self.mechanism.keys(_wide(self.k[:, :, at]), self.scale, None if self.positions is None else self.positions[:, at])
+        values = repeat_heads(_wide(self.v[:, :, at]), phi_k.shape[1])
+        if state is None:
+            state = empty_state(phi_k, values)
+            if self.mechanism.key_logarithms:
+                state["log"] = phi_k.new_full(phi_k.shape[:2], NOTHING)
+        if self.mechanism.key_logarithms:
+            phi_k, state = exponentiated(phi_k, mask, state)
+        return phi_k if mask is None else masked(phi_k, mask), values, state
+
+
+def exponentiated(logs: Tensor, mask: Tensor | None, state: State) -> tuple[Tensor, State]:
+    """exp of ``logs (B, H, n, F)`` relative to the largest so far, and the state in the same scale. The scale cancels in the quotient."""
+    with torch.no_grad():
+        most = logs.amax(-1)
+        if mask is not None:
+            most = most.masked_fill(~mask[:, None], NOTHING)
+        top = torch.maximum(most.amax(-1), state["log"])
+        factor = (state["log"] - top).exp()
+    phi_k = (logs - top[..., None, None]).exp() + LEAST
+    return phi_k, {**state, "kv": state["kv"] * factor[..., None, None], "z": state["z"] * factor[..., None], "log": top}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

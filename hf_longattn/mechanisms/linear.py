@@ -1,0 +1,62 @@
+"""Linear attention with a fixed feature map (Katharopoulos et al. 2020, Transformers are RNNs, equations 4 to 12).
+
+    o_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / φ(q_i) Σ_j φ(k_j)        φ(x) = elu(x) + 1  or  max(x, 0)
+
+There is no product q·k to scale: a ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each, as it would their product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .feature_map import LinearMechanism
+from .options import Options, one_of, option
+from .registry import register_mechanism
+
+MAPS = ("elu", "relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearOptions(Options):
+    feature_map: str = option("elu", "φ: elu is elu(x) + 1, as in the paper; relu is max(x, 0)")
+
+    def check(self) -> None:
+        one_of("linear", "feature_map", self.feature_map, MAPS)
+
+
+@register_mechanism("linear")
+class Linear(LinearMechanism):
+    """Every query sees every key, with weights that are products of features."""
+
+    summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
+    paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
+    options_type = LinearOptions
+    sample: ClassVar[dict[str, Any]] = {}
+    options: LinearOptions
+
+    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+        factor = relative(scale, q.shape[-1])
+        if self.options.feature_map == "relu":
+            return F.relu(q)  # a positive factor cancels
+        return F.elu(q if factor == 1 else q * factor) + 1
+
+    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+        return self.queries(k, scale, positions)
+
+    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
+        factor = relative(scale, q.shape[-1])
+        if self.options.feature_map == "relu":
+            left, right = q.clamp(min=0), k.clamp(min=0)
+        else:
+            left, right = (torch.where(x > 0, x + 1, (x * (x <= 0)).exp()) for x in (q * factor, k * factor))
+        return left @ right.mT
+
+
+def relative(scale: float, head_dim: int) -> float:
+    """What multiplies q and k each, so that their product is multiplied by ``scale`` relative to D^-½; exactly 1 at that."""
+    return 1.0 if scale == head_dim**-0.5 else (scale * head_dim**0.5) ** 0.5

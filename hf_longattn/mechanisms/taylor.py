@@ -1,0 +1,83 @@
+"""The second-order Taylor polynomial of exp as a kernel (Arora et al. 2024, Based, section 4.1; Zhang et al. 2024, section 4.2).
+
+    κ(q, k) = 1 + s + s²/2        s = scale · (q W_q)·(k W_k)
+
+Its features are 1, the d projected coordinates and their d (d + 1) / 2 products, those of unequal coordinates once with weight √2. The
+projections W (D × d) are learned for each head. They begin as one random orthogonal map for queries and keys, so that s estimates
+scale · q·k; with ``feature_dim`` equal to the head size they begin as the identity, where s is just that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .feature_map import LinearMechanism
+from .learned_heads import HeadwiseLinear
+from .options import Options, even, option
+from .registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class TaylorOptions(Options):
+    feature_dim: int = option(16, "d, to which queries and keys are projected; the state has 1 + d + d(d+1)/2 rows", "features")
+
+    def check(self) -> None:
+        even("taylor", "feature_dim", self.feature_dim)
+
+
+@register_mechanism("taylor")
+class Taylor(LinearMechanism):
+    """Weights 1 + s + s²/2 of projected queries and keys, always positive."""
+
+    summary = "the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions"
+    paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
+    cost = "N·d²·D"
+    trains = True
+    options_type = TaylorOptions
+    sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
+    options: TaylorOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: TaylorOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.query_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
+        self.key_map = HeadwiseLinear(num_heads, head_dim, options.feature_dim)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """One random orthogonal map per head for queries and keys, scaled so that products keep their mean; or the identity."""
+        weight = self.query_map.weight
+        small, large = sorted(weight.shape[1:])
+        if small == large:
+            weight.copy_(torch.eye(large))
+        else:
+            for head in weight:
+                nn.init.orthogonal_(head, gain=(weight.shape[1] / small) ** 0.5)
+        self.key_map.weight.copy_(weight)
+
+    def features_per_head(self) -> int:
+        d = self.options.feature_dim
+        return 1 + d + d * (d + 1) // 2
+
+    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+        return polynomial(self.query_map(q) * scale)
+
+    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+        return polynomial(self.key_map(k))
+
+    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
+        s = scale * (q @ self.query_map.weight.to(q.dtype)) @ (k @ self.key_map.weight.to(k.dtype)).mT
+        return 1 + s + s.square() / 2
+
+
+def polynomial(x: Tensor) -> Tensor:
+    """``(…, d)`` -> ``(…, 1 + d + d(d+1)/2)``, features whose products are 1 + s + s²/2 for s = x·y."""
+    d = x.shape[-1]
+    first, second = torch.triu_indices(d, d, device=x.device)
+    weights = torch.ones(len(first), dtype=x.dtype, device=x.device).masked_fill(first == second, math.sqrt(0.5))
+    return torch.cat((torch.ones_like(x[..., :1]), x, x[..., first] * x[..., second] * weights), -1)

@@ -1,0 +1,102 @@
+"""The linear engine against the quadratic form written out: values, gradients of everything that it takes, states, memory."""
+
+import importlib.util
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn.engines.linear import linear_attention
+from hf_longattn.engines.linear_fla import fla_installed, fla_runs
+
+
+def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, heads, q_len, 6), (2, kv_heads, kv_len, 6), (2, kv_heads, kv_len, 5)
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    return q.exp(), k.exp(), v
+
+
+def quadratic(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, normalise: bool) -> Tensor:
+    group = q.shape[1] // k.shape[1]
+    weights = q @ k.repeat_interleave(group, 1).mT
+    if causal:
+        weights = weights.tril(k.shape[2] - q.shape[2])
+    if mask is not None:
+        weights = weights * mask[:, None, None]
+    out = weights @ v.repeat_interleave(group, 1)
+    total = weights.sum(-1, keepdim=True)
+    return out / torch.where(total == 0, 1.0, total) if normalise else out
+
+
+@pytest.mark.parametrize(("causal", "normalise", "kv_heads"), list(itertools.product((False, True), (False, True), (1, 2, 4))))
+@pytest.mark.parametrize(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
+def test_values_and_gradients_are_those_of_the_quadratic_form(
+    causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int
+) -> None:
+    leaves = [x.requires_grad_() for x in features(q_len, kv_len, kv_heads=kv_heads)]
+    mask = torch.ones(2, kv_len, dtype=torch.bool)
+    mask[0, : kv_len // 3] = False
+    mask[1, kv_len // 2 : kv_len // 2 + 1] = False
+    out, _ = linear_attention(*leaves, causal=causal, key_mask=mask, normalise=normalise, chunk=chunk)
+    expected = quadratic(*leaves, causal, mask, normalise)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    for found, wanted in zip(torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_gradients_of_the_state_and_second_derivatives(normalise: bool) -> None:
+    q, k, v = (x[:1, :1, :5, :3].clone().requires_grad_() for x in features(7, 7))
+    kv, z = torch.rand(1, 1, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(1, 1, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(*x: Tensor) -> tuple[Tensor, ...]:
+        out, state = linear_attention(*x[:3], causal=True, initial_state={"kv": x[3], "z": x[4]}, chunk=2, normalise=normalise)
+        return out, state["kv"], state["z"]
+
+    assert torch.autograd.gradcheck(run, (q, k, v, kv, z))
+    assert torch.autograd.gradgradcheck(run, (q, k, v, kv, z))
+
+
+def test_pieces_with_a_state_equal_the_whole() -> None:
+    q, k, v = features(40, 40)
+    whole, end = linear_attention(q, k, v, causal=True, chunk=8)
+    state, outs = None, []
+    for begin, stop in ((0, 13), (13, 14), (14, 40)):
+        out, state = linear_attention(
+            q[:, :, begin:stop], k[:, :, begin:stop], v[:, :, begin:stop], causal=True, initial_state=state, chunk=8
+        )
+        outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, 2), whole)
+    for name, tensor in end.items():
+        torch.testing.assert_close(state[name], tensor)
+
+
+def test_sums_are_kept_in_fp32_under_autocast_and_bf16() -> None:
+    q, k, v = features(512, 512, dtype=torch.bfloat16)
+    for causal in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            out, state = linear_attention(q, k, v, causal=causal)
+        assert {out.dtype, *(x.dtype for x in state.values())} == {torch.float32}
+        torch.testing.assert_close(out, quadratic(q.float(), k.float(), v.float(), causal, None, True), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_kept_for_the_backward_pass_is_linear_in_the_length() -> None:
+    def kept(length: int) -> int:
+        leaves = [x.requires_grad_() for x in features(length, length)]
+        storages: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: storages.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) and x, lambda x: x
+        ):
+            linear_attention(*leaves, causal=True)
+        return sum(storages.values())
+
+    assert kept(4096) < 2.2 * kept(2048)
+
+
+def test_the_optional_kernels_run_where_they_can_only() -> None:
+    q, k, v = features(8, 8, dtype=torch.float32)
+    assert fla_installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
+    assert not fla_runs(q, k, v), "on the CPU the chunked path runs"
