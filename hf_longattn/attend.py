@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.base import Mechanism, ScoreMod
-from .mechanisms.registry import build_mechanism
+from .mechanisms.registry import mechanism_from
 
 
 def attend(
@@ -104,7 +104,7 @@ def _prepare(
     else:
         with torch.random.fork_rng(devices=()):  # the parameters, where it has some, follow the seed
             torch.manual_seed(seed)
-            module = build_mechanism(mechanism, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2], **options)
+            module = mechanism_from(mechanism, options, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2])
     module.check_form(causal, "this call")
     if score_mod is not None and not module.takes_score_mod:
         raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..mechanisms import build_mechanism
 from ..mechanisms.masked import MaskedMechanism
+from ..mechanisms.registry import mechanism_from
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,13 +74,13 @@ class AttentionInputs:
         self.qkv = (q, k, v)
         for tensor in self.qkv:
             tensor.requires_grad_(case.backward)
-        self.mechanism = build_mechanism(
+        self.mechanism = mechanism_from(
             case.mechanism,
+            case.options,
             num_heads=case.heads,
             head_dim=case.head_dim,
             hidden_size=case.hidden_size,
             max_length=case.length,
-            **case.options,
         ).to(case.device)
         self.global_mask: Tensor | None = None
         if case.num_globals:

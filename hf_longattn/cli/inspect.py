@@ -36,12 +36,11 @@ def inspect(
     from .show import print_json, show_inspection
 
     if mechanism is not None and plot is not None:
-        from ..mechanisms import build_mechanism
-        from ..mechanisms.registry import mechanism_class
+        from ..mechanisms.registry import mechanism_class, mechanism_from
         from .plot import draw_patterns
 
         chosen: dict[str, Any] = dict(flags.parse_options(option)) or mechanism_class(mechanism).sample
-        built = build_mechanism(mechanism, num_heads=4, head_dim=16, max_length=length, **chosen)
+        built = mechanism_from(mechanism, chosen, num_heads=4, head_dim=16, max_length=length)
         draw_patterns(
             {built.name + "".join(f", {name} {value}" for name, value in chosen.items()): built}, length=length, causal=causal, file=plot
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..mechanisms import Mechanism, build_mechanism
+from ..mechanisms import Mechanism
+from ..mechanisms.registry import mechanism_from
 
 __all__ = ["LengthCost", "ModelShape", "cost_at", "layer_mechanisms", "lengths_up_to"]
 
@@ -72,14 +73,7 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
     for index in range(shape.layers):
         name, options = attention.for_layer(index)
         built.append(
-            build_mechanism(
-                name,
-                num_heads=shape.heads,
-                head_dim=shape.head_dim,
-                hidden_size=shape.hidden,
-                max_length=max_length,
-                **options,
-            )
+            mechanism_from(name, options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden, max_length=max_length)
         )
     return built
 

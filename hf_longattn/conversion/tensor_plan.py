@@ -87,7 +87,7 @@ def moved_tensors(source: Source, architecture: Architecture) -> list[MovedTenso
 def plan_tensors(
     source: Source,
     moves: list[MovedTensor],
-    skeleton: nn.Module,
+    skeleton: Any,
     tables: dict[str, tuple[int, int]],
     old_length: int,
     cast: torch.dtype | None,
@@ -129,7 +129,7 @@ def plan_tensors(
         if key is not None:
             found[key] = one
     for name, shape in expected.items():
-        if name not in found and name.startswith(own):
+        if name not in found and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
             planned.append(_begun(name, shape, skeleton, found, cast))
     return planned
 

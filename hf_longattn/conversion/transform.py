@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..mechanisms import build_mechanism
+from ..mechanisms.registry import mechanism_from
 from ..positions import extend_table
 from .architecture import attached_mechanisms
 from .plan import ConversionPlan, TensorPlan
@@ -61,13 +61,13 @@ def _added_values(plan: ConversionPlan) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
-            built = build_mechanism(
+            built = mechanism_from(
                 planned.name,
+                planned.options.to_dict(),
                 num_heads=planned.num_heads,
                 head_dim=planned.head_dim,
                 hidden_size=planned.hidden_size,
                 max_length=planned.max_length,
-                **planned.options.to_dict(),
             )
             values |= {f"{prefix}.{name}": value for name, value in built.state_dict().items()}
     return values

@@ -14,9 +14,10 @@ from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
-from ..mechanisms.registry import build_mechanism
+from ..mechanisms.registry import mechanism_from
 from ..memory import AttendingLayer
 from .projections import copied_parameters
+from .sharing import share_parameters
 
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 CROSS_MECHANISM = "full"
@@ -94,7 +95,7 @@ def attach_mechanisms(
         max_length = decoder_length if site.decoding else encoder_length
         heads = _first(site.module, HEAD_COUNTS)
         head_dim = _first(site.module, HEAD_DIMS) or _first(site.module, WIDTHS) // heads
-        mechanism = build_mechanism(name, num_heads=heads, head_dim=head_dim, max_length=max_length, **options)
+        mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, max_length=max_length)
         mechanism.layer = site.layer
         causal = bool(site.module.is_causal)
         mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
@@ -105,6 +106,7 @@ def attach_mechanisms(
         site.module.long_attention = _placed_like(mechanism, site.module)
         if causal and not site.cross and pass_cache_layer not in site.module._forward_pre_hooks.values():
             site.module.register_forward_pre_hook(pass_cache_layer, with_kwargs=True)
+    share_parameters(model)
     return sites
 
 

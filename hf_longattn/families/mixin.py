@@ -18,6 +18,7 @@ from .auxiliary import with_auxiliary_loss
 from .limits import check_length, check_tables
 from .projections import copied_parameters
 from .registry import Family, PositionTable
+from .sharing import separate_parameters, shared_parameters
 from .token_globals import global_tokens_of, token_rule
 
 if TYPE_CHECKING:
@@ -52,7 +53,28 @@ class LongAttentionMixin(_Base):
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
             token_rule(stack)  # refuses contradicting layers now
+        for model in (module for module in self.modules() if isinstance(module, LongAttentionMixin)):
+            if shared := shared_parameters(model):
+                model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
         super().post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """As the base's; what the layers' mechanisms share is tied whatever the config says of word embeddings."""
+        return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """While it loads, a model does not share: transformers marks what is tied, and must not take the first layer's for loaded."""
+        separate_parameters(self)
+        super().mark_tied_weights_as_initialized(loading_info)
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """As the base's; what the layers share is initialised by now where a short checkpoint has none, and so is not missing."""
+        begun = set(shared_parameters(self).values()) & (missing_keys or set())
+        if missing_keys is not None:
+            missing_keys -= begun
+        super().tie_weights(missing_keys, recompute_mapping)
+        if missing_keys is not None:
+            missing_keys |= begun
 
     def adapt(self) -> None:
         """Called once when an instance of the base has become one of ours: what its ``__init__`` would have done otherwise."""

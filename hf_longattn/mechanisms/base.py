@@ -46,6 +46,8 @@ class Mechanism(nn.Module, ABC):
 
     takes_score_mod: ClassVar[bool] = True
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
+    takes_fewer_queries: ClassVar[bool] = True
+    """Whether queries may be the last ones only of the keys' sequence; otherwise LengthError is raised for them."""
     stateful: bool = False
     """Whether decoding needs a state of constant size in place of the keys; see :meth:`advance`."""
 
@@ -53,6 +55,9 @@ class Mechanism(nn.Module, ABC):
     """Whether this mechanism needs its layer's input, ``hidden_states (B, Nq, hidden_size)``, as a further argument of ``forward``."""
     copies: Mapping[str, str] = MappingProxyType({})
     """Parameters that begin as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
+
+    shared_by_layers: tuple[str, ...] = ()
+    """Parameters that are one and the same in all layers of a model whose mechanisms have equal options."""
 
     options_type: ClassVar[type[Options]] = Options
     ignores_padding: bool = True

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -105,7 +105,7 @@ def prototype(name: str, options: str) -> Mechanism:
     """A small instance of a mechanism with these options (JSON), to ask what it needs: its causal form, its reach, its state."""
     chosen = check_options(name, json.loads(options))
     heads = chosen.telling_heads()
-    return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, PROTOTYPE_WIDTH, chosen)
+    return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.telling_length(), chosen)
 
 
 def build_mechanism(
@@ -124,5 +124,18 @@ def build_mechanism(
     Raises:
         UnknownMechanismError, OptionError: one sentence with the nearest valid name.
     """
+    return mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
+
+
+def mechanism_from(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    num_heads: int,
+    head_dim: int,
+    hidden_size: int | None = None,
+    max_length: int | None = None,
+) -> Mechanism:
+    """:func:`build_mechanism` with the options in a mapping, as configurations keep them: ``max_length`` may be one of them as well."""
     cls = mechanism_class(name)
-    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, cls.options_type.build(name, options))
+    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, cls.options_type.build(name, dict(options)))

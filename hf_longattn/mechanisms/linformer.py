@@ -1,0 +1,221 @@
+"""Linformer (Wang et al. 2020, equation 7): keys and values projected along the length of the text to a few rows.
+
+    output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
+
+    linear        E and F are learned. Their rows belong to the places of the text, counted from its first real token: a shorter text
+                  takes the first rows, a longer one is refused.
+    convolution   one learned kernel of max_length / rank tokens, moved by its own width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer
+                  text has more rows.
+    pooling       the mean over each of `rank` nearly equal runs of the text, whatever its length; nothing is learned.
+
+Padding is masked before projecting. There is no causal form: every projected key holds tokens of the whole text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.dense import dense_attention, repeat_heads
+from ..engines.low_rank import convolve_blocks, project_length
+from ..engines.pattern import ScoreMod
+from ..errors import LengthError, OptionError
+from .base import Mechanism, softmax_over
+from .gathered import turn, turning
+from .masked import first_real
+from .options import Options, one_of, option, positive
+from .registry import register_mechanism
+from .segments import segment_matrix, segment_means
+
+SHARINGS = ("none", "headwise", "key-value", "layerwise")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinformerOptions(Options):
+    rank: int = option(256, "k, rows to which keys and values are projected", "rows")
+    projection: str = option("linear", "how rows are made: linear, convolution or pooling")
+    sharing: str = option(
+        "headwise",
+        "what has one projection in common: none (each head has its own), headwise, key-value (headwise, and keys with values) or "
+        "layerwise (all layers of the model, and keys with values)",
+    )
+    max_length: int | None = option(None, "the longest text of a learned projection; none: the model's", "tokens")
+
+    def check(self) -> None:
+        positive("linformer", "rank", self.rank)
+        one_of("linformer", "projection", self.projection, ("linear", "convolution", "pooling"))
+        one_of("linformer", "sharing", self.sharing, SHARINGS)
+        if self.max_length is not None:
+            positive("linformer", "max_length", self.max_length)
+            self.check_rank(self.max_length)
+
+    def telling_length(self) -> int:
+        return self.max_length or self.rank
+
+    def check_rank(self, length: int) -> None:
+        """Raise OptionError where there would be more rows than tokens."""
+        if self.rank > length and self.projection != "pooling":
+            raise OptionError(
+                f"Option 'rank' of mechanism 'linformer' is {self.rank}, but must be at most the longest text, {length} tokens; "
+                f"for example rank={max(1, length // 4)}."
+            )
+
+
+@register_mechanism("linformer")
+class Linformer(Mechanism):
+    """Attention to keys and values that were projected along the length."""
+
+    summary = "keys and values projected along the length to a fixed number of rows"
+    paper = "Wang et al. 2020, Linformer, eq. 7"
+    engine = "low_rank"
+    cost = "N·rank"
+    exact_when = "projection=pooling with rank ≥ N"
+    causal = False
+    trains = True
+    takes_score_mod = False
+    options_type = LinformerOptions
+    sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"projection": "pooling", "rank": length}
+
+    options: LinformerOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LinformerOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if options.projection == "pooling":
+            return
+        longest = options.max_length or max_length
+        if longest is None:
+            raise OptionError(
+                "Mechanism 'linformer' learns a projection for every place of the text, but neither the model nor the option max_length "
+                "says how many there are; give max_length=4096, or projection='pooling'."
+            )
+        options.check_rank(longest)
+        self.longest = longest
+        own = num_heads if options.sharing == "none" else 1
+        shape = (own, longest, options.rank) if options.projection == "linear" else (own, -(-longest // options.rank))
+        self.key_projection = nn.Parameter(torch.empty(shape))
+        """E, ``(H or 1, max_length, rank)``; of a convolution ``(H or 1, width)``."""
+        if options.sharing in ("none", "headwise"):
+            self.value_projection = nn.Parameter(torch.empty(shape))
+            """F, as E."""
+        if options.sharing == "layerwise":
+            self.shared_by_layers = ("key_projection",)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A linear projection begins with independent normal entries whose rows of Eᵀ have length 1; a convolution as the mean."""
+        for parameter in self.parameters():
+            if self.options.projection == "linear":
+                nn.init.normal_(parameter, std=self.longest**-0.5)
+            else:
+                nn.init.constant_(parameter, 1 / parameter.shape[-1])
+
+    def _parameters_of_both(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """E and F."""
+        return self.key_projection, getattr(self, "value_projection", self.key_projection)
+
+    def accept(self, length: int) -> None:
+        """Raise LengthError where a learned projection has no rows for so long a text."""
+        if self.options.projection == "linear" and length > self.longest:
+            raise LengthError(
+                f"The input has {length} tokens, but the learned projection of mechanism 'linformer' has rows for {self.longest}; "
+                f"shorten it, or build the mechanism with max_length={length} or projection='pooling'."
+            )
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        (batch, length), heads = (k.shape[0], k.shape[2]), q.shape[1]
+        self.accept(length)
+        real = torch.ones(batch, length, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+        down = [self._matrix(number, real).to(k.dtype) * real[:, None, None, :] for number in range(2)]
+        filled = real.any(-1)[:, None] if self.options.projection == "linear" else (down[0] != 0).any(-1).any(1)
+        scores = q @ (down[0] @ repeat_heads(k, heads)).transpose(-1, -2) * (q.shape[3] ** -0.5 if scaling is None else scaling)
+        return softmax_over(scores, filled[:, None, None, :].expand(scores.shape)) @ down[1]
+
+    def _matrix(self, number: int, real: Tensor) -> Tensor:
+        """Eᵀ (0) or Fᵀ (1) for each sequence as a matrix ``(B, H or 1, rows, N)``, padding not yet masked."""
+        if self.options.projection == "pooling":
+            return segment_matrix(real, self.options.rank, torch.float64)[:, None]
+        parameter = self._parameters_of_both()[number]
+        place = torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
+        if self.options.projection == "linear":
+            return parameter[:, place.clamp(min=0)].permute(1, 0, 3, 2)
+        width = parameter.shape[1]
+        rows = torch.arange(-(-real.shape[1] // width), device=real.device)
+        here = (place // width)[:, None, None, :] == rows[:, None]
+        return parameter[:, place % width].transpose(0, 1)[:, :, None, :] * here
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        self.accept(k.shape[2])
+        shared: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
+        if self.covers(k.shape[2]):
+            return dense_attention(q, k, v, key_mask=padding_mask, **shared)
+        if self.options.sharing == "none" and self.options.projection != "pooling":
+            k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        rows_k, rows_v, filled = getattr(self, f"_{self.options.projection}")(k, v, padding_mask)
+        return dense_attention(q, rows_k, rows_v, key_mask=filled, **shared)
+
+    def _linear(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        length = k.shape[2]
+        if real is None:
+            rows = [parameter[None, :, :length] for parameter in self._parameters_of_both()]
+        else:
+            place = (torch.arange(length, device=k.device) - first_real(real)[:, None]).clamp(min=0)
+            rows = [parameter[:, place].transpose(0, 1) * real[:, None, :, None] for parameter in self._parameters_of_both()]
+        return project_length(rows[0], k), project_length(rows[1], v), None
+
+    def _convolution(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        filled = None
+        kernel_k, kernel_v = self._parameters_of_both()
+        if real is not None:
+            k, v = k * real[:, None, :, None], v * real[:, None, :, None]
+            start = turning(real)
+            if start is not None:
+                k, v, real = turn(k, start), turn(v, start), turn(real[:, None, :, None], start)[:, 0, :, 0]
+            width = kernel_k.shape[1]
+            filled = nn.functional.pad(real, (0, -real.shape[1] % width)).unflatten(1, (-1, width)).any(-1)
+        return convolve_blocks(kernel_k, k), convolve_blocks(kernel_v, v), filled
+
+    def _pooling(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        if real is None:
+            return segment_means(k, self.options.rank), segment_means(v, self.options.rank), None
+        means = segment_matrix(real, self.options.rank, k.dtype).transpose(1, 2)[:, None]
+        return project_length(means, k), project_length(means, v), (means > 0).any(2)[:, 0]
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.projection == "pooling" and self.options.rank >= length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        rows = self.options.rank
+        if self.options.projection == "convolution":
+            rows = -(-length // self.key_projection.shape[1])
+        return length * min(rows, length) if self.covers(length) or self.options.projection != "linear" else length * rows

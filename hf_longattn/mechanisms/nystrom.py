@@ -1,0 +1,201 @@
+"""Nyströmformer (Xiong et al. 2021, equations 13 to 15).
+
+Queries and keys are averaged over M segments of the text, the landmarks Q̃ and K̃. With F = softmax(Q K̃ᵀ), A = softmax(Q̃ K̃ᵀ) and
+B = softmax(Q̃ Kᵀ), all scores scaled,
+
+    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), and a depthwise convolution of V along the text where asked for
+
+A⁺ is approximated by a fixed number of iterations (equation 14). A text of at most M tokens, whose landmarks are its tokens, gets
+softmax(Q Kᵀ) itself. There is no causal form: a landmark is an average over past and future.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.dense import dense_attention, repeat_heads
+from ..engines.low_rank import convolve, project_length, pseudo_inverse
+from ..engines.pattern import ScoreMod
+from ..errors import LengthError, OptionError
+from .base import Mechanism, softmax_over
+from .options import Options, one_of, option, positive
+from .registry import register_mechanism
+from .segments import segment_matrix, segment_means
+
+
+@dataclasses.dataclass(frozen=True)
+class NystromOptions(Options):
+    num_landmarks: int = option(64, "M, segments whose means stand for the queries and the keys", "segments")
+    iterations: int = option(6, "steps of the pseudo-inverse", "steps")
+    conv_kernel: int | None = option(None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens")
+    inv_coeff_init_option: str = option(
+        "exact", "where the pseudo-inverse starts: exact divides by each matrix's own norm, original by the largest in the batch"
+    )
+    landmarks_over: str = option(
+        "text", "what the segments and the convolution go over: text leaves padding out, input counts it as Nyströmformer's code does"
+    )
+
+    def check(self) -> None:
+        for name in ("num_landmarks", "iterations"):
+            positive("nystrom", name, getattr(self, name))
+        if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
+            raise OptionError(
+                f"Option 'conv_kernel' of mechanism 'nystrom' is {self.conv_kernel}, but must be odd and at least 1, or none; "
+                "for example conv_kernel=33."
+            )
+        one_of("nystrom", "inv_coeff_init_option", self.inv_coeff_init_option, ("exact", "original"))
+        one_of("nystrom", "landmarks_over", self.landmarks_over, ("text", "input"))
+
+
+@register_mechanism("nystrom")
+class Nystrom(Mechanism):
+    """Softmax attention from its values at landmarks."""
+
+    summary = "softmax attention approximated through landmarks, means of segments of the text"
+    paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
+    engine = "low_rank"
+    cost = "N·M"
+    exact_when = "num_landmarks ≥ N"
+    causal = False
+    takes_score_mod = False
+    takes_fewer_queries = False
+    options_type = NystromOptions
+    sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"num_landmarks": length}
+
+    options: NystromOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
+        if options.conv_kernel is not None:
+            self.conv = nn.Parameter(torch.empty(num_heads, options.conv_kernel))
+            """``(H, conv_kernel)``, the convolution of each head's values."""
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The convolution begins at zero, so that it adds nothing."""
+        if self.options.conv_kernel is not None:
+            nn.init.zeros_(self.conv)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        self.accept(q.shape[2], k.shape[2])
+        k = repeat_heads(k, q.shape[1])
+        length, count, scale = k.shape[2], self.options.num_landmarks, q.shape[3] ** -0.5 if scaling is None else scaling
+        everything = torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)
+        keys = everything if padding_mask is None else padding_mask
+        real = keys if self.options.landmarks_over == "text" else everything
+        means = segment_matrix(real, count, q.dtype)[:, None]
+        filled = (means > 0).any(-1)
+        q_marks, k_marks = means @ q, means @ k
+        near = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
+        middle = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, q.shape[1], count, -1))
+        far = softmax_over(scale * q_marks @ k.transpose(-1, -2), keys[:, None, None].expand(-1, q.shape[1], count, -1))
+        weights = near @ self._inverse(middle) @ far
+        if self.options.landmarks_over == "text" or length <= count:
+            direct = softmax_over(scale * q @ k.transpose(-1, -2), keys[:, None, None].expand(weights.shape))
+            weights = torch.where(real.sum(-1)[:, None, None, None] > count, weights, direct)
+        return weights + self._convolution(length, real, weights) if self.options.conv_kernel is not None else weights
+
+    def _inverse(self, a: Tensor) -> Tensor:
+        """Equation 14 as it is written."""
+        norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
+        z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
+        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        for _ in range(self.options.iterations):
+            z = z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z))) / 4
+        return z
+
+    def _convolution(self, length: int, real: Tensor, like: Tensor) -> Tensor:
+        """The convolution as a matrix ``(B, H, N, N)``."""
+        assert self.options.conv_kernel is not None
+        index = torch.arange(length, device=real.device)
+        step = index[None, :] - index[:, None] + self.options.conv_kernel // 2
+        inside = (step >= 0) & (step < self.options.conv_kernel)
+        band = self.conv.to(like.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
+        return band * (real[:, None, None, :] & real[:, None, :, None])
+
+    def accept(self, q_len: int, kv_len: int) -> None:
+        """Raise LengthError unless there is a query for every key."""
+        if q_len != kv_len:
+            raise LengthError(
+                f"Mechanism 'nystrom' averages the queries of a whole text, but {q_len} queries came with {kv_len} keys; "
+                "give as many queries as keys, or use mechanism='linformer'."
+            )
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        length, heads, dtype = k.shape[2], q.shape[1], q.dtype
+        self.accept(q.shape[2], length)
+        k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+        if dropout_p:  # the weights are not at hand: whole keys are dropped
+            v = nn.functional.dropout(v.new_ones(v.shape[:3]), dropout_p)[..., None] * v
+        real = padding_mask if self.options.landmarks_over == "text" else None
+        if length <= self.options.num_landmarks:
+            out = dense_attention(q, k, v, key_mask=padding_mask, scaling=scaling)
+        else:
+            # A⁺ has large entries of both signs that cancel: neither autocast nor half precision may touch what it meets.
+            precise = torch.promote_types(dtype, torch.float32)
+            with torch.autocast(q.device.type, enabled=False):
+                out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, padding_mask, scaling).to(dtype)
+        if self.options.conv_kernel is None:
+            return out
+        if real is None:
+            return out + convolve(self.conv, v)
+        return out + convolve(self.conv, v * real[:, None, :, None]) * real[:, None, :, None]
+
+    def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, key_mask: Tensor | None, scaling: float | None) -> Tensor:
+        """``F A⁺ (B V)`` of more tokens than landmarks."""
+        count, scale = self.options.num_landmarks, q.shape[3] ** -0.5 if scaling is None else scaling
+        filled, means = None, None
+        if real is None:
+            q_marks, k_marks = segment_means(q, count), segment_means(k, count)
+        else:
+            means = segment_matrix(real, count, q.dtype).transpose(1, 2)[:, None]
+            filled = (means > 0).any(2)[:, 0]
+            q_marks, k_marks = project_length(means, q), project_length(means, k)
+        scores = q_marks @ k_marks.transpose(-1, -2) * scale
+        middle = scores.softmax(-1) if filled is None else softmax_over(scores, filled[:, None, None].expand(scores.shape))
+        inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
+        values = inverse @ dense_attention(q_marks, k, v, key_mask=key_mask, scaling=scale)
+        if means is not None and real is not None:  # a text with a landmark for every token needs no approximation
+            values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))
+        return dense_attention(q, k_marks, values, key_mask=filled, scaling=scale)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return length <= self.options.num_landmarks and self.options.conv_kernel is None
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """Queries and landmark keys, landmark queries and keys, and landmarks with one another."""
+        count = min(self.options.num_landmarks, length)
+        return length * length if length <= self.options.num_landmarks else count * (2 * length + count)

@@ -1,0 +1,120 @@
+"""linformer: every projection and sharing against its definition, any padding and length, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism
+from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.mechanisms.linformer import SHARINGS
+
+LENGTH = 130
+FORMS = [
+    *({"rank": 16, "max_length": 200, "sharing": sharing} for sharing in SHARINGS),
+    *({"rank": 16, "max_length": 200, "projection": "convolution", "sharing": sharing} for sharing in SHARINGS),
+    {"rank": 16, "projection": "pooling"},
+    {"rank": 64, "projection": "pooling"},
+]
+
+
+def built(options: dict[str, Any], length: int | None = None) -> Any:
+    """A mechanism of four heads whose parameters are all different."""
+    from hf_longattn.mechanisms.registry import mechanism_from
+
+    torch.manual_seed(0)
+    module = mechanism_from("linformer", options, num_heads=4, head_dim=8, max_length=length)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def padding(side: str) -> Tensor | None:
+    mask = torch.ones(3, LENGTH, dtype=torch.bool)
+    if side == "none":
+        return None
+    mask[0, : 40 if side == "left" else 0] = False
+    mask[0, LENGTH - (40 if side == "right" else 0) :] = False
+    mask[1, 30 : 50 if side == "inside" else 30] = False
+    mask[2, 5:] = False  # fewer tokens than rows
+    return mask
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_every_form_equals_its_definition(options: dict[str, Any], side: str) -> None:
+    module, mask = built(options), padding(side)
+    q = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
+    k, v = (torch.randn(3, 2, LENGTH, 8, requires_grad=True) for _ in range(2))
+    real = torch.ones(3, 1, LENGTH, 1) if mask is None else mask[:, None, :, None]
+    out, expected = (run(q, k, v, padding_mask=mask) * real for run in (module, module.reference))
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
+    weight = torch.randn(out.shape)
+    leaves = (q, k, v, *module.parameters())
+    found, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_equation_7_written_out() -> None:
+    module = built({"rank": 5, "max_length": 40})
+    q, k, v = torch.randn(3, 1, 4, 30, 8)
+    e, f = module.key_projection[0, :30], module.value_projection[0, :30]
+    keys, values = (torch.einsum("nr,bhnd->bhrd", p, x) for p, x in ((e, k), (f, v)))
+    expected = torch.softmax(q @ keys.transpose(-1, -2) / 8**0.5, -1) @ values
+    torch.testing.assert_close(module(q, k, v), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_how_many_parameters_a_layer_has(options: dict[str, Any]) -> None:
+    own = 4 if options.get("sharing") == "none" else 1
+    pair = 1 if options.get("sharing") in ("key-value", "layerwise") else 2
+    size = {"linear": 16 * 200, "convolution": 13, "pooling": 0}[options.get("projection", "linear")]
+    assert sum(p.numel() for p in built(options).parameters()) == own * pair * size
+
+
+def test_pooling_and_convolution_take_any_length() -> None:
+    q, k, v = torch.randn(3, 1, 4, 333, 8)
+    for options in ({"rank": 7, "projection": "pooling"}, {"rank": 7, "projection": "convolution", "max_length": 40}):
+        module = built(options)
+        torch.testing.assert_close(module(q, k, v), module.reference(q, k, v).float(), atol=1e-5, rtol=0)
+
+
+def test_pooling_equal_runs_is_the_mean() -> None:
+    q, k, v = torch.randn(3, 1, 4, 60, 8)
+    out = attend(q, k, v, "linformer", projection="pooling", rank=12)
+    rows = [x.unflatten(2, (12, 5)).mean(3) for x in (k, v)]
+    torch.testing.assert_close(out, torch.softmax(q @ rows[0].transpose(-1, -2) / 8**0.5, -1) @ rows[1])
+
+
+def test_a_text_longer_than_its_projection_is_refused() -> None:
+    with pytest.raises(LengthError, match=r"65 tokens.*rows for 64; shorten it, or .*max_length=65 or projection='pooling'\.$"):
+        attend(*torch.randn(3, 1, 4, 65, 8), "linformer", rank=8, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rank": 0}, "'rank'.*is 0, but must be at least 1"),
+        ({"rank": 65, "max_length": 64}, "'rank'.*is 65, but must be at most the longest text, 64 tokens; for example rank=16"),
+        ({"rank": 8, "projection": "convolve"}, "Did you mean 'convolution'"),
+        ({"rank": 8, "sharing": "head"}, "must be one of: none, headwise, key-value, layerwise.*Did you mean 'headwise'"),
+        ({"rank": 8}, "neither the model nor the option max_length says how many"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        built(options)
+
+
+def test_the_models_length_limits_the_rank() -> None:
+    with pytest.raises(OptionError, match="at most the longest text, 100 tokens"):
+        build_mechanism("linformer", num_heads=4, head_dim=8, max_length=100, rank=128)
+
+
+def test_there_is_no_causal_form() -> None:
+    with pytest.raises(OptionError, match="exists only with causal=False"):
+        attend(*torch.randn(3, 1, 4, 20, 8), "linformer", causal=True, rank=4)
