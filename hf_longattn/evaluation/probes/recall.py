@@ -1,0 +1,161 @@
+"""Recall against state size (Arora et al. 2024, Based, figure 2): one small model for each setting of a mechanism, trained on the task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+import hf_longattn
+from hf_longattn import LongAttentionConfig
+
+from .mqar import IGNORED, Mqar
+
+
+@dataclass(frozen=True)
+class RecallSetting:
+    """A model of two layers and its training.
+
+    name: as it stands in tables.
+    attention: mapping or :class:`hf_longattn.LongAttentionConfig`.
+    steps: batches; training ends earlier when everything is recalled.
+    """
+
+    name: str
+    attention: LongAttentionConfig
+    width: int = 64
+    heads: int = 2
+    layers: int = 2
+    steps: int = 2000
+    batch: int = 64
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RecallResult:
+    """accuracy: share of the asked keys whose value was named.
+    state_bytes: memory of one sequence after the task's length, in the model's dtype.
+    tokens_per_second: new tokens while decoding a batch of 32 at the task's length, one token at a time.
+    """
+
+    name: str
+    accuracy: float
+    state_bytes: int
+    tokens_per_second: float
+    steps: int
+    seconds: float
+
+
+def small_model(setting: RecallSetting, task: Mqar) -> Any:
+    """A Long GPT-2 of the setting's shape with random weights."""
+    torch.manual_seed(setting.seed)
+    shape = {"n_embd": setting.width, "n_head": setting.heads, "n_layer": setting.layers, "n_positions": task.length + DECODED}
+    rates = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = hf_longattn.LongGPT2Config(
+        vocab_size=task.vocab, bos_token_id=0, eos_token_id=0, long_attention=setting.attention, **shape, **rates
+    )
+    return hf_longattn.LongGPT2LMHeadModel(config)
+
+
+DECODED = 16
+"""Tokens decoded to measure the speed."""
+
+
+def asked(model: Any, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``(asked keys, vocab)`` and their labels."""
+    chosen = labels != IGNORED
+    hidden = model.base_model(tokens, use_cache=False).last_hidden_state
+    return model.lm_head(hidden[chosen]), labels[chosen]
+
+
+@torch.no_grad()
+def accuracy(model: Any, task: Mqar, generator: torch.Generator, texts: int = 512) -> float:
+    """Share of the asked keys whose value has the highest logit."""
+    model.eval()
+    logits, labels = asked(model, *task.batch(texts, generator))
+    model.train()
+    return (logits.argmax(-1) == labels).double().mean().item()
+
+
+def train(model: Any, setting: RecallSetting, task: Mqar, progress: Callable[[str], None]) -> int:
+    """Train on texts of a quarter, half and all of the task's pairs; returns the number of steps."""
+    generator = torch.Generator().manual_seed(setting.seed + 1)
+    held_out = torch.Generator().manual_seed(setting.seed + 2)
+    tasks = [replace(task, pairs=max(1, task.pairs // share)) for share in (4, 2, 1)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.learning_rate, total_steps=setting.steps, pct_start=0.1)
+    for step in range(1, setting.steps + 1):
+        logits, labels = asked(model, *tasks[step % len(tasks)].batch(setting.batch, generator))
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 200 == 0:
+            found = accuracy(model, task, held_out, 128)
+            progress(f"{setting.name}: step {step}, loss {loss.item():.3f}, recall {found:.3f}")
+            if found > 0.995:
+                return step
+    return setting.steps
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of everything that a cache holds."""
+    total = 0
+    for layer in cache.layers:
+        held = [value for value in vars(layer).values() if isinstance(value, Tensor)]
+        held += [value for values in vars(layer).values() if isinstance(values, dict) for value in values.values()]
+        total += sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return total
+
+
+@torch.no_grad()
+def decoding(model: Any, task: Mqar, batch: int = 32) -> tuple[int, float]:
+    """Bytes of state of one sequence, and new tokens in a second."""
+    model.eval()
+    tokens, _ = task.batch(batch, torch.Generator().manual_seed(0))
+    cache = DynamicCache(config=model.config)
+    model(tokens, past_key_values=cache)
+    size = cache_bytes(cache) // batch
+    model(tokens[:, :1], past_key_values=cache)
+    begin = time.process_time()
+    for _ in range(DECODED - 1):
+        model(tokens[:, :1], past_key_values=cache)
+    return size, batch * (DECODED - 1) / (time.process_time() - begin)
+
+
+def measure_recall(
+    settings: Iterable[RecallSetting], task: Mqar, progress: Callable[[str], None] = lambda line: None
+) -> list[RecallResult]:
+    """Train and measure each setting.
+
+    Raises:
+        LongAttentionError: a mechanism without a causal form, an unknown option.
+    """
+    results = []
+    for setting in settings:
+        begin, model = time.perf_counter(), small_model(setting, task)
+        steps = train(model, setting, task, progress)
+        recalled = accuracy(model, task, torch.Generator().manual_seed(setting.seed + 3))
+        size, speed = decoding(model, task)
+        results.append(RecallResult(setting.name, recalled, size, speed, steps, time.perf_counter() - begin))
+        progress(f"{setting.name}: recall {recalled:.3f}, state {size} bytes, {steps} steps in {results[-1].seconds:.0f} s")
+    return results
+
+
+def recall_markdown(results: Sequence[RecallResult] | Sequence[dict[str, Any]]) -> str:
+    """A table, the largest state first."""
+    rows = [row if isinstance(row, dict) else asdict(row) for row in results]
+    lines = ["| attention | recall, % | state of a sequence, KiB | tokens/s decoding | steps |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: (-row["state_bytes"], row["name"])):
+        cells = (f"{100 * row['accuracy']:.1f}", f"{row['state_bytes'] / 1024:.1f}", f"{row['tokens_per_second']:.0f}", row["steps"])
+        lines.append("| " + " | ".join([row["name"], *map(str, cells)]) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""What mechanisms can recall, measured on small models that are trained for it.
+
+    python scripts/evaluate_probes.py mqar                                       # the curve of recall against state size
+    python scripts/evaluate_probes.py mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
+
+`mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text begins with key–value pairs, and each key is asked for once
+later. Writes OUTPUT.json, OUTPUT.md and OUTPUT.svg: recall against bytes of state, and against tokens per second while decoding.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import yaml
+
+from hf_longattn import LongAttentionConfig
+from hf_longattn.benchmarking.report import machine
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation.probes import Mqar, RecallSetting, measure_recall, plot_recall, recall_markdown
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+DEFAULT_CURVE = Path(__file__).resolve().parent.parent / "configs" / "probe_mqar.yaml"
+
+
+@app.callback()
+def probes() -> None:
+    """Probes of mechanisms."""
+
+
+@app.command()
+def mqar(
+    mechanism: Annotated[
+        list[str] | None, typer.Option(help="One setting, such as window:window=16, or several layers: 'taylor,window:window=16'.")
+    ] = None,
+    curve: Annotated[Path, typer.Option(help="YAML of named settings, used when no --mechanism is given.")] = DEFAULT_CURVE,
+    pairs: Annotated[int, typer.Option(help="Key–value pairs of a text.")] = Mqar.pairs,
+    length: Annotated[int, typer.Option(help="Tokens of a text.")] = Mqar.length,
+    vocab: Annotated[int, typer.Option(help="Tokens there are; half of them keys.")] = Mqar.vocab,
+    steps: Annotated[int, typer.Option(help="Training batches at most.")] = RecallSetting.steps,
+    batch: Annotated[int, typer.Option(help="Texts of a batch.")] = RecallSetting.batch,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = RecallSetting.learning_rate,
+    seed: Annotated[int, typer.Option(help="Of weights and texts.")] = 0,
+    threads: Annotated[int, typer.Option(help="Processor threads; 0 is torch's own number.")] = 0,
+    output: Annotated[Path, typer.Option(help="Path of the results without suffix.")] = Path("docs/results/mqar"),
+) -> None:
+    """Multi-query associative recall: recall against state size and speed."""
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        named = {line: {"layers": line} for line in mechanism} if mechanism else yaml.safe_load(curve.read_text(encoding="utf-8"))
+        task = Mqar(pairs, length, vocab)
+        training = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+        settings = [RecallSetting(name, LongAttentionConfig.from_dict(attention), **training) for name, attention in named.items()]
+        results = [asdict(result) for result in measure_recall(settings, task, lambda line: typer.echo(line, err=True))]
+    except (LongAttentionError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = {"task": asdict(task), "training": training, "attention": {s.name: s.attention.to_dict() for s in settings}}
+    record = {"machine": machine(), **about, "results": results}
+    output.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    heading = f"# Multi-query associative recall: {pairs} pairs in {length} tokens\n\n"
+    output.with_suffix(".md").write_text(heading + recall_markdown(results) + "\n", encoding="utf-8")
+    plot_recall(results, output.with_suffix(".svg"))
+    typer.echo(recall_markdown(results))
+
+
+if __name__ == "__main__":
+    app()
