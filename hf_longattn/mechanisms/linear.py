@@ -42,7 +42,7 @@ class Linear(LinearMechanism):
     def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
         factor = relative(scale, q.shape[-1])
         if self.options.feature_map == "relu":
-            return F.relu(q)  # a positive factor cancels
+            return F.relu(q if factor == 1 else q * factor)
         return F.elu(q if factor == 1 else q * factor) + 1
 
     def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
@@ -51,7 +51,7 @@ class Linear(LinearMechanism):
     def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
         factor = relative(scale, q.shape[-1])
         if self.options.feature_map == "relu":
-            left, right = q.clamp(min=0), k.clamp(min=0)
+            left, right = (q * factor).clamp(min=0), (k * factor).clamp(min=0)
         else:
             left, right = (torch.where(x > 0, x + 1, (x * (x <= 0)).exp()) for x in (q * factor, k * factor))
         return left @ right.mT

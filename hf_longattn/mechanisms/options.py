@@ -64,7 +64,7 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings)."""
-        return {k: [_plain(one) for one in v] if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return {k: [_plain(one) for one in v] if isinstance(v, tuple) else _plain(v) for k, v in vars(self).items()}
 
     def is_mask(self) -> bool:
         """Whether a mechanism over masks is, with these options, a mask and nothing more, as a union needs."""
@@ -128,6 +128,8 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         return _coerce(mechanism, name, value, next(a for a in args if a is not type(None)))
     if origin is tuple and hasattr(args[0], "read_all"):
         return args[0].read_all(mechanism, name, value)
+    if hasattr(hint, "read_all"):
+        return hint.read(mechanism, name, value)
     try:
         if origin is tuple:
             items = value.replace("+", ",").split(",") if isinstance(value, str) else list(value)

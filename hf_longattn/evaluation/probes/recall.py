@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
@@ -53,30 +53,51 @@ class RecallResult:
     seconds: float
 
 
-def small_model(setting: RecallSetting, task: Mqar) -> Any:
-    """A Long GPT-2 of the setting's shape with random weights."""
+class RecallModel(nn.Module):
+    """A short causal convolution over the embeddings, so that a value knows its key, as in the models of Zoology; then a Long GPT-2.
+
+    Takes tokens ``(B, N)``; :attr:`head` makes logits of what it returns, ``(B, N, width)``.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.mixer = hf_longattn.LongGPT2Model(config)
+        self.near = nn.Conv1d(config.n_embd, config.n_embd, NEAR, groups=config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor, **arguments: Any) -> Tensor:
+        embedded = self.mixer.wte(tokens)
+        near = self.near(F.pad(embedded.mT, (NEAR - 1, 0))).mT
+        return self.mixer(inputs_embeds=embedded + near, **arguments).last_hidden_state
+
+
+NEAR = 3
+"""Tokens that the convolution sees."""
+
+
+def small_model(setting: RecallSetting, task: Mqar) -> RecallModel:
+    """A model of the setting's shape with random weights."""
     torch.manual_seed(setting.seed)
     shape = {"n_embd": setting.width, "n_head": setting.heads, "n_layer": setting.layers, "n_positions": task.length + DECODED}
     rates = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     config = hf_longattn.LongGPT2Config(
         vocab_size=task.vocab, bos_token_id=0, eos_token_id=0, long_attention=setting.attention, **shape, **rates
     )
-    return hf_longattn.LongGPT2LMHeadModel(config)
+    return RecallModel(config)
 
 
 DECODED = 16
 """Tokens decoded to measure the speed."""
 
 
-def asked(model: Any, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def asked(model: RecallModel, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits ``(asked keys, vocab)`` and their labels."""
     chosen = labels != IGNORED
-    hidden = model.base_model(tokens, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[chosen]), labels[chosen]
+    return model.head(model(tokens, use_cache=False)[chosen]), labels[chosen]
 
 
 @torch.no_grad()
-def accuracy(model: Any, task: Mqar, generator: torch.Generator, texts: int = 512) -> float:
+def accuracy(model: RecallModel, task: Mqar, generator: torch.Generator, texts: int = 512) -> float:
     """Share of the asked keys whose value has the highest logit."""
     model.eval()
     logits, labels = asked(model, *task.batch(texts, generator))
@@ -84,7 +105,7 @@ def accuracy(model: Any, task: Mqar, generator: torch.Generator, texts: int = 51
     return (logits.argmax(-1) == labels).double().mean().item()
 
 
-def train(model: Any, setting: RecallSetting, task: Mqar, progress: Callable[[str], None]) -> int:
+def train(model: RecallModel, setting: RecallSetting, task: Mqar, progress: Callable[[str], None]) -> int:
     """Train on texts of a quarter, half and all of the task's pairs; returns the number of steps."""
     generator = torch.Generator().manual_seed(setting.seed + 1)
     held_out = torch.Generator().manual_seed(setting.seed + 2)
@@ -118,11 +139,11 @@ def cache_bytes(cache: Any) -> int:
 
 
 @torch.no_grad()
-def decoding(model: Any, task: Mqar, batch: int = 32) -> tuple[int, float]:
+def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, float]:
     """Bytes of state of one sequence, and new tokens in a second."""
     model.eval()
     tokens, _ = task.batch(batch, torch.Generator().manual_seed(0))
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.mixer.config)
     model(tokens, past_key_values=cache)
     size = cache_bytes(cache) // batch
     model(tokens[:, :1], past_key_values=cache)

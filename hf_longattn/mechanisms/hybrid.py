@@ -1,0 +1,225 @@
+"""Softmax for near keys and linear attention for the others, under one normalisation (Zhang et al. 2024, LoLCATs, equations 6 and 7).
+
+With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = max_{j ∈ W_i} s_ij and the kernel κ of a linear mechanism,
+
+    o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
+
+γ is the sigmoid of one learned number per head, or a fixed number. Where the window covers the text this is softmax attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engines.dense import index_grid, repeat_heads
+from ..engines.linear import absorb, empty_state, linear_attention, masked
+from ..engines.near import near_terms
+from ..engines.pattern import Pattern, ScoreMod
+from ..errors import OptionError
+from .base import Mechanism, State
+from .choice import Choice
+from .counting import band_pairs
+from .feature_map import LinearMechanism
+from .hedgehog import HedgehogOptions
+from .options import Options, option, positive
+from .registry import mechanism_class, register_mechanism
+
+HEDGEHOG = Choice("hedgehog", HedgehogOptions())
+FIRST_MIXING = 0.1
+"""γ before training, as in LoLCATs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridOptions(Options):
+    window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens")
+    features: Choice = option(HEDGEHOG, "the linear mechanism of the other keys: hedgehog, taylor, linear")  # noqa: RUF009 - it is frozen
+    mixing: float | None = option(None, "γ, the weight of the window's terms, from above 0; none learns one for each head, from 0.1 on")
+
+    def check(self) -> None:
+        positive("hybrid", "window", self.window)
+        if self.mixing is not None and not self.mixing > 0:
+            raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
+        chosen = mechanism_class(self.features.mechanism)
+        if not issubclass(chosen, LinearMechanism) or chosen.counts_positions or chosen.key_logarithms:
+            raise OptionError(
+                f"Option 'features' of mechanism 'hybrid' is {self.features.mechanism!r}, which has no features that can be summed beside "
+                "a softmax; choose hedgehog, taylor or linear, for example features=hedgehog."
+            )
+
+
+@register_mechanism("hybrid")
+class Hybrid(Mechanism):
+    """A small exact window, and everything else by learned features."""
+
+    summary = "softmax in a small window and linear attention to all other keys, normalised together"
+    paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
+    engine = "linear"
+    cost = "N·(w+D²)"
+    exact_when = "window ≥ 2(N−1), or ≥ N when causal"
+    trains = True
+    stateful = True
+    takes_score_mod = False
+    same_bits = False
+    options_type = HybridOptions
+    sample: ClassVar[dict[str, Any]] = {"window": 16}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"window": 2 * length}
+
+    options: HybridOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        linear = options.features.build(num_heads, head_dim, hidden_size, max_length)
+        assert isinstance(linear, LinearMechanism)
+        self.linear = linear
+        if options.mixing is None:
+            self.mixing = nn.Parameter(torch.empty(num_heads))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """γ begins at 0.1, the features as their mechanism says."""
+        if self.options.mixing is None:
+            nn.init.constant_(self.mixing, torch.tensor(FIRST_MIXING).logit().item())
+        if reset := getattr(self.linear, "reset_parameters", None):
+            reset()
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            return self._run(q, k, v, None, causal, padding_mask, scaling, dropout_p)
+
+    def advance(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        *,
+        padding_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> tuple[Tensor, State]:
+        """The state: sums ``kv (B, H, F, D+1)``, ``z`` of the keys behind the window; ``keys, values (B, H_kv, w, D)``, ``real (B, w)``."""
+        with torch.autocast(q.device.type, enabled=False):
+            mask = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if padding_mask is None else padding_mask
+            size = self.options.window
+            if state is None:
+                state = {
+                    "keys": k.new_zeros(*k.shape[:2], size, k.shape[3]),
+                    "values": v.new_zeros(*v.shape[:2], size, v.shape[3]),
+                    "real": mask.new_zeros(len(mask), size),
+                }
+            k, v = torch.cat([state["keys"], k], 2), torch.cat([state["values"], v], 2)
+            mask = torch.cat([state["real"], mask], 1)
+            sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
+            out = self._run(q, k, v, sums, True, mask, scaling, dropout_p)
+            gone = k.shape[2] - size
+            features = masked(self.linear.keys(_wide(k[:, :, :gone]), self._scale(scaling), None), mask[:, :gone])
+            values = _with_ones(_wide(v[:, :, :gone]), features.shape[1])
+            after = absorb(empty_state(features, values) if sums is None else sums, features, values)
+            return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
+
+    def _run(
+        self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, causal: bool, mask: Tensor | None, scaling: float | None, drop: float
+    ) -> Tensor:
+        pattern, dtype, scale = Pattern.window(self.options.window, causal), q.dtype, self._scale(scaling)
+        q, k, v = _wide(q), _wide(k), _wide(v)
+        total, weight = near_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
+        gamma = self._gamma(total.dtype)
+        total, weight = total * gamma, weight * gamma
+        if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
+            if drop:  # there is no matrix of weights: whole keys are dropped
+                v = v * F.dropout(v.new_ones(*v.shape[:3], 1), drop)
+            phi_q, phi_k = self.linear.queries(q, scale, None), self.linear.keys(k, scale, None)
+            values = _with_ones(v, phi_k.shape[1])
+            far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums)
+            if not causal:
+                rows = phi_q.shape[2]
+                phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
+                back = None if mask is None else mask.flip(1)[:, :rows]
+                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, None).flip(2)
+            total, weight = total + far[..., :-1], weight + far[..., -1:]
+        return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        scale, k = self._scale(scaling), repeat_heads(k, q.shape[1])
+        _, _, i, j = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+        near = Pattern.window(self.options.window, causal).visible_mod(None)(0, 0, i, j).expand(*q.shape[:3], k.shape[2])
+        seen = (j <= i).expand_as(near) if causal else torch.ones_like(near)
+        if padding_mask is not None:
+            seen = seen & padding_mask[:, None, None, :]
+        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
+        softmax = self._gamma(q.dtype) * (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).min)).exp()
+        weights = torch.where(near, softmax, self.linear.kernel(q, k, scale, None, None)).masked_fill(~seen, 0.0)
+        total = weights.sum(-1, keepdim=True)
+        return weights / torch.where(total == 0, 1.0, total)
+
+    def _scale(self, scaling: float | None) -> float:
+        return self.linear.scale(scaling)
+
+    def _gamma(self, dtype: torch.dtype) -> Tensor | float:
+        fixed = self.options.mixing
+        return self.mixing.to(dtype).sigmoid()[:, None, None] if fixed is None else fixed
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return Pattern.window(self.options.window, causal).covers(length, length)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        pattern = Pattern.window(self.options.window, causal)
+        band = band_pairs(length, pattern.left, pattern.right)
+        return min(Mechanism.pairs(self, length, causal), band + length * 2 * self.linear.features_per_head())
+
+
+def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None) -> Tensor:
+    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens back, for queries at the last positions; ``sums`` are of keys before."""
+    seen = phi_k.shape[2] - distance
+    rows = phi_q.shape[2] if sums is not None else max(0, min(phi_q.shape[2], seen))
+    nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
+    if not rows:
+        return nothing
+    key_mask = None if mask is None else mask[:, :seen]
+    out, _ = linear_attention(
+        phi_q[:, :, -rows:], phi_k[:, :, :seen], values[:, :, :seen],
+        causal=True, key_mask=key_mask, normalise=False, initial_state=sums,
+    )  # fmt: skip
+    return torch.cat([nothing, out], 2)
+
+
+def _with_ones(v: Tensor, heads: int) -> Tensor:
+    """Values ``(B, heads, n, D + 1)`` whose last column sums the weights."""
+    return F.pad(repeat_heads(v, heads), (0, 1), value=1.0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

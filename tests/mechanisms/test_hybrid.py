@@ -1,0 +1,64 @@
+"""A softmax window beside linear attention: its options, its parts, its learned mixture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
+from hf_longattn.errors import OptionError
+
+
+def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, 4, length, 16, requires_grad=grad) for _ in range(3)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("features", ["linear", "linear:feature_map=relu", "taylor:feature_dim=8", "hedgehog:feature_dim=24"])
+def test_every_feature_map_equals_the_definition(features: str, causal: bool) -> None:
+    q, k, v = inputs()
+    for scaling in (None, 0.5):
+        arguments = {"causal": causal, "scaling": scaling, "window": 12, "features": features, "mixing": 0.3}
+        out, expected = attend(q, k, v, "hybrid", **arguments), reference_attend(q, k, v, "hybrid", **arguments)
+        torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_the_mixture_and_the_features(causal: bool) -> None:
+    q, k, v = inputs(150)
+    module = build_mechanism("hybrid", num_heads=4, head_dim=16, window=10)
+    got = torch.autograd.grad(module(q, k, v, causal=causal).square().sum(), list(module.parameters()))
+    wanted = torch.autograd.grad(module.reference(q, k, v, causal=causal).square().sum(), list(module.parameters()))
+    assert len(got) == 3
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert a.abs().max() > 1e-4
+
+
+def test_much_weight_on_the_window_is_the_window_alone() -> None:
+    q, k, v = inputs()
+    window = attend(q, k, v, "window", causal=True, window=16)
+    torch.testing.assert_close(attend(q, k, v, "hybrid", causal=True, window=16, mixing=1e7), window, atol=1e-4, rtol=0)
+
+
+def test_the_features_stand_in_a_configuration() -> None:
+    config = LongAttentionConfig("hybrid", window=32, features="taylor:feature_dim=8")
+    written = config.to_dict()
+    assert written["features"] == {"mechanism": "taylor", "feature_dim": 8}
+    assert LongAttentionConfig.from_dict(written) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"window": 0}, "window"),
+        ({"mixing": 0.0}, "must be above 0"),
+        ({"features": "window"}, "no features that can be summed"),
+        ({"features": "taylor:feature_dim=7"}, "feature_dim"),
+        ({"features": "tailor"}, "taylor"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(OptionError if "tailor" not in str(options) else ValueError, match=sentence):
+        LongAttentionConfig("hybrid", **options)
