@@ -131,7 +131,7 @@ def _given(mechanism: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Validate, and return the given options only (defaults stay implicit) in JSON types."""
     mechanism_class(mechanism)
     built = check_options(mechanism, dict(options)).to_dict()
-    return {name: built[name] for name in options}
+    return {name: built.get(name) for name in options}
 
 
 def _override(override: Any, default: str) -> dict[str, Any]:

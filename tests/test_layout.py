@@ -18,7 +18,8 @@ SOURCES = [path for folder in ("hf_longattn", "scripts", "tests") for path in so
 # (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
 FLOORS = (
     ("errors",),
-    ("engines", "positions"),
+    ("engines",),
+    ("positions",),
     ("mechanisms",),
     ("configuration", "attend"),
     ("memory",),

@@ -7,6 +7,7 @@ from torch import Tensor
 from .blockwise import blockwise_attention
 from .cpu_band import cpu_band
 from .dense import dense_attention, same_dtype
+from .distance_bias import DistanceBias
 from .flex import flex_band
 from .pattern import Pattern, ScoreMod
 
@@ -54,9 +55,10 @@ def block_sparse_attention(
             q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod
         )
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None:
+    if q.device.type == "cpu" and dropout_p == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias)):
         left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-        settings = (left, right, pattern.causal, pattern.global_rows, scale)
+        bias = (None, 0) if score_mod is None else (score_mod.table, score_mod.ahead)
+        settings = (left, right, pattern.causal, pattern.global_rows, scale, *bias)
         return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, *settings)[0]
     if q.device.type == "cuda" and dropout_p == 0.0:
         return flex_band(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, score_mod=score_mod)

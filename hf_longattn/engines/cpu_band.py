@@ -9,7 +9,7 @@ merged output and log-sum-exp, each part's backward is the same kernel's backwar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from .cpu_layout import (
     Sequence,
     blocks,
     chunks,
+    column_distances,
     column_mask,
     column_runs,
+    distances,
     group_mask,
     groups,
     mask_dtype,
@@ -30,6 +32,7 @@ from .cpu_layout import (
     sequences,
     take,
 )
+from .distance_bias import DistanceBias, score_gradient
 
 FORWARD_BLOCK, FORWARD_CHUNK = 32, 64
 BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
@@ -37,6 +40,9 @@ BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+M = TypeVar("M", Tensor, Tensor | None)
 
 
 class _Band(NamedTuple):
@@ -47,6 +53,14 @@ class _Band(NamedTuple):
     causal: bool
     global_rows: bool
     scale: float
+    bias: DistanceBias | None
+
+    def on(self, mask: M, distance: Tensor | None) -> M | Tensor:
+        """``mask`` with the bias at these distances ``(rows, columns)`` of query and key."""
+        if self.bias is None or distance is None:
+            return mask
+        bias = self.bias.over(distance)[None]
+        return bias if mask is None else mask + bias
 
 
 class _Item(NamedTuple):
@@ -77,7 +91,7 @@ def _items(
 @torch.library.custom_op("hf_longattn::cpu_band", mutates_args=(), device_types="cpu")
 def cpu_band(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
-    left: int, right: int, causal: bool, global_rows: bool, scale: float,
+    left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None = None, ahead: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention over ``i - left … i + right`` and global tokens.
 
@@ -86,6 +100,7 @@ def cpu_band(
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
         global_mask: ``(B, Nk)`` bool, or None: the keys that every query sees.
         global_rows: whether the global tokens also see every key.
+        bias, ahead: added to the scores by distance, as :class:`DistanceBias` says.
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``.
     """
@@ -93,7 +108,7 @@ def cpu_band(
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    band = _Band(left, right, causal, global_rows, scale)
+    band = _band(q, left, right, causal, global_rows, scale, bias, ahead)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
         _band_forward(item, band)
         if item.seq.globals is not None:
@@ -107,7 +122,7 @@ def cpu_band(
 
 
 def _band_forward(item: _Item, band: _Band) -> None:
-    for g, mask in _band_calls(item, band, FORWARD_BLOCK, FORWARD_CHUNK):
+    for g, mask, _ in _band_calls(item, band, FORWARD_BLOCK, FORWARD_CHUNK):
         queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (item.q, item.out, item.lse))
         keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
         part, part_lse = _flash(queries, keys, values, attn_mask=mask, scale=band.scale)
@@ -115,17 +130,21 @@ def _band_forward(item: _Item, band: _Band) -> None:
         lse.copy_(part_lse)
 
 
-def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor]]:
-    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, each with its mask."""
+def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor, Tensor | None]]:
+    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, each with its mask, and with a bias its distances."""
     dtype = mask_dtype(item.q)
     for group in groups(item.q.shape[1], item.k.shape[1], item.seq.shift, band.left, band.right, block):
-        yield from chunks(group, group_mask(group, item.seq, band.left, band.right, dtype), count)
+        distance = None if band.bias is None else distances(group, item.seq)
+        whole = group_mask(group, item.seq, band.left, band.right, dtype)
+        every = whole if len(whole) > 1 else band.on(whole, distance)  # with a mask for each block the bias is added where they are used
+        for part, mask in chunks(group, every, count):
+            yield part, mask if every is not whole else band.on(mask, distance), distance
 
 
 def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
     """Merge the global keys that the band has not counted."""
     keys, values = take(item.k, chosen), take(item.v, chosen)
-    for first, last, mask in _column_runs(item, band):
+    for first, last, mask, _ in _column_runs(item, band):
         queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
         part, part_lse = _flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
         # The share of the part under the merged softmax is exp(part) / (exp(part) + exp(lse)).
@@ -133,16 +152,24 @@ def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
         torch.logaddexp(lse, part_lse[0], out=lse)
 
 
-def _column_runs(item: _Item, band: _Band) -> Iterator[tuple[int, int, Tensor | None]]:
+def _column_runs(item: _Item, band: _Band) -> Iterator[tuple[int, int, Tensor | None, Tensor | None]]:
     left, right, causal = band.left, band.right, band.causal
     for first, last, masked in column_runs(item.seq, item.q.shape[1], left, right, causal, FORWARD_BLOCK):
-        yield first, last, column_mask(item.seq, first, last, left, right, causal, mask_dtype(item.q)) if masked else None
+        distance = column_distances(item.seq, first, last) if masked or band.bias is not None else None
+        mask = column_mask(distance, left, right, causal, mask_dtype(item.q)) if masked and distance is not None else None
+        yield first, last, band.on(mask, distance), distance
+
+
+def _of_rows(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Tensor]:
+    """Mask and distances of global query rows."""
+    distance = (rows + item.seq.shift)[:, None] - torch.arange(item.k.shape[1])[None]
+    return band.on(mask_of_rows(item.seq, distance, band.causal, mask_dtype(item.q)), distance), distance
 
 
 def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
     """Put the global queries, which see every key, over their rows."""
     if len(rows):
-        mask = mask_of_rows(item.seq, rows, item.k.shape[1], band.causal, mask_dtype(item.q))
+        mask, _ = _of_rows(item, rows, band)
         part, part_lse = _flash(take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
         item.out.index_copy_(1, rows, part[0])
         item.lse.index_copy_(1, rows, part_lse[0])
@@ -154,7 +181,7 @@ def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cpu_band.register_fake
-def _(q, k, v, key_mask, global_mask, left, right, causal, global_rows, scale):  # type: ignore[no-untyped-def]
+def _(q, k, v, key_mask, global_mask, left, right, causal, global_rows, scale, bias=None, ahead=0):  # type: ignore[no-untyped-def]
     return _empty(q)
 
 
@@ -165,19 +192,29 @@ class _Gradients(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
+    bias: Tensor | None
+    """Into that of the whole table, ``(H, distances)``; ``None`` where it is not asked for."""
+
+    def add_bias(self, band: _Band, parts: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None) -> None:
+        """Add what one kernel call gives; ``parts`` are grad, q, k, v, out, lse of that call."""
+        if self.bias is not None and band.bias is not None and distance is not None:
+            grad, q, k, v, out, lse = parts
+            band.bias.add_gradient(self.bias, distance, score_gradient(q, k, v, out, lse, grad, mask, band.scale))
 
 
 @torch.library.custom_op("hf_longattn::cpu_band_backward", mutates_args=(), device_types="cpu")
 def cpu_band_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
-    left: int, right: int, causal: bool, global_rows: bool, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_band` with respect to q, k, v, in time and memory linear in the number of tokens."""
+    left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int, of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
+    in the number of tokens."""
+    dbias = _like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = (x.zero_() for x in _token_major(q, k, v))
-    band = _Band(left, right, causal, global_rows, scale)
+    band = _band(q, left, right, causal, global_rows, scale, bias, ahead)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
         at, queries, keys = item.seq.item, item.seq.queries, item.seq.keys
-        into = _Gradients(grad[at, :, queries], dq[at, :, queries], dk[at, :, keys], dv[at, :, keys])
+        into = _Gradients(grad[at, :, queries], dq[at, :, queries], dk[at, :, keys], dv[at, :, keys], dbias if of_bias else None)
         padding = item.padding_rows()
         if padding is not None:
             into = into._replace(out=into.out.masked_fill(padding, 0))
@@ -188,37 +225,51 @@ def cpu_band_backward(
                 into = into._replace(out=into.out.index_fill(1, rows, 0))
             _columns_backward(item, item.seq.globals, band, into)
         _band_backward(item, band, into)
-    return dq, dk, dv
+    return dq, dk, dv, dbias
 
 
 def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> None:
     if len(rows):
-        mask = mask_of_rows(item.seq, rows, item.k.shape[1], band.causal, mask_dtype(item.q))
+        mask, distance = _of_rows(item, rows, band)
         grad, queries, out, lse = (take(x, rows) for x in (into.out, item.q, item.out, item.lse))
         part = _flash_backward(grad, queries, item.k[None], item.v[None], out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
         into.q.index_add_(1, rows, part[0][0])
         into.k.add_(part[1][0])
         into.v.add_(part[2][0])
+        into.add_bias(band, (grad, queries, item.k[None], item.v[None], out, lse), mask, distance)
 
 
 def _columns_backward(item: _Item, chosen: Tensor, band: _Band, into: _Gradients) -> None:
     columns = take(item.k, chosen), take(item.v, chosen)
-    for first, last, mask in _column_runs(item, band):
+    for first, last, mask, distance in _column_runs(item, band):
         grad, queries, out, lse = (x[None, :, first:last] for x in (into.out, item.q, item.out, item.lse))
         part = _flash_backward(grad, queries, *columns, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
         into.q[:, first:last].add_(part[0][0])
         into.k.index_add_(1, chosen, part[1][0])
         into.v.index_add_(1, chosen, part[2][0])
+        into.add_bias(band, (grad, queries, *columns, out, lse), mask, distance)
 
 
 def _band_backward(item: _Item, band: _Band, into: _Gradients) -> None:
-    for g, mask in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
+    for g, mask, distance in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
         grad, queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (into.out, item.q, item.out, item.lse))
         keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
         part = _flash_backward(grad, queries, keys, values, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
         blocks(into.q, g.first, g.count, g.block, g.block).add_(part[0])
         overlap_add(into.k, part[1], g)
         overlap_add(into.v, part[2], g)
+        into.add_bias(band, (grad, queries, keys, values, out, lse), mask, distance)
+
+
+def _band(
+    q: Tensor, left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int
+) -> _Band:  # fmt: skip
+    kept = None if bias is None else DistanceBias(bias.to(mask_dtype(q)), ahead)
+    return _Band(left, right, causal, global_rows, scale, kept)
+
+
+def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
+    return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
 
 
 def _token_major(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -227,20 +278,22 @@ def _token_major(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @cpu_band_backward.register_fake
-def _(grad, q, k, v, out, lse, key_mask, global_mask, left, right, causal, global_rows, scale):  # type: ignore[no-untyped-def]
-    return _token_major(q, k, v)
+def _(grad, q, k, v, out, lse, key_mask, global_mask, left, right, causal, global_rows, scale, bias, ahead, of_bias):  # type: ignore[no-untyped-def]
+    return *_token_major(q, k, v), _like_bias(q, bias if of_bias else None)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, global_mask, *ctx.settings = inputs
+    q, k, v, key_mask, global_mask, *ctx.settings, bias, ctx.ahead = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, key_mask, global_mask, *output)
+    ctx.save_for_backward(q, k, v, key_mask, global_mask, bias, *output)
 
 
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, global_mask, out, lse = ctx.saved_tensors
-    dq, dk, dv = cpu_band_backward(grad, q, k, v, out, lse, key_mask, global_mask, *ctx.settings)
-    return dq, dk, dv, None, None, None, None, None, None, None
+    q, k, v, key_mask, global_mask, bias, out, lse = ctx.saved_tensors
+    of_bias = bias is not None and ctx.needs_input_grad[10]
+    settings = (*ctx.settings, bias, ctx.ahead, of_bias)
+    dq, dk, dv, dbias = cpu_band_backward(grad, q, k, v, out, lse, key_mask, global_mask, *settings)
+    return dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None
 
 
 cpu_band.register_autograd(_backward, setup_context=_setup_context)

@@ -130,10 +130,20 @@ def column_runs(seq: Sequence, q_len: int, left: int, right: int, causal: bool, 
         row = end
 
 
-def column_mask(seq: Sequence, first: int, last: int, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``(1, 1, rows, g)`` of the global columns: those that the band has counted already (or the future) are masked."""
+def distances(group: Group, seq: Sequence) -> Tensor:
+    """Query position - key position in every block of a group, ``(block, width)``."""
+    shift = group.first + seq.shift - group.start
+    return torch.arange(group.block)[:, None] + shift - torch.arange(group.width)[None, :]
+
+
+def column_distances(seq: Sequence, first: int, last: int) -> Tensor:
+    """The same between a stretch of query rows and the global columns, ``(rows, g)``."""
     assert seq.globals is not None
-    distance = torch.arange(first, last)[:, None] + seq.shift - seq.globals[None, :]
+    return torch.arange(first, last)[:, None] + seq.shift - seq.globals[None, :]
+
+
+def column_mask(distance: Tensor, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
+    """Additive mask ``(1, 1, rows, g)`` of the global columns: those that the band has counted already (or the future) are masked."""
     hidden = distance <= left
     if not causal:
         hidden &= distance >= -right
@@ -147,12 +157,11 @@ def query_rows(seq: Sequence, q_len: int) -> Tensor:
     return rows[(rows >= 0) & (rows < q_len)]
 
 
-def mask_of_rows(seq: Sequence, rows: Tensor, kv_len: int, causal: bool, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask of global rows, ``(1, 1, g, Nk)``: only the future and holes are hidden."""
+def mask_of_rows(seq: Sequence, distance: Tensor, causal: bool, dtype: torch.dtype) -> Tensor | None:
+    """Additive mask of global rows at these distances ``(g, Nk)`` from the keys, ``(1, 1, g, Nk)``: the future and holes are hidden."""
     mask = None if seq.hole is None else seq.hole[None, None, None, :]
     if causal:
-        future = torch.arange(kv_len)[None, :] > (rows + seq.shift)[:, None]
-        ahead = torch.zeros(future.shape, dtype=dtype).masked_fill_(future, MASKED)[None, None]
+        ahead = torch.zeros(distance.shape, dtype=dtype).masked_fill_(distance < 0, MASKED)[None, None]
         mask = ahead if mask is None else mask + ahead
     return mask
 

@@ -13,6 +13,7 @@ from transformers import initialization
 from ..backend import BACKEND
 from ..errors import MaskError
 from ..mechanisms.base import Mechanism
+from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
 from .limits import check_length, check_tables
@@ -81,9 +82,9 @@ class LongAttentionMixin(_Base):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Mechanisms initialise themselves, by ``reset_parameters``; everything else is the base's."""
+        """Mechanisms and relative positions initialise themselves, by ``reset_parameters``; everything else is the base's."""
         super()._init_weights(module)
-        reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism) else None
+        reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism | RelativePositions) else None
         if callable(reset):
             reset()
 

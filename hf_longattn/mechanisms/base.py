@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..engines.dense import repeat_heads
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
+from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
 from .token_rules import TokenRule
 
@@ -76,6 +77,10 @@ class Mechanism(nn.Module, ABC):
         super().__init__()
         self.num_heads, self.head_dim, self.hidden_size, self.max_length = num_heads, head_dim, hidden_size, max_length
         self.options = options
+        self.relative: RelativePositions | None = None
+        if options.relative is not None:
+            self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
+            self.register_forward_pre_hook(_with_relative, with_kwargs=True)
 
     @abstractmethod
     def forward(
@@ -107,12 +112,15 @@ class Mechanism(nn.Module, ABC):
         score_mod: ScoreMod | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``."""
+        """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``.
+
+        Relative positions come in by ``score_mod``, as in the engines: :meth:`reference` and :meth:`weights` put them there.
+        """
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
         """The definition applied in float64, materialising the N×N matrix. Returns ``(B, H, Nq, D)`` float64."""
         q, k, v = q.double(), k.double(), v.double()
-        return self.dense_weights(q, k, **arguments) @ repeat_heads(v, q.shape[1])
+        return self.dense_weights(q, k, **self._with_dense_terms(q, k, arguments)) @ repeat_heads(v, q.shape[1])
 
     def weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
         """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
@@ -125,7 +133,31 @@ class Mechanism(nn.Module, ABC):
                 f"Attention weights were asked for {k.shape[2]} tokens, but the dense matrix is returned up to {DENSE_LIMIT} only; "
                 "pass shorter inputs or output_attentions=False."
             )
+        arguments = self._with_dense_terms(q.float(), k.float(), arguments)
         return self.dense_weights(q.float(), k.float(), **arguments).to(q.dtype)
+
+    def _with_dense_terms(self, q: Tensor, k: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+        """``arguments`` whose score term has the relative positions in it, taken from their N×N definition."""
+        if self.relative is None:
+            return arguments
+        q_len, kv_len = q.shape[2], k.shape[2]
+        places = torch.arange(kv_len, device=q.device)
+        distance = places[None, kv_len - q_len :, None] - places
+        term = self.relative.term(q, k, distance, arguments.get("causal", False), self.scale(arguments.get("scaling")))
+
+        def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
+
+        return {**arguments, "score_mod": _both(mod, arguments.get("score_mod"))}
+
+    def scale(self, scaling: float | None) -> float:
+        """The factor on q·k, of which ``None`` is the usual one."""
+        return self.head_dim**-0.5 if scaling is None else scaling
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        """The furthest distances query - key that some query sees, back and ahead."""
+        reach = self.reach() if causal else None
+        return (kv_len if reach is None else min(reach, kv_len)) - 1, 0 if causal else q_len - 1
 
     @property
     def token_rule(self) -> TokenRule | None:
@@ -189,6 +221,22 @@ class Mechanism(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
+
+
+def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: the relative positions join the score term of the call."""
+    assert module.relative is not None
+    (q, k, *_), causal = args, kwargs.get("causal", False)
+    span = module.span(q.shape[2], k.shape[2], causal)
+    mod = module.relative.score_mod(q, k, causal, module.scale(kwargs.get("scaling")), span)
+    return args, {**kwargs, "score_mod": _both(mod, kwargs.get("score_mod"))}
+
+
+def _both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
+    """One score term after the other."""
+    if second is None:
+        return first
+    return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
 
 
 def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:

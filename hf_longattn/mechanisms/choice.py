@@ -41,7 +41,13 @@ class Choice:
     @classmethod
     def _of(cls, values: dict[str, Any], owner: str) -> Choice:
         mechanism = values.pop("mechanism")
-        return cls(mechanism, check_options(mechanism, values), tuple(values))
+        options = check_options(mechanism, values)
+        if options.relative is not None:
+            raise OptionError(
+                f"Relative positions stand on a whole layer, but a member of mechanism {owner!r} has relative={options.relative!r}; "
+                f"give relative to {owner!r} itself."
+            )
+        return cls(mechanism, options, tuple(values))
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[Choice, ...]:
@@ -66,7 +72,7 @@ class Choice:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, from which :meth:`read` makes an equal choice."""
         values = self.options.to_dict()
-        return {"mechanism": self.mechanism, **{name: values[name] for name in self.given}}
+        return {"mechanism": self.mechanism, **{name: values.get(name) for name in self.given}}
 
     def __str__(self) -> str:
         return write_choice(self.to_dict())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from ..errors import MaskError, OptionError
+from ..positions.relative import DistanceOnly, relative_kind
 from .base import Mechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
@@ -50,6 +51,12 @@ class LongformerOptions(Options):
             raise OptionError(
                 f"Option 'separator_token_id' of mechanism 'longformer' is {self.separator_token_id}, but token ids count from 0; "
                 "for example separator_token_id=102."
+            )
+
+        if self.separate_global and self.relative is not None and not issubclass(relative_kind(self.relative), DistanceOnly):
+            raise OptionError(
+                f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens' rows "
+                "have queries of their own; use 'alibi' or 't5_buckets', or separate_global=False."
             )
 
     def is_mask(self) -> bool:
@@ -172,6 +179,7 @@ class Longformer(SparseMechanism):
         if not rows_in_reach(tokens, q.shape[2]):
             return out
         query, key, value = self.separate.exact(self._hidden(hidden_states), torch.float64)
+        arguments = self._with_dense_terms(query, key, arguments)
         return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, **arguments) @ value, out)
 
     def _hidden(self, hidden_states: Tensor | None) -> Tensor:

@@ -116,6 +116,10 @@ class MaskedMechanism(Mechanism):
         """
         seen = self.kept_visible(q_positions, k_positions, real)
         grouped = k.shape[1] != q.shape[1]
+        if self.relative is not None:
+            distance = q_positions[:, :, None] - k_positions[:, None, :]
+            term = self.relative.term(q, k, distance, True, self.scale(scaling)).to(q.dtype)
+            seen = torch.where(seen, term, torch.finfo(q.dtype).min)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:

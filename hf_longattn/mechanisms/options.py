@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import OptionError, nearest
+from ..positions.relative import read_relative
+
+RELATIVE = "relative"
+"""The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +35,25 @@ def option(default: Any, help: str, unit: str = "") -> Any:
 class Options:
     """Base of every mechanism's options. Subclasses override :meth:`check` to refuse impossible values."""
 
+    relative: str | None = dataclasses.field(
+        default=None,
+        kw_only=True,
+        metadata={
+            "help": "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32",
+            "unit": "",
+        },
+    )
+
     def check(self) -> None:
         """Raise :class:`OptionError` when a value is impossible."""
 
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
-        """Describe every option, in declaration order."""
+        """Describe every option, in declaration order; those that all mechanisms have come last."""
         hints = typing.get_type_hints(cls)
         return tuple(
             OptionInfo(f.name, _type_name(hints[f.name]), f.default, f.metadata.get("help", ""), f.metadata.get("unit", ""))
-            for f in dataclasses.fields(cls)
+            for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
         )
 
     @classmethod
@@ -51,20 +64,23 @@ class Options:
             OptionError: for an unknown name (the nearest one is offered), a wrong type or an impossible value.
         """
         hints = typing.get_type_hints(cls)
-        known = [f.name for f in dataclasses.fields(cls)]
+        known = [info.name for info in cls.infos()]
         checked = {}
         for name, value in values.items():
             if name not in hints or name not in known:
                 listed = ", ".join(known) if known else "none"
                 raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
-            checked[name] = _coerce(mechanism, name, value, hints[name])
+            common = name == RELATIVE and value not in (None, "none", "None")
+            checked[name] = read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
         built = cls(**checked)
         built.check()
         return built
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings)."""
-        return {k: [_plain(one) for one in v] if isinstance(v, tuple) else _plain(v) for k, v in vars(self).items()}
+        """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); relative positions where there are."""
+        values = {info.name: getattr(self, info.name) for info in self.infos()}
+        plain = {name: [_plain(one) for one in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
+        return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
 
     def is_mask(self) -> bool:
         """Whether a mechanism over masks is, with these options, a mask and nothing more, as a union needs."""

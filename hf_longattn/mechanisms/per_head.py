@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engines.distance_bias import mod_of_heads
 from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism
@@ -127,7 +128,7 @@ class PerHead(Mechanism):
         arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
         arguments |= {"scaling": scaling, "seed": seed}
         outs = [
-            member(*self._of_heads(heads, q, k, v), dropout_p=dropout_p, score_mod=_of_heads_mod(score_mod, heads, q.device), **arguments)
+            member(*self._of_heads(heads, q, k, v), dropout_p=dropout_p, score_mod=mod_of_heads(score_mod, heads), **arguments)
             for member, heads in self._heads()
         ]
         return self._in_order(outs)
@@ -147,7 +148,7 @@ class PerHead(Mechanism):
         arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
         arguments |= {"scaling": scaling, "seed": seed}
         weights = [
-            member.dense_weights(*self._of_heads(heads, q, k), score_mod=_of_heads_mod(score_mod, heads, q.device), **arguments)
+            member.dense_weights(*self._of_heads(heads, q, k), score_mod=mod_of_heads(score_mod, heads), **arguments)
             for member, heads in self._heads()
         ]
         return self._in_order(weights)
@@ -182,11 +183,3 @@ def _take(x: Tensor, heads: list[int]) -> Tensor:
     if heads == list(range(heads[0], heads[0] + len(heads))):
         return x[:, heads[0] : heads[0] + len(heads)]
     return x[:, heads]
-
-
-def _of_heads_mod(score_mod: ScoreMod | None, heads: list[int], device: torch.device) -> ScoreMod | None:
-    """``score_mod`` for a group that counts its heads from 0."""
-    if score_mod is None:
-        return None
-    numbers = torch.tensor(heads, device=device)
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers[h], q_idx, kv_idx)

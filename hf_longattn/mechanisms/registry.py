@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..errors import OptionError, UnknownMechanismError, nearest
 from .base import Mechanism
-from .options import OptionInfo, Options
+from .options import RELATIVE, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 PROTOTYPE_WIDTH = 64
@@ -92,12 +92,20 @@ def mechanism_info(name: str) -> MechanismInfo:
     """Summary, paper, cost, options … of one mechanism."""
     cls = mechanism_class(name)
     fields = {f.name: getattr(cls, f.name) for f in dataclasses.fields(MechanismInfo) if f.name not in ("name", "options")}
-    return MechanismInfo(name=name, options=cls.options_type.infos(), **fields)
+    options = tuple(info for info in cls.options_type.infos() if cls.takes_score_mod or info.name != RELATIVE)
+    return MechanismInfo(name=name, options=options, **fields)
 
 
 def check_options(name: str, options: dict[str, Any]) -> Options:
     """Validate options for a mechanism without building it; raises the errors of :func:`build_mechanism`."""
-    return mechanism_class(name).options_type.build(name, options)
+    cls = mechanism_class(name)
+    built = cls.options_type.build(name, options)
+    if built.relative is not None and not cls.takes_score_mod:
+        raise OptionError(
+            f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was asked for; "
+            "leave it out, or choose a mechanism of softmax attention such as 'window'."
+        )
+    return built
 
 
 @cache
@@ -138,4 +146,4 @@ def mechanism_from(
 ) -> Mechanism:
     """:func:`build_mechanism` with the options in a mapping, as configurations keep them: ``max_length`` may be one of them as well."""
     cls = mechanism_class(name)
-    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, cls.options_type.build(name, dict(options)))
+    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, check_options(name, dict(options)))

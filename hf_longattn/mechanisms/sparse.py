@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.dense import repeat_heads
 from ..engines.pattern import Pattern, ScoreMod
+from ..positions.relative import Span
 from .counting import band_pairs, triangle
 from .masked import MaskedMechanism
 
@@ -48,6 +49,12 @@ class SparseMechanism(MaskedMechanism):
             dropout_p=dropout_p,
             score_mod=score_mod,
         )
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        pattern = self.pattern(causal)
+        if pattern.has_globals:
+            return super().span(q_len, kv_len, causal)
+        return min(pattern.left, kv_len - 1), min(pattern.right, q_len - 1)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)

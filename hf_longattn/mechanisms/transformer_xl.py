@@ -23,6 +23,7 @@ from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
+from ..positions.relative import Span
 from .base import softmax_over
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
@@ -142,6 +143,7 @@ class TransformerXL(GatheredMechanism):
         """The definition in float64; without ``bptt`` the memory's keys and values are constants to the gradient."""
         if self.options.bptt:
             return super().reference(q, k, v, **arguments)
+        arguments = self._with_dense_terms(q.double(), k.double(), arguments)
         (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
         q, k, v = q.double(), repeat_heads(k.double(), heads), repeat_heads(v.double(), heads)
         b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
@@ -157,6 +159,10 @@ class TransformerXL(GatheredMechanism):
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=None)
         weights = softmax_over(scores, seen.expand(scores.shape))
         return (weights * own) @ v + (weights * ~own) @ v.detach()
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        size = self.options.segment_length
+        return min(size + self.options.memory_length, kv_len) - 1, 0 if causal else min(size, q_len) - 1
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         size = self.options.segment_length

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..engines.dense import repeat_heads
+from ..engines.distance_bias import mod_of_heads
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from .base import Mechanism
 from .dilated import DilatedWindow, dilated_band
@@ -89,13 +90,13 @@ class Window(WindowMask, SparseMechanism):
         for dilation in sorted(set(self.dilations)):
             heads = [head for head, own in enumerate(self.dilations) if own == dilation]
             of_heads = (x[:, heads] for x in (q, k, v))
-            outs.append(self._of_dilation(dilation, len(heads))(*of_heads, score_mod=_for_heads(score_mod, heads), **arguments))
+            outs.append(self._of_dilation(dilation, len(heads))(*of_heads, score_mod=mod_of_heads(score_mod, heads), **arguments))
             order += heads
         return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]] if len(outs) > 1 else outs[0]
 
     def _of_dilation(self, dilation: int, heads: int) -> Mechanism:
         """The heads of one dilation as a mechanism of their own."""
-        options = dataclasses.replace(self.options, dilation=(dilation,))
+        options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # which are in the score term already
         kind = Window if dilation == 1 else DilatedWindow
         return kind(heads, self.head_dim, self.hidden_size, self.max_length, options)
 
@@ -108,10 +109,3 @@ class Window(WindowMask, SparseMechanism):
         if self.options.num_sinks or max(self.dilations) > 1:
             return DilatedWindow(self.num_heads, self.head_dim, self.hidden_size, self.max_length, self.options)
         return self
-
-
-def _for_heads(score_mod: ScoreMod | None, heads: list[int]) -> ScoreMod | None:
-    """``score_mod`` for the given heads, taken out of the layer."""
-    if score_mod is None:
-        return None
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, torch.tensor(heads, device=h.device)[h], q_idx, kv_idx)

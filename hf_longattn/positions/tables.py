@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-__all__ = ["SINUSOIDAL", "STRATEGIES", "extend_table", "keeps_old_rows", "sinusoids"]
+__all__ = ["SINUSOIDAL", "STRATEGIES", "extend_table", "keeps_old_rows", "sinusoids", "sinusoids_at"]
 
 
 def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -65,9 +65,14 @@ def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
 
 def sinusoids(rows: int, width: int) -> Tensor:
     """(rows, width) fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
-    frequency = 10000.0 ** (-2 * torch.arange((width + 1) // 2, dtype=torch.float64) / width)
-    angle = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1).to(torch.float32)
+    return sinusoids_at(torch.arange(rows), width).to(torch.float32)
+
+
+def sinusoids_at(positions: Tensor, width: int) -> Tensor:
+    """(N, width) float64: the same rows for whole numbers `positions (N,)`, which may be negative."""
+    frequency = 10000.0 ** (-2 * torch.arange((width + 1) // 2, dtype=torch.float64, device=positions.device) / width)
+    angle = positions.to(torch.float64)[:, None] * frequency
+    return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1)
 
 
 SINUSOIDAL = "sinusoidal"

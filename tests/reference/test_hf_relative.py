@@ -1,0 +1,135 @@
+"""Relative positions equal the code of transformers' own models: T5's buckets, BLOOM's and MPT's ALiBi."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import T5Config
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+from transformers.models.t5.modeling_t5 import T5Attention, T5Model
+
+from hf_longattn import attend, build_mechanism
+from hf_longattn.positions.relative import build_relative
+from hf_longattn.positions.relative.alibi import Alibi
+from hf_longattn.positions.relative.t5_buckets import T5Buckets, buckets
+from tests.reference.small_models import long_like, padding, plain_model, tokens
+
+
+def distances(length: int) -> torch.Tensor:
+    return torch.arange(length)[:, None] - torch.arange(length)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_distance_has_the_bucket_that_t5_gives_it(causal: bool) -> None:
+    distance = torch.arange(-3000, 3001)
+    for count, furthest in ((32, 128), (16, 1000), (64, 4096)):
+        found = T5Attention._relative_position_bucket(-distance, bidirectional=not causal, num_buckets=count, max_distance=furthest)
+        assert torch.equal(buckets(distance, causal, count, furthest), found)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_bias_and_attention_equal_t5s(causal: bool) -> None:
+    config = T5Config(d_model=32, d_kv=8, num_heads=4, is_decoder=causal, use_cache=False)
+    theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).eval()
+    torch.nn.init.normal_(theirs.relative_attention_bias.weight)
+    ours = build_relative("t5_buckets", 4, 8, 32)
+    assert isinstance(ours, T5Buckets)
+    ours.table.data.copy_(theirs.relative_attention_bias.weight)
+    assert torch.equal(ours.bias(distances(200), causal)[None], theirs.compute_bias(200, 200))
+    hidden = torch.randn(2, 200, 32)
+    mask = torch.full((200, 200), torch.finfo(torch.float32).min).triu(1)[None, None] if causal else None
+    expected = theirs(hidden, mask=mask, position_bias=None if mask is None else theirs.compute_bias(200, 200) + mask)[0]
+    full = build_mechanism("full", num_heads=4, head_dim=8, relative="t5_buckets")
+    full.relative = ours
+    q, k, v = (part(hidden).view(2, 200, 4, 8).transpose(1, 2) for part in (theirs.q, theirs.k, theirs.v))
+    found = theirs.o(full(q, k, v, causal=causal, scaling=1.0).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_t5_stack_with_full_attention_and_our_bias_equals_its_own() -> None:
+    model = T5Model(T5Config(d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=1, vocab_size=50)).eval()
+    model.set_attn_implementation("eager")
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    module = build_relative("t5_buckets", 4, 8, 32)
+    module.load_state_dict({"table": attention.relative_attention_bias.weight.data})
+    ids = torch.randint(2, 50, (1, 40))
+    with torch.no_grad():
+        weights = model.encoder(ids, output_attentions=True).attentions[0]
+        normed = model.encoder.block[0].layer[0].layer_norm(model.encoder.embed_tokens(ids))
+        q, k = (part(normed).view(1, 40, 4, 8).transpose(1, 2) for part in (attention.q, attention.k))
+        full = build_mechanism("full", num_heads=4, head_dim=8, relative="t5_buckets")
+        full.relative = module
+        torch.testing.assert_close(full.weights(q, k, scaling=1.0), weights, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20, 25, 32, 71])
+def test_slopes_and_attention_equal_blooms(heads: int) -> None:
+    mask = torch.ones(1, 60, dtype=torch.long)
+    theirs = build_alibi_tensor(mask, heads, torch.float32).view(1, heads, 1, 60)
+    alibi = build_relative("alibi", heads, 8, 8 * heads)
+    assert isinstance(alibi, Alibi)
+    ours = alibi.bias(distances(60), True).tril()
+    # BLOOM adds slope · key position: per query row the same up to a constant, which a softmax does not see.
+    torch.testing.assert_close(ours, (theirs - theirs.transpose(2, 3))[0].tril(), atol=1e-5, rtol=0)
+    q, k, v = (torch.randn(1, heads, 60, 8) for _ in range(3))
+    hidden = torch.full((60, 60), float("-inf")).triu(1)
+    expected = ((q @ k.transpose(-1, -2)) * 8**-0.5 + theirs + hidden).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v, "full", causal=True, relative="alibi"), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8, 12, 20, 32])
+def test_the_penalty_equals_mpts(heads: int) -> None:
+    theirs = build_mpt_alibi_tensor(heads, 50)  # (heads, 1, 50): of the last query
+    alibi = build_relative("alibi", heads, 8, 8 * heads)
+    found = alibi.bias(49 - torch.arange(50), True)
+    # MPT orders the slopes of a head count that is no power of two differently: the same ones, the even ones last.
+    torch.testing.assert_close(found.sort(0).values, theirs[:, 0].sort(0).values, atol=1e-6, rtol=0)
+    if heads & (heads - 1) == 0:
+        torch.testing.assert_close(found, theirs[:, 0], atol=1e-6, rtol=0)
+
+
+CACHED = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+PATTERNS: dict[str, dict[str, Any]] = {
+    "kept": {"mechanism": "window", "window": 11, "num_sinks": 3},
+    "ring": {"mechanism": "window", "window": 11},
+    "full": {"mechanism": "full"},
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"])
+@pytest.mark.parametrize("base", CACHED)
+def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str) -> None:
+    length = 130
+    model = long_like(plain_model(base, CACHED[base]), base, {**PATTERNS[pattern], "relative": kind})
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if ".relative." in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    ids, mask = tokens(3, length), padding(3, length, left=True)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask, position_ids=places, use_cache=False).logits
+        steps, cache = [], None
+        for i in range(length):
+            out = model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=places[:, i : i + 1], past_key_values=cache)
+            steps.append(out.logits)
+            cache = out.past_key_values
+    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
+
+
+def test_parameters_are_saved_and_loaded(tmp_path: Any) -> None:
+    model = long_like(plain_model("bert"), "bert", {"mechanism": "window", "window": 8, "relative": "t5_buckets"})
+    names = [name for name, _ in model.named_parameters() if name.endswith("long_attention.relative.table")]
+    assert len(names) == 3
+    assert all((model.get_parameter(name) == 0).all() for name in names)
+    for name in names:
+        torch.nn.init.normal_(model.get_parameter(name))
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    ids = tokens(2, 100)
+    assert torch.equal(again(ids).last_hidden_state, model(ids).last_hidden_state)
+    assert again.config.long_attention.options["relative"] == "t5_buckets"
