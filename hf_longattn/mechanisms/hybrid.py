@@ -10,6 +10,7 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -87,7 +88,7 @@ class Hybrid(Mechanism):
     def reset_parameters(self) -> None:
         """γ begins at 0.1, the features as their mechanism says."""
         if self.options.mixing is None:
-            nn.init.constant_(self.mixing, torch.tensor(FIRST_MIXING).logit().item())
+            nn.init.constant_(self.mixing, math.log(FIRST_MIXING / (1 - FIRST_MIXING)))
         if reset := getattr(self.linear, "reset_parameters", None):
             reset()
 

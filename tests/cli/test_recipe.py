@@ -39,7 +39,7 @@ def test_every_ready_recipe_gives_a_plan(recipe: Path, sources: dict[bool, Path]
     assert plan["new_length"] == values["max_length"]
     assert plan["positions"] == values["positions"]
     assert plan["long_attention"]["mechanism"] == values["mechanism"]
-    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8}.get(recipe.stem, 0)
+    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1}.get(recipe.stem, 0)
 
 
 def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
