@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attend import attend, reference_attend
 from ..errors import LongAttentionError
-from ..mechanisms import build_mechanism, list_mechanisms, mechanism_info
+from ..mechanisms import build_mechanism, check_options, list_mechanisms, mechanism_info
 from .case import DTYPES
 from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
 
@@ -60,7 +60,8 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
     q, k, v = (torch.randn(BATCH, h, length, HEAD_DIM, generator=generator).to(device, DTYPES[dtype]).requires_grad_() for h in heads)
     real = torch.arange(length, device=device) < torch.tensor([[length], [max(1, 2 * length // 3)]], device=device)
     upstream = torch.randn(q.shape, generator=generator).to(device, DTYPES[dtype]) * real[:, None, :, None]
-    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, hidden_size=HEADS * HEAD_DIM, max_length=length).to(device).eval()
+    longest = max(length, check_options(name, {}).telling_length())
+    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, hidden_size=HEADS * HEAD_DIM, max_length=longest).to(device).eval()
     try:
         found = _pass(attend, mechanism, (q, k, v), upstream, causal=causal, padding_mask=real)
         doubles = (q.detach().double().requires_grad_(), k.detach().double().requires_grad_(), v.detach().double().requires_grad_())
