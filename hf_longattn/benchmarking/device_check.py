@@ -61,7 +61,7 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
     real = torch.arange(length, device=device) < torch.tensor([[length], [max(1, 2 * length // 3)]], device=device)
     upstream = torch.randn(q.shape, generator=generator).to(device, DTYPES[dtype]) * real[:, None, :, None]
     longest = max(length, check_options(name, {}).telling_length())
-    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, hidden_size=HEADS * HEAD_DIM, max_length=longest).to(device).eval()
+    mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, max_length=longest).to(device).eval()
     try:
         found = _pass(attend, mechanism, (q, k, v), upstream, causal=causal, padding_mask=real)
         doubles = (q.detach().double().requires_grad_(), k.detach().double().requires_grad_(), v.detach().double().requires_grad_())

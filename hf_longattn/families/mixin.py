@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from ..backend import BACKEND
-from ..errors import MaskError
+from ..errors import MaskError, OptionError
 from ..mechanisms.base import Mechanism
+from ..mechanisms.registry import mechanism_class
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
@@ -38,6 +39,8 @@ class LongAttentionMixin(_Base):
     """
 
     family: ClassVar[Family]
+    hands_globals_down: ClassVar[bool] = True
+    """Whether the base's heads and layers hand keyword arguments down to attention, as a global mask needs."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -51,6 +54,7 @@ class LongAttentionMixin(_Base):
             if long_class is not None:  # built by the head's own __init__; the Long class adds no state, so the instance can become one
                 module.__class__ = long_class
                 module.adapt()
+        self._refuse_globals()
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
             token_rule(stack)  # refuses contradicting layers now
@@ -58,6 +62,16 @@ class LongAttentionMixin(_Base):
             if shared := shared_parameters(model):
                 model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
         super().post_init()
+
+    def _refuse_globals(self) -> None:
+        """Mechanisms with global tokens have no place in models whose layers cannot be told of them."""
+        attention = self.config.long_attention
+        names = {attention.for_layer(layer)[0] for layer in range(self.config.num_hidden_layers)} if not self.hands_globals_down else set()
+        if found := sorted(name for name in names if mechanism_class(name).takes_globals):
+            raise OptionError(
+                f"{type(self).__name__} cannot hand global tokens to its attention, which mechanism {found[0]!r} is about; "
+                "choose one without, for example mechanism='nystrom' or 'window'."
+            )
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """As the base's; what the layers' mechanisms share is tied whatever the config says of word embeddings."""
@@ -212,6 +226,8 @@ def _with_global_attention_mask(base_forward: Any) -> Any:
 
     @functools.wraps(base_forward)
     def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if global_attention_mask is not None and not self.hands_globals_down:
+            raise MaskError(f"{type(self).__name__} has no way to hand a global_attention_mask to its attention; leave it out.")
         if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
             several = global_attention_mask.dim() == 3
             kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask

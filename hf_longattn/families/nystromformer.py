@@ -1,0 +1,82 @@
+"""LongNystromformer: Nyströmformer (Xiong et al. 2021), whose attention joins transformers' AttentionInterface and so takes any mechanism
+without global tokens. Its position table begins with two rows that are no positions, which ``max_position_embeddings`` leaves out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.nystromformer.configuration_nystromformer import NystromformerConfig
+
+from ..errors import CheckpointError
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongNystromformerConfig(LongConfig, NystromformerConfig):
+    """NystromformerConfig with ``long_attention``; the mechanism is ``nystrom`` with the config's numbers unless another one is given."""
+
+    model_type = "long_nystromformer"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.get("long_attention") is None:
+            kwargs["long_attention"] = nystrom_of(self)
+        super().__post_init__(**kwargs)
+
+    @property
+    def is_decoder(self) -> bool:
+        """There is no causal Nyströmformer."""
+        return False
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As every Long config's.
+
+        Raises:
+            CheckpointError: a checkpoint of transformers' Nyströmformer, whose convolutions have other names.
+        """
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if "long_attention" not in values:
+            raise CheckpointError(
+                f"{str(args[0])!r} is a Nyströmformer of transformers, whose convolutions have other names; "
+                "convert it with `longattn convert SRC DST` and load DST."
+            )
+        return values, kwargs
+
+
+def nystrom_of(config: Any) -> dict[str, Any]:
+    """The mechanism that computes what transformers' Nyströmformer with this config does.
+
+    With landmarks it takes texts of ``segment_means_seq_len`` tokens only, and no padding mask. Where that is ``num_landmarks`` it has
+    none, takes texts of any length, and its convolution goes over padding.
+
+    Raises:
+        CheckpointError: transformers itself cannot run such a model.
+    """
+    exact = config.num_landmarks == config.segment_means_seq_len
+    if not exact and config.segment_means_seq_len % config.num_landmarks:
+        raise CheckpointError(
+            f"A Nyströmformer with {config.num_landmarks} landmarks for {config.segment_means_seq_len} tokens does not run in "
+            "transformers, which cuts equal segments; set segment_means_seq_len in its config.json to a multiple of num_landmarks."
+        )
+    if config.inv_coeff_init_option:
+        raise CheckpointError(
+            "A Nyströmformer with inv_coeff_init_option=true does not run in transformers; set it to false in its config.json, "
+            "and choose the option inv_coeff_init_option=exact of mechanism 'nystrom'."
+        )
+    return {
+        "mechanism": "nystrom",
+        "num_landmarks": config.max_position_embeddings if exact else config.num_landmarks,
+        "conv_kernel": config.conv_kernel_size,
+        "inv_coeff_init_option": "original",
+        "landmarks_over": "input" if exact else "text",
+    }
+
+
+FAMILY = Family(
+    LongNystromformerConfig,
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, counted=False),),
+    own_mixin="nystromformer_attention.NystromformerOnTheInterface",
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())

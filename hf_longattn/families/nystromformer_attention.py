@@ -1,0 +1,66 @@
+"""Nyströmformer's attention modules on transformers' AttentionInterface, on which transformers' own are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
+
+
+class LongNystromformerSelfAttention(NystromformerSelfAttention):
+    """The projections of NystromformerSelfAttention around the attention function that the config names.
+
+    The convolution of the values is the mechanism's.
+    """
+
+    config: Any
+    is_causal: bool
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
+        shape = (self.num_attention_heads, self.attention_head_size)
+        projected = (projection(hidden_states) for projection in (self.query, self.key, self.value))
+        query, key, value = (states.unflatten(-1, shape).transpose(1, 2) for states in projected)
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.attention_head_size**-0.5,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
+        return (output.flatten(2), weights) if output_attentions else (output.flatten(2),)
+
+
+class NystromformerOnTheInterface(_Base):
+    """Stands before the mixin of the Long classes: puts :class:`LongNystromformerSelfAttention` in place before mechanisms are attached."""
+
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["NystromformerLayer"]
+    hands_globals_down: ClassVar[bool] = False
+
+    def post_init(self) -> None:
+        for module in self.modules():
+            if type(module) is NystromformerSelfAttention:
+                module.__class__ = LongNystromformerSelfAttention
+                module.config, module.is_causal = self.config, False
+                if module.conv_kernel_size is not None:
+                    del module.conv
+        super().post_init()
