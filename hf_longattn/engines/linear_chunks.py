@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW = 16
+"""Up to so many chunks their sums are added one by one, which is faster than a cumulative sum along a middle axis."""
+
 
 def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
     """Causal linear attention of features ``q (B, H, N, F)``, ``k (B, H_kv, N, F)`` to ``v (B, H_kv, N, D)``, all in one dtype.
@@ -71,17 +74,16 @@ class _Chunked(torch.autograd.Function):
                 shift = -(grad * _rows(out, group, chunk)).sum(-1, keepdim=True)
             d_scores = grad @ values.mT
             d_scores = _lower(d_scores if shift is None else d_scores + shift, group)
-            later, d_kv = _running((rows.mT @ grad).flip(2), grad_kv)
-            later = later.flip(2)
+            later, d_kv = _remaining(rows.mT @ grad, grad_kv)
             d_q = d_scores @ keys + grad @ before.mT
             d_k = d_scores.mT @ rows + values @ later.mT
             d_z = grad_z
             if shift is None:
                 d_k = d_k + grad_z[:, :, None, None, :]
             else:
-                z_later, d_z = _running((rows * shift).sum(-2).flip(2), grad_z)
+                z_later, d_z = _remaining((rows.mT @ shift).squeeze(-1), grad_z)
                 d_q = d_q + shift * z_before[..., None, :]
-                d_k = d_k + z_later.flip(2)[..., None, :]
+                d_k = d_k + z_later[..., None, :]
             d_v = scores.mT @ grad + keys @ later
         return _back(d_q, group), _back(d_k, 1), _back(d_v, 1), d_kv, d_z, None, None
 
@@ -103,13 +105,27 @@ def _back(x: Tensor, group: int) -> Tensor:
 
 
 def _lower(scores: Tensor, group: int) -> Tensor:
-    """Scores ``(B, H_kv, n, group·chunk, chunk)`` of the pairs that do not look ahead; the others are zeros."""
-    return scores.tril() if group == 1 else scores.unflatten(3, (group, -1)).tril().flatten(3, 4)
+    """Scores ``(B, H_kv, n, group·chunk, chunk)`` of the pairs that do not look ahead; the others become zeros."""
+    return scores.tril_() if group == 1 else scores.unflatten(3, (group, -1)).tril_().flatten(3, 4)
 
 
 def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """From each chunk's sum ``(B, H, n, …)`` and what came before ``(B, H, …)``: what stands before each chunk, and after the last."""
-    if sums.shape[2] == 1:
-        return first.unsqueeze(2), first + sums.squeeze(2)
-    total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
-    return total[:, :, :-1], total[:, :, -1]
+    if sums.shape[2] > FEW:
+        total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
+        return total[:, :, :-1], total[:, :, -1]
+    steps = [first]
+    for chunk in sums.unbind(2):
+        steps.append(steps[-1] + chunk)
+    return torch.stack(steps[:-1], 2), steps[-1]
+
+
+def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`_running` from the end: what stands behind each chunk, and behind all."""
+    if sums.shape[2] > FEW:
+        behind, total = _running(sums.flip(2), last)
+        return behind.flip(2), total
+    steps = [last]
+    for chunk in reversed(sums.unbind(2)):
+        steps.append(steps[-1] + chunk)
+    return torch.stack(steps[-2::-1], 2), steps[-1]

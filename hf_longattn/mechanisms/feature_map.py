@@ -30,6 +30,19 @@ LEAST = 1e-20
 """Added to features that are exponentials: a row that sees only keys far below the largest still has weights to divide by."""
 
 
+class At(NamedTuple):
+    """What features may depend on besides the vectors: the factor on q·k, the seed of the call, and the tokens' positions ``(B, n)`` for
+    mechanisms that count them."""
+
+    scale: float
+    seed: int = 0
+    positions: Tensor | None = None
+
+    def where(self, tokens: slice) -> At:
+        """For some of the tokens."""
+        return self if self.positions is None else self._replace(positions=self.positions[:, tokens])
+
+
 class LinearMechanism(Mechanism):
     """A mechanism whose weights are products of features."""
 
@@ -48,22 +61,19 @@ class LinearMechanism(Mechanism):
         return None
 
     @abstractmethod
-    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
-        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor of its own for each row changes nothing.
-
-        ``scale`` is the factor on q·k, ``positions (B, n)`` the tokens' positions where the mechanism counts them.
-        """
+    def queries(self, q: Tensor, at: At) -> Tensor:
+        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor of its own for each row changes nothing."""
 
     @abstractmethod
-    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+    def keys(self, k: Tensor, at: At) -> Tensor:
         """φ_k of ``k (B, H_kv, n, D)``: ``(B, H_kv or H, n, F)``, or its logarithm (:attr:`key_logarithms`)."""
 
     @abstractmethod
-    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
-        """The definition: κ ``(B, H, Nq, Nk)`` of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, in their dtype."""
+    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
+        """The definition: κ ``(B, H, Nq, Nk)`` of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to factors of the rows."""
 
-    def check_positions(self, positions: Tensor) -> None:
-        """Raise :class:`LengthError` for positions that the features do not know."""
+    def check_positions(self, positions: Tensor, counted: bool) -> None:
+        """Raise :class:`LengthError` for positions that the features do not know; ``counted``: there were tokens before these."""
 
     def features_per_head(self) -> int:
         """F, which sizes the state and the pieces."""
@@ -82,9 +92,10 @@ class LinearMechanism(Mechanism):
         seed: int = 0,
     ) -> Tensor:
         (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
-        positions, _ = positions_of(padding_mask, batch, kv_len, q.device)
-        at = (positions[:, kv_len - q_len :], positions) if self.counts_positions else (None, None)
-        weights = self.kernel(q, repeat_heads(k, heads), self.scale(scaling), *at)
+        at = At(self.scale(scaling), seed)
+        if self.counts_positions:
+            at = at._replace(positions=positions_of(padding_mask, batch, kv_len, q.device)[0])
+        weights = self.kernel(q, repeat_heads(k, heads), at.where(slice(kv_len - q_len, None)), at)
         if causal:
             weights = weights.tril(kv_len - q_len)
         if padding_mask is not None:
@@ -111,7 +122,7 @@ class LinearMechanism(Mechanism):
         seed: int = 0,
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, None, causal, padding_mask, self.scale(scaling), dropout_p)[0]
+            return self._run(q, k, v, None, causal, padding_mask, At(self.scale(scaling), seed), dropout_p)[0]
 
     def advance(
         self,
@@ -131,38 +142,45 @@ class LinearMechanism(Mechanism):
             how many positions were counted, and ``log (B, heads)``, the scale that the sums are kept in.
         """
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, state, True, padding_mask, self.scale(scaling), dropout_p)
+            return self._run(q, k, v, state, True, padding_mask, At(self.scale(scaling)), dropout_p)
 
     def _run(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, causal: bool, mask: Tensor | None, scale: float, dropout_p: float
+        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, causal: bool, mask: Tensor | None, at: At, dropout_p: float
     ) -> tuple[Tensor, State]:
         (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
         if dropout_p:  # there is no matrix of weights: whole keys are dropped
             v = v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p)
-        q_at = k_at = seen = None
+        seen = None
         if self.counts_positions:
-            k_at, seen = positions_of(mask, batch, kv_len, q.device, None if state is None else state["seen"])
-            self.check_positions(k_at)
-            q_at = k_at[:, kv_len - q_len :]
-        source = _Keys(self, k, v, mask, k_at, scale)
+            positions, seen = positions_of(mask, batch, kv_len, q.device, None if state is None else state["seen"])
+            self.check_positions(positions, state is not None)
+            at = at._replace(positions=positions)
+        source = _Keys(self, k, v, mask, at)
         first = kv_len - q_len
         outs: list[Tensor] = []
+        whole: Tensor | None = None
         for piece in self._pieces(0, first if causal else kv_len, q):
             phi_k, values, state = source.take(piece, state)
             state = {**state, **absorb(state, phi_k, values)}
         for piece in self._pieces(0, q_len, q):
-            phi_q = self.queries(_wide(q[:, :, piece]), scale, None if q_at is None else q_at[:, piece])
+            tokens = slice(piece.start + first, piece.stop + first)
+            phi_q = self.queries(_wide(q[:, :, piece]), at.where(tokens))
             if causal:
-                phi_k, values, state = source.take(slice(piece.start + first, piece.stop + first), state)
+                phi_k, values, state = source.take(tokens, state)
                 out, sums = linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
                 state = {**state, **sums}
             else:
                 assert state is not None
                 out = read(phi_q, state)
             outs.append(out.to(q.dtype))
+            if not torch.is_grad_enabled() and out.shape[2] < q_len:  # straight to its place, while it is in the cache
+                whole = q.new_empty(batch, q.shape[1], q_len, v.shape[3]) if whole is None else whole
+                whole[:, :, piece] = outs.pop()
         assert state is not None
         if seen is not None:
             state = {**state, "seen": seen}
+        if whole is not None:
+            return whole, state
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
@@ -184,14 +202,13 @@ class _Keys(NamedTuple):
     k: Tensor
     v: Tensor
     mask: Tensor | None
-    positions: Tensor | None
-    scale: float
+    at: At
 
-    def take(self, at: slice, state: State | None) -> tuple[Tensor, Tensor, State]:
-        """Features and values of the tokens ``at``, and the state of the earlier ones in the same scale."""
-        mask = None if self.mask is None else self.mask[:, at]
-        phi_k = self.mechanism.keys(_wide(self.k[:, :, at]), self.scale, None if self.positions is None else self.positions[:, at])
-        values = repeat_heads(_wide(self.v[:, :, at]), phi_k.shape[1])
+    def take(self, tokens: slice, state: State | None) -> tuple[Tensor, Tensor, State]:
+        """Features and values of these tokens, and the state of the earlier ones in the same scale."""
+        mask = None if self.mask is None else self.mask[:, tokens]
+        phi_k = self.mechanism.keys(_wide(self.k[:, :, tokens]), self.at.where(tokens))
+        values = repeat_heads(_wide(self.v[:, :, tokens]), phi_k.shape[1])
         if state is None:
             state = empty_state(phi_k, values)
             if self.mechanism.key_logarithms:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .feature_map import LinearMechanism
+from .feature_map import At, LinearMechanism
 from .learned_heads import HeadwiseLinear
 from .linear import relative
 from .options import Options, even, option
@@ -58,19 +58,19 @@ class Hedgehog(LinearMechanism):
         given = self.options.feature_dim
         return 2 * self.head_dim if given is None else given
 
-    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
-        return self._features(q, self.query_map, scale)
+    def queries(self, q: Tensor, at: At) -> Tensor:
+        return self._features(q, self.query_map, at.scale)
 
-    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
-        return self._features(k, self.key_map, scale)
+    def keys(self, k: Tensor, at: At) -> Tensor:
+        return self._features(k, self.key_map, at.scale)
 
     def _features(self, x: Tensor, projection: HeadwiseLinear, scale: float) -> Tensor:
         factor = relative(scale, self.head_dim)
         projected = projection(x if factor == 1 else x * factor)
         return torch.cat((projected, -projected), -1).softmax(-1)
 
-    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
-        factor = relative(scale, self.head_dim)
+    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
+        factor = relative(of_q.scale, self.head_dim)
         left, right = q @ self.query_map.weight.to(q.dtype) * factor, k @ self.key_map.weight.to(k.dtype) * factor
         ups, downs = (left.exp(), right.exp()), ((-left).exp(), (-right).exp())
         totals = [(up + down).sum(-1) for up, down in zip(ups, downs, strict=True)]

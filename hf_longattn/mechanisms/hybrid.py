@@ -25,7 +25,7 @@ from ..errors import OptionError
 from .base import Mechanism, State
 from .choice import Choice
 from .counting import band_pairs
-from .feature_map import LinearMechanism
+from .feature_map import At, LinearMechanism
 from .hedgehog import HedgehogOptions
 from .options import Options, option, positive
 from .registry import mechanism_class, register_mechanism
@@ -135,7 +135,7 @@ class Hybrid(Mechanism):
             sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
             out = self._run(q, k, v, sums, True, mask, scaling, dropout_p)
             gone = k.shape[2] - size
-            features = masked(self.linear.keys(_wide(k[:, :, :gone]), self._scale(scaling), None), mask[:, :gone])
+            features = masked(self.linear.keys(_wide(k[:, :, :gone]), At(self._scale(scaling))), mask[:, :gone])
             values = _with_ones(_wide(v[:, :, :gone]), features.shape[1])
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
@@ -151,7 +151,7 @@ class Hybrid(Mechanism):
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
             if drop:  # there is no matrix of weights: whole keys are dropped
                 v = v * F.dropout(v.new_ones(*v.shape[:3], 1), drop)
-            phi_q, phi_k = self.linear.queries(q, scale, None), self.linear.keys(k, scale, None)
+            phi_q, phi_k = self.linear.queries(q, At(scale)), self.linear.keys(k, At(scale))
             values = _with_ones(v, phi_k.shape[1])
             far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums)
             if not causal:
@@ -182,7 +182,7 @@ class Hybrid(Mechanism):
             seen = seen & padding_mask[:, None, None, :]
         scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
         softmax = self._gamma(q.dtype) * (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).min)).exp()
-        weights = torch.where(near, softmax, self.linear.kernel(q, k, scale, None, None)).masked_fill(~seen, 0.0)
+        weights = torch.where(near, softmax, self.linear.kernel(q, k, At(scale), At(scale))).masked_fill(~seen, 0.0)
         total = weights.sum(-1, keepdim=True)
         return weights / torch.where(total == 0, 1.0, total)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .feature_map import LinearMechanism
+from .feature_map import At, LinearMechanism
 from .options import Options, one_of, option
 from .registry import register_mechanism
 
@@ -39,17 +39,17 @@ class Linear(LinearMechanism):
     sample: ClassVar[dict[str, Any]] = {}
     options: LinearOptions
 
-    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
-        factor = relative(scale, q.shape[-1])
+    def queries(self, q: Tensor, at: At) -> Tensor:
+        factor = relative(at.scale, q.shape[-1])
         if self.options.feature_map == "relu":
             return F.relu(q if factor == 1 else q * factor)
-        return F.elu(q if factor == 1 else q * factor) + 1
+        return _EluPlusOne.apply(q if factor == 1 else q * factor)
 
-    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
-        return self.queries(k, scale, positions)
+    def keys(self, k: Tensor, at: At) -> Tensor:
+        return self.queries(k, at)
 
-    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
-        factor = relative(scale, q.shape[-1])
+    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
+        factor = relative(of_q.scale, q.shape[-1])
         if self.options.feature_map == "relu":
             left, right = (q * factor).clamp(min=0), (k * factor).clamp(min=0)
         else:
@@ -60,3 +60,18 @@ class Linear(LinearMechanism):
 def relative(scale: float, head_dim: int) -> float:
     """What multiplies q and k each, so that their product is multiplied by ``scale`` relative to D^-½; exactly 1 at that."""
     return 1.0 if scale == head_dim**-0.5 else (scale * head_dim**0.5) ** 0.5
+
+
+class _EluPlusOne(torch.autograd.Function):
+    """elu(x) + 1, whose derivative is min(elu(x) + 1, 1): only the result is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.clamp(max=0).exp_().add_(x.clamp(min=0))
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        return grads[0] * out.clamp(max=1)

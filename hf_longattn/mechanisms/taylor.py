@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .feature_map import LinearMechanism
+from .feature_map import At, LinearMechanism
 from .learned_heads import HeadwiseLinear
 from .options import Options, even, option
 from .registry import register_mechanism
@@ -64,14 +64,14 @@ class Taylor(LinearMechanism):
         d = self.options.feature_dim
         return 1 + d + d * (d + 1) // 2
 
-    def queries(self, q: Tensor, scale: float, positions: Tensor | None) -> Tensor:
-        return polynomial(self.query_map(q) * scale)
+    def queries(self, q: Tensor, at: At) -> Tensor:
+        return polynomial(self.query_map(q) * at.scale)
 
-    def keys(self, k: Tensor, scale: float, positions: Tensor | None) -> Tensor:
+    def keys(self, k: Tensor, at: At) -> Tensor:
         return polynomial(self.key_map(k))
 
-    def kernel(self, q: Tensor, k: Tensor, scale: float, q_positions: Tensor | None, k_positions: Tensor | None) -> Tensor:
-        s = scale * (q @ self.query_map.weight.to(q.dtype)) @ (k @ self.key_map.weight.to(k.dtype)).mT
+    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
+        s = of_q.scale * (q @ self.query_map.weight.to(q.dtype)) @ (k @ self.key_map.weight.to(k.dtype)).mT
         return 1 + s + s.square() / 2
 
 

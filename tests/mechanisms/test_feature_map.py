@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.feature_map import LinearMechanism
+from hf_longattn.mechanisms.feature_map import At, LinearMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 
 LINEAR = [name for name in list_mechanisms() if issubclass(mechanism_class(name), LinearMechanism)]
@@ -87,7 +87,7 @@ def test_relu_features_and_scaling() -> None:
 
 def test_hedgehog_begins_as_the_softmax_of_the_head_and_its_negative() -> None:
     q, _, _ = qkv(20)
-    features = built("hedgehog").queries(q, 0.25, None)
+    features = built("hedgehog").queries(q, At(0.25))
     torch.testing.assert_close(features, torch.cat((q, -q), -1).softmax(-1))
 
 

@@ -1,0 +1,150 @@
+"""FAVOR+: random features whose products estimate the softmax kernel (Choromanski et al. 2021, Rethinking Attention with Performers).
+
+    softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
+    relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
+
+for m random directions w_m, Gaussian and orthogonal in blocks. Exponents are taken relative to the row's largest for queries, and for keys
+to the largest so far of the head; both cancel in the quotient, so that pieces of a text, one token at a time too, give what the whole
+gives. The directions are a buffer of the checkpoint. In training they are drawn anew every ``redraw_interval`` passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import State
+from .feature_map import At, LinearMechanism
+from .options import Options, not_negative, one_of, option, positive
+from .orthogonal import orthogonal_gaussian
+from .registry import register_mechanism
+
+KERNELS = ("softmax", "relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerformerOptions(Options):
+    num_features: int = option(256, "m, how many random directions; the error falls with its root", "features")
+    kernel: str = option("softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections")
+    redraw_interval: int = option(
+        1000, "training passes between new draws, 0 for none; a compiled model keeps its draw until redraw() is called", "passes"
+    )
+    seed: int = option(0, "seed of the directions; layers and draws differ")
+
+    def check(self) -> None:
+        positive("performer", "num_features", self.num_features)
+        one_of("performer", "kernel", self.kernel, KERNELS)
+        not_negative("performer", "redraw_interval", self.redraw_interval, 1000)
+
+
+@register_mechanism("performer")
+class Performer(LinearMechanism):
+    """An unbiased estimate of softmax attention's weights, before they are normalised."""
+
+    summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
+    paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
+    cost = "N·m·D"
+    exact_when = "never; the expected weights are those of softmax, before normalising"
+    same_bits = False
+    key_logarithms = True
+    options_type = PerformerOptions
+    sample: ClassVar[dict[str, Any]] = {"num_features": 32}
+    options: PerformerOptions
+    projection: Tensor
+    """``(m, D)``, the random directions."""
+    passes: Tensor
+    """How many training passes there were, which says how often was drawn."""
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.key_logarithms = options.kernel == "softmax"
+        self._layer = 0
+        self._known = (0, -1, 0)
+        """Identity and version of ``passes`` when it was last read, and what it said: reading would wait for the device."""
+        self.register_buffer("projection", torch.empty(options.num_features, head_dim))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The first draw; what transformers has loaded is kept."""
+        if not self.projection.is_meta and not getattr(self.projection, "_is_hf_initialized", False):
+            self._draw(0)
+            self.passes = torch.zeros_like(self.passes)
+
+    @property
+    def layer(self) -> int:
+        """The layer that it runs in: each has directions of its own."""
+        return self._layer
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        self._layer = layer
+        self.reset_parameters()
+
+    def redraw(self) -> None:
+        """Draw new directions: those of the next interval."""
+        interval = max(self.options.redraw_interval, 1)
+        draws = int(self.passes) // interval + 1
+        self.passes = torch.full_like(self.passes, draws * interval)
+        self._draw(draws)
+
+    def _draw(self, draws: int) -> None:
+        drawn = orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, draws)
+        # A new tensor, since a backward pass that is still to come may need the old one.
+        self.projection = drawn.to(self.projection)
+
+    def directions(self, seed: int) -> Tensor:
+        """``(m, D)``: the buffer, or for a seed other than 0 a draw that follows it."""
+        if seed == 0:
+            return self.projection
+        return orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, 0, seed).to(self.projection)
+
+    def features_per_head(self) -> int:
+        return self.options.num_features
+
+    def _run(self, *arguments: Any) -> tuple[Tensor, State]:
+        if self.training and self.options.redraw_interval and not torch.compiler.is_compiling() and not _in_backward():
+            self._count()
+        return super()._run(*arguments)
+
+    def _count(self) -> None:
+        """One training pass; a new draw at the end of an interval."""
+        known, tensor = self._known, self.passes
+        value = known[2] if known[:2] == (id(tensor), tensor._version) else int(tensor)
+        self.passes.add_(1)
+        self._known = id(tensor), tensor._version, value + 1
+        if (value + 1) % self.options.redraw_interval == 0:
+            self._draw((value + 1) // self.options.redraw_interval)
+
+    def queries(self, q: Tensor, at: At) -> Tensor:
+        projected = self._projected(q, at)
+        if not self.key_logarithms:
+            return projected.relu()
+        return (projected - projected.detach().amax(-1, keepdim=True)).exp()  # |x'|²/2 is a factor of the row, which cancels
+
+    def keys(self, k: Tensor, at: At) -> Tensor:
+        projected = self._projected(k, at)
+        return projected - at.scale / 2 * k.square().sum(-1, keepdim=True) if self.key_logarithms else projected.relu()
+
+    def _projected(self, x: Tensor, at: At) -> Tensor:
+        """w_m·x'."""
+        return x @ (self.directions(at.seed).to(x.dtype) * at.scale**0.5).mT
+
+    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
+        directions = self.directions(of_q.seed).to(q.dtype)
+        left, right = (of_q.scale**0.5 * x @ directions.mT for x in (q, k))
+        if self.options.kernel == "relu":
+            return left.clamp(min=0) @ right.clamp(min=0).mT
+        lengths = [at.scale * x.square().sum(-1, keepdim=True) / 2 for x, at in ((q, of_q), (k, of_k))]
+        left, right = left - lengths[0], right - lengths[1]
+        # every row by its own largest term, and every column by its own, so that float64 holds them
+        rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
+        return (left - rows).exp() @ (right - columns).exp().mT * (columns.mT - columns.amax()).exp()
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass is going on: a checkpointed layer then runs again, and must find what it found before."""
+    return torch._C._current_graph_task_id() != -1
