@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,6 +22,24 @@ State = dict[str, Tensor]
 """What a stateful mechanism remembers of the tokens so far: tensors with the batch first."""
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recursion:
+    """How a model runs over a text in segments, one after the other, with memory tokens that pass from each to the next.
+
+    length: tokens of a segment, memory included.
+    memory: memory tokens.
+    depth: how many segments back gradients flow; ``None`` is all of them.
+    """
+
+    length: int
+    memory: int
+    depth: int | None = None
+
+    def text(self, causal: bool) -> int:
+        """Tokens of text in a segment: a causal one has its memory twice, to read in front and to write at the end."""
+        return self.length - self.memory * (2 if causal else 1)
 
 
 class Mechanism(nn.Module, ABC):
@@ -158,6 +177,11 @@ class Mechanism(nn.Module, ABC):
         """The furthest distances query - key that some query sees, back and ahead."""
         reach = self.reach() if causal else None
         return (kv_len if reach is None else min(reach, kv_len)) - 1, 0 if causal else q_len - 1
+
+    @property
+    def recursion(self) -> Recursion | None:
+        """How the whole model runs in segments; ``None`` for a mechanism that is a matter of its layer alone."""
+        return None
 
     @property
     def token_rule(self) -> TokenRule | None:

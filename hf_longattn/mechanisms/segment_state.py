@@ -37,13 +37,14 @@ class Arrived(NamedTuple):
         """Which rows have begun the next segment, ``(B,)``."""
         return self.filled > self.real.shape[1] // 2
 
-    def attend(self, q: Tensor, scaling: float | None) -> Tensor:
+    def attend(self, q: Tensor, scaling: float | None, dropout_p: float = 0.0) -> Tensor:
         """Causal softmax attention of the new tokens' queries ``(B, H, n, D)`` within their segments."""
         size = self.real.shape[1] // 2
         used = self.real.shape[1] if bool(self.crossed.any()) else size
         places = self.positions[:, None, :, None]
         return dense_attention(
-            q, self.keys[:, :, :used], self.values[:, :, :used], key_mask=self.real[:, :used], scaling=scaling, q_idx=places,
+            q, self.keys[:, :, :used], self.values[:, :, :used], key_mask=self.real[:, :used], q_idx=places,
+            scaling=scaling, dropout_p=dropout_p,
             mask_mod=lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (kv_idx // size == q_idx // size),
         )  # fmt: skip
 

@@ -1,0 +1,112 @@
+"""Recurrent memory transformer (Bulatov et al. 2022, section 3): segments with memory tokens that pass from each to the next.
+
+A layer's part is full attention inside one segment of S tokens, counted from the first real token: with B(i) = ⌊i/S⌋, query i sees key j
+when B(i) = B(j), and j <= i in the causal form. The recurrence is the model's: the Long classes run segment τ on
+
+    encoder:  [mem_τ ∘ text_τ]             mem_{τ+1} = last hidden states of mem
+    decoder:  [mem_τ ∘ text_τ ∘ mem_τ]     mem_{τ+1} = last hidden states of the second mem
+
+with mem_0 learned, so that a text of any length passes through a model of S positions. Gradients flow back through at most
+``bptt_depth`` segments; the borders at which they stop are counted from the last segment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.gathered import Part, rows_of
+from ..engines.pattern import MaskMod
+from ..errors import OptionError
+from .base import Recursion, State
+from .counting import block_sizes, triangle
+from .gathered import GatheredMechanism
+from .layout import cells
+from .options import Options, not_negative, option, positive
+from .registry import register_mechanism
+from .segment_state import arrive, begin, last_segment
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentMemoryOptions(Options):
+    segment_length: int = option(512, "tokens that the model sees at a time, memory tokens included", "tokens")
+    num_memory_tokens: int = option(16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens")
+    bptt_depth: int | None = option(None, "how many segments back gradients flow; none = all", "segments")
+
+    def check(self) -> None:
+        positive("recurrent_memory", "segment_length", self.segment_length)
+        not_negative("recurrent_memory", "num_memory_tokens", self.num_memory_tokens, 16)
+        if self.bptt_depth is not None:
+            not_negative("recurrent_memory", "bptt_depth", self.bptt_depth, 2)
+        if self.segment_length < 2 * self.num_memory_tokens + 2:
+            raise OptionError(
+                f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but {self.num_memory_tokens} memory "
+                f"tokens stand in front of and behind the text: give segment_length={2 * self.num_memory_tokens + 2} or more."
+            )
+
+
+@register_mechanism("recurrent_memory")
+class RecurrentMemory(GatheredMechanism):
+    """Full attention inside one segment; the Long classes pass memory tokens from segment to segment."""
+
+    summary = "full attention inside a segment; in a model, learned memory tokens pass from segment to segment"
+    paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
+    cost = "N·s"
+    exact_when = "segment_length ≥ N, of the layer alone; a model has its memory tokens besides"
+    trains = True
+    stateful = True
+    options_type = RecurrentMemoryOptions
+    sample: ClassVar[dict[str, Any]] = {"segment_length": 40, "num_memory_tokens": 3}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"segment_length": max(length, 34)}
+
+    options: RecurrentMemoryOptions
+
+    @property
+    def recursion(self) -> Recursion:
+        return Recursion(self.options.segment_length, self.options.num_memory_tokens, self.options.bptt_depth)
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        size = self.options.segment_length
+        return lambda b, h, q_idx, kv_idx: q_idx // size == kv_idx // size
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+        blocks = rows_of(length, self.options.segment_length, device)[0, 0]
+        return tuple(cells(blocks, blocks, causal=causal))
+
+    def advance(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        *,
+        padding_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        seed: int = 0,
+        **others: Any,
+    ) -> tuple[Tensor, State]:
+        """The state is the current segment of each row, see :mod:`hf_longattn.mechanisms.segment_state`."""
+        size = self.options.segment_length
+        if state is None and k.shape[2] > 1:
+            out = self(q, k, v, causal=True, padding_mask=padding_mask, scaling=scaling, dropout_p=dropout_p)
+            return out, last_segment(k, v, padding_mask, size)[0]
+        current, outs = begin(k, v, size) if state is None else state, []
+        for first in range(0, k.shape[2], size):
+            piece = slice(first, first + size)
+            there = arrive(current, k[:, :, piece], v[:, :, piece], None if padding_mask is None else padding_mask[:, piece])
+            outs.append(there.attend(q[:, :, piece], scaling, dropout_p))
+            current = there.state()
+        return torch.cat(outs, 2), current
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return length <= self.options.segment_length
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        return sum(triangle(size) if causal else size * size for size in block_sizes(length, self.options.segment_length))
