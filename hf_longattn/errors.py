@@ -30,6 +30,10 @@ class PositionError(LongAttentionError):
     """A position table or rotary setting that cannot be extended as asked."""
 
 
+class MemoryMismatchError(LongAttentionError):
+    """A memory of earlier segments that does not fit the input, or a model that cannot take one."""
+
+
 class CheckpointError(LongAttentionError):
     """A checkpoint that is missing, incomplete, damaged, unsafe or of an unsupported architecture."""
 

@@ -40,6 +40,7 @@ class LongConfig(_Base):
         cls.base_model_type = cls.__bases__[-1].model_type
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
+        cls.keys_to_ignore_at_inference = [*getattr(cls.__bases__[-1], "keys_to_ignore_at_inference", []), "memory"]
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from .attachment import attach_mechanisms
+from .memory_tokens import recursion_of
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -43,6 +44,11 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
         )
     sites = attach_mechanisms(model, chosen)
+    if recursion_of(model) is not None:
+        raise BackendError(
+            f"Mechanism {chosen.mechanism!r} passes memory tokens through a whole model, for which only the Long classes are made; "
+            "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
+        )
     for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
         submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have configs of their own
     deaf = [site.name for site in sites if getattr(getattr(site.module, "config", None), "_attn_implementation", BACKEND) != BACKEND]

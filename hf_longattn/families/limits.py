@@ -31,6 +31,15 @@ def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwarg
         needed = int(kwargs["position_ids"].max()) + 1 - table.offset
     elif table.skips_padding and tokens is not None:
         needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
+    _refuse_beyond(table, needed, limit)
+
+
+def check_positions(table: PositionTable, config: Any, position_ids: Tensor) -> None:
+    """The same for positions that are given, where the cache does not hold all that came before."""
+    _refuse_beyond(table, int(position_ids.max()) + 1 - table.offset, table.tokens(config))
+
+
+def _refuse_beyond(table: PositionTable, needed: int, limit: int) -> None:
     if needed > limit:
         whose, flag = ("decoder", "--max-decoder-length") if table.decoder else ("model", "--max-length")
         raise LengthError(

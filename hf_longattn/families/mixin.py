@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from ..backend import BACKEND
-from ..errors import MaskError, OptionError
-from ..mechanisms.base import Mechanism
+from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
+from ..memory import SegmentMemory
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
 from .limits import check_length, check_tables
+from .memory_tokens import MemoryTokens, attach_memory_tokens
 from .projections import copied_parameters
+from .recurrence import new_memory, run_in_segments, run_with_memory
 from .registry import Family, PositionTable
 from .sharing import separate_parameters, shared_parameters
 from .token_globals import global_tokens_of, token_rule
@@ -45,7 +48,7 @@ class LongAttentionMixin(_Base):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
-            cls.forward = _with_global_attention_mask(cls.forward)
+            cls.forward = _with_long_arguments(cls.forward)
 
     def post_init(self) -> None:
         """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
@@ -58,6 +61,7 @@ class LongAttentionMixin(_Base):
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
             token_rule(stack)  # refuses contradicting layers now
+            attach_memory_tokens(stack, stack.position_table)
         for model in (module for module in self.modules() if isinstance(module, LongAttentionMixin)):
             if shared := shared_parameters(model):
                 model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
@@ -96,9 +100,9 @@ class LongAttentionMixin(_Base):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Mechanisms and relative positions initialise themselves, by ``reset_parameters``; everything else is the base's."""
+        """Mechanisms, relative positions and memory tokens initialise themselves, by ``reset_parameters``; everything else is the base's."""
         super()._init_weights(module)
-        reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism | RelativePositions) else None
+        reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism | RelativePositions | MemoryTokens) else None
         if callable(reset):
             reset()
 
@@ -143,6 +147,22 @@ class LongAttentionMixin(_Base):
             model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
         return model_kwargs
 
+    def new_memory(self, positions: str | None = None) -> SegmentMemory:
+        """An empty memory, to feed documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
+
+        Each call sees what the mechanisms of its layers reach of the calls before (``transformer_xl``: the last ``memory_length`` tokens
+        before the segment; ``infini`` and linear mechanisms: their state; ``recurrent_memory``: its memory tokens), without gradients.
+        ``attention_mask (B, n)`` is that of the new tokens, and rows of ``memory_reset (B,)`` begin a new document.
+
+        Args:
+            positions: ``"continue"`` counts a document's tokens through all its segments, ``"restart"`` begins anew in each call; by
+                default rotary positions continue and a position table, which would come to its end, begins anew.
+
+        Raises:
+            MemoryMismatchError: the model is an encoder without memory tokens, or runs another attention implementation.
+        """
+        return new_memory(self, positions)
+
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
         """A static cache is cut to what is filled, so its shapes move and compiling each of them would not pay."""
         return self.config._attn_implementation != BACKEND and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
@@ -175,8 +195,14 @@ class LongBaseModelMixin(LongAttentionMixin):
             if rule is not None:
                 kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs)
 
+    @property
+    def recursion(self) -> Recursion | None:
+        """How this model runs over a text in segments with memory tokens; ``None`` when it runs over the whole text."""
+        tokens = getattr(self, "long_memory", None)
+        return tokens.recursion if isinstance(tokens, MemoryTokens) else None
+
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.position_table is not None:
+        if self.position_table is not None and (self.recursion is None or self.config._attn_implementation != BACKEND):
             check_length(self.position_table, self.config, args, kwargs)
         if kwargs.get("global_attention_mask") is not None and self.config._attn_implementation == BACKEND:
             mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
@@ -221,28 +247,42 @@ class LongDecoderMixin(LongBaseModelMixin):
             super()._find_globals(args, kwargs)
 
 
-def _with_global_attention_mask(base_forward: Any) -> Any:
-    """``base_forward`` with ``global_attention_mask`` in its signature: Trainer drops the columns that it does not find there."""
+def _with_long_arguments(base_forward: Any) -> Any:
+    """``base_forward`` with our arguments in its signature: Trainer drops the columns that it does not find there."""
 
     @functools.wraps(base_forward)
-    def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any,
+        *args: Any,
+        global_attention_mask: Tensor | None = None,
+        memory: SegmentMemory | None = None,
+        memory_reset: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         if global_attention_mask is not None and not self.hands_globals_down:
             raise MaskError(f"{type(self).__name__} has no way to hand a global_attention_mask to its attention; leave it out.")
         if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
             several = global_attention_mask.dim() == 3
             kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
+        if memory is not None:
+            return run_with_memory(self, forward, args, kwargs, memory, memory_reset)
+        if memory_reset is not None:
+            raise MemoryMismatchError("memory_reset says which rows begin anew, but no memory was given; pass memory=model.new_memory().")
+        runs, run = self.config._attn_implementation == BACKEND, base_forward
         if isinstance(self, LongBaseModelMixin):
             self._check_inputs(args, kwargs)
             self._find_globals(args, kwargs)
-        outputs = base_forward(self, *args, **kwargs)
-        runs = self.training and self.config._attn_implementation == BACKEND
-        return with_auxiliary_loss(self, outputs, kwargs) if runs else outputs
+            if runs and self.recursion is not None:
+                run = functools.partial(run_in_segments, forward=base_forward)
+        outputs = run(self, *args, **kwargs)
+        return with_auxiliary_loss(self, outputs, kwargs) if runs and self.training else outputs
 
     signature = inspect.signature(base_forward)
     parameters = list(signature.parameters.values())
-    added = inspect.Parameter("global_attention_mask", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Tensor | None)
+    own = inspect.signature(forward, follow_wrapped=False).parameters.values()
+    added = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
-    forward.__signature__ = signature.replace(parameters=[*parameters[:last], added, *parameters[last:]])  # type: ignore[attr-defined]
+    forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
     return forward
 
 

@@ -1,17 +1,21 @@
-"""Decode caches that hold no more than a layer's mechanism can reach."""
+"""Decode caches that hold no more than a layer's mechanism can reach, and what a model remembers from segment to segment."""
 
 from .attending import AttendingLayer, Call
 from .kept_cache import KeptLayer, kept_layer_type
 from .layer_types import decode_layer_types, decode_reach
+from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 from .state_cache import STATE_LAYER, StateLayer
 from .window_cache import window_layer_type
 
 __all__ = [
     "STATE_LAYER",
     "AttendingLayer",
+    "CacheMemory",
     "Call",
     "KeptLayer",
+    "SegmentMemory",
     "StateLayer",
+    "TokenMemory",
     "decode_layer_types",
     "decode_reach",
     "kept_layer_type",

@@ -19,6 +19,8 @@ from ..mechanisms.masked import MaskedMechanism, first_real
 from ..mechanisms.registry import prototype
 from .attending import AttendingLayer, Call
 
+NOT_BEGUN = 1 << 40
+"""Where a sequence starts whose first real token has not come: behind every column."""
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
 
@@ -62,11 +64,11 @@ class KeptLayer(AttendingLayer, DynamicLayer):
         """Learn from the padding mask ``(B, tokens)`` where each sequence begins: when its first real token has passed."""
         if self._begun:
             return
-        if mask is None:
-            self.starts, self._begun = torch.zeros_like(self.columns[:, 0]), True
-            return
-        real = mask.bool().any(1)
-        self.starts, self._begun = torch.where(real, first_real(mask), self.seen), bool(real.all())
+        if self.starts is None:
+            self.starts = torch.full_like(self.columns[:, 0], NOT_BEGUN)
+        first = torch.zeros_like(self.starts) if mask is None else torch.where(mask.bool().any(1), first_real(mask), NOT_BEGUN)
+        self.starts = torch.where(self.starts == NOT_BEGUN, first, self.starts)
+        self._begun = bool((self.starts != NOT_BEGUN).all())
 
     def positions(self) -> Tensor:
         """Position of every kept key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
@@ -126,6 +128,25 @@ class KeptLayer(AttendingLayer, DynamicLayer):
             )
         self.seen -= removed
         self._select((self.columns >= 0) & (self.columns < self.seen))
+
+    def restart(self, rows: Tensor) -> None:
+        """The sequences of ``rows (B,)`` bool begin anew; the mask must hide what they have seen."""
+        if self.starts is not None:
+            self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_BEGUN)
+            self._begun = False
+
+    def unused(self) -> int:
+        """How many of the first columns no slot holds."""
+        held = self.columns[self.columns >= 0] if self.is_initialized else None
+        return int(held.min()) if held is not None and len(held) else self.seen
+
+    def renumber(self, count: int) -> None:
+        """Count columns from ``count`` on."""
+        self.seen -= count
+        if self.is_initialized:
+            self.columns = torch.where(self.columns < 0, -1, self.columns - count)
+        if self.starts is not None:
+            self.starts = torch.where(self.starts == NOT_BEGUN, NOT_BEGUN, self.starts - count)
 
     def reset(self) -> None:
         super().reset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
@@ -70,6 +71,20 @@ class StateLayer(AttendingLayer, DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen + query_length, 0
+
+    def restart(self, rows: Tensor) -> None:
+        """The sequences of ``rows (B,)`` bool begin anew: zeros are the state before the first token."""
+        if self.state is not None:
+            over = {name: rows.to(x.device).view(-1, *[1] * (x.dim() - 1)) for name, x in self.state.items()}
+            self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
+
+    def unused(self) -> int:
+        """How many of the first columns nothing asks for: the state has taken all in."""
+        return self.seen
+
+    def renumber(self, count: int) -> None:
+        """Count columns from ``count`` on."""
+        self.seen -= count
 
     def crop(self, tokens_to_remove: int) -> None:
         """Only everything can be taken back, or nothing."""

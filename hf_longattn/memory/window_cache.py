@@ -23,6 +23,14 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
         # transformers' layer keeps `x[-window + 1:]`, which for a window of 1 is everything instead of nothing.
         super().__init__(sliding_window=max(self.window, 2))
 
+    def unused(self) -> int:
+        """How many of the first columns are neither kept nor needed to count up to the window."""
+        return max(0, int(self.cumulative_length) - self.sliding_window)
+
+    def renumber(self, count: int) -> None:
+        """Count columns from ``count`` on."""
+        self.cumulative_length -= count
+
 
 class StaticWindowLayer(StaticSlidingWindowLayer):
     """The same with memory reserved once, for ``cache_implementation="static"``."""

@@ -1,0 +1,195 @@
+"""What a model remembers from one segment of a document to the next: ``model.new_memory()``, and ``outputs.memory`` after each call.
+
+A memory is not changed by the call that it is given to; the outputs hold the next one, without gradients. Rows of a batch are documents
+of their own: a row begins anew, with an empty memory, where ``memory_reset`` says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+
+from ..errors import MemoryMismatchError
+
+
+class SegmentMemory(ABC):
+    """What one call hands on to the next, of every row."""
+
+    def __init__(self) -> None:
+        self.batch_size: int | None = None
+        """Rows, ``None`` before the first call."""
+
+    def begin(self, batch_size: int, reset: Tensor | None) -> SegmentMemory:
+        """A copy for one call on ``batch_size`` rows, in which those of ``reset (B,)`` are empty.
+
+        Raises:
+            MemoryMismatchError: another batch size than that of the call before, or flags of another shape.
+        """
+        if self.batch_size not in (None, batch_size):
+            raise MemoryMismatchError(
+                f"The memory is of a batch of {self.batch_size}, but the input has {batch_size} rows; "
+                "pass as many rows as before, or begin anew with memory=model.new_memory()."
+            )
+        if reset is not None and reset.shape != (batch_size,):
+            raise MemoryMismatchError(f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row.")
+        following = self._copy()
+        following.batch_size = batch_size
+        if reset is not None and self.batch_size is not None:
+            following._restart(reset.bool())
+        return following
+
+    @abstractmethod
+    def _copy(self) -> SegmentMemory: ...
+
+    @abstractmethod
+    def _restart(self, rows: Tensor) -> None: ...
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it as tensors, for a checkpoint."""
+
+    @abstractmethod
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """What :meth:`state_dict` returned, into a new memory of the same model."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+
+class TokenMemory(SegmentMemory):
+    """The memory tokens ``tokens (B, M, hidden_size)`` after the last segment; rows that are ``fresh (B,)`` begin with the learned ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: Tensor | None = None
+        self.fresh: Tensor | None = None
+
+    def _copy(self) -> TokenMemory:
+        return copy.copy(self)
+
+    def _restart(self, rows: Tensor) -> None:
+        self.fresh = rows
+
+    def filled(self, learned: Tensor, batch_size: int) -> Tensor:
+        """The memory tokens to begin with, ``(B, M, hidden_size)``; ``learned (M, hidden_size)`` where there are none."""
+        learned = learned[None].expand(batch_size, -1, -1)
+        if self.tokens is None:
+            return learned
+        tokens = self.tokens.to(learned)
+        return tokens if self.fresh is None else torch.where(self.fresh.to(tokens.device)[:, None, None], learned, tokens)
+
+    def take(self, tokens: Tensor) -> None:
+        """Remember ``tokens (B, M, hidden_size)``."""
+        self.tokens, self.fresh = tokens.detach(), None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.tokens is None else {"tokens": self.tokens}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self.tokens, self.fresh = tensors.get("tokens"), None
+        self.batch_size = None if self.tokens is None else len(self.tokens)
+
+    def nbytes(self) -> int:
+        return 0 if self.tokens is None else self.tokens.nbytes
+
+
+class CacheMemory(SegmentMemory):
+    """What the layers' mechanisms still reach of the text before, in the layers of the decode cache.
+
+    mask: which of the columns that some layer holds are real tokens of the row's document, ``(B, columns)`` bool.
+    positions: of the next token of each row's document, ``(B,)``.
+    """
+
+    def __init__(self, config: PreTrainedConfig, continues: bool) -> None:
+        super().__init__()
+        self.cache = DynamicCache(config=config)
+        self.continues = continues
+        self.mask: Tensor | None = None
+        self.positions: Tensor | None = None
+
+    def _copy(self) -> CacheMemory:
+        following = copy.copy(self)
+        following.cache = copy.copy(self.cache)
+        following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # layers replace their tensors and never write to them
+        return following
+
+    def _restart(self, rows: Tensor) -> None:
+        assert self.mask is not None
+        assert self.positions is not None
+        rows = rows.to(self.mask.device)
+        self.mask = self.mask & ~rows[:, None]
+        self.positions = self.positions.masked_fill(rows, 0)
+        for layer in self.cache.layers:
+            if hasattr(layer, "restart"):
+                layer.restart(rows)
+
+    def extend(self, real: Tensor) -> dict[str, Any]:
+        """Enter the new tokens, ``real (B, n)`` bool, and return what the model's ``forward`` is given with them."""
+        if self.mask is None or self.positions is None:
+            self.mask, self.positions = real[:, :0], torch.zeros_like(real[:, 0], dtype=torch.long)
+        self.mask = torch.cat([self.mask.to(real.device), real], 1)
+        first = self.positions.to(real.device)
+        counted = real.cumsum(1)
+        self.positions = first + counted[:, -1]
+        position_ids = (counted - 1).clamp(min=0) + (first[:, None] if self.continues else 0)
+        return {"past_key_values": self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
+
+    def close(self) -> None:
+        """After the call: no gradients, and no columns that no layer holds."""
+        for layer in self.cache.layers:
+            for name, value in vars(layer).items():
+                if isinstance(value, Tensor):
+                    setattr(layer, name, value.detach())
+        assert self.mask is not None
+        unused = min(layer.unused() if hasattr(layer, "unused") else 0 for layer in self.cache.layers)
+        for layer in self.cache.layers if unused else ():
+            layer.renumber(unused)
+        self.mask = self.mask[:, unused:]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self.mask is None or self.positions is None:
+            return {}
+        return {"mask": self.mask, "positions": self.positions} | {
+            f"{index}.{name}": tensor for index, layer in enumerate(self.cache.layers) for name, tensor in _tensors(layer)
+        }
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        self.mask, self.positions = tensors.get("mask"), tensors.get("positions")
+        self.batch_size = None if self.mask is None else len(self.mask)
+        for name, tensor in tensors.items():
+            index, _, attribute = name.partition(".")
+            if attribute:
+                _set(self.cache.layers[int(index)], attribute, tensor)
+
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.state_dict().values() if tensor.dim())
+
+
+def _tensors(layer: Any) -> list[tuple[str, Tensor]]:
+    """What a cache layer holds: tensors, numbers as tensors, and those of a state as ``state/name``."""
+    found = []
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            found += [(f"{name}/{key}", tensor) for key, tensor in value.items()]
+        elif isinstance(value, Tensor | bool | int):
+            found.append((name, value if isinstance(value, Tensor) else torch.tensor(value)))
+    return found
+
+
+def _set(layer: Any, name: str, tensor: Tensor) -> None:
+    holder, _, key = name.partition("/")
+    before = getattr(layer, holder, None)
+    if key:
+        setattr(layer, holder, {**(before or {}), key: tensor})
+    elif isinstance(before, bool | int):
+        setattr(layer, holder, type(before)(tensor.item()))
+    else:
+        setattr(layer, holder, tensor)
+    if name == "keys":
+        layer.dtype, layer.device = tensor.dtype, tensor.device

@@ -1,0 +1,196 @@
+"""Recurrent memory in whole models: segments written out with plain loops, heads, gradients over borders, and calls one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import LongBartConfig, LongBartModel, enable_long_attention
+from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
+from tests.reference.small_models import BASES, DECODERS, ENCODERS, base_class, long_like, padding, plain_model, tokens
+
+MEMORY = 3
+RMT = {"mechanism": "recurrent_memory", "segment_length": 40, "num_memory_tokens": MEMORY}
+ONE_STACK = [base for base in BASES if base in (*ENCODERS, *DECODERS)]
+
+
+def pair(base: str, head: str | None = None, **options: Any) -> tuple[Any, Any]:
+    plain = plain_model(base, head)
+    return plain, long_like(plain, base, {**RMT, **options})
+
+
+def by_hand(plain: Any, learned: Tensor, ids: Tensor, causal: bool) -> Tensor:
+    """The last hidden states of ``ids (1, N)`` without padding, one segment after the other."""
+    embeddings, memory, states = plain.get_input_embeddings()(ids), learned[None], []
+    if causal:
+        for piece in embeddings.split(40 - 2 * MEMORY, 1):
+            hidden = plain(inputs_embeds=torch.cat([memory, piece, memory], 1)).last_hidden_state
+            states.append(hidden[:, MEMORY:-MEMORY])
+            memory = hidden[:, -MEMORY:]
+        return torch.cat(states, 1)
+    size, first = 40 - MEMORY, embeddings[:, :1]
+    rest = embeddings[:, size:].split(size - 1, 1)
+    for piece in (embeddings[:, :size], *(torch.cat([first, piece], 1) for piece in rest)):
+        hidden = plain(inputs_embeds=torch.cat([memory, piece], 1)).last_hidden_state
+        states.append(hidden[:, MEMORY:])
+        memory = hidden[:, :MEMORY]
+    return torch.cat([states[-1][:, :1], *(state[:, 1:] for state in states)], 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", ONE_STACK)
+def test_segments_one_after_the_other(base: str) -> None:
+    plain, longer = pair(base)
+    ids = tokens(1, 600)  # beyond the position table
+    found = longer(ids, output_hidden_states=True)
+    expected = by_hand(plain, longer.long_memory.tokens, ids, base in DECODERS)
+    assert (found.last_hidden_state - expected).abs().max() < 1e-4
+    assert [state.shape for state in found.hidden_states] == [(1, 600, 64)] * 4
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    if found.get("pooler_output") is not None:
+        assert (found.pooler_output - longer.pooler(expected)).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("base", ONE_STACK)
+def test_padding_changes_nothing(base: str, left: bool) -> None:
+    _, longer = pair(base)
+    mask = padding(3, 150, left=left)
+    ids = torch.where(mask.bool(), tokens(3, 150), 1)
+    batch = longer(ids, attention_mask=mask)
+    for row in range(3):
+        real = mask[row].bool()
+        alone = longer(ids[row][real][None])
+        assert (batch.last_hidden_state[row][real] - alone.last_hidden_state[0]).abs().max() < 1e-4
+        if not left and batch.get("pooler_output") is not None:
+            assert (batch.pooler_output[row] - alone.pooler_output[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("base", ONE_STACK)
+def test_the_first_token_of_an_encoder_and_the_last_of_a_decoder_know_the_whole_text(base: str) -> None:
+    """Through the memory only: changing the first segment's tokens changes what the last one says."""
+    _, longer = pair(base)
+    ids = tokens(1, 150)
+    other = ids.clone()
+    other[0, 5] = (ids[0, 5] + 1) % 200
+    at = -1 if base in DECODERS else 0
+    end = ids.clone()
+    end[0, 140] = (ids[0, 140] + 1) % 200
+    with torch.no_grad():
+        states = [longer(x).last_hidden_state[0, at] for x in (ids, other, end)]
+    assert not torch.allclose(states[0], states[1], atol=1e-5)
+    assert not torch.allclose(states[0], states[2], atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [None, 0, 1, 2])
+def test_gradients_flow_back_over_so_many_segments(depth: int | None) -> None:
+    _, longer = pair("gpt2", bptt_depth=depth)
+    text = 40 - 2 * MEMORY
+    embeddings = longer.get_input_embeddings()(tokens(1, 4 * text)).detach().requires_grad_()
+    longer(inputs_embeds=embeddings).last_hidden_state[:, -5:].sum().backward()
+    reached = [bool((part != 0).any()) for part in embeddings.grad.split(text, 1)]
+    assert reached == {None: [True] * 4, 0: [False] * 3 + [True], 1: [False, False, True, True], 2: [False, True, True, True]}[depth]
+    reaches_the_beginning = depth is None
+    assert bool((longer.long_memory.tokens.grad != 0).any()) == reaches_the_beginning
+
+
+HEADED = [
+    ("bert", "BertForQuestionAnswering"),
+    ("bert", "BertForSequenceClassification"),
+    ("bert", "BertForMaskedLM"),
+    ("bert", "BertForMultipleChoice"),
+    ("roberta", "RobertaForSequenceClassification"),
+    ("gpt2", "GPT2LMHeadModel"),
+    ("gpt2", "GPT2ForSequenceClassification"),
+    ("llama", "LlamaForCausalLM"),
+    ("llama", "LlamaForTokenClassification"),
+]
+
+
+@pytest.mark.parametrize(("base", "head"), HEADED)
+def test_every_head_works_and_trains(base: str, head: str) -> None:
+    _, longer = pair(base, head)
+    ids = tokens(2, 120)
+    longer.train()
+    choices = head.endswith("MultipleChoice")
+    ids = ids[:, None].repeat(1, 2, 1) if choices else ids
+    out = longer(ids)
+    first = out[0] if not isinstance(out[0], tuple) else out[0][0]
+    assert base_class(base, head).__name__ in type(longer).__name__
+    first.float().pow(2).sum().backward()
+    inner = getattr(longer, longer.base_model_prefix)
+    assert (inner.long_memory.tokens.grad != 0).any()
+    assert isinstance(longer(ids, return_dict=False), tuple)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", ONE_STACK)
+def test_calls_with_a_memory_are_one_call_over_all_of_them(base: str) -> None:
+    _, longer = pair(base)
+    text = 40 - MEMORY * (2 if base in DECODERS else 1)
+    ids = tokens(2, 4 * text)
+    whole = longer(ids).last_hidden_state
+    memory, states = longer.new_memory(), []
+    for piece in ids.split(2 * text if base in DECODERS else text, 1):
+        out = longer(piece, memory=memory)
+        memory = out.memory
+        states.append(out.last_hidden_state)
+    if base in DECODERS:
+        assert (torch.cat(states, 1) - whole).abs().max() < 1e-4
+    other = longer(ids[:, :text], memory=memory).last_hidden_state
+    fresh = longer(ids[:, :text], memory=memory, memory_reset=torch.tensor([True, False])).last_hidden_state
+    assert (fresh[0] - longer(ids[:1, :text]).last_hidden_state[0]).abs().max() < 1e-4
+    assert torch.equal(fresh[1], other[1])
+
+
+def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
+    _, longer = pair("bert", "BertForMaskedLM")
+    longer.save_pretrained(tmp_path)
+    again = type(longer).from_pretrained(tmp_path)
+    assert torch.equal(again.bert.long_memory.tokens, longer.bert.long_memory.tokens)
+    plain_model("bert", "BertForMaskedLM").save_pretrained(tmp_path / "plain")
+    fresh = type(longer).from_pretrained(tmp_path / "plain", config=longer.config)
+    assert 0 < fresh.bert.long_memory.tokens.std() < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", DECODERS)
+def test_generation_keeps_one_segment(base: str) -> None:
+    head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
+    _, longer = pair(base, head)
+    ids, mask = tokens(3, 90), padding(3, 90, left=True)
+    arguments = {"attention_mask": mask, "max_new_tokens": 60, "do_sample": False, "eos_token_id": None}
+    out = longer.generate(ids, return_dict_in_generate=True, **arguments)
+    assert torch.equal(out.sequences, longer.generate(ids, use_cache=False, **arguments))
+    for layer in out.past_key_values.layers:
+        assert layer.state["keys"].shape[2] == 40 - MEMORY
+        assert layer.get_seq_length() == 149
+
+
+def test_bad_input_is_a_sentence() -> None:
+    _, longer = pair("gpt2")
+    ids = tokens(2, 100)
+    memory = longer(ids, memory=longer.new_memory()).memory
+    with pytest.raises(MemoryMismatchError, match="batch of 2, but the input has 3 rows"):
+        longer(tokens(3, 100), memory=memory)
+    with pytest.raises(MemoryMismatchError, match="another kind of model"):
+        long_like(plain_model("gpt2"), "gpt2", {"mechanism": "full"})(ids, memory=memory)
+    with pytest.raises(OptionError, match="Attentions were asked for"):
+        longer(ids, output_attentions=True)
+    with pytest.raises(OptionError, match="give every layer the same"):
+        pair("gpt2", layers={1: {"mechanism": "full"}})
+    with pytest.raises(OptionError, match="512 positions; give segment_length=512"):
+        pair("gpt2", segment_length=600)
+    with pytest.raises(OptionError, match="segment_length=8 or more"):
+        pair("gpt2", segment_length=7)
+    with pytest.raises(OptionError, match=r"'bptt_depth'.*at least 0"):
+        pair("gpt2", bptt_depth=-1)
+    two = LongBartConfig(d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=50, long_attention=RMT)
+    with pytest.raises(OptionError, match="one of two stacks"):
+        LongBartModel(two)
+    with pytest.raises(BackendError, match="only the Long classes"):
+        enable_long_attention(plain_model("gpt2"), RMT)
