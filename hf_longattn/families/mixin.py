@@ -100,7 +100,7 @@ class LongAttentionMixin(_Base):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Mechanisms, relative positions and memory tokens initialise themselves, by ``reset_parameters``; everything else is the base's."""
+        """Mechanisms, relative positions and memory tokens initialise themselves (``reset_parameters``); everything else is the base's."""
         super()._init_weights(module)
         reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism | RelativePositions | MemoryTokens) else None
         if callable(reset):

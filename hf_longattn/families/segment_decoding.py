@@ -90,10 +90,13 @@ class SegmentDecoder:
         """Run tokens ``(B, n)`` behind those in the slots, of which ``there`` take a slot. Rows without a real one take no part."""
         used, count = int((rows.filled * real.any(1)).max()), embeddings.shape[1]
         inner = DynamicCache()
+        # What a row has taken stands right before its new tokens, so that distances between columns are those between tokens.
+        columns = torch.arange(used, device=real.device) - (used - rows.filled)[:, None]
         for layer, (keys, values) in enumerate(zip(rows.keys, rows.values, strict=True)) if used else ():
-            inner.update(keys[:, :, :used], values[:, :, :used], layer)
+            inner.update(_take(keys, columns), _take(values, columns), layer)
         positions = rows.filled[:, None] + torch.arange(count, device=real.device)
-        mask = torch.cat([rows.real[:, :used], real], 1).long()
+        before = rows.real.gather(1, columns.clamp(0, self.slots - 1)) & (columns >= 0)
+        mask = torch.cat([before, real], 1).long()
         out = self.forward(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions.clamp(max=self.slots + self.count - 1),
             past_key_values=inner, use_cache=True, return_dict=True, **along, **self.text.others,
@@ -168,6 +171,11 @@ def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     old = _shaped(old, new)
     room = torch.cat([old, old.new_zeros(*old.shape[:2], 1, old.shape[3])], 2)
     return room.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
+
+
+def _take(x: Tensor, slots: Tensor) -> Tensor:
+    """Slots ``(B, n)`` of ``x (B, H, C, D)``; any where they are negative."""
+    return x.gather(2, slots.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def _shaped(old: Tensor, new: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class RecurrentMemory(GatheredMechanism):
         for first in range(0, k.shape[2], size):
             piece = slice(first, first + size)
             there = arrive(current, k[:, :, piece], v[:, :, piece], None if padding_mask is None else padding_mask[:, piece])
-            outs.append(there.attend(q[:, :, piece], scaling, dropout_p))
+            outs.append(there.attend(q[:, :, piece], scaling, dropout_p, self.relative))
             current = there.state()
         return torch.cat(outs, 2), current
 

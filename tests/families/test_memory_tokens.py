@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from hf_longattn import LongBartConfig, LongBartModel, enable_long_attention
+from hf_longattn import LongBartConfig, LongBartModel, build_mechanism, enable_long_attention
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
 from tests.reference.small_models import BASES, DECODERS, ENCODERS, base_class, long_like, padding, plain_model, tokens
 
@@ -158,10 +159,11 @@ def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"relative": "alibi"}, {"relative": "t5_buckets"}], ids=str)
 @pytest.mark.parametrize("base", DECODERS)
-def test_generation_keeps_one_segment(base: str) -> None:
+def test_generation_keeps_one_segment(base: str, options: dict[str, str]) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
-    _, longer = pair(base, head)
+    _, longer = pair(base, head, **options)
     ids, mask = tokens(3, 90), padding(3, 90, left=True)
     arguments = {"attention_mask": mask, "max_new_tokens": 60, "do_sample": False, "eos_token_id": None}
     out = longer.generate(ids, return_dict_in_generate=True, **arguments)
@@ -169,6 +171,36 @@ def test_generation_keeps_one_segment(base: str) -> None:
     for layer in out.past_key_values.layers:
         assert layer.state["keys"].shape[2] == 40 - MEMORY
         assert layer.get_seq_length() == 149
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", DECODERS)
+def test_single_tokens_equal_the_full_forward_pass_in_float32(base: str) -> None:
+    usual = {"initializer_range": 0.02}
+    longer = long_like(plain_model(base, **usual), base, RMT, **usual)
+    ids, mask = tokens(3, 150), padding(3, 150, left=True)
+    whole = longer(ids, attention_mask=mask, use_cache=False).last_hidden_state
+    cache, states = DynamicCache(config=longer.config), []
+    for begin, end in ((0, 70), *((i, i + 1) for i in range(70, 150))):
+        out = longer(ids[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache)
+        states.append(out.last_hidden_state)
+    assert (torch.cat(states, 1) - whole)[mask.bool()].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("relative", [None, "alibi", "shaw"])
+def test_a_layer_alone_decodes_its_segment(relative: str | None) -> None:
+    """Without a model: pieces equal the whole."""
+    torch.manual_seed(0)
+    layer = build_mechanism("recurrent_memory", num_heads=4, head_dim=8, segment_length=16, num_memory_tokens=2, relative=relative)
+    q, k, v = torch.randn(3, 4, 70, 8), *torch.randn(2, 3, 2, 70, 8)
+    mask = padding(3, 70, left=True).bool()
+    with torch.no_grad():
+        whole, state, outs = layer(q, k, v, causal=True, padding_mask=mask), None, []
+        for begin, end in ((0, 3), (3, 40), *((i, i + 1) for i in range(40, 70))):
+            piece = slice(begin, end)
+            out, state = layer.advance(q[:, :, piece], k[:, :, piece], v[:, :, piece], state, padding_mask=mask[:, piece])
+            outs.append(out)
+    assert ((torch.cat(outs, 2) - whole) * mask[:, None, :, None]).abs().max() < 1e-5
 
 
 def test_bad_input_is_a_sentence() -> None:
