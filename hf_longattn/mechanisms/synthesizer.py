@@ -1,0 +1,204 @@
+"""Synthesizer (Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3): scores that no key takes part in.
+
+    y = softmax(S) v,      S = Σ_p α_p S_p,  Σ_p α_p = 1
+
+    dense               S_ij = F(q_i)_j, an MLP of two layers from the token to all positions          (section 3.1)
+    factorized_dense    S_ij = F_A(q_i)_{⌊j/b⌋} · F_B(q_i)_{j mod b}                                  (section 3.2.2)
+    random              S_ij = R_ij, learned or fixed                                                 (section 3.2.1)
+    factorized_random   S_ij = (R1 R2ᵀ)_ij, of rank k                                                 (section 3.2.3)
+    dot_product         S_ij = q_i · k_j · scale
+
+Several kinds are mixed with learned weights α = softmax(mixing), the paper's D+V being ``dense+dot_product`` and its R+V
+``random+dot_product``. The paper's F maps the layer's input X_i; here it maps the head's query q_i = X_i W_q, which is the same F with its
+first layer factored through the head. Positions i and j are counted from the first real token, so padding changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads
+from ..engines.pattern import ScoreMod
+from ..errors import LengthError, OptionError
+from .base import Mechanism, softmax_over
+from .masked import first_real
+from .options import Options, one_of, option, positive
+from .registry import register_mechanism
+from .synthetic_scores import KINDS, Sizes, SyntheticScores
+
+UNPLACED = ("dot_product",)
+"""Kinds that know no positions, and so take inputs of any length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesizerOptions(Options):
+    variant: tuple[str, ...] = option(
+        ("dense",), "dense, factorized_dense, random, factorized_random or dot_product; several are mixed, as dense+dot_product"
+    )
+    max_length: int | None = option(None, "longest input; none takes the model's", "tokens")
+    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none takes the head size", "units")
+    factor: int | None = option(None, "length b of the second factor of factorized_dense; none takes √max_length", "columns")
+    rank: int = option(8, "rank k of factorized_random", "columns")
+    trainable: bool = option(True, "whether the random kinds are learned, or stay as they were drawn")
+
+    def check(self) -> None:
+        if not self.variant:
+            raise OptionError("Option 'variant' of mechanism 'synthesizer' is empty; for example variant=dense+dot_product.")
+        for one in self.variant:
+            one_of("synthesizer", "variant", one, tuple(KINDS))
+        if len(set(self.variant)) < len(self.variant):
+            raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but each kind counts once.")
+        for name in ("max_length", "hidden", "factor", "rank"):
+            if getattr(self, name) is not None:
+                positive("synthesizer", name, getattr(self, name))
+
+
+@register_mechanism("synthesizer")
+class Synthesizer(Mechanism):
+    """Attention weights from the token alone or from a learned matrix, mixed with dot products where asked for."""
+
+    summary = "attention weights not from q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
+    paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
+    engine = "dense"
+    cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
+    exact_when = "variant = dot_product"
+    trains = True
+    options_type = SynthesizerOptions
+    sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"variant": ("dot_product",)}
+
+    options: SynthesizerOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        placed = any(kind not in UNPLACED for kind in options.variant)
+        self.limit = (options.max_length or max_length) if placed else None
+        if placed and self.limit is None:
+            raise OptionError(
+                f"Mechanism 'synthesizer' with variant={'+'.join(options.variant)} has parameters for every position, but no length was "
+                "given; for example max_length=512."
+            )
+        length, hidden = self.limit or 1, options.hidden or head_dim
+        factor = min(length, options.factor or math.isqrt(length))
+        sizes = Sizes(num_heads, head_dim, length, hidden, options.rank, factor, options.trainable)
+        self.kinds = nn.ModuleDict({kind: KINDS[kind](sizes) for kind in options.variant})
+        self.mixing = nn.Parameter(torch.zeros(len(options.variant))) if len(options.variant) > 1 else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the kinds' values; all have the same weight in the mixture."""
+        for kind in self.parts:
+            kind.reset_parameters()
+        if self.mixing is not None:
+            nn.init.zeros_(self.mixing)
+
+    @property
+    def parts(self) -> list[SyntheticScores]:
+        """The kinds, in the order of the option."""
+        return list(self.kinds.values())  # type: ignore[arg-type]
+
+    def _weighted(self, dtype: torch.dtype) -> list[tuple[SyntheticScores, Tensor | float]]:
+        """The kinds with their weights in the mixture."""
+        shares: Any = [1.0] if self.mixing is None else self.mixing.softmax(0).to(dtype).unbind()
+        return list(zip(self.parts, shares, strict=True))
+
+    def _positions(self, q: Tensor, k: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Positions of queries ``(B or 1, Nq)`` and keys ``(B or 1, Nk)``; those of padding on the left are 0."""
+        q_len, kv_len = q.shape[2], k.shape[2]
+        if self.limit is not None and kv_len > self.limit:
+            raise LengthError(
+                f"The input has {kv_len} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten it, or build the "
+                f"mechanism for longer inputs (max_length={kv_len})."
+            )
+        places = torch.arange(kv_len, device=q.device)[None]
+        if padding_mask is not None:
+            places = (places - first_real(padding_mask)[:, None]).clamp(min=0)
+        return places[:, kv_len - q_len :], places
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        (batch, heads, q_len, width), kv_len = q.shape, k.shape[2]
+        scale = self.scale(scaling)
+        rows, columns = self._positions(q, k, padding_mask)
+        features: list[tuple[Tensor, Tensor]] = []
+        table: Tensor | float = 0.0
+        for kind, share in self._weighted(q.dtype):
+            found = kind.features(q, k, rows, columns, scale)
+            if found is None:
+                table = table + share * kind.scores(q, k, rows, columns, scale)
+            else:
+                features.append((share * found[0], found[1]))
+        v = repeat_heads(v, heads)
+        joined = _joined(features, batch, max(width, v.shape[-1])) if features else None
+        if joined is not None and isinstance(table, float):
+            padded = F.pad(v, (0, joined[0].shape[-1] - v.shape[-1]))
+            more: dict[str, Any] = {"causal": causal, "key_mask": padding_mask, "dropout_p": dropout_p, "score_mod": score_mod}
+            return dense_attention(*joined, padded, scaling=1.0, **more)[..., : v.shape[-1]]
+        scores = table if joined is None else table + joined[0] @ joined[1].transpose(-1, -2)
+        assert isinstance(scores, Tensor)
+        scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
+        if score_mod is not None:
+            scores = score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
+        seen = self._seen(q, k, causal, padding_mask)
+        return F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype) @ v
+
+    def _seen(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
+        """``(B or 1, 1, Nq, Nk)`` bool."""
+        _, _, q_idx, kv_idx = index_grid(q.shape[0], 1, q.shape[2], k.shape[2], q.device)
+        seen = (kv_idx <= q_idx) if causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
+        return seen if padding_mask is None else seen & padding_mask[:, None, None, :]
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        rows, columns = self._positions(q, k, padding_mask)
+        shape = (*q.shape[:3], k.shape[2])
+        scores = q.new_zeros(shape)
+        for kind, share in self._weighted(q.dtype):
+            scores = scores + share * kind.scores(q, k, rows, columns, self.scale(scaling))
+        if score_mod is not None:
+            scores = score_mod(scores, *index_grid(*shape, q.device))
+        return softmax_over(scores, self._seen(q, k, causal, padding_mask).expand(shape))
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.options.variant == ("dot_product",)
+
+
+def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tuple[Tensor, Tensor]:
+    """Feature vectors of several kinds as one, ``(B, H, N, F)``, at least ``least`` wide."""
+    sides = []
+    for side in range(2):
+        side_features = [pair[side].expand(batch, -1, -1, -1) for pair in features]
+        whole = torch.cat(side_features, -1)
+        sides.append(F.pad(whole, (0, max(0, least - whole.shape[-1]))))
+    return sides[0], sides[1]
