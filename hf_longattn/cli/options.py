@@ -40,7 +40,8 @@ MaxDecoderLength = Annotated[
 Positions = Annotated[
     str,
     typer.Option(
-        help="Learned tables: tile, interpolate or random. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. "
+        help="Learned tables: tile, interpolate or random. Any table: none drops it, alibi puts ALiBi in its place. "
+        "Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. "
         "auto: tile; rope:none where no layer looks beyond the old length, else rope:yarn."
     ),
 ]

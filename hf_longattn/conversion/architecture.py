@@ -14,7 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError, nearest
 from ..families.registry import FAMILIES, MODEL_NAME, Family
 from ..mechanisms import Mechanism
-from ..positions import SINUSOIDAL
+from ..positions import DROPPED, SINUSOIDAL
 from .adopters import Adopter, adopter_of, adopters
 from .source import Source
 
@@ -71,7 +71,7 @@ class Architecture:
         for field, value in lengths.items():
             setattr(config, field, value)
         if rope is None:
-            config.position_extension = "tile" if rule == SINUSOIDAL else rule
+            config.position_extension = "tile" if rule == SINUSOIDAL else "none" if rule in DROPPED else rule
         else:
             config.rope_parameters = dict(rope)
         config.architectures = [self.long_class]

@@ -67,7 +67,8 @@ def convert_checkpoint(
         decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
             source's length except under heads that read the whole text in the decoder.
         positions: "auto" (tile a learned table; leave rotary positions alone where no layer looks beyond the old length, else
-            YaRN), "tile", "interpolate", "random", or "rope:<kind>", see `hf_longattn.positions`.
+            YaRN), "tile", "interpolate", "random", "none" (no absolute positions), "alibi" (ALiBi in their
+            place), or "rope:<kind>", see `hf_longattn.positions`.
         dtype: store floating tensors in it, for example "bf16"; None keeps each tensor's own.
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
         verify: run the checks; a failed one leaves no destination.

@@ -13,12 +13,13 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..families.attachment import attention_sites
-from ..positions import keeps_old_rows, rope_parameters
+from ..positions import DROPPED, keeps_old_rows, rope_parameters
+from ..positions.relative import relative_kind
 from .architecture import Architecture, find_architecture
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
 from .lengths import StackLength, config_lengths, decoder_length, text_length
 from .quiet import quiet_libraries
-from .settings import decoder_choice, parse_dtype, resolve_attention, table_strategy
+from .settings import ALIBI, decoder_choice, parse_dtype, relative_choices, resolve_attention, table_strategy, with_alibi
 from .source import Source, open_source
 from .staging import check_destination
 from .tensor_plan import ACTIONS, TensorPlan, moved_tensors, plan_tensors
@@ -36,13 +37,18 @@ class ConversionPlan:
     config: Any  # the config of the result
     old_length: int  # tokens the source takes
     new_length: int  # tokens the result takes
-    positions: str  # "tile", "interpolate", "random" or "rope:<kind>"
-    positions_exact: bool  # positions below the old length give what they gave
+    positions: str  # "tile", "interpolate", "random", "none", "alibi" or "rope:<kind>"
+    moved: str  # why positions below the old length do not give what they gave; empty when they do
     tensors: tuple[TensorPlan, ...]
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     max_shard_size: str | int | None
     decoder: StackLength | None = None  # of the decoder beside an encoder, whose lengths are those above
+
+    @property
+    def positions_exact(self) -> bool:
+        """Whether positions below the old length give what they gave."""
+        return not self.moved
 
     @property
     def decoder_shape(self) -> ModelShape:
@@ -120,7 +126,7 @@ def plan_conversion(
         max_length: tokens the result takes; None keeps the source's.
         decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
             source's length except under heads that read the whole text in the decoder.
-        positions: "auto", "tile", "interpolate", "random" (learned tables) or "rope:<kind>" (rotary).
+        positions: "auto", "tile", "interpolate", "random" (learned tables), "none" or "alibi" (any table) or "rope:<kind>" (rotary).
         dtype: cast floating tensors to it; None keeps each tensor's own.
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
         revision, token: of a Hub repository.
@@ -149,34 +155,46 @@ def plan_conversion(
     old_length, new_length = length.old, length.new
     grows = new_length > old_length or (decoder is not None and decoder.new > decoder.old)
     if architecture.family.rope:
-        reaches = [layer.reach(True) for layer in _mechanisms(attention, base, new_length)]
+        rotary_shape = ModelShape.of(base, causal=True, matrix_parameters=0, element_bytes=4)
+        reaches = [layer.reach(True) for layer in layer_mechanisms(attention, rotary_shape, new_length)]
         reach = None if None in reaches else max(filter(None, reaches), default=None)
-        rope = rope_parameters(positions, base.rope_parameters, old_length=old_length, new_length=new_length, reach=reach)
+        lengths_asked = {"old_length": old_length, "new_length": new_length}
+        frequencies = int(rotary_shape.head_dim * (base.rope_parameters or {}).get("partial_rotary_factor", 1.0)) // 2
+        rope = rope_parameters(positions, base.rope_parameters, **lengths_asked, reach=reach, frequencies=frequencies)
         rule, exact, parameters = f"rope:{rope.kind}", rope.exact, rope.parameters
         lengths = {"max_position_embeddings": rope.max_position_embeddings}
     else:
         rule = table_strategy(positions, learned=all(table.learned for table in architecture.family.position_tables))
-        exact, parameters = keeps_old_rows(rule) or not grows, None
+        exact, parameters = rule not in DROPPED and (keeps_old_rows(rule) or not grows), None
+        if rule == ALIBI:
+            attention = with_alibi(attention)
+            decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
         lengths = config_lengths(architecture.family, length, decoder)
+    moved = "" if exact else f"{rule} changes the old positions too"
+    stacks = [attention] if decoder_attention is None else [attention, decoder_attention]
+    changing = [choice for stack in stacks for choice in relative_choices(stack) if not relative_kind(choice).neutral]
+    if changing and not moved:
+        moved = f"relative={changing[0]} changes every score"
     config = architecture.long_config(attention, lengths, parameters, rule, decoder_attention)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
 
     tensors = plan_tensors(
-        opened, moves, skeleton, {name: (table.offset, table.rows(config)) for name, table in tables.items()}, old_length, cast
+        opened,
+        moves,
+        skeleton,
+        {name: (table.offset, table.rows(config)) for name, table in tables.items()},
+        old_length,
+        cast,
+        zeroed=rule in DROPPED,
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, new_length)
     costs = tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(old_length, new_length))
     return ConversionPlan(
-        opened, architecture, attention, config, old_length, new_length, rule, exact, tuple(tensors), shape, costs, max_shard_size, decoder
+        opened, architecture, attention, config, old_length, new_length, rule, moved, tuple(tensors), shape, costs, max_shard_size, decoder
     )
-
-
-def _mechanisms(attention: LongAttentionConfig, config: Any, length: int) -> list[Any]:
-    shape = ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4)
-    return layer_mechanisms(attention, shape, length)
 
 
 def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:

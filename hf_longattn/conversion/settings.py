@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 
-from ..configuration import LongAttentionConfig
+from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import CheckpointError, OptionError, PositionError, nearest
-from ..positions import SINUSOIDAL, STRATEGIES
+from ..mechanisms.options import RELATIVE
+from ..positions import DROPPED, SINUSOIDAL, STRATEGIES
 from .architecture import Architecture
 
-__all__ = ["decoder_choice", "parse_dtype", "resolve_attention", "table_strategy"]
+__all__ = ["ALIBI", "decoder_choice", "parse_dtype", "relative_choices", "resolve_attention", "table_strategy", "with_alibi"]
+
+ALIBI = "alibi"
+"""The rule for positions by which ALiBi takes the place of a position table."""
+
 
 DTYPES = {
     "float32": torch.float32,
@@ -93,15 +98,48 @@ def table_strategy(positions: str, *, learned: bool = True) -> str:
     Raises:
         PositionError: unknown, or meant for rotary positions.
     """
+    if positions in DROPPED:
+        return positions
     if not learned:
         if positions not in ("auto", SINUSOIDAL):
-            raise PositionError(f"{positions!r} does not fit a model with sinusoidal positions, which are computed; expected auto.")
+            raise PositionError(
+                f"{positions!r} does not fit a model with sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
+            )
         return SINUSOIDAL
     if positions == "auto":
         return "tile"
     if positions not in STRATEGIES:
+        known = [*STRATEGIES, *DROPPED]
         raise PositionError(
             f"{positions!r} does not fit a model with a learned position table; expected auto or one of"
-            f" {', '.join(STRATEGIES)}.{nearest(positions, STRATEGIES)}"
+            f" {', '.join(known)}.{nearest(positions, known)}"
         )
     return positions
+
+
+def relative_choices(attention: LongAttentionConfig) -> list[str]:
+    """The relative positions that an attention names, in any of its layers."""
+    given = [attention.options, *attention.turns, *attention.layers.values()]
+    return [values[RELATIVE] for values in given if values.get(RELATIVE) is not None]
+
+
+def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
+    """The same attention with ALiBi in every layer.
+
+    Raises:
+        PositionError: it names other relative positions.
+        OptionError: a mechanism without scores to which it could be added.
+    """
+    others = [choice for choice in relative_choices(attention) if choice != ALIBI]
+    if others:
+        raise PositionError(
+            f"positions='alibi' was asked for together with relative={others[0]!r}; give positions='none' to keep the latter alone."
+        )
+    values = attention.to_dict()
+    layers = values.pop("layers", {})
+    turns, overrides = layers.pop(IN_TURN, None), layers
+    for one in [*(turns or ()), *overrides.values()]:
+        if "mechanism" in one:
+            one[RELATIVE] = ALIBI
+    changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
+    return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})

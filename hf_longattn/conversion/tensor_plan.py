@@ -18,9 +18,9 @@ from .tensors import TensorHeader
 
 __all__ = ["ACTIONS", "MovedTensor", "TensorPlan", "moved_tensors", "plan_tensors"]
 
-ACTIONS = ("kept", "renamed", "changed", "extended", "copied", "added", "dropped")
-"""What can become of a tensor: "changed" is a renamed one whose values are laid out anew, "copied" a mechanism's own parameter that
-begins as one of its layer's, "added" one that begins with values of its own."""
+ACTIONS = ("kept", "renamed", "changed", "extended", "zeroed", "copied", "added", "dropped")
+"""What can become of a tensor: "changed" is a renamed one whose values are laid out anew, "zeroed" a position table that the result does
+without, "copied" a mechanism's own parameter that begins as one of its layer's, "added" one that begins with values of its own."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def plan_tensors(
     tables: dict[str, tuple[int, int]],
     old_length: int,
     cast: torch.dtype | None,
+    *,
+    zeroed: bool = False,
 ) -> list[TensorPlan]:
     """What becomes of every tensor.
 
@@ -100,6 +102,7 @@ def plan_tensors(
         tables: name of a position table in the result -> its special rows, and all its rows.
         old_length: tokens the source takes.
         cast: the dtype that floating tensors are stored in; ``None`` keeps each one's own.
+        zeroed: whether the position tables become zeros.
 
     Raises:
         CheckpointError: a tensor whose shape is not what the config asks for.
@@ -125,6 +128,7 @@ def plan_tensors(
                 f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
             )
         action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
+        action = "zeroed" if zeroed and one.target in tables else action
         planned.append(TensorPlan(one.target, action, dtype, header.shape, new_shape, header, offset, one.change))
         if key is not None:
             found[key] = one

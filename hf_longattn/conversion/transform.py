@@ -42,7 +42,7 @@ def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:
     values = read_tensor(tensor.header)
     if tensor.change is not None:
         values = tensor.change(values)
-    if tensor.action == "extended" and tensor.new_shape is not None:
+    if tensor.action in ("extended", "zeroed") and tensor.new_shape is not None:
         values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.positions)
     return values.to(tensor.dtype)
 

@@ -131,7 +131,7 @@ def _check(plan: ConversionPlan, probe: Probe, differences: list[Difference], le
         return Check(name, PASSED, f"{found}, equal", values)
     adopted = plan.architecture.adopted_attention()
     why = "another attention than the source's was chosen" if plan.attention != adopted else ""
-    why = why or ("" if plan.positions_exact else f"{plan.positions} changes the old positions too")
+    why = why or plan.moved
     if why:
         return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
     return Check(name, FAILED, f"{found}, but they must be equal", values)

@@ -47,6 +47,8 @@ def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
 def _compare(tensor: TensorPlan, written: Tensor, plan: ConversionPlan) -> list[str]:
     if not _same_bytes(written, source_values(tensor, plan)):
         return [f"{tensor.name} differs from the source's values ({tensor.action})"]
+    if tensor.action == "zeroed" and bool(written.any()):
+        return [f"{tensor.name} is to be zeros"]
     if tensor.action != "extended" or tensor.header is None:
         return []
     # The rule above made the new rows; that the old ones survived it is checked without that rule.

@@ -20,8 +20,8 @@ class LongConfig(_Base):
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None`` gives Longformer's defaults. Kept as the latter,
         written to ``config.json`` as a mapping. Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
         has no causal (bidirectional) form where one is needed.
-    position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"`` or
-        ``"random"`` (see :mod:`hf_longattn.positions.tables`).
+    position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
+        ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
 
     ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
     max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``.

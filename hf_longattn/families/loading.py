@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
-from ..positions.tables import SINUSOIDAL, extend_table
+from ..positions.tables import DROPPED, SINUSOIDAL, extend_table
 from .registry import Family, PositionTable
 
 
@@ -35,6 +36,8 @@ class ExtendPositions(Unchanged):
 
     def _extended(self, weight: Tensor, config: Any) -> Tensor:
         rows = self.table.rows(config)
+        if config.position_extension in DROPPED and weight.device != torch.device("meta"):
+            return weight.new_zeros(rows, weight.shape[1])
         if weight.shape[0] >= rows or weight.device == torch.device("meta"):
             return weight
         strategy = config.position_extension if self.table.learned else SINUSOIDAL
@@ -43,6 +46,22 @@ class ExtendPositions(Unchanged):
     @property
     def reverse_op(self) -> ConversionOps:
         return Unchanged()
+
+
+def drop_tables(model: PreTrainedModel, family: Family) -> None:
+    """Zeros in the position tables of a new model that does without them."""
+    if model.config.position_extension in DROPPED:
+        for name, parameter in model.named_parameters():
+            if family.table(name) is not None:
+                initialization.zeros_(parameter)
+
+
+def freeze_tables(model: PreTrainedModel, family: Family) -> None:
+    """Position tables that are computed, or that the model does without, are not trained."""
+    for name, parameter in model.named_parameters():
+        table = family.table(name)
+        if table is not None and (not table.learned or model.config.position_extension in DROPPED):
+            parameter.requires_grad_(False)
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any]) -> None:

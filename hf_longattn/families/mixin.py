@@ -19,6 +19,7 @@ from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
 from .limits import check_length, check_tables
+from .loading import drop_tables, freeze_tables
 from .memory_tokens import MemoryTokens, attach_memory_tokens
 from .projections import copied_parameters
 from .recurrence import new_memory, run_in_segments, run_with_memory
@@ -66,6 +67,7 @@ class LongAttentionMixin(_Base):
             if shared := shared_parameters(model):
                 model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
         super().post_init()
+        freeze_tables(self, self.family)
 
     def _refuse_globals(self) -> None:
         """Mechanisms with global tokens have no place in models whose layers cannot be told of them."""
@@ -110,6 +112,7 @@ class LongAttentionMixin(_Base):
     def initialize_weights(self) -> None:
         """As the base's; then the parameters of mechanisms that begin as copies of their layer's own, unless they were loaded."""
         super().initialize_weights()
+        drop_tables(self, self.family)
         for module in self.modules():
             mechanism = getattr(module, "long_attention", None)
             if isinstance(mechanism, Mechanism):
@@ -134,9 +137,7 @@ class LongAttentionMixin(_Base):
         check_tables(cls.family, pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for name, parameter in model.named_parameters():
-            if (table := cls.family.table(name)) is not None and not table.learned:
-                parameter.requires_grad_(False)  # transformers loads them as if they were trained
+        freeze_tables(model, cls.family)  # transformers loads them as if they were trained
         return loaded
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -187,7 +187,7 @@ class Synthesizer(Mechanism):
         for kind, share in self._weighted(q.dtype):
             scores = scores + share * kind.scores(q, k, rows, columns, self.scale(scaling))
         if score_mod is not None:
-            scores = score_mod(scores, *index_grid(*shape, q.device))
+            scores = score_mod(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
         return softmax_over(scores, self._seen(q, k, causal, padding_mask).expand(shape))
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -1,6 +1,6 @@
-"""Longer positions for a trained model: learned tables (`tables`) and rotary embeddings (`rope`)."""
+"""Longer positions for a trained model: learned tables (`tables`), rotary embeddings (`rope`), relative positions (`relative`)."""
 
 from hf_longattn.positions.rope import RopePlan, rope_parameters
-from hf_longattn.positions.tables import SINUSOIDAL, STRATEGIES, extend_table, keeps_old_rows
+from hf_longattn.positions.tables import DROPPED, SINUSOIDAL, STRATEGIES, extend_table, keeps_old_rows
 
-__all__ = ["SINUSOIDAL", "STRATEGIES", "RopePlan", "extend_table", "keeps_old_rows", "rope_parameters"]
+__all__ = ["DROPPED", "SINUSOIDAL", "STRATEGIES", "RopePlan", "extend_table", "keeps_old_rows", "rope_parameters"]

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn.errors import PositionError, nearest
+from hf_longattn.positions.tables import DROPPED
 
 __all__ = ["ROPE_KINDS", "RopePlan", "rope_parameters"]
 
 Parameters = dict[str, Any]
+BESIDE = " Relative positions go beside them: --option relative=alibi."
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,15 @@ ROPE_KINDS: dict[str, Callable[[Parameters, int, int, Parameters], RopePlan]] = 
 }
 
 
-def rope_parameters(positions: str, old: Parameters | None, *, old_length: int, new_length: int, reach: int | None = None) -> RopePlan:
+def rope_parameters(
+    positions: str,
+    old: Parameters | None,
+    *,
+    old_length: int,
+    new_length: int,
+    reach: int | None = None,
+    frequencies: int | None = None,
+) -> RopePlan:
     """The rotary parameters of a model extended from `old_length` to `new_length` tokens.
 
     Args:
@@ -102,10 +112,11 @@ def rope_parameters(positions: str, old: Parameters | None, *, old_length: int, 
         old: the source config's `rope_parameters`.
         old_length, new_length: in tokens.
         reach: the furthest distance any layer of the new model looks back, in tokens; None: no bound.
+        frequencies: how many a head has, which longrope's factors are checked against; None: unknown.
 
     Raises:
-        PositionError: unknown kind, a shorter length, missing longrope factors, or a source that is already scaled in
-            another way.
+        PositionError: unknown kind, a shorter length, longrope factors that are missing or do not fit, or a source that is
+            already scaled in another way.
     """
     if new_length < old_length:
         raise PositionError(f"The maximum length can only grow: {new_length} was asked for, the source has {old_length}.")
@@ -120,14 +131,28 @@ def rope_parameters(positions: str, old: Parameters | None, *, old_length: int, 
         choices = [f"rope:{name}" for name in ROPE_KINDS]
         raise PositionError(
             f"'{positions}' does not fit a model with rotary positions; expected auto or one of {', '.join(choices)}."
-            f"{nearest(positions, choices)}"
+            f"{nearest(positions, choices)}{BESIDE if positions in DROPPED else ''}"
         )
     if kind != "none" and used not in ("default", kind):
         raise PositionError(
             f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
             " type --positions rope:none to keep what it has."
         )
-    return ROPE_KINDS[kind](old, old_length, new_length, _read_factors(file))
+    plan = ROPE_KINDS[kind](old, old_length, new_length, _read_factors(file))
+    _check_factors(plan.parameters, frequencies)
+    return plan
+
+
+def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
+    """Raise PositionError where longrope's lists are not one positive number for each frequency."""
+    for name in ("short_factor", "long_factor"):
+        factors = parameters.get(name, [1.0] * (frequencies or 0))
+        count = len(factors) if frequencies is None else frequencies
+        if len(factors) != count or not all(isinstance(one, int | float) and one > 0 for one in factors):
+            raise PositionError(
+                f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
+                " bring the factors that were found for this model."
+            )
 
 
 def _read_factors(file: str) -> Parameters:

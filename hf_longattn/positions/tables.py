@@ -8,6 +8,9 @@
 `random`       the old rows are kept and the new ones drawn from a normal distribution with the table's own standard
                deviation: what the table looked like before training, the negative control.
 
+`none`         every row is zero: the model has no absolute positions, for use with relative ones. Needs training.
+`alibi`        the same, where ALiBi (`hf_longattn.positions.relative`) takes their place.
+
 `sinusoidal`   for tables that are computed instead of learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula goes on.
 
 Rows below `offset` are not positions (RoBERTa's table begins with two of them): they are kept once, in place.
@@ -23,7 +26,7 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-__all__ = ["SINUSOIDAL", "STRATEGIES", "extend_table", "keeps_old_rows", "sinusoids", "sinusoids_at"]
+__all__ = ["DROPPED", "SINUSOIDAL", "STRATEGIES", "extend_table", "keeps_old_rows", "sinusoids", "sinusoids_at"]
 
 
 def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -45,6 +48,8 @@ def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
     return torch.cat([old, drawn.to(old.dtype)])
 
 
+DROPPED = ("none", "alibi")
+"""Strategies that leave nothing of a table: all its rows are zeros."""
 STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
     "tile": _tile,
     "interpolate": _interpolate,
@@ -82,7 +87,7 @@ SINUSOIDAL_ERROR = 1e-2
 
 def keeps_old_rows(strategy: str) -> bool:
     """Whether the old rows stay as they are, so that the model gives the same output up to its old length."""
-    return strategy != "interpolate"
+    return strategy != "interpolate" and strategy not in DROPPED
 
 
 def extend_table(
@@ -100,7 +105,7 @@ def extend_table(
         weight: (P, d), any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, the `offset` special rows included (RoBERTa for 4,096 tokens: 4,098).
         offset: how many leading rows are not positions; they are copied once.
-        strategy: "tile", "interpolate", "random" or "sinusoidal" (see the module's text).
+        strategy: "tile", "interpolate", "random", "none", "alibi" or "sinusoidal" (see the module's text).
         seed: for "random"; the same seed gives the same rows on every machine.
         std: for "random"; None takes the standard deviation of the table's own positions.
 
@@ -111,10 +116,9 @@ def extend_table(
         PositionError: unknown strategy, a table that would shrink, or one that holds nothing beyond its offset.
     """
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
-    if extend is None:
-        raise PositionError(
-            f"Unknown position strategy '{strategy}'; expected one of {', '.join(STRATEGIES)}.{nearest(strategy, STRATEGIES)}"
-        )
+    if extend is None and strategy not in DROPPED:
+        known = [*STRATEGIES, *DROPPED]
+        raise PositionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(known)}.{nearest(strategy, known)}")
     if weight.ndim != 2:
         raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
     old_rows = weight.shape[0]
@@ -126,6 +130,8 @@ def extend_table(
             f" give a maximum length of at least {old_rows - offset}."
         )
     weight = weight.detach()
+    if extend is None:
+        return weight.new_zeros(new_rows, weight.shape[1])
     if new_rows == old_rows:
         return weight.clone()
     extended = extend(weight[offset:], new_rows - offset, seed, std)
