@@ -54,3 +54,19 @@ def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor,
     if normalise:
         out = out * inverse_of((q * (keys.cumsum(2) + sums[:, :, None])).sum(-1, keepdim=True))
     return out, after[:, ::group], z + k.sum(2)
+
+
+def fla_runs_delta(q: Tensor, v: Tensor) -> bool:
+    """Whether the kernels can run this gated delta rule: theirs takes no fp32."""
+    half = q.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
+    fits = max(q.shape[-1], v.shape[-1]) <= MOST_FEATURES and q.shape[2] > 1
+    return q.is_cuda and half and fits and not torch.compiler.is_compiling() and fla_installed()
+
+
+def fla_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`hf_longattn.engines.delta.gated_delta_rule`."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    q, k, v, g, beta = (x.transpose(1, 2).contiguous() for x in (q, k, v, g.float(), beta.to(v.dtype)))
+    out, state = chunk_gated_delta_rule(q, k, v, g, beta, scale=1.0, initial_state=state, output_final_state=True)
+    return out.transpose(1, 2), state

@@ -1,0 +1,200 @@
+"""Linear attention that overwrites: the gated delta rule (Yang et al. 2024, Gated Delta Networks, eq. 10).
+
+    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ        o_t = scale · S_tᵀ q_t
+
+with q and k of length 1, β_t = σ(x_t W_β) and log α_t = -exp(A) softplus(x_t W_α + b), for each head (the parametrisation of Mamba2, as in
+transformers' Qwen3-Next). x_t is the layer's input, or the head's key. Unrolled, o = W v with
+
+    W = scale · tril(Q Kᵀ ⊙ Γ) (I + tril(diag(β) K Kᵀ ⊙ Γ, -1))⁻¹ diag(β)        Γ_ij = α_{j+1} … α_i
+
+so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engines.delta import gated_delta_rule
+from ..engines.dense import repeat_heads
+from ..engines.pattern import ScoreMod
+from ..errors import OptionError
+from .base import Mechanism, State
+from .learned_heads import HeadwiseLinear
+from .options import Options, one_of, option, positive
+from .registry import register_mechanism
+
+INPUTS = ("hidden_states", "key")
+STEPS = (1e-3, 1e-1)
+"""Range of softplus(b) at first, as in Mamba2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaOptions(Options):
+    expand: int = option(1, "rows of the state for each of the head's dimensions; above 1 through learned maps and SiLU", "times")
+    gate: bool = option(True, "the state decays by α; without it this is the plain delta rule")
+    gate_input: str = option("hidden_states", "what β and α are computed from: hidden_states, the layer's input, or key, the head's key")
+    normalise: bool = option(True, "queries and keys are brought to length 1")
+
+    def check(self) -> None:
+        positive("delta", "expand", self.expand)
+        one_of("delta", "gate_input", self.gate_input, INPUTS)
+
+
+@register_mechanism("delta")
+class Delta(Mechanism):
+    """A key's old value is replaced rather than added to."""
+
+    summary = "a linear state that forgets by a gate and overwrites what a key held (gated delta rule)"
+    paper = "Yang et al. 2024, Gated Delta Networks, eq. 10"
+    engine = "linear (chunked WY)"
+    cost = "N·D²"
+    exact_when = "never: the weights are not a softmax"
+    causal = True
+    trains = True
+    stateful = True
+    takes_score_mod = False
+    options_type = DeltaOptions
+    sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
+    options: DeltaOptions
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> None:
+        return None
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: DeltaOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self.takes_hidden_states = options.gate_input == "hidden_states"
+        rates = ["beta", "decay"] if options.gate else ["beta"]
+        self.rates = nn.ModuleDict({name: self._rate() for name in rates})
+        if options.gate:
+            self.log_a = nn.Parameter(torch.empty(num_heads))
+            self.bias = nn.Parameter(torch.empty(num_heads))
+        if options.expand > 1:
+            self.query_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
+            self.key_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
+        self.reset_parameters()
+
+    def _rate(self) -> nn.Module:
+        if self.takes_hidden_states:
+            return nn.Linear(self.hidden_size, self.num_heads, bias=False)
+        return HeadwiseLinear(self.num_heads, self.head_dim, 1)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A ~ U(1, 16) and softplus(b) log-uniform in [0.001, 0.1], as in Mamba2; the projections N(0, 0.02²), maps N(0, 1/D)."""
+        for rate in self.rates.values():
+            nn.init.normal_(rate.get_parameter("weight"), std=0.02)
+        if self.options.gate:
+            self.log_a.copy_(torch.empty_like(self.log_a).uniform_(1, 16).log())
+            step = torch.empty_like(self.bias).uniform_(*(math.log(end) for end in STEPS)).exp()
+            self.bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
+        if self.options.expand > 1:
+            for projection in (self.query_map, self.key_map):
+                nn.init.normal_(projection.weight, std=self.head_dim**-0.5)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = True,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+        hidden_states: Tensor | None = None,
+    ) -> Tensor:
+        """``hidden_states (B, N, hidden_size)`` is the layer's input, unless the gates come from the keys."""
+        return self.advance(
+            q, k, v, None, padding_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, hidden_states=hidden_states
+        )[0]  # fmt: skip
+
+    def advance(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: State | None,
+        *,
+        padding_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        hidden_states: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """The state is ``kv (B, H, F, D)``. With fewer queries than keys, the queries are the last positions."""
+        with torch.autocast(q.device.type, enabled=False):
+            g, beta = self._rates(k, hidden_states, padding_mask, torch.promote_types(q.dtype, torch.float32))
+            phi_q, phi_k, v = self._queries(q, scaling), self._keys(k), repeat_heads(v, self.num_heads)
+            if dropout_p:  # there is no matrix of weights: the values of whole keys are dropped
+                v = v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p)
+            kv = None if state is None else state["kv"]
+            first = k.shape[2] - q.shape[2]
+            if first:
+                before = slice(0, first)
+                keys = phi_k[:, :, before]
+                _, kv = gated_delta_rule(keys, keys, v[:, :, before], g[:, :, before], beta[:, :, before], kv)
+            out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv)
+            return out.to(q.dtype), {"kv": kv}
+
+    def _queries(self, q: Tensor, scaling: float | None) -> Tensor:
+        scale = self.head_dim**-0.5 if scaling is None else scaling
+        return (self._normal(F.silu(self.query_map(q)) if self.options.expand > 1 else q) * scale).to(q.dtype)
+
+    def _keys(self, k: Tensor) -> Tensor:
+        k = repeat_heads(k, self.num_heads)
+        return self._normal(F.silu(self.key_map(k)) if self.options.expand > 1 else k).to(k.dtype)
+
+    def _normal(self, x: Tensor) -> Tensor:
+        """Length 1, in fp32 at least, as transformers and flash-linear-attention do it."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() if self.options.normalise else x
+
+    def _rates(self, k: Tensor, hidden: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """g and β ``(B, H, N)`` in ``dtype``; both 0 where there is padding, so that it leaves the state alone."""
+        if self.takes_hidden_states:
+            if hidden is None or hidden.shape[1] != k.shape[2]:
+                given = "none were given" if hidden is None else f"those of {hidden.shape[1]} tokens were given"
+                raise OptionError(
+                    f"Mechanism 'delta' computes its gates from the layer's hidden states of all {k.shape[2]} tokens, but {given}; pass "
+                    "hidden_states to the built mechanism, or choose gate_input='key'."
+                )
+            found = {name: F.linear(hidden.to(dtype), rate.get_parameter("weight").to(dtype)).mT for name, rate in self.rates.items()}
+        else:
+            found = {name: rate(k.to(dtype)).squeeze(-1) for name, rate in self.rates.items()}
+        beta = found["beta"].sigmoid()
+        g = torch.zeros_like(beta)
+        if self.options.gate:
+            g = -self.log_a.to(dtype).exp()[:, None] * F.softplus(found["decay"] + self.bias.to(dtype)[:, None])
+        if mask is not None:
+            g, beta = (x.masked_fill(~mask[:, None], 0.0) for x in (g, beta))
+        return g, beta
+
+    def dense_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool = True,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+        hidden_states: Tensor | None = None,
+    ) -> Tensor:
+        g, beta = self._rates(k, hidden_states, padding_mask, q.dtype)
+        q, k = self._queries(q, scaling), self._keys(k)
+        total = g.cumsum(-1)
+        decay = (total[..., :, None] - total[..., None, :]).tril().exp().tril()
+        system = torch.eye(k.shape[2], dtype=q.dtype, device=q.device) + (beta[..., None] * (k @ k.mT) * decay).tril(-1)
+        scores = (q @ k.mT) * decay[:, :, k.shape[2] - q.shape[2] :]
+        return torch.linalg.solve_triangular(system, scores, upper=False, left=False) * beta[..., None, :]

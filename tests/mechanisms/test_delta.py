@@ -1,0 +1,62 @@
+"""The gated delta rule as a mechanism: its options, its gates, its state."""
+
+import pytest
+import torch
+
+from hf_longattn import attend, build_mechanism
+from hf_longattn.errors import OptionError
+from tests.reference.small_models import long_like, padding, plain_model, tokens
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": False}, {"expand": 2}, {"normalise": False, "gate": False}])
+@pytest.mark.parametrize("gate_input", ["key", "hidden_states"])
+def test_every_option_equals_its_definition_in_pieces_too(options: dict[str, object], gate_input: str) -> None:
+    torch.manual_seed(0)
+    module = build_mechanism("delta", num_heads=4, head_dim=16, hidden_size=24, gate_input=gate_input, **options).double()
+    scale = 0.2 if options.get("normalise") is False else 1.0
+    q, k, v = (scale * torch.randn(2, heads, 150, 16, dtype=torch.float64) for heads in (4, 2, 2))
+    mask = torch.ones(2, 150, dtype=torch.bool)
+    mask[0, :20] = False
+    hidden = torch.randn(2, 150, 24, dtype=torch.float64)
+    given = {"hidden_states": hidden} if gate_input == "hidden_states" else {}
+    whole = module(q, k, v, causal=True, padding_mask=mask, **given)
+    torch.testing.assert_close(whole, module.reference(q, k, v, causal=True, padding_mask=mask, **given))
+    state, outs = None, []
+    for begin, end in ((0, 70), (70, 71), (71, 150)):
+        at = slice(begin, end)
+        part = {name: x[:, at] for name, x in given.items()}
+        out, state = module.advance(q[:, :, at], k[:, :, at], v[:, :, at], state, padding_mask=mask[:, at], **part)
+        outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, 2), whole)
+
+
+def test_a_written_value_is_read_back_and_replaced() -> None:
+    module = build_mechanism("delta", num_heads=1, head_dim=4, gate=False, gate_input="key")
+    key, values = torch.eye(4)[None, None, :1], torch.tensor([[1.0, 2, 3, 4], [5.0, 6, 7, 8]])
+    torch.nn.init.constant_(module.rates["beta"].weight, 50.0)
+    state = None
+    for value in values:
+        out, state = module.advance(key, key, value.view(1, 1, 1, 4), state, scaling=1.0)
+        torch.testing.assert_close(out.flatten(), value, atol=1e-4, rtol=1e-4)
+
+
+def test_without_hidden_states_a_sentence_says_what_to_do() -> None:
+    x = torch.randn(1, 2, 5, 8)
+    with pytest.raises(OptionError, match="choose gate_input='key'"):
+        attend(x, x, x, "delta", causal=True)
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama"])
+def test_a_model_hands_its_hidden_states_over_in_steps_as_well(base: str) -> None:
+    head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
+    model = long_like(plain_model(base, head), base, {"mechanism": "delta"})
+    ids, mask = tokens(2, 90), padding(2, 90, left=True)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        first = model(ids[:, :80], attention_mask=mask[:, :80], position_ids=positions[:, :80])
+        steps, cache = [first.logits], first.past_key_values
+        for i in range(80, 90):
+            out = model(ids[:, i : i + 1], attention_mask=mask[:, : i + 1], position_ids=positions[:, i : i + 1], past_key_values=cache)
+            steps.append(out.logits)
+    assert (torch.cat(steps, 1) - whole)[mask.bool()].abs().max() < 1e-4
