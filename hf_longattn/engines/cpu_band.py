@@ -23,6 +23,7 @@ from .cpu_layout import (
     column_mask,
     column_runs,
     distances,
+    empty_results,
     group_mask,
     groups,
     mask_dtype,
@@ -31,6 +32,7 @@ from .cpu_layout import (
     query_rows,
     sequences,
     take,
+    token_major,
 )
 from .distance_bias import DistanceBias, score_gradient
 
@@ -104,7 +106,7 @@ def cpu_band(
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``.
     """
-    out, lse = _empty(q)
+    out, lse = empty_results(q)
     if key_mask is not None:
         out.zero_()
         lse.zero_()
@@ -175,14 +177,9 @@ def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
         item.lse.index_copy_(1, rows, part_lse[0])
 
 
-def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
-    (out,) = _token_major(q)
-    return out, q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
-
-
 @cpu_band.register_fake
 def _(q, k, v, key_mask, global_mask, left, right, causal, global_rows, scale, bias=None, ahead=0):  # type: ignore[no-untyped-def]
-    return _empty(q)
+    return empty_results(q)
 
 
 class _Gradients(NamedTuple):
@@ -210,7 +207,7 @@ def cpu_band_backward(
     """Gradients of :func:`cpu_band` with respect to q, k, v and, with ``of_bias``, the bias (otherwise empty), in time and memory linear
     in the number of tokens."""
     dbias = _like_bias(q, bias if of_bias else None).zero_()
-    dq, dk, dv = (x.zero_() for x in _token_major(q, k, v))
+    dq, dk, dv = (x.zero_() for x in token_major(q.dtype, q, k, v))
     band = _band(q, left, right, causal, global_rows, scale, bias, ahead)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
         at, queries, keys = item.seq.item, item.seq.queries, item.seq.keys
@@ -272,14 +269,9 @@ def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
     return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
 
 
-def _token_major(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Empty tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``."""
-    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in tensors)
-
-
 @cpu_band_backward.register_fake
 def _(grad, q, k, v, out, lse, key_mask, global_mask, left, right, causal, global_rows, scale, bias, ahead, of_bias):  # type: ignore[no-untyped-def]
-    return *_token_major(q, k, v), _like_bias(q, bias if of_bias else None)
+    return *token_major(q.dtype, q, k, v), _like_bias(q, bias if of_bias else None)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

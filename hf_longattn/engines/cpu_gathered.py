@@ -15,7 +15,7 @@ from torch import Tensor
 from .cpu_gathered_layout import Limits, Rules, Spec, layout
 from .cpu_gathered_masks import Call, calls
 from .cpu_gathered_tokens import Scratch, Tokens
-from .cpu_layout import MASKED, mask_dtype
+from .cpu_layout import MASKED, empty_results, mask_dtype, token_major
 
 FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
@@ -41,7 +41,7 @@ def cpu_gathered(
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``, 0 where a query
         sees nothing.
     """
-    out, lse = _empty(q)
+    out, lse = empty_results(q)
     specs = _specs(queries, keys, biases, rules)
     layouts = [layout(spec, q.shape[1], q.shape[2], FORWARD) for spec in specs]
     if key_mask is not None or not (layouts and layouts[0].complete):
@@ -107,19 +107,9 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     lse.copy_(merged)
 
 
-def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
-    (out,) = _token_major(q.dtype, q)
-    return out, q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
-
-
-def _token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Empty tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``."""
-    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
-
-
 @cpu_gathered.register_fake
 def _(q, k, v, key_mask, queries, keys, biases, rules, scale):  # type: ignore[no-untyped-def]
-    return _empty(q)
+    return empty_results(q)
 
 
 @torch.library.custom_op("hf_longattn::cpu_gathered_backward", mutates_args=(), device_types="cpu")
@@ -145,7 +135,7 @@ def cpu_gathered_backward(
             )
             for total, side, part in zip(sums, ("queries", "keys", "keys"), parts, strict=True):
                 total.add(call, side, part)
-    dq, dk, dv = (y.copy_(total.x) for y, total in zip(_token_major(q.dtype, q, k, v), sums, strict=True))
+    dq, dk, dv = (y.copy_(total.x) for y, total in zip(token_major(q.dtype, q, k, v), sums, strict=True))
     return dq, dk, dv
 
 
@@ -153,12 +143,12 @@ def _sum_of(x: Tensor, by_head: bool) -> Tensor:
     """Zeros ``(B, H, N, D)`` to add to, stored so that what is added to at random lies close together."""
     if by_head:
         return torch.zeros(x.shape, dtype=mask_dtype(x))
-    return _token_major(mask_dtype(x), x)[0].zero_()
+    return token_major(mask_dtype(x), x)[0].zero_()
 
 
 @cpu_gathered_backward.register_fake
 def _(grad, q, k, v, out, lse, key_mask, queries, keys, biases, rules, scale):  # type: ignore[no-untyped-def]
-    return _token_major(q.dtype, q, k, v)
+    return token_major(q.dtype, q, k, v)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -84,6 +84,24 @@ def mask_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
+def stable_order(numbers: Tensor, most: int) -> Tensor:
+    """Indices that sort ``numbers (…, N)`` from -1 to ``most``, of equal ones the first first; in 16 bits, NumPy has a radix sort."""
+    if most >= 1 << 15:
+        return numbers.argsort(dim=-1, stable=True)
+    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
+
+
+def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Empty tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``."""
+    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
+
+
+def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """An output ``(B, H, N, D)`` and a log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major and not yet written."""
+    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
+    return token_major(q.dtype, q)[0], lse
+
+
 def blocks(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
     """View ``x (H, N, …)`` as ``(count, H, size, …)``: block i starts at ``first + i * step``; blocks may overlap."""
     heads, tokens, *inner = x.stride()

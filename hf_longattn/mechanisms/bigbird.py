@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
@@ -28,7 +27,7 @@ from ..errors import OptionError
 from .base import softmax_over
 from .bigbird_blocks import seeded_blocks, transformers_blocks
 from .bigbird_parts import Blocks, block_parts, seen_blocks
-from .gathered import shifted, turn, turn_mask, turning
+from .gathered import placed, shifted, turn, turn_mask, turning
 from .masked import MaskedMechanism, first_real
 from .options import Options, one_of, option, positive
 from .plans import PlanCache
@@ -244,7 +243,7 @@ class BigBird(MaskedMechanism):
             mod = lambda *index: times(*index) > 0  # noqa: E731
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        q = placed(q, kv_len)
         start = turning(padding_mask) if self.options.blocks_over == "text" else None
         if start is not None:
             assert padding_mask is not None

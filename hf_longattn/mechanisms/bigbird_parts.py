@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..engines.gathered import Part
 from ..engines.global_rows import global_index
+from .layout import joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +144,3 @@ def without(places: Tensor, tokens: Tensor) -> Tensor:
     """``places (B or 1, H or 1, R, T)`` with -1 in place of the ``tokens (B, N)``."""
     item = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
     return torch.where(tokens[item, places.clamp(min=0)], -1, places)
-
-
-def joined(*lists: Tensor) -> Tensor:
-    """Lists ``(B or 1, H or 1, R, K)`` one after the other."""
-    batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
-    return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)

@@ -178,5 +178,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
         x = x.masked_fill(~real[:, None, :, None], 0)
     blocks = torch.nn.functional.pad(real, (0, missing)).unflatten(1, (-1, size))
     count = blocks.sum(-1)
-    sums = torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
+    x = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
+    sums = x.unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

@@ -22,6 +22,7 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
 from .base import Mechanism, softmax_over
+from .gathered import placed
 
 
 class BucketedMechanism(Mechanism):
@@ -111,14 +112,20 @@ class BucketedMechanism(Mechanism):
             count = self.multiplicity(q, k, causal, padding_mask)
             arguments["score_mod"] = self._term(q, k, causal, padding_mask, count, score_mod)
             return dense_attention(q, k, v, mask_mod=lambda *_: count > 0, **arguments)
-        q = F.pad(q, (0, 0, kv_len - q_len, 0))
-        parts, lonely = self.visits(q, k, causal, q_len, padding_mask)
-        out = gathered_attention(q, k, v, parts, **arguments)
+        q = placed(q, kv_len)
+        return self.whole(q, k, v, q_len, causal=causal, real=padding_mask, **arguments)[:, :, kv_len - q_len :]
+
+    def whole(
+        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, causal: bool, real: Tensor | None, dropout_p: float, **arguments: Any
+    ) -> Tensor:
+        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries."""
+        parts, lonely = self.visits(q, k, causal, q_len, real)
+        out = gathered_attention(q, k, v, parts, dropout_p=dropout_p, **arguments)
         if lonely is not None:
-            lonely = lonely if padding_mask is None else lonely & padding_mask[:, None]
+            lonely = lonely if real is None else lonely & real[:, None]
             one = F.dropout(torch.ones_like(v[..., :1]), dropout_p)
             out = torch.where(lonely[..., None], one * v, out)
-        return out[:, :, kv_len - q_len :]
+        return out
 
     def _term(
         self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None, count: Tensor, score_mod: ScoreMod | None

@@ -67,7 +67,7 @@ class GatheredMechanism(MaskedMechanism):
             mod = self.positioned_mod(causal, padding_mask, tokens)
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        q = placed(q, kv_len)
         start = turning(padding_mask)
         if start is not None:
             assert padding_mask is not None
@@ -81,6 +81,12 @@ class GatheredMechanism(MaskedMechanism):
         out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]
+
+
+def placed(q: Tensor, length: int) -> Tensor:
+    """``q (B, H, Nq, D)``, the last queries of a sequence, behind as many rows of zeros as ``length`` tokens need."""
+    missing = length - q.shape[2]
+    return F.pad(q, (0, 0, missing, 0)) if missing else q
 
 
 def turning(padding_mask: Tensor | None) -> Tensor | None:

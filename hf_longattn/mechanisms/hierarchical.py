@@ -32,7 +32,7 @@ from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
-from .gathered import turn, turn_mask, turning
+from .gathered import placed, turn, turn_mask, turning
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .plans import PlanCache
@@ -146,7 +146,7 @@ class Hierarchical(Mechanism):
                 q.to(exact), k.to(exact), causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod
             )
             return F.dropout(weights, dropout_p).to(v.dtype) @ repeat_heads(v, heads)
-        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        q = placed(q, kv_len)
         start = turning(padding_mask)
         if start is not None:
             assert padding_mask is not None

@@ -68,6 +68,23 @@ def in_rows(cells: Tensor, row: int) -> Tensor:
     return F.pad(cells, (0, pieces * size - cells.shape[1]), value=-1).unflatten(1, (pieces, size))
 
 
+def without_gaps(index: Tensor) -> Tensor:
+    """Rows of ``index (…, T)`` with the empty slots behind the listed positions, and no more slots than the longest row needs.
+
+    What a row needs is read from the values; while PyTorch compiles, when nothing can be read, the rows stay as they are.
+    """
+    if torch.compiler.is_compiling():
+        return index
+    order = (index < 0).sort(dim=-1, stable=True)
+    return index.gather(-1, order.indices)[..., : int((index >= 0).sum(-1).max())]
+
+
+def joined(*lists: Tensor) -> Tensor:
+    """Lists ``(B or 1, H or 1, R, K)`` one after the other."""
+    batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))
+    return torch.cat([x.expand(batch, heads, -1, -1) for x in lists], -1)
+
+
 def prefixes(
     rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
 ) -> Iterator[Part]:

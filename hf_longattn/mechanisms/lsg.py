@@ -27,6 +27,7 @@ from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
 from .gathered import shifted, turn, turn_mask, turning
+from .layout import joined
 from .lsg_definition import sparse_definition
 from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, made_keys
 from .masked import first_real
@@ -144,11 +145,11 @@ class Lsg(TurnedMechanism):
     ) -> Tensor:  # fmt: skip
         length, rows = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device)
         parts = [Part(rows, self.local_keys(length, causal, q.device), causal=causal)]
-        every_k, every_v, mask, more, chosen = k, v, real, dict(arguments), None
+        every_k, every_v, mask, more, chosen, sparse = k, v, real, dict(arguments), None, None
         if self.beyond and self.options.selection in CHOSEN:
             with torch.no_grad():
                 chosen = chosen_keys(self.options.selection, k, real, self.cells)
-            parts.append(Part(rows, torch.cat(self.sparse_keys(chosen, causal), -1)))
+            sparse = self.sparse_tokens(chosen, causal)
         elif self.beyond:
             made = made_keys(self.options.selection, k, v, real, self.cells, self.options.seed + seed)
             every_k, every_v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
@@ -160,9 +161,11 @@ class Lsg(TurnedMechanism):
                 place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
             parts += [Part(rows, keys) for keys in self.sparse_keys(place, causal)]
         if tokens is None:
+            parts += [Part(rows, keys) for keys in [sparse] if keys is not None]
             return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         index, given = tokens.places()
-        parts.append(Part(rows, self.global_keys(torch.where(given, index, -1), chosen, length, causal), causal=causal))
+        keys = self.global_keys(torch.where(given, index, -1), chosen, length, causal)
+        parts.append(Part(rows, keys if sparse is None else joined(sparse, keys), causal=causal))
         out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]
         return overwrite_global_rows(out, q, k, v, index, given, causal=causal, key_mask=real, scale=scale, **arguments)
@@ -173,6 +176,17 @@ class Lsg(TurnedMechanism):
         first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
         keys = first + torch.arange(size * (2 if causal else 3), device=device)
         return torch.where((keys >= 0) & (keys < length), keys, -1)
+
+    def sparse_tokens(self, place: Tensor, causal: bool) -> Tensor:
+        """The sparse keys ``place (B or 1, H or 1, cells, m)`` of the cells that each block sees, ``(B or 1, H or 1, blocks, ≤ 2S)``."""
+        count, most = place.shape[2], self.beyond
+        row = torch.arange(count, device=place.device)[:, None]
+        before = (row - 1).clamp(0, most)
+        behind = torch.zeros_like(row) if causal else (count - 2 - row).clamp(0, most)
+        slot = torch.arange(max(1, min(most, count - 2), 0 if causal else min(2 * most, count - 3)), device=place.device)
+        cell = torch.where(slot < before, row - 1 - before + slot, row + 2 - before + slot)
+        keys = place[:, :, cell.clamp(0, count - 1)]
+        return keys.masked_fill((slot >= before + behind)[..., None], -1).flatten(-2)
 
     def sparse_keys(self, place: Tensor, causal: bool) -> list[Tensor]:
         """The sparse keys before and behind the local ones, ``(B or 1, H or 1, blocks, S)`` each.

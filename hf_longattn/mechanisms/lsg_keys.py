@@ -63,7 +63,7 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
     count, many = cells.count(length), cells.keys
     first = torch.arange(count, device=k.device).view(1, 1, -1, 1) * cells.size
     if selection == "max_norm":
-        norms = k.detach().to(exact_dtype(k.device)).square().sum(-1)
+        norms = torch.linalg.vector_norm(k.detach(), dim=-1, dtype=exact_dtype(k.device))
         if real is not None:
             norms = norms.masked_fill(~real[:, None], float("-inf"))
         norms = F.pad(norms, (0, count * cells.size - length), value=float("-inf"))

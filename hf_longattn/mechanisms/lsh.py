@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..engines.best import exact_dtype
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
+from ..engines.cpu_chunks import chunk_attention
 from ..engines.dense import repeat_heads
 from ..engines.gathered import Part
 from ..errors import OptionError
@@ -111,8 +112,10 @@ class LSH(BucketedMechanism):
         x = repeat_heads(k, q.shape[1])
         if not self.options.shared_qk:
             return q, x
-        # The queries given take part with zero gradients, so that distributed training finds every parameter in use.
-        queries = x[:, :, x.shape[2] - q.shape[2] :] + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
+        queries = x[:, :, x.shape[2] - q.shape[2] :]
+        if q.requires_grad:
+            # The queries given take part with zero gradients, so that distributed training finds every parameter in use.
+            queries = queries + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
         return queries, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
     @torch.no_grad()
@@ -149,6 +152,16 @@ class LSH(BucketedMechanism):
         if self.options.shared_qk:
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
+
+    def whole(
+        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, causal: bool, real: Tensor | None, dropout_p: float, **arguments: Any
+    ) -> Tensor:
+        o = self.options
+        alike = o.shared_qk and o.count_duplicates and not causal and q_len == k.shape[2]
+        if not alike or q.device.type != "cpu" or dropout_p > 0.0 or arguments["score_mod"] is not None:
+            return super().whole(q, k, v, q_len, causal=causal, real=real, dropout_p=dropout_p, **arguments)
+        beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
+        return chunk_attention(q, k, v, self.hashes(k), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)

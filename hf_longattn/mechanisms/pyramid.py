@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.gathered import Part, rows_of
+from .layout import without_gaps
 
 ROWS = 128
 """Queries that share a row of pooled keys, at most: on level l, those of a block of level l-1 have the same."""
@@ -98,7 +99,7 @@ class Pyramid:
                 rows = rows_of(self.length, size, device)
                 starts = torch.arange(rows.shape[2], device=device) * size
                 keys = torch.cat([self._far(level, starts, causal) for level in levels], -1)
-                parts.append(Part(rows, keys[None, None]))
+                parts.append(Part(rows, without_gaps(keys)[None, None]))
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:

@@ -30,7 +30,7 @@ from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
 from .base import softmax_over
 from .counting import block_sizes, triangle
-from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
+from .gathered import GatheredMechanism, placed, shifted, turn, turn_mask, turning
 from .layout import WIDE_ROW, cells, in_rows, prefixes
 from .masked import first_real
 from .options import Options, one_of, option, positive
@@ -134,7 +134,7 @@ class Segmented(GatheredMechanism):
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             places = places if start is None else places - start[:, None, None, None]
             return dense_attention(q, k, v, mask_mod=self._extended_mod(kv_len, causal), q_idx=places, **arguments)
-        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        q = placed(q, kv_len)
         q = q if start is None else turn(q, start)
         out = gathered_attention(q, k, v, self.plan(kv_len, causal, q.device), **arguments)
         out = out if start is None else turn(out, -start)

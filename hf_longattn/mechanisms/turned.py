@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
@@ -13,7 +12,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.global_rows import global_index
 from ..engines.pattern import ScoreMod
 from .base import Mechanism
-from .gathered import shifted, turn, turn_mask, turning
+from .gathered import placed, shifted, turn, turn_mask, turning
 
 
 class Globals(NamedTuple):
@@ -91,7 +90,7 @@ class TurnedMechanism(Mechanism):
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         if suits_dense(q_len, kv_len):
             return self.small(q, k, v, causal=causal, padding_mask=padding_mask, tokens=tokens, seed=seed, **arguments)
-        q = F.pad(q, (0, 0, kv_len - q_len, 0))
+        q = placed(q, kv_len)
         first: Tensor | int = kv_len - q_len
         start = turning(padding_mask)
         if start is not None:
