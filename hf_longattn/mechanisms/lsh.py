@@ -160,8 +160,9 @@ class LSH(BucketedMechanism):
         alike = o.shared_qk and o.count_duplicates and not causal and q_len == k.shape[2]
         if not alike or q.device.type != "cpu" or dropout_p > 0.0 or arguments["score_mod"] is not None:
             return super().whole(q, k, v, q_len, causal=causal, real=real, dropout_p=dropout_p, **arguments)
+        # The queries are the keys before their normalisation, which would round them to other buckets in half precision.
         beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
-        return chunk_attention(q, k, v, self.hashes(k), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
+        return chunk_attention(q, k, v, self.hashes(q), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)
