@@ -27,6 +27,10 @@ def convert(
     dtype: flags.Dtype = None,
     max_shard_size: flags.ShardSize = None,
     verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,
+    init_from_text: Annotated[
+        Path | None,
+        typer.Option(help="A UTF-8 text on which the source runs, so that a learned projection begins from its keys and values."),
+    ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the written files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST once the new one is complete.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
@@ -63,6 +67,13 @@ def convert(
         return
     with conversion_progress() as progress:
         report = convert_checkpoint(
-            source, destination, verify=not no_verify, overwrite=overwrite, verify_text=verify_text, progress=progress, **shared
+            source,
+            destination,
+            verify=not no_verify,
+            overwrite=overwrite,
+            verify_text=verify_text,
+            init_from_text=init_from_text,
+            progress=progress,
+            **shared,
         )
     print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_report(report)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
+from .initialise import initial_values
 from .plan import ConversionPlan, plan_conversion
 from .quiet import quiet_libraries
 from .report import Check, ConversionReport
@@ -52,6 +54,7 @@ def convert_checkpoint(
     revision: str | None = None,
     token: str | bool | None = None,
     verify_text: str | Path | None = None,
+    init_from_text: str | Path | None = None,
     progress: StageProgress | None = None,
     **options: Any,
 ) -> ConversionReport:
@@ -75,6 +78,8 @@ def convert_checkpoint(
         overwrite: replace an existing checkpoint folder, once the new one is complete.
         revision, token: of a Hub repository.
         verify_text: a UTF-8 text file to verify with; None takes built-in English.
+        init_from_text: a UTF-8 text file on which the source runs, so that the mechanisms' own parameters begin from its keys and values
+            where they can (linformer), instead of at random.
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -95,6 +100,7 @@ def convert_checkpoint(
         "positions": positions,
         "dtype": dtype,
         "max_shard_size": max_shard_size,
+        "init_from_text": init_from_text,
         **options,
     }
     if not Path(source).expanduser().is_dir():  # on the Hub: refuse before downloading the weights
@@ -103,19 +109,20 @@ def convert_checkpoint(
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if verify else None
+    begun, begun_checks = initial_values(plan, init_from_text) if init_from_text is not None else (None, [])
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        files = _write(plan, stage, progress)
+        files = _write(plan, stage, begun, progress)
         clock["written"] = time.perf_counter()
         checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if tokens else ()
         clock["verified"] = time.perf_counter()
-        report = _report(plan, target, checks, tokens, files, clock)
+        report = _report(plan, target, (*begun_checks, *checks), tokens, files, clock)
         write_json(stage / "conversion_report.json", report.to_dict())
     return report
 
 
-def _write(plan: ConversionPlan, stage: Path, progress: StageProgress | None) -> list[str]:
+def _write(plan: ConversionPlan, stage: Path, begun: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
     advance = None if progress is None else (lambda done, total: progress("write", done, total))
-    files = write_weights(stage, files_of(plan), advance)
+    files = write_weights(stage, files_of(plan, begun), advance)
     base_type = plan.source.config["model_type"]
     return files + write_sidecars(
         plan.source.folder,

@@ -111,6 +111,7 @@ def plan_conversion(
     overwrite: bool = False,
     verify: bool = True,
     verify_text: str | Path | None = None,
+    init_from_text: str | Path | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: object = None,
@@ -130,7 +131,7 @@ def plan_conversion(
         dtype: cast floating tensors to it; None keeps each tensor's own.
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
         revision, token: of a Hub repository.
-        verify, verify_text, progress: taken so that the arguments of a conversion can be planned as they are.
+        verify, verify_text, init_from_text, progress: taken so that the arguments of a conversion can be planned as they are.
 
     Raises:
         LongAttentionError: with one sentence, for anything that would make the conversion fail later.

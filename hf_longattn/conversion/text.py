@@ -83,9 +83,9 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"Cannot read the verification text {str(file)!r} as UTF-8 ({error}).") from error
+        raise CheckpointError(f"Cannot read the text {str(file)!r} as UTF-8 ({error}).") from error
     if not text.strip():
-        raise CheckpointError(f"The verification text {str(file)!r} is empty.")
+        raise CheckpointError(f"The text {str(file)!r} is empty.")
     return text, Path(file).name
 
 

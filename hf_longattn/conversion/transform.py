@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..positions import extend_table
 from .architecture import attached_mechanisms
@@ -14,12 +15,15 @@ from .plan import ConversionPlan, TensorPlan
 from .tensors import read_tensor
 from .write import WEIGHTS, OutputTensor, split_by_size
 
-__all__ = ["files_of", "source_values"]
+__all__ = ["built_mechanisms", "files_of", "source_values"]
 
 
-def files_of(plan: ConversionPlan) -> dict[str, list[OutputTensor]]:
-    """The weight files of the result: those of the source, or shards of the size asked for."""
-    added = _added_values(plan)
+def files_of(plan: ConversionPlan, added: Mapping[str, Tensor] | None = None) -> dict[str, list[OutputTensor]]:
+    """The weight files of the result: those of the source, or shards of the size asked for.
+
+    added: values of the mechanisms' own parameters; their usual initial ones by default.
+    """
+    added = _added_values(plan) if added is None else added
     outputs = {
         tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added))
         for tensor in plan.tensors
@@ -47,7 +51,7 @@ def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:
     return values.to(tensor.dtype)
 
 
-def _loader(tensor: TensorPlan, plan: ConversionPlan, added: dict[str, Tensor]) -> Callable[[], Tensor]:
+def _loader(tensor: TensorPlan, plan: ConversionPlan, added: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     if tensor.action == "added":
         return lambda: added[tensor.name].to(tensor.dtype)
     return lambda: source_values(tensor, plan)
@@ -57,11 +61,16 @@ def _added_values(plan: ConversionPlan) -> dict[str, Tensor]:
     """Initial values of the mechanisms' own parameters, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}
-    values: dict[str, Tensor] = {}
+    return {f"{prefix}.{name}": value for prefix, one in built_mechanisms(plan).items() for name, value in one.state_dict().items()}
+
+
+def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
+    """Every mechanism of the result by its name there, with the parameters that it begins with."""
+    found = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
-            built = mechanism_from(
+            found[prefix] = mechanism_from(
                 planned.name,
                 planned.options.to_dict(),
                 num_heads=planned.num_heads,
@@ -69,5 +78,4 @@ def _added_values(plan: ConversionPlan) -> dict[str, Tensor]:
                 hidden_size=planned.hidden_size,
                 max_length=planned.max_length,
             )
-            values |= {f"{prefix}.{name}": value for name, value in built.state_dict().items()}
-    return values
+    return found

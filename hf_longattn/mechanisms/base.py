@@ -231,6 +231,16 @@ class Mechanism(nn.Module, ABC):
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 
+    def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
+        """Set the parameters from what a trained layer of full attention computes on some text; returns whether there was anything to set.
+
+        Args:
+            q, k, v: ``(S, H, N, D)`` of S sequences, at least two.
+            real: ``(S, N)`` bool, True = real token; ``None`` where all are.
+            causal: whether the layer looks back only.
+        """
+        return False
+
     def auxiliary_loss(self) -> Tensor | None:
         """A term, weighted already, that a model adds to its loss while it trains; ``None`` when there is none."""
         return None

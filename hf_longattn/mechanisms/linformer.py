@@ -25,6 +25,7 @@ from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from .base import Mechanism, softmax_over
 from .gathered import turn, turning
+from .linformer_start import Measured, fitted_projections
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
@@ -115,6 +116,33 @@ class Linformer(Mechanism):
                 nn.init.normal_(parameter, std=self.longest**-0.5)
             else:
                 nn.init.constant_(parameter, 1 / parameter.shape[-1])
+
+    @torch.no_grad()
+    def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
+        """See :mod:`.linformer_start`. A text longer than the measured ones is projected in pieces of their length, each to its share of
+        the rows."""
+        if self.options.projection != "linear":
+            return False
+        if real is not None:
+            k, v = k * real[:, None, :, None], v * real[:, None, :, None]
+        own, longest, rank = self.key_projection.shape
+        length = min(k.shape[2], longest)
+        parameters = set(self._parameters_of_both())
+        for parameter in parameters:
+            nn.init.zeros_(parameter)
+        found: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        for start in range(0, longest, length):
+            end = min(start + length, longest)
+            rows = slice(start * rank // longest, end * rank // longest)
+            for head in range(own) if rows.stop > rows.start else ():
+                key = (head, end - start, rows.stop - rows.start)
+                if key not in found:
+                    chosen = slice(head, head + 1) if own > 1 else slice(None)
+                    parts = Measured(*(x[:, chosen, : end - start].float() for x in (q, k, v)))
+                    found[key] = fitted_projections(parts, key[2], apart=len(parameters) > 1)
+                for parameter, values in zip(self._parameters_of_both(), found[key], strict=True):
+                    parameter[head, start:end, rows] = values.to(parameter)
+        return True
 
     def _parameters_of_both(self) -> tuple[nn.Parameter, nn.Parameter]:
         """E and F."""

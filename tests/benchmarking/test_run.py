@@ -128,7 +128,9 @@ def test_options_and_lengths_are_read() -> None:
 
 
 def test_the_sides_are_listed_without_ours() -> None:
-    assert set(list_sides("attention")) == {"flex", "hf-big-bird", "hf-longformer", "reformer-pytorch", "sdpa", "sdpa-mask", "window"}
+    assert set(list_sides("attention")) == {
+        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "reformer-pytorch", "sdpa", "sdpa-mask", "window",
+    }  # fmt: skip
 
 
 def test_a_mechanism_that_is_no_mask_is_checked_at_a_length_that_can_be_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
