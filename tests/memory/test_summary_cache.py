@@ -20,6 +20,7 @@ HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 LSH = {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 8}
 ROUTING = {"mechanism": "routing", "num_clusters": 6, "window_per_cluster": 10}
 SUMMARISED: dict[str, dict[str, Any]] = {
+    "best keys": {"mechanism": "top_k", "num_keys": 9},
     "blocks": {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 3},
     "own block": {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 1},
     "hashes": LSH,
