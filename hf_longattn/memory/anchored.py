@@ -11,7 +11,6 @@ from transformers.cache_utils import DynamicLayer
 from ..mechanisms.masked import first_real
 from .attending import AttendingLayer
 
-
 NOT_BEGUN = 1 << 40
 """Where a sequence starts whose first real token has not come: behind every column."""
 
