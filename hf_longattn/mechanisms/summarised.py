@@ -7,6 +7,7 @@ alone, so that it can be made again at any time: of the unit that still grows, a
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +33,7 @@ class Summaries:
     tables: dict[str, Tensor]
     starts: Tensor
     real: Tensor | None
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: MutableMapping[str, float] = field(default_factory=dict)
 
     def positions(self, q_len: int, kv_len: int) -> Tensor:
         """Positions ``(B, q_len)`` of the last tokens, counted from each sequence's first real one; negative for padding before it."""

@@ -34,6 +34,12 @@ class AnchoredLayer(AttendingLayer, DynamicLayer):
         self.starts = torch.where(self.starts == NOT_BEGUN, first, self.starts)
         self._begun = bool((self.starts != NOT_BEGUN).all())
 
+    def restart(self, rows: Tensor) -> None:
+        """The sequences of ``rows (B,)`` bool begin anew; the mask must hide what they have seen."""
+        if self.starts is not None:
+            self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_BEGUN)
+            self._begun = False
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.is_initialized:
             super().batch_repeat_interleave(repeats)

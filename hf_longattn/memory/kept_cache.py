@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticLayer
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import prototype
-from .anchored import AnchoredLayer
+from .anchored import NOT_BEGUN, AnchoredLayer
 from .attending import Call
 
 SLACK = 64
@@ -114,12 +114,6 @@ class KeptLayer(AnchoredLayer):
             )
         self.seen -= removed
         self._select((self.columns >= 0) & (self.columns < self.seen))
-
-    def restart(self, rows: Tensor) -> None:
-        """The sequences of ``rows (B,)`` bool begin anew; the mask must hide what they have seen."""
-        if self.starts is not None:
-            self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_BEGUN)
-            self._begun = False
 
     def unused(self) -> int:
         """How many of the first columns no slot holds."""

@@ -8,6 +8,7 @@ keeps everything and no summaries, so that every step goes through ``forward``.
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class SummaryLayer(AnchoredLayer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.tables: dict[str, Tensor] = {}
-        self.notes: dict[str, float] = {}
+        self.notes: UserDict[str, float] = UserDict()
         self.summarised = 0
         self._room = Room()
 
@@ -103,6 +104,10 @@ class SummaryLayer(AnchoredLayer):
         super().crop(tokens_to_remove)
         self.summarised = min(self.summarised, self.get_seq_length())
 
+    def restart(self, rows: Tensor) -> None:
+        super().restart(rows)
+        self.summarised = 0
+
     def reset(self) -> None:
         super().reset()
         self.__init__()  # type: ignore[misc]
@@ -128,8 +133,9 @@ class SummaryLayer(AnchoredLayer):
         self.tables = {name: how(table) for name, table in self.tables.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the spare room, for copies and pickles."""
-        return {**self.__dict__, "_room": Room()}
+        """Without the spare room, for copies and pickles; what a copy shares with this layer is not written to any more."""
+        self._room.clear()
+        return {**self.__dict__, "_room": Room(), "tables": dict(self.tables), "notes": UserDict(self.notes)}
 
 
 class StaticFullLayer(StaticLayer):

@@ -180,6 +180,32 @@ def test_a_step_neither_copies_the_keys_nor_keeps_spare_room_in_copies() -> None
     assert not layer.tables
 
 
+def test_a_shallow_copy_goes_its_own_way() -> None:
+    longer = model("gpt2", SUMMARISED["best keys"])
+    given, other = inputs(70, True), inputs(70, True)
+    other = (torch.where(torch.arange(70) < 45, other[0], (other[0] + 7) % 190 + 5), *other[1:])
+    cache = DynamicCache(config=longer.config)
+    pieces(longer, cache, *given, [(0, 40), *singly(40, 50)])
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    cache.crop(-5)
+    found = pieces(longer, cache, *other, singly(45, 70)), pieces(longer, twin, *given, singly(50, 70))
+    assert (found[0] - whole(longer, *other)[:, 45:]).abs().max() < 1e-4
+    assert (found[1] - whole(longer, *given)[:, 50:]).abs().max() < 1e-4
+
+
+def test_a_sequence_begins_anew() -> None:
+    """Hidden by the mask, what a row has seen before counts no more, neither in its blocks nor in their means."""
+    longer, (ids, mask, positions) = model("gpt2", SUMMARISED["blocks"]), inputs(100, False)
+    cache = DynamicCache(config=longer.config)
+    pieces(longer, cache, ids, mask, positions, [(0, 20), *singly(20, 25)])
+    mask[1, :25], positions[1] = 0, (torch.arange(100) - 25).clamp(min=0)
+    for layer in cache.layers:
+        layer.restart(torch.tensor([False, True, False]))
+    steps = pieces(longer, cache, ids, mask, positions, singly(25, 100))
+    assert (steps - whole(longer, ids, mask, positions)[:, 25:]).abs().max() < 1e-4
+
+
 def test_gradients_flow_through_a_cache() -> None:
     longer, ids = model("gpt2", SUMMARISED["means"]).train(False), tokens(2, 50)
     cache = DynamicCache(config=longer.config)
