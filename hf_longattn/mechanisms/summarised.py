@@ -24,7 +24,7 @@ class Summaries:
     """What a cache knows of all keys, the newest included.
 
     tables: by name ``(B, H', units, …)``; unit u of item b holds the columns ``starts[b] + u·summary_unit`` and following. Units that
-        have no token yet hold anything.
+        have no token yet hold any finite numbers.
     starts: ``(B,)``, column of each sequence's first real token.
     real: ``(B, N)`` bool, True = real token; ``None`` when all are.
     notes: numbers that the mechanism wants to find again at the next step.

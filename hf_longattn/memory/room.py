@@ -18,14 +18,14 @@ class Room:
         self._buffers: dict[str, Tensor] = {}
 
     def grown(self, name: str, held: Tensor, length: int) -> Tensor:
-        """``held`` with ``length`` tokens, those behind its own uninitialised: in the same memory where that has room, or in new memory.
+        """``held`` with ``length`` tokens, in the same memory where that has room. Those behind its own hold any finite numbers.
 
         ``held`` must be what this room gave under ``name``, or any other tensor, which is then copied.
         """
         buffer = self._buffers.get(name)
         if buffer is None or not self._behind(held, buffer) or buffer.shape[2] < length:
             size = length + max(LEAST, int(length * SPARE))
-            buffer = held.new_empty(*held.shape[:2], size, *held.shape[3:])
+            buffer = held.new_zeros(*held.shape[:2], size, *held.shape[3:])
             kept = min(held.shape[2], length)
             buffer[:, :, :kept] = held[:, :, :kept]
             self._buffers[name] = buffer
