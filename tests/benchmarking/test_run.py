@@ -129,7 +129,8 @@ def test_options_and_lengths_are_read() -> None:
 
 def test_the_sides_are_listed_without_ours() -> None:
     assert set(list_sides("attention")) == {
-        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "reformer-pytorch", "sdpa", "sdpa-mask", "window",
+        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "performer-pytorch",
+        "reformer-pytorch", "sdpa", "sdpa-mask", "window",
     }  # fmt: skip
 
 
