@@ -32,16 +32,26 @@ def masked_texts(
     Raises:
         LengthError: there are fewer such texts.
     """
-    found: list[MaskedText] = []
+    found = []
+    for number, tokens in enumerate(first_tokens(texts, tokenizer, length - 2, count)):
+        rng = random.Random(f"{seed}:{number}")
+        found.append(MaskedText(tokens, tuple(sorted(rng.sample(range(len(tokens)), round(rate * len(tokens)))))))
+    return found
+
+
+def first_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[tuple[int, ...]]:
+    """Return the first ``length`` tokens of the first ``count`` texts that have as many, without special tokens.
+
+    Raises:
+        LengthError: there are fewer such texts.
+    """
+    found: list[tuple[int, ...]] = []
     for text in texts:
         if len(found) == count:
             return found
-        if len(text) < length:  # a token has at least one character
-            continue
-        ids = tokenizer(text[: 12 * length], add_special_tokens=False, verbose=False)["input_ids"][: length - 2]
-        if len(ids) == length - 2:
-            rng = random.Random(f"{seed}:{len(found)}")
-            found.append(MaskedText(tuple(ids), tuple(sorted(rng.sample(range(len(ids)), round(rate * len(ids)))))))
+        if len(text) >= length:  # a token has at least one character
+            ids = tokenizer(text[: 12 * length], add_special_tokens=False, verbose=False)["input_ids"][:length]
+            found += [tuple(ids)] if len(ids) == length else []
     if len(found) < count:
         raise LengthError(f"only {len(found)} of the texts have {length} tokens; ask for at most as many documents")
     return found
