@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.lm_data import load_text, to_inputs
+from hf_longattn.training.lm_data import read_documents, to_inputs
 from hf_longattn.training.lm_settings import LMSettings
 from hf_longattn.training.settings import training_arguments
 from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
@@ -65,7 +64,7 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
     transformers.set_seed(settings.seed)
     model, tokenizer, objective = load_lm(settings.model, settings.objective)
     length = input_length(model, tokenizer, settings.max_length)
-    train, held_out = (to_inputs(data, tokenizer, length) for data in _documents(settings))
+    train, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(settings))
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     collator = DataCollatorForLanguageModeling(
@@ -148,15 +147,3 @@ def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wan
     if wanted is not None and wanted > longest:
         raise OptionError(f"max_length {wanted} is beyond the {longest} tokens that the model takes; convert it to that length first")
     return wanted or longest
-
-
-def _documents(settings: LMSettings) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to measure on."""
-    where: dict[str, Any] = {"column": settings.column, "seed": settings.seed}
-    data = load_text(settings.text, split=settings.split, limit=settings.max_documents, **where)
-    if settings.validation:
-        return data, load_text([settings.validation], split="validation", limit=max(1, len(data) // 100), **where)
-    if len(data) < 2:
-        raise OptionError("there is one document only, and the loss is measured on another; give --validation TEXT")
-    held_out = max(1, len(data) // 100)
-    return data.select(range(len(data) - held_out)), data.select(range(len(data) - held_out, len(data)))

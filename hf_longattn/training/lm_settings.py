@@ -1,4 +1,4 @@
-"""The settings of a language-model adaptation; the command line and the recipes of configs/ are made from them."""
+"""The settings of a training on text, and of a language-model adaptation; command lines and the recipes of configs/ are made from them."""
 
 # ruff: noqa: RUF009 (`setting` makes a field)
 from __future__ import annotations
@@ -12,8 +12,8 @@ OBJECTIVES = ("auto", "mlm", "clm")
 
 
 @dataclass
-class LMSettings:
-    """What to train further on long text, and for how long."""
+class TextRunSettings:
+    """What every training on text has: a model, text, inputs, and how to run."""
 
     model: str = setting("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     output: str = setting("", "Folder to write the trained checkpoint to.")
@@ -28,12 +28,8 @@ class LMSettings:
     objective: str = setting("auto", "mlm (predict masked tokens), clm (predict the next one), or auto: what the model has a head for.")
     mask_probability: float = setting(0.15, "Share of tokens that mlm chooses.")
     max_length: int | None = setting(None, "Tokens of a training input; default: what the model takes.")
-    epochs: float | None = setting(None, "Passes over the data.")
-    max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
-    max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
     batch_size: int = setting(1, "Inputs per forward pass and process.")
     gradient_accumulation: int = setting(8, "Forward passes per optimiser step.")
-    learning_rate: float = setting(5e-5, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
     warmup_steps: int = setting(30, "Steps of rising learning rate.")
     weight_decay: float = setting(0.01, "AdamW's weight decay.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
@@ -57,3 +53,13 @@ class LMSettings:
             raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
         if self.max_length is not None and self.max_length < 2:
             raise OptionError(f"max_length must be at least 2 tokens, not {self.max_length}")
+
+
+@dataclass
+class LMSettings(TextRunSettings):
+    """What to train further on long text, and for how long."""
+
+    epochs: float | None = setting(None, "Passes over the data.")
+    max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
+    max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
+    learning_rate: float = setting(5e-5, "Highest learning rate; it rises over warmup_steps, then falls to zero.")

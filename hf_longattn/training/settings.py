@@ -63,22 +63,21 @@ def check_run(settings: Any) -> None:
 def training_arguments(settings: Any, **own: Any) -> TrainingArguments:
     """Trainer's arguments as the settings of any run have them; ``own`` are those of this kind of run."""
     duration = {"max_steps": settings.max_steps} if settings.epochs is None else {"num_train_epochs": settings.epochs}
-    return TrainingArguments(
-        output_dir=str(Path(settings.output) / "checkpoints"),
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        bf16=settings.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=settings.seed,
-        logging_steps=settings.logging_steps,
-        save_strategy="steps" if settings.save_steps else "no",
-        save_steps=settings.save_steps or 500,
-        save_total_limit=2,
-        dataloader_pin_memory=False,
-        disable_tqdm=not settings.progress,
-        report_to=[],
-        **duration,
-        **own,
-    )
+    usual: dict[str, Any] = {
+        "output_dir": str(Path(settings.output) / "checkpoints"),
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "bf16": settings.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": settings.seed,
+        "logging_steps": settings.logging_steps,
+        "save_strategy": "steps" if settings.save_steps else "no",
+        "save_steps": settings.save_steps or 500,
+        "save_total_limit": 2,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": not settings.progress,
+        "report_to": [],
+    }
+    return TrainingArguments(**{**usual, **duration, **own})

@@ -6,10 +6,20 @@ import ast
 import inspect
 import json
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from hf_longattn.training.lookup import Filler
 from hf_longattn.training.tokenizer import train_tokenizer
@@ -39,3 +49,31 @@ def tiny_model() -> BertForQuestionAnswering:
         max_position_embeddings=512,
     )
     return BertForQuestionAnswering(config)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    """A folder of text files."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, source in enumerate(SOURCES):
+        (folder / f"{number}.txt").write_text(source)
+    return str(folder)
+
+
+def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A tiny short checkpoint: BERT ("mlm"), GPT-2 ("clm") or Llama ("llama")."""
+    torch.manual_seed(0)
+    if kind == "mlm":
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)).save_pretrained(folder)
+    elif kind == "clm":
+        ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, **ends)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    else:
+        ends = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **ends, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

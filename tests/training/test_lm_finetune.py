@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
@@ -16,30 +15,9 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm_data import TextDataError, load_text, to_inputs
 from hf_longattn.training.lm_finetune import LOG_NAME, finetune_lm
 from hf_longattn.training.lm_settings import LMSettings
-from tests.training.conftest import SOURCES
+from tests.training.conftest import SOURCES, checkpoint
 
 FAST = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation": 1}
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number, source in enumerate(SOURCES):
-        (folder / f"{number}.txt").write_text(source)
-    return str(folder)
-
-
-def checkpoint(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    torch.manual_seed(0)
-    if kind == "mlm":
-        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape)).save_pretrained(folder)
-    else:
-        config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("kind", ["mlm", "clm"])
