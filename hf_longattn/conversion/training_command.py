@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from .cost import layer_mechanisms
 from .plan import ConversionPlan
 
 __all__ = ["next_step"]
@@ -14,11 +15,13 @@ LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel"
 
 
 def next_step(plan: ConversionPlan, destination: Path) -> str:
-    """The command that trains the result: further on long text where it has a language-modelling head, on questions where it has none or
-    one for answers."""
+    """The command that trains the result: further on long text where it has a language-modelling head, by attention transfer where its
+    mechanisms have something to learn; on questions where it has none or one for answers."""
     folder, head = shlex.quote(str(destination)), plan.architecture.source_class
     if head.endswith(LANGUAGE_MODELS):
-        return f"python scripts/train_lm.py --model {folder} --text YOUR_TEXTS --max-length {plan.new_length} --output {folder}-trained"
+        learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+        script = "distill_attention" if learns else "train_lm"
+        return f"python scripts/{script}.py --model {folder} --text YOUR_TEXTS --max-length {plan.new_length} --output {folder}-trained"
     if head.endswith("ForConditionalGeneration"):
         return f"fine-tune {destination} with transformers' Seq2SeqTrainer on texts of up to {plan.new_length} tokens"
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):

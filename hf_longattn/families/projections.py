@@ -1,4 +1,4 @@
-"""The query, key and value projections of an attention module, wherever its architecture keeps them."""
+"""The query, key, value and output projections of an attention module, wherever its architecture keeps them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 SEPARATE = {"query": ("query", "q_proj", "q_lin"), "key": ("key", "k_proj", "k_lin"), "value": ("value", "v_proj", "v_lin")}
 FUSED = ("c_attn",)
 """One Conv1D (its weight is (in, out)) whose output is queries, keys and values side by side: GPT-2."""
+
+OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo")
+BESIDE = "output.dense"
+"""BERT and its kin keep the output projection beside the attention module, not in it."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,15 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
     """A mechanism's parameter name -> the layer's own parameter that it begins as, for ``Mechanism.copies``."""
     own = own_projections(attention)
     return {name: own[wanted] for name, wanted in copies.items() if wanted in own}
+
+
+def attention_projections(model: nn.Module, attention: str) -> list[str]:
+    """The names below ``model`` of the q, k, v and output projections of its module ``attention``; none when its query's is not known."""
+    module = model.get_submodule(attention)
+    inner = dict.fromkeys(own.name.rpartition(".")[0] for own in own_projections(module).values())
+    names = [f"{attention}.{name}" for name in inner]
+    output = next((f"{attention}.{name}" for name in OUTPUT if isinstance(getattr(module, name, None), nn.Module)), None)
+    if output is None:
+        beside = f"{attention.rpartition('.')[0]}.{BESIDE}".removeprefix(".")
+        output = beside if beside in dict(model.named_modules()) else None
+    return names and [*names, *([output] if output else [])]

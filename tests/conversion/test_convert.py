@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,14 @@ def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[s
     assert report.passed
     assert not report.needs_training
     assert report.train_command is None
+
+
+@pytest.mark.parametrize(("mechanism", "script"), [({"mechanism": "hedgehog"}, "distill_attention"), (WINDOW, "train_lm")])
+def test_mechanisms_that_learn_are_trained_by_attention_transfer(
+    mechanism: dict[str, Any], script: str, built: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", long_attention=mechanism, max_length=200)
+    assert (report.train_command or "").startswith(f"python scripts/{script}.py --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 
 @pytest.mark.parametrize(

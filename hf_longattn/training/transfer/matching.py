@@ -1,0 +1,198 @@
+"""Stage 1: one forward pass of the frozen original in which every layer's mechanism is compared with softmax attention.
+
+In each self-attention module stands a :class:`Matching` mechanism. It gets the layer's q, k and v, which come from the original's
+hidden states, runs softmax attention and the layer's new mechanism on them, keeps what separates the two, and returns the softmax
+attention's output. Later layers thus see the original's states, and the loss of a layer trains this layer's mechanism alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_longattn.families.attachment import attention_sites
+from hf_longattn.mechanisms import Mechanism, build_mechanism
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the loss of a layer is made of: ``output`` × relative squared error + ``weights`` × cross-entropy of the weights."""
+
+    output: float = 1.0
+    weights: float = 0.0
+
+
+class Matching(Mechanism):
+    """Softmax attention, beside which ``student`` is measured. Stands on an attention module in the student's place.
+
+    After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
+    of the teacher's mean square, over the real tokens; ``loss`` is what trains the student.
+    """
+
+    name = "matching"
+
+    def __init__(self, student: Mechanism, factors: Factors, learns: bool) -> None:
+        super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
+        self.teacher = build_mechanism("full", num_heads=student.num_heads, head_dim=student.head_dim, max_length=student.max_length)
+        self.student, self.factors, self.learns = student, factors, learns
+        self.takes_hidden_states, self.layer = student.takes_hidden_states, student.layer
+        self.causal, self.ignores_padding = student.causal, student.ignores_padding
+        self.loss: Tensor | None = None
+        self.errors: Tensor | None = None
+
+    @property
+    def takes_globals(self) -> bool:  # type: ignore[override]
+        return self.student.takes_globals
+
+    @property
+    def takes_score_mod(self) -> bool:  # type: ignore[override]
+        return self.student.takes_score_mod
+
+    @property
+    def token_rule(self) -> Any:
+        return self.student.token_rule
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, hidden_states: Tensor | None = None, **arguments: Any) -> Tensor:
+        """The teacher's output; ``loss`` and ``errors`` say how far the student's is from it."""
+        own: dict[str, Any] = {"hidden_states": hidden_states} if self.takes_hidden_states else {}
+        arguments = {**arguments, "dropout_p": 0.0}
+        with torch.no_grad():
+            target = self.teacher(q, k, v, **arguments)
+        q, k, v = q.detach(), k.detach(), v.detach()
+        padding = arguments.get("padding_mask")
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            output = self.student(q, k, v, **arguments, **own)
+            squared = _mean_square(output.float() - target.float(), padding)
+            share = squared / _mean_square(target.float(), padding).clamp(min=TINY)
+            self.errors = torch.stack([squared, share]).detach()
+            self.loss = self.factors.output * share
+            if self.factors.weights:
+                arguments.pop("dropout_p")
+                wanted = self.teacher.dense_weights(q.float(), k.float(), **arguments)
+                weights = self.student.dense_weights(q.float(), k.float(), **arguments, **own)
+                self.loss = self.loss + self.factors.weights * _cross_entropy(wanted, weights, padding)
+            auxiliary = self.student.auxiliary_loss()
+            self.loss = self.loss if auxiliary is None else self.loss + auxiliary.to(self.loss)
+        return target
+
+    def dense_weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
+        """The teacher's."""
+        arguments.pop("hidden_states", None)
+        return self.teacher.dense_weights(q, k, **arguments)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return True
+
+
+def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean square of ``x (B, H, N, D)`` over the rows that ``padding (B, Nk)`` calls real."""
+    if padding is None:
+        return x.square().mean()
+    rows = padding[:, -x.shape[2] :]
+    real = (rows.sum() * x.shape[1] * x.shape[3]).clamp(min=1)
+    return x.square().masked_fill(~rows[:, None, :, None], 0.0).sum() / real
+
+
+def _cross_entropy(wanted: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean over heads and real rows of -Σ_j wanted_ij log weights_ij (Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5)."""
+    rows = -(wanted * weights.clamp(min=TINY).log()).sum(-1)
+    if padding is None:
+        return rows.mean()
+    real = padding[:, -rows.shape[2] :]
+    return rows.masked_fill(~real[:, None], 0.0).sum() / (real.sum() * rows.shape[1]).clamp(min=1)
+
+
+class MatchingModel(nn.Module):
+    """A model whose mechanisms are :class:`Matching`, as a module that trains: its loss is the sum over the layers.
+
+    ``state_dict`` holds the parameters of the mechanisms alone; everything else is the frozen original.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: PreTrainedModel, layers: dict[str, Matching]) -> None:
+        super().__init__()
+        self.model, self.layers = model, layers
+        self.students = nn.ModuleList([matching.student for matching in layers.values()])
+
+    def train(self, mode: bool = True) -> MatchingModel:
+        """The original is frozen and runs without dropout; only the mechanisms train."""
+        super().train(mode)
+        self.model.eval()
+        self.students.train(mode)
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """``loss``: the sum over the layers that learn; ``layer_losses (L,)``: each of them; ``errors (L, 2)``: see :class:`Matching`."""
+        self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)
+        losses = torch.stack([_recorded(matching.loss) for matching in self.layers.values()])
+        errors = torch.stack([_recorded(matching.errors) for matching in self.layers.values()])
+        learns = torch.tensor([matching.learns for matching in self.layers.values()], device=losses.device)
+        return {"loss": losses[learns].sum(), "layer_losses": losses.detach(), "errors": errors}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        prefix = kwargs.get("prefix", "")
+        return {f"{prefix}{name}": value.detach() for name, value in self.students.named_parameters(prefix="students")}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        kept = {name.removeprefix("students."): value for name, value in state_dict.items()}
+        buffers = dict(self.students.named_buffers())
+        return self.students.load_state_dict({**buffers, **kept}, strict=strict, assign=assign)
+
+
+def _recorded(value: Tensor | None) -> Tensor:
+    assert value is not None, "every layer's attention runs in a forward pass"
+    return value
+
+
+@contextmanager
+def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator[dict[str, Matching]]:
+    """Within, every self-attention module of ``model`` carries a :class:`Matching`, the model gives what the original gives, and only
+    the mechanisms' own parameters take gradients.
+
+    Yields:
+        The attention modules' names and what stands on them.
+    """
+    sites = [site for site in attention_sites(model) if not site.cross]
+    students: list[Mechanism] = [site.module.long_attention for site in sites]  # type: ignore[misc]
+    taking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    learning = [[p for p in student.parameters() if p.requires_grad] for student in students]
+    model.requires_grad_(False)
+    for parameters in learning:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    placed = {
+        site.name: Matching(student, factors or Factors(), bool(own)) for site, student, own in zip(sites, students, learning, strict=True)
+    }
+    for site in sites:
+        site.module.long_attention = placed[site.name]
+    try:
+        with without_cache(model):
+            yield placed
+    finally:
+        for site, student in zip(sites, students, strict=True):
+            site.module.long_attention = student
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(taking[name])
+
+
+@contextmanager
+def without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Within, a decoder makes no cache: every pass is over whole inputs."""
+    caching = getattr(model.config, "use_cache", None)
+    if caching is None:
+        yield
+        return
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = caching

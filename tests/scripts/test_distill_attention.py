@@ -1,0 +1,119 @@
+"""scripts/distill_attention.py and scripts/measure_transfer.py: from the command line, in one process and in two."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.training.settings import parse_settings
+from hf_longattn.training.tokenizer import train_tokenizer
+from hf_longattn.training.transfer.settings import TransferSettings
+from tests.training.conftest import SOURCES, checkpoint
+
+FAST = (
+    "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --bf16 False --progress False --threads 1 --logging_steps 1 --held_out_inputs 2"
+)
+
+
+def load(repository: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, repository / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(SOURCES, vocab_size=1024)
+
+
+@pytest.fixture
+def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A checkpoint and texts, as arguments."""
+    for number, source in enumerate(SOURCES):
+        (tmp_path / f"{number}.txt").write_text(source)
+    texts = [str(tmp_path / f"{number}.txt") for number in range(len(SOURCES))]
+    return ["--model", checkpoint("mlm", tmp_path / "short", tokenizer), "--text", *texts, *FAST.split()]
+
+
+def test_one_command_from_a_short_checkpoint(repository: Path, tmp_path: Path, given: list[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("mechanism: hedgehog\noption: [feature_dim=12]\nfinetune_steps: 3\ngradient_accumulation: 1\n")
+    out = tmp_path / "out"
+    arguments = [*given, "--config", str(recipe), "--layers", "1=full", "--output", str(out), "--finetune_steps", "2"]
+    assert load(repository, "distill_attention").main(arguments) == 0
+    report = json.loads((out / "transfer_report.json").read_text())
+    assert report["steps"] == {"stage1": 4, "stage2": 2}
+    assert report["before"]["layers"][1]["share"] < 1e-9
+    config = json.loads((out / "config.json").read_text())
+    assert config["long_attention"] == {"mechanism": "hedgehog", "feature_dim": 12, "layers": {"1": {"mechanism": "full"}}}
+    assert "Attention transfer with" in (out / "README.md").read_text()
+
+
+def test_mistakes_are_one_sentence(repository: Path, tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main = load(repository, "distill_attention").main
+    assert main([*given, "--output", str(tmp_path / "out"), "--mechanism", "window"]) == 1
+    error = capsys.readouterr().err
+    assert "say --stage 2" in error
+    assert "Traceback" not in error
+    assert main([*given, "--mechanism", "hedgehog"]) == 1
+    assert "no output folder given" in capsys.readouterr().err
+
+
+def test_the_table_of_stages(repository: Path, tmp_path: Path, given: list[str]) -> None:
+    script, output = load(repository, "measure_transfer"), tmp_path / "results" / "transfer"
+    articles = tmp_path / "wiki.txt"
+    articles.write_text("".join(f" = Article {number} = \n\n{source}\n" for number, source in enumerate(SOURCES)))
+    options = ["--work", str(tmp_path / "work"), "--wikitext", str(articles), "--documents", "2", "--batch-size", "1"]
+    options += ["--transfer-steps", "2", "--finetune-steps", "2", "--output", str(output)]
+    model, texts = given[1], given[3 : 3 + len(SOURCES)]
+    script.held_out_texts = lambda options: {"code": SOURCES, "WikiText-2": script.ARTICLE.split(articles.read_text())}
+    assert script.main(["--model", model, "--mechanisms", "hedgehog", "nystrom:num_landmarks=4", "--text", *texts, *options]) == 0
+    stored = json.loads(output.with_suffix(".json").read_text())[model]
+    assert set(stored["original"]) == {"code", "WikiText-2"}
+    assert set(stored["rows"]["hedgehog"]["stages"]) == {"converted", "stage 1", "stage 2"}
+    assert set(stored["rows"]["nystrom:num_landmarks=4"]["stages"]) == {"converted", "stage 2"}
+    assert stored["rows"]["hedgehog"]["tokens"] == {"stage1": 128, "stage2": 128}
+    page = output.with_suffix(".md").read_text()
+    assert script.main(["--model", model, "--work", str(tmp_path / "work"), "--output", str(output)]) == 0
+    assert output.with_suffix(".md").read_text() == page
+    assert "| `nystrom:num_landmarks=4` |" in page
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given: list[str]) -> None:
+    script = str(repository / "scripts" / "distill_attention.py")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    common = [*given, "--mechanism", "hedgehog", "--full", "True", "--save_steps", "2"]
+    two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), script]
+    for output, command, accumulation in (("one", [sys.executable, script], "2"), ("two", launch, "1")):
+        arguments = [*common, "--gradient_accumulation", accumulation, "--output", str(tmp_path / output)]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / output / "transfer_report.json").read_text()) for output in ("one", "two"))
+    assert one["tokens"] == two["tokens"]
+    assert two["stage2"]["loss"] == pytest.approx(one["stage2"]["loss"], abs=1e-4)
+    weights = [load_file(tmp_path / output / "model.safetensors") for output in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_settings_come_from_recipe_and_command_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: a\noutput: b\ntext: [c]\nmechanism: hybrid\noption: [window=32]\n")
+    settings = parse_settings(TransferSettings, ["--config", str(recipe), "--transfer-steps", "7", "--option", "window=16"], "")
+    settings.check()
+    assert (settings.transfer_steps, settings.attention().options) == (7, {"window": 16})
