@@ -1,0 +1,185 @@
+"""What a conversion costs and what attention transfer wins back: held-out loss by mechanism and stage.
+
+    python scripts/measure_transfer.py --model assets/bert-python-512 --mechanisms hedgehog taylor nystrom linformer
+
+Each mechanism is put into the model, trained by scripts/distill_attention.py's two stages on the training packages of the reference
+corpus, and scored on its test packages and on WikiText-2, on the same tokens for every row. Encoders are scored by masked tokens,
+decoders by next tokens. Rows are stored one by one; those that are there already are kept. Writes OUTPUT.json and OUTPUT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
+from hf_longattn.benchmarking.report import machine
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.evaluation.clm import next_token_loss
+from hf_longattn.evaluation.mlm import first_tokens, masked_loss, masked_texts
+from hf_longattn.mechanisms.notation import read_choice
+from hf_longattn.mechanisms.registry import build_mechanism
+from hf_longattn.training import iter_modules
+from hf_longattn.training.lm_finetune import input_length, load_lm
+from hf_longattn.training.transfer.report import recovered
+from hf_longattn.training.transfer.run import STAGE_1, transfer_attention
+from hf_longattn.training.transfer.settings import TransferSettings
+from hf_longattn.training.transfer.source import CONVERTED
+
+STAGES = {"converted": CONVERTED, "stage 1": STAGE_1, "stage 2": "."}
+ARTICLE = re.compile(r"^ = [^=].*[^=] = $", re.MULTILINE)
+Score = Callable[[str], dict[str, dict[str, float]]]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="short checkpoint with a language-modelling head")
+    add("--mechanisms", nargs="+", default=[], help="each MECHANISM[:NAME=VALUE,...]; none: write the tables of what is stored")
+    add("--work", required=True, help="folder for the checkpoints")
+    add("--text", nargs="+", default=["corpus"], help="text to train on (default: corpus)")
+    add("--wikitext", help="WikiText-2's test.txt, to score on as well")
+    add("--max-documents", type=int, default=0, help="documents to train on (default: all)")
+    add("--length", type=int, help="tokens of an input (default: what the model takes)")
+    add("--documents", type=int, default=32, help="held-out documents of each text (default: 32)")
+    add("--batch-size", type=int, default=8, help="inputs per step (default: 8)")
+    add("--transfer-steps", type=int, default=100, help="steps of stage 1 (default: 100)")
+    add("--transfer-learning-rate", type=float, default=1e-2, help="learning rate of stage 1 (default: 1e-2)")
+    add("--finetune-steps", type=int, default=200, help="steps of stage 2 (default: 200)")
+    add("--finetune-learning-rate", type=float, default=5e-4, help="learning rate of stage 2 (default: 5e-4)")
+    add("--lora", action="store_true", help="stage 2 by LoRA (default: all parameters)")
+    add("--pretraining-tokens", type=float, default=25.3e6, help="tokens of the model's pre-training (default: 25.3e6)")
+    add("--threads", type=int, default=1, help="processor threads (default: 1)")
+    add("--seed", type=int, default=0, help="seed of training order and masks")
+    add("--output", default="docs/results/transfer", help="path without suffix (default: docs/results/transfer)")
+    return parser.parse_args(arguments)
+
+
+def held_out_texts(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Name -> documents: the test packages of the corpus, and the articles of WikiText-2."""
+    found = {"code": [module.text for module in iter_modules("test")]}
+    if options.wikitext:
+        found["WikiText-2"] = ARTICLE.split(Path(options.wikitext).read_text(encoding="utf-8"))
+    return found
+
+
+def scorer(options: argparse.Namespace) -> tuple[Score, int, str]:
+    """A function that scores a checkpoint on the held-out texts, their length in tokens, and the objective."""
+    model, tokenizer, objective = load_lm(options.model, "auto")
+    length = input_length(model, tokenizer, options.length)
+    measures: dict[str, Callable[[Any], list[float]]] = {}
+    for name, texts in held_out_texts(options).items():
+        if objective == "mlm":
+            masked = masked_texts(texts, tokenizer, length, options.documents, seed=options.seed)
+            measures[name] = partial(masked_loss, tokenizer=tokenizer, texts=masked)
+        else:
+            measures[name] = partial(
+                next_token_loss, tokenizer=tokenizer, texts=first_tokens(texts, tokenizer, length - 1, options.documents)
+            )
+
+    def score(checkpoint: str) -> dict[str, dict[str, float]]:
+        loaded = load_lm(checkpoint, objective)[0].eval()
+        losses = {name: measure(loaded) for name, measure in measures.items()}
+        return {
+            name: {"loss": statistics.fmean(values), "loss_se": statistics.stdev(values) / math.sqrt(len(values))}
+            for name, values in losses.items()
+        }
+
+    return score, length, objective
+
+
+def measure(mechanism: str, options: argparse.Namespace, length: int, score: Score) -> dict[str, Any]:
+    """Train one mechanism and score every stage of it."""
+    output = Path(options.work) / re.sub(r"\W+", "-", mechanism)
+    choice = read_choice(mechanism)
+    sample = build_mechanism(choice.pop("mechanism"), num_heads=4, head_dim=64, max_length=length, **choice)
+    learns = any(parameter.requires_grad for parameter in sample.parameters())
+    report = transfer_attention(
+        TransferSettings(
+            model=options.model, output=str(output), text=options.text, mechanism=mechanism, max_length=length,
+            max_documents=options.max_documents, stage="both" if learns else "2", batch_size=options.batch_size, gradient_accumulation=1,
+            transfer_steps=options.transfer_steps, transfer_learning_rate=options.transfer_learning_rate,
+            finetune_steps=options.finetune_steps, finetune_learning_rate=options.finetune_learning_rate, full=not options.lora,
+            warmup_steps=10, bf16=False, seed=options.seed, threads=options.threads, held_out_inputs=16, progress=False, save_steps=50,
+            resume=output.exists(),
+        )
+    )  # fmt: skip
+    stages = {name: score(str(output / folder)) for name, folder in STAGES.items() if learns or name != "stage 1"}
+    trained = {key: report["settings"][key] for key in ("batch_size", "transfer_steps", "finetune_steps", "full", "seed")}
+    errors = {stage: [row["share"] for row in report[stage]["layers"]] for stage in ("before", "stage1", "stage2") if stage in report}
+    return {"stages": stages, "tokens": report["tokens"], "settings": trained, "layer_errors": errors}
+
+
+def markdown(stored: dict[str, Any]) -> str:
+    """All tables as a page."""
+    lines = [
+        "# Attention transfer: held-out loss by mechanism and stage",
+        "",
+        "Nats per masked token (encoders) or next token (decoders) ± standard error over documents. *Recovered* is the share of the loss "
+        "that the conversion cost and that the training won back. Stage 1 trains the mechanisms alone to give the softmax attention's "
+        "outputs, stage 2 fine-tunes by the model's own objective.",
+    ]
+    for model, part in stored.items():
+        for text, original in part["original"].items():
+            lines += ["", f"## {model}, {text}, inputs of {part['length']:,} tokens", ""]
+            lines += [f"Original: {_cell(original)}.", ""]
+            lines += [
+                "| mechanism | converted | after stage 1 | after stage 2 | recovered | tokens: stage 1 + 2 | of pre-training |",
+                "|---|---|---|---|---|---|---|",
+            ]
+            for mechanism, row in part["rows"].items():
+                cells = [_cell(row["stages"][stage][text]) if stage in row["stages"] else "–" for stage in STAGES]
+                before, after = (row["stages"][stage][text]["loss"] for stage in ("converted", "stage 2"))
+                won = recovered(original["loss"], before, after)
+                used = [row["tokens"].get(stage, 0) for stage in ("stage1", "stage2")]
+                share = f"{100 * sum(used) / part['pretraining_tokens']:.1f} %"
+                gained = "–" if won is None else f"{100 * won:.1f} %"
+                lines.append(f"| `{mechanism}` | {' | '.join(cells)} | {gained} | {used[0]:,} + {used[1]:,} | {share} |")
+        lines += ["", *(f"- {key}: {value}" for key, value in part["about"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: dict[str, float]) -> str:
+    return f"{value['loss']:.3f} ± {value['loss_se']:.3f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    stem = Path(options.output)
+    stored = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) if stem.with_suffix(".json").exists() else {}
+    try:
+        if options.mechanisms:
+            score, length, objective = scorer(options)
+            about = {**machine(), "objective": objective, "documents": options.documents, "text": ", ".join(options.text)}
+            fresh = {"length": length, "pretraining_tokens": options.pretraining_tokens, "about": about, "rows": {}}
+            part = stored.setdefault(options.model, fresh)
+            part.setdefault("original", score(options.model))
+        for mechanism in options.mechanisms:
+            if mechanism not in part["rows"]:
+                part["rows"][mechanism] = measure(mechanism, options, length, score)
+                stem.parent.mkdir(parents=True, exist_ok=True)
+                stem.with_suffix(".json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
+    except LongAttentionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    page = markdown(stored)
+    stem.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
