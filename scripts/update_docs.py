@@ -17,6 +17,7 @@ from typing import Any
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
 from hf_longattn.evaluation.mlm import mlm_markdown
+from hf_longattn.evaluation.probes import recall_markdown
 from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
 from hf_longattn.families import FAMILIES
 
@@ -117,6 +118,19 @@ def mechanisms() -> str:
     return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention when", "source"], rows))
 
 
+def mechanisms_in_brief() -> str:
+    """What each mechanism attends to, what it costs, and whether it adds parameters."""
+    infos = [mechanism_info(name) for name in list_mechanisms()]
+    rows = [[f"[`{i.name}`](docs/mechanisms.md#{i.name})", i.summary, i.cost, "yes" if i.trains else ""] for i in infos]
+    return left(markdown_table(["mechanism", "what is attended to", "cost", "adds parameters"], rows))
+
+
+def recall(name: str) -> str:
+    """The table of associative recall."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "python scripts/evaluate_probes.py mqar") if record is None else recall_markdown(record["results"])
+
+
 def families() -> str:
     """All families: the base, its config class, where its positions are, and what its classes are for."""
     rows = []
@@ -145,6 +159,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "gpu": gpu,
     "mechanisms": mechanisms,
+    "mechanisms-brief": mechanisms_in_brief,
+    "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,
     "families": families,
 }
