@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.benchmarking.decoding import decoding_table
 from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
 from hf_longattn.evaluation.mlm import mlm_markdown
 from hf_longattn.evaluation.probes import recall_markdown
@@ -125,6 +126,12 @@ def mechanisms_in_brief() -> str:
     return left(markdown_table(["mechanism", "what is attended to", "cost", "adds parameters"], rows))
 
 
+def decoding(name: str) -> str:
+    """Time and memory of decoding."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "make bench") if record is None else f"{decoding_table(record)}\n\n*{where(record)}*"
+
+
 def recall(name: str) -> str:
     """The table of associative recall."""
     record = stored(name)
@@ -160,6 +167,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "mechanisms": mechanisms,
     "mechanisms-brief": mechanisms_in_brief,
+    "decode": partial(decoding, "decode"),
     "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,
     "families": families,

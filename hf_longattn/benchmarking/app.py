@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,12 +98,19 @@ def measure(
     from .case import Case
     from .run import run_attention, run_model, set_threads
 
-    try:
+    with refusals(folder):
         set_threads(threads)
         case = Case(options=parse_options(option), **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
         run = run_attention if kind == "attention" else run_model
         finish(run(case, parse_lengths(lengths), names, repeats=repeats, memory=memory, log=typer.echo), folder)
+
+
+@contextmanager
+def refusals(folder: Path) -> Iterator[None]:
+    """What is refused, or cannot be written into ``folder``, is one sentence and exit code 1."""
+    try:
+        yield
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
@@ -166,3 +175,32 @@ _model_command(
     "model", "A whole encoder of base size with random weights: LongBert against BERT with SDPA, transformers' Longformer.", backward=False
 )
 _model_command("train", "The same, forward and backward through all parameters.", backward=True)
+
+
+@app.command()
+def decode(
+    attention: Annotated[
+        list[str], typer.Option(help="Mechanism with its options, or layers in turn, as in --layers of longattn convert. Repeatable.")
+    ] = ["full", "window:window=512", "linear", "taylor:feature_dim=16,window:window=64", "recurrent_memory"],  # noqa: B006
+    lengths: Lengths = "2K,8K,64K",
+    layers: Layers = 2,
+    heads: Heads = 8,
+    head_dim: HeadDim = 64,
+    steps: Annotated[int, typer.Option(help="Tokens timed after each length.")] = 24,
+    full_up_to: Annotated[int, typer.Option(help="Longest text of full attention, whose prompt costs N².")] = 8192,
+    threads: Threads = None,
+    seed: Seed = 0,
+    output_dir: OutputDir = Path("docs/results"),
+) -> None:
+    """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
+    from ..configuration import LongAttentionConfig
+    from .decoding import DecodeShape, decoding_table, run_decoding, save_decoding
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        shape = DecodeShape(layers, heads, head_dim, steps, seed)
+        chosen = {line: LongAttentionConfig(layers=line) for line in attention}
+        record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
+        typer.echo(f"stored {save_decoding(record, output_dir)}")
+        typer.echo(decoding_table(record))
