@@ -99,7 +99,9 @@ class Infini(Mechanism):
         """The output, and memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment, ``None`` for a single one."""
         q_len, length, size = q.shape[2], k.shape[2], self.options.segment_length
         if length <= size:
-            return dense_attention(q, k, v, causal=True, key_mask=padding_mask, scaling=scaling), None, None
+            out = dense_attention(q, k, v, causal=True, key_mask=padding_mask, scaling=scaling)
+            # The gate is a part of every step all the same, as training on several devices needs it.
+            return out + (self.gate.sum() * 0).to(out.dtype) if torch.is_grad_enabled() else out, None, None
         start = turning(padding_mask)
         q = F.pad(q, (0, 0, length - q_len, 0))
         if start is not None:

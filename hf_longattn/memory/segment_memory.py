@@ -82,7 +82,8 @@ class TokenMemory(SegmentMemory):
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
-        return tokens if self.fresh is None else torch.where(self.fresh.to(tokens.device)[:, None, None], learned, tokens)
+        fresh = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device) if self.fresh is None else self.fresh.to(tokens.device)
+        return torch.where(fresh[:, None, None], learned, tokens)  # which makes the learned ones a part of every step
 
     def take(self, tokens: Tensor) -> None:
         """Remember ``tokens (B, M, hidden_size)``."""

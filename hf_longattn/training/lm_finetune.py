@@ -16,7 +16,6 @@ from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,8 +23,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm_data import read_documents, to_inputs
 from hf_longattn.training.lm_settings import LMSettings
+from hf_longattn.training.lm_trainer import LMTrainer
+from hf_longattn.training.segment_trainer import SegmentTrainer
+from hf_longattn.training.segments import SegmentCollator, SegmentStream, tokenised
 from hf_longattn.training.settings import training_arguments
-from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
 from hf_longattn.training.versions import versions
 
 LOG_NAME = "training_log.json"
@@ -33,23 +34,6 @@ _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
 }
-
-
-class LMTrainer(Trainer):
-    """A Trainer that can be given a time instead of steps."""
-
-    def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.clock = Clock(max_minutes)
-        self.add_callback(StopInTime(self.clock))
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, warmup)
-        return self.lr_scheduler
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log({**logs, "minutes": round(self.clock.elapsed(), 2)}, start_time)
 
 
 def finetune_lm(settings: LMSettings) -> dict[str, Any]:
@@ -63,18 +47,20 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
         torch.set_num_threads(settings.threads)
     transformers.set_seed(settings.seed)
     model, tokenizer, objective = load_lm(settings.model, settings.objective)
-    length = input_length(model, tokenizer, settings.max_length)
-    train, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(settings))
+    length = settings.segments or input_length(model, tokenizer, settings.max_length)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     collator = DataCollatorForLanguageModeling(
         tokenizer, mlm=objective == "mlm", mlm_probability=settings.mask_probability, seed=settings.seed
     )
     size = settings.batch_size
-    arguments = training_arguments(settings, per_device_train_batch_size=size, per_device_eval_batch_size=size)
-    trainer = LMTrainer(
-        model, arguments, train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes
+    arguments = training_arguments(
+        settings,
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=size,
+        accelerator_config={"dispatch_batches": False},  # every process reads a stream for itself, and keeps its rows
     )
+    trainer = (_segment_trainer if settings.segments else _trainer)(model, arguments, settings, tokenizer, collator, length)
     before = trainer.evaluate()["eval_loss"]
     folder = str(Path(settings.output) / "checkpoints")
     newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
@@ -90,6 +76,26 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
         Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return log
+
+
+def _trainer(model: Any, arguments: Any, settings: LMSettings, tokenizer: Any, collator: Any, length: int) -> LMTrainer:
+    """On inputs of one length, each for itself."""
+    train, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(settings))
+    return LMTrainer(model, arguments, train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes)
+
+
+def _segment_trainer(model: Any, arguments: Any, settings: LMSettings, tokenizer: Any, collator: Any, length: int) -> SegmentTrainer:
+    """On documents segment by segment, with a memory."""
+    train, held_out = (tokenised(data, tokenizer) for data in read_documents(settings))
+    rows, padding = settings.batch_size * arguments.world_size, {"pad_token_id": tokenizer.pad_token_id}
+    return SegmentTrainer(
+        model,
+        arguments,
+        train_dataset=SegmentStream(train, length, rows, shuffle=True, seed=settings.seed, passes=None, **padding),
+        eval_dataset=SegmentStream(held_out, length, settings.batch_size, **padding),
+        data_collator=SegmentCollator(collator if collator.mlm else None),
+        max_minutes=settings.max_minutes,
+    )
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:

@@ -63,3 +63,16 @@ class LMSettings(TextRunSettings):
     max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
     max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
     learning_rate: float = setting(5e-5, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
+    segments: int = setting(
+        0, "Read each document in segments of so many tokens, one after the other, with the model's memory of those before; "
+        "0 = inputs that stand alone. For models that remember: transformer_xl, infini, recurrent_memory, linear, window."
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse settings that contradict one another."""
+        super().check()
+        if self.segments and (self.segments < 2 or self.epochs is not None or self.gradient_checkpointing or self.max_length is not None):
+            raise OptionError(
+                f"segments is {self.segments}: give at least 2 tokens, max_steps or max_minutes in place of epochs, and neither max_length "
+                "nor gradient_checkpointing, which drops what the layers remember"
+            )

@@ -1,0 +1,27 @@
+"""Trainer as language models are trained with it here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
+
+
+class LMTrainer(Trainer):
+    """A Trainer that can be given a time instead of steps."""
+
+    def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clock = Clock(max_minutes)
+        self.add_callback(StopInTime(self.clock))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, warmup)
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, "minutes": round(self.clock.elapsed(), 2)}, start_time)

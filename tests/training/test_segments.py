@@ -1,0 +1,191 @@
+"""Documents segment by segment: rows are streams, memory goes on and begins anew, runs resume, two processes share the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, TrainingArguments
+
+import hf_longattn
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.lm_finetune import finetune_lm
+from hf_longattn.training.lm_settings import LMSettings
+from hf_longattn.training.segment_trainer import SegmentTrainer
+from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, tokenised
+from tests.training.conftest import SOURCES
+
+ROOT = Path(hf_longattn.__file__).parent.parent
+FAST = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation": 1}
+DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
+XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
+
+
+def small_model(long_attention: dict[str, Any] = XL, vocabulary: int = 700) -> Any:
+    torch.manual_seed(0)
+    config = hf_longattn.LongGPT2Config(
+        vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        long_attention=long_attention,
+    )  # fmt: skip
+    return hf_longattn.LongGPT2LMHeadModel(config)
+
+
+def batches(stream: SegmentStream, size: int) -> list[dict[str, Any]]:
+    return list(DataLoader(stream, batch_size=size, collate_fn=SegmentCollator()))
+
+
+def test_rows_are_streams_of_documents() -> None:
+    read: list[list[list[int]]] = [[], []]
+    for batch in batches(SegmentStream(DOCUMENTS, 4, 2), 2):
+        assert batch["input_ids"].shape == (2, 4)
+        for row in range(2):
+            ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+            assert (batch["labels"][row] != IGNORED).sum() == len(ids)
+            if batch["memory_reset"][row]:
+                read[row].append([])
+            read[row][-1] += ids
+    everything = [document for row in read for document in row if document]
+    assert sorted(everything) == sorted(document["input_ids"] for document in DOCUMENTS)
+    assert read[0][:2] == [DOCUMENTS[0]["input_ids"], DOCUMENTS[3]["input_ids"]]  # rows take the next document when theirs ends
+    assert read[1][:2] == [DOCUMENTS[1]["input_ids"], DOCUMENTS[2]["input_ids"]]
+
+
+def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = Dataset.from_list([{"text": source[:2000]} for source in SOURCES])
+    whole, streamed = tokenised(texts, tokenizer), tokenised(texts.to_iterable_dataset(), tokenizer)
+    for a, b in zip(SegmentStream(whole, 64, 3), SegmentStream(streamed, 64, 3), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    for documents in (whole, streamed):
+        orders = [[int(s["input_ids"][1]) for s in SegmentStream(documents, 64, 1, shuffle=True, seed=s)] for s in (0, 0, 3)]
+        assert orders[0] == orders[1]
+        assert orders[0] != orders[2]
+        assert sorted(orders[0]) == sorted(orders[2])
+    endless = iter(SegmentStream(DOCUMENTS, 4, 2, passes=None))
+    assert sum(int(next(endless)["memory_reset"]) for _ in range(200)) > 20
+
+
+def test_bad_input_is_a_sentence() -> None:
+    for words, how in (("at least 2 tokens", {"length": 1, "rows": 1}), ("at least 1 row", {"length": 4, "rows": 0})):
+        with pytest.raises(OptionError, match=words):
+            SegmentStream(DOCUMENTS, **how)
+    with pytest.raises(OptionError, match="no document"):
+        list(SegmentStream([], 4, 1))
+    with pytest.raises(OptionError, match="several workers would mix up"):
+        list(DataLoader(SegmentStream(DOCUMENTS, 4, 2), batch_size=2, num_workers=2))
+    for wrong in ({"segments": 1}, {"segments": 8, "epochs": 1.0}, {"segments": 8, "gradient_checkpointing": True}):
+        with pytest.raises(OptionError, match="segments is"):
+            LMSettings("m", "o", ["t"], **wrong).check()
+
+
+def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True, report_to=[],
+        save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
+        dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, accelerator_config={"dispatch_batches": False},
+    )  # fmt: skip
+    stream = SegmentStream(DOCUMENTS, 4, 2, shuffle=True, passes=None)
+    collator = SegmentCollator()
+    return SegmentTrainer(
+        small_model(long_attention), arguments, train_dataset=stream, eval_dataset=SegmentStream(DOCUMENTS, 4, 3), data_collator=collator
+    )
+
+
+@pytest.mark.parametrize("mechanism", ["transformer_xl", "infini", "recurrent_memory"])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, mechanism: str) -> None:
+    options = {"recurrent_memory": {"num_memory_tokens": 2}}.get(mechanism, {})
+    long_attention = {"mechanism": mechanism, "segment_length": 16, **options}
+    whole = trainer(tmp_path / "whole", save=5, long_attention=long_attention)
+    whole.train()
+    resumed = trainer(tmp_path / "resumed", long_attention=long_attention)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert resumed.state.global_step == 12
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+    (tmp_path / "whole" / "checkpoint-5" / "segment_memory_0.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no segment_memory_0\.safetensors"):
+        trainer(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+
+
+def test_the_memory_is_used_and_the_loss_falls(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=60, bf16=True)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    assert run.evaluate()["eval_loss"] < before - 0.5
+    with torch.no_grad():  # the measured loss is that of whole documents, whose first token is not predicted in any segment
+        total, count = 0.0, 0
+        model = run.model.eval()
+        for document in DOCUMENTS:
+            memory = model.new_memory()
+            for first in range(0, len(document["input_ids"]), 4):
+                ids = torch.tensor([document["input_ids"][first : first + 4]])
+                out = model(ids, labels=ids, memory=memory)
+                memory = out.memory
+                if ids.shape[1] > 1:
+                    total, count = total + out.loss.item() * (ids.shape[1] - 1), count + ids.shape[1] - 1
+    assert abs(total / count - run.evaluate()["eval_loss"]) < 0.02
+
+
+def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
+    options = {"segment_length": 32, "memory_length": 32}
+    convert_checkpoint(str(folder / "short"), folder / "long", mechanism="transformer_xl", max_length=64, verify=False, **options)
+    texts = folder / "texts"
+    texts.mkdir()
+    for number, source in enumerate(SOURCES):
+        (texts / f"{number}.txt").write_text(source[:8000])
+    return str(folder / "long")
+
+
+def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = checkpoint(tmp_path, tokenizer)
+    log = finetune_lm(LMSettings(model, str(tmp_path / "out"), [str(tmp_path / "texts")], segments=32, max_steps=20, batch_size=2, **FAST))
+    assert log["input_length"] == 32
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = checkpoint(tmp_path, tokenizer)
+    fixed = ["--learning-rate", "3e-3", "--warmup_steps", "1", "--gradient_accumulation", "1", "--bf16", "False", "--progress", "False"]
+
+    def run(output: str, *more: str, processes: int = 2, batch: int = 1) -> dict[str, Any]:
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train_lm.py"), "--model", model,
+            "--text", str(tmp_path / "texts"), "--segments", "32", "--batch_size", str(batch), "--output", str(tmp_path / output),
+            "--threads", "1", "--logging_steps", "1", *fixed, *more,
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / output / "training_log.json").read_text())
+
+    two = run("two", "--max_steps", "12", "--save_steps", "6")
+    one = run("one", "--max_steps", "12", processes=1, batch=2)
+    losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (two, one)]
+    assert len(losses[0]) == len(losses[1]) == 12
+    for a, b in zip(*losses, strict=True):  # the same rows, whether in one process or in two
+        assert abs(a - b) < 1e-3
+    checkpoints = tmp_path / "two" / "checkpoints"
+    memories = [load_file(checkpoints / "checkpoint-6" / f"segment_memory_{rank}.safetensors") for rank in range(2)]
+    assert not torch.equal(memories[0]["0.keys"], memories[1]["0.keys"])
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    for later in (checkpoints / "checkpoint-12").iterdir():
+        later.unlink()
+    (checkpoints / "checkpoint-12").rmdir()
+    run("two", "--max_steps", "12", "--save_steps", "6", "--resume", "True")
+    resumed = load_file(tmp_path / "two" / "model.safetensors")
+    assert all(torch.allclose(weights[name], resumed[name], atol=1e-5) for name in weights)
