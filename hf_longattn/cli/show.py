@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -114,7 +115,24 @@ def show_inspection(found: Inspection) -> None:
     console.print()
     console.print(found.attention.table(len(found.mechanisms)), highlight=False)
     console.print()
+    if found.states:
+        console.print(_state_table(found), highlight=False)
     show_costs(found.costs)
+
+
+def _state_table(found: Inspection) -> Table:
+    """What runs of equal layers keep while decoding."""
+    table = Table(box=box.SIMPLE, pad_edge=False, title=f"decode state of one sequence of {found.max_length:,} tokens, of each layer")
+    table.title_style, table.title_justify = "dim", "left"
+    for heading in ("layers", "mechanism", "state", "each further token"):
+        table.add_column(heading)
+    first = 0
+    for (name, state), run in groupby(zip((one.name for one in found.mechanisms), found.states, strict=True)):
+        last = first + len(list(run)) - 1
+        layers = f"{first}-{last}" if last > first else str(first)
+        table.add_row(layers, name, size(state.bytes), f"+ {size(state.per_token)}" if state.per_token else "nothing")
+        first = last + 1
+    return table
 
 
 def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
 from ..mechanisms.registry import mechanism_from
+from .decode_state import KeyShape, decode_states
 
 __all__ = ["LengthCost", "ModelShape", "cost_at", "layer_mechanisms", "lengths_up_to"]
 
@@ -27,6 +28,11 @@ class ModelShape:
     matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
     element_bytes: int
     cross_layers: int = 0  # layers of a decoder that keep keys and values of the whole text
+
+    @property
+    def keys(self) -> KeyShape:
+        """What a layer makes of a token."""
+        return KeyShape(self.kv_heads, self.head_dim, self.hidden, self.element_bytes)
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
@@ -86,8 +92,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
     cache = None
     if shape.causal:
-        kept = sum(min(length, reach) if (reach := layer.reach(True)) is not None else length for layer in layers)
-        cache = kept * 2 * shape.kv_heads * shape.head_dim * shape.element_bytes
+        cache = sum(state.bytes for state in decode_states(layers, shape.keys, length))
     elif shape.cross_layers:
         cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
     return LengthCost(

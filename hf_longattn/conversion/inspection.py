@@ -12,6 +12,7 @@ from ..families.registry import FAMILIES, Family
 from ..mechanisms import Mechanism
 from .architecture import find_architecture
 from .cost import LengthCost, cost_at, layer_mechanisms, lengths_up_to
+from .decode_state import DecodeState, decode_states
 from .lengths import longest
 from .plan import model_shape
 from .quiet import quiet_libraries
@@ -34,6 +35,8 @@ class Inspection:
     parameters: int
     nbytes: int
     costs: tuple[LengthCost, ...]
+    states: tuple[DecodeState, ...]
+    """What each layer keeps while decoding ``max_length`` tokens; empty for a model that does not decode."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -43,6 +46,7 @@ class Inspection:
             "model_type": self.model_type,
             "long_attention": self.attention.to_dict(),
             "layers": [{"mechanism": one.name, **one.options.to_dict()} for one in self.mechanisms],
+            "decode_states": [asdict(state) for state in self.states],
             "causal": self.causal,
             "max_length": self.max_length,
             "parameters": self.parameters,
@@ -73,6 +77,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         causal=shape.causal,
         parameters=sum(header.numel for header in source.tensors.values()),
         nbytes=source.total_bytes,
+        states=tuple(decode_states(mechanisms, shape.keys, max_length)) if shape.causal else (),
         costs=tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, max_length), max_length)),
     )
 

@@ -227,7 +227,8 @@ class Mechanism(nn.Module, ABC):
             state: what :meth:`advance` returned before, or ``None`` at the beginning.
             padding_mask: ``(B, n)`` bool, True = real token.
         Returns:
-            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not follow the text.
+            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not follow the text. A row of
+            zeros is the state before its first real token, so that a row of a batch can begin anew.
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 

@@ -137,7 +137,8 @@ def test_the_memory_is_used_and_the_loss_falls(tmp_path: Path) -> None:
 
 def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    without_dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, **without_dropout)
     GPT2LMHeadModel(config).save_pretrained(folder / "short")
     tokenizer.save_pretrained(folder / "short")
     options = {"segment_length": 32, "memory_length": 32}
