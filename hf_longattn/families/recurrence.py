@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,7 +71,7 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
     outputs = forward(model, **{**given, "return_dict": True})
     if isinstance(following, CacheMemory):
         following.close()
-    outputs["memory"] = following
+    outputs = _remembering(type(outputs))(**outputs, memory=following)
     return outputs.to_tuple() if returns_tuple else outputs
 
 
@@ -99,6 +101,13 @@ def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwarg
         if remembered is not None:
             remembered.take(memory)
     return outputs if wants_dict else outputs.to_tuple()
+
+
+@cache
+def _remembering(kind: type[Any]) -> type[Any]:
+    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can put them together again."""
+    fields = {"__annotations__": {"memory": SegmentMemory | None}, "memory": None, "__module__": __name__, "__doc__": kind.__doc__}
+    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), fields))
 
 
 def _named(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
