@@ -71,7 +71,8 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
     outputs = forward(model, **{**given, "return_dict": True})
     if isinstance(following, CacheMemory):
         following.close()
-    outputs = _remembering(type(outputs))(**outputs, memory=following)
+    kind: Any = type(outputs)
+    outputs = _remembering(kind)(**outputs, memory=following)
     return outputs.to_tuple() if returns_tuple else outputs
 
 
