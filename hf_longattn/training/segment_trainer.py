@@ -93,7 +93,7 @@ class SegmentTrainer(LMTrainer):
                 f"{self.args.process_index + 1} processes or more; start anew, or resume with as many processes as before."
             )
         self.memory = self.accelerator.unwrap_model(self.model).new_memory()
-        self.memory.load_state_dict(load_file(file, device=str(self.args.device)))
+        self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
 
 
 class _SaveMemory(TrainerCallback):
