@@ -2,9 +2,10 @@
 
     python scripts/evaluate_probes.py mqar                                       # the curve of recall against state size
     python scripts/evaluate_probes.py mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
+    python scripts/evaluate_probes.py performer-error                            # the error falls with the number of features
 
 `mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text begins with key–value pairs, and each key is asked for once
-later. Writes OUTPUT.json, OUTPUT.md and OUTPUT.svg: recall against bytes of state, and against tokens per second while decoding.
+later. `performer-error` is the error of Performer's features against softmax. Each writes OUTPUT.json and OUTPUT.svg.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,15 +22,19 @@ import yaml
 from hf_longattn import LongAttentionConfig
 from hf_longattn.benchmarking.report import machine
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.evaluation.probes import Mqar, RecallSetting, measure_recall, plot_recall, recall_markdown
+from hf_longattn.evaluation.probes import (
+    Mqar,
+    RecallSetting,
+    measure_performer_error,
+    measure_recall,
+    performer_error_markdown,
+    plot_performer_error,
+    plot_recall,
+    recall_markdown,
+)
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 DEFAULT_CURVE = Path(__file__).resolve().parent.parent / "configs" / "probe_mqar.yaml"
-
-
-@app.callback()
-def probes() -> None:
-    """Probes of mechanisms."""
 
 
 @app.command()
@@ -60,14 +65,29 @@ def mqar(
     except (LongAttentionError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    output.parent.mkdir(parents=True, exist_ok=True)
     about = {"task": asdict(task), "training": training, "attention": {s.name: s.attention.to_dict() for s in settings}}
-    record = {"machine": machine(), **about, "results": results}
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    heading = f"# Multi-query associative recall: {pairs} pairs in {length} tokens\n\n"
-    output.with_suffix(".md").write_text(heading + recall_markdown(results) + "\n", encoding="utf-8")
+    store(output, {"machine": machine(), **about, "results": results})
     plot_recall(results, output.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
+
+
+@app.command("performer-error")
+def performer_error(
+    features: Annotated[str, typer.Option(help="Numbers of features, separated by commas.")] = "16,32,64,128,256,512,1024",
+    draws: Annotated[int, typer.Option(help="Draws of the directions to average over.")] = 16,
+    output: Annotated[Path, typer.Option(help="Path of the results without suffix.")] = Path("docs/results/performer-error"),
+) -> None:
+    """Performer against softmax by the number of features, beside what theory says."""
+    rows = [asdict(row) for row in measure_performer_error([int(count) for count in features.split(",")], draws)]
+    store(output, {"machine": machine(), "draws": draws, "results": rows})
+    plot_performer_error(rows, output.with_suffix(".svg"))
+    typer.echo(performer_error_markdown(rows))
+
+
+def store(output: Path, record: dict[str, Any]) -> None:
+    """Write ``OUTPUT.json``."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

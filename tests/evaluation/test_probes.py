@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.probes import Mqar, RecallSetting, measure_recall, plot_recall, recall_markdown
+from hf_longattn.evaluation.probes import Mqar, RecallSetting, measure_performer_error, measure_recall, plot_recall, recall_markdown
 from hf_longattn.evaluation.probes.mqar import IGNORED
 from scripts.evaluate_probes import app
 
@@ -65,3 +65,14 @@ def test_the_command_writes_table_curve_and_numbers(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "Unknown mechanism 'windw'" in refused.output
     assert plot_recall(record["results"], tmp_path / "again.svg").read_bytes() == (tmp_path / "mqar.svg").read_bytes()
+
+
+def test_the_error_of_random_features_follows_theory(tmp_path: Path) -> None:
+    few, many = measure_performer_error((16, 256), draws=8, tokens=64)
+    assert 0.15 < many.output / few.output < 0.4, "sixteen times the features quarter the error"
+    for row in (few, many):
+        assert 0.5 < row.kernel / row.theory < 1.15, "orthogonal directions are no worse than independent ones"
+    done = CliRunner().invoke(app, ["performer-error", "--features", "16,32", "--draws", "2", "--output", str(tmp_path / "error")])
+    assert done.exit_code == 0, done.output
+    assert [row["features"] for row in json.loads((tmp_path / "error.json").read_text())["results"]] == [16, 32]
+    assert (tmp_path / "error.svg").exists()

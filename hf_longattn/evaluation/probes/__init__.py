@@ -1,7 +1,18 @@
 """Probes: small synthetic tasks that say what a mechanism can do, apart from any checkpoint."""
 
 from .mqar import Mqar
+from .performer_error import measure_performer_error, performer_error_markdown, plot_performer_error
 from .recall import RecallResult, RecallSetting, measure_recall, recall_markdown
 from .recall_plot import plot_recall
 
-__all__ = ["Mqar", "RecallResult", "RecallSetting", "measure_recall", "plot_recall", "recall_markdown"]
+__all__ = [
+    "Mqar",
+    "RecallResult",
+    "RecallSetting",
+    "measure_performer_error",
+    "measure_recall",
+    "performer_error_markdown",
+    "plot_performer_error",
+    "plot_recall",
+    "recall_markdown",
+]
