@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.benchmarking.decoding import decoding_table
+from hf_longattn.benchmarking.footprint import footprint_table
 from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
 from hf_longattn.evaluation.mlm import mlm_markdown
 from hf_longattn.evaluation.probes import recall_markdown
@@ -132,6 +133,12 @@ def decoding(name: str) -> str:
     return NOT_MEASURED.format(name, "make bench") if record is None else f"{decoding_table(record)}\n\n*{where(record)}*"
 
 
+def footprint(name: str) -> str:
+    """Peak memory of all mechanisms that were measured."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "make bench") if record is None else f"{footprint_table(record)}\n\n*{where(record)}*"
+
+
 def recall(name: str) -> str:
     """The table of associative recall."""
     record = stored(name)
@@ -168,6 +175,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mechanisms": mechanisms,
     "mechanisms-brief": mechanisms_in_brief,
     "decode": partial(decoding, "decode"),
+    "memory": partial(footprint, "memory"),
+    "memory-causal": partial(footprint, "memory-causal"),
     "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,
     "families": families,

@@ -204,3 +204,27 @@ def decode(
         record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
         typer.echo(f"stored {save_decoding(record, output_dir)}")
         typer.echo(decoding_table(record))
+
+
+@app.command()
+def memory(
+    mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
+    lengths: Lengths = "4K,16K,64K",
+    causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
+    dtype: Dtype = "fp32",
+    heads: Heads = 4,
+    head_dim: HeadDim = 64,
+    threads: Threads = None,
+    output_dir: OutputDir = Path("docs/results"),
+) -> None:
+    """Peak memory of a forward and backward pass over doublings of the length, each in a fresh process, and how it grows."""
+    from .case import Case
+    from .footprint import footprint_table, run_footprint, save_footprint
+    from .run import set_threads
+
+    with refusals(output_dir):
+        set_threads(threads)
+        case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=True)
+        record = run_footprint(mechanism, parse_lengths(lengths), case, log=typer.echo)
+        typer.echo(f"stored {save_footprint(record, output_dir)}")
+        typer.echo(footprint_table(record))

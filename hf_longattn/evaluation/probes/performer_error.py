@@ -21,6 +21,9 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.errors import LongAttentionError
 
 
+COUNTS = (16, 32, 64, 128, 256, 512, 1024)
+
+
 @dataclass(frozen=True)
 class FeatureError:
     """features: m.
@@ -37,7 +40,11 @@ class FeatureError:
 
 @torch.no_grad()
 def measure_performer_error(
-    features: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024), draws: int = 16, tokens: int = 256, head_dim: int = 64, spread: float = 0.35
+    features: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024),
+    draws: int = 16,
+    tokens: int = 256,
+    head_dim: int = 64,
+    spread: float = 0.35,
 ) -> list[FeatureError]:
     """Errors on random queries and keys whose entries have the standard deviation ``spread``, averaged over ``draws`` of the directions."""
     generator = torch.Generator().manual_seed(0)
