@@ -111,7 +111,9 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_settings_come_from_recipe_and_command_line(tmp_path: Path) -> None:
+def test_settings_come_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
+    ready = ["--config", str(repository / "configs" / "lolcats-transfer.yaml"), "--model", "m", "--text", "t", "--output", "o"]
+    parse_settings(TransferSettings, ready, "").check()
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput: b\ntext: [c]\nmechanism: hybrid\noption: [window=32]\n")
     settings = parse_settings(TransferSettings, ["--config", str(recipe), "--transfer-steps", "7", "--option", "window=16"], "")

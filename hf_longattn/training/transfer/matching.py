@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.errors import OptionError
 from hf_longattn.families.attachment import attention_sites
 from hf_longattn.mechanisms import Mechanism, build_mechanism
 
@@ -81,6 +82,11 @@ class Matching(Mechanism):
                 self.loss = self.loss + self.factors.weights * _cross_entropy(wanted, weights, padding)
             auxiliary = self.student.auxiliary_loss()
             self.loss = self.loss if auxiliary is None else self.loss + auxiliary.to(self.loss)
+        if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
+            raise OptionError(
+                f"stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not enter what a layer makes "
+                "of its queries, keys and values; say --stage 2"
+            )
         return target
 
     def dense_weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:

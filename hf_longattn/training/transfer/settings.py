@@ -37,7 +37,7 @@ class TransferSettings(TextRunSettings):
     output_factor: float = setting(1.0, "Factor of the squared error of the attention outputs in stage 1.")
     weights_factor: float = setting(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); takes N×N memory.")
     finetune_steps: int = setting(800, "Optimiser steps of stage 2.")
-    finetune_learning_rate: float = setting(5e-4, "Highest learning rate of stage 2.")
+    finetune_learning_rate: float = setting(2e-4, "Highest learning rate of stage 2.")
     full: bool = setting(False, "Train all parameters in stage 2, in place of LoRA on the q, k, v and output projections.")
     lora_rank: int = setting(8, "Rank of LoRA's updates.")
     lora_alpha: float = setting(16.0, "LoRA's scale: an update counts alpha / rank.")

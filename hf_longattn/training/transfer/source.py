@@ -36,7 +36,8 @@ def load_student(settings: TransferSettings) -> tuple[PreTrainedModel, PreTraine
     if settings.mechanism:
         source = str(Path(settings.output) / CONVERTED)
         if processes().is_main_process and not (settings.resume and Path(source, "config.json").exists()):
-            convert_checkpoint(settings.model, source, long_attention=settings.attention(), max_length=settings.max_length, overwrite=True)
+            length = _grown(settings.model, settings.max_length)
+            convert_checkpoint(settings.model, source, long_attention=settings.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
     model, tokenizer, objective = load_lm(source, settings.objective)
     if not any(isinstance(module, Mechanism) for module in model.modules()):
@@ -85,3 +86,12 @@ def check_shape(teacher: str, student: PreTrainedModel) -> None:
             f"teacher {teacher!r} has another shape than the student ({'; '.join(differing)}); "
             "give the checkpoint that the student was converted from, or leave --teacher out"
         )
+
+
+def _grown(model: str, max_length: int | None) -> int | None:
+    """The length to convert to: ``None``, the model's own, where the training inputs are no longer than that."""
+    try:
+        own = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 0)
+    except (OSError, ValueError):
+        return max_length  # the conversion says what is wrong with it
+    return max_length if max_length is not None and max_length > own else None

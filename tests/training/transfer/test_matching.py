@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.mechanisms import Mechanism, build_mechanism
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.transfer.matching import Factors, Matching, MatchingModel, matching
 from tests.training.conftest import checkpoint
 
@@ -111,3 +112,23 @@ def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
     layer(*torch.randn(3, 1, 2, 16, 8))
     assert layer.errors is not None
     assert float(layer.errors.max()) < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name in list_mechanisms() if mechanism_info(name).trains])
+def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
+    cls = mechanism_class(name)
+    student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})
+    layer = Matching(student, Factors(), learns=True).train()
+    hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.takes_hidden_states else {}
+    inputs, causal = torch.randn(3, 2, 4, 96, 16), student.causal is True
+    if not student(*inputs, causal=causal, **hidden).requires_grad:
+        with pytest.raises(OptionError, match="say --stage 2"):
+            layer(*inputs, causal=causal, **hidden)
+        return
+    layer(*inputs, causal=causal, **hidden)
+    assert layer.loss is not None
+    layer.loss.backward()
+    gradients = [p.grad for p in student.parameters() if p.requires_grad and p.grad is not None]
+    assert gradients
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    assert any(bool(gradient.abs().max() > 0) for gradient in gradients)

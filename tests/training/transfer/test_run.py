@@ -127,6 +127,12 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
 
 
+def test_inputs_may_be_shorter_than_the_model(start: Start, tmp_path: Path) -> None:
+    report = transfer_attention(start(stage="1", max_length=48, transfer_steps=1))
+    assert report["input_length"] == 48
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 64
+
+
 def test_a_teacher_gives_its_weights(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     teacher = AutoModelForMaskedLM.from_pretrained(start().model)
     with torch.no_grad():
