@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--transfer-steps", type=int, default=100, help="steps of stage 1 (default: 100)")
     add("--transfer-learning-rate", type=float, default=1e-2, help="learning rate of stage 1 (default: 1e-2)")
     add("--finetune-steps", type=int, default=200, help="steps of stage 2 (default: 200)")
-    add("--finetune-learning-rate", type=float, default=5e-4, help="learning rate of stage 2 (default: 5e-4)")
+    add("--finetune-learning-rate", type=float, default=2e-4, help="learning rate of stage 2 (default: 2e-4)")
     add("--lora", action="store_true", help="stage 2 by LoRA (default: all parameters)")
     add("--pretraining-tokens", type=float, default=25.3e6, help="tokens of the model's pre-training (default: 25.3e6)")
     add("--threads", type=int, default=1, help="processor threads (default: 1)")
@@ -116,7 +116,10 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
         )
     )  # fmt: skip
     stages = {name: score(str(output / folder)) for name, folder in STAGES.items() if learns or name != "stage 1"}
-    trained = {key: report["settings"][key] for key in ("batch_size", "transfer_steps", "finetune_steps", "full", "seed")}
+    trained = {
+        key: report["settings"][key]
+        for key in ("batch_size", "transfer_steps", "transfer_learning_rate", "finetune_steps", "finetune_learning_rate", "full", "seed")
+    }
     errors = {stage: [row["share"] for row in report[stage]["layers"]] for stage in ("before", "stage1", "stage2") if stage in report}
     return {"stages": stages, "tokens": report["tokens"], "settings": trained, "layer_errors": errors}
 
