@@ -20,7 +20,6 @@ import torch
 from hf_longattn import attend, build_mechanism
 from hf_longattn.errors import LongAttentionError
 
-
 COUNTS = (16, 32, 64, 128, 256, 512, 1024)
 
 
