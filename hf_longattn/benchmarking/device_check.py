@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attend import attend, reference_attend
 from ..errors import LongAttentionError
-from ..mechanisms import build_mechanism, check_options, list_mechanisms, mechanism_info
+from ..mechanisms import Mechanism, build_mechanism, check_options, list_mechanisms, mechanism_info
 from .case import DTYPES
 from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
 
@@ -63,9 +63,13 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
     longest = max(length, check_options(name, {}).telling_length())
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, max_length=longest).to(device).eval()
     try:
-        found = _pass(attend, mechanism, (q, k, v), upstream, causal=causal, padding_mask=real)
+        arguments: dict[str, Any] = {"causal": causal, "padding_mask": real}
+        if mechanism.takes_hidden_states:
+            shape = (BATCH, length, mechanism.hidden_size)
+            arguments["hidden_states"] = torch.randn(shape, generator=generator).to(device, DTYPES[dtype])
+        found = _pass(partial(attended, mechanism), (q, k, v), upstream, **arguments)
         doubles = (q.detach().double().requires_grad_(), k.detach().double().requires_grad_(), v.detach().double().requires_grad_())
-        expected = _pass(reference_attend, mechanism, doubles, upstream.double(), causal=causal, padding_mask=real)
+        expected = _pass(mechanism.reference, doubles, upstream.double(), **arguments)
     except (RuntimeError, LongAttentionError) as error:
         return DeviceCheck(name, dtype, causal, length, None, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     rows = real[:, None, :, None]
@@ -73,9 +77,12 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
     return DeviceCheck(name, dtype, causal, length, difference(found[0] * rows, expected[0] * rows), max(errors))
 
 
-def _pass(
-    function: Callable[..., Tensor], mechanism: Any, inputs: tuple[Tensor, Tensor, Tensor], upstream: Tensor, **arguments: Any
-) -> list[Tensor]:
-    """Output and the gradients of q, k, v."""
-    output = function(*inputs, mechanism, **arguments)
-    return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+def attended(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+    """What is checked: the mechanism's fast path."""
+    return mechanism(q, k, v, **arguments)
+
+
+def _pass(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, Tensor], upstream: Tensor, **arguments: Any) -> list[Tensor]:
+    """Output and the gradients of q, k, v; zeros where one plays no part."""
+    output = function(*inputs, **arguments)
+    return [output.detach(), *torch.autograd.grad(output, inputs, upstream, materialize_grads=True)]

@@ -61,7 +61,7 @@ class DotProduct(SyntheticScores):
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` of every head, from D to ``columns`` (section 3.1)."""
+    """``ReLU(x W1 + b1) W2 + b2`` of every head, from D to ``columns`` (section 3.1), in fp32 at least: rounding moves ReLU's kink."""
 
     def __init__(self, heads: int, width: int, hidden: int, columns: int) -> None:
         super().__init__()
@@ -77,10 +77,12 @@ class TokenMLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """``(B, H, N, hidden)``."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.relu(x @ self.first.to(x.dtype) + self.first_bias.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.hidden(x) @ self.second.to(x.dtype).transpose(-1, -2) + self.second_bias.to(x.dtype)[:, None]
+        hidden = self.hidden(x)
+        return hidden @ self.second.to(hidden.dtype).transpose(-1, -2) + self.second_bias.to(hidden.dtype)[:, None]
 
 
 class Dense(SyntheticScores):
@@ -98,7 +100,7 @@ class Dense(SyntheticScores):
 
     def features(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         of_columns = torch.cat([self.mlp.second, self.mlp.second_bias[..., None]], -1).to(q.dtype)
-        return F.pad(self.mlp.hidden(q), (0, 1), value=1.0), of_columns[:, columns].transpose(0, 1)
+        return F.pad(self.mlp.hidden(q).to(q.dtype), (0, 1), value=1.0), of_columns[:, columns].transpose(0, 1)
 
 
 class FactorizedDense(SyntheticScores):

@@ -19,8 +19,8 @@ def test_every_mechanism_form_and_dtype_is_checked() -> None:
 
 
 def test_a_wrong_result_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = device_check.attend
-    monkeypatch.setattr(device_check, "attend", lambda *args, **kwargs: right(*args, **kwargs) * 1.001)
+    right = device_check.attended
+    monkeypatch.setattr(device_check, "attended", lambda *args, **kwargs: right(*args, **kwargs) * 1.001)
     assert not any(check.passed for check in check_device("cpu", [33], ["fp32"], lambda line: None))
 
 
@@ -28,7 +28,7 @@ def test_a_kernel_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no kernel image\nis available")
 
-    monkeypatch.setattr(device_check, "attend", fails)
+    monkeypatch.setattr(device_check, "attended", fails)
     check = next(check_device("cpu", [33], ["fp32"], lambda line: None))
     assert not check.passed
     assert check.failure == "RuntimeError: no kernel image is available"

@@ -16,7 +16,7 @@ from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.distance_bias import DistanceBias
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 from hf_longattn.positions.relative import RELATIVE, build_relative, read_relative
 
 KINDS = ["alibi", "t5_buckets:num_buckets=16,max_distance=40", "shaw:clip=5", "transformer_xl"]
@@ -30,7 +30,8 @@ def drawn(module: torch.nn.Module) -> None:
 
 
 def mechanism(name: str, kind: str, **options: Any) -> Mechanism:
-    built = build_mechanism(name, num_heads=4, head_dim=16, max_length=300, relative=kind, **{**mechanism_class(name).sample, **options})
+    chosen = {"relative": kind, **mechanism_class(name).sample, **options}
+    built = mechanism_from(name, chosen, num_heads=4, head_dim=16, max_length=300)
     drawn(built.relative)
     return built
 

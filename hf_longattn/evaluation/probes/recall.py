@@ -32,8 +32,8 @@ class RecallSetting:
     width: int = 64
     heads: int = 2
     layers: int = 2
-    steps: int = 2000
-    batch: int = 64
+    steps: int = 1200
+    batch: int = 48
     learning_rate: float = 3e-3
     seed: int = 0
 
