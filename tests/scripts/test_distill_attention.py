@@ -72,24 +72,27 @@ def test_mistakes_are_one_sentence(repository: Path, tmp_path: Path, given: list
     assert "no output folder given" in capsys.readouterr().err
 
 
-def test_the_table_of_stages(repository: Path, tmp_path: Path, given: list[str]) -> None:
+@pytest.mark.parametrize(("kind", "fixed"), [("mlm", "nystrom:num_landmarks=4"), ("clm", "window:window=8")])
+def test_the_table_of_stages(
+    kind: str, fixed: str, repository: Path, tmp_path: Path, given: list[str], tokenizer: PreTrainedTokenizerBase
+) -> None:
     script, output = load(repository, "measure_transfer"), tmp_path / "results" / "transfer"
     articles = tmp_path / "wiki.txt"
     articles.write_text("".join(f" = Article {number} = \n\n{source}\n" for number, source in enumerate(SOURCES)))
     options = ["--work", str(tmp_path / "work"), "--wikitext", str(articles), "--documents", "2", "--batch-size", "1"]
     options += ["--transfer-steps", "2", "--finetune-steps", "2", "--output", str(output)]
-    model, texts = given[1], given[3 : 3 + len(SOURCES)]
+    model, texts = checkpoint(kind, tmp_path / kind, tokenizer), given[3 : 3 + len(SOURCES)]
     script.held_out_texts = lambda options: {"code": SOURCES, "WikiText-2": script.ARTICLE.split(articles.read_text())}
-    assert script.main(["--model", model, "--mechanisms", "hedgehog", "nystrom:num_landmarks=4", "--text", *texts, *options]) == 0
+    assert script.main(["--model", model, "--mechanisms", "hedgehog", fixed, "--text", *texts, *options]) == 0
     stored = json.loads(output.with_suffix(".json").read_text())[model]
     assert set(stored["original"]) == {"code", "WikiText-2"}
     assert set(stored["rows"]["hedgehog"]["stages"]) == {"converted", "stage 1", "stage 2"}
-    assert set(stored["rows"]["nystrom:num_landmarks=4"]["stages"]) == {"converted", "stage 2"}
+    assert set(stored["rows"][fixed]["stages"]) == {"converted", "stage 2"}
     assert stored["rows"]["hedgehog"]["tokens"] == {"stage1": 128, "stage2": 128}
     page = output.with_suffix(".md").read_text()
     assert script.main(["--model", model, "--work", str(tmp_path / "work"), "--output", str(output)]) == 0
     assert output.with_suffix(".md").read_text() == page
-    assert "| `nystrom:num_landmarks=4` |" in page
+    assert f"| `{fixed}` |" in page
 
 
 @pytest.mark.slow
