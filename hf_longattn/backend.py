@@ -106,18 +106,19 @@ def longattn_attention_forward(
         MaskError: a mask of the wrong shape.
     """
     mechanism = _mechanism(module, kwargs)
+    causal = bool(getattr(module, "is_causal", False)) and is_causal is not False
     cache = kwargs.get(CACHE_LAYER)
     if cache is not None:
         padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
         cache.note_padding(padding)
-        if cache.takes_over:
-            restricts = padding is not attention_mask or kwargs.get("position_bias") is not None
-            hidden, wanted = kwargs.get(LAYER_INPUT), _weights_wanted(kwargs)
-            output, weights = cache.attend(mechanism, query, key, value, Call(padding, restricts, scaling, dropout, hidden, wanted))
+        restricts = padding is not attention_mask or kwargs.get("position_bias") is not None
+        call = Call(causal, padding, restricts, scaling, dropout, kwargs.get(LAYER_INPUT), _weights_wanted(kwargs))
+        if cache.takes_over(mechanism, query, call):
+            output, weights = cache.attend(mechanism, query, key, value, call)
             return output.transpose(1, 2).contiguous(), weights
     key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
     arguments: dict[str, Any] = {
-        "causal": bool(getattr(module, "is_causal", False)) and is_causal is not False,
+        "causal": causal,
         "padding_mask": padding_mask,
         "global_mask": _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
         "scaling": scaling,

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dense import repeat_heads
+from .narrowing import float32_products, narrowed_best, product_margin
 from .pattern import ScoreMod
 
 SCORE_CELLS = 1 << 19
@@ -51,13 +53,15 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("hf_longattn::best_keys", mutates_args=())
 def best_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64, -1 where a query sees fewer.
+    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64 in rising order, -1 where a query sees fewer.
 
     Args:
-        q, k: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``; the queries are the last Nq positions.
+        q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
         key_mask: ``(B, Nk)`` bool, True = real token.
     """
-    return search_keys(q, k, key_mask, count, causal, scale, None)
+    if float32_products(q):
+        return narrowed_search(q, k, key_mask, count, causal, scale)
+    return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
 @torch.library.custom_op("hf_longattn::best_blocks", mutates_args=())
@@ -90,7 +94,7 @@ best_blocks.register_fake(_fake)
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """As :func:`best_keys`, with a score term. N² scores are computed, and never more than a few rows of them are kept."""
+    """As :func:`best_keys`, best first, with a score term. N² scores are computed, and never more than a few rows of them are kept."""
     offset = k.shape[2] - q.shape[2]
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -104,6 +108,61 @@ def search_keys(
         return scores if key_mask is None else scores.masked_fill(~key_mask[item, : j.shape[1]], float("-inf"))
 
     return _search(q, k, count, visible, offset if causal else None)
+
+
+def narrowed_search(
+    q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
+) -> Tensor:
+    """As :func:`best_keys`, by scores in float32; rows whose choice these leave in doubt are searched again in float64.
+
+    longest: ``(B, H_kv)``, the greatest length of the keys; None: it is found.
+    """
+    (batch, heads, length, _), kv_heads, group = q.shape, k.shape[1], q.shape[1] // k.shape[1]
+    if longest is None:
+        longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
+    margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
+    found = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
+    with torch.autocast(q.device.type, enabled=False):
+        for item in range(batch):
+            hidden = None if key_mask is None else ~key_mask[item]
+            for head in range(kv_heads):
+                some = slice(head * group, (head + 1) * group)
+                found[item, some] = _of_one_head(q[item, some], k[item, head], hidden, margins[item, some], count, causal, scale)
+    return found
+
+
+def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
+    """:func:`narrowed_search` of the queries ``(g, Nq, D)`` that share the keys ``(Nk, D)``; hidden: ``(Nk,)`` bool."""
+    (group, length, _), kv_len = q.shape, len(k)
+    last = torch.arange(kv_len - length, kv_len, device=q.device)[:, None] if causal else None
+    rows = max(1, SCORE_CELLS // (kv_len * group))
+    memory = q.new_empty(min(rows, length) * group * kv_len, dtype=torch.float32)
+    keys, found = k.float(), q.new_full((group, length, count), -1, dtype=torch.int64)
+    doubtful = torch.zeros(group, length, dtype=torch.bool, device=q.device)
+    for row in range(0, length, rows):
+        these = slice(row, min(row + rows, length))
+        stop = kv_len - length + these.stop if causal else kv_len
+        scores = memory[: group * (these.stop - row) * stop].view(-1, stop)
+        torch.mm(q[:, these].flatten(0, 1).float() * scale, keys[:stop].T, out=scores)
+        _hide(scores, None if last is None else last[these].repeat(group, 1), hidden, kv_len - length + row)
+        index, doubt = narrowed_best(scores, min(count, stop), margins[:, these].flatten(0, 1))
+        found[:, these, : index.shape[1]] = index.unflatten(0, (group, -1))
+        doubtful[:, these] = doubt.unflatten(0, (group, -1))
+    if bool(doubtful.any()):
+        exact = k.double().T
+        for heads, places in zip(*(x.split(max(1, SCORE_CELLS // kv_len)) for x in doubtful.nonzero().unbind(1)), strict=True):
+            scores = (q[heads, places].double() @ exact) * scale
+            _hide(scores, None if last is None else last[places], hidden, 0)
+            found[heads, places] = F.pad(best(scores, count), (0, max(0, count - kv_len)), value=-1).sort(-1).values
+    return found
+
+
+def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int) -> None:
+    """Set ``scores (n, m)`` to -inf behind ``last (n, 1)``, which nowhere is before ``first``, and where ``hidden (Nk,)``."""
+    if last is not None:
+        scores[:, first:].masked_fill_(torch.arange(first, scores.shape[1], device=scores.device) > last, float("-inf"))
+    if hidden is not None:
+        scores.masked_fill_(hidden[: scores.shape[1]], float("-inf"))
 
 
 class _Visible(Protocol):

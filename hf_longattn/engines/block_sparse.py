@@ -47,17 +47,19 @@ def block_sparse_attention(
     if not pattern.has_globals:
         global_mask = None
     q_len, kv_len = q.shape[2], k.shape[2]
-    if pattern.covers(q_len, kv_len):
+    fused = q.device.type == "cpu" and dropout_p == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias))
+    biased = fused and score_mod is not None and not suits_dense(q_len, kv_len)  # the dense kernel would write the bias out for all pairs
+    if pattern.covers(q_len, kv_len) and not biased:
         return dense_attention(q, k, v, causal=pattern.causal, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
-    if suits_dense(q_len, kv_len) or kv_len <= min(pattern.width, DENSE_KEYS):
+    if suits_dense(q_len, kv_len) or (kv_len <= min(pattern.width, DENSE_KEYS) and not biased):
         mask_mod = pattern.visible_mod(global_mask)
         return dense_attention(
             q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod
         )
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    if q.device.type == "cpu" and dropout_p == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias)):
+    if fused:
         left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-        bias = (None, 0) if score_mod is None else (score_mod.table, score_mod.ahead)
+        bias = (score_mod.table, score_mod.ahead) if isinstance(score_mod, DistanceBias) else (None, 0)
         settings = (left, right, pattern.causal, pattern.global_rows, scale, *bias)
         return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, *settings)[0]
     if q.device.type == "cuda" and dropout_p == 0.0:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .linear_chunks import chunked_linear_attention, inverse_of
+from .linear_chunks import chunked_linear_attention, inverse_of, rowwise
 from .linear_fla import fla_linear_attention, fla_runs
 
 CHUNK = 64
@@ -84,7 +84,7 @@ def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
     with torch.autocast(phi_q.device.type, enabled=False):
         out = grouped @ kv
         if normalise:
-            out = _Divided.apply(out, grouped @ z[..., None])
+            out = _Divided.apply(out, rowwise(grouped, z))
     return out.unflatten(2, (-1, phi_q.shape[2])).flatten(1, 2)
 
 

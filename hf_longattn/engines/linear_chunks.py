@@ -52,7 +52,7 @@ class _Chunked(torch.autograd.Function):
         scores = _lower(rows @ keys.mT, group)
         out = (rows @ before).add_(scores @ values)
         if normalise:
-            out.mul_(inverse_of(scores.sum(-1, keepdim=True).add_(rows @ z_before[..., None])))
+            out.mul_(inverse_of(scores.sum(-1, keepdim=True).add_(rowwise(rows, z_before))))
         out = _back(out, group)
         ctx.save_for_backward(q, k, v, kv, z, out)
         ctx.chunk, ctx.normalise = chunk, normalise
@@ -70,7 +70,7 @@ class _Chunked(torch.autograd.Function):
             scores = _lower(rows @ keys.mT, group)
             grad, shift = _rows(grad, group, chunk), None
             if ctx.normalise:
-                grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rows @ z_before[..., None])
+                grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
                 shift = -(grad * _rows(out, group, chunk)).sum(-1, keepdim=True)
             d_scores = grad @ values.mT
             d_scores = _lower(d_scores if shift is None else d_scores + shift, group)
@@ -86,6 +86,11 @@ class _Chunked(torch.autograd.Function):
                 d_k = d_k + z_later[..., None, :]
             d_v = scores.mT @ grad + keys @ later
         return _back(d_q, group), _back(d_k, 1), _back(d_v, 1), d_kv, d_z, None, None
+
+
+def rowwise(rows: Tensor, z: Tensor) -> Tensor:
+    """``rows (…, n, F)`` · ``z (…, F)``: ``(…, n, 1)``. A matrix product with one column is several times slower on the CPU."""
+    return (rows * z.unsqueeze(-2)).sum(-1, keepdim=True)
 
 
 def inverse_of(weight: Tensor) -> Tensor:

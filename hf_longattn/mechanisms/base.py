@@ -255,7 +255,7 @@ class Mechanism(nn.Module, ABC):
         return length * (length + 1) // 2 if causal else length * length
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())
 
 
 def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -18,16 +18,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import best_blocks, exact_dtype
+from ..engines.best import best, best_blocks, exact_dtype
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import ScoreMod
+from ..engines.picked import pick, picked_attention
 from ..engines.visits import visiting_attention
 from ..errors import LengthError
 from .base import Mechanism, softmax_over
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
+from .summarised import Summaries, SummarisedMechanism
 from .turned import Globals, TurnedMechanism
 
 CHOOSERS = ("query", "query_block")
@@ -48,7 +50,7 @@ class BlockTopKOptions(Options):
 
 
 @register_mechanism("block_top_k")
-class BlockTopK(TurnedMechanism):
+class BlockTopK(SummarisedMechanism, TurnedMechanism):
     """Each query sees its own block and the blocks whose mean key it likes best."""
 
     summary = "each query attends to its own block of keys and to the k-1 blocks with the best mean key"
@@ -125,6 +127,29 @@ class BlockTopK(TurnedMechanism):
             seen = self.visible(q, k, causal, padding_mask)
         return dense_attention(q, k, v, mask_mod=lambda *_: seen, **arguments)
 
+    @property
+    def summary_unit(self) -> int | None:
+        return self.options.block_size
+
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+        """The mean key of every block, ``(B, H_kv, m, D)`` float64, and whether it has a real token, ``(B, 1, m)``."""
+        means, filled = _means(k.masked_fill(~real[:, None, ..., None], 0), real)
+        return {"mean": means, "filled": filled[:, None]}
+
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+        size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
+        positions = summaries.positions(q.shape[2], k.shape[2])
+        own = torch.div(positions, size, rounding_mode="floor")
+        grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of a group beside one another
+        gates = (grouped @ means.transpose(-1, -2)).view(*q.shape[:3], -1)
+        allowed = (torch.arange(means.shape[2], device=q.device) < own[..., None]) & filled
+        chosen = best(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
+        blocks = torch.cat([chosen, own[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)[..., None]
+        places = torch.where(blocks < 0, -1, blocks * size + torch.arange(size, device=q.device)).flatten(3)
+        columns, there = summaries.columns(places, k.shape[2])
+        seen = there & (places <= positions[:, None, :, None])
+        return picked_attention(q, pick(k, columns), pick(v, columns), seen, scaling=scaling)
+
     def dense_weights(
         self,
         q: Tensor,
@@ -176,8 +201,11 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:
         x = x.masked_fill(~real[:, None, :, None], 0)
-    blocks = torch.nn.functional.pad(real, (0, missing)).unflatten(1, (-1, size))
-    count = blocks.sum(-1)
     x = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
-    sums = x.unflatten(2, (-1, size)).sum(3, dtype=exact_dtype(x.device))
+    return _means(x.unflatten(2, (-1, size)), torch.nn.functional.pad(real, (0, missing)).unflatten(1, (-1, size)))
+
+
+def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`block_means`, of ``x (B, H, n, size, D)``, zero where not ``real (B, n, size)``."""
+    count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

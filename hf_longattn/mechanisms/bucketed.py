@@ -21,11 +21,14 @@ from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention
 from ..engines.pattern import ScoreMod
-from .base import Mechanism, softmax_over
+from ..engines.picked import pick, picked_attention
+from ..engines.recent import met_before, recent_places
+from .base import softmax_over
 from .gathered import placed
+from .summarised import Summaries, SummarisedMechanism
 
 
-class BucketedMechanism(Mechanism):
+class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine."""
 
     engine: ClassVar[str] = "bucketed"
@@ -57,7 +60,64 @@ class BucketedMechanism(Mechanism):
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
-        return q, repeat_heads(k, q.shape[1])
+        return q, self.key_vectors(repeat_heads(k, q.shape[1]))
+
+    @abstractmethod
+    def key_buckets(self, k: Tensor) -> Tensor:
+        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``, prepared or as it came."""
+
+    @abstractmethod
+    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
+        """The same for the last queries, ``(B, H, rounds, Nq)``; ``last`` are the keys ``(B, H_kv, Nq, D)`` at their positions."""
+
+    @abstractmethod
+    def recent(self) -> tuple[int, int]:
+        """How many keys of its bucket a causal query sees, and how many of the last keys whatever their bucket."""
+
+    @property
+    def sees_itself(self) -> bool:
+        """Whether a query sees the key at its own position where that is in its bucket."""
+        return True
+
+    def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
+        """a of the definition for ``keys (B, H, Nq, K, D)`` of the causal form, ``(B, H, Nq, K)``."""
+        return None
+
+    @property
+    def summary_unit(self) -> int | None:
+        return 1
+
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+        """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head beside one another; -1 for padding."""
+        buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
+        return {"buckets": buckets.flatten(1, 2).int()}
+
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+        (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
+        positions = summaries.positions(q_len, kv_len)
+        table = summaries.tables["buckets"].unflatten(1, (heads, -1))
+        asked = self.query_buckets(q, k[:, :, kv_len - q_len :]).to(table.dtype)
+        found = recent_places(table, asked, positions, size)
+        if not self.count_duplicates:
+            found = found.masked_fill(met_before(found, table, asked), -1)
+        own = positions[:, None, :, None].expand(-1, heads, -1, 1)
+        places = found.transpose(2, 3).flatten(3)
+        if not self.sees_itself:
+            places = places.masked_fill(places == own, -1)
+        if window:
+            near = own - torch.arange(window, device=q.device)
+            places = torch.cat([places.masked_fill(places > own - window, -1), near], -1)
+        lonely = (places < 0).all(-1, keepdim=True)
+        places = torch.where(lonely & (torch.arange(places.shape[-1], device=q.device) == 0), own, places)
+        columns, seen = summaries.columns(places, kv_len)
+        queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], pick(k, columns)
+        bias = self.picked_affinity(q, keys)
+        seen = seen if bias is None else bias.to(q.dtype).masked_fill(~seen, float("-inf"))
+        return picked_attention(queries, self.key_vectors(keys), pick(v, columns), seen, scaling=scaling)
+
+    def key_vectors(self, k: Tensor) -> Tensor:
+        """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
+        return k
 
     def multiplicity(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
         """M' of the definition, ``(B, H, Nq, Nk)`` int; rows of padding are zeros."""

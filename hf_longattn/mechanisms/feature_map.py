@@ -184,11 +184,11 @@ class LinearMechanism(Mechanism):
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
-        """Runs of tokens, each with :data:`PIECE` features or one chunk; a single one in compiled graphs."""
+        """Runs of tokens, each with :data:`PIECE` features or two chunks; a single one in compiled graphs."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             size = stop - start
         else:
-            size = max(CHUNK, PIECE // (like.shape[0] * like.shape[1] * self.features_per_head()) // CHUNK * CHUNK)
+            size = max(2 * CHUNK, PIECE // (like.shape[0] * like.shape[1] * self.features_per_head()) // CHUNK * CHUNK)
         at = start
         while at < stop:
             yield slice(at, min(at + size, stop))
@@ -226,8 +226,13 @@ def exponentiated(logs: Tensor, mask: Tensor | None, state: State) -> tuple[Tens
             most = most.masked_fill(~mask[:, None], NOTHING)
         top = torch.maximum(most.amax(-1), state["log"])
         factor = (state["log"] - top).exp()
-    phi_k = (logs - top[..., None, None]).exp() + LEAST
+    phi_k = exp_of(logs - top[..., None, None]) + LEAST
     return phi_k, {**state, "kv": state["kv"] * factor[..., None, None], "z": state["z"] * factor[..., None], "log": top}
+
+
+def exp_of(fresh: Tensor) -> Tensor:
+    """exp, in place where no gradient is asked for; ``fresh`` is nobody else's."""
+    return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..engines.dense import dense_attention
+from ..engines.distance_bias import DistanceBias
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from .registry import register_mechanism
 from .sparse import SparseMechanism
@@ -40,4 +43,7 @@ class Full(SparseMechanism):
         score_mod: ScoreMod | None = None,
         seed: int = 0,
     ) -> Tensor:
+        if isinstance(score_mod, DistanceBias):
+            shared: dict[str, Any] = {"padding_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
+            return super().forward(q, k, v, causal=causal, score_mod=score_mod, **shared)
         return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)

@@ -111,12 +111,28 @@ class LSH(BucketedMechanism):
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         x = repeat_heads(k, q.shape[1])
         if not self.options.shared_qk:
-            return q, x
+            return q, self.key_vectors(x)
         queries = x[:, :, x.shape[2] - q.shape[2] :]
         if q.requires_grad:
             # The queries given take part with zero gradients, so that distributed training finds every parameter in use.
             queries = queries + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
-        return queries, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        return queries, self.key_vectors(x)
+
+    def key_vectors(self, k: Tensor) -> Tensor:
+        return k * torch.rsqrt(k.square().mean(-1, keepdim=True) + 1e-6) if self.options.shared_qk else k
+
+    def key_buckets(self, k: Tensor) -> Tensor:
+        return self.hashes(self.key_vectors(repeat_heads(k, self.num_heads)))
+
+    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
+        return self.key_buckets(last) if self.options.shared_qk else self.hashes(q)
+
+    def recent(self) -> tuple[int, int]:
+        return self.options.bucket_size, 0
+
+    @property
+    def sees_itself(self) -> bool:
+        return not self.options.shared_qk
 
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:

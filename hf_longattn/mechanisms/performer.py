@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .base import State
-from .feature_map import At, LinearMechanism
+from .feature_map import At, LinearMechanism, exp_of
 from .options import Options, not_negative, one_of, option, positive
 from .orthogonal import orthogonal_gaussian
 from .registry import register_mechanism
@@ -123,7 +123,7 @@ class Performer(LinearMechanism):
         projected = self._projected(q, at)
         if not self.key_logarithms:
             return projected.relu()
-        return (projected - projected.detach().amax(-1, keepdim=True)).exp()  # |x'|²/2 is a factor of the row, which cancels
+        return exp_of(projected - projected.detach().amax(-1, keepdim=True))  # |x'|²/2 is a factor of the row, which cancels
 
     def keys(self, k: Tensor, at: At) -> Tensor:
         projected = self._projected(k, at)

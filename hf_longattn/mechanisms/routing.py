@@ -172,6 +172,21 @@ class Routing(BucketedMechanism):
         share = self.shares(k, offset, exact=False).transpose(-1, -2)
         return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
 
+    def key_buckets(self, k: Tensor) -> Tensor:
+        return self.clusters(repeat_heads(k, self.num_heads), None)[:, :, None]
+
+    def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
+        return self.clusters(q, None)[:, :, None]
+
+    def recent(self) -> tuple[int, int]:
+        return self.size, self.options.window
+
+    def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
+        if not self.learned:
+            return None
+        share = self.shares(keys.flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
+        return share.gather(-1, self.clusters(q, None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
+
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
         offset = self.offsets(k, causal, all_real(k) if real is None else real)
         cluster = self.clusters(q, offset)

@@ -28,6 +28,7 @@ from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
+from ..engines.picked import pick
 from .base import softmax_over
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, placed, shifted, turn, turn_mask, turning
@@ -35,7 +36,8 @@ from .layout import WIDE_ROW, cells, in_rows, prefixes
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .summaries import at_summaries, summarise
+from .summaries import at_summaries, pool_blocks, summarise
+from .summarised import Summaries, SummarisedMechanism
 
 INTEGRATIONS = ("none", "previous", "pooled", "attention")
 SUMMARISING = ("pooled", "attention")
@@ -59,7 +61,7 @@ class SegmentedOptions(Options):
 
 
 @register_mechanism("segmented")
-class Segmented(GatheredMechanism):
+class Segmented(SummarisedMechanism, GatheredMechanism):
     """Blocks, and the neighbouring blocks or summaries of all others."""
 
     summary = "softmax inside blocks; the others unseen, neighbours only, or as pooled summaries"
@@ -125,11 +127,11 @@ class Segmented(GatheredMechanism):
             k, v = turn(k, start), turn(v, start)
             padding_mask = turn_mask(padding_mask, start)
             score_mod = shifted(score_mod, start)
-        pooled = summarise(k, v, padding_mask, self.options.block_size, *self._pooling(q, scaling))
-        k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, pooled.keys), (v, pooled.values)))
-        arguments["score_mod"] = at_summaries(score_mod, kv_len, pooled.position)
+        made = summarise(k, v, padding_mask, self.options.block_size, *self._pooling(q.shape[-1], scaling))
+        k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, made.keys), (v, made.values)))
+        arguments["score_mod"] = at_summaries(score_mod, kv_len, made.position)
         if padding_mask is not None:
-            arguments["key_mask"] = torch.cat([padding_mask, pooled.real], 1)
+            arguments["key_mask"] = torch.cat([padding_mask, made.real], 1)
         if suits_dense(q_len, kv_len):
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             places = places if start is None else places - start[:, None, None, None]
@@ -140,8 +142,31 @@ class Segmented(GatheredMechanism):
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]
 
-    def _pooling(self, q: Tensor, scaling: float | None) -> tuple[bool, float]:
-        return self.options.integration == "attention", q.shape[-1] ** -0.5 if scaling is None else scaling
+    def _pooling(self, width: int, scaling: float | None) -> tuple[bool, float]:
+        return self.options.integration == "attention", width**-0.5 if scaling is None else scaling
+
+    @property
+    def summary_unit(self) -> int | None:
+        return self.options.block_size if self.summarises else None
+
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+        """Key and value of every block, ``(B, H_kv, m, D)``, and whether it has a real token, ``(B, 1, m)``."""
+        keys, values = pool_blocks(k, v, real, *self._pooling(k.shape[-1], scaling))
+        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None]}
+
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+        size, heads = self.options.block_size, q.shape[1]
+        keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
+        positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
+        block = torch.div(positions, size, rounding_mode="floor")
+        places = torch.where(block < 0, -1, block * size + torch.arange(size, device=q.device)).expand(-1, heads, -1, -1)
+        columns, there = summaries.columns(places, k.shape[2])
+        earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
+        own = (pick(k, columns) @ q[..., None])[..., 0]
+        scores = torch.cat([own, q @ keys.transpose(-1, -2)], -1).to(torch.promote_types(q.dtype, torch.float32))
+        seen = torch.cat([there & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
+        weights = softmax_over(scores * self._pooling(q.shape[-1], scaling)[1], seen).to(v.dtype)
+        return (weights[..., None, :size] @ pick(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
         """Which of the keys, and of the summaries behind them, a query sees."""
@@ -172,7 +197,7 @@ class Segmented(GatheredMechanism):
             return super().dense_weights(q, k, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
         (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
         k = repeat_heads(k, heads)
-        by_attention, scale = self._pooling(q, scaling)
+        by_attention, scale = self._pooling(q.shape[-1], scaling)
         b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
         real = q.new_ones(batch, kv_len, dtype=torch.bool) if padding_mask is None else padding_mask
         start = first_real(real).view(-1, 1, 1, 1)

@@ -41,16 +41,21 @@ def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_a
     real = torch.ones(1, length, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
     real = F.pad(real, (0, count * size - length)).unflatten(1, (count, size))
     k_blocks, v_blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in (k, v))
-    number = real.sum(-1).clamp(min=1)
-    precise = torch.promote_types(k.dtype, torch.float32)
-    weights = (real.to(precise) / number[..., None])[:, None].expand(k_blocks.shape[0], k_blocks.shape[1], -1, -1)
-    if by_attention:
-        mean = _average(weights, k_blocks)
-        scores = (k_blocks @ mean[..., None].to(k_blocks.dtype))[..., 0].to(precise) * scale
-        weights = softmax_over(scores, real[:, None])
     places = torch.arange(count * size, device=k.device).view(count, size)
-    position = (real * places).sum(-1) // number
-    return Summaries(_average(weights, k_blocks), _average(weights, v_blocks), real.any(-1), position)
+    position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
+    keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
+    return Summaries(keys, values, real.any(-1), position)
+
+
+def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """k̄ and v̄, ``(B, H, M, D)``, of blocks ``k, v (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
+    precise = torch.promote_types(k.dtype, torch.float32)
+    weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
+    if by_attention:
+        mean = _average(weights, k)
+        scores = (k @ mean[..., None].to(k.dtype))[..., 0].to(precise) * scale
+        weights = softmax_over(scores, real[:, None])
+    return _average(weights, k), _average(weights, v)
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:

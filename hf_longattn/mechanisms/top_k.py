@@ -4,8 +4,9 @@ With the scores s_ij = scale · q_i · k_j (and the score term, where there is o
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Of equal scores the earlier key is kept. The choice is made in float64 and is a constant for the gradient, as in the paper. All N² scores
-are computed, a few rows at a time; softmax, values and the backward pass take N·k pairs of time and memory.
+Of equal scores the earlier key is kept. The choice is that of float64 (:mod:`hf_longattn.engines.narrowing` says when float32 suffices)
+and is a constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward
+pass take N·k pairs of time and memory. Decoding leaves out keys that bounds of their pages exclude (:mod:`hf_longattn.mechanisms.paged`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import best_keys, search_keys
+from ..engines.best import best_keys, narrowed_search, search_keys
 from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.narrowing import float32_products
 from ..engines.pattern import ScoreMod
+from ..engines.picked import pick, picked_attention
 from ..engines.selected import selected_attention
-from .base import Mechanism, softmax_over
+from .base import softmax_over
 from .options import Options, option, positive
+from .paged import PAGE, longest_key, page_tables, paged_best
 from .registry import register_mechanism
+from .summarised import Summaries, SummarisedMechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class TopKOptions(Options):
 
 
 @register_mechanism("top_k")
-class TopK(Mechanism):
+class TopK(SummarisedMechanism):
     """Each query keeps the k keys that score highest."""
 
     summary = "each query attends to its k best keys of the whole sequence"
@@ -71,14 +76,32 @@ class TopK(Mechanism):
         arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
         if self.covers(k.shape[2], causal):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         scale = q.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.no_grad():
             if score_mod is None:
                 index = best_keys(q, k, padding_mask, self.options.num_keys, causal, scale)
             else:
-                index = search_keys(q, k, padding_mask, self.options.num_keys, causal, scale, score_mod)
+                repeated = repeat_heads(k, q.shape[1])
+                index = search_keys(q, repeated, padding_mask, self.options.num_keys, causal, scale, score_mod)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return selected_attention(q, k, v, index, **arguments)
+
+    @property
+    def summary_unit(self) -> int | None:
+        return PAGE
+
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+        return page_tables(k, real)
+
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+        count, scale = self.options.num_keys, q.shape[-1] ** -0.5 if scaling is None else scaling
+        index = paged_best(q, k, summaries, count, scale)
+        if index is None and float32_products(q):
+            index = narrowed_search(q, k, summaries.real, count, True, scale, longest_key(summaries, k.shape[2]))
+        elif index is None:
+            index = best_keys(q, k, summaries.real, count, True, scale)
+        columns = index.clamp(min=0)
+        return picked_attention(q, pick(k, columns), pick(v, columns), index >= 0, scaling=scale)
 
     def dense_weights(
         self,

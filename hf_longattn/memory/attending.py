@@ -15,12 +15,14 @@ from ..mechanisms.base import Mechanism
 class Call:
     """What the model passes along with queries, keys and values.
 
+    causal: the queries look back only.
     mask: ``(B, tokens seen so far)`` bool, True = real token; ``None`` when all are.
     restricts_pairs: a four-dimensional mask or a position bias was given.
     hidden_states: the layer's input ``(B, Nq, hidden_size)``, for mechanisms that take it.
     weights_wanted: attentions are to be returned.
     """
 
+    causal: bool
     mask: Tensor | None
     restricts_pairs: bool
     scaling: float | None
@@ -40,9 +42,8 @@ class Call:
 class AttendingLayer(ABC):
     """Beside transformers' own base of a cache layer: the backend asks it before it calls the mechanism itself."""
 
-    @property
     @abstractmethod
-    def takes_over(self) -> bool:
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
         """Whether :meth:`attend` is to be called in this step; otherwise ``update`` returned all keys and values there are."""
 
     @abstractmethod

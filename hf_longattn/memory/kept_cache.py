@@ -12,20 +12,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import StaticLayer
 
 from ..mechanisms.base import Mechanism
-from ..mechanisms.masked import MaskedMechanism, first_real
+from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import prototype
-from .attending import AttendingLayer, Call
+from .anchored import NOT_BEGUN, AnchoredLayer
+from .attending import Call
 
-NOT_BEGUN = 1 << 40
-"""Where a sequence starts whose first real token has not come: behind every column."""
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
 
 
-class KeptLayer(AttendingLayer, DynamicLayer):
+class KeptLayer(AnchoredLayer):
     """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``; ``seen`` tokens have passed."""
 
     mechanism: ClassVar[Mechanism]
@@ -36,12 +35,9 @@ class KeptLayer(AttendingLayer, DynamicLayer):
         super().__init__()
         self.seen = 0
         self.pruned = False
-        self.starts: Tensor | None = None
-        self._begun = False
         self._clean_size = 0
 
-    @property
-    def takes_over(self) -> bool:
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
         """From the first clean-up on; until then all keys are there."""
         return self.pruned
 
@@ -59,16 +55,6 @@ class KeptLayer(AttendingLayer, DynamicLayer):
         self.columns = torch.cat([self.columns, new.expand(key_states.shape[0], -1)], 1)
         self.seen += key_states.shape[2]
         return super().update(key_states, value_states)
-
-    def note_padding(self, mask: Tensor | None) -> None:
-        """Learn from the padding mask ``(B, tokens)`` where each sequence begins: when its first real token has passed."""
-        if self._begun:
-            return
-        if self.starts is None:
-            self.starts = torch.full_like(self.columns[:, 0], NOT_BEGUN)
-        first = torch.zeros_like(self.starts) if mask is None else torch.where(mask.bool().any(1), first_real(mask), NOT_BEGUN)
-        self.starts = torch.where(self.starts == NOT_BEGUN, first, self.starts)
-        self._begun = bool((self.starts != NOT_BEGUN).all())
 
     def positions(self) -> Tensor:
         """Position of every kept key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
@@ -129,12 +115,6 @@ class KeptLayer(AttendingLayer, DynamicLayer):
         self.seen -= removed
         self._select((self.columns >= 0) & (self.columns < self.seen))
 
-    def restart(self, rows: Tensor) -> None:
-        """The sequences of ``rows (B,)`` bool begin anew; the mask must hide what they have seen."""
-        if self.starts is not None:
-            self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_BEGUN)
-            self._begun = False
-
     def unused(self) -> int:
         """How many of the first columns no slot holds."""
         held = self.columns[self.columns >= 0] if self.is_initialized else None
@@ -152,21 +132,15 @@ class KeptLayer(AttendingLayer, DynamicLayer):
         super().reset()
         self.__init__()  # type: ignore[misc]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        if self.is_initialized:
-            self.batch_select_indices(beam_idx.to(self.device))
-
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.is_initialized:
             super().batch_repeat_interleave(repeats)
             self.columns = self.columns.repeat_interleave(repeats, dim=0)
-            self.starts = None if self.starts is None else self.starts.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
             super().batch_select_indices(indices)
             self.columns = self.columns[indices]
-            self.starts = None if self.starts is None else self.starts[indices]
 
 
 @cache

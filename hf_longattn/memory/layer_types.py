@@ -9,8 +9,10 @@ import torch
 from ..configuration import LongAttentionConfig
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import prototype
+from ..mechanisms.summarised import SummarisedMechanism
 from .kept_cache import kept_layer_type
 from .state_cache import STATE_LAYER
+from .summary_cache import SUMMARY_LAYER
 from .window_cache import window_layer_type
 
 FULL = "full_attention"
@@ -30,7 +32,8 @@ def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
-    """The cache layer type of one layer: a state, as wide as the window, what the pattern keeps, or everything."""
+    """The cache layer type of one layer: a state, as wide as the window, what the pattern keeps, or everything,
+    with summaries where the mechanism chooses by them."""
     mechanism, values = long_attention.for_layer(layer)
     options = json.dumps(values, sort_keys=True)
     built = _causal(mechanism, options)
@@ -41,6 +44,8 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
     reach = built.reach(causal=True)
     if reach is not None:
         return window_layer_type(reach)
+    if isinstance(built, SummarisedMechanism) and built.summary_unit is not None:
+        return SUMMARY_LAYER
     none = torch.zeros(1, 1, dtype=torch.long)
     return FULL if built.kept(none, none) is None else kept_layer_type(mechanism, options)
 

@@ -21,7 +21,6 @@ class StateLayer(AttendingLayer, DynamicLayer):
     """What :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned last, and how many tokens have passed."""
 
     is_croppable = False
-    takes_over = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -42,6 +41,10 @@ class StateLayer(AttendingLayer, DynamicLayer):
 
     def note_padding(self, mask: Tensor | None) -> None:
         """Nothing to learn: the state has taken every padding in when it came."""
+
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
+        """Always: there is nothing but the state."""
+        return True
 
     def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         call.refuse_restricted_pairs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -128,8 +129,10 @@ def test_options_and_lengths_are_read() -> None:
 
 
 def test_the_sides_are_listed_without_ours() -> None:
+    importlib.import_module("hf_longattn.benchmarking.attention")  # registers them
     assert set(list_sides("attention")) == {
-        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "reformer-pytorch", "sdpa", "sdpa-mask", "window",
+        "flex", "hf-big-bird", "hf-longformer", "linformer", "nystrom-attention", "performer-pytorch",
+        "reformer-pytorch", "sdpa", "sdpa-mask", "window",
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_longattn.engines.best import best, best_keys, search_keys
+from hf_longattn.engines.narrowing import narrowed_best
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 40, 64])
@@ -30,4 +31,42 @@ def test_steps_of_any_size_find_the_same_keys(causal: bool, monkeypatch: pytest.
     assert whole.shape == (2, 3, 30, 6)
     for cells in (1, 120, 50 * 40):
         monkeypatch.setattr("hf_longattn.engines.best.SCORE_CELLS", cells)
-        assert torch.equal(search_keys(q, k, mask, 6, causal, 0.5, None), whole)
+        assert torch.equal(search_keys(q, k, mask, 6, causal, 0.5, None).sort(-1).values, whole)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
+def test_float32_finds_what_float64_finds(keys: str, causal: bool) -> None:
+    """On rows that are long enough for the comparison of blocks, whatever stands in the way of a clear choice."""
+    torch.manual_seed(0)
+    # Eighths, so that sums in float64 are exact in any order and equal keys have equal scores.
+    q, k = (torch.randn(2, heads, length, 16).mul(8).round().div(8) for heads, length in ((4, 30), (2, 1300)))
+    if keys == "equal pairs":
+        k[:, :, 650:] = k[:, :, :650]
+    elif keys == "nearly equal":
+        k[:, :, 650:] = k[:, :, :650] * (1 + 1e-7)
+    elif keys == "one long":
+        k[:, :, 7] *= 1e4
+    elif keys == "all equal":
+        k[:] = k[:, :, :1]
+    mask = torch.rand(2, 1300) < 0.8
+    found = best_keys(q, k, mask, 6, causal, 0.5)
+    expected = search_keys(q, k.repeat_interleave(2, 1), mask, 6, causal, 0.5, None).sort(-1).values
+    assert torch.equal(found, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(best_keys(q, k, mask, 6, causal, 0.5), expected)
+
+
+@pytest.mark.parametrize("length", [5, 1024, 3001, 20000])
+def test_rows_narrowed_by_blocks(length: int) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(7, length)
+    scores[0, 3:] = float("-inf")
+    scores[1, length // 2] = scores[1].max() + 1
+    index, doubtful = narrowed_best(scores, 5, torch.full((7, 1), 1e-7))
+    expected = best(scores.double(), 5).sort(-1).values
+    assert torch.equal(index, expected)
+    assert not doubtful.any()
+    scores[2] = 1.0
+    assert narrowed_best(scores, 4, torch.full((7, 1), 1e-7))[1].tolist() == [False, False, True, False, False, False, False]
+    assert narrowed_best(scores, 4, torch.full((7, 1), 1e3))[1].tolist() == [False, *[True] * 6]

@@ -1,5 +1,5 @@
 """The sides that compute attention alone, one per file; importing this registers them."""
 
-from . import flex, hf_big_bird, hf_longformer, linformer, nystrom, ours, reformer, sdpa, sdpa_mask, window
+from . import flex, hf_big_bird, hf_longformer, linformer, nystrom, ours, performer, reformer, sdpa, sdpa_mask, window
 
-__all__ = ["flex", "hf_big_bird", "hf_longformer", "linformer", "nystrom", "ours", "reformer", "sdpa", "sdpa_mask", "window"]
+__all__ = ["flex", "hf_big_bird", "hf_longformer", "linformer", "nystrom", "ours", "performer", "reformer", "sdpa", "sdpa_mask", "window"]

@@ -1,0 +1,41 @@
+"""Attention of a few queries, each over a list of keys of its own in a long cache, of which only the listed rows are read."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a cache.
+
+    Args:
+        x: ``(B, H_kv, N, D)``; a view of a larger buffer is read in place.
+        index: ``(B, H, …)`` int64, positions below N, with ``H_kv`` dividing ``H``: the heads of a group read the same head of x.
+    Returns:
+        ``(B, H, …, D)``.
+    """
+    batch, kv_heads, length, width = x.shape
+    if x.stride(3) != 1 or any(size > 1 and step % width for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)):
+        x = x.contiguous()
+    steps = [step // width if size > 1 else 0 for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    rows = 1 + sum((size - 1) * step for size, step in zip((batch, kv_heads, length), steps, strict=True))
+    items = torch.arange(batch, device=x.device)[:, None] * steps[0]
+    heads = torch.arange(index.shape[1], device=x.device) // (index.shape[1] // kv_heads) * steps[1]
+    first = (items + heads).view(batch, index.shape[1], *[1] * (index.dim() - 2))
+    return F.embedding(index * steps[2] + first, x.as_strided((rows, width), (width, 1)))
+
+
+def picked_attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, *, scaling: float | None = None) -> Tensor:
+    """Softmax attention of every query over its own keys, ``(B, H, Nq, D)``; zeros where it sees none.
+
+    Args:
+        q: ``(B, H, Nq, D)``.
+        keys, values: ``(B, H, Nq, K, D)``.
+        seen: ``(B, H, Nq, K)`` bool, or a bias in the dtype of q that is -inf where a key is not seen.
+    """
+    batch, heads, q_len, width = q.shape
+    queries, mask = q.reshape(batch, heads * q_len, 1, width), seen.flatten(1, 2)[:, :, None]
+    out = F.scaled_dot_product_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling)
+    return out.view(batch, heads, q_len, values.shape[-1])

@@ -1,0 +1,144 @@
+"""The cache layer of mechanisms that choose among all keys: it keeps them all, and beside them what the choice needs.
+
+What a mechanism knows of the keys (:meth:`hf_longattn.mechanisms.summarised.SummarisedMechanism.summarise_units`) is made once for every
+unit of tokens and again only for the unit that grows, so that a step neither goes through all keys nor copies them. Long pieces of a
+prompt, four-dimensional masks, gradients and compiled graphs go through the mechanism's ``forward`` over the same keys. A static cache
+keeps everything and no summaries, so that every step goes through ``forward``.
+"""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import StaticLayer
+
+from ..engines.picked import pick
+from ..mechanisms.base import Mechanism
+from ..mechanisms.summarised import FEW_QUERIES, Summaries, SummarisedMechanism
+from .anchored import AnchoredLayer
+from .attending import Call
+from .room import Room
+
+SUMMARY_LAYER = "longattn_summaries"
+"""The cache layer type, as it stands in ``config.layer_types``."""
+
+
+class SummaryLayer(AnchoredLayer):
+    """All keys and values ``(B, H, N, D)``, and tables ``(B, H', units, …)`` of what is known of the first ``summarised`` columns."""
+
+    _layer_type = SUMMARY_LAYER
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.tables: dict[str, Tensor] = {}
+        self.notes: UserDict[str, float] = UserDict()
+        self.summarised = 0
+        self._room = Room()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new tokens and return everything. Without gradients the memory is reused; with them it is copied."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.is_initialized:
+            return super().update(key_states, value_states)
+        before, after = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        self.keys, self.values = self._room.grown("keys", self.keys, after), self._room.grown("values", self.values, after)
+        self.keys[:, :, before:], self.values[:, :, before:] = key_states, value_states
+        return self.keys, self.values
+
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
+        """For a few new tokens behind others, and nothing asked for but the causal form."""
+        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, self.keys, self.values))
+        length = self.keys.shape[2]
+        return (
+            isinstance(mechanism, SummarisedMechanism)
+            and mechanism.summary_unit is not None
+            and q.shape[2] <= FEW_QUERIES
+            and q.shape[2] < length
+            and call.causal
+            and call.dropout_p == 0
+            and not (call.restricts_pairs or differentiated or torch.compiler.is_compiling())
+            and not mechanism.covers(length, causal=True)
+        )
+
+    @torch.no_grad()
+    def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(mechanism, SummarisedMechanism)
+        assert self.starts is not None
+        real = None if call.mask is None else call.mask.bool()
+        self._summarise(mechanism, real, call.scaling)
+        out = mechanism.attend_summarised(q, k, v, Summaries(self.tables, self.starts, real, self.notes), scaling=call.scaling)
+        weights = mechanism.weights(q, k, causal=True, padding_mask=real, scaling=call.scaling) if call.weights_wanted else None
+        return out, weights
+
+    def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, scaling: float | None) -> None:
+        """Bring the tables up to the newest token: units that have new tokens are made from all their tokens."""
+        assert self.starts is not None
+        assert mechanism.summary_unit is not None
+        unit, length, starts = mechanism.summary_unit, self.keys.shape[2], self.starts[:, None]
+        if self.summarised == length:
+            return
+        first = (self.summarised - starts).clamp(min=0) // unit
+        last = torch.div(length - 1 - starts, unit, rounding_mode="floor").clamp(min=0)
+        most, total = int((last - first).max()) + 1, int(last.max()) + 1
+        units = (first + torch.arange(most, device=starts.device)).minimum(last)  # (B, m); a row with fewer repeats its last one
+        columns = starts[..., None] + units[..., None] * unit + torch.arange(unit, device=starts.device)
+        there, columns = columns < length, columns.clamp(max=length - 1)
+        if real is not None:
+            there = there & real.gather(1, columns.flatten(1)).view(columns.shape)
+        places = columns[:, None].expand(-1, self.keys.shape[1], -1, -1)
+        made = mechanism.summarise_units(pick(self.keys, places), pick(self.values, places), there, scaling)
+        for name, entries in made.items():
+            held = self.tables.get(name)
+            table = self._room.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)
+            index = units.view(len(units), 1, -1, *[1] * (entries.dim() - 3)).expand(entries.shape)
+            self.tables[name] = table.scatter_(2, index, entries)
+        self.summarised = length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens; the number is negative. The unit in which the end lies is made again when tokens follow."""
+        super().crop(tokens_to_remove)
+        self.summarised = min(self.summarised, self.get_seq_length())
+
+    def restart(self, rows: Tensor) -> None:
+        super().restart(rows)
+        self.summarised = 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.__init__()  # type: ignore[misc]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._change_tables(lambda table: table.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._change_tables(lambda table: table[indices.to(table.device)])
+
+    def offload(self) -> None:
+        super().offload()
+        self._change_tables(lambda table: table.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        super().prefetch()
+        if self.is_initialized:
+            self._change_tables(lambda table: table.to(self.device, non_blocking=True))
+
+    def _change_tables(self, how: Callable[[Tensor], Tensor]) -> None:
+        self.tables = {name: how(table) for name, table in self.tables.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the spare room, for copies and pickles; what a copy shares with this layer is not written to any more."""
+        self._room.clear()
+        return {**self.__dict__, "_room": Room(), "tables": dict(self.tables), "notes": UserDict(self.notes)}
+
+
+class StaticFullLayer(StaticLayer):
+    """The same mechanisms with memory reserved once, for ``cache_implementation="static"``."""
+
+    _layer_type = SUMMARY_LAYER
