@@ -23,7 +23,7 @@ from .base import Mechanism, State
 from .token_positions import positions_of
 
 PIECE = 1 << 18
-"""Features of one tensor that are made at a time."""
+"""Features of one tensor that are made at a time, for each thread: fewer, and threads wait for one another; more, and the cache is left."""
 NOTHING = -1e30
 """Logarithm of the scale of an empty state: finite, so that differences are numbers."""
 LEAST = 1e-20
@@ -188,7 +188,8 @@ class LinearMechanism(Mechanism):
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             size = stop - start
         else:
-            size = max(2 * CHUNK, PIECE // (like.shape[0] * like.shape[1] * self.features_per_head()) // CHUNK * CHUNK)
+            features = like.shape[0] * like.shape[1] * self.features_per_head()
+            size = max(2 * CHUNK, PIECE * torch.get_num_threads() // features // CHUNK * CHUNK)
         at = start
         while at < stop:
             yield slice(at, min(at + size, stop))
