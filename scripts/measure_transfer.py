@@ -126,17 +126,20 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
 
 def markdown(stored: dict[str, Any]) -> str:
     """All tables as a page."""
+    notes = [f"- {key}: {value}" for part in stored.values() for key, value in part["about"].items()]
+    return "\n".join(["# Attention transfer: held-out loss by mechanism and stage", "", tables(stored), "", *notes]) + "\n"
+
+
+def tables(stored: dict[str, Any]) -> str:
+    """What the numbers are, and a table for each model and text."""
     lines = [
-        "# Attention transfer: held-out loss by mechanism and stage",
-        "",
         "Nats per masked token (encoders) or next token (decoders) ± standard error over documents. *Recovered* is the share of the loss "
         "that the conversion cost and that the training won back. Stage 1 trains the mechanisms alone to give the softmax attention's "
         "outputs, stage 2 fine-tunes by the model's own objective.",
     ]
     for model, part in stored.items():
         for text, original in part["original"].items():
-            lines += ["", f"## {model}, {text}, inputs of {part['length']:,} tokens", ""]
-            lines += [f"Original: {_cell(original)}.", ""]
+            lines += ["", f"**{model}, {text}**, inputs of {part['length']:,} tokens. Original: {_cell(original)}.", ""]
             lines += [
                 "| mechanism | converted | after stage 1 | after stage 2 | recovered | tokens: stage 1 + 2 | of pre-training |",
                 "|---|---|---|---|---|---|---|",
@@ -149,8 +152,7 @@ def markdown(stored: dict[str, Any]) -> str:
                 share = f"{100 * sum(used) / part['pretraining_tokens']:.1f} %"
                 gained = "–" if won is None else f"{100 * won:.1f} %"
                 lines.append(f"| `{mechanism}` | {' | '.join(cells)} | {gained} | {used[0]:,} + {used[1]:,} | {share} |")
-        lines += ["", *(f"- {key}: {value}" for key, value in part["about"].items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _cell(value: dict[str, float]) -> str:

@@ -2,7 +2,7 @@
 
     python scripts/train_qa.py --config configs/qa_reference_512.yaml
     python scripts/train_qa.py --model my-long-model --data my_squad.json --epochs 2 --output trained
-    accelerate launch --num_processes 2 scripts/train_qa.py --model ... --data docstring lookup --output trained
+    accelerate launch --multi_gpu --num_processes 2 scripts/train_qa.py --model ... --data docstring lookup --output trained
 
 Recipes in YAML hold the same names; what is given on the command line wins.
 """

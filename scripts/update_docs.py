@@ -24,8 +24,9 @@ from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
 from hf_longattn.families import FAMILIES
 
 try:
-    from scripts import mechanism_pages
+    from scripts import measure_transfer, mechanism_pages
 except ImportError:  # run as a script
+    import measure_transfer  # type: ignore[no-redef]
     import mechanism_pages  # type: ignore[no-redef]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,6 +140,12 @@ def footprint(name: str) -> str:
     return NOT_MEASURED.format(name, "make bench") if record is None else f"{footprint_table(record)}\n\n*{where(record)}*"
 
 
+def transfer(name: str) -> str:
+    """What attention transfer wins back."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, "python scripts/measure_transfer.py") if record is None else measure_transfer.tables(record)
+
+
 def recall(name: str) -> str:
     """The table of associative recall."""
     record = stored(name)
@@ -177,6 +184,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decode": partial(decoding, "decode"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
+    "transfer": partial(transfer, "transfer"),
     "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,
     "families": families,
