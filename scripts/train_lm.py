@@ -1,7 +1,7 @@
 """Train a converted model further on long text: masked tokens for encoders, next tokens for decoders.
 
     python scripts/train_lm.py --model my-long-model --text my_texts/ --epochs 1 --output trained
-    accelerate launch --multi_gpu --num_processes 2 scripts/train_lm.py --model my-long-model --text corpus --max-minutes 60 --output trained
+    accelerate launch --multi_gpu --num_processes 2 scripts/train_lm.py --model my-long-model --text corpus --output trained
 
 Recipes in YAML (--config) hold the same names; what is given on the command line wins.
 """
