@@ -6,11 +6,11 @@ import inspect
 import sys
 from pathlib import Path
 
-from hf_longattn import build_mechanism, list_mechanisms, mechanism_info
+from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.benchmarking.report import markdown_table
 from hf_longattn.cli.plot import draw_patterns
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 
 LENGTH = 64
 FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirectional"}
@@ -31,7 +31,7 @@ def draw(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in list_mechanisms():
         cls = mechanism_class(name)
-        built = build_mechanism(name, num_heads=4, head_dim=16, max_length=LENGTH, **cls.sample).eval()
+        built = mechanism_from(name, cls.sample, num_heads=4, head_dim=16, max_length=LENGTH).eval()
         forms = {"bidirectional": False, "causal": True}
         shown = {(built, causal): form for form, causal in forms.items() if cls.causal in ("both", causal)}
         draw_patterns(

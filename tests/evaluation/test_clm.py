@@ -22,6 +22,6 @@ def test_the_loss_is_the_models_own() -> None:
     model = GPT2LMHeadModel(config).eval()
     for text, loss in zip(texts, next_token_loss(model, tokenizer, texts), strict=True):
         ids = torch.tensor([[tokenizer.cls_token_id, *text]])
-        assert loss == pytest.approx(float(model(ids, labels=ids).loss), abs=1e-5)
+        assert loss == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
     with pytest.raises(LengthError, match="only 2 of the texts have 20 tokens"):
         first_tokens(TEXTS, tokenizer, 20, 3)
