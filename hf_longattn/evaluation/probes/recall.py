@@ -76,8 +76,8 @@ NEAR = 3
 
 
 def small_model(setting: RecallSetting, task: Mqar) -> RecallModel:
-    """A model of the setting's shape with random weights, large enough for queries and keys of unit variance: from GPT-2's own, a few thousand
-    steps pass before anything but full attention learns."""
+    """A model of the setting's shape with random weights, large enough for queries and keys of unit variance: from GPT-2's own, a
+    thousand steps are not enough for anything but full attention."""
     torch.manual_seed(setting.seed)
     shape = {"n_embd": setting.width, "n_head": setting.heads, "n_layer": setting.layers, "n_positions": task.length + DECODED}
     shape["initializer_range"] = setting.width**-0.5
