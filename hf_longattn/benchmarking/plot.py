@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import LongAttentionError
+from ..drawing import svg
 from .report import BenchmarkResult
 
 
@@ -14,20 +14,13 @@ def plot(result: BenchmarkResult, path: Path) -> Path:
     Raises:
         LongAttentionError: when matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install 'hf-longattn[bench]'") from error
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     series = {"milliseconds per pass": [(t.side, t.length, t.median) for t in result.timings]}
     if result.memory:
         series["MiB on top of the inputs"] = [(m.side, m.length, m.extra) for m in result.memory]
-    with pyplot.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
-        figure, axes = pyplot.subplots(1, len(series), figsize=(5.2 * len(series), 3.8), squeeze=False)
-        for panel, (label, points) in zip(axes[0], series.items(), strict=True):
+    with svg(path, len(series)) as (figure, panels):
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
+        for panel, (label, points) in zip(panels, series.items(), strict=True):
             for side in dict.fromkeys(side for side, _, _ in points):
                 line = [(length, value) for name, length, value in points if name == side]
                 panel.plot(*zip(*line, strict=True), marker="o", linewidth=2.2 if side.startswith("longattn") else 1.3, label=side)
@@ -40,7 +33,4 @@ def plot(result: BenchmarkResult, path: Path) -> Path:
         about = f"{result.kind}, {result.case.mechanism}, {result.case.dtype}"
         about += ", forward and backward" if result.case.backward else ", forward"
         figure.suptitle(f"{about} · {result.machine.get('gpu') or result.machine['processor']}", fontsize=10)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
     return path

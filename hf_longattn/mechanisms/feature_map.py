@@ -164,7 +164,7 @@ class LinearMechanism(Mechanism):
             state = {**state, **absorb(state, phi_k, values)}
         for piece in self._pieces(0, q_len, q):
             tokens = slice(piece.start + first, piece.stop + first)
-            phi_q = self.queries(_wide(q[:, :, piece]), at.where(tokens))
+            phi_q = self.queries(wide(q[:, :, piece]), at.where(tokens))
             if causal:
                 phi_k, values, state = source.take(tokens, state)
                 out, sums = linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
@@ -208,8 +208,8 @@ class _Keys(NamedTuple):
     def take(self, tokens: slice, state: State | None) -> tuple[Tensor, Tensor, State]:
         """Features and values of these tokens, and the state of the earlier ones in the same scale."""
         mask = None if self.mask is None else self.mask[:, tokens]
-        phi_k = self.mechanism.keys(_wide(self.k[:, :, tokens]), self.at.where(tokens))
-        values = repeat_heads(_wide(self.v[:, :, tokens]), phi_k.shape[1])
+        phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.at.where(tokens))
+        values = repeat_heads(wide(self.v[:, :, tokens]), phi_k.shape[1])
         if state is None:
             state = empty_state(phi_k, values)
             if self.mechanism.key_logarithms:
@@ -236,6 +236,6 @@ def exp_of(fresh: Tensor) -> Tensor:
     return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """At least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

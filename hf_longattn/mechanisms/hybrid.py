@@ -25,7 +25,7 @@ from ..errors import OptionError
 from .base import Mechanism, State
 from .choice import Choice
 from .counting import band_pairs
-from .feature_map import At, LinearMechanism
+from .feature_map import At, LinearMechanism, wide
 from .hedgehog import HedgehogOptions
 from .options import Options, option, positive
 from .registry import mechanism_class, register_mechanism
@@ -135,8 +135,8 @@ class Hybrid(Mechanism):
             sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
             out = self._run(q, k, v, sums, True, mask, scaling, dropout_p)
             gone = k.shape[2] - size
-            features = masked(self.linear.keys(_wide(k[:, :, :gone]), At(self._scale(scaling))), mask[:, :gone])
-            values = _with_ones(_wide(v[:, :, :gone]), features.shape[1])
+            features = masked(self.linear.keys(wide(k[:, :, :gone]), At(self._scale(scaling))), mask[:, :gone])
+            values = _with_ones(wide(v[:, :, :gone]), features.shape[1])
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
 
@@ -144,7 +144,7 @@ class Hybrid(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, causal: bool, mask: Tensor | None, scaling: float | None, drop: float
     ) -> Tensor:
         pattern, dtype, scale = Pattern.window(self.options.window, causal), q.dtype, self._scale(scaling)
-        q, k, v = _wide(q), _wide(k), _wide(v)
+        q, k, v = wide(q), wide(k), wide(v)
         total, weight = near_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
@@ -220,7 +220,3 @@ def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: T
 def _with_ones(v: Tensor, heads: int) -> Tensor:
     """Values ``(B, heads, n, D + 1)`` whose last column sums the weights."""
     return F.pad(repeat_heads(v, heads), (0, 1), value=1.0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

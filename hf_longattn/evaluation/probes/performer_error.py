@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.errors import LongAttentionError
+from hf_longattn.drawing import svg
 
 COUNTS = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -78,15 +78,7 @@ def plot_performer_error(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     Raises:
         LongAttentionError: when matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install 'hf-longattn[plot]'") from error
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
-        figure, panel = pyplot.subplots(figsize=(5.2, 3.8))
+    with svg(path) as (_, (panel,)):
         counts = [row["features"] for row in rows]
         panel.plot(counts, [row["kernel"] for row in rows], marker="o", label="kernel, orthogonal directions")
         panel.plot(counts, [row["theory"] for row in rows], linestyle="--", label="kernel, independent, by theory")
@@ -95,7 +87,4 @@ def plot_performer_error(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
     return path

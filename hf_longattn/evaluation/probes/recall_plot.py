@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError
+from hf_longattn.drawing import svg
 
 PANELS = (("state_bytes", "bytes of state of a sequence"), ("tokens_per_second", "tokens per second while decoding"))
 
@@ -18,15 +18,7 @@ def plot_recall(results: Sequence[dict[str, Any]], path: Path) -> Path:
     Raises:
         LongAttentionError: when matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install 'hf-longattn[plot]'") from error
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
-        figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10.4, 3.8), sharey=True)
+    with svg(path, len(PANELS), sharey=True) as (_, axes):
         for panel, (key, label) in zip(axes, PANELS, strict=True):
             for family in dict.fromkeys(row["name"].split(" ")[0] for row in results):
                 points = sorted((row[key], 100 * row["accuracy"]) for row in results if row["name"].split(" ")[0] == family)
@@ -35,7 +27,4 @@ def plot_recall(results: Sequence[dict[str, Any]], path: Path) -> Path:
             panel.grid(alpha=0.3)
         axes[0].set(ylabel="recall, %", ylim=(-3, 103))
         axes[1].legend(frameon=False, fontsize=8)
-        figure.tight_layout()
-        figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
     return path

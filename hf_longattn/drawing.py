@@ -1,0 +1,32 @@
+"""Plots as SVG: equal results give equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import LongAttentionError
+
+
+@contextmanager
+def svg(path: Path, panels: int = 1, width: float = 5.2, **subplots: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and its panels side by side; written into ``path`` when the block ends.
+
+    Raises:
+        LongAttentionError: when matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install 'hf-longattn[plot]'") from error
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
+        figure, axes = pyplot.subplots(1, panels, figsize=(width * panels, 3.8), squeeze=False, **subplots)
+        yield figure, list(axes[0])
+        figure.tight_layout()
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
