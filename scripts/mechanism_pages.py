@@ -6,6 +6,8 @@ import inspect
 import sys
 from pathlib import Path
 
+import torch
+
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.benchmarking.report import markdown_table
 from hf_longattn.cli.plot import draw_patterns
@@ -31,6 +33,7 @@ def draw(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in list_mechanisms():
         cls = mechanism_class(name)
+        torch.manual_seed(0)
         built = mechanism_from(name, cls.sample, num_heads=4, head_dim=16, max_length=LENGTH).eval()
         forms = {"bidirectional": False, "causal": True}
         shown = {(built, causal): form for form, causal in forms.items() if cls.causal in ("both", causal)}
