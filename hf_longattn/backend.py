@@ -19,9 +19,7 @@ from transformers.utils.output_capturing import _active_collector
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .memory import Call
-
-BACKEND = "longattn"
-"""The name to give as ``attn_implementation``; the Long* classes have it by default."""
+from .naming import BACKEND
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"

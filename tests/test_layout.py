@@ -17,7 +17,7 @@ SOURCES = [path for folder in ("hf_longattn", "scripts", "tests") for path in so
 # A room imports from lower floors only. The rooms of the top floor see one another's front door
 # (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
 FLOORS = (
-    ("errors",),
+    ("errors", "naming", "discovery"),
     ("drawing",),
     ("engines",),
     ("positions",),

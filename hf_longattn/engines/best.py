@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .dense import repeat_heads
 from .narrowing import float32_products, narrowed_best, product_margin
 from .pattern import ScoreMod
@@ -51,7 +52,7 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(-1, by_score)
 
 
-@torch.library.custom_op("hf_longattn::best_keys", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::best_keys", mutates_args=())
 def best_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
     """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64 in rising order, -1 where a query sees fewer.
 
@@ -64,7 +65,7 @@ def best_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
-@torch.library.custom_op("hf_longattn::best_blocks", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::best_blocks", mutates_args=())
 def best_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: int, causal: bool) -> Tensor:
     """The ``count`` best blocks of every query besides its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .cpu_layout import (
     Group,
     Sequence,
@@ -90,7 +91,7 @@ def _items(
         yield _Item(seq, by_query[0], *by_key, *by_query[1:])
 
 
-@torch.library.custom_op("hf_longattn::cpu_band", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_band", mutates_args=(), device_types="cpu")
 def cpu_band(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None = None, ahead: int = 0,
@@ -199,7 +200,7 @@ class _Gradients(NamedTuple):
             band.bias.add_gradient(self.bias, distance, score_gradient(q, k, v, out, lse, grad, mask, band.scale))
 
 
-@torch.library.custom_op("hf_longattn::cpu_band_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_band_backward", mutates_args=(), device_types="cpu")
 def cpu_band_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None,
     left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int, of_bias: bool,

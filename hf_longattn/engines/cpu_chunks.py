@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .cpu_layout import MASKED, empty_results, mask_dtype, stable_order, token_major
 from .dense import same_dtype
 
@@ -128,7 +129,7 @@ def _items(buckets: Tensor, key_mask: Tensor | None, size: int, before: int, aft
             yield _Item((item, head), tokens, order if tokens is None else tokens[order], row.t().contiguous(), cut)
 
 
-@torch.library.custom_op("hf_longattn::cpu_chunks", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_chunks", mutates_args=(), device_types="cpu")
 def cpu_chunks(
     q: Tensor, k: Tensor, v: Tensor, buckets: Tensor, key_mask: Tensor | None, size: int, before: int, after: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -181,7 +182,7 @@ def _(q, k, v, buckets, key_mask, size, before, after, scale):  # type: ignore[n
     return empty_results(q)
 
 
-@torch.library.custom_op("hf_longattn::cpu_chunks_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_chunks_backward", mutates_args=(), device_types="cpu")
 def cpu_chunks_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, buckets: Tensor, key_mask: Tensor | None,
     size: int, before: int, after: int, scale: float,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .cpu_gathered_layout import Limits, Rules, Spec, layout
 from .cpu_gathered_masks import Call, calls
 from .cpu_gathered_tokens import Scratch, Tokens
@@ -25,7 +26,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@torch.library.custom_op("hf_longattn::cpu_gathered", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_gathered", mutates_args=(), device_types="cpu")
 def cpu_gathered(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None,
     queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
@@ -112,7 +113,7 @@ def _(q, k, v, key_mask, queries, keys, biases, rules, scale):  # type: ignore[n
     return empty_results(q)
 
 
-@torch.library.custom_op("hf_longattn::cpu_gathered_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_gathered_backward", mutates_args=(), device_types="cpu")
 def cpu_gathered_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None,
     queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,

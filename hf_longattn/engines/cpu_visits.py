@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .cpu_layout import MASKED, empty_results, mask_dtype, stable_order, token_major
 
 TOGETHER = 4096
@@ -62,7 +63,7 @@ class _Head(NamedTuple):
         return x.contiguous().index_select(0, self.queries)
 
 
-@torch.library.custom_op("hf_longattn::cpu_visits", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_visits", mutates_args=(), device_types="cpu")
 def cpu_visits(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, chosen: Tensor, block_size: int, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -175,7 +176,7 @@ def _(q, k, v, key_mask, chosen, block_size, causal, scale):  # type: ignore[no-
     return empty_results(q)
 
 
-@torch.library.custom_op("hf_longattn::cpu_visits_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(f"{OPERATORS}::cpu_visits_backward", mutates_args=(), device_types="cpu")
 def cpu_visits_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, chosen: Tensor,
     block_size: int, causal: bool, scale: float,

@@ -2,11 +2,13 @@
 
 They run for fp32 features on a CUDA device outside of compiled graphs (their entry points refuse to be traced) and for up to 256
 features, which is what their tiles hold. They compute Σ_{j≤i} (φ(q_i)·φ(k_j)) v_j from an initial state; the division by the sum of
-weights is done here, since theirs does not know an initial state.
+weights is done here, since theirs does not know an initial state. The package is imported by name: in a file that is pushed with a model,
+transformers would demand whatever an import statement names.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import cache
 
@@ -38,8 +40,7 @@ def fla_runs(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
     """As :func:`hf_longattn.engines.linear_chunks.chunked_linear_attention`; ``chunk`` is the kernels' own affair."""
-    from fla.ops.simple_gla import chunk_simple_gla
-
+    chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     group = q.shape[1] // k.shape[1]
     keys, values, sums, state = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v, z, kv))
     out, after = chunk_simple_gla(
@@ -65,8 +66,7 @@ def fla_runs_delta(q: Tensor, v: Tensor) -> bool:
 
 def fla_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`hf_longattn.engines.delta.gated_delta_rule`."""
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
+    chunk_gated_delta_rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     q, k, v, g, beta = (x.transpose(1, 2).contiguous() for x in (q, k, v, g.float(), beta.to(v.dtype)))
     out, state = chunk_gated_delta_rule(q, k, v, g, beta, scale=1.0, initial_state=state, output_final_state=True)
     return out.transpose(1, 2), state

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .dense import masked_softmax
 from .pattern import ScoreMod
 
@@ -53,7 +54,7 @@ def selected_attention(
     return pair_sum(weights, v, places).to(q.dtype)
 
 
-@torch.library.custom_op("hf_longattn::pair_scores", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::pair_scores", mutates_args=())
 def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out = q.new_empty(index.shape, dtype=_dtype(q))
@@ -68,7 +69,7 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("hf_longattn::pair_sum", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::pair_sum", mutates_args=())
 def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     """Σ_j w_ij v[index_ij]: ``(B, H, Nq, D)``, float32 at least."""
     out = v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
@@ -81,7 +82,7 @@ def pair_sum(weights: Tensor, v: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("hf_longattn::pair_spread", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::pair_spread", mutates_args=())
 def pair_spread(weights: Tensor, x: Tensor, index: Tensor, kv_len: int) -> Tensor:
     """Σ of w_ij x_i over the pairs with index_ij = m: ``(B, H, kv_len, D)``, float32 at least."""
     out = x.new_zeros((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..naming import OPERATORS
 from .dense import dense_attention, masked_softmax
 from .global_rows import gather_tokens, global_index, put_rows
 
 
-@torch.library.custom_op("hf_longattn::separate_rows", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::separate_rows", mutates_args=())
 def separate_rows(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float) -> Tensor:
     """Attention of the global tokens alone over all keys.
 
@@ -37,7 +38,7 @@ def _(q, k, v, key_mask, global_mask, causal, scale):  # type: ignore[no-untyped
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("hf_longattn::separate_rows_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::separate_rows_backward", mutates_args=())
 def separate_rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

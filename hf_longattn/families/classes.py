@@ -9,6 +9,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import output_capturing
 
+from ..discovery import load_module
 from .loading import register_loading
 from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongGenerationMixin
 from .registry import Family
@@ -36,7 +37,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     bases: list[type] = [mixin, base]
     if family.own_mixin is not None:
         module, own = family.own_mixin.split(".")
-        bases.insert(0, getattr(importlib.import_module(f"{__package__}.{module}"), own))
+        bases.insert(0, getattr(load_module("families", module), own))
     if issubclass(base, GenerationMixin):
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers asks for the latter among the direct bases
     namespace: dict[str, Any] = {

@@ -15,6 +15,7 @@ from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
+from ..naming import PLAIN_BACKEND
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
@@ -125,7 +126,8 @@ class LongAttentionMixin(_Base):
         return True
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        return super().get_correct_attn_implementation(BACKEND if requested_attention is None else requested_attention, is_init_check)
+        requested = BACKEND if requested_attention in (None, PLAIN_BACKEND) else requested_attention
+        return super().get_correct_attn_implementation(requested, is_init_check)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

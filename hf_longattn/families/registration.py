@@ -12,17 +12,17 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import pkgutil
 import sys
 from collections.abc import Callable, Collection, Sequence
 from types import ModuleType
 from typing import Any
 
+from ..discovery import module_names
+
 
 def family_names(model_types: Collection[str]) -> list[str]:
     """The base model types that have a family: the modules of this package that are named after a model type of transformers."""
-    package = sys.modules[__package__]
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name in model_types)
+    return [name for name in module_names("families") if name in model_types]
 
 
 def register_configs() -> None:

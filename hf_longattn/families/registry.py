@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .registration import family_names
+from ..discovery import load_module, module_names
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
 
@@ -147,7 +147,8 @@ class _Families(Mapping[str, Family]):
 
     @cached_property
     def _found(self) -> dict[str, Family]:
-        return {name: importlib.import_module(f"{__package__}.{name}").FAMILY for name in family_names(CONFIG_MAPPING_NAMES)}
+        names = [name for name in module_names("families") if name in CONFIG_MAPPING_NAMES]
+        return {name: load_module("families", name).FAMILY for name in names}
 
     def __getitem__(self, base_model_type: str) -> Family:
         return self._found[base_model_type]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LengthError
+from ..naming import OPERATORS
 
 OLD_PLANS = (1024, 3072, 4096)
 """Padded lengths for which transformers draws from the first 1,024 tokens, in the order of the paper's own code."""
@@ -71,7 +72,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-@torch.library.custom_op("hf_longattn::transformers_blocks", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::transformers_blocks", mutates_args=())
 def transformers_blocks(blocks: Tensor, seed: int, heads: int, rows: int, count: int, size: int, max_length: int) -> Tensor:
     """The random blocks of transformers' BigBird in training mode, whose layer l draws with seed l. ``(B, H, rows, count)``.
 

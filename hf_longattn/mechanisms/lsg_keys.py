@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..engines.best import best, exact_dtype
 from ..engines.pattern import ScoreMod
+from ..naming import OPERATORS
 from .plans import PlanCache
 
 CHOSEN = ("strided", "block_strided", "max_norm")
@@ -98,7 +99,7 @@ def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: 
     return Made(keys, values, (number > 0).flatten(2), position.flatten(2))
 
 
-@torch.library.custom_op("hf_longattn::lsg_clusters", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
 def clusters(k: Tensor, many: int, seed: int) -> Tensor:
     """The cluster, below ``many``, of every key ``(B, H, N, D)``: ``(B, H, N)`` int64."""
     if many == 1:

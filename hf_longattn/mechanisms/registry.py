@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
+from ..discovery import load_module, module_names
 from ..errors import OptionError, UnknownMechanismError, nearest
 from .base import Mechanism
 from .options import RELATIVE, OptionInfo, Options
@@ -58,10 +57,9 @@ def register_mechanism(name: str) -> Callable[[M], M]:
 
 @cache
 def _discover() -> None:
-    """Import every module of this package once: a new mechanism is one new file."""
-    package = importlib.import_module(__package__ or "hf_longattn.mechanisms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    """Import every module of this room once: a new mechanism is one new file."""
+    for name in module_names("mechanisms"):
+        load_module("mechanisms", name)
 
 
 def mechanism_class(name: str) -> type[Mechanism]:

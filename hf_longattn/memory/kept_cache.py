@@ -17,6 +17,7 @@ from transformers.cache_utils import StaticLayer
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import prototype
+from ..naming import BACKEND
 from .anchored import NOT_BEGUN, AnchoredLayer
 from .attending import Call
 
@@ -147,7 +148,7 @@ class KeptLayer(AnchoredLayer):
 def kept_layer_type(mechanism: str, options: str) -> str:
     """The cache layer type of a mechanism with options (JSON), registered on first use; the static one keeps everything."""
     built = prototype(mechanism, options)
-    name = f"longattn_{mechanism}_{options}"
+    name = f"{BACKEND}_{mechanism}_{options}"
     for base, extra in ((KeptLayer, {"mechanism": built}), (StaticLayer, {})):
         made = type(f"{base.__name__} {name}", (base,), {"_layer_type": name, "__module__": __name__, **extra})
         globals()[made.__name__] = made  # so that a cache can be pickled

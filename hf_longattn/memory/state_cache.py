@@ -11,9 +11,10 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from ..errors import LengthError
 from ..mechanisms.base import Mechanism, State
+from ..naming import BACKEND
 from .attending import AttendingLayer, Call
 
-STATE_LAYER = "longattn_state"
+STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type, as it stands in ``config.layer_types``."""
 
 

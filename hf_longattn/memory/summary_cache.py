@@ -19,11 +19,12 @@ from transformers.cache_utils import StaticLayer
 from ..engines.picked import pick
 from ..mechanisms.base import Mechanism
 from ..mechanisms.summarised import FEW_QUERIES, Summaries, SummarisedMechanism
+from ..naming import BACKEND
 from .anchored import AnchoredLayer
 from .attending import Call
 from .room import Room
 
-SUMMARY_LAYER = "longattn_summaries"
+SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type, as it stands in ``config.layer_types``."""
 
 

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
+from ..naming import BACKEND
+
 
 class GrowingWindowLayer(DynamicSlidingWindowLayer):
     """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
@@ -49,7 +51,7 @@ class StaticWindowLayer(StaticSlidingWindowLayer):
 @cache
 def window_layer_type(window: int) -> str:
     """The cache layer type that keeps what a causal window of ``window`` tokens can see, registered on first use."""
-    name = f"longattn_window_{window}"
+    name = f"{BACKEND}_window_{window}"
     for base in (GrowingWindowLayer, StaticWindowLayer):
         made = type(f"{base.__name__}{window}", (base,), {"_layer_type": name, "window": window, "__module__": __name__})
         globals()[made.__name__] = made  # so that a cache can be pickled
