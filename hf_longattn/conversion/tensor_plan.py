@@ -38,6 +38,12 @@ class TensorPlan:
     reason: str = ""  # why it was dropped
 
     @property
+    def verbatim(self) -> TensorHeader | None:
+        """The source's tensor where its file holds the very bytes that are to be written."""
+        unchanged = self.action in ("kept", "renamed") and self.header is not None and self.header.torch_dtype == self.dtype
+        return self.header if unchanged and self.header is not None and self.header.start is not None else None
+
+    @property
     def nbytes(self) -> int:
         return 0 if self.new_shape is None else torch.Size(self.new_shape).numel() * self.dtype.itemsize
 

@@ -1,9 +1,11 @@
-"""Tensors in safetensors files: their headers, and one at a time from the memory-mapped file."""
+"""Tensors in files: their headers, and one at a time or block by block, read so that nothing of the file stays in memory."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["SAFETENSORS_DTYPES", "TORCH_DTYPES", "TensorHeader", "read_headers", "read_tensor"]
+__all__ = ["BLOCK", "SAFETENSORS_DTYPES", "TORCH_DTYPES", "TensorHeader", "read_blocks", "read_headers", "read_span", "read_tensor"]
+
+BLOCK = 16 * 2**20
+"""Bytes that are copied or compared at once."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -35,12 +40,18 @@ SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor as the file's header describes it."""
+    """One tensor as the file's header describes it.
+
+    start: where its bytes begin in the file, row after row; `None` where the file holds it in another form.
+    values: reads it then.
+    """
 
     name: str
     file: Path
     dtype: str  # as in the header: "F32", "BF16", …
     shape: tuple[int, ...]
+    start: int | None = None
+    values: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -63,7 +74,8 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
     """
     headers = {}
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="numpy") as opened:  # sees to it that the tensors fill the file in this order
+            start = _data_start(file)
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
                 if part.get_dtype() not in TORCH_DTYPES:
@@ -71,22 +83,63 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
                         f"Tensor {name!r} of {str(file)!r} has the dtype {part.get_dtype()}, which is not supported;"
                         f" expected one of {', '.join(TORCH_DTYPES)}."
                     )
-                headers[name] = TensorHeader(name, file, part.get_dtype(), tuple(part.get_shape()))
+                headers[name] = TensorHeader(name, file, part.get_dtype(), tuple(part.get_shape()), start)
+                start += headers[name].nbytes
     except SafetensorError as error:
         raise CheckpointError(_damaged(file, error)) from error
     return headers
 
 
 def read_tensor(header: TensorHeader) -> Tensor:
-    """One tensor, backed by the memory-mapped file: no copy, and its pages are released with it.
+    """One tensor, in memory of its own.
 
-    The file is opened anew for every tensor, so that the pages of the ones before do not stay resident.
+    Read and not mapped: the pages of a mapped file count as the process's memory for as long as they stay.
+
+    Raises:
+        CheckpointError: the file ends before the tensor does.
     """
-    try:
-        with safe_open(header.file, framework="pt") as opened:
-            return opened.get_tensor(header.name)
-    except SafetensorError as error:
-        raise CheckpointError(_damaged(header.file, error)) from error
+    if header.values is not None:
+        return header.values()
+    return read_span(header, _start(header), header.nbytes).view(header.torch_dtype).reshape(header.shape)
+
+
+def read_blocks(header: TensorHeader, size: int = BLOCK) -> Iterator[memoryview]:
+    """The bytes of a tensor that its file holds as they are, `size` at a time; a block is valid until the next one is asked for."""
+    buffer = memoryview(bytearray(min(size, header.nbytes)))
+    with open(header.file, "rb", buffering=0) as file:
+        file.seek(_start(header))
+        for done in range(0, header.nbytes, size):
+            block = buffer[: min(size, header.nbytes - done)]
+            _fill(file, block, header)
+            yield block
+
+
+def read_span(header: TensorHeader, start: int, count: int) -> Tensor:
+    """(count,) uint8: bytes of the file that the tensor is in."""
+    raw = torch.empty(count, dtype=torch.uint8)
+    with open(header.file, "rb", buffering=0) as file:
+        file.seek(start)
+        _fill(file, raw.numpy().data, header)
+    return raw
+
+
+def _fill(file: FileIO, block: memoryview, header: TensorHeader) -> None:
+    done = 0
+    while done < len(block):
+        count = file.readinto(block[done:])
+        if not count:
+            raise CheckpointError(f"{str(header.file)!r} ends inside the tensor {header.name!r}; it was changed while it was read.")
+        done += count
+
+
+def _start(header: TensorHeader) -> int:
+    assert header.start is not None, f"{header.name} is known by its header only"
+    return header.start
+
+
+def _data_start(file: Path) -> int:
+    with open(file, "rb") as opened:
+        return 8 + int.from_bytes(opened.read(8), "little")
 
 
 def _damaged(file: Path, error: SafetensorError) -> str:

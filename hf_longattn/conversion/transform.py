@@ -25,7 +25,7 @@ def files_of(plan: ConversionPlan, added: Mapping[str, Tensor] | None = None) ->
     """
     added = _added_values(plan) if added is None else added
     outputs = {
-        tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added))
+        tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.verbatim)
         for tensor in plan.tensors
         if tensor.new_shape is not None
     }

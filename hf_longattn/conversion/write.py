@@ -14,13 +14,12 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .tensors import SAFETENSORS_DTYPES
+from .tensors import BLOCK, SAFETENSORS_DTYPES, TensorHeader, read_blocks
 
 __all__ = ["OutputTensor", "Progress", "split_by_size", "write_json", "write_weights"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-BLOCK = 16 * 2**20
 
 Progress = Callable[[int, int], None]
 """`progress(bytes written so far, bytes in all)`."""
@@ -28,12 +27,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write: what its header says, and how to get its values when its turn comes."""
+    """A tensor to write: what its header says, and how to get its values when its turn comes.
+
+    verbatim: where its bytes stand as they are to be written, so that they are copied and `load` is not called.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
+    verbatim: TensorHeader | None = None
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +108,11 @@ def _write_file(path: Path, tensors: Iterable[OutputTensor], advance: Callable[[
     with open(path, "wb") as file:
         file.write(_header(ordered))
         for tensor in ordered:
+            if tensor.verbatim is not None:
+                for block in read_blocks(tensor.verbatim):
+                    file.write(block)
+                    advance(len(block))
+                continue
             values = tensor.load()
             if values.dtype != tensor.dtype or tuple(values.shape) != tensor.shape:
                 raise CheckpointError(
