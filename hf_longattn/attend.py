@@ -25,6 +25,7 @@ def attend(
     dropout_p: float = 0.0,
     score_mod: ScoreMod | None = None,
     seed: int = 0,
+    hidden_states: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Attention of ``mechanism`` from queries to keys and values.
@@ -40,13 +41,14 @@ def attend(
         dropout_p: dropout probability on the weights.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
         seed: seed of randomised mechanisms.
+        hidden_states: ``(B, Nq, hidden_size)``, the layer's input, for mechanisms that compute more than q, k and v from it.
         options: the mechanism's options, when it is given by name; parameters that it trains are then drawn by ``seed``.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Rows of padding are finite and mean nothing.
     Raises:
         UnknownMechanismError, OptionError, MaskError, LengthError: one sentence each.
     """
-    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed)
+    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed, hidden_states)
     return module(q, k, v, dropout_p=dropout_p, **arguments)
 
 
@@ -63,18 +65,20 @@ def reference_attend(
     dropout_p: float = 0.0,
     score_mod: ScoreMod | None = None,
     seed: int = 0,
+    hidden_states: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """The definition of :func:`attend` in float64 with the N×N matrix materialised; dropout is not part of it."""
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
-    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed)
+    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed, hidden_states)
     return module.reference(q, k, v, **arguments)
 
 
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], causal: bool,
     padding_mask: Tensor | None, global_mask: Tensor | None, scaling: float | None, score_mod: ScoreMod | None, seed: int,
+    hidden_states: Tensor | None,
 ) -> tuple[Mechanism, dict[str, Any]]:  # fmt: skip
     """Check the arguments once, for every mechanism."""
     if (
@@ -102,13 +106,17 @@ def _prepare(
             )
         module = mechanism
     else:
+        width = None if hidden_states is None else hidden_states.shape[-1]
         with torch.random.fork_rng(devices=()):  # the parameters, where it has some, follow the seed
             torch.manual_seed(seed)
-            module = mechanism_from(mechanism, options, num_heads=q.shape[1], head_dim=q.shape[3], max_length=k.shape[2])
+            module = mechanism_from(mechanism, options, num_heads=q.shape[1], head_dim=q.shape[3], hidden_size=width, max_length=k.shape[2])
     module.check_form(causal, "this call")
     if score_mod is not None and not module.takes_score_mod:
         raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")
+    if hidden_states is not None and not module.takes_hidden_states:
+        raise OptionError(f"Mechanism {module.name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
     return module, {
+        **({"hidden_states": hidden_states} if module.takes_hidden_states else {}),
         "causal": causal,
         "padding_mask": check_mask("padding_mask", padding_mask, k),
         "global_mask": check_mask("global_mask", global_mask, k),

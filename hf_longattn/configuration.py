@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,7 +77,7 @@ class LongAttentionConfig:
         self.check_layers(num_layers)
         for index in range(num_layers):
             name, options = self.for_layer(index)
-            prototype(name, json.dumps(options, sort_keys=True)).check_form(causal, f"layer {index}")
+            prototype(name, options).check_form(causal, f"layer {index}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form; ``from_dict`` gives an equal configuration back."""

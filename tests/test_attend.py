@@ -60,3 +60,11 @@ def test_lists_by_causality_and_engine() -> None:
     assert {"full", "window", "longformer"} <= set(list_mechanisms())
     assert "full" in list_mechanisms(engine="dense")
     assert "window" not in list_mechanisms(engine="dense")
+
+
+def test_what_a_mechanism_needs_besides_q_k_v_is_an_argument() -> None:
+    hidden = torch.randn(*Q.shape[:1], Q.shape[2], 24)
+    call = {"causal": True, "hidden_states": hidden}
+    torch.testing.assert_close(attend(Q, Q, Q, "delta", **call), reference_attend(Q, Q, Q, "delta", **call).float(), atol=1e-5, rtol=0)
+    with pytest.raises(OptionError, match="leave hidden_states out"):
+        attend(Q, Q, Q, "window", window=4, hidden_states=hidden)

@@ -94,6 +94,12 @@ class AttentionInputs:
             return self.global_mask
         return self.mechanism.resolve_globals(None, self.global_mask, (self.case.batch, self.case.length), self.hidden.device)
 
+    @property
+    def beyond(self) -> dict[str, Any]:
+        """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
+        found: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
+        return {**found, "hidden_states": self.hidden} if self.mechanism.takes_hidden_states else found
+
     def split(self, x: Tensor) -> Tensor:
         """(B, N, H·D) -> (B, H, N, D)."""
         return x.view(*x.shape[:2], self.case.heads, self.case.head_dim).transpose(1, 2)

@@ -16,6 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
+from ..memory import held_bytes
 from .report import machine, markdown_table
 
 CHECKED = 300
@@ -82,21 +83,6 @@ def difference(model: Any, seed: int) -> float:
     return (torch.stack(done.logits, 1) - whole).abs().max().item()
 
 
-def tensor_bytes(value: Any, seen: set[int]) -> int:
-    """Bytes of all tensors below a cache, each memory once."""
-    if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        fresh = storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        return storage.nbytes() if fresh else 0
-    if isinstance(value, dict):
-        return sum(tensor_bytes(one, seen) for one in value.values())
-    if isinstance(value, list | tuple):
-        return sum(tensor_bytes(one, seen) for one in value)
-    inside = getattr(value, "__dict__", None)
-    return tensor_bytes(inside, seen) if inside and type(value).__module__.startswith(("transformers", "hf_longattn")) else 0
-
-
 @torch.no_grad()
 def decode_after(model: Any, attention: str, length: int, shape: DecodeShape) -> Decoded:
     """Generate :attr:`DecodeShape.steps` tokens after ``length`` random ones."""
@@ -107,7 +93,7 @@ def decode_after(model: Any, attention: str, length: int, shape: DecodeShape) ->
         stopping_criteria=StoppingCriteriaList([clock]),
     )  # fmt: skip
     steps = [1e3 * (b - a) for a, b in zip(clock.times, clock.times[1:], strict=False)]
-    size = tensor_bytes(vars(done.past_key_values), set())
+    size = held_bytes(done.past_key_values)
     return Decoded(attention, length, statistics.median(steps), size / 2**20)
 
 

@@ -67,7 +67,7 @@ def define(inputs: AttentionInputs, computes: str, heads: Sequence[int]) -> list
     upstream = inputs.upstream_heads()[:, heads].double()
     if mask is None:
         q, k, v = (tensor.detach().double().requires_grad_(case.backward) for tensor in inputs.qkv)
-        output = reference_attend(q, k, v, inputs.mechanism, causal=case.causal, global_mask=inputs.global_mask)
+        output = reference_attend(q, k, v, inputs.mechanism, causal=case.causal, **inputs.beyond)
         grads = torch.autograd.grad(output, [q, k, v], inputs.upstream_heads().double()) if case.backward else ()
         return [tensor.detach()[:, heads] for tensor in (output, *grads)]
     pieces = []

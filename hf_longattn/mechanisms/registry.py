@@ -106,9 +106,13 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
     return built
 
 
+def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
+    """A small instance of a mechanism with these options (or their JSON), to ask what it needs: its causal form, its reach, its state."""
+    return _prototype(name, options if isinstance(options, str) else json.dumps(options, sort_keys=True))
+
+
 @cache
-def prototype(name: str, options: str) -> Mechanism:
-    """A small instance of a mechanism with these options (JSON), to ask what it needs: its causal form, its reach, its state."""
+def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.telling_heads()
     return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.telling_length(), chosen)

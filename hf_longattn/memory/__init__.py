@@ -1,6 +1,7 @@
 """Decode caches that hold no more than a layer's mechanism can reach, and what a model remembers from segment to segment."""
 
 from .attending import AttendingLayer, Call
+from .held import held_bytes
 from .kept_cache import KeptLayer, kept_layer_type
 from .layer_types import decode_layer_types, decode_reach
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
@@ -21,6 +22,7 @@ __all__ = [
     "TokenMemory",
     "decode_layer_types",
     "decode_reach",
+    "held_bytes",
     "kept_layer_type",
     "window_layer_type",
 ]

@@ -19,24 +19,21 @@ FULL = "full_attention"
 """transformers' name of the cache layer that keeps everything."""
 
 
-def _causal(mechanism: str, options: str) -> Mechanism | None:
-    built = prototype(mechanism, options)
+def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None:
+    built = prototype(*long_attention.for_layer(layer))
     return built if built.causal in ("both", True) else None
 
 
 def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
     """How many keys, itself included, a token can see back in ``layer``; ``None`` when that is unbounded."""
-    mechanism, options = long_attention.for_layer(layer)
-    built = _causal(mechanism, json.dumps(options, sort_keys=True))
+    built = _causal(long_attention, layer)
     return None if built is None else built.reach(causal=True)
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
     """The cache layer type of one layer: a state, as wide as the window, what the pattern keeps, or everything,
     with summaries where the mechanism chooses by them."""
-    mechanism, values = long_attention.for_layer(layer)
-    options = json.dumps(values, sort_keys=True)
-    built = _causal(mechanism, options)
+    built = _causal(long_attention, layer)
     if built is None:
         return FULL
     if built.stateful:
@@ -47,7 +44,10 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
     if isinstance(built, SummarisedMechanism) and built.summary_unit is not None:
         return SUMMARY_LAYER
     none = torch.zeros(1, 1, dtype=torch.long)
-    return FULL if built.kept(none, none) is None else kept_layer_type(mechanism, options)
+    if built.kept(none, none) is None:
+        return FULL
+    mechanism, options = long_attention.for_layer(layer)
+    return kept_layer_type(mechanism, json.dumps(options, sort_keys=True))
 
 
 def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int) -> list[str] | None:

@@ -13,6 +13,7 @@ from ..errors import LengthError
 from ..mechanisms.base import Mechanism, State
 from ..naming import BACKEND
 from .attending import AttendingLayer, Call
+from .held import compact
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type, as it stands in ``config.layer_types``."""
@@ -63,7 +64,7 @@ class StateLayer(AttendingLayer, DynamicLayer):
             )
         weights = mechanism.weights(q, k, causal=True, **arguments) if call.weights_wanted else None
         out, state = mechanism.advance(q, k, v, self.state, dropout_p=call.dropout_p, **arguments)
-        self.state = {name: tensor.detach() for name, tensor in state.items()}
+        self.state = {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
 
     def state_bytes(self) -> int:

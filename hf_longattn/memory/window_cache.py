@@ -14,16 +14,24 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from ..naming import BACKEND
+from .held import compact
 
 
 class GrowingWindowLayer(DynamicSlidingWindowLayer):
     """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
 
     window: ClassVar[int]
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         # transformers' layer keeps `x[-window + 1:]`, which for a window of 1 is everything instead of nothing.
         super().__init__(sliding_window=max(self.window, 2))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = compact(self.keys), compact(self.values)
+        return keys, values
 
     def unused(self) -> int:
         """How many of the first columns are neither kept nor needed to count up to the window."""

@@ -21,7 +21,7 @@ class Ours(Side):
         self.upstream = inputs.upstream_heads()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.inputs.mechanism, causal=self.inputs.case.causal, global_mask=self.inputs.global_mask)
+        return attend(q, k, v, self.inputs.mechanism, causal=self.inputs.case.causal, **self.inputs.beyond)
 
     def forward(self) -> Tensor:
         return self.attend(*self.inputs.qkv)

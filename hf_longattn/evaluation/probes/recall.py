@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 import hf_longattn
 from hf_longattn import LongAttentionConfig
+from hf_longattn.memory import held_bytes
 
 from .mqar import IGNORED, Mqar
 
@@ -130,16 +131,6 @@ def train(model: RecallModel, setting: RecallSetting, task: Mqar, progress: Call
     return setting.steps
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of everything that a cache holds."""
-    total = 0
-    for layer in cache.layers:
-        held = [value for value in vars(layer).values() if isinstance(value, Tensor)]
-        held += [value for values in vars(layer).values() if isinstance(values, dict) for value in values.values()]
-        total += sum(tensor.numel() * tensor.element_size() for tensor in held)
-    return total
-
-
 @torch.no_grad()
 def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, float]:
     """Bytes of state of one sequence, and new tokens in a second."""
@@ -147,7 +138,7 @@ def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, floa
     tokens, _ = task.batch(batch, torch.Generator().manual_seed(0))
     cache = DynamicCache(config=model.mixer.config)
     model(tokens, past_key_values=cache)
-    size = cache_bytes(cache) // batch
+    size = held_bytes(cache) // batch
     model(tokens[:, :1], past_key_values=cache)
     begin = time.process_time()
     for _ in range(DECODED - 1):
