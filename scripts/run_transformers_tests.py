@@ -29,7 +29,9 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
-FAMILIES = ("bert", "roberta", "gpt2", "llama", "bart", "pegasus")
+FAMILIES = (
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "gpt2", "llama", "bart", "pegasus",
+)  # fmt: skip
 STAND_INS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",

@@ -31,6 +31,9 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
     head = auto_class_name(plan.config, plan.architecture.long_class)
     if head not in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining"):
         return []
+    skeleton: Any = plan.architecture.skeleton(plan.config)
+    if skeleton.get_output_embeddings() is None:  # pre-trained otherwise than by predicting tokens (ELECTRA's discriminator)
+        return []
     if plan.decoder is not None:
         return [Check(NAME, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
     if plan.architecture.adopter is not None and plan.new_length < 2 * plan.old_length:

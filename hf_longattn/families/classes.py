@@ -12,13 +12,14 @@ from transformers.utils import output_capturing
 from ..discovery import load_module
 from .loading import register_loading
 from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongGenerationMixin
+from .names import module_name
 from .registry import Family
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     """Every Long model class of ``family``, by name; where there are an encoder and a decoder, theirs as well."""
-    package = importlib.import_module(f"transformers.models.{family.base_model_type}")
-    modeling = importlib.import_module(f"{package.__name__}.modeling_{family.base_model_type}")
+    package = importlib.import_module(family.base_package)
+    modeling = importlib.import_module(f"{package.__name__}.modeling_{module_name(family.base_model_type)}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
     mixins: dict[str, type] = {base_model: LongAttentionMixin if family.stacks else LongBaseModelMixin}
     mixins |= dict(zip(family.stacks, (LongBaseModelMixin, LongDecoderMixin), strict=False))

@@ -117,3 +117,9 @@ class LongConfig(_Base):
         from ..backend import BACKEND
 
         return self.__dict__.get("_attn_implementation_internal") in (None, BACKEND)
+
+
+class LongEncoderConfig(LongConfig):
+    """:class:`LongConfig` before the config of a base that is always an encoder, and therefore says nothing of ``is_decoder``."""
+
+    is_decoder = False

@@ -9,11 +9,11 @@ from typing import Any
 from transformers.models.nystromformer.configuration_nystromformer import NystromformerConfig
 
 from ..errors import CheckpointError
-from .config import LongConfig
+from .config import LongEncoderConfig
 from .registry import Family, PositionTable
 
 
-class LongNystromformerConfig(LongConfig, NystromformerConfig):
+class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
     """NystromformerConfig with ``long_attention``; the mechanism is ``nystrom`` with the config's numbers unless another one is given."""
 
     model_type = "long_nystromformer"
@@ -22,11 +22,6 @@ class LongNystromformerConfig(LongConfig, NystromformerConfig):
         if kwargs.get("long_attention") is None:
             kwargs["long_attention"] = nystrom_of(self)
         super().__post_init__(**kwargs)
-
-    @property
-    def is_decoder(self) -> bool:
-        """There is no causal Nyströmformer."""
-        return False
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

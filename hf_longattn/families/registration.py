@@ -13,16 +13,11 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from ..discovery import module_names
-
-
-def family_names(model_types: Collection[str]) -> list[str]:
-    """The base model types that have a family: the modules of this package that are named after a model type of transformers."""
-    return [name for name in module_names("families") if name in model_types]
+from .names import family_names, module_name
 
 
 def register_configs() -> None:
@@ -31,7 +26,7 @@ def register_configs() -> None:
 
     for base in family_names(CONFIG_MAPPING_NAMES):
         CONFIG_MAPPING_NAMES[f"long_{base}"] = f"Long{CONFIG_MAPPING_NAMES[base]}"
-        CONFIG_MAPPING._modules[f"long_{base}"] = sys.modules[__package__]
+        CONFIG_MAPPING._modules[module_name(f"long_{base}")] = sys.modules[__package__]
 
 
 def register_models() -> None:
@@ -57,7 +52,7 @@ def _enter(table: Any, module: ModuleType, prefix: str) -> None:
     for base in family_names(configs):
         if isinstance(names.get(base), str):
             names[f"long_{base}"] = prefix + names[base]
-            table._modules[f"long_{base}"] = module
+            table._modules[module_name(f"long_{base}")] = module
             table._reverse_config_mapping[f"Long{configs[base]}"] = f"long_{base}"
 
 

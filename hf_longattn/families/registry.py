@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from ..discovery import load_module, module_names
+from ..discovery import load_module
+from .names import family_names, module_name
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
 
@@ -84,6 +85,11 @@ class Family:
         return self.base_config_class.model_type
 
     @property
+    def base_package(self) -> str:
+        """transformers' package of the base, e.g. ``"transformers.models.xlm_roberta"``."""
+        return f"transformers.models.{module_name(self.base_model_type)}"
+
+    @property
     def module(self) -> str:
         """The module that holds the classes, e.g. ``"hf_longattn.families.bert"``."""
         return self.config_class.__module__
@@ -91,7 +97,7 @@ class Family:
     @cached_property
     def heads(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class, known without importing them."""
-        package = importlib.import_module(f"transformers.models.{self.base_model_type}")
+        package = importlib.import_module(self.base_package)
         return {name: f"Long{name}" for name in dir(package) if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
 
     @property
@@ -122,7 +128,7 @@ class Family:
 
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``, or ``None`` when ``base`` is no model of this family's base."""
-        known = base.__module__.startswith(f"transformers.models.{self.base_model_type}.") and base.__name__ in {
+        known = base.__module__.startswith(f"{self.base_package}.") and base.__name__ in {
             **self.heads,
             **self.stacks,
         }
@@ -147,8 +153,7 @@ class _Families(Mapping[str, Family]):
 
     @cached_property
     def _found(self) -> dict[str, Family]:
-        names = [name for name in module_names("families") if name in CONFIG_MAPPING_NAMES]
-        return {name: load_module("families", name).FAMILY for name in names}
+        return {name: load_module("families", module_name(name)).FAMILY for name in family_names(CONFIG_MAPPING_NAMES)}
 
     def __getitem__(self, base_model_type: str) -> Family:
         return self._found[base_model_type]

@@ -23,6 +23,10 @@ ROBERTA = {**SHARED, "vocab_size": 50265, "max_position_embeddings": LENGTH + 2,
 GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50257, "n_positions": LENGTH}
 LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
+XLM_ROBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH + 2}
+ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
+DISTILBERT = {"n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 48, "vocab_size": 1000, "max_position_embeddings": LENGTH}
+
 STACKS: dict[str, Any] = {
     **{
         f"{stack}_{name}": value
@@ -42,6 +46,10 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "BertModel": ("BertConfig", BERT),
     "RobertaForMaskedLM": ("RobertaConfig", ROBERTA),
     "RobertaForSequenceClassification": ("RobertaConfig", ROBERTA),
+    "XLMRobertaForSequenceClassification": ("XLMRobertaConfig", XLM_ROBERTA),
+    "CamembertForMaskedLM": ("CamembertConfig", XLM_ROBERTA),
+    "ElectraForPreTraining": ("ElectraConfig", ELECTRA),
+    "DistilBertForQuestionAnswering": ("DistilBertConfig", DISTILBERT),
     "GPT2LMHeadModel": ("GPT2Config", GPT2),
     "LlamaForCausalLM": ("LlamaConfig", LLAMA),
     "BartForConditionalGeneration": ("BartConfig", BART),
@@ -52,8 +60,22 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+TRAINED = {
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "electra": "ElectraTokenizer",
+}
+TEXT = "The lighthouse stands where the river meets the sea; naïve façades don't cost 3.50 – or do they?"
+
+
 def real_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
-    """BERT's or GPT-2's own tokenizer; skips the test where their vocabularies are not at hand."""
+    """The tokenizer class of a base: of BERT and GPT-2 with their own vocabularies, without which the test is skipped, of the others with
+    one that was trained on a sentence."""
+    if model_type in TRAINED:
+        trained = getattr(transformers, TRAINED[model_type])().train_new_from_iterator([TEXT] * 20, 300)
+        trained.model_max_length = LENGTH
+        return trained
     if not TOKENIZERS.is_dir():
         pytest.skip("the published vocabularies of ../shared/data are not here")
     if model_type == "bert":

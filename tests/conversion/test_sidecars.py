@@ -14,9 +14,17 @@ from hf_longattn.conversion import convert_checkpoint
 from .conftest import LENGTH, TOKENIZERS
 
 Checkpoint = Callable[..., Path]
+TOKENIZER_OF = {
+    "BertForMaskedLM": "bert",
+    "GPT2LMHeadModel": "gpt2",
+    "XLMRobertaForSequenceClassification": "xlm-roberta",
+    "CamembertForMaskedLM": "camembert",
+    "ElectraForPreTraining": "electra",
+    "DistilBertForQuestionAnswering": "distilbert",
+}
 
 
-@pytest.mark.parametrize(("name", "tokenizer"), [("BertForMaskedLM", "bert"), ("GPT2LMHeadModel", "gpt2")])
+@pytest.mark.parametrize(("name", "tokenizer"), TOKENIZER_OF.items())
 def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)

@@ -11,29 +11,12 @@ import transformers
 from safetensors.torch import load_file
 
 import hf_longattn.families as families
+from hf_longattn.conversion.loading import auto_class_name
 from hf_longattn.positions.tables import extend_table
-from tests.reference.small_models import BASES, HEADS, SHAPE, head_inputs, plain_config, plain_model, tokens
+from tests.reference.small_models import BASES, HEADS, LANGUAGE_MODELS, SHAPE, head_inputs, plain_config, plain_model, tokens
 
-AUTO = {
-    "bert": "AutoModelForQuestionAnswering",
-    "roberta": "AutoModelForMaskedLM",
-    "big_bird": "AutoModelForQuestionAnswering",
-    "gpt2": "AutoModelForCausalLM",
-    "llama": "AutoModelForCausalLM",
-}
-HEAD = {
-    "bert": "BertForQuestionAnswering",
-    "roberta": "RobertaForMaskedLM",
-    "big_bird": "BigBirdForQuestionAnswering",
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-}
-TABLE = {
-    "bert": "bert.embeddings.position_embeddings.weight",
-    "roberta": "roberta.embeddings.position_embeddings.weight",
-    "big_bird": "bert.embeddings.position_embeddings.weight",
-    "gpt2": "transformer.wpe.weight",
-}
+HEAD = LANGUAGE_MODELS | {"bert": "BertForQuestionAnswering", "big_bird": "BigBirdForQuestionAnswering"}
+TABLES = [base for base in BASES if families.FAMILIES[base].position_tables]
 COVERING = {"mechanism": "window", "window": 2048}
 
 
@@ -41,14 +24,27 @@ def converted(folder: Path, base: str, rows: int, **changes: Any) -> Any:
     config = families.FAMILIES[base].config_class.from_pretrained(
         folder, max_position_embeddings=rows, **{"long_attention": COVERING, **changes}
     )
-    return getattr(transformers, AUTO[base]).from_pretrained(folder, config=config)
+    return auto_class(base).from_pretrained(folder, config=config)
+
+
+def auto_class(base: str) -> Any:
+    """The Auto class that gives the head of ``HEAD``."""
+    name = auto_class_name(plain_config(base), HEAD[base])
+    assert name is not None
+    return getattr(transformers, name)
+
+
+def table_of(base: str) -> tuple[str, families.PositionTable]:
+    """Name and description of the position table of the model that ``HEAD`` names."""
+    family = families.FAMILIES[base]
+    return next((name, table) for name in plain_model(base, HEAD[base]).state_dict() if (table := family.table(name)) is not None)
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
-    rows = plain.config.max_position_embeddings * 4 - (6 if base == "roberta" else 0)
+    rows = plain.config.max_position_embeddings * 4
     longer = converted(tmp_path / "short", base, rows)
     assert type(longer).__name__ == f"Long{HEAD[base]}"
     inputs = head_inputs(HEAD[base], length=200, pad_token=plain.config.pad_token_id)
@@ -59,7 +55,7 @@ def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path
     assert long_logits.isfinite().all()
 
     longer.save_pretrained(tmp_path / "long")
-    again = getattr(transformers, AUTO[base]).from_pretrained(tmp_path / "long")
+    again = auto_class(base).from_pretrained(tmp_path / "long")
     assert type(again) is type(longer)
     with torch.no_grad():
         assert torch.equal(again(tokens(1, 1500))[0], long_logits)
@@ -68,15 +64,15 @@ def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("strategy", ["tile", "interpolate", "random"])
-@pytest.mark.parametrize("base", TABLE)
+@pytest.mark.parametrize("base", TABLES)
 def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path)
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
-    offset = families.FAMILIES[base].position_tables[0].offset
-    expected = extend_table(plain.state_dict()[TABLE[base]], 1200, offset=offset, strategy=strategy)
-    assert torch.equal(longer.state_dict()[TABLE[base]], expected)
-    others = plain.state_dict().keys() - {TABLE[base]}
+    name, table = table_of(base)
+    expected = extend_table(plain.state_dict()[name], 1200, offset=table.offset, strategy=strategy)
+    assert torch.equal(longer.state_dict()[name], expected)
+    others = plain.state_dict().keys() - {name}
     assert all(torch.equal(longer.state_dict()[name], plain.state_dict()[name]) for name in others)
 
 

@@ -17,7 +17,18 @@ import hf_longattn.families as families
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.base import Mechanism
-from tests.reference.small_models import BASES, HEADS, base_class, head_inputs, long_config, long_like, pair, plain_model, tokens
+from tests.reference.small_models import (
+    BASES,
+    HEADS,
+    LANGUAGE_MODELS,
+    base_class,
+    head_inputs,
+    long_config,
+    long_like,
+    pair,
+    plain_model,
+    tokens,
+)
 
 LONGFORMER = {"mechanism": "longformer", "window": 16}
 
@@ -114,9 +125,7 @@ class TestEveryBase:
             assert torch.allclose(a, b, atol=1e-6)
 
     def test_saved_bytes(self, base: str, tmp_path: Path) -> None:
-        generating = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
-        head = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "big_bird": "BigBirdForMaskedLM", **generating}[base]
-        model = long_model(base, head, tie_word_embeddings=True)
+        model = long_model(base, LANGUAGE_MODELS[base], tie_word_embeddings=True)
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.save_pretrained(tmp_path / "once")
         read = type(model).from_pretrained(tmp_path / "once")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import transformers
 from transformers import GenerationMixin
+from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
 from hf_longattn.families.registry import FAMILIES, family_of
@@ -18,12 +20,15 @@ def test_the_families() -> None:
     for name, family in FAMILIES.items():
         assert family.base_model_type == name
         assert family.config_class.model_type == f"long_{name}"
-        assert family.module == f"hf_longattn.families.{name}"
+        assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
         assert bool(family.position_tables) != family.rope
 
 
 def test_every_head_of_the_base_is_there() -> None:
-    assert len(HEADS) == 35
+    for base, family in FAMILIES.items():
+        tables = [table for name, table in vars(modeling_auto).items() if name.startswith("MODEL_") and base in table]
+        known = {head for table in tables for head in (table[base] if isinstance(table[base], tuple) else (table[base],))}
+        assert known <= set(family.heads), base
     assert FAMILIES["llama"].heads["LlamaForCausalLM"] == "LongLlamaForCausalLM"
     assert FAMILIES["gpt2"].heads["GPT2DoubleHeadsModel"] == "LongGPT2DoubleHeadsModel"
 
@@ -54,3 +59,9 @@ def test_a_user_s_own_config_belongs_to_its_family() -> None:
 
     assert family_of(MyConfig()) is FAMILIES["bert"]
     assert family_of(families.LongGPT2Config) is FAMILIES["gpt2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_is_one_short_file(family: families.Family, repository: Path) -> None:
+    file = repository / f"{family.module.replace('.', '/')}.py"
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 80, file

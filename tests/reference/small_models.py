@@ -17,6 +17,10 @@ SHAPE = {"vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 3, "num_atte
 OWN: dict[str, dict[str, Any]] = {
     "bert": {"intermediate_size": 96, "max_position_embeddings": 512, "pad_token_id": 0},
     "roberta": {"intermediate_size": 96, "max_position_embeddings": 514, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    "xlm-roberta": {"intermediate_size": 96, "max_position_embeddings": 514},
+    "camembert": {"intermediate_size": 96, "max_position_embeddings": 514},
+    "electra": {"intermediate_size": 96, "max_position_embeddings": 512, "embedding_size": 24},
+    "distilbert": {"hidden_dim": 96, "max_position_embeddings": 512},
     "big_bird": {"intermediate_size": 96, "max_position_embeddings": 512, "attention_type": "original_full", "sep_token_id": 3},
     "gpt2": {"n_inner": 96, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
     "llama": {
@@ -33,6 +37,9 @@ OFF_THE_INTERFACE = ("big_bird",)
 """Bases whose own attention is not on transformers' AttentionInterface: the Long model calls another kernel, and bits may differ."""
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+LANGUAGE_MODELS = {base: next(head for suffix in ("ForMaskedLM", "LMHeadModel", "ForCausalLM") for head in families.FAMILIES[base].heads
+                              if head.endswith(suffix)) for base in BASES}  # fmt: skip
+"""The class of every base that predicts tokens."""
 
 
 def plain_config(base: str, **changes: Any) -> Any:

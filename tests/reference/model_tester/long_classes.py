@@ -3,10 +3,12 @@ puts it beside the stand-ins; it is no test module of this project's own suite."
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import unittest
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,9 +20,14 @@ from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
-MECHANISMS = {
-    "bert": "longformer", "roberta": "longformer", "gpt2": "window", "llama": "window", "bart": "longformer", "pegasus": "window",
-}  # fmt: skip
+LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert")
+OWN: dict[str, dict[str, Any]] = {
+    **{base: {"pad_token_id": 1, "bos_token_id": 0} for base in LIKE_ROBERTA},
+    "distilbert": {"hidden_dim": 37},
+    "electra": {"embedding_size": 20},
+}
+MECHANISMS = {"gpt2": "window", "llama": "window", "pegasus": "window"}
+"""Of the others it is longformer."""
 
 
 class Tester:
@@ -47,8 +54,7 @@ class Tester:
             "num_attention_heads": self.num_attention_heads, "intermediate_size": 37, "max_position_embeddings": 512,
             "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
         }  # fmt: skip
-        if self.base == "roberta":
-            shape |= {"pad_token_id": 1, "bos_token_id": 0}
+        shape |= OWN.get(self.base, {})
         family = long_families.FAMILIES[self.base]
         if family.two_stacks:
             for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -59,7 +65,7 @@ class Tester:
             shape |= {"decoder_start_token_id": 2, "forced_eos_token_id": None}
         if self.plain:
             return family.base_config_class(**shape)
-        return family.config_class(**shape, long_attention={"mechanism": MECHANISMS[self.base], "window": 4})
+        return family.config_class(**shape, long_attention={"mechanism": MECHANISMS.get(self.base, "longformer"), "window": 4})
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 2) + 2
@@ -96,7 +102,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             if self._testMethodName in reasons:
                 self.skipTest(f"skip list: {reasons[self._testMethodName]}")
             self.model_tester = Tester(self, base, plain)
-            width = "d_model" if family.two_stacks else "n_embd" if base == "gpt2" else "hidden_size"
+            width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
             self.config_tester = ConfigTester(self, config_class=config_class, **{width: 32})
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
@@ -105,7 +111,8 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             batch, length, choices = self.model_tester.batch_size, self.model_tester.seq_length, self.model_tester.num_choices
             if return_labels and model_class.__name__.endswith("ForPreTraining"):
                 inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
-                inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long, device=torch_device)
+                pair = {"next_sentence_label", "sentence_order_label"} & set(inspect.signature(model_class.forward).parameters)
+                inputs |= {name: torch.zeros(batch, dtype=torch.long, device=torch_device) for name in pair}
             if return_labels and model_class.__name__.endswith("DoubleHeadsModel"):
                 text = torch.zeros(batch, choices, length, dtype=torch.long, device=torch_device)
                 inputs |= {"input_ids": text, "labels": text, "token_type_ids": text, "attention_mask": torch.ones_like(text)}

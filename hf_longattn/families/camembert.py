@@ -1,0 +1,19 @@
+"""LongCamembert: CamemBERT (Martin et al. 2020), RoBERTa for French: its position table begins with two rows that are no positions, and
+``max_position_embeddings`` counts them.
+"""
+
+from transformers.models.camembert.configuration_camembert import CamembertConfig
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongCamembertConfig(LongConfig, CamembertConfig):
+    """CamembertConfig with ``long_attention``."""
+
+    model_type = "long_camembert"
+
+
+FAMILY = Family(LongCamembertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+
+__getattr__ = FAMILY.lazy_classes(globals())

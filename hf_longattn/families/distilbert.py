@@ -1,0 +1,19 @@
+"""LongDistilBert: DistilBERT (Sanh et al. 2019), BERT of half the layers, without token types and pooler; positions in one table, which
+with ``sinusoidal_pos_embds`` begins as sinusoids and is trained like any other.
+"""
+
+from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
+
+from .config import LongEncoderConfig
+from .registry import Family, PositionTable
+
+
+class LongDistilBertConfig(LongEncoderConfig, DistilBertConfig):
+    """DistilBertConfig with ``long_attention``."""
+
+    model_type = "long_distilbert"
+
+
+FAMILY = Family(LongDistilBertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$"),))
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,19 @@
+"""LongElectra: ELECTRA (Clark et al. 2020), discriminator and generator; its position table is as wide as the embeddings, which may be
+narrower than the layers (``embedding_size``).
+"""
+
+from transformers.models.electra.configuration_electra import ElectraConfig
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongElectraConfig(LongConfig, ElectraConfig):
+    """ElectraConfig with ``long_attention``."""
+
+    model_type = "long_electra"
+
+
+FAMILY = Family(LongElectraConfig, position_tables=(PositionTable(r"position_embeddings\.weight$"),))
+
+__getattr__ = FAMILY.lazy_classes(globals())

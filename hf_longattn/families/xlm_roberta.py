@@ -1,0 +1,19 @@
+"""LongXLMRoberta: XLM-RoBERTa (Conneau et al. 2020), RoBERTa over a hundred languages: its position table begins with two rows that are
+no positions, and ``max_position_embeddings`` counts them.
+"""
+
+from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongXLMRobertaConfig(LongConfig, XLMRobertaConfig):
+    """XLMRobertaConfig with ``long_attention``."""
+
+    model_type = "long_xlm-roberta"
+
+
+FAMILY = Family(LongXLMRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
+
+__getattr__ = FAMILY.lazy_classes(globals())
