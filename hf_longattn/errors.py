@@ -46,6 +46,14 @@ class BackendError(LongAttentionError):
     """The attention backend was selected on a model that does not carry mechanisms."""
 
 
+class RemoteCodeError(LongAttentionError):
+    """Code that cannot be bundled with a model, or that nobody has said may be."""
+
+
+class HubError(LongAttentionError):
+    """The Hub cannot be reached or refuses what was asked."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string when nothing is close."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)

@@ -34,3 +34,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mechanisms registered by this test are forgotten after it."""
+    from hf_longattn import mechanisms
+
+    mechanisms.list_mechanisms()
+    monkeypatch.setattr(mechanisms.registry, "_REGISTRY", dict(mechanisms.registry._REGISTRY))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from ..configuration import LongAttentionConfig
+from ..naming import COPY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -46,6 +47,8 @@ class LongConfig(_Base):
     def __post_init__(self, **kwargs: Any) -> None:
         self.long_attention = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
+        if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which the model is not saved with
+            kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -12,8 +12,6 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn import mechanisms
-
 TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 LENGTH = 64
 
@@ -117,10 +115,3 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
         return folder
 
     return copy
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mechanisms registered by this test are forgotten after it."""
-    mechanisms.list_mechanisms()
-    monkeypatch.setattr(mechanisms.registry, "_REGISTRY", dict(mechanisms.registry._REGISTRY))

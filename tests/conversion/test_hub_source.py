@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
 
-from .hub_server import serve
+from ..hub_server import Hub, serve
 
 REPO = "someone/small-bert"
 
@@ -34,11 +34,13 @@ def test_a_plan_fetches_headers_and_a_conversion_the_files(
     built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
 ) -> None:
     weights = (built("BertForMaskedLM") / "model.safetensors").stat().st_size
-    with serve(built("BertForMaskedLM"), REPO) as (endpoint, requests):
-        hub(endpoint)
+    server = Hub()
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
         plan = plan_conversion(REPO, mechanism="window", window=16, max_length=128)
         assert plan.counts()["extended"] == 1
-        assert sum(int(line.split()[-1]) for line in requests if line.startswith("GET")) < weights / 2
+        assert sum(int(line.split()[-1]) for line in server.requests if line.startswith("GET")) < weights / 2
         report = convert_checkpoint(REPO, tmp_path / "long", mechanism="window", window=16, max_length=128)
         assert report.passed
         assert report.plan == {**plan.to_dict(), "source": REPO}
@@ -54,8 +56,10 @@ def test_a_plan_fetches_headers_and_a_conversion_the_files(
 def test_what_the_hub_does_not_have_is_a_sentence(
     name: str, revision: str | None, sentence: str, built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
 ) -> None:
-    with serve(built("BertForMaskedLM"), REPO) as (endpoint, _):
-        hub(endpoint)
+    server = Hub()
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
         with pytest.raises(CheckpointError, match=sentence):
             convert_checkpoint(name, tmp_path / "long", revision=revision)
     assert not (tmp_path / "long").exists()
@@ -65,8 +69,10 @@ def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], Non
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "repository" / "pytorch_model.bin").write_text("")
-    with serve(tmp_path / "repository", REPO) as (endpoint, _):
-        hub(endpoint)
+    server = Hub()
+    server.add(REPO, tmp_path / "repository")
+    with serve(server):
+        hub(server.endpoint)
         with pytest.raises(CheckpointError, match="no readable safetensors weights"):
             plan_conversion(REPO)
         with pytest.raises(CheckpointError, match="no readable safetensors weights"):

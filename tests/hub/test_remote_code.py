@@ -1,0 +1,183 @@
+"""A model with its code loads where the package is not installed, and gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+import hf_longattn
+from hf_longattn.errors import CheckpointError, RemoteCodeError
+from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
+from hf_longattn.hub import bundle_remote_code
+
+from .conftest import CASES, TEXT
+
+SCRIPT = Path(__file__).with_name("stranger.py")
+IDS = [[(7 * number) % 900 + 3 for number in range(90)]]
+OLDEST = "5.17.0"
+NEEDS = ["huggingface_hub>=1.5,<2", "httpx", "httpcore"]
+"""What transformers 5.17 needs and the pinned versions do not bring."""
+
+
+def bundled(converted: Callable[[str], Path], folder: Path, name: str) -> Path:
+    shutil.copytree(converted(name), folder / name)
+    bundle_remote_code(folder / name, user_code=True)
+    return folder / name
+
+
+def loaded_by_a_stranger(folder: Path, models: dict[str, Path], paths: list[str], tokenizers: bool = True) -> dict[str, Any]:
+    request: dict[str, Any] = {"paths": paths, "models": {}}
+    for name, repo in models.items():
+        case = CASES[name]
+        told = {"tokenizer": tokenizers and case.tokenizer is not None, "text": TEXT, "ids": IDS, "generates": case.generates}
+        request["models"][name] = {"repo": str(repo), "auto": case.auto, **told}
+    (folder / "request.json").write_text(json.dumps(request))
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", SCRIPT, folder / "request.json"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "outputs.pt", weights_only=True)
+
+
+def check_against_the_package(name: str, repo: Path, found: dict[str, Any], tokenizers: bool = True) -> None:
+    case = CASES[name]
+    model = getattr(transformers, case.auto).from_pretrained(repo).eval()
+    assert type(model).__module__ == f"hf_longattn.families.{name}"
+    tokens: Any = {"input_ids": torch.tensor(IDS)}
+    if tokenizers and case.tokenizer is not None:
+        tokens = transformers.AutoTokenizer.from_pretrained(repo)(TEXT, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**tokens).logits
+    for which in ("logits", "again", "still", "back"):
+        torch.testing.assert_close(found[which], expected, rtol=0, atol=1e-6)
+    if case.generates:
+        assert torch.equal(found["generated"], model.generate(**tokens, max_new_tokens=8, do_sample=False))
+    assert found["config"] == type(model.config).__name__
+    assert {"AutoConfig", "AutoModel", case.auto} <= set(found["heads"])
+
+
+def test_models_load_without_the_package(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    repos = {name: bundled(converted, tmp_path, name) for name in CASES}
+    results = loaded_by_a_stranger(tmp_path, repos, [])
+    assert results["transformers"] == transformers.__version__
+    for name, repo in repos.items():
+        check_against_the_package(name, repo, results[name])
+
+
+@pytest.mark.slow
+def test_models_load_on_the_oldest_transformers(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    target = tmp_path / "packages"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, f"transformers=={OLDEST}", *NEEDS]
+    subprocess.run(install, check=True)
+    repos = {name: bundled(converted, tmp_path, name) for name in CASES}
+    results = loaded_by_a_stranger(tmp_path, repos, [str(target), *site.getsitepackages()])
+    assert results["transformers"] == OLDEST
+    for name, repo in repos.items():
+        check_against_the_package(name, repo, results[name])
+
+
+def test_the_files_are_flat_and_say_what_they_are(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    repo = bundled(converted, tmp_path, "gpt2")
+    before = {path.name for path in converted("gpt2").iterdir()}
+    files = {path.stem: path for path in repo.glob("*.py")}
+    assert {path.name for path in repo.iterdir()} == before | {path.name for path in files.values()}
+    assert not any(part in files for part in ("longattn_hub", "longattn_conversion", "longattn_families_registration"))
+    for path in files.values():
+        text = path.read_text()
+        assert "Licensed under the Apache License" in text
+        assert f"hf_longattn {hf_longattn.__version__}" in text
+        assert "sha256" in text
+        assert "from .." not in text
+        assert set(get_relative_imports(path)) <= set(files)
+        assert set(get_imports(path)) - set(sys.stdlib_module_names) <= {"torch", "transformers", "huggingface_hub", "numpy"}
+    assert set(get_relative_imports(files["modeling_long_gpt2"])) == set(files) - {"modeling_long_gpt2"}
+    auto_map = json.loads((repo / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "modeling_long_gpt2.LongGPT2LMHeadModel"
+    assert auto_map["AutoModelForSequenceClassification"] == "modeling_long_gpt2.LongGPT2ForSequenceClassification"
+
+
+def test_the_installed_package_goes_before_the_code_in_the_repository(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    repo = bundled(converted, tmp_path, "bert")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(repo)
+    assert type(model) is LongBertForMaskedLM
+    model.save_pretrained(tmp_path / "saved")
+    assert not json.loads((tmp_path / "saved" / "config.json").read_text()).get("auto_map"), "it would name files that are not there"
+
+
+def test_bundling_again_replaces_the_files(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    repo = bundled(converted, tmp_path, "llama")
+    (repo / "longattn_mechanisms_gone.py").write_text("")
+    (repo / "mine.py").write_text("")
+    first = {path.name: path.read_bytes() for path in repo.iterdir()}
+    bundle_remote_code(repo, user_code=True)
+    assert {path.name: path.read_bytes() for path in repo.iterdir()} == {
+        name: content for name, content in first.items() if name != "longattn_mechanisms_gone.py"
+    }
+
+
+MINE = '''
+from dataclasses import dataclass
+from hf_longattn import register_mechanism
+from hf_longattn.mechanisms.window import Window
+{more}
+
+@register_mechanism("mine")
+class Mine(Window):
+    """A window of the author's own."""
+'''
+
+
+@pytest.fixture
+def my_model(own_registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """my_model(more code) -> the folder of a model with a mechanism from a file ``mine_attention.py``."""
+
+    def build(more: str = "") -> Path:
+        (tmp_path / "mine_attention.py").write_text(MINE.format(more=more))
+        (tmp_path / "helper_of_mine.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "mine_attention", raising=False)
+        __import__("mine_attention")
+        sizes = {"vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        config = LongBertConfig(**sizes, max_position_embeddings=256, long_attention={"mechanism": "mine", "window": 16})
+        LongBertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+        return tmp_path / "bert"
+
+    return build
+
+
+def test_a_mechanism_of_the_users_own_is_bundled_when_that_is_said(my_model: Callable[[str], Path], tmp_path: Path) -> None:
+    repo = my_model("")
+    with pytest.raises(RemoteCodeError, match=r"mechanism of your own.*mine_attention.*--bundle-user-code"):
+        bundle_remote_code(repo)
+    assert not list(repo.glob("*.py"))
+    bundle_remote_code(repo, user_code=True)
+    assert "no part of hf_longattn" in (repo / "longattn_user_mine_attention.py").read_text()
+    assert "Licensed" not in (repo / "longattn_user_mine_attention.py").read_text()
+    results = loaded_by_a_stranger(tmp_path, {"bert": repo}, [], tokenizers=False)
+    check_against_the_package("bert", repo, results["bert"], tokenizers=False)
+
+
+def test_a_users_file_must_stand_alone(my_model: Callable[[str], Path]) -> None:
+    with pytest.raises(RemoteCodeError, match="imports 'helper_of_mine'"):
+        bundle_remote_code(my_model("import helper_of_mine"), user_code=True)
+
+
+def test_what_is_no_long_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
+        bundle_remote_code(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="needs no code of this package"):
+        bundle_remote_code(tmp_path)
