@@ -14,7 +14,9 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub repository id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     config: Recipe = None,
     mechanism: flags.Mechanism = None,
@@ -26,6 +28,8 @@ def convert(
     positions: flags.Positions = "auto",
     dtype: flags.Dtype = None,
     max_shard_size: flags.ShardSize = None,
+    allow_pickle: flags.AllowPickle = False,
+    merge_adapter: flags.MergeAdapter = False,
     verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,
     init_from_text: Annotated[
         Path | None,
@@ -57,6 +61,8 @@ def convert(
         "positions": positions,
         "dtype": dtype,
         "max_shard_size": max_shard_size,
+        "allow_pickle": allow_pickle,
+        "merge_adapter": merge_adapter,
         "revision": revision,
         "token": token,
         **attention,

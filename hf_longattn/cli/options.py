@@ -49,6 +49,12 @@ Dtype = Annotated[str | None, typer.Option(help="Store weights as fp32, bf16 or 
 ShardSize = Annotated[
     str | None, typer.Option(help="Split the weights into files of at most this size, for example 5GB.", show_default="as they are")
 ]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pytorch_model.bin where there is no safetensors file: the tensors in it, no code.")
+]
+MergeAdapter = Annotated[
+    bool, typer.Option("--merge-adapter", help="Add a PEFT adapter to its base's weights instead of keeping it in DST/adapter.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
 Token = Annotated[str | None, typer.Option(help="Hub access token; HF_TOKEN and `hf auth login` are found without it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -13,7 +13,9 @@ __all__ = ["plan"]
 
 
 def plan(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub repository id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")
+    ],
     config: Recipe = None,
     mechanism: flags.Mechanism = None,
     max_length: flags.MaxLength = None,
@@ -24,6 +26,8 @@ def plan(
     positions: flags.Positions = "auto",
     dtype: flags.Dtype = None,
     max_shard_size: flags.ShardSize = None,
+    allow_pickle: flags.AllowPickle = False,
+    merge_adapter: flags.MergeAdapter = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -42,6 +46,8 @@ def plan(
         positions=positions,
         dtype=dtype,
         max_shard_size=max_shard_size,
+        allow_pickle=allow_pickle,
+        merge_adapter=merge_adapter,
         revision=revision,
         token=token,
         **attention,

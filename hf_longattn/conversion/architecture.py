@@ -100,7 +100,7 @@ def find_architecture(source: Source) -> Architecture:
     """The family and classes for a source.
 
     Raises:
-        CheckpointError: no model_type, unsupported or already converted, quantised, or a config that contradicts itself.
+        CheckpointError: no model_type, unsupported or already converted, or a config that contradicts itself.
     """
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -109,8 +109,6 @@ def find_architecture(source: Source) -> Architecture:
         raise CheckpointError(f"The config.json of {source.name!r} names no model_type; it was not saved by transformers.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was made from.")
-    if source.config.get("quantization_config"):
-        raise CheckpointError(f"{source.name!r} holds quantised weights; convert the unquantised checkpoint instead.")
     adopter = adopter_of(source)
     if adopter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(one.model_type for one in adopters())})

@@ -15,9 +15,11 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
 from .initialise import initial_values
+from .peft_source import write_adapter
 from .plan import ConversionPlan, plan_conversion
 from .quiet import quiet_libraries
 from .report import Check, ConversionReport
+from .sentence import write_sentence_modules
 from .sidecars import write_sidecars
 from .source import open_source
 from .staging import staged_folder
@@ -55,13 +57,15 @@ def convert_checkpoint(
     token: str | bool | None = None,
     verify_text: str | Path | None = None,
     init_from_text: str | Path | None = None,
+    allow_pickle: bool = False,
+    merge_adapter: bool = False,
     progress: StageProgress | None = None,
     **options: Any,
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
 
     Args:
-        source: a folder, or a Hub repository id.
+        source: a folder (transformers, sentence-transformers or a PEFT adapter), a .gguf file, or a Hub repository id.
         destination: a folder that does not exist yet; it appears complete or not at all.
         mechanism, options: a mechanism with its options, for example mechanism="longformer", window=512; `layers` overrides
             single layers as in `LongAttentionConfig`.
@@ -80,6 +84,8 @@ def convert_checkpoint(
         verify_text: a UTF-8 text file to verify with; None takes built-in English.
         init_from_text: a UTF-8 text file on which the source runs, so that the mechanisms' own parameters begin from its keys and values
             where they can (linformer), instead of at random.
+        allow_pickle: read torch's .bin files where the source has no safetensors file; only tensors are read (`weights_only=True`).
+        merge_adapter: of a PEFT adapter, add it to its base's weights instead of keeping it in the folder "adapter".
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -101,17 +107,19 @@ def convert_checkpoint(
         "dtype": dtype,
         "max_shard_size": max_shard_size,
         "init_from_text": init_from_text,
+        "allow_pickle": allow_pickle,
+        "merge_adapter": merge_adapter,
         **options,
     }
-    if not Path(source).expanduser().is_dir():  # on the Hub: refuse before downloading the weights
+    if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
         plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
-    opened = open_source(source, revision=revision, token=token)
+    opened = open_source(source, revision=revision, token=token, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if verify else None
     begun, begun_checks = initial_values(plan, init_from_text) if init_from_text is not None else (None, [])
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        files = _write(plan, stage, begun, progress)
+        files = _write(plan, stage, target, begun, progress)
         clock["written"] = time.perf_counter()
         checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if tokens else ()
         clock["verified"] = time.perf_counter()
@@ -120,11 +128,11 @@ def convert_checkpoint(
     return report
 
 
-def _write(plan: ConversionPlan, stage: Path, begun: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
+def _write(plan: ConversionPlan, stage: Path, target: Path, begun: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
     advance = None if progress is None else (lambda done, total: progress("write", done, total))
     files = write_weights(stage, files_of(plan, begun), advance)
     base_type = plan.source.config["model_type"]
-    return files + write_sidecars(
+    files += write_sidecars(
         plan.source.folder,
         stage,
         plan.config,
@@ -133,6 +141,11 @@ def _write(plan: ConversionPlan, stage: Path, begun: dict[str, Tensor] | None, p
         new_length=plan.new_length,
         generated=plan.decoder,
     )
+    if plan.source.sentence is not None:
+        files += write_sentence_modules(plan.source.sentence, stage, plan.new_length)
+    if plan.source.adapter is not None:
+        files += write_adapter(plan.source.adapter, stage, target, plan.architecture)
+    return list(dict.fromkeys(files))
 
 
 def _verified(

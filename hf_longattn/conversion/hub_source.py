@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
@@ -9,10 +10,26 @@ from huggingface_hub.errors import HTTPError  # of the HTTP library in use: rais
 from ..errors import CheckpointError
 from .tensors import TORCH_DTYPES, TensorHeader
 
-__all__ = ["fetch_headers", "fetch_snapshot"]
+__all__ = ["fetch_headers", "fetch_source"]
+
+SIDECARS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
+WEIGHTS = "*.safetensors"
+PICKLED = "pytorch_model*.bin"
 
 
-def fetch_snapshot(repo_id: str, patterns: list[str], revision: str | None, token: str | bool | None) -> Path:
+def fetch_source(repo_id: str, revision: str | None, token: str | bool | None, *, headers_only: bool, allow_pickle: bool) -> Path:
+    """The folder in the Hub cache of everything a conversion reads; pickled weights where that is allowed and there are no others.
+
+    Raises:
+        CheckpointError: no such folder or repository, no access, or no connection.
+    """
+    folder = fetch_snapshot(repo_id, SIDECARS if headers_only else (*SIDECARS, WEIGHTS), revision, token)
+    if allow_pickle and not headers_only and not any(folder.glob(WEIGHTS)):
+        fetch_snapshot(repo_id, (PICKLED,), revision, token)
+    return folder
+
+
+def fetch_snapshot(repo_id: str, patterns: Sequence[str], revision: str | None, token: str | bool | None) -> Path:
     """Download the files of a repository that match `patterns` into the Hub cache and return their folder.
 
     Raises:
@@ -21,7 +38,7 @@ def fetch_snapshot(repo_id: str, patterns: list[str], revision: str | None, toke
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(patterns)))
     except (OSError, ValueError, HTTPError) as error:
         raise CheckpointError(_sentence(repo_id, error)) from error
 

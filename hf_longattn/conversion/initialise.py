@@ -97,7 +97,7 @@ def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:
 @torch.inference_mode()
 def _activations(plan: ConversionPlan, ids: Tensor) -> dict[str, Tensor]:
     """Name of every mechanism of the result -> queries, keys and values ``(3, S, H, N, D)`` of its layer in the source."""
-    source: Any = load_source(plan.source.folder, plan.architecture, plan.config.dtype)[0]
+    source: Any = load_source(plan.source, plan.architecture, plan.config.dtype)[0]
     enable_long_attention(source, {"mechanism": "full"})
     seen: dict[str, list[Tensor]] = {}
 

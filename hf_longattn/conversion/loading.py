@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from .architecture import Architecture
+from .source import Source
 
 __all__ = ["auto_class_name", "load_result", "load_source", "newly_initialised"]
 
@@ -28,14 +29,18 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
     return None
 
 
-def load_source(folder: Path, architecture: Architecture, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
+def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
     """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32."""
     import transformers
 
+    arguments = dict(source.loading)
     if architecture.adopter is not None:
-        model_class, arguments = architecture.adopter.source_model(architecture.adopted_config, architecture.source_class)
-        return _load(model_class, folder, dtype, **arguments)
-    return _load(getattr(transformers, architecture.source_class), folder, dtype)
+        model_class, own = architecture.adopter.source_model(architecture.adopted_config, architecture.source_class)
+        arguments |= own
+    else:
+        model_class = getattr(transformers, architecture.source_class)
+    model, missing = _load(model_class, source.folder, dtype, **arguments)
+    return (model if source.finish is None else source.finish(model)), missing
 
 
 def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[nn.Module, set[str]]:
@@ -43,7 +48,7 @@ def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[
     import transformers
 
     name = auto_class_name(config, architecture.long_class)
-    return _load(getattr(transformers, name) if name else architecture.model_class, folder, None)
+    return _load(getattr(transformers, name) if name else architecture.model_class, folder, None, use_safetensors=True)
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
@@ -55,8 +60,9 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
 def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, use_safetensors=True, **arguments
+            folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {' '.join(str(error).split())}") from error
-    return model.float().eval(), set(info["missing_keys"])
+    # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
+    return nn.Module.float(model).eval(), set(info["missing_keys"])

@@ -18,6 +18,7 @@ from ..positions.relative import relative_kind
 from .architecture import Architecture, find_architecture
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
 from .lengths import StackLength, config_lengths, decoder_length, text_length
+from .peft_source import check_adapter
 from .quiet import quiet_libraries
 from .settings import ALIBI, decoder_choice, parse_dtype, relative_choices, resolve_attention, table_strategy, with_alibi
 from .source import Source, open_source
@@ -112,6 +113,8 @@ def plan_conversion(
     verify: bool = True,
     verify_text: str | Path | None = None,
     init_from_text: str | Path | None = None,
+    allow_pickle: bool = False,
+    merge_adapter: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: object = None,
@@ -131,6 +134,7 @@ def plan_conversion(
         dtype: cast floating tensors to it; None keeps each tensor's own.
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
         revision, token: of a Hub repository.
+        allow_pickle, merge_adapter: of the conversion; where a Hub repository holds only pickled weights, they are downloaded.
         verify, verify_text, init_from_text, progress: taken so that the arguments of a conversion can be planned as they are.
 
     Raises:
@@ -139,9 +143,10 @@ def plan_conversion(
     if mechanism is not None or long_attention is not None:  # a mistyped name is refused before anything is fetched
         resolve_attention(mechanism, long_attention, options)
     cast = parse_dtype(dtype)
-    opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True)
+    how = {"allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
+    opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True, **how)
     if destination is not None:
-        check_destination(Path(destination), opened.folder, overwrite=overwrite)
+        check_destination(Path(destination), *opened.places, overwrite=overwrite)
     architecture = find_architecture(opened)
     base = architecture.source_config
     attention = resolve_attention(mechanism, long_attention, options, architecture.adopted_attention())
@@ -180,6 +185,8 @@ def plan_conversion(
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
+    if opened.adapter is not None:
+        check_adapter(opened.adapter, architecture, skeleton)
 
     tensors = plan_tensors(
         opened,

@@ -14,16 +14,18 @@ from ..errors import CheckpointError, DestinationExistsError
 __all__ = ["check_destination", "staged_folder"]
 
 
-def check_destination(destination: Path, source: Path, *, overwrite: bool) -> None:
+def check_destination(destination: Path, *sources: Path, overwrite: bool) -> None:
     """Refuse a destination that must not be written.
 
     Raises:
         DestinationExistsError: it exists and `overwrite` is off, or it is not a checkpoint folder that could be replaced.
-        CheckpointError: it is the source, contains it, or lies in a folder that does not exist and cannot be made.
+        CheckpointError: it is a source, contains one, or lies in a folder that does not exist and cannot be made.
     """
-    resolved, origin = destination.resolve(), source.resolve()
-    if origin == resolved or resolved in origin.parents or origin in resolved.parents:
-        raise CheckpointError(f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another.")
+    resolved = destination.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if origin == resolved or resolved in origin.parents or origin in resolved.parents:
+            raise CheckpointError(f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another.")
     if not os.path.lexists(destination):
         return
     if not overwrite:

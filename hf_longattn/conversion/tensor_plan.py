@@ -117,12 +117,14 @@ def plan_tensors(
     own = tuple(f"{name}." for name in attached_mechanisms(skeleton))
     planned: list[TensorPlan] = []
     found: dict[str, MovedTensor] = {}
+    keys = {one.header.name: None if one.target is None else _model_key(one.target, expected, skeleton) for one in moves}
+    shared = {key: one.header.shared for one in moves if (key := keys[one.header.name]) is not None and one.header.shared}
     old_rows = max((one.shape[0] for one in moves if one.target in tables), default=old_length)
     for one in moves:
         header = one.header
         dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
-        key = None if one.target is None else _model_key(one.target, expected, skeleton)
-        reason = _why_dropped(one, key, {old_length, old_rows})
+        key = keys[header.name]
+        reason = _why_dropped(one, key, {old_length, old_rows}) or _why_tied(key, shared, skeleton)
         if one.target is None or reason:
             planned.append(TensorPlan(header.name, "dropped", dtype, header.shape, None, header, reason=reason))
             continue
@@ -166,6 +168,12 @@ def _why_dropped(one: MovedTensor, key: str | None, lengths: set[int]) -> str:
     if key is None and ".long_attention." in one.target:
         return "the chosen mechanism has no such parameter"
     return ""
+
+
+def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
+    """Why a tensor that the file holds under two names is left out under this one; empty when it is not."""
+    tied = skeleton.all_tied_weights_keys.get(key)
+    return f"the model ties it to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
 
 
 def _model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:

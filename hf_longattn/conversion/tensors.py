@@ -44,6 +44,7 @@ class TensorHeader:
 
     start: where its bytes begin in the file, row after row; `None` where the file holds it in another form.
     values: reads it then.
+    shared: the first tensor of the file that is the same memory; empty where there is no other.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TensorHeader:
     shape: tuple[int, ...]
     start: int | None = None
     values: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
+    shared: str = ""
 
     @property
     def torch_dtype(self) -> torch.dtype:

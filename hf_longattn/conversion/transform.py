@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,13 +32,22 @@ def files_of(plan: ConversionPlan, added: Mapping[str, Tensor] | None = None) ->
     }
     if plan.max_shard_size is not None:
         return split_by_size(list(outputs.values()), plan.max_shard_size)
+    names = _file_names(plan)
     files: dict[str, list[OutputTensor]] = {}
     for tensor in plan.tensors:
         if tensor.name in outputs and tensor.header is not None and tensor.new_shape is not None:
-            files.setdefault(tensor.header.file.name, []).append(outputs[tensor.name])
+            files.setdefault(names[tensor.header.file], []).append(outputs[tensor.name])
     new = [outputs[tensor.name] for tensor in plan.tensors if tensor.action == "added"]
     files.setdefault(next(reversed(files), WEIGHTS), []).extend(new)
     return files
+
+
+def _file_names(plan: ConversionPlan) -> dict[Path, str]:
+    """Every file of the source, and that of the result; a file of another format gets the name that a safetensors file has in its place."""
+    files = dict.fromkeys(header.file for header in plan.source.tensors.values())
+    if len(files) == 1 and not any(file.suffix == ".safetensors" for file in files):
+        return dict.fromkeys(files, WEIGHTS)
+    return {file: Path(file.name.replace("pytorch_model", "model")).with_suffix(".safetensors").name for file in files}
 
 
 def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:

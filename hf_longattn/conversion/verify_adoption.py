@@ -56,7 +56,7 @@ def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, l
 
     probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
     why_not = why_no_gradients(plan)
-    model, missing = load_source(plan.source.folder, architecture, cast)
+    model, missing = load_source(plan.source, architecture, cast)
     chance = newly_initialised(missing, model)
     part = model.base_model if chance else model
     expected = [probe_outputs(part, probe.inputs) for probe in probes]

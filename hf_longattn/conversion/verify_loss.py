@@ -44,7 +44,7 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
         return [Check(NAME, SKIPPED, reason)]
     ids = text.tokens(count)
     shown, target = (ids, ids) if plan.shape.causal else _mask(ids, text.tokenizer)
-    old = _chunked_losses(load_source(plan.source.folder, plan.architecture, None)[0], shown, target, lengths.old, plan.shape.causal)
+    old = _chunked_losses(load_source(plan.source, plan.architecture, None)[0], shown, target, lengths.old, plan.shape.causal)
     new = _losses(load_result(result, plan.architecture, plan.config)[0], shown, target, plan.shape.causal)
     edges = _edges(lengths.old, count)
     measured = [

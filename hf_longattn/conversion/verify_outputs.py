@@ -78,7 +78,7 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
         checks, model = check_adoption(plan, result, text, lengths.old)
         return checks + _check_new(plan, model.base_model, text, lengths.new)
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
-    model, missing = load_source(plan.source.folder, plan.architecture, cast)
+    model, missing = load_source(plan.source, plan.architecture, cast)
     chance = newly_initialised(missing, model)
     at = sorted({lengths.old, lengths.covered} - {0})
     limit = _decoder_limit(plan)
