@@ -54,6 +54,12 @@ class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses what was asked."""
 
 
+def in_a_line(error: Exception, limit: int = 300) -> str:
+    """What another library's error says, as a part of a sentence: one line without its last full stop, cut where it goes on and on."""
+    text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string when nothing is close."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)

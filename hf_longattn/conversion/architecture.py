@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LongAttentionError, nearest
+from ..errors import CheckpointError, LongAttentionError, in_a_line, nearest
 from ..families.registry import FAMILIES, MODEL_NAME, Family
 from ..mechanisms import Mechanism
 from ..positions import DROPPED, SINUSOIDAL
@@ -19,6 +20,11 @@ from .adopters import Adopter, adopter_of, adopters
 from .source import Source
 
 __all__ = ["Architecture", "attached_mechanisms", "find_architecture"]
+
+LAYERS = re.compile(r"(layers?|groups|group_num)$")
+"""Fields of a config that count parts of which each is built."""
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+MOST_LABELS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,16 @@ class Architecture:
             rule: how position tables are extended.
         """
         values = self.source_config.to_dict()
-        for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
+        for name in ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map"):
             values.pop(name, None)
         if decoder_attention is not None:
             values["decoder_long_attention"] = decoder_attention.to_dict()
-        config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
+        try:
+            config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
+        except LongAttentionError:
+            raise
+        except Exception as error:  # the config classes raise what their validators happen to raise
+            raise CheckpointError(f"The source's config does not make a {self.long_class}: {in_a_line(error)}.") from error
         for field, value in lengths.items():
             setattr(config, field, value)
         if rope is None:
@@ -93,7 +104,7 @@ class Architecture:
         except LongAttentionError:
             raise
         except Exception as error:  # the constructors raise what they happen to raise
-            raise CheckpointError(f"The source's config does not make a {self.source_class}: {_line(error)}.") from error
+            raise CheckpointError(f"The source's config does not make a {self.source_class}: {in_a_line(error)}.") from error
 
 
 def find_architecture(source: Source) -> Architecture:
@@ -109,6 +120,7 @@ def find_architecture(source: Source) -> Architecture:
         raise CheckpointError(f"The config.json of {source.name!r} names no model_type; it was not saved by transformers.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was made from.")
+    _check_counts(source)
     adopter = adopter_of(source)
     if adopter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(one.model_type for one in adopters())})
@@ -122,7 +134,11 @@ def find_architecture(source: Source) -> Architecture:
         values = dict(source.config) if adopter is None else _without_names(adopter.config_values(adopted))
         config = family.base_config_class.from_dict(values)
     except Exception as error:  # the config classes raise what their validators happen to raise
-        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {_line(error)}.") from error
+        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
+    for name in SIZES:
+        value = getattr(config, name, 1)
+        if isinstance(value, int) and value < 1:
+            raise CheckpointError(f"The config.json of {source.name!r} says {name}={value}, which must be at least 1.")
     named = source.config.get("architectures") or [MODEL_MAPPING_NAMES[model_type]]
     source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
     base_class = source_class if adopter is None or not isinstance(source_class, str) else adopter.base_class(source_class)
@@ -132,6 +148,16 @@ def find_architecture(source: Source) -> Architecture:
             f" {', '.join(_supported(family, adopter, model_type))}."
         )
     return Architecture(family, config, source_class, family.heads[base_class], adopter, adopted)
+
+
+def _check_counts(source: Source) -> None:
+    """Refuse counts by which a model of any size could be asked for before a tensor is looked at."""
+    for name, value in source.config.items():
+        limit = MOST_LABELS if name == "num_labels" else max(1000, len(source.tensors)) if LAYERS.search(name) else None
+        if limit is not None and isinstance(value, int | float) and not value <= limit:
+            raise CheckpointError(
+                f"The config.json of {source.name!r} says {name}={value}, which its {len(source.tensors)} tensors cannot be."
+            )
 
 
 def _supported(family: Family, adopter: Adopter | None, model_type: str) -> list[str]:
@@ -150,7 +176,3 @@ def _without_names(values: dict[str, Any]) -> dict[str, Any]:
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
     """Module name -> mechanism, in layer order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -100,8 +100,7 @@ def _source_length(
         return int(said)
     tokens = said - table.config_value(0)
     for one in moves:
-        if one.target is not None and tables.get(one.target) is table and one.shape[0] != tokens + table.offset:
-            raise CheckpointError(
-                f"The config of {source.name!r} says {field}={said}, but its table {one.header.name!r} has {one.shape[0]} rows."
-            )
+        if one.target is not None and tables.get(one.target) is table and one.shape[:1] != (tokens + table.offset,):
+            rows = one.shape[0] if one.shape else "no"
+            raise CheckpointError(f"The config of {source.name!r} says {field}={said}, but its table {one.header.name!r} has {rows} rows.")
     return tokens

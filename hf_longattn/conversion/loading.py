@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_a_line
 from .architecture import Architecture
 from .source import Source
 
@@ -30,7 +30,11 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
 
 
 def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
-    """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32."""
+    """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32.
+
+    Raises:
+        CheckpointError: it does not load, or lacks weights below its head.
+    """
     import transformers
 
     arguments = dict(source.loading)
@@ -40,7 +44,23 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
     else:
         model_class = getattr(transformers, architecture.source_class)
     model, missing = _load(model_class, source.folder, dtype, **arguments)
+    _check_complete(missing, model, source.folder, architecture)
     return (model if source.finish is None else source.finish(model)), missing
+
+
+def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
+    """A head may be missing, a pooler and tables that are computed; layers that begin at random make no model."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    own = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tables = {name: architecture.family.table(name) for name in own}
+    computed = {name for name, table in tables.items() if table is not None and not table.learned}
+    lost = sorted(name for name in own - tied - computed if "pooler" not in name)
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {str(folder)!r}, the first is {lost[0]!r};"
+            " is every weight file there, and does its config.json belong to it?"
+        )
 
 
 def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[nn.Module, set[str]]:
@@ -63,6 +83,6 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments
             folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot load {str(folder)!r}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
     # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
     return nn.Module.float(model).eval(), set(info["missing_keys"])

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .architecture import Architecture
-from .source import ADAPTER_CONFIG, Place, Source, find_place, open_place, read_json_object
+from .reading import read_json_object
+from .source import ADAPTER_CONFIG, Place, Source, find_place, open_place
 from .tensors import TensorHeader, read_headers
 from .write import write_json
 

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError
-from .source import SENTENCE_MODULES, read_json_object
+from .reading import read_json_object
+from .source import SENTENCE_MODULES
 from .write import write_json
 
 __all__ = ["transformer_folder", "write_sentence_modules"]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .lengths import StackLength
-from .source import read_json_object
+from .reading import read_json_object
+from .source import READ_FOLDERS
 from .write import write_json
 
 __all__ = ["write_sidecars"]
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*")
-COPIED_FOLDERS = ("additional_chat_templates",)
 LEFT_OUT = ("config.json", "conversion_report.json", "README.md", "README.txt", "trainer_state.json", "all_results.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -58,7 +58,7 @@ def write_sidecars(
         else:
             shutil.copyfile(path, folder / path.name)
         written.append(path.name)
-    for name in COPIED_FOLDERS:
+    for name in READ_FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
             written.append(name)

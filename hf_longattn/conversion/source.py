@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from .quantised import refuse_quantised
+from .reading import check_files, read_json_object
 from .tensors import TensorHeader, read_headers
 
 __all__ = ["Source", "open_source"]
@@ -23,6 +23,9 @@ PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_MODULES = "modules.json"
+READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*", "*.safetensors", "pytorch_model*.bin")
+"""Names of the files of a checkpoint that may be read or copied."""
+READ_FOLDERS = ("additional_chat_templates",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -122,6 +125,7 @@ def find_place(source: str | Path, *, revision: str | None, token: str | bool | 
             raise CheckpointError(f"{name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")
         return Place(name, path.parent, path)
     if path.is_dir():
+        check_files(path, READ, READ_FOLDERS)
         return Place(name, path, token=token, allow_pickle=allow_pickle)
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(f"There is no folder {name!r}; give a checkpoint folder or a Hub repository id.")
@@ -144,6 +148,7 @@ def open_place(place: Place) -> Source:
         from .sentence import transformer_folder
 
         folder, sentence = transformer_folder(folder), folder
+        check_files(folder, READ, READ_FOLDERS)
     config = _read_json(folder / "config.json", folder)
     refuse_quantised(place.name, config)
     if place.remote is None:
@@ -163,17 +168,6 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; :class:`CheckpointError` when it is not JSON or no object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{str(path)!r} is not valid JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{str(path)!r} must hold a JSON object, but holds {type(value).__name__}.")
-    return value
-
-
 def _local_headers(folder: Path, *, allow_pickle: bool) -> dict[str, TensorHeader]:
     """The headers of the safetensors files of a folder; where there are none, of its pickled ones, if that is allowed."""
     if any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
@@ -191,14 +185,14 @@ def _headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict
         return read(folder / weights)
     ending = Path(weights).suffix
     weight_map = _read_json(folder / index, folder).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{str(folder / index)!r} has no weight_map of tensor names to file names.")
     tensors: dict[str, TensorHeader] = {}
     for file in dict.fromkeys(weight_map.values()):
         if Path(file).name != file or not file.endswith(ending):
-            raise CheckpointError(f"{index} names the file {file!r}, but shards are {ending} files of the same folder.")
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{index} names the shard {file!r}, which is missing in {str(folder)!r}; download it again.")
+            raise CheckpointError(f"{index} names the file {file[:100]!r}, but shards are {ending} files of the same folder.")
+        if not _is_file(folder / file):
+            raise CheckpointError(f"{index} names the shard {file[:100]!r}, which is missing in {str(folder)!r}; download it again.")
         for name, header in read(folder / file).items():
             if name in tensors:
                 raise CheckpointError(f"Tensor {name!r} is in two shards, {tensors[name].file.name!r} and {file!r}.")
@@ -207,6 +201,13 @@ def _headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict
     if lost:
         raise CheckpointError(f"{index} names {len(lost)} tensors that no shard holds, the first is {lost[0]!r}.")
     return tensors
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def _no_weights(folder: Path, pickled: bool) -> str:

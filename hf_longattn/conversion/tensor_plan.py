@@ -113,7 +113,9 @@ def plan_tensors(
     Raises:
         CheckpointError: a tensor whose shape is not what the config asks for.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    state = skeleton.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
     own = tuple(f"{name}." for name in attached_mechanisms(skeleton))
     planned: list[TensorPlan] = []
     found: dict[str, MovedTensor] = {}
@@ -134,6 +136,11 @@ def plan_tensors(
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config asks for"
                 f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
+            )
+        if key is not None and floating[key] and not header.torch_dtype.is_floating_point:
+            raise CheckpointError(
+                f"Tensor {header.name!r} of {source.name!r} holds {str(header.torch_dtype).removeprefix('torch.')} numbers,"
+                " but its model computes with floating ones; convert the checkpoint that it was quantised from."
             )
         action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
         action = "zeroed" if zeroed and one.target in tables else action

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +38,10 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """Names of dtypes in safetensors headers."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LARGEST_HEADER = 100_000_000
+"""Bytes: the limit of safetensors itself."""
 
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -76,8 +84,8 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
     """
     headers = {}
     try:
+        start = _data_start(file)
         with safe_open(file, framework="numpy") as opened:  # sees to it that the tensors fill the file in this order
-            start = _data_start(file)
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
                 if part.get_dtype() not in TORCH_DTYPES:
@@ -140,8 +148,28 @@ def _start(header: TensorHeader) -> int:
 
 
 def _data_start(file: Path) -> int:
+    """Where the tensors begin; refuses what safetensors' own reader lets pass, and says it when only a pointer to the file was fetched.
+
+    Raises:
+        CheckpointError: a header that names a tensor twice, or a pointer of Git LFS.
+    """
+    twice: list[str] = []
+
+    def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     with open(file, "rb") as opened:
-        return 8 + int.from_bytes(opened.read(8), "little")
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        if length <= LARGEST_HEADER:
+            with contextlib.suppress(ValueError, RecursionError):  # safetensors refuses what is not JSON
+                json.loads(opened.read(length), object_pairs_hook=noted)
+    if start == LFS_POINTER[:8]:
+        raise CheckpointError(f"{str(file)!r} is only a pointer of Git LFS; fetch the file itself with `git lfs pull`.")
+    if twice:
+        raise CheckpointError(f"The header of {str(file)!r} names {twice[0]!r} twice; download or copy the file again.")
+    return 8 + length
 
 
 def _damaged(file: Path, error: SafetensorError) -> str:

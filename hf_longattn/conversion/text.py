@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_a_line
 
 __all__ = ["VerificationText", "load_tokenizer", "verification_text"]
 
@@ -100,9 +100,9 @@ def load_tokenizer(folder: Path) -> Any | None:
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raise plain Exception for a damaged file
-        raise CheckpointError(f"The tokenizer of {str(folder)!r} cannot be loaded ({' '.join(str(error).split())}).") from error
+        raise CheckpointError(f"The tokenizer of {str(folder)!r} cannot be loaded ({in_a_line(error)}).") from error
 
 
 def _python_manual() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, LongAttentionError, in_a_line
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, SKIPPED, Check
 from .source import open_source
@@ -52,7 +52,13 @@ def verify(
     for done, step in enumerate(steps):
         if progress is not None:
             progress("verify", done, len(steps))
-        checks += step()
+        try:
+            checks += step()
+        except LongAttentionError:
+            raise
+        except Exception as error:  # models raise what they happen to raise
+            why = f"{type(error).__name__}: {in_a_line(error)}"
+            raise CheckpointError(f"Verification failed, so nothing was kept: source or result does not run ({why}).") from error
         if any(check.status == FAILED for check in checks):
             return checks
     if progress is not None:

@@ -23,6 +23,7 @@ def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
         result: the written folder, opened anew.
     """
     wrong: list[str] = []
+    infinite: dict[str, bool] = {}
     planned = {tensor.name: tensor for tensor in plan.tensors if tensor.new_shape is not None}
     accounted = {tensor.header.name for tensor in plan.tensors if tensor.header is not None}
     wrong += [f"{name} is missing" for name in planned if name not in result.tensors]
@@ -36,12 +37,44 @@ def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
             wrong.append(f"{name} is {written.torch_dtype} {written.shape}")
         elif tensor.action != "added":
             wrong += _compare(tensor, written, plan)
+        if not _is_finite(written):
+            infinite[name] = tensor.header is not None and _is_finite(tensor.header)
     counts = plan.counts()
     listed = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
     detail = f"{len(plan.source.tensors)} tensors of the source accounted for: {listed}"
     if wrong:
         detail = f"{len(wrong)} tensors are wrong, the first: {wrong[0]}"
-    return [Check("tensors", FAILED if wrong else PASSED, detail, {**counts, "wrong": wrong[:20]})]
+    elif infinite:
+        detail = _say_infinite(infinite, plan)
+    failed = wrong or infinite
+    return [Check("tensors", FAILED if failed else PASSED, detail, {**counts, "wrong": wrong[:20], "not_finite": sorted(infinite)[:20]})]
+
+
+def _say_infinite(found: dict[str, bool], plan: ConversionPlan) -> str:
+    """`found`: names of tensors with NaN or infinity -> whether the source's are finite."""
+    names = sorted(found)
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    if all(found.values()):
+        return f"{len(names)} tensors are too large for {str(plan.config.dtype).removeprefix('torch.')} and became infinite: {listed}"
+    return (
+        f"{len(names)} tensors of the source hold NaN or infinite numbers: {listed}; with them no output can be compared"
+        " (--no-verify converts them as they are)"
+    )
+
+
+def _is_finite(header: TensorHeader) -> bool:
+    if not header.torch_dtype.is_floating_point:
+        return True
+    if header.start is None:
+        return _all_finite(read_tensor(header))
+    return all(_all_finite(torch.frombuffer(block, dtype=header.torch_dtype)) for block in read_blocks(header))
+
+
+def _all_finite(values: Tensor) -> bool:
+    if values.numel() == 0:
+        return True
+    low, high = torch.aminmax(values.float() if values.dtype.itemsize == 1 else values)  # NaN passes through
+    return bool(low.isfinite() & high.isfinite())
 
 
 def _compare(tensor: TensorPlan, header: TensorHeader, plan: ConversionPlan) -> list[str]:

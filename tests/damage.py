@@ -1,0 +1,200 @@
+"""Whole small checkpoints, and how to damage them: for tests of what a conversion does with bad files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from hf_longattn.cli import main
+
+LENGTH = 64
+WORDS = ("the", "of", "and", "a", "to", "in", "is", "it", "was", "on", "we", "they", "storm", "boat", "school", "sea")
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
+COMMON: dict[str, Any] = {"vocab_size": 40, "max_position_embeddings": LENGTH, "pad_token_id": 0}
+STACKS = {f"{stack}_{name}": n for stack in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertForMaskedLM", {**SHAPE, **COMMON}),
+    "gpt2": ("GPT2LMHeadModel", {**SHAPE, **COMMON, "bos_token_id": 2, "eos_token_id": 3}),
+    "llama": ("LlamaForCausalLM", {**SHAPE, **COMMON, "bos_token_id": 2, "eos_token_id": 3}),
+    "bart": ("BartForConditionalGeneration", {**STACKS, **COMMON, "d_model": 32, "bos_token_id": 2, "eos_token_id": 3}),
+}
+"""Name -> class and config; GPT-2 and Llama are saved in shards, the others in one file."""
+SHARDED = ("gpt2", "llama")
+CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "128"]
+
+
+def make_checkpoint(name: str, folder: Path) -> Path:
+    """Save a small model with a tokenizer of its own."""
+    head, values = MODELS[name]
+    model_class = getattr(transformers, head)
+    torch.manual_seed(0)
+    model = model_class(model_class.config_class(**values))
+    model.save_pretrained(folder, max_shard_size="20KB" if name in SHARDED else "1GB")
+    plain = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=LENGTH, **names).save_pretrained(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Everything below a folder: hash of a file, target of a link, and "folder"."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        kind = "folder" if path.is_dir() else "other"
+        if path.is_file():
+            small = path.stat().st_size < 10**7 and os.access(path, os.R_OK, effective_ids=True)
+            kind = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{path.stat().st_size} bytes"
+        found[str(path.relative_to(folder))] = f"link to {os.readlink(path)}" if path.is_symlink() else kind
+    return found
+
+
+def convert(source: str | Path, destination: Path, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `longattn convert`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(["convert", str(source), str(destination), *(arguments or CONVERT)])
+        except SystemExit as ended:
+            return int(ended.code or 0), out.getvalue(), err.getvalue()
+    raise AssertionError("the command line always ends with an exit code")
+
+
+def refused(source: str | Path, place: Path, *arguments: str) -> str:
+    """Convert from `source` into a folder of `place`: one sentence, exit 1, and nothing below `place` has changed. Returns the sentence."""
+    before = contents(place)
+    code, out, err = convert(source, place / "long", *arguments)
+    assert code == 1, f"exit code {code}: {out or err}"
+    check_sentence(err, out)
+    assert contents(place) == before
+    return err
+
+
+def check_sentence(err: str, out: str = "") -> None:
+    """One line on stderr that a person can read, nothing on stdout."""
+    assert out == ""
+    assert err.startswith("Error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert err.rstrip()[-1] in ".?!)'\"", err
+    assert len(err) < 1200, err
+    assert "Traceback" not in err
+
+
+def refused_or_whole(source: Path, place: Path, *arguments: str) -> bool:
+    """The same, or a finished conversion with every check passed and the source as it was. Returns whether it finished."""
+    before = contents(place)
+    code, out, err = convert(source, place / "long", *arguments)
+    after = contents(place)
+    if code == 1:
+        check_sentence(err, out)
+        assert after == before
+        return False
+    assert code == 0, err
+    assert {name: what for name, what in after.items() if name.split("/")[0] != "long"} == before
+    report = json.loads((place / "long" / "conversion_report.json").read_text())
+    assert report["passed"]
+    assert report["verified"]
+    return True
+
+
+# --- single parts -----------------------------------------------------------------------------------------------------------------
+
+Damage = Callable[[Path], object]
+
+
+def weights(source: Path) -> Path:
+    """The only weight file, or the last shard."""
+    return sorted(source.glob("*.safetensors"))[-1]
+
+
+def parts(file: Path) -> tuple[dict[str, Any], bytes]:
+    """Header and data of a safetensors file."""
+    raw = file.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+def join(file: Path, header: Mapping[str, Any] | bytes, data: bytes, length: int | None = None) -> None:
+    """Write a safetensors file, right or wrong."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+
+
+def edit_header(edit: Callable[[dict[str, Any], str], object]) -> Damage:
+    """Change the header: `edit(header, name of its first tensor)`."""
+
+    def damage(source: Path) -> None:
+        header, data = parts(weights(source))
+        edit(header, next(name for name in header if name != "__metadata__"))
+        join(weights(source), header, data)
+
+    return damage
+
+
+def edit_tensor(edit: Callable[[torch.Tensor], torch.Tensor | None], match: str = "") -> Damage:
+    """Replace the values of the first matrix whose name contains `match`; `None` takes it out."""
+
+    def damage(source: Path) -> None:
+        for file in sorted(source.glob("*.safetensors")):
+            tensors = load_file(file)
+            name = next((name for name in tensors if match in name and tensors[name].ndim == 2), None)
+            if name is not None:
+                changed = edit(tensors.pop(name).clone())
+                tensors |= {} if changed is None else {name: changed}
+                save_file(tensors, file, metadata={"format": "pt"})
+                return
+        raise AssertionError(f"no matrix is called {match!r}")
+
+    return damage
+
+
+def edit_json(file: str, **changes: Any) -> Damage:
+    """Set keys of a JSON file; `...` takes one out."""
+
+    def damage(source: Path) -> None:
+        values = {**json.loads((source / file).read_text()), **changes}
+        (source / file).write_text(json.dumps({name: value for name, value in values.items() if value is not ...}))
+
+    return damage
+
+
+def write(file: str, content: str | bytes) -> Damage:
+    """Put something else in the place of a file."""
+    return lambda source: (source / file).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def instead(file: str, make: Callable[[Path], object]) -> Damage:
+    """Take a file away, then make something of the same name."""
+
+    def damage(source: Path) -> None:
+        path = weights(source) if file == "weights" else source / file
+        if path.exists():
+            path.rename(source.parent / "elsewhere")
+        make(path)
+
+    return damage
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+def outside(path: Path) -> None:
+    path.symlink_to(path.parent.parent / "elsewhere")

@@ -1,0 +1,95 @@
+"""Bad checkpoints are refused: one sentence, exit 1, the destination and everything else as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS, WEIGHTS, Cases
+from tests.damage import MODELS, SHARDED, convert, edit_json, make_checkpoint, refused
+
+Place = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def wholes() -> Iterator[dict[str, Path]]:
+    """Name -> a whole checkpoint, in a folder that other users may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        made = {name: make_checkpoint(name, Path(folder) / name) for name in MODELS}
+        for path in Path(folder).rglob("*.*"):
+            path.chmod(0o644)
+        for name, whole in made.items():
+            assert convert(whole, Path(folder) / "long" / name)[0] == 0  # it is the damage that is refused
+        yield made
+
+
+@pytest.fixture
+def place(wholes: dict[str, Path]) -> Iterator[Place]:
+    """place("bert") -> a folder with a copy of that checkpoint, called "source"."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+
+        def make(name: str) -> Path:
+            shutil.copytree(wholes[name], Path(folder) / "source")
+            return Path(folder)
+
+        yield make
+
+
+@contextlib.contextmanager
+def as_another_user() -> Iterator[None]:
+    """Root may read everything; within, this process is nobody."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def listed(cases: Cases, names: tuple[str, ...]) -> list[object]:
+    return [pytest.param(name, *cases[case], id=f"{name}, {case}") for case in cases for name in names]
+
+
+def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
+    damage(place / "source")
+    hidden = any(path.stat().st_mode & 0o777 == 0 for path in (place / "source").iterdir() if path.exists())
+    with as_another_user() if hidden else contextlib.nullcontext():
+        found = refused(place / "source", place)
+    assert re.search(sentence, found), found
+
+
+@pytest.mark.parametrize(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
+def test_bad_weights(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+    check(place(name), damage, sentence)
+
+
+@pytest.mark.parametrize(("name", "damage", "sentence"), listed(INDICES, SHARDED))
+def test_bad_index(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+    check(place(name), damage, sentence)
+
+
+@pytest.mark.parametrize(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
+def test_bad_config(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+    check(place(name), damage, sentence)
+
+
+@pytest.mark.parametrize(("name", "damage", "sentence"), listed(TOKENIZERS, ("gpt2",)))
+def test_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
+    check(place(name), damage, sentence)
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+@pytest.mark.parametrize("field", COUNTS)
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_bad_counts(name: str, field: str, value: object, place: Place) -> None:
+    check(place(name), edit_json("config.json", **{field: value}), "")

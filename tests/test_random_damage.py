@@ -1,0 +1,109 @@
+"""Whatever stands in a checkpoint's files: it is refused with one sentence, or the result is whole and verified."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.damage import MODELS, SHARDED, contents, join, make_checkpoint, parts, refused_or_whole, weights
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-3, 130) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE"]
+
+
+@pytest.fixture(scope="module")
+def wholes() -> Iterator[dict[str, Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield {name: make_checkpoint(name, Path(folder) / name) for name in MODELS}
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+def tried(whole: Path, damage: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        shutil.copytree(whole, source)
+        damage(source)
+        refused_or_whole(source, Path(folder))
+        assert set(contents(Path(folder))) >= {"source"}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@examples(25)
+@given(st.data())
+def test_a_field_of_the_config(name: str, wholes: dict[str, Path], data: st.DataObject) -> None:
+    config = json.loads((wholes[name] / "config.json").read_text())
+    field = data.draw(st.sampled_from(sorted(config)))
+    config[field] = data.draw(JSON)
+    tried(wholes[name], lambda source: (source / "config.json").write_text(json.dumps(config)))
+
+
+@pytest.mark.parametrize("name", ["bert", "bart"])
+@examples(20)
+@given(st.data())
+def test_a_field_of_the_header(name: str, wholes: dict[str, Path], data: st.DataObject) -> None:
+    header, body = parts(weights(wholes[name]))
+    tensor = data.draw(st.sampled_from(sorted(header)))
+    field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "more"]))
+    entry = {**header[tensor], field: data.draw(JSON | st.lists(st.integers(0, 4096), max_size=3))}
+    tried(wholes[name], lambda source: join(weights(source), {**header, tensor: entry}, body))
+
+
+@examples(40)
+@given(st.data())
+def test_bytes_of_the_weight_file(wholes: dict[str, Path], data: st.DataObject) -> None:
+    raw = bytearray(weights(wholes["bert"]).read_bytes())
+    header = 8 + int.from_bytes(raw[:8], "little")
+    at = data.draw(st.integers(0, header - 1) | st.integers(0, len(raw) - 1))
+    new = data.draw(st.binary(max_size=9))
+    raw[at : at + data.draw(st.integers(0, 9))] = new
+    tried(wholes["bert"], lambda source: weights(source).write_bytes(raw))
+
+
+@examples(30)
+@given(st.data())
+def test_a_file_cut_short(wholes: dict[str, Path], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(MODELS)))
+    file = data.draw(st.sampled_from(sorted(path.name for path in wholes[name].iterdir())))
+    raw = (wholes[name] / file).read_bytes()
+    tried(wholes[name], lambda source: (source / file).write_bytes(raw[: data.draw(st.integers(0, len(raw)))]))
+
+
+@examples(40)
+@given(st.sampled_from(FILES), st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_as_a_file(wholes: dict[str, Path], file: str, content: bytes) -> None:
+    tried(wholes["bert"], lambda source: (source / file).write_bytes(content))
+
+
+@pytest.mark.parametrize("name", SHARDED)
+@examples(30)
+@given(st.data())
+def test_the_index(name: str, wholes: dict[str, Path], data: st.DataObject) -> None:
+    values = json.loads((wholes[name] / "model.safetensors.index.json").read_text())
+    keys = st.sampled_from(sorted(values["weight_map"])) | st.text(max_size=5)
+    files = JSON | st.sampled_from(sorted(path.name for path in wholes[name].iterdir())) | st.text(max_size=9).map("{}.safetensors".format)
+    values["weight_map"] |= data.draw(st.dictionaries(keys, files, min_size=1, max_size=3))
+    tried(wholes[name], lambda source: (source / "model.safetensors.index.json").write_text(json.dumps(values)))
+
+
+@examples(40)
+@given(st.data())
+def test_a_field_of_the_tokenizer(wholes: dict[str, Path], data: st.DataObject) -> None:
+    file = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]))
+    values = json.loads((wholes["bert"] / file).read_text())
+    values[data.draw(st.sampled_from(sorted(values)))] = data.draw(JSON)
+    tried(wholes["bert"], lambda source: (source / file).write_text(json.dumps(values)))
