@@ -26,6 +26,8 @@ CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
 LAYER_INPUT = "layer_input"
 """The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
+LAYER = "long_layer"
+"""The keyword under which a model whose layers share an attention module says which layer runs."""
 UNSUPPORTED = ("s_aux", "softcap")
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
@@ -136,6 +138,8 @@ def longattn_attention_forward(
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
     mechanism = getattr(module, "long_attention", None)
+    if isinstance(mechanism, nn.ModuleDict):
+        mechanism = mechanism[str(kwargs[LAYER])]
     if not isinstance(mechanism, Mechanism):
         raise BackendError(
             f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
 FAMILIES = (
-    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "gpt2", "llama", "bart", "pegasus",
+    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "esm", "gpt2", "llama", "bart", "pegasus",
 )  # fmt: skip
 STAND_INS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",

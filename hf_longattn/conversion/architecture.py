@@ -15,7 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError, in_a_line, nearest
 from ..families.registry import FAMILIES, MODEL_NAME, Family
 from ..mechanisms import Mechanism
-from ..positions import DROPPED, SINUSOIDAL
+from ..positions import DROPPED, STRATEGIES
 from .adopters import Adopter, adopter_of, adopters
 from .source import Source
 
@@ -82,7 +82,7 @@ class Architecture:
         for field, value in lengths.items():
             setattr(config, field, value)
         if rope is None:
-            config.position_extension = "tile" if rule == SINUSOIDAL else "none" if rule in DROPPED else rule
+            config.position_extension = rule if rule in STRATEGIES else "none" if rule in DROPPED else "tile"
         else:
             config.rope_parameters = dict(rope)
         config.architectures = [self.long_class]

@@ -31,15 +31,17 @@ SEQUENCES = 17
 
 def check_can_begin(plan: ConversionPlan) -> None:
     """Raise where no mechanism of the result begins from a text, or the source cannot be run with full attention in their place."""
-    added = attached_mechanisms(plan.architecture.skeleton(plan.config)).values()
+    skeleton = plan.architecture.skeleton(plan.config)
+    added = attached_mechanisms(skeleton).values()
     if not any(type(one).init_from_activations is not Mechanism.init_from_activations for one in added):
         raise OptionError(
             f"Mechanism {plan.attention.mechanism!r} has nothing that could begin from a text; leave init_from_text (--init-from-text) out."
         )
-    if plan.architecture.adopter is not None or plan.decoder is not None:
+    shared = any(site.shared for site in attention_sites(skeleton))
+    if plan.architecture.adopter is not None or plan.decoder is not None or shared:
         raise CheckpointError(
-            f"A {plan.architecture.source_class} cannot be read for init_from_text, only models of one stack with full attention can; "
-            "leave --init-from-text out."
+            f"A {plan.architecture.source_class} cannot be read for init_from_text, only models of one stack with full attention and "
+            "layers of their own can; leave --init-from-text out."
         )
 
 
@@ -109,8 +111,8 @@ def _activations(plan: ConversionPlan, ids: Tensor) -> dict[str, Tensor]:
         return hook
 
     for site in attention_sites(source):
-        attached: Any = site.module.long_attention
-        attached.register_forward_pre_hook(keep(f"{site.name}.long_attention"))
+        attached: Any = site.mechanism
+        attached.register_forward_pre_hook(keep(site.mechanism_name))
     for one in ids.split(1):
         source.base_model(input_ids=one)
     return {name: torch.cat(parts, 1) for name, parts in seen.items()}

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..families.attachment import attention_sites
+from ..families.places import AttentionSite
 from ..positions import DROPPED, keeps_old_rows, rope_parameters
 from ..positions.relative import relative_kind
 from .architecture import Architecture, find_architecture
@@ -20,7 +21,7 @@ from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_
 from .lengths import StackLength, config_lengths, decoder_length, text_length
 from .peft_source import check_adapter
 from .quiet import quiet_libraries
-from .settings import ALIBI, decoder_choice, parse_dtype, relative_choices, resolve_attention, table_strategy, with_alibi
+from .settings import ALIBI, decoder_choice, fixed_rotary, parse_dtype, relative_choices, resolve_attention, table_strategy, with_alibi
 from .source import Source, open_source
 from .staging import check_destination
 from .tensor_plan import ACTIONS, TensorPlan, moved_tensors, plan_tensors
@@ -169,6 +170,9 @@ def plan_conversion(
         rope = rope_parameters(positions, base.rope_parameters, **lengths_asked, reach=reach, frequencies=frequencies)
         rule, exact, parameters = f"rope:{rope.kind}", rope.exact, rope.parameters
         lengths = {"max_position_embeddings": rope.max_position_embeddings}
+    elif architecture.family.rotary(base):
+        rule, exact, parameters = fixed_rotary(positions, architecture.source_class), True, None
+        lengths = config_lengths(architecture.family, length, decoder)
     else:
         rule = table_strategy(positions, learned=all(table.learned for table in architecture.family.position_tables))
         exact, parameters = rule not in DROPPED and (keeps_old_rows(rule) or not grows), None
@@ -216,8 +220,14 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
         backbone: Any = skeleton.base_model
         encoder = {id(p) for p in backbone.get_encoder().parameters()}
         elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
-    matrices = sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
+    times = {id(p): count for layer, count in _shared_layers(sites).items() for p in skeleton.get_submodule(layer).parameters()}
+    matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
     return ModelShape.of(
         config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4), cross_layers=len(crossing)
     )
+
+
+def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
+    """Name of every module that several layers run as theirs -> how many do."""
+    return Counter(site.name.rpartition(".")[0] for site in sites if site.shared)

@@ -13,11 +13,24 @@ from ..mechanisms.options import RELATIVE
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES
 from .architecture import Architecture
 
-__all__ = ["ALIBI", "decoder_choice", "parse_dtype", "relative_choices", "resolve_attention", "table_strategy", "with_alibi"]
+__all__ = [
+    "ALIBI",
+    "ROPE_NONE",
+    "decoder_choice",
+    "fixed_rotary",
+    "parse_dtype",
+    "relative_choices",
+    "resolve_attention",
+    "table_strategy",
+    "with_alibi",
+]
 
 ALIBI = "alibi"
 """The rule for positions by which ALiBi takes the place of a position table."""
 
+
+ROPE_NONE = "rope:none"
+"""The rule by which rotary positions stay as they are."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -115,6 +128,20 @@ def table_strategy(positions: str, *, learned: bool = True) -> str:
             f" {', '.join(known)}.{nearest(positions, known)}"
         )
     return positions
+
+
+def fixed_rotary(positions: str, source_class: str) -> str:
+    """The rule for rotary positions that the base computes by its formula alone: they stay as they are, at any length.
+
+    Raises:
+        PositionError: others were asked for.
+    """
+    if positions not in ("auto", ROPE_NONE):
+        raise PositionError(
+            f"{positions!r} was asked for, but {source_class} has rotary positions that transformers cannot scale;"
+            f" expected auto or {ROPE_NONE}."
+        )
+    return ROPE_NONE
 
 
 def relative_choices(attention: LongAttentionConfig) -> list[str]:

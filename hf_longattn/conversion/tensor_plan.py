@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..families.places import ON
 from ..families.projections import copied_parameters
 from .adopters import Move
 from .architecture import Architecture, attached_mechanisms
@@ -156,7 +157,7 @@ def plan_tensors(
 def _begun(name: str, shape: tuple[int, ...], skeleton: nn.Module, found: dict[str, MovedTensor], cast: torch.dtype | None) -> TensorPlan:
     """A mechanism's own parameter: a copy of its layer's where the mechanism says so and the source has that one."""
     prefix, mechanism = next((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}."))
-    layer = prefix.rpartition(".")[0]
+    layer = prefix.partition(f".{ON}")[0]
     copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
     one = None if copied is None else found.get(f"{layer}.{copied.name}")
     if copied is None or one is None:

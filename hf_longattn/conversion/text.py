@@ -36,12 +36,16 @@ class VerificationText:
 
     def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int) -> None:
         self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
+        self.source_tokenizer = tokenizer
         self._ids: Tensor | None = None
+        self.why_seeded = "the source has no tokenizer"
+        if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # a vocabulary of other things than words (ESM)
+            self.tokenizer, self.why_seeded = None, f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
         """(1, count) int64: the text with the tokenizer's special tokens; repeated where it is shorter.
 
-        Without a tokenizer: seeded ids from the vocabulary.
+        Without a tokenizer, or with one that does not know the text: seeded ids from the vocabulary.
         """
         if self.tokenizer is None:
             generator = torch.Generator().manual_seed(0)
@@ -57,7 +61,10 @@ class VerificationText:
 
     def describe(self) -> str:
         """What the tokens are, for a report."""
-        return self.origin if self.tokenizer is not None else "seeded token ids, since the source has no tokenizer"
+        return self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}"
+
+    def _mostly_unknown(self, unknown: int | None) -> bool:
+        return unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2
 
     def _encoded(self) -> Tensor:
         if self._ids is None:

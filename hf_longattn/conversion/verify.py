@@ -67,13 +67,13 @@ def verify(
 
 
 def _check_tokenizer(plan: ConversionPlan, result: Path, text: VerificationText) -> list[Check]:
-    if text.tokenizer is None:
+    if text.source_tokenizer is None:
         return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
     try:
         written = load_tokenizer(result)
     except CheckpointError as error:
         return [Check("tokenizer", FAILED, str(error).rstrip("."))]
-    same = written is not None and written(text.text[:20_000])["input_ids"] == text.tokenizer(text.text[:20_000])["input_ids"]
+    same = written is not None and written(text.text[:20_000])["input_ids"] == text.source_tokenizer(text.text[:20_000])["input_ids"]
     limit = getattr(written, "model_max_length", None)
     good = same and limit == plan.new_length
     detail = f"{'same' if same else 'other'} token ids as the source's, model_max_length {limit}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..memory import AttendingLayer
+from .places import SERVED, AttentionSite, mechanisms_on
 from .projections import copied_parameters
 from .sharing import share_parameters
 
@@ -27,23 +27,8 @@ HEAD_DIMS = ("head_dim", "attention_head_size")
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 
 
-@dataclass(frozen=True)
-class AttentionSite:
-    """One attention module, its place among the layers of its stack, and whether it attends to another sequence."""
-
-    name: str
-    module: nn.Module
-    layer: int
-    cross: bool
-
-    @property
-    def decoding(self) -> bool:
-        """Whether it is part of a decoder."""
-        return bool(self.module.is_causal) or self.cross
-
-
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
-    """Every attention module below ``model``. Encoder and decoder count their layers separately."""
+    """The attention of every layer of ``model``. Encoder and decoder count their layers separately."""
     return list(_sites(model))
 
 
@@ -54,6 +39,9 @@ def _sites(model: nn.Module) -> Iterator[AttentionSite]:
         if not hasattr(module, "is_causal") or "attention" not in kind.lower() or isinstance(module, Mechanism):
             continue
         cross = bool(getattr(module, "is_cross_attention", False)) or bool(CROSS.search(f"{name.rpartition('.')[2]} {kind}"))
+        if served := getattr(module, SERVED, ()):
+            yield from (AttentionSite(name, module, layer, cross, shared=True) for layer in served)
+            continue
         stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
         ordinal = counted[stack, cross]
         counted[stack, cross] += 1
@@ -103,7 +91,7 @@ def attach_mechanisms(
             _check_projections(site, mechanism, model)
             if _hand_over_input not in site.module._forward_pre_hooks.values():
                 site.module.register_forward_pre_hook(_hand_over_input, with_kwargs=True)
-        site.module.long_attention = _placed_like(mechanism, site.module)
+        site.put(_placed_like(mechanism, site.module))
         if causal and not site.cross and pass_cache_layer not in site.module._forward_pre_hooks.values():
             site.module.register_forward_pre_hook(pass_cache_layer, with_kwargs=True)
     share_parameters(model)
@@ -121,7 +109,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 def _hand_over_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Forward pre-hook: the module's input goes along as a keyword, which flows down to the attention function."""
-    takes = getattr(getattr(module, "long_attention", None), "takes_hidden_states", False)
+    takes = any(mechanism.takes_hidden_states for mechanism in mechanisms_on(module).values())
     if not takes or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
         return None
     return args, {**kwargs, LAYER_INPUT: args[0] if args else kwargs["hidden_states"]}

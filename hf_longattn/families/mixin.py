@@ -22,6 +22,7 @@ from .auxiliary import with_auxiliary_loss
 from .limits import check_length, check_tables
 from .loading import drop_tables, freeze_tables
 from .memory_tokens import MemoryTokens, attach_memory_tokens
+from .places import mechanisms_on
 from .projections import copied_parameters
 from .recurrence import new_memory, run_in_segments, run_with_memory
 from .registry import Family, PositionTable
@@ -115,8 +116,7 @@ class LongAttentionMixin(_Base):
         super().initialize_weights()
         drop_tables(self, self.family)
         for module in self.modules():
-            mechanism = getattr(module, "long_attention", None)
-            if isinstance(mechanism, Mechanism):
+            for mechanism in mechanisms_on(module).values():
                 for name, own in copied_parameters(module, mechanism.copies).items():
                     initialization.copy_(mechanism.get_parameter(name), own(module.get_parameter(own.name)))
 

@@ -11,7 +11,7 @@ SEPARATE = {"query": ("query", "q_proj", "q_lin"), "key": ("key", "k_proj", "k_l
 FUSED = ("c_attn",)
 """One Conv1D (its weight is (in, out)) whose output is queries, keys and values side by side: GPT-2."""
 
-OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo")
+OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense")
 BESIDE = "output.dense"
 """BERT and its kin keep the output projection beside the attention module, not in it."""
 

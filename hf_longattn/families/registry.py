@@ -65,7 +65,8 @@ class Family:
 
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
-    rope: whether positions are rotary.
+    rope: whether positions are rotary in every model; see :meth:`rotary`.
+    classes: the base's model classes, where that package holds others as well.
     own_mixin: ``"module.Class"`` of this package that stands before every Long class of this family, where the base needs more than
         a mechanism on its attention modules; imported with the first model.
     """
@@ -73,6 +74,7 @@ class Family:
     config_class: type[PreTrainedConfig]
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
+    classes: tuple[str, ...] = ()
     own_mixin: str | None = None
 
     @property
@@ -97,8 +99,8 @@ class Family:
     @cached_property
     def heads(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class, known without importing them."""
-        package = importlib.import_module(self.base_package)
-        return {name: f"Long{name}" for name in dir(package) if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
+        names = self.classes or dir(importlib.import_module(self.base_package))
+        return {name: f"Long{name}" for name in names if MODEL_NAME.search(name) and "pretrained" not in name.lower()}
 
     @property
     def two_stacks(self) -> bool:
@@ -112,6 +114,10 @@ class Family:
 
         stem = MODEL_MAPPING_NAMES[self.base_model_type].removesuffix("Model")
         return {f"{stem}{stack}": f"Long{stem}{stack}" for stack in ("Encoder", "Decoder")} if self.two_stacks else {}
+
+    def rotary(self, config: Any) -> bool:
+        """Whether the positions of a model with this config are rotary: those of the family, or by the config's own choice."""
+        return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
 
     def table(self, name: str) -> PositionTable | None:
         """The position table that the parameter called ``name`` is, or ``None`` when it is something else."""

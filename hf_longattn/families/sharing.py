@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..mechanisms.base import Mechanism
+from .places import mechanisms_on
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
@@ -13,14 +13,12 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     first: dict[object, str] = {}
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        mechanism = getattr(module, "long_attention", None)
-        if not isinstance(mechanism, Mechanism):
-            continue
-        for parameter in mechanism.shared_by_layers:
-            own = f"{name}.long_attention.{parameter}".removeprefix(".")
-            key = (type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
-            if first.setdefault(key, own) != own:
-                found[own] = first[key]
+        for place, mechanism in mechanisms_on(module).items():
+            for parameter in mechanism.shared_by_layers:
+                own = f"{name}.{place}.{parameter}".removeprefix(".")
+                key = (type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
+                if first.setdefault(key, own) != own:
+                    found[own] = first[key]
     return found
 
 

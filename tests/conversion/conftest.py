@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
+from transformers.models.esm.configuration_esm import get_default_vocab_list
 
 TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 LENGTH = 64
@@ -22,6 +24,8 @@ GPT2 = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 50257, "n_positio
 LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
 XLM_ROBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH + 2}
+ALBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
+ESM = {**SHARED, "vocab_size": 33, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
 ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
 DISTILBERT = {"n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 48, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
@@ -46,6 +50,9 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "RobertaForSequenceClassification": ("RobertaConfig", ROBERTA),
     "XLMRobertaForSequenceClassification": ("XLMRobertaConfig", XLM_ROBERTA),
     "CamembertForMaskedLM": ("CamembertConfig", XLM_ROBERTA),
+    "AlbertForMaskedLM": ("AlbertConfig", ALBERT),
+    "EsmForMaskedLM": ("EsmConfig", ESM),
+    "EsmForTokenClassification": ("EsmConfig", {**ESM, "position_embedding_type": "rotary"}),
     "ElectraForPreTraining": ("ElectraConfig", ELECTRA),
     "DistilBertForQuestionAnswering": ("DistilBertConfig", DISTILBERT),
     "GPT2LMHeadModel": ("GPT2Config", GPT2),
@@ -59,6 +66,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 TRAINED = {
+    "albert": "AlbertTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
     "distilbert": "DistilBertTokenizer",
@@ -68,8 +76,13 @@ TEXT = "The lighthouse stands where the river meets the sea; naïve façades don
 
 
 def real_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
-    """The tokenizer class of a base: of BERT and GPT-2 with their own vocabularies, without which the test is skipped, of the others with
-    one that was trained on a sentence."""
+    """The tokenizer class of a base: of BERT and GPT-2 with their own vocabularies, without which the test is skipped, of ESM with the
+    amino acids, of the others with one that was trained on a sentence."""
+    if model_type == "esm":
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+            file.write("\n".join(get_default_vocab_list()))
+            file.flush()
+            return transformers.EsmTokenizer(file.name, model_max_length=LENGTH)
     if model_type in TRAINED:
         trained = getattr(transformers, TRAINED[model_type])().train_new_from_iterator([TEXT] * 20, 300)
         trained.model_max_length = LENGTH

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import PositionError
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 
@@ -70,6 +71,9 @@ def test_mechanisms_that_learn_are_trained_by_attention_transfer(
         ("RobertaForSequenceClassification", "AutoModelForSequenceClassification"),
         ("XLMRobertaForSequenceClassification", "AutoModelForSequenceClassification"),
         ("CamembertForMaskedLM", "AutoModelForMaskedLM"),
+        ("AlbertForMaskedLM", "AutoModelForMaskedLM"),
+        ("EsmForMaskedLM", "AutoModelForMaskedLM"),
+        ("EsmForTokenClassification", "AutoModelForTokenClassification"),
         ("ElectraForPreTraining", "AutoModelForPreTraining"),
         ("DistilBertForQuestionAnswering", "AutoModelForQuestionAnswering"),
         ("GPT2LMHeadModel", "AutoModelForCausalLM"),
@@ -220,3 +224,23 @@ def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: 
     assert all(torch.equal(one[name], two[name]) for name in added)
     loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one").state_dict()
     assert all(torch.equal(one[name], loaded[name]) for name in added)
+
+
+def test_rotary_positions_without_parameters_stay_as_they_are(built: Callable[[str], Path], tmp_path: Path) -> None:
+    source = built("EsmForTokenClassification")
+    with pytest.raises(PositionError, match="cannot scale; expected auto or rope:none"):
+        convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200, positions="rope:yarn")
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=200)
+    assert (report.passed, report.needs_training, report.plan["positions"]) == (True, False, "rope:none")
+
+
+def test_contacts_of_a_protein(built: Callable[[str], Path], tmp_path: Path) -> None:
+    """ESM's contact head reads the attention weights of all layers."""
+    convert_checkpoint(built("EsmForMaskedLM"), tmp_path / "long", mechanism="window", window=2 * LENGTH, max_length=200, verify=False)
+    short, long = (transformers.AutoModelForMaskedLM.from_pretrained(folder) for folder in (built("EsmForMaskedLM"), tmp_path / "long"))
+    short.set_attn_implementation("eager")
+    ids = torch.randint(4, 24, (2, 30))
+    ids[:, 0], ids[0, -1], ids[1, 19], ids[1, 20:] = 0, 2, 2, 1
+    mask = (ids != 1).long()
+    with torch.no_grad():
+        assert (short.predict_contacts(ids, mask) - long.predict_contacts(ids, mask)).abs().max() < 1e-5

@@ -19,6 +19,8 @@ TOKENIZER_OF = {
     "GPT2LMHeadModel": "gpt2",
     "XLMRobertaForSequenceClassification": "xlm-roberta",
     "CamembertForMaskedLM": "camembert",
+    "AlbertForMaskedLM": "albert",
+    "EsmForMaskedLM": "esm",
     "ElectraForPreTraining": "electra",
     "DistilBertForQuestionAnswering": "distilbert",
 }

@@ -27,7 +27,7 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
         if isinstance(auto, type) and mapping is not None and type(plain) in mapping:
             assert mapping[type(config)].__name__ == f"Long{mapping[type(plain)].__name__}", auto.__name__
             known += 1
-    assert known >= 5
+    assert known >= 4
 
 
 @pytest.mark.parametrize("base", BASES)

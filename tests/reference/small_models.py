@@ -21,6 +21,8 @@ OWN: dict[str, dict[str, Any]] = {
     "camembert": {"intermediate_size": 96, "max_position_embeddings": 514},
     "electra": {"intermediate_size": 96, "max_position_embeddings": 512, "embedding_size": 24},
     "distilbert": {"hidden_dim": 96, "max_position_embeddings": 512},
+    "albert": {"intermediate_size": 96, "max_position_embeddings": 512, "embedding_size": 24},
+    "esm": {"intermediate_size": 96, "max_position_embeddings": 514, "pad_token_id": 1, "mask_token_id": 4, "token_dropout": True},
     "big_bird": {"intermediate_size": 96, "max_position_embeddings": 512, "attention_type": "original_full", "sep_token_id": 3},
     "gpt2": {"n_inner": 96, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
     "llama": {

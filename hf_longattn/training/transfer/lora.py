@@ -51,4 +51,4 @@ def projections(model: nn.Module) -> list[str]:
                     "update; say --full."
                 )
             found += names
-    return found
+    return list(dict.fromkeys(found))

@@ -165,10 +165,10 @@ def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator
     the mechanisms' own parameters take gradients.
 
     Yields:
-        The attention modules' names and what stands on them.
+        The mechanisms' names and what stands in their places.
     """
     sites = [site for site in attention_sites(model) if not site.cross]
-    students: list[Mechanism] = [site.module.long_attention for site in sites]  # type: ignore[misc]
+    students: list[Mechanism] = [site.mechanism for site in sites]  # type: ignore[misc]
     taking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     learning = [[p for p in student.parameters() if p.requires_grad] for student in students]
     model.requires_grad_(False)
@@ -176,16 +176,17 @@ def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator
         for parameter in parameters:
             parameter.requires_grad_(True)
     placed = {
-        site.name: Matching(student, factors or Factors(), bool(own)) for site, student, own in zip(sites, students, learning, strict=True)
+        site.mechanism_name: Matching(student, factors or Factors(), bool(own))
+        for site, student, own in zip(sites, students, learning, strict=True)
     }
     for site in sites:
-        site.module.long_attention = placed[site.name]
+        site.put(placed[site.mechanism_name])
     try:
         with without_cache(model):
             yield placed
     finally:
         for site, student in zip(sites, students, strict=True):
-            site.module.long_attention = student
+            site.put(student)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(taking[name])
 

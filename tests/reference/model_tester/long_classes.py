@@ -25,7 +25,11 @@ OWN: dict[str, dict[str, Any]] = {
     **{base: {"pad_token_id": 1, "bos_token_id": 0} for base in LIKE_ROBERTA},
     "distilbert": {"hidden_dim": 37},
     "electra": {"embedding_size": 20},
+    "albert": {"embedding_size": 20},
+    "esm": {"pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"},
 }
+HEADS_WITHOUT_LOSS = ("gpt2", "esm")
+"""The second head of two has a loss of its own; the contact head has none."""
 MECHANISMS = {"gpt2": "window", "llama": "window", "pegasus": "window"}
 """Of the others it is longformer."""
 
@@ -93,12 +97,10 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             if not (family.two_stacks and name.endswith("ForCausalLM"))  # a decoder alone takes other inputs: tests/families
         )
         is_encoder_decoder = family.two_stacks
-        test_all_params_have_gradient = not any(
-            name.endswith("DoubleHeadsModel") for name in family.heads
-        )  # the second head has a loss of its own
+        test_all_params_have_gradient = base not in HEADS_WITHOUT_LOSS
 
         def setUp(self) -> None:
-            reasons = {**SKIPPED["all"], **({} if plain else SKIPPED["long"])}
+            reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
             if self._testMethodName in reasons:
                 self.skipTest(f"skip list: {reasons[self._testMethodName]}")
             self.model_tester = Tester(self, base, plain)

@@ -1,0 +1,26 @@
+"""LongEsm: ESM-1b and ESM-2 (Rives et al. 2021; Lin et al. 2022), encoders of proteins: a token is an amino acid.
+
+``position_embedding_type`` says where positions are: ``"rotary"``, or ``"absolute"`` in a table that begins with two rows that are no
+positions. ``max_position_embeddings`` counts those in either case: 1,026 for 1,024 tokens. The folding model, whose trunk computes on all
+pairs of tokens, has no long form.
+"""
+
+from transformers.models.esm.configuration_esm import EsmConfig
+
+from .config import LongConfig
+from .registry import Family, PositionTable
+
+
+class LongEsmConfig(LongConfig, EsmConfig):
+    """EsmConfig with ``long_attention``."""
+
+    model_type = "long_esm"
+
+
+FAMILY = Family(
+    LongEsmConfig,
+    position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),),
+    classes=("EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification", "EsmForTokenClassification"),
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,71 @@
+"""ALBERT: one attention module serves several layers, each of which has a mechanism of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import hf_longattn.families as families
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.errors import CheckpointError
+from hf_longattn.training.transfer.lora import projections
+from hf_longattn.training.transfer.matching import matching
+from tests.reference.small_models import pair, plain_model, tokens
+
+MIXED = {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}, 2: {"window": 4}}}
+
+
+def test_every_layer_has_its_own_options() -> None:
+    model = pair("albert", None, MIXED)[1]
+    with torch.no_grad():
+        attentions = model(tokens(1, 30), output_attentions=True).attentions
+    assert [int((weights[0, 0, 15] > 0).sum()) for weights in attentions] == [9, 30, 5]
+
+
+@pytest.mark.parametrize("shape", [{"num_hidden_layers": 5, "num_hidden_groups": 2}, {"num_hidden_groups": 3, "inner_group_num": 2}])
+def test_groups_and_what_is_repeated_inside_them(shape: dict[str, int]) -> None:
+    plain, longer = pair("albert", None, {"mechanism": "full"}, **shape)
+    with torch.no_grad():
+        assert torch.equal(plain(tokens()).last_hidden_state, longer(tokens()).last_hidden_state)
+
+
+def test_mechanisms_that_learn_have_parameters_for_every_layer(tmp_path: Path) -> None:
+    plain = plain_model("albert", "AlbertForMaskedLM")
+    plain.save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="hedgehog", max_length=600)
+    assert report.passed
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    learning = {name: parameter for name, parameter in model.named_parameters() if ".long_attention." in name}
+    assert {name.split(".long_attention.")[1][0] for name in learning} == {"0", "1", "2"}
+    with matching(model) as layers:
+        model(tokens(1, 40))
+        loss = sum(layer.loss for layer in layers.values())
+        loss.backward()
+    assert len(layers) == 3
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in learning.values())
+    assert len(projections(model)) == 4
+
+
+def test_the_cost_counts_shared_weights_as_often_as_they_run(tmp_path: Path) -> None:
+    plain_model("albert").save_pretrained(tmp_path)
+    once, thrice = 4 * 64 * 64 + 2 * 64 * 96, 24 * 64
+    pooler = 64 * 64
+    assert plan_conversion(tmp_path, mechanism="window").shape.matrix_parameters == 3 * once + thrice + pooler
+
+
+def test_nothing_begins_from_a_text(tmp_path: Path) -> None:
+    plain_model("albert").save_pretrained(tmp_path / "short")
+    (tmp_path / "text.txt").write_text("word " * 5000)
+    with pytest.raises(CheckpointError, match="layers of their own"):
+        convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="linformer", init_from_text=tmp_path / "text.txt")
+
+
+def test_another_attention_implementation_is_the_plain_base() -> None:
+    plain, longer = pair("albert", None, MIXED)
+    longer.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        assert torch.equal(plain(tokens()).last_hidden_state, longer(tokens()).last_hidden_state)
+    assert isinstance(longer, families.LongAlbertModel)
