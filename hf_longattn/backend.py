@@ -28,7 +28,7 @@ LAYER_INPUT = "layer_input"
 """The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
-UNSUPPORTED = ("s_aux", "softcap")
+UNSUPPORTED = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
 
@@ -95,7 +95,8 @@ def longattn_attention_forward(
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: ``False`` makes a causal module look ahead.
-        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, added to the scores; ``layer_input (B, Nq, d)``,
+        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, added to the scores; ``softcap``, the bound that
+            a tanh puts on them (Gemma 2); ``layer_input (B, Nq, d)``,
             the module's hidden states, for mechanisms that take them.
 
     Returns:
@@ -111,7 +112,7 @@ def longattn_attention_forward(
     if cache is not None:
         padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
         cache.note_padding(padding)
-        restricts = padding is not attention_mask or kwargs.get("position_bias") is not None
+        restricts = padding is not attention_mask or any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
         call = Call(causal, padding, restricts, scaling, dropout, kwargs.get(LAYER_INPUT), _weights_wanted(kwargs))
         if cache.takes_over(mechanism, query, call):
             output, weights = cache.attend(mechanism, query, key, value, call)
@@ -122,12 +123,12 @@ def longattn_attention_forward(
         "padding_mask": padding_mask,
         "global_mask": _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
         "scaling": scaling,
-        "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2]),
+        "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2], kwargs.get("softcap")),
     }
     if arguments["score_mod"] is not None and not mechanism.takes_score_mod:
         raise MaskError(
-            f"A four-dimensional attention_mask or a position bias was given, but mechanism {mechanism.name!r} has no scores to which it "
-            "could be added; pass a padding mask (batch, tokens)."
+            f"A four-dimensional attention_mask, a position bias or a cap on the scores was given, but mechanism {mechanism.name!r} has no "
+            "scores that it could change; pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
     if mechanism.takes_hidden_states:
         arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
@@ -188,13 +189,15 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     return global_mask[:, global_mask.shape[1] - kv_len :] != 0
 
 
-def _score_mod(terms: list[Tensor | None], q_len: int, kv_len: int) -> ScoreMod | None:
-    """Masks and biases ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions."""
+def _score_mod(terms: list[Tensor | None], q_len: int, kv_len: int, softcap: float | None) -> ScoreMod | None:
+    """Masks and biases ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; first, a smooth cap on them."""
     given = [term for term in terms if term is not None]
-    if not given:
+    if not given and softcap is None:
         return None
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in given:
             at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]

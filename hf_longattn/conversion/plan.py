@@ -13,14 +13,16 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..families.attachment import attention_sites
+from ..families.own_windows import own_windows, with_own_windows
 from ..families.places import AttentionSite
-from ..positions import DROPPED, keeps_old_rows, rope_parameters
+from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind
 from .architecture import Architecture, find_architecture
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
 from .lengths import StackLength, config_lengths, decoder_length, text_length
 from .peft_source import check_adapter
 from .quiet import quiet_libraries
+from .rotary import plan_rotary
 from .settings import ALIBI, decoder_choice, fixed_rotary, parse_dtype, relative_choices, resolve_attention, table_strategy, with_alibi
 from .source import Source, open_source
 from .staging import check_destination
@@ -150,7 +152,10 @@ def plan_conversion(
         check_destination(Path(destination), *opened.places, overwrite=overwrite)
     architecture = find_architecture(opened)
     base = architecture.source_config
-    attention = resolve_attention(mechanism, long_attention, options, architecture.adopted_attention())
+    adopted = architecture.adopted_attention()
+    attention = resolve_attention(mechanism, long_attention, options, adopted)
+    unasked = mechanism is None and long_attention is None and not options and adopted is None
+    attention = with_own_windows(None if unasked else attention, own_windows(base))
     decoder_attention = decoder_choice(architecture, decoder_long_attention)
     alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
     attention.check_layers(getattr(base, alone))
@@ -162,12 +167,7 @@ def plan_conversion(
     old_length, new_length = length.old, length.new
     grows = new_length > old_length or (decoder is not None and decoder.new > decoder.old)
     if architecture.family.rope:
-        rotary_shape = ModelShape.of(base, causal=True, matrix_parameters=0, element_bytes=4)
-        reaches = [layer.reach(True) for layer in layer_mechanisms(attention, rotary_shape, new_length)]
-        reach = None if None in reaches else max(filter(None, reaches), default=None)
-        lengths_asked = {"old_length": old_length, "new_length": new_length}
-        frequencies = int(rotary_shape.head_dim * (base.rope_parameters or {}).get("partial_rotary_factor", 1.0)) // 2
-        rope = rope_parameters(positions, base.rope_parameters, **lengths_asked, reach=reach, frequencies=frequencies)
+        rope = plan_rotary(base, attention, positions, length)
         rule, exact, parameters = f"rope:{rope.kind}", rope.exact, rope.parameters
         lengths = {"max_position_embeddings": rope.max_position_embeddings}
     elif architecture.family.rotary(base):

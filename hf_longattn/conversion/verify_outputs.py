@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..families.own_windows import keeps_window, own_windows
 from .calling import outputs
 from .cost import cost_at, layer_mechanisms
 from .loading import load_result, load_source, newly_initialised
@@ -38,7 +39,7 @@ DECODED = 32
 class Lengths:
     """The lengths in tokens at which a conversion is checked."""
 
-    covered: int  # the longest up to `old` at which every layer equals full attention; 0 when there is none
+    covered: int  # the longest up to `old` at which every layer equals the source's; 0 when there is none
     old: int
     new: int
 
@@ -54,8 +55,16 @@ def choose_lengths(plan: ConversionPlan) -> Lengths:
 
     decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
 
+    windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
+
+    def same(number: int, width: int | None, length: int) -> bool:
+        if keeps_window(plan.attention, number, width):
+            return True
+        return layers[number].covers(length, plan.shape.causal) and (width is None or length <= width)
+
     def covered(length: int) -> bool:
-        return all(layer.covers(length, plan.shape.causal) for layer in layers) and all(layer.covers(length, True) for layer in decoder)
+        own = all(same(number, width, length) for number, width in enumerate(windows))
+        return own and all(layer.covers(length, True) for layer in decoder)
 
     old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
     low, high = 0, old  # covers() holds up to some length and not beyond it
@@ -134,7 +143,7 @@ def _compare_old(
         name = "equal where the mechanism covers the input"
         checks.append(compare(name, lengths.covered, "long attention", exact, moved))
     if lengths.covered < lengths.old:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         name = "equal at the old length with full attention"
         checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
         model.set_attn_implementation(plan.config._attn_implementation or "longattn")
@@ -199,5 +208,5 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
     """Positions counted from the first real token; those of padding are the first position's."""
-    offset = max((tensor.offset for tensor in plan.tensors), default=0)
+    offset = max((table.first_id for table in plan.architecture.family.position_tables), default=0)
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset

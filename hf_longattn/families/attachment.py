@@ -100,7 +100,7 @@ def attach_mechanisms(
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Hand the cache layer of an attention module to its attention function, where it keeps only what the mechanism needs."""
-    layers = getattr(kwargs.get("past_key_values"), "layers", None)
+    layers = getattr(kwargs.get("past_key_values", kwargs.get("layer_past")), "layers", None)
     index = getattr(module, "layer_idx", None)
     if layers is None or not isinstance(index, int) or index >= len(layers) or not isinstance(layers[index], AttendingLayer):
         return None

@@ -10,16 +10,15 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import output_capturing
 
 from ..discovery import load_module
-from .loading import register_loading
+from .loading import inherit_renaming, register_loading
 from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongGenerationMixin
-from .names import module_name
 from .registry import Family
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     """Every Long model class of ``family``, by name; where there are an encoder and a decoder, theirs as well."""
     package = importlib.import_module(family.base_package)
-    modeling = importlib.import_module(f"{package.__name__}.modeling_{module_name(family.base_model_type)}")
+    modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
     mixins: dict[str, type] = {base_model: LongAttentionMixin if family.stacks else LongBaseModelMixin}
     mixins |= dict(zip(family.stacks, (LongBaseModelMixin, LongDecoderMixin), strict=False))
@@ -31,6 +30,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         made[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))
         if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # that one holds the decoder only
             register_loading(family, base, made[long_name])
+        else:
+            inherit_renaming(base, made[long_name])
     return made
 
 

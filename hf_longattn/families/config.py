@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
 from ..configuration import LongAttentionConfig
 from ..naming import COPY
+from .own_windows import own_windows, with_own_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -19,7 +21,8 @@ class LongConfig(_Base):
     """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None`` gives Longformer's defaults. Kept as the latter,
-        written to ``config.json`` as a mapping. Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
+        written to ``config.json`` as a mapping. Layers with a window of the base's own keep it unless they are named
+        (:mod:`hf_longattn.families.own_windows`). Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
         has no causal (bidirectional) form where one is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
@@ -29,6 +32,8 @@ class LongConfig(_Base):
     """
 
     base_model_type: ClassVar[str]
+    score_cap: ClassVar[str | None] = None
+    """The base's field by which attention scores are capped, if it is not ``None`` there (Gemma 2)."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -45,15 +50,16 @@ class LongConfig(_Base):
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.long_attention = kwargs.pop("long_attention", None)
+        chosen = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
         if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which the model is not saved with
             kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
         super().__post_init__(**kwargs)
+        self.long_attention = chosen
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "long_attention":
-            value = LongAttentionConfig.from_dict(value)
+            value = with_own_windows(value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self._attending)
         else:
@@ -74,24 +80,49 @@ class LongConfig(_Base):
     def layer_types(self) -> list[str]:
         """What ``DynamicCache(config)`` and ``StaticCache(config)`` build each layer's memory from.
 
-        Absent (``AttributeError``) where every layer keeps everything: with another attention implementation, in encoders, when no
-        mechanism has a bounded reach, and in decoders with cross-attention, since the encoder's keys are kept in a cache made from
-        the same config.
+        Absent (``AttributeError``) where every layer keeps everything. A base that has layer types of its own keeps them under this
+        name, since its forward pass looks masks up by them; there and where the base has windows, caches find theirs in
+        :meth:`get_text_config`.
         """
+        types = self.__dict__.get("_cache_layer_types") or (None if hasattr(self, "sliding_window") else self._decode_layer_types())
+        if types is None:
+            raise AttributeError("layer_types")
+        return types
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """As the base's; for the decoder, from which caches are built, a copy with their layer types where the base has its own."""
+        found = super().get_text_config(decoder=decoder, encoder=encoder)
+        if not decoder or encoder or not hasattr(self, "sliding_window") or not self._runs_mechanisms:
+            return found
+        from ..memory import FULL
+
+        types = self._decode_layer_types() or [FULL] * self.num_hidden_layers
+        if getattr(found, "layer_types", None) == types:
+            return found
+        cached = copy.copy(found)
+        cached.__dict__["layer_types" if "layer_types" in self.__dict__ else "_cache_layer_types"] = types
+        return cached
+
+    def _decode_layer_types(self) -> list[str] | None:
+        """``None`` where every layer keeps everything: with another attention implementation, in encoders, when no mechanism has a
+        bounded reach, and in decoders with cross-attention, since the encoder's keys are kept in a cache made from the same config."""
         from ..memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
-        self_attending = getattr(self, "is_decoder", True) and not crossing
-        if self._runs_mechanisms and self_attending:
-            types = decode_layer_types(*self._decoding)
-            if types is not None:
-                return types
-        raise AttributeError("layer_types")
+        if not self._runs_mechanisms or not self._causal or crossing:
+            return None
+        capped = self.score_cap is not None and getattr(self, self.score_cap) is not None
+        return decode_layer_types(*self._decoding, plain_scores=not capped)
+
+    @property
+    def _causal(self) -> bool:
+        """Whether the model, or the only stack of it that there is, looks back only."""
+        return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
 
     @property
     def _attending(self) -> tuple[int, bool]:
         """How many layers run ``long_attention``, and whether they are causal."""
-        return self.num_hidden_layers, getattr(self, "is_decoder", True)
+        return self.num_hidden_layers, self._causal
 
     @property
     def _decoding(self) -> tuple[LongAttentionConfig, int]:

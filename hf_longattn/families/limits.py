@@ -1,14 +1,16 @@
-"""Refuse, in one sentence, a text that is longer than the position table and a config that is shorter than the checkpoint."""
+"""Refuse, in one sentence, a text that is longer than the position table, a config that is shorter than the checkpoint, and a mechanism
+that cannot cap its scores."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
-from ..errors import LengthError, PositionError
+from ..errors import LengthError, OptionError, PositionError
+from ..mechanisms.base import Mechanism
 from .registry import Family, PositionTable
 
 
@@ -28,15 +30,17 @@ def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwarg
     if needed <= limit:
         return
     if kwargs.get("position_ids") is not None:
-        needed = int(kwargs["position_ids"].max()) + 1 - table.offset
-    elif table.skips_padding and tokens is not None:
+        needed = int(kwargs["position_ids"].max()) + 1 - table.first_id
+    elif table.added and table.skips_padding and isinstance(mask := kwargs.get("attention_mask"), Tensor):
+        needed = int(mask.sum(1).max())
+    elif table.skips_padding and not table.added and tokens is not None:
         needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
     _refuse_beyond(table, needed, limit)
 
 
 def check_positions(table: PositionTable, config: Any, position_ids: Tensor) -> None:
     """The same for positions that are given, where the cache does not hold all that came before."""
-    _refuse_beyond(table, int(position_ids.max()) + 1 - table.offset, table.tokens(config))
+    _refuse_beyond(table, int(position_ids.max()) + 1 - table.first_id, table.tokens(config))
 
 
 def _refuse_beyond(table: PositionTable, needed: int, limit: int) -> None:
@@ -66,4 +70,15 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
             raise PositionError(
                 f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
                 f"but a position table can only grow; give {table.field}={rows} or more."
+            )
+
+
+def refuse_scoreless(model: nn.Module, field: str) -> None:
+    """Raise :class:`OptionError` when the config's ``field`` caps attention scores and a mechanism below ``model`` has none."""
+    cap = getattr(model.config, field)
+    for module in model.modules():
+        if cap is not None and isinstance(module, Mechanism) and not module.takes_score_mod:
+            raise OptionError(
+                f"{type(model).__name__} caps its attention scores ({field}={cap}), but mechanism {module.name!r} has no scores to cap; "
+                "choose a mechanism over scores, for example mechanism='window'."
             )

@@ -77,3 +77,10 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
         for source in [table.pattern.replace("\\.", ".").rstrip("$")]
     ]
     register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
+
+
+def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
+    """A head whose base class stores tensors under names of its own (GPT-NeoX: ``embed_out`` for ``lm_head``) does so as well."""
+    inherited = get_checkpoint_conversion_mapping(base_class.__name__)
+    if inherited:
+        register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)

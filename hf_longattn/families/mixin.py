@@ -19,7 +19,7 @@ from ..naming import PLAIN_BACKEND
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
-from .limits import check_length, check_tables
+from .limits import check_length, check_tables, refuse_scoreless
 from .loading import drop_tables, freeze_tables
 from .memory_tokens import MemoryTokens, attach_memory_tokens
 from .places import mechanisms_on
@@ -62,6 +62,8 @@ class LongAttentionMixin(_Base):
                 module.adapt()
         self._refuse_globals()
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
+        if self.config.score_cap is not None:
+            refuse_scoreless(self, self.config.score_cap)
         for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
             token_rule(stack)  # refuses contradicting layers now
             attach_memory_tokens(stack, stack.position_table)

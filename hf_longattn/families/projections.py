@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 SEPARATE = {"query": ("query", "q_proj", "q_lin"), "key": ("key", "k_proj", "k_lin"), "value": ("value", "v_proj", "v_lin")}
-FUSED = ("c_attn",)
-"""One Conv1D (its weight is (in, out)) whose output is queries, keys and values side by side: GPT-2."""
-
 OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense")
 BESIDE = "output.dense"
 """BERT and its kin keep the output projection beside the attention module, not in it."""
+
+Part = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,48 @@ class OwnParameter:
     """A parameter of the layer, or the part of a fused one, in the layout of ``nn.Linear``.
 
     name: of the parameter below the attention module.
-    part: which third of a fused one, or ``None``.
+    part: takes it out of a fused one; ``None`` where it is alone.
     """
 
     name: str
-    part: int | None = None
+    part: Part | None = None
 
     def __call__(self, parameter: Tensor) -> Tensor:
-        if self.part is None:
-            return parameter
-        return parameter.chunk(3, dim=-1)[self.part].transpose(0, -1).contiguous()
+        return parameter if self.part is None else self.part(parameter)
+
+
+def _thirds(attention: Any) -> list[Part] | None:
+    """One Conv1D, whose weight is (in, out), with queries, keys and values side by side: GPT-2."""
+
+    def third(index: int) -> Part:
+        return lambda parameter: parameter.chunk(3, dim=-1)[index].transpose(0, -1).contiguous()
+
+    return [third(index) for index in range(3)] if isinstance(attention.c_attn, Conv1D) else None
+
+
+def _by_head(attention: Any) -> list[Part] | None:
+    """One Linear with queries, keys and values of a head side by side: GPT-NeoX."""
+    heads, linear = attention.config.num_attention_heads, attention.query_key_value
+
+    def of_heads(index: int) -> Part:
+        return lambda parameter: parameter.unflatten(0, (heads, 3, -1))[:, index].flatten(0, 1).contiguous()
+
+    return [of_heads(index) for index in range(3)] if linear.out_features == 3 * linear.in_features else None
+
+
+def _side_by_side(attention: Any) -> list[Part] | None:
+    """One Linear with all queries, then all keys, then all values, of fewer heads: Phi-3."""
+    config, width = attention.config, attention.head_dim
+    sizes = [heads * width for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)]
+
+    def rows(index: int) -> Part:
+        return lambda parameter: parameter.split(sizes)[index].contiguous()
+
+    return [rows(index) for index in range(3)]
+
+
+FUSED: dict[str, Callable[[Any], list[Part] | None]] = {"c_attn": _thirds, "query_key_value": _by_head, "qkv_proj": _side_by_side}
+"""Name of a fused projection -> what takes queries, keys and values out of it; ``None`` where it is laid out in another way."""
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
@@ -40,9 +73,11 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
         linear = next((name for name in names if isinstance(getattr(attention, name, None), nn.Linear)), None)
         if linear is not None:
             found |= {f"{kind}.{own}": OwnParameter(f"{linear}.{own}") for own, _ in getattr(attention, linear).named_parameters()}
-    for fused in (name for name in FUSED if isinstance(getattr(attention, name, None), nn.Module)):
-        for part, kind in enumerate(SEPARATE):
-            found |= {f"{kind}.{own}": OwnParameter(f"{fused}.{own}", part) for own in ("weight", "bias")}
+    for fused, layout in FUSED.items():
+        module = getattr(attention, fused, None)
+        parts = layout(attention) if isinstance(module, nn.Module) else None
+        for kind, part in zip(SEPARATE, parts or (), strict=bool(parts)):
+            found |= {f"{kind}.{own}": OwnParameter(f"{fused}.{own}", part) for own, _ in module.named_parameters()}  # type: ignore[union-attr]
     return found
 
 

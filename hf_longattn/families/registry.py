@@ -25,7 +25,8 @@ class PositionTable:
     pattern: regular expression that is found in the names of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
     offset: how many leading rows are not positions (RoBERTa, BART: 2).
     counted: whether the config's number counts those rows (RoBERTa) or adds them (BART).
-    skips_padding: whether padding tokens take no position (RoBERTa).
+    added: whether the model itself adds them, so that ``position_ids`` begin with 0 (OPT).
+    skips_padding: whether padding tokens take no position (RoBERTa, OPT).
     learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
     decoder: whether it is the decoder's, beside an encoder that has its own.
     """
@@ -33,6 +34,7 @@ class PositionTable:
     pattern: str
     offset: int = 0
     counted: bool = True
+    added: bool = False
     skips_padding: bool = False
     learned: bool = True
     decoder: bool = False
@@ -54,6 +56,11 @@ class PositionTable:
         """How many rows the table of a model with this config has."""
         return self.tokens(config) + self.offset
 
+    @property
+    def first_id(self) -> int:
+        """What ``position_ids`` begin with."""
+        return 0 if self.added else self.offset
+
     def matches(self, name: str) -> bool:
         """Whether the parameter called ``name`` is this table."""
         return re.search(self.pattern, name) is not None
@@ -66,6 +73,7 @@ class Family:
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
+    package: where transformers keeps the base, where that is not named after its model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, where that package holds others as well.
     own_mixin: ``"module.Class"`` of this package that stands before every Long class of this family, where the base needs more than
         a mechanism on its attention modules; imported with the first model.
@@ -74,6 +82,7 @@ class Family:
     config_class: type[PreTrainedConfig]
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
+    package: str | None = None
     classes: tuple[str, ...] = ()
     own_mixin: str | None = None
 
@@ -89,7 +98,7 @@ class Family:
     @property
     def base_package(self) -> str:
         """transformers' package of the base, e.g. ``"transformers.models.xlm_roberta"``."""
-        return f"transformers.models.{module_name(self.base_model_type)}"
+        return f"transformers.models.{self.package or module_name(self.base_model_type)}"
 
     @property
     def module(self) -> str:

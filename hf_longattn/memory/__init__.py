@@ -3,13 +3,14 @@
 from .attending import AttendingLayer, Call
 from .held import held_bytes
 from .kept_cache import KeptLayer, kept_layer_type
-from .layer_types import decode_layer_types, decode_reach
+from .layer_types import FULL, decode_layer_types, decode_reach
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
 from .state_cache import STATE_LAYER, StateLayer
 from .summary_cache import SUMMARY_LAYER, SummaryLayer
 from .window_cache import window_layer_type
 
 __all__ = [
+    "FULL",
     "STATE_LAYER",
     "SUMMARY_LAYER",
     "AttendingLayer",

@@ -30,9 +30,9 @@ def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
     return None if built is None else built.reach(causal=True)
 
 
-def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
+def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
     """The cache layer type of one layer: a state, as wide as the window, what the pattern keeps, or everything,
-    with summaries where the mechanism chooses by them."""
+    with summaries where the mechanism chooses by them. Scattered keys are kept for plain scores only, which the model does not change."""
     built = _causal(long_attention, layer)
     if built is None:
         return FULL
@@ -44,13 +44,13 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int) -> str:
     if isinstance(built, SummarisedMechanism) and built.summary_unit is not None:
         return SUMMARY_LAYER
     none = torch.zeros(1, 1, dtype=torch.long)
-    if built.kept(none, none) is None:
+    if not plain_scores or built.kept(none, none) is None:
         return FULL
     mechanism, options = long_attention.for_layer(layer)
     return kept_layer_type(mechanism, json.dumps(options, sort_keys=True))
 
 
-def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int) -> list[str] | None:
+def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
     """The cache layer type of every layer, or ``None`` when each of them keeps everything."""
-    types = [decode_layer_type(long_attention, layer) for layer in range(num_layers)]
+    types = [decode_layer_type(long_attention, layer, plain_scores) for layer in range(num_layers)]
     return None if set(types) <= {FULL} else types

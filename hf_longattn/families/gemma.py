@@ -1,0 +1,17 @@
+"""LongGemma: Gemma (Mesnard et al. 2024), causal, grouped key/value heads, rotary positions."""
+
+from transformers.models.gemma.configuration_gemma import GemmaConfig
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongGemmaConfig(LongConfig, GemmaConfig):
+    """GemmaConfig with ``long_attention``."""
+
+    model_type = "long_gemma"
+
+
+FAMILY = Family(LongGemmaConfig, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,18 @@
+"""LongGemma2: Gemma 2 (Rivière et al. 2024), every other layer with a window, attention scores capped by a tanh (``attn_logit_softcapping``)."""
+
+from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongGemma2Config(LongConfig, Gemma2Config):
+    """Gemma2Config with ``long_attention``."""
+
+    model_type = "long_gemma2"
+    score_cap = "attn_logit_softcapping"
+
+
+FAMILY = Family(LongGemma2Config, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

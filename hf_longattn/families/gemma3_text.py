@@ -1,0 +1,24 @@
+"""LongGemma3Text: the text model of Gemma 3 (Kamath et al. 2025), five of six layers with a window, and rotary positions (``rope_parameters``)
+of their own for either kind.
+"""
+
+from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongGemma3TextConfig(LongConfig, Gemma3TextConfig):
+    """Gemma3TextConfig with ``long_attention``."""
+
+    model_type = "long_gemma3_text"
+
+
+FAMILY = Family(
+    LongGemma3TextConfig,
+    rope=True,
+    package="gemma3",
+    classes=("Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())

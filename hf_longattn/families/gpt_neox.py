@@ -1,0 +1,22 @@
+"""LongGPTNeoX: GPT-NeoX (Black et al. 2022) and Pythia, causal, rotary positions on a part of each head (``partial_rotary_factor``)."""
+
+from transformers.models.gpt_neox.configuration_gpt_neox import GPTNeoXConfig
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongGPTNeoXConfig(LongConfig, GPTNeoXConfig):
+    """GPTNeoXConfig with ``long_attention``."""
+
+    model_type = "long_gpt_neox"
+
+    @property
+    def _causal(self) -> bool:
+        """Every GPT-NeoX is, whatever ``is_decoder`` says."""
+        return True
+
+
+FAMILY = Family(LongGPTNeoXConfig, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,25 @@
+"""LongMarian: the translation models of Marian (Junczys-Dowmunt et al. 2018), an encoder and a decoder with sinusoidal positions, computed
+for any length.
+"""
+
+from transformers.models.marian.configuration_marian import MarianConfig
+
+from .encoder_decoder import LongEncoderDecoderConfig
+from .registry import Family, PositionTable
+
+
+class LongMarianConfig(LongEncoderDecoderConfig, MarianConfig):
+    """MarianConfig with ``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``."""
+
+    model_type = "long_marian"
+
+
+FAMILY = Family(
+    LongMarianConfig,
+    position_tables=(
+        PositionTable(r"encoder\.embed_positions\.weight$", learned=False),
+        PositionTable(r"decoder\.embed_positions\.weight$", learned=False, decoder=True),
+    ),
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,25 @@
+"""LongMBart: mBART (Liu et al. 2020) and mBART-50, an encoder and a decoder, each with a learned table that begins with two rows that are no
+positions. ``max_position_embeddings`` leaves those out.
+"""
+
+from transformers.models.mbart.configuration_mbart import MBartConfig
+
+from .encoder_decoder import LongEncoderDecoderConfig
+from .registry import Family, PositionTable
+
+
+class LongMBartConfig(LongEncoderDecoderConfig, MBartConfig):
+    """MBartConfig with ``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``."""
+
+    model_type = "long_mbart"
+
+
+FAMILY = Family(
+    LongMBartConfig,
+    position_tables=(
+        PositionTable(r"encoder\.embed_positions\.weight$", offset=2, counted=False),
+        PositionTable(r"decoder\.embed_positions\.weight$", offset=2, counted=False, decoder=True),
+    ),
+)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,17 @@
+"""LongMistral: Mistral (Jiang et al. 2023), causal, grouped key/value heads, rotary positions; every layer may have a window."""
+
+from transformers.models.mistral.configuration_mistral import MistralConfig
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongMistralConfig(LongConfig, MistralConfig):
+    """MistralConfig with ``long_attention``."""
+
+    model_type = "long_mistral"
+
+
+FAMILY = Family(LongMistralConfig, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

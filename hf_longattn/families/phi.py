@@ -1,0 +1,17 @@
+"""LongPhi: Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023), causal, rotary positions on a part of each head (``partial_rotary_factor``)."""
+
+from transformers.models.phi.configuration_phi import PhiConfig
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongPhiConfig(LongConfig, PhiConfig):
+    """PhiConfig with ``long_attention``."""
+
+    model_type = "long_phi"
+
+
+FAMILY = Family(LongPhiConfig, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

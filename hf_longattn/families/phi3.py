@@ -1,0 +1,37 @@
+"""LongPhi3: Phi-3 (Abdin et al. 2024), causal, one projection for queries, keys and values, rotary positions; every layer may have a window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.models.phi3.configuration_phi3 import Phi3Config
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongPhi3Config(LongConfig, Phi3Config):
+    """Phi3Config with ``long_attention``."""
+
+    model_type = "long_phi3"
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """As the base's, which takes ``yarn`` for an old name of ``longrope``; without longrope's factors it means YaRN here."""
+        asked = (self.rope_parameters or {}).get("rope_type")
+        left = super().convert_rope_params_to_dict(**kwargs)
+        if asked == "yarn" and "short_factor" not in self.rope_parameters:
+            self.rope_parameters["rope_type"] = asked
+        return left
+
+    def validate_rope(self) -> None:
+        """The base allows ``longrope`` alone; its rotary embedding computes every kind that transformers knows."""
+        if self.rope_parameters.get("rope_type") == "longrope":
+            super().validate_rope()
+        else:
+            PreTrainedConfig.validate_rope(self)
+
+
+FAMILY = Family(LongPhi3Config, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

@@ -1,0 +1,17 @@
+"""LongQwen2: Qwen2 and Qwen2.5 (Yang et al. 2024), causal, grouped key/value heads, rotary positions; the last layers may have a window."""
+
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongQwen2Config(LongConfig, Qwen2Config):
+    """Qwen2Config with ``long_attention``."""
+
+    model_type = "long_qwen2"
+
+
+FAMILY = Family(LongQwen2Config, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

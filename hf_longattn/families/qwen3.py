@@ -1,0 +1,17 @@
+"""LongQwen3: Qwen3 (Yang et al. 2025), as Qwen2 with normalised queries and keys."""
+
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongQwen3Config(LongConfig, Qwen3Config):
+    """Qwen3Config with ``long_attention``."""
+
+    model_type = "long_qwen3"
+
+
+FAMILY = Family(LongQwen3Config, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())

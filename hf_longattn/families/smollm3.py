@@ -1,0 +1,17 @@
+"""LongSmolLM3: SmolLM3 (Hugging Face 2025), causal, grouped key/value heads, rotary positions except in every fourth layer."""
+
+from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
+
+from .config import LongConfig
+from .registry import Family
+
+
+class LongSmolLM3Config(LongConfig, SmolLM3Config):
+    """SmolLM3Config with ``long_attention``."""
+
+    model_type = "long_smollm3"
+
+
+FAMILY = Family(LongSmolLM3Config, rope=True)
+
+__getattr__ = FAMILY.lazy_classes(globals())
