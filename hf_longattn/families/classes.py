@@ -23,8 +23,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     mixins: dict[str, type] = {base_model: LongAttentionMixin if family.stacks else LongBaseModelMixin}
     mixins |= dict(zip(family.stacks, (LongBaseModelMixin, LongDecoderMixin), strict=False))
     made = {}
-    for base_name, long_name in {**family.stacks, **family.heads}.items():
-        base = getattr(modeling if base_name in family.stacks else package, base_name)
+    for base_name, long_name in {**family.parts, **family.heads}.items():
+        base = getattr(modeling if base_name in family.parts else package, base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         made[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))

@@ -17,6 +17,7 @@ class LongOPTConfig(LongConfig, OPTConfig):
 FAMILY = Family(
     LongOPTConfig,
     position_tables=(PositionTable(r"embed_positions\.weight$", offset=2, counted=False, added=True, skips_padding=True),),
+    inner=("OPTDecoder",),
 )
 
 __getattr__ = FAMILY.lazy_classes(globals())

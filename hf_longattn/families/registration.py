@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import re
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -50,10 +51,15 @@ def _enter(table: Any, module: ModuleType, prefix: str) -> None:
     """Give the table, for every Long model type, the name that it has for the base, with ``prefix``; ``module`` holds what it names."""
     names, configs = table._model_mapping, table._config_mapping
     for base in family_names(configs):
-        if isinstance(names.get(base), str):
+        if isinstance(names.get(base), str) and (not prefix or names[base].startswith(_first_word(configs[base]))):
             names[f"long_{base}"] = prefix + names[base]
             table._modules[module_name(f"long_{base}")] = module
             table._reverse_config_mapping[f"Long{configs[base]}"] = f"long_{base}"
+
+
+def _first_word(config: str) -> str:
+    """With which the base's own classes begin: ``"Qwen2Config"`` -> ``"Qwen2"``, whose table of heads also names one of another model."""
+    return re.match("[A-Z]+[a-z0-9]*", config.removesuffix("Config")).group()  # type: ignore[union-attr] - a class name
 
 
 def register_attention() -> None:

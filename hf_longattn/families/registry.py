@@ -75,6 +75,7 @@ class Family:
     rope: whether positions are rotary in every model; see :meth:`rotary`.
     package: where transformers keeps the base, where that is not named after its model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, where that package holds others as well.
+    inner: further model classes of the base inside its models (``OPTDecoder``), beside the encoder and decoder of one that has both.
     own_mixin: ``"module.Class"`` of this package that stands before every Long class of this family, where the base needs more than
         a mechanism on its attention modules; imported with the first model.
     """
@@ -84,6 +85,7 @@ class Family:
     rope: bool = False
     package: str | None = None
     classes: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
     own_mixin: str | None = None
 
     @property
@@ -124,6 +126,11 @@ class Family:
         stem = MODEL_MAPPING_NAMES[self.base_model_type].removesuffix("Model")
         return {f"{stem}{stack}": f"Long{stem}{stack}" for stack in ("Encoder", "Decoder")} if self.two_stacks else {}
 
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The same for every model class that is only ever inside another."""
+        return {**self.stacks, **{name: f"Long{name}" for name in self.inner}}
+
     def rotary(self, config: Any) -> bool:
         """Whether the positions of a model with this config are rotary: those of the family, or by the config's own choice."""
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
@@ -139,21 +146,18 @@ class Family:
 
     def model_class(self, name: str) -> type[Any]:
         """The Long class called ``name``, or the one that belongs to the base class called ``name``."""
-        return getattr(importlib.import_module(self.module), {**self.heads, **self.stacks}.get(name, name))
+        return getattr(importlib.import_module(self.module), {**self.heads, **self.parts}.get(name, name))
 
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``, or ``None`` when ``base`` is no model of this family's base."""
-        known = base.__module__.startswith(f"{self.base_package}.") and base.__name__ in {
-            **self.heads,
-            **self.stacks,
-        }
+        known = base.__module__.startswith(f"{self.base_package}.") and base.__name__ in {**self.heads, **self.parts}
         return self.model_class(base.__name__) if known else None
 
     def lazy_classes(self, namespace: dict[str, Any]) -> Callable[[str], Any]:
         """A module ``__getattr__`` that makes the Long classes on first use and keeps them in the module."""
 
         def module_getattr(name: str) -> Any:
-            if name not in (*self.heads.values(), *self.stacks.values()):
+            if name not in (*self.heads.values(), *self.parts.values()):
                 raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
             from .classes import make_classes
 

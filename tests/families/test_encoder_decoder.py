@@ -12,14 +12,15 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 import hf_longattn.families as families
 from hf_longattn.errors import LengthError, MaskError, OptionError, PositionError
 from hf_longattn.positions.tables import extend_table, sinusoids
 
-BASES = ("bart", "pegasus")
+BASES = ("bart", "pegasus", "mbart", "marian")
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+GENERATING = {base: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES[base] for base in BASES}
 ROWS = 96
 SHAPE: dict[str, Any] = {
     "vocab_size": 120, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 2,
@@ -161,7 +162,7 @@ class TestEveryBase:
     def test_generate(self, base: str, how: dict[str, Any], decoder: Any) -> None:
         """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
         model = long_like(
-            plain_model(base, f"{base.capitalize()}ForConditionalGeneration"), base, LONGFORMER, decoder_long_attention=decoder
+            plain_model(base, GENERATING[base]), base, LONGFORMER, decoder_long_attention=decoder
         )
         inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
         inputs["global_attention_mask"] = torch.zeros(2, 40, dtype=torch.long).index_fill(1, torch.tensor([0, 7]), 1)
@@ -176,7 +177,7 @@ class TestEveryBase:
         assert torch.equal(logits.argmax(-1), written[:, 1:])
 
     def test_the_decoder_alone(self, base: str) -> None:
-        head = f"{base.capitalize()}ForCausalLM"
+        head = GENERATING[base].replace("ForConditionalGeneration", "ForCausalLM").replace("MTModel", "ForCausalLM")
         model = long_like(plain_model(base, head), base, WINDOW)
         assert model.config.layer_types == ["longattn_window_8"] * 2
         ids = tokens(2, 30)
@@ -187,7 +188,7 @@ class TestEveryBase:
         assert torch.equal(logits.argmax(-1)[:, 29:], written[:, 30:])
 
     def test_a_plain_checkpoint_grows_on_the_encoder_s_side(self, base: str, tmp_path: Path) -> None:
-        plain = plain_model(base, f"{base.capitalize()}ForConditionalGeneration")
+        plain = plain_model(base, GENERATING[base])
         plain.save_pretrained(tmp_path / "short")
         model = on_the_fly(tmp_path / "short", base, max_position_embeddings=400, long_attention=COVERING)
         assert (model.config.max_position_embeddings, model.config.max_decoder_position_embeddings) == (400, ROWS)
@@ -210,7 +211,7 @@ class TestEveryBase:
             assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "long" / name).read_bytes()
 
     def test_a_decoder_of_its_own_length(self, base: str, tmp_path: Path) -> None:
-        plain_model(base, f"{base.capitalize()}ForConditionalGeneration").save_pretrained(tmp_path)
+        plain_model(base, GENERATING[base]).save_pretrained(tmp_path)
         model = on_the_fly(tmp_path, base, max_position_embeddings=200, max_decoder_position_embeddings=150, long_attention=COVERING)
         with torch.no_grad():
             assert model(tokens(1, 200), decoder_input_ids=tokens(1, 150)).logits.isfinite().all()
@@ -244,7 +245,7 @@ class TestEveryBase:
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
         gradients = []
         for checkpointing in (False, True):
-            model = long_like(plain_model(base, f"{base.capitalize()}ForConditionalGeneration"), base, LONGFORMER).train()
+            model = long_like(plain_model(base, GENERATING[base]), base, LONGFORMER).train()
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": reentrant})
                 model.enable_input_require_grads()

@@ -21,6 +21,7 @@ from hf_longattn.mechanisms.base import Mechanism
 from tests.reference.small_models import (
     BASES,
     HEADS,
+    IMPLEMENTATIONS,
     LANGUAGE_MODELS,
     base_class,
     head_inputs,
@@ -70,7 +71,7 @@ class TestEveryBase:
         model = long_model(base)
         assert model.config._attn_implementation == "longattn"
         model.save_pretrained(tmp_path)
-        for implementation in ("sdpa", "eager", "longattn"):
+        for implementation in (*IMPLEMENTATIONS[base], "longattn"):
             read = type(model).from_pretrained(tmp_path, attn_implementation=implementation)
             assert read.config._attn_implementation == implementation
             model.set_attn_implementation(implementation)
@@ -172,7 +173,7 @@ def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: 
     assert long_class is not None
     config = long_class.config_class.from_pretrained(tmp_path / "plain", long_attention={"mechanism": trained_mechanism})
     model = long_class.from_pretrained(tmp_path / "plain", config=config)
-    gates = {name: p for name, p in model.named_parameters() if "gate" in name and "gate_proj" not in name}
+    gates = {name: p for name, p in model.named_parameters() if name.endswith("long_attention.gate")}
     assert len(gates) == 3
     assert all(re.search(r"long_attention(\.\d+)?\.gate$", name) and (p == 0.5).all() for name, p in gates.items())
     with torch.no_grad():

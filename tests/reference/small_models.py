@@ -14,6 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 import hf_longattn.families as families
 
 SHAPE = {"vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.2}
+SPECIAL = {"bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3}
+ROTARY = {"intermediate_size": 96, "max_position_embeddings": 512, **SPECIAL}
+FULL_LAYERS = ["full_attention"] * 3
+GEMMA = {**ROTARY, "num_key_value_heads": 2, "head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 32, "layer_types": FULL_LAYERS}
 OWN: dict[str, dict[str, Any]] = {
     "bert": {"intermediate_size": 96, "max_position_embeddings": 512, "pad_token_id": 0},
     "roberta": {"intermediate_size": 96, "max_position_embeddings": 514, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
@@ -25,14 +29,18 @@ OWN: dict[str, dict[str, Any]] = {
     "esm": {"intermediate_size": 96, "max_position_embeddings": 514, "pad_token_id": 1, "mask_token_id": 4, "token_dropout": True},
     "big_bird": {"intermediate_size": 96, "max_position_embeddings": 512, "attention_type": "original_full", "sep_token_id": 3},
     "gpt2": {"n_inner": 96, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 3, "pad_token_id": 3},
-    "llama": {
-        "intermediate_size": 96,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 3,
-        "eos_token_id": 3,
-        "pad_token_id": 3,
-    },
+    "llama": {**ROTARY, "num_key_value_heads": 2},
+    "gpt_neox": ROTARY,
+    "opt": {"ffn_dim": 96, "max_position_embeddings": 512, "word_embed_proj_dim": 24, "init_std": 0.2, **SPECIAL},
+    "mistral": {**ROTARY, "num_key_value_heads": 2, "sliding_window": None},
+    "qwen2": {**ROTARY, "num_key_value_heads": 2},
+    "qwen3": {**ROTARY, "num_key_value_heads": 2, "head_dim": 24},
+    "gemma": {**ROTARY, "num_key_value_heads": 1, "head_dim": 24},
+    "gemma2": {**GEMMA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+    "gemma3_text": GEMMA,
+    "phi": ROTARY,
+    "phi3": {**ROTARY, "num_key_value_heads": 2},
+    "smollm3": {**ROTARY, "num_key_value_heads": 2, "no_rope_layer_interval": 2},
 }
 BASES = tuple(OWN)
 OFF_THE_INTERFACE = ("big_bird",)
@@ -42,6 +50,10 @@ HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].head
 LANGUAGE_MODELS = {base: next(head for suffix in ("ForMaskedLM", "LMHeadModel", "ForCausalLM") for head in families.FAMILIES[base].heads
                               if head.endswith(suffix)) for base in BASES}  # fmt: skip
 """The class of every base that predicts tokens."""
+
+
+IMPLEMENTATIONS = {base: ("eager",) if base == "gemma2" else ("sdpa", "eager") for base in BASES}
+"""transformers' own attention implementations that the base runs with; sdpa has no cap on the scores."""
 
 
 def plain_config(base: str, **changes: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.reference.small_models import BASES, HEADS, head_inputs, pair, plain_config, same
+from tests.reference.small_models import BASES, HEADS, IMPLEMENTATIONS, head_inputs, pair, plain_config, same
 
 FULL = {"mechanism": "full"}
 
@@ -47,8 +47,7 @@ def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: s
         assert gradient is None or same(base, gradient, found[name]), name
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("base", "implementation"), [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible])
 def test_another_attention_implementation_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})
     for model in (plain, longer):
