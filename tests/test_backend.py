@@ -137,8 +137,18 @@ def test_a_plain_model_says_what_to_call() -> None:
 
 
 def test_what_no_mechanism_does_is_refused() -> None:
-    with pytest.raises(BackendError, match="softcap"):
-        longattn_attention_forward(module(window=8), *qkv(), None, softcap=30.0)
+    with pytest.raises(BackendError, match="s_aux"):
+        longattn_attention_forward(module(window=8), *qkv(), None, s_aux=torch.zeros(4))
+
+
+def test_a_cap_on_the_scores_comes_before_masks() -> None:
+    q, k, v = qkv()
+    visible = torch.rand(2, 1, q.shape[2], k.shape[2], generator=torch.Generator().manual_seed(0)) < 0.7
+    visible |= torch.eye(q.shape[2], dtype=torch.bool)
+    found, _ = longattn_attention_forward(module(window=4096), q, k, v, visible, scaling=0.3, softcap=1.5)
+    scores = 1.5 * torch.tanh(0.3 * q @ k.transpose(2, 3) / 1.5)
+    expected = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ v
+    assert (found.transpose(1, 2) - expected).abs().max() < 1e-5
 
 
 class TestMask:

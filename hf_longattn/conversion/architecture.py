@@ -85,6 +85,9 @@ class Architecture:
             config.position_extension = rule if rule in STRATEGIES else "none" if rule in DROPPED else "tile"
         else:
             config.rope_parameters = dict(rope)
+            trained = rope.get("original_max_position_embeddings")
+            if trained is not None and hasattr(config, "original_max_position_embeddings"):
+                config.original_max_position_embeddings = trained  # Phi-3 has it here as well, and this one is believed
         config.architectures = [self.long_class]
         return config
 

@@ -24,7 +24,8 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
     if model.config.is_encoder_decoder:
         if type(model).__name__.endswith("ForSequenceClassification"):  # it looks for the end of the text
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
-        start = torch.full_like(ids[:, :1], model.config.decoder_start_token_id)
+        first = model.config.decoder_start_token_id  # of mBART it is a language, which the caller of generate chooses
+        start = torch.full_like(ids[:, :1], model.config.eos_token_id if first is None else first)
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)

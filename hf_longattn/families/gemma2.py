@@ -1,4 +1,4 @@
-"""LongGemma2: Gemma 2 (Rivière et al. 2024), every other layer with a window, attention scores capped by a tanh (``attn_logit_softcapping``)."""
+"""LongGemma2: Gemma 2 (Rivière et al. 2024), every other layer with a window, scores capped by a tanh (``attn_logit_softcapping``)."""
 
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 

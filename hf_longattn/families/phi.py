@@ -1,4 +1,4 @@
-"""LongPhi: Phi-1, Phi-1.5 and Phi-2 (Gunasekar et al. 2023), causal, rotary positions on a part of each head (``partial_rotary_factor``)."""
+"""LongPhi: Phi-1 to Phi-2 (Gunasekar et al. 2023), causal, rotary positions on a part of each head (``partial_rotary_factor``)."""
 
 from transformers.models.phi.configuration_phi import PhiConfig
 

@@ -1,4 +1,4 @@
-"""LongPhi3: Phi-3 (Abdin et al. 2024), causal, one projection for queries, keys and values, rotary positions; every layer may have a window."""
+"""LongPhi3: Phi-3 (Abdin et al. 2024), causal, one projection for queries, keys and values, rotary positions; layers may have a window."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _enter(table: Any, module: ModuleType, prefix: str) -> None:
 
 def _first_word(config: str) -> str:
     """With which the base's own classes begin: ``"Qwen2Config"`` -> ``"Qwen2"``, whose table of heads also names one of another model."""
-    return re.match("[A-Z]+[a-z0-9]*", config.removesuffix("Config")).group()  # type: ignore[union-attr] - a class name
+    return re.findall("[A-Z]+[a-z0-9]*", config.removesuffix("Config"))[0]
 
 
 def register_attention() -> None:

@@ -29,6 +29,14 @@ ESM = {**SHARED, "vocab_size": 33, "max_position_embeddings": LENGTH + 2, "pad_t
 ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
 DISTILBERT = {"n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 48, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
+ROTARY = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GROUPED = {**ROTARY, "num_key_value_heads": 2}
+SLIDING = {**GROUPED, "sliding_window": 24}
+LAST_SLIDES = {**SLIDING, "use_sliding_window": True, "max_window_layers": 1}
+GEMMA = {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 20}
+OPT = {**ROTARY, "ffn_dim": 48, "word_embed_proj_dim": 16}
+SMOLLM3 = {**SLIDING, "use_sliding_window": True, "no_rope_layers": [1, 0]}
+
 STACKS: dict[str, Any] = {
     **{
         f"{stack}_{name}": value
@@ -39,6 +47,7 @@ STACKS: dict[str, Any] = {
     "max_position_embeddings": LENGTH,
 }
 BART = {**STACKS, "vocab_size": 50265, "forced_eos_token_id": None}
+MARIAN = {**STACKS, "vocab_size": 1000, "decoder_start_token_id": 58, "pad_token_id": 58, "eos_token_id": 0, "forced_eos_token_id": None}
 PEGASUS = {**STACKS, "vocab_size": 50257, "forced_eos_token_id": None}
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,6 +71,19 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "BartForSequenceClassification": ("BartConfig", BART),
     "BartForCausalLM": ("BartConfig", BART),
     "PegasusForConditionalGeneration": ("PegasusConfig", PEGASUS),
+    "MBartForConditionalGeneration": ("MBartConfig", {**STACKS, "vocab_size": 1000, "forced_eos_token_id": None}),
+    "MarianMTModel": ("MarianConfig", MARIAN),
+    "GPTNeoXForCausalLM": ("GPTNeoXConfig", ROTARY),
+    "OPTForCausalLM": ("OPTConfig", OPT),
+    "MistralForCausalLM": ("MistralConfig", SLIDING),
+    "Qwen2ForCausalLM": ("Qwen2Config", LAST_SLIDES),
+    "Qwen3ForCausalLM": ("Qwen3Config", {**LAST_SLIDES, "head_dim": 16}),
+    "GemmaForCausalLM": ("GemmaConfig", {**GROUPED, "head_dim": 16}),
+    "Gemma2ForCausalLM": ("Gemma2Config", {**GEMMA, "attn_logit_softcapping": 2.0}),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
+    "PhiForCausalLM": ("PhiConfig", ROTARY),
+    "Phi3ForCausalLM": ("Phi3Config", GROUPED),
+    "SmolLM3ForCausalLM": ("SmolLM3Config", SMOLLM3),
 }
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion.loading import auto_class_name
 from hf_longattn.errors import PositionError
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
@@ -40,7 +41,7 @@ def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path
     config = json.loads((tmp_path / "long" / "config.json").read_text())
     assert config["architectures"] == [f"Long{name}"]
     assert config["model_type"].startswith("long_")
-    assert config["long_attention"] == WINDOW
+    assert config["long_attention"].items() >= WINDOW.items()
     assert json.loads((tmp_path / "long" / "conversion_report.json").read_text())["passed"]
 
 
@@ -61,37 +62,19 @@ def test_mechanisms_that_learn_are_trained_by_attention_transfer(
     assert (report.train_command or "").startswith(f"python scripts/{script}.py --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 
-@pytest.mark.parametrize(
-    ("name", "auto"),
-    [
-        ("BertForQuestionAnswering", "AutoModelForQuestionAnswering"),
-        ("BertForMaskedLM", "AutoModelForMaskedLM"),
-        ("BertModel", "AutoModel"),
-        ("RobertaForMaskedLM", "AutoModelForMaskedLM"),
-        ("RobertaForSequenceClassification", "AutoModelForSequenceClassification"),
-        ("XLMRobertaForSequenceClassification", "AutoModelForSequenceClassification"),
-        ("CamembertForMaskedLM", "AutoModelForMaskedLM"),
-        ("AlbertForMaskedLM", "AutoModelForMaskedLM"),
-        ("EsmForMaskedLM", "AutoModelForMaskedLM"),
-        ("EsmForTokenClassification", "AutoModelForTokenClassification"),
-        ("ElectraForPreTraining", "AutoModelForPreTraining"),
-        ("DistilBertForQuestionAnswering", "AutoModelForQuestionAnswering"),
-        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
-        ("LlamaForCausalLM", "AutoModelForCausalLM"),
-        ("BartForConditionalGeneration", "AutoModelForSeq2SeqLM"),
-        ("PegasusForConditionalGeneration", "AutoModelForSeq2SeqLM"),
-    ],
-)
-def test_the_result_equals_conversion_on_the_fly(name: str, auto: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, verify=False)
-    auto_class = getattr(transformers, auto)
-    written = auto_class.from_pretrained(tmp_path / "long")
-    config = type(written.config).from_pretrained(
-        built(name), max_position_embeddings=written.config.max_position_embeddings, long_attention=WINDOW
-    )
-    flown = auto_class.from_pretrained(built(name), config=config)
+    auto = auto_class_name(transformers.AutoConfig.from_pretrained(built(name)), name)
+    assert auto is not None
+    written = getattr(transformers, auto).from_pretrained(tmp_path / "long")
+    fields = ("max_position_embeddings", "max_decoder_position_embeddings")
+    lengths = {field: getattr(written.config, field) for field in fields if hasattr(written.config, field)}
+    config = type(written.config).from_pretrained(built(name), **lengths, long_attention=WINDOW)
+    flown = getattr(transformers, auto).from_pretrained(built(name), config=config)
     assert type(written) is type(flown)
     assert type(written).__name__ == f"Long{name}"
+    assert written.config.long_attention == flown.config.long_attention
     mine, other = written.state_dict(), flown.state_dict()
     assert list(mine) == list(other)
     assert all(torch.equal(mine[key], other[key]) for key in mine)
@@ -126,6 +109,20 @@ def test_rotary_positions(positions: str, kind: str, needs_training: bool, built
     assert report.needs_training == needs_training
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
     assert model.config.rope_parameters["rope_type"] == kind
+
+
+@pytest.mark.parametrize("name", [name for name, (_, values) in CLASSES.items() if "bos_token_id" in values and "ffn_dim" not in values])
+def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=256, positions="rope:yarn")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
+    kinds = model.config.rope_parameters
+    old = transformers.AutoConfig.from_pretrained(built(name)).rope_parameters
+    written = kinds.get("full_attention", kinds)
+    assert written | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": LENGTH} == written
+    assert written.items() >= {key: value for key, value in old.get("full_attention", old).items() if key != "rope_type"}.items()
+    assert kinds.get("sliding_attention") == old.get("sliding_attention")  # a layer with a window never looks beyond the old length
+    report = json.loads((tmp_path / "long" / "conversion_report.json").read_text())
+    assert "rope:yarn changes the old positions too" in json.dumps(report["checks"])
 
 
 def test_auto_scales_rotary_positions_where_a_layer_reaches_further(built: Callable[[str], Path], tmp_path: Path) -> None:

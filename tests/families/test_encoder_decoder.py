@@ -161,9 +161,7 @@ class TestEveryBase:
     @pytest.mark.parametrize("decoder", [None, {"mechanism": "window", "window": 6}], ids=["full decoder", "long decoder"])
     def test_generate(self, base: str, how: dict[str, Any], decoder: Any) -> None:
         """Every token is the most probable one of the whole forward pass; with beams, the same as without a cache."""
-        model = long_like(
-            plain_model(base, GENERATING[base]), base, LONGFORMER, decoder_long_attention=decoder
-        )
+        model = long_like(plain_model(base, GENERATING[base]), base, LONGFORMER, decoder_long_attention=decoder)
         inputs = {name: value for name, value in inputs_of().items() if not name.startswith("decoder")}
         inputs["global_attention_mask"] = torch.zeros(2, 40, dtype=torch.long).index_fill(1, torch.tensor([0, 7]), 1)
         arguments = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}

@@ -50,6 +50,7 @@ HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].head
 LANGUAGE_MODELS = {base: next(head for suffix in ("ForMaskedLM", "LMHeadModel", "ForCausalLM") for head in families.FAMILIES[base].heads
                               if head.endswith(suffix)) for base in BASES}  # fmt: skip
 """The class of every base that predicts tokens."""
+CAUSAL = tuple(base for base in BASES if LANGUAGE_MODELS[base].endswith(("ForCausalLM", "LMHeadModel")))
 
 
 IMPLEMENTATIONS = {base: ("eager",) if base == "gemma2" else ("sdpa", "eager") for base in BASES}

@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.reference.small_models import DECODERS, long_like, padding, pair, plain_model, tokens
+from tests.reference.small_models import CAUSAL, DECODERS, LANGUAGE_MODELS, long_like, padding, pair, plain_model, tokens
 
 WINDOW = 16
-HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 MECHANISMS: dict[str, dict[str, Any]] = {
     "full": {"mechanism": "full"},
     "window": {"mechanism": "window", "window": WINDOW},
@@ -22,11 +21,12 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "full first": {"mechanism": "window", "window": WINDOW, "layers": {0: {"mechanism": "full"}}},
     "longformer": {"mechanism": "longformer", "window": WINDOW},
 }
+STEPS = [(base, name) for base in DECODERS for name in MECHANISMS] + [(base, "windows by layer") for base in CAUSAL if base not in DECODERS]
 GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 30}
 
 
 def model(base: str, mechanism: str) -> Any:
-    return long_like(plain_model(base, HEAD[base]), base, MECHANISMS[mechanism])
+    return long_like(plain_model(base, LANGUAGE_MODELS[base]), base, MECHANISMS[mechanism])
 
 
 def position_ids(mask: torch.Tensor) -> torch.Tensor:
@@ -34,8 +34,7 @@ def position_ids(mask: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("base", DECODERS)
+@pytest.mark.parametrize(("base", "mechanism"), STEPS)
 def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
     longer, ids = model(base, mechanism), tokens(3, 90)
     mask = padding(3, 90, left=True) if left else torch.ones(3, 90, dtype=torch.long)

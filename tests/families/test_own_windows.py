@@ -1,0 +1,154 @@
+"""Bases with windows of their own: those layers stay as they are unless they are named, and everything equals transformers' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import hf_longattn.families as families
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import MaskError, OptionError
+from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
+
+WIDTH = 24
+LAST = {"sliding_window": WIDTH, "use_sliding_window": True, "max_window_layers": 1}
+GEMMA = {"sliding_window": WIDTH, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+SOME: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "qwen2": (LAST, [1, 2]),
+    "qwen3": (LAST, [1, 2]),
+    "gemma2": (GEMMA, [0, 2]),
+    "gemma3_text": (GEMMA, [0, 2]),
+    "smollm3": ({"sliding_window": WIDTH, "use_sliding_window": True, "no_rope_layer_interval": 2}, [1]),
+}
+"""Base -> what gives some of its layers a window, and which."""
+ALL = ("mistral", "phi3")
+CASES = {**{base: changes for base, (changes, _) in SOME.items()}, **{base: {"sliding_window": WIDTH} for base in ALL}}
+GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
+
+
+def both(base: str, long_attention: Any = None, **changes: Any) -> tuple[Any, Any]:
+    """The plain language model, and the Long one whose layers without a window of their own have full attention."""
+    plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base], **changes)
+    chosen = long_attention or (None if base in ALL else {"mechanism": "full"})
+    return plain, long_like(plain, base, chosen, **CASES[base], **changes)
+
+
+@pytest.mark.parametrize("base", CASES)
+class TestEveryBase:
+    @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
+    def test_equal_to_transformers_own(self, base: str, left: bool) -> None:
+        plain, longer = both(base)
+        ids, mask = tokens(3, 100), padding(3, 100, left=left)
+        with torch.no_grad():
+            expected, found = (model(ids, attention_mask=mask).logits for model in (plain, longer))
+        assert (expected - found)[mask.bool()].abs().max() < 2e-5
+
+    def test_generates_the_same(self, base: str) -> None:
+        plain, longer = both(base)
+        ids, mask = tokens(2, 40), padding(2, 40, left=True)
+        expected = plain.generate(ids, attention_mask=mask, **GREEDY)
+        for how in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+            assert torch.equal(longer.generate(ids, attention_mask=mask, **GREEDY, **how), expected)
+
+    def test_caches_are_as_wide_as_the_mechanisms_say(self, base: str) -> None:
+        _, longer = both(base, {"layers": "window:window=8"})
+        cache = DynamicCache(config=longer.config)
+        with torch.no_grad():
+            longer(tokens(1, 60), past_key_values=cache)
+        assert [layer.keys.shape[2] for layer in cache.layers] == [7] * 3
+        longer.set_attn_implementation("eager")
+        own = DynamicCache(config=longer.config)
+        with torch.no_grad():
+            longer(tokens(1, 60), past_key_values=own)
+        assert min(layer.keys.shape[2] for layer in own.layers) == WIDTH - 1
+
+    def test_gradients(self, base: str) -> None:
+        models, ids = both(base), tokens(2, 60)
+        gradients = [torch.autograd.grad(model(ids, labels=ids).loss, list(model.parameters())) for model in models]
+        assert all((a - b).abs().max() < 1e-5 for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("base", SOME)
+def test_a_layer_keeps_its_window_unless_it_is_named(base: str) -> None:
+    changes, sliding = SOME[base]
+    kept = {"mechanism": "window", "window": WIDTH}
+
+    def attention(value: Any) -> list[tuple[str, dict[str, Any]]]:
+        chosen = long_config(base, value, **changes).long_attention
+        return [chosen.for_layer(layer) for layer in range(3)]
+
+    chosen = ("longformer", {"window": 10})
+    assert attention({"mechanism": "longformer", "window": 10}) == [
+        ("window", {"window": WIDTH}) if layer in sliding else chosen for layer in range(3)
+    ]
+    first = sliding[0]
+    assert attention({"mechanism": "longformer", "window": 10, "layers": {first: {"mechanism": "full"}}})[first] == ("full", {})
+    assert attention({"layers": "full"}) == [("full", {})] * 3
+    config = long_config(base, {"mechanism": "full"}, **changes)
+    assert config.to_dict()["long_attention"]["layers"] == {str(layer): kept for layer in sliding}
+    config.long_attention = {"mechanism": "window", "window": 6}
+    assert config.long_attention.for_layer(first) == ("window", {"window": WIDTH})
+
+
+@pytest.mark.parametrize("base", ALL)
+def test_where_all_layers_have_one_a_choice_takes_its_place(base: str) -> None:
+    assert long_config(base, None, sliding_window=WIDTH).long_attention.to_dict() == {"mechanism": "window", "window": WIDTH}
+    assert long_config(base, {"mechanism": "full"}, sliding_window=WIDTH).long_attention.to_dict() == {"mechanism": "full"}
+    assert long_config(base, None, sliding_window=None).long_attention.to_dict() == {"mechanism": "longformer"}
+
+
+@pytest.mark.parametrize("base", ["mistral", "gemma3_text"])
+def test_conversion_is_exact_at_the_old_length_where_the_windows_stay(base: str, tmp_path: Path) -> None:
+    plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base])
+    plain.save_pretrained(tmp_path / "short")
+    asked = {} if base in ALL else {"mechanism": "window", "window": 512}
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", max_length=1024, **asked)
+    equal = next(check for check in report.checks if check.name == "equal where the mechanism covers the input")
+    assert (equal.status, equal.values["length"]) == ("passed", 512)
+    assert not report.needs_training
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    assert config["sliding_window"] == WIDTH
+    assert config["rope_parameters"] == json.loads((tmp_path / "short" / "config.json").read_text())["rope_parameters"]
+
+
+def test_a_wider_window_than_the_base_has_is_not_called_equal(tmp_path: Path) -> None:
+    plain_model("mistral", "MistralForCausalLM", **CASES["mistral"]).save_pretrained(tmp_path / "short")
+    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=256)
+    found = {check.name: (check.status, check.values.get("length")) for check in report.checks}
+    assert found["equal where the mechanism covers the input"] == ("passed", WIDTH)
+    assert found["equal at the old length with full attention"] == ("passed", 512)  # transformers' own, with its window
+    assert found["at the old length"] == ("needs training", 512)
+
+
+class TestCappedScores:
+    def test_the_cap_is_applied(self) -> None:
+        plain, longer = both("gemma2")
+        with torch.no_grad():
+            expected, capped = plain(tokens()).logits, longer(tokens()).logits
+            longer.config.attn_logit_softcapping = None
+            for layer in longer.model.layers:
+                layer.self_attn.attn_logit_softcapping = None
+            uncapped = longer(tokens()).logits
+        assert (expected - capped).abs().max() < 2e-5
+        assert (expected - uncapped).abs().max() > 1e-2
+
+    def test_a_mechanism_without_scores_is_refused(self) -> None:
+        with pytest.raises(OptionError, match=r"caps its attention scores \(attn_logit_softcapping=3.0\), but mechanism 'hedgehog'"):
+            both("gemma2", {"mechanism": "hedgehog"})
+        plain = plain_model("gemma2", attn_logit_softcapping=None)
+        long_like(plain, "gemma2", {"mechanism": "hedgehog"}, attn_logit_softcapping=None)
+        enabled = families.enable_long_attention(plain_model("gemma2"), {"mechanism": "hedgehog"})
+        with pytest.raises(MaskError, match="a cap on the scores was given, but mechanism 'hedgehog' has no"):
+            enabled(tokens(1, 10))
+
+    @pytest.mark.parametrize("global_tokens", [[], [0, 1]])
+    def test_step_by_step_with_scattered_keys(self, global_tokens: list[int]) -> None:
+        chosen = {"mechanism": "longformer", "window": 8, "global_tokens": global_tokens}
+        _, longer = both("gemma2", {"layers": [chosen]})
+        whole = longer.generate(tokens(2, 20), use_cache=False, **GREEDY)
+        assert torch.equal(longer.generate(tokens(2, 20), **GREEDY), whole)

@@ -1,0 +1,51 @@
+"""Queries, keys and values of a layer are found wherever its architecture keeps their projections, fused ones among them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPTBigCodeConfig, GPTBigCodeModel
+
+import hf_longattn.families as families
+from hf_longattn.families.attachment import attention_sites
+from hf_longattn.families.projections import attention_projections, own_projections
+from tests.reference.small_models import BASES, OFF_THE_INTERFACE, plain_model, tokens
+
+ROTATED = [base for base in BASES if families.FAMILIES[base].rope]
+
+
+@pytest.mark.parametrize("base", [base for base in BASES if base not in OFF_THE_INTERFACE])
+def test_they_make_what_attention_is_given(base: str) -> None:
+    model = families.enable_long_attention(plain_model(base), {"mechanism": "full"})
+    site = attention_sites(model)[0]
+    seen: dict[str, Tensor] = {}
+    site.module.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(input=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    site.module.long_attention.register_forward_pre_hook(
+        lambda module, args: seen.update(zip(("query", "key", "value"), args, strict=True))
+    )
+    with torch.no_grad():
+        model(tokens(2, 9))
+    own = own_projections(site.module)
+    for kind in ("value",) if base in ROTATED else ("query", "key", "value"):
+        names = [f"{kind}.weight", f"{kind}.bias"]
+        weight, bias = (own[name](site.module.get_parameter(own[name].name)) if name in own else None for name in names)
+        made = torch.nn.functional.linear(seen["input"], weight, bias).unflatten(-1, (seen[kind].shape[1], -1)).transpose(1, 2)
+        scale = site.module.scaling if base == "opt" and kind == "query" else 1.0  # OPT scales its queries itself
+        assert (scale * made - seen[kind]).abs().max() < 1e-5, kind
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_their_modules_are_named(base: str) -> None:
+    model = plain_model(base)
+    for site in attention_sites(model):
+        names = attention_projections(model, site.name)
+        assert len(names) in (2, 4)
+        assert all(isinstance(model.get_submodule(name), torch.nn.Module) for name in names)
+
+
+def test_a_fused_projection_in_another_layout_is_not_guessed() -> None:
+    model = GPTBigCodeModel(GPTBigCodeConfig(n_embd=16, n_head=2, n_layer=1, vocab_size=9))
+    assert own_projections(model.h[0].attn) == {}
