@@ -14,7 +14,6 @@ from hf_longattn.errors import DestinationExistsError, OptionError
 
 from .conftest import CLASSES, LENGTH
 
-ROTARY = ("LlamaForCausalLM", "EsmForTokenClassification")
 Built = Callable[[str], Path]
 
 
@@ -27,7 +26,11 @@ def test_a_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.Mon
     plan = plan_conversion(built(name), mechanism="window", window=16, max_length=256)
     assert (plan.old_length, plan.new_length) == (LENGTH, 256)
     both_stacks = name in ("BartForQuestionAnswering", "BartForSequenceClassification")  # their decoder reads the whole text
-    assert plan.counts()["extended"] == (0 if name in ROTARY else 1 + both_stacks)
+    tables = [table for tensor in plan.tensors if (table := plan.architecture.family.table(tensor.name)) is not None]
+    alone = name == "BartForCausalLM"
+    assert plan.counts()["extended"] == sum(both_stacks or table.decoder == alone for table in tables)
+    rotary = plan.architecture.family.rotary(plan.architecture.source_config)
+    assert bool(tables) == (not rotary and name != "MarianMTModel")  # which saves no computed tables
     assert plan.counts()["dropped"] == plan.counts()["added"] == 0
 
 
