@@ -173,7 +173,7 @@ def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: 
     assert long_class is not None
     config = long_class.config_class.from_pretrained(tmp_path / "plain", long_attention={"mechanism": trained_mechanism})
     model = long_class.from_pretrained(tmp_path / "plain", config=config)
-    gates = {name: p for name, p in model.named_parameters() if name.endswith("long_attention.gate")}
+    gates = {name: p for name, p in model.named_parameters() if ".long_attention." in name and name.endswith(".gate")}
     assert len(gates) == 3
     assert all(re.search(r"long_attention(\.\d+)?\.gate$", name) and (p == 0.5).all() for name, p in gates.items())
     with torch.no_grad():
