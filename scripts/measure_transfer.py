@@ -126,7 +126,7 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
 
 def markdown(stored: dict[str, Any]) -> str:
     """All tables as a page."""
-    notes = [f"- {key}: {value}" for part in stored.values() for key, value in part["about"].items()]
+    notes = [f"- {model}: " + ", ".join(f"{key} {value}" for key, value in part["about"].items()) for model, part in stored.items()]
     return "\n".join(["# Attention transfer: held-out loss by mechanism and stage", "", tables(stored), "", *notes]) + "\n"
 
 
