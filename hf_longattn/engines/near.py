@@ -16,7 +16,7 @@ PIECE = 2048
 
 def near_terms(
     q: Tensor, k: Tensor, v: Tensor, left: int, right: int, key_mask: Tensor | None, scale: float, dropout_p: float = 0.0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i the largest of their s_ij.
 
     Time and memory N·(left + right + 64) for each head.
@@ -27,7 +27,7 @@ def near_terms(
         scale: factor on q·k.
         dropout_p: probability with which a term of the first sum is dropped.
     Returns:
-        ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``; zeros where no key is in reach.
+        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is in reach.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     starts = range(0, q.shape[2], q.shape[2] if torch.compiler.is_compiling() or torch.jit.is_tracing() else PIECE)
@@ -39,13 +39,13 @@ def near_terms(
         at = slice(max(low, 0), min(high, k.shape[2]))
         mask = None if key_mask is None else key_mask[:, at]
         found.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, mask, scale, dropout_p))
-    totals, weights = zip(*found, strict=True)
-    return torch.cat(totals, 2), torch.cat(weights, 2)
+    total, weight, most = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
+    return total, weight, most
 
 
 def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, key_mask: Tensor | None, scale: float, dropout_p: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The terms of neighbouring queries; ``missing`` keys before the first of ``k`` do not exist."""
     length = q.shape[2]
     blocks = -(-length // BLOCK)
@@ -60,6 +60,9 @@ def _piece(
     seen = ((apart >= 0) & (apart <= reach)) & real[:, None, :, None, :]
     scores = scores.masked_fill(~seen, float("-inf"))
     most = scores.amax(-1, keepdim=True)
-    weights = torch.where(seen, (scores - torch.where(most.isfinite(), most, 0.0)).exp(), 0.0)
+    most = torch.where(most.isfinite(), most, 0.0)
+    weights = torch.where(seen, (scores - most).exp(), 0.0)
     total = F.dropout(weights, dropout_p) @ values.mT if dropout_p else weights @ values.mT
-    return total.flatten(2, 3)[:, :, :length], weights.sum(-1, keepdim=True).flatten(2, 3)[:, :, :length]
+    sums = (total, weights.sum(-1, keepdim=True), most)
+    total, weight, most = (x.flatten(2, 3)[:, :, :length] for x in sums)
+    return total, weight, most

@@ -53,6 +53,8 @@ class LinearMechanism(Mechanism):
     takes_score_mod = False
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
+    estimates_exp: ClassVar[bool] = False
+    """Whether κ stands for exp(scale · q·k) on its very scale, so that it can be added to terms of softmax."""
     key_logarithms: bool = False
     """Whether :meth:`keys` returns logarithms of features; they are exponentiated here, relative to the largest so far."""
 

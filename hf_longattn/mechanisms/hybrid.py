@@ -4,7 +4,8 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
 
     o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
 
-γ is the sigmoid of one learned number per head, or a fixed number. Where the window covers the text this is softmax attention.
+γ is the sigmoid of one learned number per head, or a fixed number. Where the window covers the text this is softmax attention. A kernel
+that stands for exp(s_ij) itself (Taylor's) is on the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ begins near 1.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from .registry import mechanism_class, register_mechanism
 HEDGEHOG = Choice("hedgehog", HedgehogOptions())
 FIRST_MIXING = 0.1
 """γ before training, as in LoLCATs."""
+FIRST_MIXING_OF_ESTIMATES = 0.9
+"""γ before training where the kernel estimates exp(s_ij): near terms count as what they are, within the sigmoid's range."""
+LOWEST = -60.0
+"""Largest near scores below this are taken for it: exp of the opposite must not overflow, and such terms count for nothing anyway."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +91,10 @@ class Hybrid(Mechanism):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """γ begins at 0.1, the features as their mechanism says."""
+        """γ begins at 0.1, or 0.9 beside a kernel that estimates softmax's terms; the features as their mechanism says."""
         if self.options.mixing is None:
-            nn.init.constant_(self.mixing, math.log(FIRST_MIXING / (1 - FIRST_MIXING)))
+            first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
+            nn.init.constant_(self.mixing, math.log(first / (1 - first)))
         if reset := getattr(self.linear, "reset_parameters", None):
             reset()
 
@@ -145,7 +151,7 @@ class Hybrid(Mechanism):
     ) -> Tensor:
         pattern, dtype, scale = Pattern.window(self.options.window, causal), q.dtype, self._scale(scaling)
         q, k, v = wide(q), wide(k), wide(v)
-        total, weight = near_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
+        total, weight, most = near_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
@@ -159,6 +165,8 @@ class Hybrid(Mechanism):
                 phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
                 back = None if mask is None else mask.flip(1)[:, :rows]
                 far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, None).flip(2)
+            if self.linear.estimates_exp:
+                far = far * (-most.clamp(min=LOWEST)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
 
@@ -181,8 +189,12 @@ class Hybrid(Mechanism):
         if padding_mask is not None:
             seen = seen & padding_mask[:, None, None, :]
         scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
-        softmax = self._gamma(q.dtype) * (scores - scores.amax(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).min)).exp()
-        weights = torch.where(near, softmax, self.linear.kernel(q, k, At(scale), At(scale))).masked_fill(~seen, 0.0)
+        most = scores.amax(-1, keepdim=True)
+        most = most.masked_fill(most == float("-inf"), 0.0)
+        far = self.linear.kernel(q, k, At(scale), At(scale))
+        if self.linear.estimates_exp:
+            far = far * (-most).exp()
+        weights = torch.where(near, self._gamma(q.dtype) * (scores - most).exp(), far).masked_fill(~seen, 0.0)
         total = weights.sum(-1, keepdim=True)
         return weights / torch.where(total == 0, 1.0, total)
 

@@ -38,6 +38,7 @@ class Taylor(LinearMechanism):
     paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
     cost = "N·d²·D"
     trains = True
+    estimates_exp = True
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions

@@ -36,6 +36,17 @@ def test_gradients_of_the_mixture_and_the_features(causal: bool) -> None:
         assert a.abs().max() > 1e-4
 
 
+def test_a_kernel_that_estimates_softmax_is_on_the_scale_of_the_near_terms() -> None:
+    q, k, v = inputs()
+    arguments = {"causal": True, "window": 16, "features": "taylor:feature_dim=16", "mixing": 1.0}
+    small = 1e-3 * q  # the polynomial of small products is their exp, so that near and far terms are alike
+    torch.testing.assert_close(attend(small, k, v, "hybrid", **arguments), attend(small, k, v, "full", causal=True), atol=1e-6, rtol=0)
+    for size in (-10.0, 10.0):  # scores of -400 and 400
+        q, k = torch.full_like(q, size), torch.full_like(k, 10.0)
+        out, expected = attend(q, k, v, "hybrid", **arguments), reference_attend(q, k, v, "hybrid", **arguments)
+        torch.testing.assert_close(out, expected.float(), atol=1e-4, rtol=0)
+
+
 def test_much_weight_on_the_window_is_the_window_alone() -> None:
     q, k, v = inputs()
     window = attend(q, k, v, "window", causal=True, window=16)
