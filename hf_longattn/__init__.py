@@ -17,7 +17,7 @@ from .families.registration import register as _register
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
     from .configuration import LongAttentionConfig
-    from .conversion import ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion
+    from .conversion import ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion, revert_checkpoint
     from .errors import LongAttentionError
     from .families.enable import enable_long_attention
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
@@ -40,12 +40,13 @@ __all__ = [
     "plan_conversion",
     "reference_attend",
     "register_mechanism",
+    "revert_checkpoint",
 ]
 
 _WHERE = {
     "attend": ("attend", "reference_attend"),
     "configuration": ("LongAttentionConfig",),
-    "conversion": ("ConversionPlan", "ConversionReport", "convert_checkpoint", "plan_conversion"),
+    "conversion": ("ConversionPlan", "ConversionReport", "convert_checkpoint", "plan_conversion", "revert_checkpoint"),
     "errors": ("LongAttentionError",),
     "families.enable": ("enable_long_attention",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),

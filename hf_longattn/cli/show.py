@@ -79,13 +79,19 @@ def show_report(report: ConversionReport) -> None:
     console = _console()
     plan = report.plan
     counts = ", ".join(f"{count} {action}" for action, count in plan["tensor_counts"].items() if count)
+    made = plan.get("class", plan["long_class"])
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
-            ("model", f"{plan['long_class']}, {plan['old_length']} → {plan['new_length']} tokens, positions {plan['positions']}"),
+            (
+                "model",
+                f"{made}, {plan['old_length']} → {plan['new_length']} tokens, positions {plan['positions']}",
+            ),
             ("tensors", counts),
         )
     )
+    for sentence in plan.get("warnings", ()):
+        console.print(f"\n{_plain(sentence)}", style="yellow", highlight=False)
     if not report.checks:
         console.print("\nNot verified (--no-verify).", style="yellow")
         return
@@ -97,7 +103,7 @@ def show_report(report: ConversionReport) -> None:
         table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{_plain(check.detail)}[/]")
     console.print(table, highlight=False)
     console.print()
-    console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; kept in conversion_report.json.", highlight=False)
+    console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; kept in {report.files[-1]}.", highlight=False)
     if report.train_command:
         console.print(f"Next: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
 

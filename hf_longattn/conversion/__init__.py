@@ -1,9 +1,10 @@
-"""From a short checkpoint to a long one: plan → transform → write → verify."""
+"""From a short checkpoint to a long one, and back: plan → transform → write → verify."""
 
 from .convert import convert_checkpoint
 from .inspection import Inspection, inspect_checkpoint
 from .plan import ConversionPlan, TensorPlan, plan_conversion
 from .report import Check, ConversionReport
+from .revert import revert_checkpoint
 
 __all__ = [
     "Check",
@@ -14,4 +15,5 @@ __all__ = [
     "convert_checkpoint",
     "inspect_checkpoint",
     "plan_conversion",
+    "revert_checkpoint",
 ]

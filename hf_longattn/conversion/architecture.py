@@ -21,6 +21,10 @@ from .source import Source
 
 __all__ = ["Architecture", "attached_mechanisms", "find_architecture"]
 
+NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+"""Fields of a config that say whose it is."""
+OWN_FIELDS = ("long_attention", "decoder_long_attention", "position_extension", "max_decoder_position_embeddings", "extended_from")
+"""Fields that only a Long config has."""
 LAYERS = re.compile(r"(layers?|groups|group_num)$")
 """Fields of a config that count parts of which each is built."""
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
@@ -69,7 +73,7 @@ class Architecture:
             rule: how position tables are extended.
         """
         values = self.source_config.to_dict()
-        for name in ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map"):
+        for name in NAMES:
             values.pop(name, None)
         if decoder_attention is not None:
             values["decoder_long_attention"] = decoder_attention.to_dict()
@@ -89,6 +93,10 @@ class Architecture:
             if trained is not None and hasattr(config, "original_max_position_embeddings"):
                 config.original_max_position_embeddings = trained  # Phi-3 has it here as well, and this one is believed
         config.architectures = [self.long_class]
+        result = config.to_dict()
+        config.extended_from = {
+            name: value for name, value in values.items() if name not in (*OWN_FIELDS, "dtype") and result.get(name, ...) != value
+        }
         return config
 
     @cached_property

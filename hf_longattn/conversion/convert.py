@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +12,18 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError
 from .initialise import initial_values
 from .peft_source import write_adapter
 from .plan import ConversionPlan, plan_conversion
 from .quiet import quiet_libraries
-from .report import Check, ConversionReport
+from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, require_passed, seconds, versions
 from .sentence import write_sentence_modules
 from .sidecars import write_sidecars
 from .source import open_source
 from .staging import staged_folder
 from .text import VerificationText, load_tokenizer, verification_text
 from .training_command import next_step
-from .transform import files_of
+from .transform import added_values, files_of
 from .verify import verify as verify_result
 from .write import write_json, write_weights
 
@@ -121,16 +119,17 @@ def convert_checkpoint(
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = _write(plan, stage, target, begun, progress)
         clock["written"] = time.perf_counter()
-        checks = _verified(plan, stage, tokens, progress, given_text=verify_text is not None) if tokens else ()
+        checks = verify_result(plan, stage, tokens, given_text=verify_text is not None, progress=progress) if tokens else []
+        require_passed(checks)
         clock["verified"] = time.perf_counter()
         report = _report(plan, target, (*begun_checks, *checks), tokens, files, clock)
-        write_json(stage / "conversion_report.json", report.to_dict())
+        write_json(stage / REPORT, report.to_dict())
     return report
 
 
 def _write(plan: ConversionPlan, stage: Path, target: Path, begun: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
     advance = None if progress is None else (lambda done, total: progress("write", done, total))
-    files = write_weights(stage, files_of(plan, begun), advance)
+    files = write_weights(stage, files_of(plan, added_values(plan) if begun is None else begun), advance)
     base_type = plan.source.config["model_type"]
     files += write_sidecars(
         plan.source.folder,
@@ -148,16 +147,6 @@ def _write(plan: ConversionPlan, stage: Path, target: Path, begun: dict[str, Ten
     return list(dict.fromkeys(files))
 
 
-def _verified(
-    plan: ConversionPlan, stage: Path, text: VerificationText, progress: StageProgress | None, *, given_text: bool
-) -> tuple[Check, ...]:
-    checks = verify_result(plan, stage, text, given_text=given_text, progress=progress)
-    failed = [check for check in checks if check.status == "failed"]
-    if failed:
-        raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(check.detail for check in failed)}.")
-    return tuple(checks)
-
-
 def _report(
     plan: ConversionPlan,
     target: Path,
@@ -166,29 +155,15 @@ def _report(
     files: list[str],
     clock: dict[str, float],
 ) -> ConversionReport:
-    import safetensors
-    import transformers
-
-    from .. import __version__
-
-    needs_training = any(check.status == "needs training" for check in checks)
+    needs_training = any(check.status == NEEDS_TRAINING for check in checks)
     return ConversionReport(
         destination=target,
         plan=plan.to_dict(),
         checks=checks,
         text=text.describe() if text is not None else "not verified",
-        files=(*files, "conversion_report.json"),
+        files=(*files, REPORT),
         bytes_written=plan.total_bytes,
-        seconds={
-            "convert": round(clock["written"] - clock["start"], 3),
-            "verify": round(clock["verified"] - clock["written"], 3),
-        },
-        versions={
-            "hf_longattn": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "safetensors": safetensors.__version__,
-            "python": platform.python_version(),
-        },
+        seconds=seconds(clock),
+        versions=versions(),
         train_command=next_step(plan, target) if needs_training else None,
     )

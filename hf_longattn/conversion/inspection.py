@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..families.registry import FAMILIES, Family
 from ..mechanisms import Mechanism
 from .architecture import find_architecture
@@ -18,7 +18,7 @@ from .plan import model_shape
 from .quiet import quiet_libraries
 from .source import Source, open_source
 
-__all__ = ["Inspection", "inspect_checkpoint"]
+__all__ = ["Inspection", "inspect_checkpoint", "read_long"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         CheckpointError: what `plan_conversion` refuses as a source, except a long checkpoint.
     """
     source = open_source(model, revision=revision, token=token, headers_only=True)
-    config, class_name, family, skeleton = _long(source) if "long_attention" in source.config else _short(source)
+    config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)
     max_length = longest(family, config)
     shape = model_shape(config, skeleton, [header.torch_dtype for header in source.tensors.values()])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
@@ -89,7 +89,12 @@ def _short(source: Source) -> tuple[Any, str, Family, Any]:
     return config, architecture.source_class, architecture.family, architecture.skeleton(config)
 
 
-def _long(source: Source) -> tuple[Any, str, Family, Any]:
+def read_long(source: Source) -> tuple[Any, str, Family, Any]:
+    """Config, class name, family and skeleton of a long checkpoint.
+
+    Raises:
+        CheckpointError: a model that this version does not know, or whose config makes none.
+    """
     import torch
 
     model_type = source.config.get("model_type")
@@ -97,7 +102,12 @@ def _long(source: Source) -> tuple[Any, str, Family, Any]:
     if family is None:
         known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which this version does not know; it knows {known}.")
-    config = family.config_class.from_dict(dict(source.config))
+    try:
+        config = family.config_class.from_dict(dict(source.config))
+    except LongAttentionError:
+        raise
+    except Exception as error:  # the config classes raise what their validators happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     named = (source.config.get("architectures") or [None])[0]
     if named not in family.heads.values():
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..families.own_windows import own_windows, with_own_windows
 from ..families.places import AttentionSite
 from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind
-from .architecture import Architecture, find_architecture
+from .architecture import find_architecture
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
 from .lengths import StackLength, config_lengths, decoder_length, text_length
 from .peft_source import check_adapter
@@ -26,27 +25,19 @@ from .rotary import plan_rotary
 from .settings import ALIBI, decoder_choice, fixed_rotary, parse_dtype, relative_choices, resolve_attention, table_strategy, with_alibi
 from .source import Source, open_source
 from .staging import check_destination
-from .tensor_plan import ACTIONS, TensorPlan, moved_tensors, plan_tensors
+from .tensor_plan import ResultPlan, TensorPlan, moved_tensors, plan_tensors
 
 __all__ = ["ConversionPlan", "TensorPlan", "model_shape", "plan_conversion"]
 
 
 @dataclass(frozen=True)
-class ConversionPlan:
+class ConversionPlan(ResultPlan):
     """Everything that is decided before a byte is written."""
 
-    source: Source
-    architecture: Architecture
     attention: LongAttentionConfig
-    config: Any  # the config of the result
-    old_length: int  # tokens the source takes
-    new_length: int  # tokens the result takes
-    positions: str  # "tile", "interpolate", "random", "none", "alibi" or "rope:<kind>"
     moved: str  # why positions below the old length do not give what they gave; empty when they do
-    tensors: tuple[TensorPlan, ...]
     shape: ModelShape
     costs: tuple[LengthCost, ...]
-    max_shard_size: str | int | None
     decoder: StackLength | None = None  # of the decoder beside an encoder, whose lengths are those above
 
     @property
@@ -58,19 +49,6 @@ class ConversionPlan:
     def decoder_shape(self) -> ModelShape:
         """The shape of the decoder beside an encoder."""
         return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
-
-    def counts(self) -> dict[str, int]:
-        """Tensors per action."""
-        found = Counter(tensor.action for tensor in self.tensors)
-        return {action: found.get(action, 0) for action in ACTIONS}
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def parameters(self) -> int:
-        return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -85,11 +63,7 @@ class ConversionPlan:
             "new_length": self.new_length,
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
-            "source_bytes": self.source.total_bytes,
-            "result_bytes": self.total_bytes,
-            "parameters": self.parameters,
-            "tensor_counts": self.counts(),
-            "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
+            **self.sizes(),
             "costs": [asdict(cost) for cost in self.costs],
         }
 
@@ -205,7 +179,19 @@ def plan_conversion(
     mechanisms = layer_mechanisms(attention, shape, new_length)
     costs = tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(old_length, new_length))
     return ConversionPlan(
-        opened, architecture, attention, config, old_length, new_length, rule, moved, tuple(tensors), shape, costs, max_shard_size, decoder
+        source=opened,
+        architecture=architecture,
+        config=config,
+        old_length=old_length,
+        new_length=new_length,
+        positions=rule,
+        tensors=tuple(tensors),
+        max_shard_size=max_shard_size,
+        attention=attention,
+        moved=moved,
+        shape=shape,
+        costs=costs,
+        decoder=decoder,
     )
 
 

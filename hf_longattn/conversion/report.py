@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Check", "ConversionReport"]
+from ..errors import CheckpointError
 
+__all__ = ["REPORT", "Check", "ConversionReport", "require_passed", "seconds", "versions"]
+
+REPORT = "conversion_report.json"
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
 
 
@@ -62,3 +67,32 @@ class ConversionReport:
             "seconds": self.seconds,
             "versions": self.versions,
         }
+
+
+def require_passed(checks: Sequence[Check]) -> None:
+    """Raise :class:`CheckpointError` with what the failed checks say."""
+    failed = [check.detail for check in checks if check.status == FAILED]
+    if failed:
+        raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
+
+
+def seconds(clock: dict[str, float]) -> dict[str, float]:
+    """How long writing and checking took, from the times of "start", "written" and "verified"."""
+    return {"convert": round(clock["written"] - clock["start"], 3), "verify": round(clock["verified"] - clock["written"], 3)}
+
+
+def versions() -> dict[str, str]:
+    """Of what made and checked a result."""
+    import safetensors
+    import torch
+    import transformers
+
+    from .. import __version__
+
+    return {
+        "hf_longattn": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "safetensors": safetensors.__version__,
+        "python": platform.python_version(),
+    }

@@ -9,13 +9,14 @@ from typing import Any
 
 from .lengths import StackLength
 from .reading import read_json_object
+from .report import REPORT
 from .source import READ_FOLDERS
 from .write import write_json
 
 __all__ = ["write_sidecars"]
 
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*")
-LEFT_OUT = ("config.json", "conversion_report.json", "README.md", "README.txt", "trainer_state.json", "all_results.json")
+LEFT_OUT = ("config.json", REPORT, "revert_report.json", "README.md", "README.txt", "trainer_state.json", "all_results.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 

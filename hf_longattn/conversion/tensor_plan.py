@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from .architecture import Architecture, attached_mechanisms
 from .source import Source
 from .tensors import TensorHeader
 
-__all__ = ["ACTIONS", "MovedTensor", "TensorPlan", "moved_tensors", "plan_tensors"]
+__all__ = ["ACTIONS", "MovedTensor", "ResultPlan", "TensorPlan", "model_key", "moved_tensors", "plan_tensors"]
 
-ACTIONS = ("kept", "renamed", "changed", "extended", "zeroed", "copied", "added", "dropped")
+ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "zeroed", "copied", "added", "dropped")
 """What can become of a tensor: "changed" is a renamed one whose values are laid out anew, "zeroed" a position table that the result does
 without, "copied" a mechanism's own parameter that begins as one of its layer's, "added" one that begins with values of its own."""
 
@@ -57,6 +58,43 @@ class TensorPlan:
             "new_shape": self.new_shape,
             **({"from": self.header.name} if self.header is not None and self.header.name != self.name else {}),
             **({"reason": self.reason} if self.reason else {}),
+        }
+
+
+@dataclass(frozen=True)
+class ResultPlan:
+    """What is to be written, in either direction."""
+
+    source: Source
+    architecture: Architecture
+    config: Any  # the config of the result
+    old_length: int  # tokens the source takes
+    new_length: int  # tokens the result takes
+    positions: str  # what becomes of the positions
+    tensors: tuple[TensorPlan, ...]
+    max_shard_size: str | int | None
+
+    def counts(self) -> dict[str, int]:
+        """Tensors per action."""
+        found = Counter(tensor.action for tensor in self.tensors)
+        return {action: found.get(action, 0) for action in ACTIONS}
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
+
+    def sizes(self) -> dict[str, Any]:
+        """What is kept and changed, JSON-serialisable."""
+        return {
+            "source_bytes": self.source.total_bytes,
+            "result_bytes": self.total_bytes,
+            "parameters": self.parameters,
+            "tensor_counts": self.counts(),
+            "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
         }
 
 
@@ -120,7 +158,7 @@ def plan_tensors(
     own = tuple(f"{name}." for name in attached_mechanisms(skeleton))
     planned: list[TensorPlan] = []
     found: dict[str, MovedTensor] = {}
-    keys = {one.header.name: None if one.target is None else _model_key(one.target, expected, skeleton) for one in moves}
+    keys = {one.header.name: None if one.target is None else model_key(one.target, expected, skeleton) for one in moves}
     shared = {key: one.header.shared for one in moves if (key := keys[one.header.name]) is not None and one.header.shared}
     old_rows = max((one.shape[0] for one in moves if one.target in tables), default=old_length)
     for one in moves:
@@ -184,7 +222,7 @@ def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
     return f"the model ties it to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
 
 
-def _model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:
+def model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:
     """The model's own name for a tensor: as it is, or with the base model's prefix put in front or taken away."""
     prefix = getattr(skeleton, "base_model_prefix", "")
     for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):

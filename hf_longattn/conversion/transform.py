@@ -12,19 +12,19 @@ from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..positions import extend_table
 from .architecture import attached_mechanisms
-from .plan import ConversionPlan, TensorPlan
+from .plan import ConversionPlan
+from .tensor_plan import ResultPlan, TensorPlan
 from .tensors import read_tensor
 from .write import WEIGHTS, OutputTensor, split_by_size
 
-__all__ = ["built_mechanisms", "files_of", "source_values"]
+__all__ = ["added_values", "built_mechanisms", "files_of", "source_values"]
 
 
-def files_of(plan: ConversionPlan, added: Mapping[str, Tensor] | None = None) -> dict[str, list[OutputTensor]]:
+def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
     """The weight files of the result: those of the source, or shards of the size asked for.
 
-    added: values of the mechanisms' own parameters; their usual initial ones by default.
+    added: values of the mechanisms' own parameters.
     """
-    added = _added_values(plan) if added is None else added
     outputs = {
         tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.verbatim)
         for tensor in plan.tensors
@@ -42,7 +42,7 @@ def files_of(plan: ConversionPlan, added: Mapping[str, Tensor] | None = None) ->
     return files
 
 
-def _file_names(plan: ConversionPlan) -> dict[Path, str]:
+def _file_names(plan: ResultPlan) -> dict[Path, str]:
     """Every file of the source, and that of the result; a file of another format gets the name that a safetensors file has in its place."""
     files = dict.fromkeys(header.file for header in plan.source.tensors.values())
     if len(files) == 1 and not any(file.suffix == ".safetensors" for file in files):
@@ -50,7 +50,7 @@ def _file_names(plan: ConversionPlan) -> dict[Path, str]:
     return {file: Path(file.name.replace("pytorch_model", "model")).with_suffix(".safetensors").name for file in files}
 
 
-def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:
+def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
     """A tensor that comes from the source with the values it must have in the result."""
     assert tensor.header is not None
     values = read_tensor(tensor.header)
@@ -61,13 +61,13 @@ def source_values(tensor: TensorPlan, plan: ConversionPlan) -> Tensor:
     return values.to(tensor.dtype)
 
 
-def _loader(tensor: TensorPlan, plan: ConversionPlan, added: Mapping[str, Tensor]) -> Callable[[], Tensor]:
+def _loader(tensor: TensorPlan, plan: ResultPlan, added: Mapping[str, Tensor]) -> Callable[[], Tensor]:
     if tensor.action == "added":
         return lambda: added[tensor.name].to(tensor.dtype)
     return lambda: source_values(tensor, plan)
 
 
-def _added_values(plan: ConversionPlan) -> dict[str, Tensor]:
+def added_values(plan: ConversionPlan) -> dict[str, Tensor]:
     """Initial values of the mechanisms' own parameters, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -11,12 +11,13 @@ from ..errors import CheckpointError, LongAttentionError, in_a_line
 from .plan import ConversionPlan
 from .report import FAILED, PASSED, SKIPPED, Check
 from .source import open_source
+from .tensor_plan import ResultPlan
 from .text import VerificationText, load_tokenizer
 from .verify_loss import check_loss
 from .verify_outputs import check_outputs, choose_lengths
 from .verify_tensors import check_tensors
 
-__all__ = ["verify"]
+__all__ = ["check_tokenizer", "run_steps", "verify"]
 
 
 def verify(
@@ -38,7 +39,7 @@ def verify(
     """
     steps: list[Callable[[], list[Check]]] = [
         lambda: check_tensors(plan, open_source(result)),
-        lambda: _check_tokenizer(plan, result, text),
+        lambda: check_tokenizer(plan, result, text),
     ]
     needed, available = 4 * plan.parameters * 1.2, psutil.virtual_memory().available
     if needed < available:
@@ -48,6 +49,15 @@ def verify(
     else:
         why = f"the model takes {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
         steps.append(lambda: [Check("outputs", SKIPPED, f"the models were not run: {why}")])
+    return run_steps(steps, progress)
+
+
+def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
+    """The checks of all steps, up to the first that fails.
+
+    Raises:
+        CheckpointError: a model does not run.
+    """
     checks: list[Check] = []
     for done, step in enumerate(steps):
         if progress is not None:
@@ -66,7 +76,8 @@ def verify(
     return checks
 
 
-def _check_tokenizer(plan: ConversionPlan, result: Path, text: VerificationText) -> list[Check]:
+def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> list[Check]:
+    """The written tokenizer gives the source's ids, and its limit is the result's length."""
     if text.source_tokenizer is None:
         return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
     try:

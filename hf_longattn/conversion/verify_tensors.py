@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from ..positions import keeps_old_rows
-from .plan import ConversionPlan, TensorPlan
 from .report import FAILED, PASSED, Check
 from .source import Source
+from .tensor_plan import ResultPlan, TensorPlan
 from .tensors import TensorHeader, read_blocks, read_tensor
 from .transform import source_values
 
 __all__ = ["check_tensors"]
 
 
-def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
+def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
     """Compare the written files with the source, tensor by tensor.
 
     Args:
@@ -50,7 +50,7 @@ def check_tensors(plan: ConversionPlan, result: Source) -> list[Check]:
     return [Check("tensors", FAILED if failed else PASSED, detail, {**counts, "wrong": wrong[:20], "not_finite": sorted(infinite)[:20]})]
 
 
-def _say_infinite(found: dict[str, bool], plan: ConversionPlan) -> str:
+def _say_infinite(found: dict[str, bool], plan: ResultPlan) -> str:
     """`found`: names of tensors with NaN or infinity -> whether the source's are finite."""
     names = sorted(found)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -77,7 +77,7 @@ def _all_finite(values: Tensor) -> bool:
     return bool(low.isfinite() & high.isfinite())
 
 
-def _compare(tensor: TensorPlan, header: TensorHeader, plan: ConversionPlan) -> list[str]:
+def _compare(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> list[str]:
     if tensor.verbatim is not None:  # block by block, so that the largest tensor takes no memory
         same = all(_same_block(a, b) for a, b in zip(read_blocks(tensor.verbatim), read_blocks(header), strict=True))
         return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"]

@@ -27,6 +27,9 @@ class LongConfig(_Base):
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
 
+    extended_from: what the config of the short model said where this one differs, so that the way back is known
+        (:func:`hf_longattn.revert_checkpoint`); kept by itself.
+
     ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
     max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``.
     """
@@ -73,6 +76,10 @@ class LongConfig(_Base):
         """A config file of the base is read as one of ours."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == cls.base_model_type:
+            base_class: Any = cls.__bases__[-1]
+            base = base_class.from_dict(dict(values))
+            kept = {name: getattr(base, name, None) for name in ("max_position_embeddings", "rope_parameters")}
+            values["extended_from"] = {name: value for name, value in kept.items() if value is not None}
             values["model_type"] = cls.model_type
         return values, kwargs
 

@@ -1,6 +1,16 @@
 """Longer positions for a trained model: learned tables (`tables`), rotary embeddings (`rope`), relative positions (`relative`)."""
 
 from hf_longattn.positions.rope import RopePlan, rope_parameters
-from hf_longattn.positions.tables import DROPPED, SINUSOIDAL, STRATEGIES, extend_table, keeps_old_rows
+from hf_longattn.positions.tables import DROPPED, SHORTER, SINUSOIDAL, STRATEGIES, extend_table, keeps_old_rows, shorten_table
 
-__all__ = ["DROPPED", "SINUSOIDAL", "STRATEGIES", "RopePlan", "extend_table", "keeps_old_rows", "rope_parameters"]
+__all__ = [
+    "DROPPED",
+    "SHORTER",
+    "SINUSOIDAL",
+    "STRATEGIES",
+    "RopePlan",
+    "extend_table",
+    "keeps_old_rows",
+    "rope_parameters",
+    "shorten_table",
+]

@@ -26,7 +26,17 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-__all__ = ["DROPPED", "SINUSOIDAL", "STRATEGIES", "extend_table", "keeps_old_rows", "sinusoids", "sinusoids_at"]
+__all__ = [
+    "DROPPED",
+    "SHORTER",
+    "SINUSOIDAL",
+    "STRATEGIES",
+    "extend_table",
+    "keeps_old_rows",
+    "shorten_table",
+    "sinusoids",
+    "sinusoids_at",
+]
 
 
 def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -136,3 +146,29 @@ def extend_table(
         return weight.clone()
     extended = extend(weight[offset:], new_rows - offset, seed, std)
     return torch.cat([weight[:offset], extended]).contiguous()
+
+
+SHORTER = ("truncate", "interpolate")
+"""Ways to shorten a table: its first rows, or all of them squeezed onto fewer."""
+
+
+def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "truncate") -> Tensor:
+    """A position table with the first `new_rows` rows of `weight`, or with as many between which all of them lie.
+
+    Args:
+        weight: (P, d), any floating dtype, on the CPU or on `meta`; not changed.
+        new_rows: rows of the result, the `offset` special rows included.
+        offset: how many leading rows are not positions; they are copied.
+        strategy: "truncate", or "interpolate": both ends fixed, linear in between, the way back from a table extended so.
+
+    Raises:
+        PositionError: unknown strategy, or a table that would grow.
+    """
+    if strategy not in SHORTER:
+        raise PositionError(f"Unknown way {strategy!r} to shorten positions; expected {' or '.join(SHORTER)}.{nearest(strategy, SHORTER)}")
+    if not offset < new_rows <= weight.shape[0]:
+        raise PositionError(f"A position table of {weight.shape[0]} rows cannot be shortened to {new_rows}.")
+    weight = weight.detach()
+    if strategy == "truncate" or new_rows == weight.shape[0]:
+        return weight[:new_rows].contiguous()
+    return torch.cat([weight[:offset], _interpolate(weight[offset:], new_rows - offset, 0, None)]).contiguous()

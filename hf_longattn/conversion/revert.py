@@ -1,0 +1,124 @@
+"""From a long checkpoint back to a plain one of its base: plan → write → verify, in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from .convert import CHARACTERS_PER_TOKEN, StageProgress
+from .lengths import StackLength
+from .quiet import quiet_libraries
+from .report import Check, ConversionReport, require_passed, seconds, versions
+from .revert_plan import RevertPlan, plan_reversion
+from .sidecars import write_sidecars
+from .source import open_source
+from .staging import check_destination, staged_folder
+from .text import VerificationText, load_tokenizer, verification_text
+from .transform import files_of
+from .verify_revert import verify_reversion
+from .write import write_json, write_weights
+
+__all__ = ["REVERT_REPORT", "revert_checkpoint"]
+
+REVERT_REPORT = "revert_report.json"
+
+
+def revert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    max_length: int | None = None,
+    positions: str = "truncate",
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: str | int | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    verify_text: str | Path | None = None,
+    progress: StageProgress | None = None,
+) -> ConversionReport:
+    """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
+
+    The result attends to everything. Parameters of the mechanisms are left out, and a ``UserWarning`` says so. A conversion and its
+    reversal give the tensors of the source.
+
+    Args:
+        source: a folder, or a Hub repository id.
+        destination: a folder that does not exist yet; it appears complete or not at all.
+        max_length: tokens the result takes, at most the long model's; None takes the length that it was converted from. Rotary
+            positions become what they were; above that length they stay as they were stretched.
+        positions: "truncate" keeps the first rows of a position table, "interpolate" squeezes all of them into the new length.
+        dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress: as for `convert_checkpoint`.
+
+    Returns:
+        The report, which is also in the destination's revert_report.json.
+
+    Raises:
+        LongAttentionError: with one sentence; nothing was written then.
+    """
+    report = _reverted(
+        source, destination, max_length, positions, dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress
+    )
+    for sentence in report.plan["warnings"]:
+        warnings.warn(sentence, stacklevel=2)
+    return report
+
+
+@quiet_libraries()
+def _reverted(
+    source: str | Path,
+    destination: str | Path,
+    max_length: int | None,
+    positions: str,
+    dtype: str | torch.dtype | None,
+    max_shard_size: str | int | None,
+    verify: bool,
+    overwrite: bool,
+    revision: str | None,
+    token: str | bool | None,
+    verify_text: str | Path | None,
+    progress: StageProgress | None,
+) -> ConversionReport:
+    target = Path(os.path.abspath(Path(destination).expanduser()))
+    clock = {"start": time.perf_counter()}
+    text, origin = verification_text(verify_text)
+    opened = open_source(source, revision=revision, token=token)
+    for place in opened.places:
+        check_destination(target, place, overwrite=overwrite)
+    plan = plan_reversion(opened, max_length=max_length, positions=positions, dtype=dtype, max_shard_size=max_shard_size)
+    text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
+    tokens = VerificationText(text, origin, load_tokenizer(plan.source.folder), plan.config.vocab_size) if verify else None
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
+        files = _write(plan, stage, progress)
+        clock["written"] = time.perf_counter()
+        checks: list[Check] = verify_reversion(plan, stage, tokens) if tokens else []
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        report = ConversionReport(
+            destination=target,
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text=tokens.describe() if tokens is not None else "not verified",
+            files=(*files, REVERT_REPORT),
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            train_command=None,
+        )
+        write_json(stage / REVERT_REPORT, report.to_dict())
+    return report
+
+
+def _write(plan: RevertPlan, stage: Path, progress: StageProgress | None) -> list[str]:
+    advance = None if progress is None else (lambda done, total: progress("write", done, total))
+    files = write_weights(stage, files_of(plan, {}), advance)
+    lengths = StackLength(plan.old_length, plan.new_length)
+    base_type = plan.architecture.family.base_model_type
+    return files + write_sidecars(
+        plan.source.folder, stage, plan.config, base_type=base_type, old_length=lengths.old, new_length=lengths.new, generated=lengths
+    )
