@@ -13,6 +13,8 @@ from ..errors import CheckpointError
 __all__ = ["REPORT", "Check", "ConversionReport", "require_passed", "seconds", "versions"]
 
 REPORT = "conversion_report.json"
+TOLERANCE = 1e-4
+"""Largest difference called equal, relative to the largest output (at least 1): fp32 sums in another order."""
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
 
 
@@ -61,6 +63,7 @@ class ConversionReport:
             "train_command": self.train_command,
             "plan": self.plan,
             "text": self.text,
+            "tolerance": TOLERANCE,
             "checks": [check.to_dict() for check in self.checks],
             "files": list(self.files),
             "bytes_written": self.bytes_written,

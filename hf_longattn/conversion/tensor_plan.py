@@ -94,6 +94,7 @@ class ResultPlan:
             "result_bytes": self.total_bytes,
             "parameters": self.parameters,
             "tensor_counts": self.counts(),
+            "kept_tensors": [tensor.name for tensor in self.tensors if tensor.action == "kept"],
             "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
         }
 

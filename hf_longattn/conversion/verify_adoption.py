@@ -13,14 +13,11 @@ from .adopters import Probe
 from .cost import layer_mechanisms
 from .loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
-from .report import FAILED, NEEDS_TRAINING, PASSED, Check
+from .report import FAILED, NEEDS_TRAINING, PASSED, TOLERANCE, Check
 from .text import VerificationText
 from .verify_gradients import GRADIENT_LENGTH, check_gradients, gradients, skipped, why_no_gradients
 
 __all__ = ["check_adoption", "compared", "probe_outputs"]
-
-TOLERANCE = 1e-4
-"""Largest difference called equal, relative to the largest output (at least 1)."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,8 @@ def _check(plan: ConversionPlan, probe: Probe, differences: list[Difference], le
     others = [one.name for one in differences if "hidden_states[" not in one.name]
     values: dict[str, Any] = {
         "length": length,
+        "tokens": int(probe.real.sum()),
+        "tolerance": TOLERANCE,
         "max_abs_difference": max(one.absolute for one in differences),
         "relative_difference": worst.relative,
         "outputs": {one.name: one.absolute for one in differences},

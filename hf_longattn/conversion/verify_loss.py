@@ -38,8 +38,9 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
         return [Check(NAME, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
     if plan.architecture.adopter is not None and plan.new_length < 2 * plan.old_length:
         return []  # the outputs themselves are compared, and there is no longer length to look at
-    count = min(lengths.new, text.real_tokens()) // lengths.old * lengths.old
-    reason = _why_not(plan, text, count, lengths, given_text)
+    whole = min(lengths.new, text.real_tokens()) // lengths.old * lengths.old
+    count = _affordable(plan, whole, lengths.old, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED)
+    reason = _why_not(plan, text, count, lengths)
     if reason:
         return [Check(NAME, SKIPPED, reason)]
     ids = text.tokens(count)
@@ -48,27 +49,52 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
     new = _losses(load_result(result, plan.architecture, plan.config)[0], shown, target, plan.shape.causal)
     edges = _edges(lengths.old, count)
     measured = [
-        {"from": low, "to": high, "source_on_chunks": _mean(old[low:high]), "result": _mean(new[low:high])} for low, high in pairwise(edges)
+        {
+            "from": low,
+            "to": high,
+            "predicted": int((~old[low:high].isnan()).sum()),
+            "source_on_chunks": _mean(old[low:high]),
+            "result": _mean(new[low:high]),
+        }
+        for low, high in pairwise(edges)
     ]
     buckets = [bucket for bucket in measured if bucket["result"] is not None]
     listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
-    detail = f"{count} tokens of {text.describe()}, source on chunks of {lengths.old} → result in one pass: {listed}"
-    return [Check(NAME, MEASURED, detail, {"buckets": buckets})]
+    shortened = f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE takes more'})" if count < whole else ""
+    detail = f"{count} tokens{shortened} of {text.describe()}, source on chunks of {lengths.old} → result in one pass: {listed}"
+    values = {
+        "tokens": count,
+        "chunk": lengths.old,
+        "predicts": "the next token" if plan.shape.causal else f"{MASKED:.0%} masked tokens",
+        "unit": "nats per token",
+        "buckets": buckets,
+    }
+    return [Check(NAME, MEASURED, detail, values)]
 
 
-def _why_not(plan: ConversionPlan, text: VerificationText, count: int, lengths: Lengths, given_text: bool) -> str | None:
+def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float) -> int:
+    """As many of the tokens, in whole chunks and at least two, as the arithmetic and the logits allow; 0 where two are too many."""
+    while count >= 2 * chunk:
+        cost = cost_at(count, plan.shape, layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+        flops = 2 * (cost.total_flops + 2 * count * plan.config.vocab_size * plan.config.hidden_size)
+        if flops <= limit and count * plan.config.vocab_size * 4 <= LOGITS_BYTES:
+            return count
+        count = max(count // 2 // chunk * chunk, 2 * chunk if count > 2 * chunk else 0)
+    return 0
+
+
+def _why_not(plan: ConversionPlan, text: VerificationText, count: int, lengths: Lengths) -> str | None:
     if text.tokenizer is None:
-        return "the source has no tokenizer, and a loss needs real text"
+        return f"{text.why_seeded}, and a loss needs real text"
     if not plan.shape.causal and text.tokenizer.mask_token_id is None:
         return "the tokenizer has no mask token"
-    if count < 2 * lengths.old:
-        return f"the text has {text.real_tokens()} tokens, {2 * lengths.old} are needed; give a longer one with --verify-text"
-    if count * plan.config.vocab_size * 4 > LOGITS_BYTES:
-        return f"the logits of {count} tokens would take {count * plan.config.vocab_size * 4 / 1e9:.1f} GB"
-    cost = cost_at(count, plan.shape, layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-    flops = 2 * (cost.total_flops + 2 * count * plan.config.vocab_size * plan.config.hidden_size)
-    if flops > (FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED):
-        return f"it takes {flops / 1e12:.1f} TFLOP, too long unasked; ask for it with --verify-text FILE"
+    if min(lengths.new, text.real_tokens()) < 2 * lengths.old:
+        return (
+            f"it takes two chunks of {lengths.old} tokens; the text has {text.real_tokens()} (--verify-text FILE takes another), and"
+            f" {lengths.new} are checked of the result"
+        )
+    if not count:
+        return f"two chunks of {lengths.old} tokens are too much for a model of this size here; ask for it with --verify-text FILE"
     return None
 
 

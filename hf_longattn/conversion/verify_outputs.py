@@ -15,7 +15,7 @@ from .calling import outputs
 from .cost import cost_at, layer_mechanisms
 from .loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
-from .report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, Check
+from .report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check
 from .text import VerificationText
 from .verify_adoption import check_adoption
 
@@ -25,9 +25,6 @@ FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
 
 FLOPS_AT_OLD_LENGTH = 1e12
-TOLERANCE = 1e-4
-"""Largest difference called equal, relative to the largest output (at least 1): fp32 sums in another order."""
-
 PADDING = 37
 """Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
 
@@ -113,7 +110,7 @@ def _part(model: Any, chance: bool) -> Any:
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
     """(largest absolute difference, the same relative to the largest value but at least 1)."""
-    largest = max(float((a[name] - b[name]).abs().max()) for name in a)
+    largest = float(torch.stack([(a[name] - b[name]).abs().max() for name in a]).max())  # NaN in any of them is NaN
     scale = max(1.0, *(float(value.abs().max()) for value in a.values()))
     return largest, largest / scale
 
@@ -128,8 +125,16 @@ def _compare_old(
     what: str,
 ) -> list[Check]:
     def compare(name: str, length: int, how: str, must: bool, why: str) -> Check:
-        largest, relative = difference(expected[length], outputs(part, text.tokens(length), decoder_tokens=_decoder_limit(plan)))
-        values = {"length": length, "max_abs_difference": largest, "relative_difference": relative}
+        ids = text.tokens(length)
+        largest, relative = difference(expected[length], outputs(part, ids, decoder_tokens=_decoder_limit(plan)))
+        values = {
+            "length": length,
+            "tokens": ids.numel(),
+            "outputs": sorted(expected[length]),
+            "max_abs_difference": largest,
+            "relative_difference": relative,
+            "tolerance": TOLERANCE,
+        }
         found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
         if relative <= TOLERANCE:
             return Check(name, PASSED, f"{found}, equal", values)
@@ -183,7 +188,8 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     whole = outputs(backbone, ids, decoder_tokens=decoded)
     finite = all(bool(state.isfinite().all()) for name, state in whole.items() if name.endswith("last_hidden_state"))
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
-    checks = [Check("finite at the new length", PASSED if finite else FAILED, f"hidden states {at} are {'' if finite else 'not '}finite")]
+    said = f"hidden states {at} are {'' if finite else 'not '}finite"
+    checks = [Check("finite at the new length", PASSED if finite else FAILED, said, {"length": length, "tokens": ids.numel()})]
     if short == length:
         return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens leave no room for padding")]
     if not all(layer.ignores_padding for layer in layer_mechanisms(plan.attention, plan.shape, length)):
@@ -203,7 +209,8 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
         f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
     )
-    return [*checks, Check("padding changes nothing", PASSED if good else FAILED, detail, differences)]
+    values = {**differences, "length": length, "tokens": short, "tolerance": TOLERANCE}
+    return [*checks, Check("padding changes nothing", PASSED if good else FAILED, detail, values)]
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:

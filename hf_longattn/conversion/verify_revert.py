@@ -9,12 +9,12 @@ import psutil
 
 from .calling import outputs
 from .loading import load_result, load_source, newly_initialised
-from .report import FAILED, MEASURED, PASSED, SKIPPED, Check
+from .report import FAILED, MEASURED, PASSED, SKIPPED, TOLERANCE, Check
 from .revert_plan import RevertPlan
 from .source import open_source
 from .text import VerificationText
 from .verify import check_tokenizer, run_steps
-from .verify_outputs import TOLERANCE, difference
+from .verify_outputs import difference
 from .verify_tensors import check_tensors
 
 __all__ = ["verify_reversion"]

@@ -87,6 +87,7 @@ def write_model_card(
         usage=usage(architecture, name or str(model_dir), length, is_long=attention is not None, takes_globals=_takes_globals(attention)),
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),
+        tolerance=report.get("tolerance", 1e-4),
         verified_on=report.get("text", ""),
         train_command=(report.get("train_command") or "").replace(str(folder.resolve()), name or folder.name),
         results=_table(rows),
