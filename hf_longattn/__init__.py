@@ -17,7 +17,15 @@ from .families.registration import register as _register
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
     from .configuration import LongAttentionConfig
-    from .conversion import ConversionPlan, ConversionReport, convert_checkpoint, plan_conversion, revert_checkpoint
+    from .conversion import (
+        ConversionPlan,
+        ConversionReport,
+        ExportReport,
+        convert_checkpoint,
+        export_checkpoint,
+        plan_conversion,
+        revert_checkpoint,
+    )
     from .errors import LongAttentionError
     from .families.enable import enable_long_attention
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
@@ -27,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConversionPlan",
     "ConversionReport",
+    "ExportReport",
     "LongAttentionConfig",
     "LongAttentionError",
     "Mechanism",
@@ -35,6 +44,7 @@ __all__ = [
     "build_mechanism",
     "convert_checkpoint",
     "enable_long_attention",
+    "export_checkpoint",
     "list_mechanisms",
     "mechanism_info",
     "plan_conversion",
@@ -46,7 +56,15 @@ __all__ = [
 _WHERE = {
     "attend": ("attend", "reference_attend"),
     "configuration": ("LongAttentionConfig",),
-    "conversion": ("ConversionPlan", "ConversionReport", "convert_checkpoint", "plan_conversion", "revert_checkpoint"),
+    "conversion": (
+        "ConversionPlan",
+        "ConversionReport",
+        "ExportReport",
+        "convert_checkpoint",
+        "export_checkpoint",
+        "plan_conversion",
+        "revert_checkpoint",
+    ),
     "errors": ("LongAttentionError",),
     "families.enable": ("enable_long_attention",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),

@@ -132,7 +132,8 @@ def longattn_attention_forward(
         )
     if mechanism.takes_hidden_states:
         arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
-    output = mechanism(query, key, value, dropout_p=dropout, **arguments)
+    run = mechanism.defined if torch.compiler.is_exporting() and mechanism.exports == "definition" else mechanism
+    output = run(query, key, value, dropout_p=dropout, **arguments)
     weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
 

@@ -42,6 +42,10 @@ class DestinationExistsError(LongAttentionError):
     """The place to write to is already taken."""
 
 
+class ExportError(LongAttentionError):
+    """A model that cannot be written as a graph, or a graph that differs from its model."""
+
+
 class BackendError(LongAttentionError):
     """The attention backend was selected on a model that does not carry mechanisms."""
 

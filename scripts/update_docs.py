@@ -24,8 +24,9 @@ from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
 from hf_longattn.families import FAMILIES
 
 try:
-    from scripts import measure_transfer, mechanism_pages
+    from scripts import check_families, measure_transfer, mechanism_pages
 except ImportError:  # run as a script
+    import check_families  # type: ignore[no-redef]
     import measure_transfer  # type: ignore[no-redef]
     import mechanism_pages  # type: ignore[no-redef]
 
@@ -153,15 +154,19 @@ def recall(name: str) -> str:
 
 
 def families() -> str:
-    """All families: the base, its config class, where its positions are, and what its classes are for."""
+    """All families: the base, its Long classes, where its positions are, and how many of its checks passed."""
+    record = stored("families")
     rows = []
     for base, family in sorted(FAMILIES.items()):
-        config = family.config_class.__name__
-        prefix = config.removesuffix("Config")
-        learned = [f"learned table{f', offset {table.offset}' * bool(table.offset)}" for table in family.position_tables]
-        classes = sorted(name.removeprefix(prefix) for name in family.heads.values())
-        rows.append([f"`{base}`", f"`{config}`", "rotary" if family.rope else "; ".join(learned), f"`{prefix}…`: {', '.join(classes)}"])
-    return left(markdown_table(["base", "config", "positions", "model classes"], rows))
+        prefix = family.config_class.__name__.removesuffix("Config")
+        kinds = {f"learned{f', offset {table.offset}' * bool(table.offset)}" for table in family.position_tables if table.learned}
+        kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
+        positions = "rotary" if family.rope else "; ".join(sorted(kinds)) or "relative"
+        cells = {} if record is None else record["families"].get(base, {}).get("cells", {})
+        rows.append([f"`{base}`", f"`{prefix}…`, {len(family.heads)} classes", positions, check_families.in_brief(cells)])
+    table = left(markdown_table(["base", "Long classes", "positions", "checks passed"], rows))
+    command = "`python scripts/check_families.py`"
+    return f"{table}\n\nThe checks, made by {command} on a random checkpoint of each base: [every cell](docs/results/families.md)."
 
 
 def left(table: str) -> str:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..conversion import ConversionPlan, ConversionReport, Inspection
+from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
 from ..conversion.cost import LengthCost
 from ..mechanisms import MechanismInfo
 
@@ -106,6 +106,21 @@ def show_report(report: ConversionReport) -> None:
     console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; kept in {report.files[-1]}.", highlight=False)
     if report.train_command:
         console.print(f"Next: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
+
+
+def show_export(report: ExportReport) -> None:
+    """What was written, what it takes and gives, and how far it is from the model."""
+    console = _console()
+    form = report.format if report.opset is None else f"{report.format}, opset {report.opset}"
+    console.print(
+        _facts(
+            ("written", f"{report.destination}  ({size(report.bytes_written)})"),
+            ("graph", f"{report.class_name}, {form}, any batch size, {report.min_length:,} to {report.max_length:,} tokens"),
+            ("inputs", ", ".join(report.inputs)),
+            ("outputs", ", ".join(report.outputs)),
+            *((check.status, f"{check.name}: {check.detail}") for check in report.checks),
+        )
+    )
 
 
 def show_inspection(found: Inspection) -> None:

@@ -1,6 +1,7 @@
 """From a short checkpoint to a long one, and back: plan → transform → write → verify."""
 
 from .convert import convert_checkpoint
+from .export import ExportReport, export_checkpoint
 from .inspection import Inspection, inspect_checkpoint
 from .plan import ConversionPlan, TensorPlan, plan_conversion
 from .report import Check, ConversionReport
@@ -10,9 +11,11 @@ __all__ = [
     "Check",
     "ConversionPlan",
     "ConversionReport",
+    "ExportReport",
     "Inspection",
     "TensorPlan",
     "convert_checkpoint",
+    "export_checkpoint",
     "inspect_checkpoint",
     "plan_conversion",
     "revert_checkpoint",

@@ -36,9 +36,18 @@ def best(scores: Tensor, k: int) -> Tensor:
         values, index = scores.sort(dim=-1, descending=True, stable=True)
         return index.masked_fill(values == float("-inf"), -1)
     values, index = scores.topk(k + 1, dim=-1)
+    if torch.compiler.is_exporting():  # see ranking
+        return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
     if torch.compiler.is_compiling() or bool(((values[..., 1:] == values[..., :-1]) & values[..., 1:].isfinite()).any()):
         values, index = _stable(scores, k)
     return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
+
+
+def ranking(scores: Tensor, dim: int = -1) -> Tensor:
+    """Indices of all of ``scores`` along ``dim``, from the highest to the lowest; of equal ones the lower index first."""
+    if torch.compiler.is_exporting():  # ONNX's TopK has this very rule, and no stable sort
+        return scores.sort(dim=dim, descending=True).indices
+    return scores.argsort(dim=dim, descending=True, stable=True)
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

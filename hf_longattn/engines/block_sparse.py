@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .blockwise import blockwise_attention
 from .cpu_band import cpu_band
@@ -44,9 +46,19 @@ def block_sparse_attention(
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
     q, k, v = same_dtype(q, k, v)
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     if not pattern.has_globals:
         global_mask = None
     q_len, kv_len = q.shape[2], k.shape[2]
+    if torch.compiler.is_exporting():  # one graph for all lengths, of operations that every runtime has
+        mod = pattern.visible_mod(global_mask)
+        if not pattern.bounded or statically_known_true(kv_len <= min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1):
+            return dense_attention(
+                q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mod, scaling=scale, dropout_p=dropout_p, score_mod=score_mod
+            )
+        return blockwise_attention(
+            q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
+        )
     fused = q.device.type == "cpu" and dropout_p == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias))
     biased = fused and score_mod is not None and not suits_dense(q_len, kv_len)  # the dense kernel would write the bias out for all pairs
     if pattern.covers(q_len, kv_len) and not biased:
@@ -56,7 +68,6 @@ def block_sparse_attention(
         return dense_attention(
             q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod
         )
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     if fused:
         left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
         bias = (score_mod.table, score_mod.ahead) if isinstance(score_mod, DistanceBias) else (None, 0)

@@ -32,8 +32,10 @@ def blockwise_attention(
     """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
     (batch, heads, q_len, _head_dim), kv_len = q.shape, k.shape[2]
     device, offset = q.device, kv_len - q_len
-    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-    blocks = -(-q_len // BLOCK)
+    exporting = torch.compiler.is_exporting()
+    left, right = (pattern.left, pattern.right) if exporting else (min(pattern.left, kv_len), min(pattern.right, kv_len))
+    # A graph for all lengths may not ask whether the last block is full, or the only one: there is always one more.
+    blocks = q_len // BLOCK + 2 if exporting else -(-q_len // BLOCK)
     width = BLOCK + left + right
     missing = blocks * BLOCK - q_len
 
@@ -44,7 +46,7 @@ def blockwise_attention(
         x = F.pad(x, (0, 0, max(0, before), after))
         return x.unfold(2, width, BLOCK).transpose(-1, -2)
 
-    q_blocks = F.pad(q, (0, 0, 0, missing)).unflatten(2, (blocks, BLOCK))
+    q_blocks = F.pad(q, (0, 0, 0, missing)).unfold(2, BLOCK, BLOCK).transpose(-1, -2)
     b = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
     h = torch.arange(heads, device=device).view(1, -1, 1, 1, 1)
     start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * BLOCK + offset
@@ -63,8 +65,7 @@ def blockwise_attention(
     scores, values = scored(q_blocks, slices(k), q_safe, kv_safe), slices(v)
     if global_mask is None:
         weights = masked_softmax(scores, seen)
-        out = F.dropout(weights, dropout_p).to(v.dtype) @ values
-        return out.flatten(2, 3)[:, :, :q_len]
+        return first_rows((F.dropout(weights, dropout_p).to(v.dtype) @ values).flatten(2, 3), q_len)
 
     index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
     columns = index[:, None, None, None, :]
@@ -76,9 +77,14 @@ def blockwise_attention(
     shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
     seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
     weights = F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype)
-    out = (weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3)[:, :, :q_len]
+    out = first_rows((weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3), q_len)
     if not pattern.global_rows:
         return out
     return overwrite_global_rows(
         out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
     )
+
+
+def first_rows(x: Tensor, count: int) -> Tensor:
+    """``x (B, H, N, D)`` cut to its first ``count`` tokens; in an exported graph by an index, since a slice asks whether it is all of x."""
+    return x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]

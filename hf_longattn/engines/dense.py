@@ -40,21 +40,21 @@ def dense_attention(
     if mask_mod is not None:
         chosen = mask_mod(b, h, q_idx, kv_idx)
         seen = chosen if seen is None else seen & chosen
-    if score_mod is None:
+    if score_mod is None and (last or not torch.compiler.is_exporting()):  # the kernel's choice hangs on a number of rows that data says
         if seen is not None:
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * (head_dim**-0.5 if scaling is None else scaling)
-    scores = score_mod(scores, b, h, q_idx, kv_idx)
+    if score_mod is not None:
+        scores = score_mod(scores, b, h, q_idx, kv_idx)
     weights = masked_softmax(scores, seen)
     return F.dropout(weights, dropout_p).to(v.dtype) @ v
 
 
 def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions; the queries are the last ``q_len`` positions."""
-    ranges = (range(batch), range(heads), range(kv_len - q_len, kv_len), range(kv_len))
-    b, h, q_idx, kv_idx = (torch.arange(r.start, r.stop, device=device) for r in ranges)
+    b, h, q_idx, kv_idx = (torch.arange(*ends, device=device) for ends in ((batch,), (heads,), (kv_len - q_len, kv_len), (kv_len,)))
     return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), kv_idx.view(1, 1, 1, -1)
 
 

@@ -13,7 +13,11 @@ from .pattern import ScoreMod
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of the True entries of ``mask (B, N)``, padded to the longest row: index ``(B, g)`` and which entries are real."""
     count = mask.sum(-1)
-    index = mask.int().argsort(dim=-1, descending=True, stable=True)[:, : int(count.max())]
+    most, length = count.max().item(), mask.shape[-1]
+    if torch.compiler.is_exporting():
+        torch._check(most >= 0)
+        torch._check(most <= length)
+    index = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values[:, :most].clamp(max=length - 1)
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
 
 

@@ -43,6 +43,11 @@ class Pattern:
         """Keys in the band of one query."""
         return self.left + self.right + 1
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the band is narrower than some inputs on both sides, so that most of a long input is left out."""
+        return max(self.left, self.right) < UNBOUNDED
+
     def covers(self, q_len: int, kv_len: int) -> bool:
         """Whether the band alone leaves no key out, for queries that are the last ``q_len`` of ``kv_len`` positions."""
         return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)

@@ -60,6 +60,7 @@ class AdaptiveSpan(Mechanism):
     summary = "a learned soft span per head; what lies beyond the longest is not visited"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
     engine = "gathered"
+    exports = "definition"
     cost = "N·(longest span + ramp)"
     exact_when = "every span ≥ N"
     trains = True

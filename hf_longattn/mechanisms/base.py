@@ -64,6 +64,9 @@ class Mechanism(nn.Module, ABC):
     takes_globals: ClassVar[bool] = False
     """Whether ``global_mask`` means something to the mechanism."""
 
+    exports: str = "engine"
+    """What ``torch.export`` writes as one graph for all lengths: the ``"engine"``; or, where the length or the data decide how its work is
+    laid out, the ``"definition"``, which takes N×N memory; or nothing, ``""``."""
     takes_score_mod: ClassVar[bool] = True
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
     takes_fewer_queries: ClassVar[bool] = True
@@ -136,10 +139,13 @@ class Mechanism(nn.Module, ABC):
         Relative positions come in by ``score_mod``, as in the engines: :meth:`reference` and :meth:`weights` put them there.
         """
 
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float = 0.0, **arguments: Any) -> Tensor:
+        """The definition in the inputs' own dtype, without dropout: what is exported where the engine cannot be."""
+        return self.dense_weights(q, k, **self._with_dense_terms(q, k, arguments)) @ repeat_heads(v, q.shape[1])
+
     def reference(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
         """The definition applied in float64, materialising the N×N matrix. Returns ``(B, H, Nq, D)`` float64."""
-        q, k, v = q.double(), k.double(), v.double()
-        return self.dense_weights(q, k, **self._with_dense_terms(q, k, arguments)) @ repeat_heads(v, q.shape[1])
+        return self.defined(q.double(), k.double(), v.double(), **arguments)
 
     def weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
         """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.

@@ -82,6 +82,7 @@ class BigBird(MaskedMechanism):
     summary = "window, random and global blocks; the global ones see and are seen by all"
     paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
     engine: ClassVar[str] = "gathered"
+    exports = "definition"
     cost = "N·b·(w+r+2g)"
     exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
@@ -116,7 +117,7 @@ class BigBird(MaskedMechanism):
         if self.covers(length, causal):
             return super().pairs(length, causal)
         size, edge = self.options.block_size, self.options.num_global_blocks
-        total = -(-length // size)
+        total = (length + size - 1) // size
         sizes = torch.full((total + 1,), size)
         sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # block -1 is none
         blocks = self.blocks(torch.tensor([total]), total, causal, torch.device("cpu"))
@@ -170,7 +171,7 @@ class BigBird(MaskedMechanism):
                 start = first_real(padding_mask)
                 ends = length - first_real(padding_mask.flip(-1)) - start
                 row, column = q_idx - start[b], kv_idx - start[b]
-            rows = -(-length // size)
+            rows = (length + size - 1) // size
             blocks = self.blocks(-(-ends // size), rows, causal, kv_idx.device, seed)
             times = blocks.times(b, h, row.div(size, rounding_mode="floor"), column.div(size, rounding_mode="floor"))
             if tokens is not None:

@@ -39,7 +39,7 @@ class Blocks:
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """How often queries of block ``i`` count keys of block ``j``, for broadcastable index tensors; causality is left out."""
-        total = self.count[b % self.count.shape[0]]
+        total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
         else:
@@ -48,7 +48,7 @@ class Blocks:
         counted = seen.int() + self.again * (j == 0).int()
         row = i.clamp(0, self.rows - 1)
         for drawn in self.random.unbind(-1):
-            counted = counted + (drawn[b % drawn.shape[0], h % drawn.shape[1], row] == j).int()
+            counted = counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
         return torch.where(ends, 1, counted)
 
     def _global(self, block: Tensor, total: Tensor) -> Tensor:

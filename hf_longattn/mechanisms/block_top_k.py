@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import best, best_blocks, exact_dtype
+from ..engines.best import best, best_blocks, exact_dtype, ranking
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import Part, gathered_attention, rows_of
 from ..engines.pattern import ScoreMod
@@ -174,7 +174,7 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         self.accept(q_len, kv_len)
         real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
         block = torch.div(torch.arange(kv_len, device=q.device) - first_real(real)[:, None], size, rounding_mode="floor")
-        total = -(-kv_len // size)
+        total = (kv_len + size - 1) // size  # ONNX divides negative numbers towards zero
         members = (block[:, None] == torch.arange(total, device=q.device)[:, None]) & real[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
@@ -186,7 +186,7 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
             gates = gates.gather(2, own[:, None, :, None].expand(-1, heads, -1, total))
         other = torch.arange(total, device=q.device)
         allowed = (other < own[..., None] if causal else other != own[..., None]) & members.any(-1)[:, None]
-        order = gates.masked_fill(~allowed[:, None], float("-inf")).argsort(dim=-1, descending=True, stable=True)
+        order = ranking(gates.masked_fill(~allowed[:, None], float("-inf")))
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : self.options.num_blocks - 1], True)
         chosen = (chosen & allowed[:, None]) | (other == own[..., None])[:, None]
         seen = chosen.gather(-1, block.clamp(min=0)[:, None, None, :].expand(-1, heads, q_len, -1)) & real[:, None, None]

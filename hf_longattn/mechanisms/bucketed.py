@@ -32,6 +32,7 @@ class BucketedMechanism(SummarisedMechanism):
     """A mechanism on the bucketed engine."""
 
     engine: ClassVar[str] = "bucketed"
+    exports = "definition"
     same_bits: ClassVar[bool] = False
     """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
 

@@ -29,6 +29,7 @@ class GatheredMechanism(MaskedMechanism):
 
     engine: ClassVar[str] = "gathered"
     anchored: ClassVar[bool] = True
+    exports = "definition"
 
     @abstractmethod
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:

@@ -67,6 +67,7 @@ class Hierarchical(Mechanism):
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
     engine = "gathered"
+    exports = ""
     cost = "N·b·log(N/b)"
     exact_when = "levels = 1, or block_size ≥ N/2"
     options_type = HierarchicalOptions

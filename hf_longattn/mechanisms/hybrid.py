@@ -65,6 +65,7 @@ class Hybrid(Mechanism):
     summary = "softmax in a small window and linear attention to all other keys, normalised together"
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
     engine = "linear"
+    exports = "definition"
     cost = "N·(w+D²)"
     exact_when = "window ≥ 2(N−1), or ≥ N when causal"
     trains = True

@@ -185,7 +185,7 @@ class Linformer(Mechanism):
         if self.options.projection == "linear":
             return parameter[:, place.clamp(min=0)].permute(1, 0, 3, 2)
         width = parameter.shape[1]
-        rows = torch.arange(-(-real.shape[1] // width), device=real.device)
+        rows = torch.arange((real.shape[1] + width - 1) // width, device=real.device)
         here = (place // width)[:, None, None, :] == rows[:, None]
         return parameter[:, place % width].transpose(0, 1)[:, :, None, :] * here
 

@@ -42,7 +42,7 @@ class Cells(NamedTuple):
         return self.size // self.factor
 
     def count(self, length: int) -> int:
-        return -(-length // self.size)
+        return (length + self.size - 1) // self.size
 
 
 class Made(NamedTuple):

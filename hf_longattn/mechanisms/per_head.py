@@ -78,6 +78,7 @@ class PerHead(Mechanism):
     summary = "another mechanism in each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §4.3, eq. 8"
     engine = "its members'"
+    exports = "definition"
     cost = "its members'"
     exact_when = "every head's mechanism is"
     takes_globals = True

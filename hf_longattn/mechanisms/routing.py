@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.best import best, exact_dtype
+from ..engines.best import best, exact_dtype, ranking
 from ..engines.bucketed import ROW, RecentRounds, band_part, cluster_rows, taken
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.gathered import Part
@@ -156,7 +156,7 @@ class Routing(BucketedMechanism):
         else:
             with torch.no_grad():
                 ranked = self.shares(k, offset, exact=True).masked_fill(~real[:, None, :, None], float("-inf"))
-            rank = ranked.sort(dim=2, descending=True, stable=True).indices.argsort(2)
+            rank = ranking(ranked, dim=2).argsort(2)
             member = (rank < self.size) & real[:, None, :, None]  # (B, H, Nk, clusters)
             met = member.transpose(-1, -2).gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
         if self.options.window:

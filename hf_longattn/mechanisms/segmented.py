@@ -202,7 +202,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         real = q.new_ones(batch, kv_len, dtype=torch.bool) if padding_mask is None else padding_mask
         start = first_real(real).view(-1, 1, 1, 1)
         # How a block weighs its tokens, (B, H, M, Nk): spreads a summary's weight, and pools the keys.
-        block = torch.arange(-(-kv_len // size), device=q.device)
+        block = torch.arange((kv_len + size - 1) // size, device=q.device)
         member = (real[:, None, None, :] & ((kv_idx - start) // size == block[:, None])).expand(batch, heads, -1, -1)
         spread = softmax_over(torch.zeros_like(member, dtype=k.dtype), member)
         if by_attention:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import best_keys, narrowed_search, search_keys
+from ..engines.best import best_keys, narrowed_search, ranking, search_keys
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.narrowing import float32_products
 from ..engines.pattern import ScoreMod
@@ -45,6 +45,7 @@ class TopK(SummarisedMechanism):
     summary = "each query attends to its k best keys of the whole sequence"
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
     engine = "selected"
+    exports = "definition"
     cost = "N² scores in rows, N·k softmax and memory"
     exact_when = "num_keys ≥ N"
     options_type = TopKOptions
@@ -125,6 +126,6 @@ class TopK(SummarisedMechanism):
         if padding_mask is not None:
             seen = seen & padding_mask[:, None, None, :]
         seen = seen.expand(scores.shape)
-        order = scores.detach().masked_fill(~seen, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+        order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
         kept = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
         return softmax_over(scores, seen & kept).to(q.dtype)

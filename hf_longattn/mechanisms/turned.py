@@ -41,6 +41,8 @@ class TurnedMechanism(Mechanism):
     :meth:`whole` is asked.
     """
 
+    exports = "definition"
+
     @abstractmethod
     def whole(
         self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,

@@ -44,6 +44,10 @@ class Window(WindowMask, SparseMechanism):
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {"window": 2 * length}
 
+    @property
+    def exports(self) -> str:  # type: ignore[override]
+        return "engine" if max(self.dilations) == 1 else "definition"
+
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
         pattern = Pattern.window(self.options.window, causal)

@@ -1,0 +1,163 @@
+"""Check every family on a realistic random checkpoint of its base, and store the table.
+
+    python scripts/check_families.py                          what is not stored yet, or failed
+    python scripts/check_families.py bert gpt2 --again        these, from the beginning
+    python scripts/check_families.py --no-model-tester        leave transformers' own suite out: it takes minutes for each family
+
+Each cell is stored as soon as it is known, in families.json and families.md, so that a run that was ended goes on where it was.
+Exit code 1 when a stored cell of these families says "failed".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from hf_longattn.benchmarking.report import markdown_table
+from hf_longattn.conversion.quiet import quiet_libraries
+from hf_longattn.families import FAMILIES
+
+try:
+    from scripts import family_checks
+    from scripts.family_checkpoints import make_checkpoint
+except ImportError:  # run as a script
+    import family_checks  # type: ignore[no-redef]
+    from family_checkpoints import make_checkpoint  # type: ignore[no-redef]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+TITLES = {
+    "convert": "convert",
+    "on_the_fly": "on the fly",
+    "old_length": "equal at old length",
+    "save_load": "save, load",
+    "model_tester": "ModelTesterMixin",
+    "lora": "LoRA",
+    "compile": "compile",
+    "export": "export",
+    "generate": "generate",
+}
+INTRODUCTION = """\
+# Every family, checked
+
+Written by `python scripts/check_families.py` (torch {torch}, transformers {transformers}). Each base is a random checkpoint of its default
+shape, scaled down, as transformers saves it; the command line converts it to four times its length.
+
+- *equal at old length*: largest difference from the base
+- *ModelTesterMixin*: transformers' own suite
+- *LoRA*: two steps through peft, then merged
+- *compile*: fullgraph, aot_eager
+- *export*: ONNX in onnxruntime for encoders, otherwise torch.export; three lengths with padding
+- *generate*: greedy, a padded batch
+"""
+PASSED, FAILED, NOT_RUN = family_checks.PASSED, family_checks.FAILED, family_checks.NOT_RUN
+
+
+def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool, model_tester: bool) -> None:
+    """Fill the cells of ``record`` that are missing, failed or were not run, and call ``store`` after each."""
+    if again:
+        record.clear()
+    cells = record.setdefault("cells", {})
+    todo = [name for name in TITLES if cells.get(name, {}).get("status") in (None, FAILED, NOT_RUN)]
+    if not model_tester and "model_tester" in todo:
+        todo.remove("model_tester")
+        cells.setdefault("model_tester", {"status": NOT_RUN, "detail": "--no-model-tester"})
+    with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as temporary:
+        room = Path(temporary)
+        try:
+            checkpoint = make_checkpoint(base, room / "short")
+            record |= {"head": checkpoint.head, "kind": checkpoint.kind, "tokenizer": checkpoint.tokenizer, "length": checkpoint.length}
+        except Exception as error:  # any architecture may have a config that cannot be made small by its fields' names
+            cells |= {name: family_checks.failed(error) for name in todo}
+            store()
+            return
+        subject = family_checks.Subject(checkpoint, room)
+        for name in todo:
+            cells[name] = subject.run(name)
+            record["date"] = date.today().isoformat()
+            print(f"{base:20} {TITLES[name]:20} {said(cells[name])}", flush=True)
+            store()
+
+
+def said(cell: dict[str, Any]) -> str:
+    """A cell in words."""
+    return cell["detail"] if cell["status"] == PASSED else f"{cell['status']}: {cell['detail']}"
+
+
+def in_brief(cells: dict[str, dict[str, Any]]) -> str:
+    """How many of the checks that were run passed, and which did not or were not run."""
+    if not cells:
+        return "not checked yet"
+    of = {
+        status: [name for name in TITLES if cells.get(name, {"status": NOT_RUN})["status"] == status]
+        for status in (PASSED, FAILED, NOT_RUN)
+    }
+    rest = [f"{', '.join(TITLES[name] for name in of[status])} {status}" for status in (FAILED, NOT_RUN) if of[status]]
+    return "; ".join([f"{len(of[PASSED])} of {len(of[PASSED]) + len(of[FAILED])}", *rest])
+
+
+def markdown(stored: dict[str, Any]) -> str:
+    """The table of all stored families."""
+    families = sorted(stored["families"].items())
+    rows = [
+        [f"`{base}`", record.get("kind", ""), *(said(record["cells"][name]) if name in record["cells"] else NOT_RUN for name in TITLES)]
+        for base, record in families
+    ]
+    heads = [[f"`{base}`", f"`{record.get('head', '')}`", record.get("tokenizer", ""), record.get("date", "")] for base, record in families]
+    return "\n".join(
+        [
+            INTRODUCTION.format(**stored),
+            markdown_table(["base", "kind", *TITLES.values()], rows).replace("---:", "---"),
+            "",
+            "The checkpoints:",
+            "",
+            markdown_table(["base", "head", "tokenizer", "checked on"], heads).replace("---:", "---"),
+            "",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    parser.add_argument("--again", action="store_true", help="also what is stored as passed")
+    parser.add_argument("--no-model-tester", action="store_true", help="leave transformers' own test suite out")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of families.json and families.md, default %(default)s")
+    options = parser.parse_args(arguments)
+    unknown = [base for base in options.families if base not in FAMILIES]
+    if unknown:
+        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(FAMILIES)}")
+    chosen = options.families or list(FAMILIES)
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / "families.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}}
+    stored |= {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
+
+    def store() -> None:
+        text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        for path, content in ((file, text), (file.with_suffix(".md"), markdown(stored))):
+            part = path.with_name(f".{path.name}.part")
+            part.write_text(content, encoding="utf-8")
+            part.replace(path)
+
+    with quiet_libraries():
+        for base in chosen:
+            record = stored["families"].setdefault(base, {})
+            check_family(base, record, store, again=options.again, model_tester=not options.no_model_tester)
+    store()
+    wrong = [(base, name) for base in chosen for name, cell in stored["families"][base]["cells"].items() if cell["status"] == FAILED]
+    for base, name in wrong:
+        print(f"FAILED {base}: {TITLES[name]}: {stored['families'][base]['cells'][name]['detail']}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""The table of families: a result in every cell, stored as it comes, and taken up where a run was ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_longattn.families import FAMILIES
+from scripts import check_families, family_checkpoints
+
+
+def stored(folder: Path) -> dict:
+    return json.loads((folder / "families.json").read_text(encoding="utf-8"))["families"]
+
+
+def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family_checkpoints, "LENGTH", 64)
+    assert check_families.main(["llama", "--no-model-tester", "--output", str(tmp_path)]) == 0
+    cells = stored(tmp_path)["llama"]["cells"]
+    assert list(check_families.TITLES) == sorted(cells, key=list(check_families.TITLES).index)
+    assert {name: cell["status"] for name, cell in cells.items() if cell["status"] != "passed"} == {"model_tester": "not run"}
+    assert all(cell["detail"] for cell in cells.values())
+    text = (tmp_path / "families.md").read_text(encoding="utf-8")
+    assert "| `llama` | decoder |" in text
+    assert "not run: --no-model-tester" in text
+
+    def unexpected(*_: object) -> None:
+        raise AssertionError("checked again")
+
+    monkeypatch.setattr(check_families.family_checks.Subject, "run", unexpected)
+    assert check_families.main(["llama", "--no-model-tester", "--output", str(tmp_path)]) == 0
+
+
+def test_what_fails_is_a_sentence_in_its_cell_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such\nshape")
+
+    monkeypatch.setattr(family_checkpoints, "small_config", broken)
+    assert check_families.main(["bert", "--no-model-tester", "--output", str(tmp_path)]) == 1
+    cells = stored(tmp_path)["bert"]["cells"]
+    assert cells["convert"] == {"status": "failed", "detail": "RuntimeError: no such shape"}
+    assert set(cells) == set(check_families.TITLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", list(FAMILIES))
+def test_every_family(base: str, tmp_path: Path) -> None:
+    assert check_families.main([base, "--no-model-tester", "--output", str(tmp_path)]) == 0, stored(tmp_path)[base]
