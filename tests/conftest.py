@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before transformers and datasets are imported: they read these once.
@@ -43,3 +43,21 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
     mechanisms.list_mechanisms()
     monkeypatch.setattr(mechanisms.registry, "_REGISTRY", dict(mechanisms.registry._REGISTRY))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """hub(endpoint) sends this test's Hub calls there, with an empty cache, without a token, and without waiting between attempts."""
+    from huggingface_hub import constants
+
+    def use(endpoint: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    return use

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from ..benchmarking.app import app as bench
-from . import card, convert, export, inspect, mechanisms, plan, revert
+from . import card, convert, export, inspect, mechanisms, plan, push, revert
 
 __all__ = ["app", "main"]
 
@@ -20,7 +20,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (convert.convert, export.export, plan.plan, inspect.inspect, revert.revert, mechanisms.mechanisms, card.card):
+COMMANDS = (
+    convert.convert,
+    export.export,
+    plan.plan,
+    inspect.inspect,
+    revert.revert,
+    mechanisms.mechanisms,
+    card.card,
+    push.push,
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(bench, name="bench")
 

@@ -38,6 +38,10 @@ def convert(
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the written files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST once the new one is complete.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    remote_code: flags.RemoteCode = False,
+    bundle_user_code: flags.UserCode = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Then send DST to the Hub, as `longattn push` does.")] = None,
+    private: flags.Private = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -48,10 +52,15 @@ def convert(
     """
     if verify_text is not None and no_verify:
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
+    if private and push_to_hub is None:
+        raise typer.BadParameter("says how --push-to-hub makes the repository; add that.", param_hint="--private")
+    flags.check_user_code(remote_code, bundle_user_code)
     attention = flags.attention_arguments(mechanism, option, layers)
 
     from ..conversion import convert_checkpoint, plan_conversion
+    from ..hub import check_login
     from .progress import conversion_progress
+    from .push import push_converted
     from .show import print_json, show_plan, show_report
 
     shared = {
@@ -71,6 +80,8 @@ def convert(
         planned = plan_conversion(source, destination, overwrite=overwrite, **shared)
         print_json(planned.to_dict()) if as_json else show_plan(planned)
         return
+    if push_to_hub is not None:
+        check_login(push_to_hub, token)
     with conversion_progress() as progress:
         report = convert_checkpoint(
             source,
@@ -79,7 +90,15 @@ def convert(
             overwrite=overwrite,
             verify_text=verify_text,
             init_from_text=init_from_text,
+            remote_code=remote_code,
+            user_code=bundle_user_code,
             progress=progress,
             **shared,
         )
-    print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_report(report)
+    result = {"destination": str(report.destination), **report.to_dict()}
+    if not as_json:
+        show_report(report)
+    if push_to_hub is not None:
+        result["push"] = push_converted(destination, push_to_hub, private=private, token=token, quiet=as_json)
+    if as_json:
+        print_json(result)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["attention_arguments", "parse_layers", "parse_mechanism", "parse_options"]
+__all__ = ["attention_arguments", "check_user_code", "parse_layers", "parse_mechanism", "parse_options"]
 
 Mechanism = Annotated[
     str | None,
@@ -57,7 +57,20 @@ MergeAdapter = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
 Token = Annotated[str | None, typer.Option(help="Hub access token; HF_TOKEN and `hf auth login` are found without it.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--remote-code", help="Put the model's code beside it, so that it loads with trust_remote_code=True alone.")
+]
+UserCode = Annotated[
+    bool, typer.Option("--bundle-user-code", help="With --remote-code: also code that is not as hf_longattn was published.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def check_user_code(remote_code: bool, user_code: bool) -> None:
+    """--bundle-user-code says something about --remote-code only."""
+    if user_code and not remote_code:
+        raise typer.BadParameter("says what --remote-code may bundle; add that.", param_hint="--bundle-user-code")
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
+from ..hub import bundle_remote_code, write_model_card
 from .initialise import initial_values
 from .peft_source import write_adapter
 from .plan import ConversionPlan, plan_conversion
@@ -57,6 +58,8 @@ def convert_checkpoint(
     init_from_text: str | Path | None = None,
     allow_pickle: bool = False,
     merge_adapter: bool = False,
+    remote_code: bool = False,
+    user_code: bool = False,
     progress: StageProgress | None = None,
     **options: Any,
 ) -> ConversionReport:
@@ -84,6 +87,7 @@ def convert_checkpoint(
             where they can (linformer), instead of at random.
         allow_pickle: read torch's .bin files where the source has no safetensors file; only tensors are read (`weights_only=True`).
         merge_adapter: of a PEFT adapter, add it to its base's weights instead of keeping it in the folder "adapter".
+        remote_code, user_code: put the model's code beside it, see `hf_longattn.hub.bundle_remote_code`.
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -124,6 +128,10 @@ def convert_checkpoint(
         clock["verified"] = time.perf_counter()
         report = _report(plan, target, (*begun_checks, *checks), tokens, files, clock)
         write_json(stage / REPORT, report.to_dict())
+        if remote_code:
+            bundle_remote_code(stage, user_code=user_code)
+        on_the_hub = None if Path(source).expanduser().exists() else str(source)
+        write_model_card(stage, base_model=on_the_hub, source=opened.sentence or opened.folder, name=str(destination))
     return report
 
 
@@ -161,7 +169,7 @@ def _report(
         plan=plan.to_dict(),
         checks=checks,
         text=text.describe() if text is not None else "not verified",
-        files=(*files, REPORT),
+        files=(*files, REPORT, "README.md"),
         bytes_written=plan.total_bytes,
         seconds=seconds(clock),
         versions=versions(),

@@ -12,7 +12,7 @@ from .tensors import TORCH_DTYPES, TensorHeader
 
 __all__ = ["fetch_headers", "fetch_source"]
 
-SIDECARS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*")
+SIDECARS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
 WEIGHTS = "*.safetensors"
 PICKLED = "pytorch_model*.bin"
 

@@ -93,6 +93,8 @@ def plan_conversion(
     init_from_text: str | Path | None = None,
     allow_pickle: bool = False,
     merge_adapter: bool = False,
+    remote_code: bool = False,
+    user_code: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: object = None,
@@ -113,7 +115,8 @@ def plan_conversion(
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
         revision, token: of a Hub repository.
         allow_pickle, merge_adapter: of the conversion; where a Hub repository holds only pickled weights, they are downloaded.
-        verify, verify_text, init_from_text, progress: taken so that the arguments of a conversion can be planned as they are.
+        verify, verify_text, init_from_text, remote_code, user_code, progress: taken so that the arguments of a conversion can be
+            planned as they are.
 
     Raises:
         LongAttentionError: with one sentence, for anything that would make the conversion fail later.

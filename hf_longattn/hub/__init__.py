@@ -1,7 +1,8 @@
-"""What goes to the Hub with a model: the card, written from measured results, and the model's code."""
+"""What goes to the Hub with a model: the card, written from measured results, the model's code, and the way there."""
 
-from .card import write_model_card
+from .card import model_card, write_model_card
+from .push import PushReport, check_login, push_model
 from .remote_code import bundle_remote_code
 from .results import MeasuredResult
 
-__all__ = ["MeasuredResult", "bundle_remote_code", "write_model_card"]
+__all__ = ["MeasuredResult", "PushReport", "bundle_remote_code", "check_login", "model_card", "push_model", "write_model_card"]

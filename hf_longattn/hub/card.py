@@ -11,20 +11,35 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LongAttentionError
-from ..families import FAMILIES
+from ..errors import CheckpointError
 from ..mechanisms import mechanism_class
+from .inheritance import check_metadata, inherited_metadata, source_card, with_inherited
 from .results import MeasuredResult
-from .usage import head_of, usage
+from .usage import head_of, remote_usage, tokens_of, usage
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = "conversion_report.json"
 
 
-def write_model_card(
+def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
+    """Write ``README.md`` into a saved model's folder; ``contents`` as for :func:`model_card`.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        CheckpointError, LongAttentionError: as :func:`model_card`.
+    """
+    path = Path(model_dir) / "README.md"
+    model_card(model_dir, **contents).save(path)
+    return path
+
+
+def model_card(
     model_dir: str | Path,
     *,
     base_model: str | None = None,
+    source: str | Path | None = None,
     report: dict[str, Any] | None = None,
     results: Iterable[MeasuredResult | dict[str, Any]] = (),
     name: str | None = None,
@@ -36,55 +51,60 @@ def write_model_card(
     language: str | list[str] | None = None,
     datasets: list[str] | None = None,
     tags: Sequence[str] = (),
-) -> Path:
-    """Write ``README.md`` into a saved model's folder.
+) -> ModelCard:
+    """The card of a saved model.
+
+    Licence, language, datasets and tags are taken over from the card of the model that it was made from, as far as they are not given:
+    from a ``README.md`` that the folder has already, else from that of the source.
 
     Args:
         model_dir: a folder with a ``config.json``.
         base_model: the Hub name of the model it was made from; a local folder's name is shown in the text only.
+        source: the folder or Hub name of the model it was made from, for its card; the report's by default.
         report: a conversion's report; ``conversion_report.json`` of the folder when not given.
         results: measured rows; those without a ``system`` also go into the metadata (``model-index``).
         name: what a reader types to load the model, a Hub name or a path; the folder as given by default.
         title, introduction, training, limits: text; limits are added to those that the config implies.
         license, language, datasets, tags: the Hub's metadata.
 
-    Returns:
-        The path of the card.
-
     Raises:
         CheckpointError: when the folder has no readable ``config.json``.
         LongAttentionError: when a result is not a finite number, or the metadata does not survive being read back.
     """
     folder = Path(model_dir)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if report is None and (folder / REPORT).exists():
-        report = _read_json(folder / REPORT)
+        report = read_json(folder / REPORT)
     report = report or {}
     plan = report.get("plan", {})
     rows = [MeasuredResult.of(row) for row in results]
-    title = title or folder.resolve().name
+    given = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
+    metadata = with_inherited(given, _inherited(folder, source or plan.get("source")))
+    title = title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2])
     architecture = (config.get("architectures") or ["AutoModel"])[0]
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
-    length = int(plan.get("new_length") or _length(config))
-    base = base_model or plan.get("source")
-    data = ModelCardData(
-        base_model=base_model,
-        datasets=datasets,
-        language=language,
-        library_name="transformers",
-        license=license,
-        model_name=title,
-        pipeline_tag=(head_of(architecture) or (None, None, ""))[1],
-        tags=sorted({"long-context", "hf_longattn", *tags}) if attention else sorted(tags) or None,
-        eval_results=[row.to_metadata() for row in rows if not row.system] or None,
-    )
+    length = int(plan.get("new_length") or tokens_of(config))
+    base = metadata.get("base_model") or plan.get("source")
+    called = name or str(model_dir)
+    own_tags = {"long-context", "hf_longattn"} if attention else set()
+    sentences = (folder / "modules.json").is_file()
+    own: dict[str, Any] = {
+        "library_name": "sentence-transformers" if sentences else "transformers",
+        "model_name": title,
+        "pipeline_tag": "sentence-similarity" if sentences else (head_of(architecture) or (None, None, ""))[1],
+        "tags": sorted({*metadata.pop("tags"), *own_tags}) or None,
+        "eval_results": [row.to_metadata() for row in rows if not row.system] or None,
+    }
+    data = ModelCardData(**metadata, **own)
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=title,
         introduction=introduction or _introduction(architecture, base, attention, length, plan),
         architecture=architecture,
-        usage=usage(architecture, name or str(model_dir), length, is_long=attention is not None, takes_globals=_takes_globals(attention)),
+        is_long=attention is not None,
+        usage=usage(architecture, called, length, is_long=attention is not None, takes_globals=_takes_globals(attention)),
+        remote_usage=remote_usage(config, called, length) if attention is not None and config.get("auto_map") else "",
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),
         tolerance=report.get("tolerance", 1e-4),
@@ -92,46 +112,34 @@ def write_model_card(
         train_command=(report.get("train_command") or "").replace(str(folder.resolve()), name or folder.name),
         results=_table(rows),
         training=training.strip(),
-        limits=[*_limits(attention, length), *limits],
+        limits=[*_limits(attention, length, bool(report.get("needs_training"))), *limits],
         versions=_versions(report),
     )
-    check_metadata(str(card), data)
-    path = folder / "README.md"
-    card.save(path)
-    return path
+    check_metadata(str(card), data.to_dict())
+    return card
 
 
-def check_metadata(text: str, expected: ModelCardData) -> None:
-    """Read the card's metadata back, as the Hub does, and compare it with what was meant.
+def _inherited(folder: Path, source: str | Path | None) -> dict[str, Any]:
+    """From the folder's own card, else from its source's, whose base is not this model's."""
+    if (folder / "README.md").is_file():
+        return inherited_metadata(folder / "README.md")
+    card = source_card(source) if source is not None else None
+    return {} if card is None else {name: value for name, value in inherited_metadata(card).items() if name != "base_model"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model.
 
     Raises:
-        LongAttentionError: when it cannot be read or differs.
+        CheckpointError: there is none.
     """
     try:
-        found = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
-    except ValueError as error:
-        raise LongAttentionError(
-            f"The card's metadata cannot be read back ({error}); check the names and values given to the card."
-        ) from error
-    wrong = sorted(key for key, value in expected.to_dict().items() if found.get(key) != value)
-    if wrong:
-        raise LongAttentionError(
-            f"The card's metadata changed when it was read back, in {', '.join(wrong)}; check the values given to the card."
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"There is no readable {path.name} in {path.parent}; give the folder of a saved model.") from error
-
-
-def _length(config: dict[str, Any]) -> int:
-    """Tokens that a model of this config takes: the rows of its position table less those that are no positions."""
-    family = FAMILIES.get(config.get("model_type", "").removeprefix("long_"))
-    counted = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - counted
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{str(path)!r} must hold a JSON object, but holds {type(values).__name__}.")
+    return values
 
 
 def _takes_globals(attention: LongAttentionConfig | None) -> bool:
@@ -147,11 +155,13 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
     return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
 
 
-def _limits(attention: LongAttentionConfig | None, length: int) -> list[str]:
+def _limits(attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
     limits = [f"Inputs of more than {length:,} tokens are refused or must be cut."]
     if attention is not None:
         exact = mechanism_class(attention.mechanism).exact_when
         limits.append(f"`{attention.mechanism}` equals full attention when: {exact}. Otherwise a layer does not see the tokens outside it.")
+    if needs_training:
+        limits.append("As converted, it does not give what its source gave: train it before use, as said above.")
     return limits
 
 

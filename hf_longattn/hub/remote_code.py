@@ -24,6 +24,7 @@ from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
 from ..families.attachment import CROSS_MECHANISM
 from ..mechanisms import check_options, mechanism_class
+from .card import read_json
 from .provenance import provenance
 from .sources import PACKAGE, Module, closure, flat_name, package_module
 
@@ -94,7 +95,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     for module in outside:
         _check_alone(module)
     origin = _origin([module for module in modules.values() if module.own], outside, user_code)
-    entry = f"modeling_{config.model_type}"
+    entry = f"modeling_long_{family.module.rpartition('.')[2]}"
     stems = {name: entry if name == family.module else flat_name(name) for name in modules}
     for pattern in BUNDLED:
         for old in place.glob(pattern):
@@ -109,11 +110,8 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
 
 
 def _config_values(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"There is no readable config.json in {str(folder)!r}; give the folder of a saved model.") from error
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    values = read_json(folder / "config.json")
+    kind = values.get("model_type")
     if not isinstance(kind, str) or kind.removeprefix("long_") not in FAMILIES or not kind.startswith("long_"):
         raise CheckpointError(
             f"{str(folder)!r} holds a model of type {kind!r}, which needs no code of this package; leave --remote-code out."

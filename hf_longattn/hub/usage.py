@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from ..families import FAMILIES
+from ..mechanisms import mechanism_class
 
 _QA = """
 question = "Where does the name of the house come from?"
@@ -65,14 +69,38 @@ def head_of(architecture: str) -> tuple[str, str | None, str] | None:
     return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
 
 
-def usage(architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool) -> str | None:
-    """Python that loads ``name`` (a folder or a Hub repository) and runs it once on an input of up to ``length`` tokens."""
+def usage(architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool, trusts_code: bool = False) -> str | None:
+    """Python that loads ``name`` (a folder or a Hub repository) and runs it once on an input of up to ``length`` tokens.
+
+    Args:
+        is_long: whether it is one of this package's models.
+        takes_globals: whether its attention takes global tokens.
+        trusts_code: load it with the code that lies beside it, without this package.
+    """
     head = head_of(architecture)
     if head is None:
         return None
     auto, _, body = head
-    ours = "import hf_longattn  # registers the model with transformers\n" if is_long else ""
+    ours = "import hf_longattn  # registers the model with transformers\n" if is_long and not trusts_code else ""
     code = f"{'import torch' if 'torch.' in body else ''}\n{ours}from transformers import {auto}, AutoTokenizer\n\n"
-    code += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\nmodel = {auto}.from_pretrained("{name}").eval()\n'
+    trust = ", trust_remote_code=True" if trusts_code else ""
+    code += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\nmodel = {auto}.from_pretrained("{name}"{trust}).eval()\n'
     code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "")
     return re.sub(r"\n{3,}", "\n\n", code).strip()
+
+
+def remote_usage(config: dict[str, Any], name: str, length: int | None = None) -> str:
+    """The section of a card that says how to load a model whose code lies beside it, where this package is not installed."""
+    architecture = (config.get("architectures") or ["AutoModel"])[0]
+    takes_globals = mechanism_class(config["long_attention"]["mechanism"]).takes_globals
+    limit = length or tokens_of(config)
+    code = usage(architecture, name, limit, is_long=True, takes_globals=takes_globals, trusts_code=True)
+    how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
+    return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you let it run:\n\n{how}\n"
+
+
+def tokens_of(config: dict[str, Any]) -> int:
+    """Tokens that a model of this config takes: the rows of its position table less those that are no positions."""
+    family = FAMILIES.get(config.get("model_type", "").removeprefix("long_"))
+    counted = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - counted

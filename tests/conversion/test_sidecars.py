@@ -63,8 +63,8 @@ def test_generation_length_follows_where_it_was_the_models_limit(before: int, af
 def test_what_belongs_to_the_model_is_copied_and_nothing_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM")
     kept = {"chat_template.jinja": "{{ messages }}", "LICENSE": "Apache-2.0", "special_tokens_map.json": "{}"}
-    left = {"README.md": "# short", "training_args.bin": "pickle", "optimizer.pt": "pickle", "trainer_state.json": "{}"}
-    for name, text in {**kept, **left}.items():
+    left = {"training_args.bin": "pickle", "optimizer.pt": "pickle", "trainer_state.json": "{}"}
+    for name, text in {**kept, **left, "README.md": "# short"}.items():
         (source / name).write_text(text)
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
@@ -72,4 +72,5 @@ def test_what_belongs_to_the_model_is_copied_and_nothing_else(checkpoint: Checkp
     assert {name: (tmp_path / "long" / name).read_text() for name in kept} == kept
     assert (tmp_path / "long" / "additional_chat_templates" / "rag.jinja").is_file()
     assert not any((tmp_path / "long" / name).exists() for name in left)
+    assert "# short" not in (tmp_path / "long" / "README.md").read_text(), "the card is its own"
     assert sorted(report.files) == sorted(path.name for path in (tmp_path / "long").iterdir())

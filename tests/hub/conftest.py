@@ -13,7 +13,9 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint
 
-from ..conversion.conftest import CLASSES, real_tokenizer
+from ..conversion.conftest import CLASSES, built, checkpoint, real_tokenizer
+
+__all__ = ["CASES", "TEXT", "Case", "built", "checkpoint", "converted"]
 
 TEXT = "The house stands on a hill. It is called Larkfield, after the birds that nest there in spring. " * 4
 

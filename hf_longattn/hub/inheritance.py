@@ -1,0 +1,113 @@
+"""What a model's card takes over from the card of the model it was made from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from yaml import YAMLError
+
+from ..errors import CheckpointError, LongAttentionError
+
+__all__ = ["KEPT", "check_metadata", "inherited_metadata", "read_card", "source_card", "with_inherited"]
+
+KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
+"""Metadata that holds for a converted model as for its source. Results do not: they were measured on another model."""
+FORMATS = frozenset(
+    [
+        "coreml",
+        "flax",
+        "gguf",
+        "jax",
+        "keras",
+        "mlx",
+        "onnx",
+        "openvino",
+        "pytorch",
+        "rust",
+        "safetensors",
+        "tensorflow",
+        "tf",
+        "tf-keras",
+        "tflite",
+        "torch",
+        "transformers",
+    ]
+)
+"""Tags that name a format in which the source's files are."""
+
+
+def inherited_metadata(card: str | Path) -> dict[str, Any]:
+    """The fields :data:`KEPT` of the front matter of a ``README.md``, without tags of file formats, and its ``base_model``.
+
+    A card that cannot be read gives nothing, with a warning.
+    """
+    try:
+        data = read_card(Path(card)).data.to_dict()
+    except CheckpointError as error:
+        warnings.warn(f"{error} Nothing is taken over from it.", stacklevel=2)
+        return {}
+    found = {name: data[name] for name in (*KEPT, "base_model") if data.get(name)}
+    if "tags" in found:
+        given = [found["tags"]] if isinstance(found["tags"], str) else found["tags"]
+        found["tags"] = [tag for tag in given if str(tag).lower() not in FORMATS]
+    return found
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card in a file.
+
+    Raises:
+        CheckpointError: the file or the metadata at its beginning cannot be read.
+    """
+    try:
+        return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    except (OSError, ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"The metadata of {str(path)!r} cannot be read: {reason}.") from error
+
+
+def source_card(source: str | Path) -> Path | None:
+    """The ``README.md`` of a source that is a folder, or a Hub repository whose card is in the Hub cache already."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder / "README.md" if (folder / "README.md").is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(str(source), "README.md")
+    except HFValidationError:  # the path of a folder that is no longer there
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def with_inherited(given: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, completed by what is inherited; tags are both, and a licence is taken over whole or not at all."""
+    own_license = given.get("license") is not None
+    rest = {name: value for name, value in inherited.items() if not (own_license and name.startswith("license"))}
+    merged = {**rest, **{name: value for name, value in given.items() if value}}
+    merged["tags"] = sorted({*map(str, inherited.get("tags", [])), *given.get("tags", [])})
+    return merged
+
+
+def check_metadata(text: str, expected: dict[str, Any]) -> None:
+    """Read the card's metadata back, as the Hub does, and compare it with what was meant.
+
+    Raises:
+        LongAttentionError: when it cannot be read or differs.
+    """
+    try:
+        found = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
+    except ValueError as error:
+        raise LongAttentionError(
+            f"The card's metadata cannot be read back ({error}); check the names and values given to the card."
+        ) from error
+    wrong = sorted(key for key, value in expected.items() if found.get(key) != value)
+    if wrong:
+        raise LongAttentionError(
+            f"The card's metadata changed when it was read back, in {', '.join(wrong)}; check the values given to the card."
+        )

@@ -1,0 +1,107 @@
+"""What the Hub, or the way to it, says no with: one sentence for a user, in which no token stands."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from huggingface_hub import constants, errors
+from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
+
+from ..errors import HubError
+
+__all__ = ["TOKEN", "explained", "is_broken_connection", "without_tokens"]
+
+TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
+"""How the Hub's tokens look."""
+LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
+
+
+def without_tokens(text: str, token: str | bool | None = None) -> str:
+    """``text`` with what looks like a token, and the given one, taken out."""
+    hidden = TOKEN.sub("hf_***", text)
+    return hidden.replace(token, "hf_***") if isinstance(token, str) and token else hidden
+
+
+@contextlib.contextmanager
+def explained(repo_id: str, token: str | bool | None = None) -> Iterator[None]:
+    """Turn errors of calls to the Hub about a repository into :class:`HubError`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        if isinstance(error, HubError):
+            raise
+        sentence = without_tokens(" ".join(_sentence(repo_id, error).split()), token)
+        raise HubError(sentence) from (None if sentence == str(error) else _clean(error, token))
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether the way to the Hub broke, and not the Hub said no."""
+    return any(_broken(one) for one in _chain(error)) and _response(error) is None
+
+
+def _broken(error: BaseException) -> bool:
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return False
+    return isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, errors.HfHubHTTPError)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _response(error: BaseException) -> Any:
+    return next((response for one in _chain(error) if (response := getattr(one, "response", None)) is not None), None)
+
+
+def _clean(error: BaseException, token: str | bool | None) -> BaseException | None:
+    """The error as the cause of ours, unless a token could be read in it."""
+    texts = [str(one) for one in _chain(error)]
+    return error if all(text == without_tokens(text, token) for text in texts) else None
+
+
+def _sentence(repo_id: str, error: BaseException) -> str:
+    chain = list(_chain(error))
+    response = _response(error)
+    if any(isinstance(one, errors.HFValidationError) for one in chain):
+        return f"{repo_id!r} is no repository id of the Hub; give NAME or USER/NAME, of letters, digits, '-', '_' and '.'."
+    if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
+        return "HF_HUB_OFFLINE is set, so nothing can be sent to the Hub; unset it."
+    if any(isinstance(one, errors.LocalTokenNotFoundError) for one in chain):
+        return f"There is no Hub token on this machine; {LOG_IN}."
+    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+        return f"{repo_id!r} is gated: accept its conditions on the Hub and {LOG_IN}."
+    if any(isinstance(one, errors.RevisionNotFoundError) for one in chain):
+        return f"{repo_id!r} has no such revision; leave --revision out for the main branch."
+    if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
+        return f"{repo_id!r} is no repository of the Hub that you can see with this token, if any; check the name, or {LOG_IN}."
+    if response is not None:
+        return _refused(repo_id, response, error)
+    if is_broken_connection(error):
+        kind = next(type(one).__name__ for one in chain if _broken(one))
+        return (
+            f"The connection to {constants.ENDPOINT} broke ({kind}); run the same command again: "
+            "large files that have arrived are not sent a second time."
+        )
+    return f"The Hub could not be used for {repo_id!r}: {error or type(error).__name__}"
+
+
+def _refused(repo_id: str, response: Any, error: BaseException) -> str:
+    status = response.status_code
+    said = response.headers.get("x-error-message") or ""
+    if status == 400:
+        return f"The Hub did not take what was sent to {repo_id!r}: {said or error}"
+    if status == 401 and "Invalid credentials" in said:
+        return f"The Hub does not know the token that was given; {LOG_IN}."
+    if status == 401:
+        return f"{repo_id!r} needs a token; {LOG_IN}."
+    if status == 403:
+        return f"Your token may not write to {repo_id!r}; make one with write access at {constants.ENDPOINT}/settings/tokens."
+    if status == 404:
+        return f"{repo_id!r} is no repository of the Hub that you can see with this token, if any; check the name, or {LOG_IN}."
+    again = "" if status < 429 else "; run the same command again later: large files that have arrived are not sent a second time"
+    return f"The Hub answered {status} for {repo_id!r}{': ' + said if said else ''}{again}."

@@ -1,0 +1,218 @@
+"""Pushing to a Hub on loopback: what arrives, what stays, what is refused with a sentence, and what a broken connection costs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoModelForMaskedLM
+
+from hf_longattn.cli import main
+from hf_longattn.errors import CheckpointError, HubError
+from hf_longattn.hub import push_model
+
+from ..hub_server import READER, STRANGER, WRITER, Fault, Hub, serve
+
+REPO = "writer/long-bert"
+
+
+@pytest.fixture
+def server(hub: Callable[[str], None]) -> Iterator[Hub]:
+    with serve(Hub()) as running:
+        hub(running.endpoint)
+        yield running
+
+
+@pytest.fixture
+def model(converted: Callable[[str], Path], tmp_path: Path) -> Path:
+    shutil.copytree(converted("bert"), tmp_path / "long-bert")
+    return tmp_path / "long-bert"
+
+
+def local_files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
+    report = push_model(model, REPO, token=WRITER, commit_message="First")
+    sent, here = server.repos[REPO].branches["main"], local_files(model)
+    assert {name: content for name, content in sent.items() if name != "README.md"} == {
+        name: content for name, content in here.items() if name != "README.md"
+    }
+    assert server.repos[REPO].messages == ["First"]
+    assert not server.repos[REPO].private
+    assert (report.repo, report.revision, report.card) == (REPO, "main", "the folder's")
+    assert set(report.files) == set(sent)
+    card = sent["README.md"].decode()
+    assert f'from_pretrained("{REPO}")' in card
+    assert str(model) not in card
+
+
+def test_a_name_alone_goes_to_the_owner_of_the_token(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    assert push_model(model, "long-bert", private=True).repo == REPO
+    assert server.repos[REPO].private
+
+
+def test_what_the_repository_has_already_stays(server: Hub, model: Path) -> None:
+    there = server.add(REPO).branches["main"]
+    there |= {"README.md": b"written by hand", "notes.txt": b"mine", "config.json": b"{}"}
+    (model / "README.md").unlink()
+    assert push_model(model, REPO, token=WRITER).card == "the repository's"
+    now = server.repos[REPO].branches["main"]
+    assert (now["README.md"], now["notes.txt"]) == (b"written by hand", b"mine")
+    assert now["config.json"] == (model / "config.json").read_bytes()
+
+
+def test_without_a_card_one_is_written_for_the_repository(server: Hub, model: Path, tmp_path: Path) -> None:
+    (model / "README.md").unlink()
+    assert push_model(model, REPO, token=WRITER).card == "written"
+    assert not (model / "README.md").exists()
+    (tmp_path / "card.md").write_bytes(server.repos[REPO].branches["main"]["README.md"])
+    card = ModelCard.load(tmp_path / "card.md")
+    assert card.data.pipeline_tag == "fill-mask"
+    assert "hf_longattn" in card.data.tags
+    assert f'from_pretrained("{REPO}")' in card.text
+
+
+def test_a_branch_of_its_own(server: Hub, model: Path) -> None:
+    server.add(REPO).branches["main"]["kept.txt"] = b"1"
+    assert push_model(model, REPO, token=WRITER, revision="trial").revision == "trial"
+    assert list(server.repos[REPO].branches["main"]) == ["kept.txt"]
+    assert {"kept.txt", "config.json"} <= set(server.repos[REPO].branches["trial"])
+
+
+def test_what_belongs_to_training_is_left_out(server: Hub, model: Path) -> None:
+    for name in ("training_args.bin", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_bytes(b"x")
+    report = push_model(model, REPO, token=WRITER)
+    assert set(report.left_out) == {"training_args.bin", "optimizer.pt", ".env", "checkpoint-10/model.safetensors", "runs/events"}
+    assert not set(report.left_out) & set(server.repos[REPO].branches["main"])
+
+
+@pytest.mark.parametrize("chunk", [None, 100_000])
+def test_a_broken_connection_is_tried_again(server: Hub, model: Path, chunk: int | None) -> None:
+    server.chunk = chunk
+    server.faults = [Fault("PUT", "/lfs/", after=50_000), Fault("POST", "/preupload/"), Fault("POST", "/commit/")]
+    push_model(model, REPO, token=WRITER)
+    assert server.repos[REPO].branches["main"]["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert not server.faults
+    [received] = server.received.values()
+    assert received == (model / "model.safetensors").stat().st_size, "after the commit failed, nothing large is sent again"
+
+
+def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    AutoModelForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="2MB")
+    shards = {path.name: path.stat().st_size for path in sorted((tmp_path / "shards").glob("*.safetensors"))}
+    assert len(shards) > 1
+    server.faults = [Fault("POST", "/commit/")] * 10
+    assert run("push", tmp_path / "shards", REPO, "--token", WRITER) == 1
+    assert "run the same command again" in capsys.readouterr().err
+    assert server.repos[REPO].branches["main"] == {}
+    server.faults = []
+    assert run("push", tmp_path / "shards", REPO, "--token", WRITER) == 0
+    assert sorted(server.received.values()) == sorted(shards.values())
+    assert set(shards) < set(server.repos[REPO].branches["main"])
+    puts = len(server.requests)
+    assert run("push", tmp_path / "shards", REPO, "--token", WRITER) == 0
+    assert not any(line.startswith("PUT") for line in server.requests[puts:])
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "sentence"),
+    [
+        (REPO, None, "needs a token"),
+        (REPO, "hf_unknownUNKNOWNunknown", "does not know the token"),
+        (REPO, READER, "may not write"),
+        (REPO, STRANGER, "may not write"),
+        ("writer/closed", STRANGER, "may not write|can see with this token"),
+        ("a/b/c", WRITER, "is no repository id"),
+    ],
+)
+def test_no_access_is_a_sentence(
+    repo: str, token: str | None, sentence: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("writer/closed", private=True)
+    server.add(REPO)
+    assert run("push", model, repo, *(["--token", token] if token else [])) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert any(part in error for part in sentence.split("|")), error
+    assert token is None or token not in error
+    assert not any("commit" in line and " 200 " in line for line in server.requests)
+
+
+def test_no_connection_is_a_sentence(hub: Callable[[str], None], model: Path) -> None:
+    hub("http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"The connection to http://127\.0\.0\.1:9 broke"):
+        push_model(model, REPO, token=WRITER)
+
+
+def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, model: Path) -> None:
+    server.add(REPO)
+    with pytest.raises(HubError, match="is public already"):
+        push_model(model, REPO, private=True, token=WRITER)
+    assert not server.repos[REPO].messages
+
+
+def test_a_card_that_the_hub_does_not_take_is_a_sentence(server: Hub, model: Path) -> None:
+    (model / "README.md").write_text("---\nlicense: not-a-license\n---\n")
+    with pytest.raises(HubError, match="must be one of"):
+        push_model(model, REPO, token=WRITER)
+
+
+@pytest.mark.parametrize("held", [WRITER, "hf_" + "a1B2" * 9])
+def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str) -> None:
+    (model / "notes.txt").write_text(f"token: {held}\n")
+    with pytest.raises(HubError, match=r"notes\.txt.*token") as refused:
+        push_model(model, REPO, token=WRITER)
+    assert held not in str(refused.value)
+    assert not server.requests
+
+
+def test_what_is_no_saved_model_is_refused(server: Hub, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        push_model(tmp_path / "nowhere", REPO, token=WRITER)
+    values = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**values, "auto_map": {"AutoModel": "modeling_gone.Gone"}}))
+    with pytest.raises(CheckpointError, match=r"names modeling_gone\.py.*--remote-code"):
+        push_model(model, REPO, token=WRITER)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        push_model(model, REPO, token=WRITER)
+    assert not server.requests
+
+
+def test_convert_pushes_when_asked(
+    server: Hub, model: Path, converted: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = converted("bert").with_name("source")
+    flags = ("--no-verify", "--max-length", 512, "--json", "--push-to-hub", REPO)
+    arguments = ("convert", source, tmp_path / "again", *flags)
+    assert run(*arguments, "--token", "hf_unknownUNKNOWNunknown") == 1
+    assert not (tmp_path / "again").exists(), "who cannot push is told before the work"
+    capsys.readouterr()
+    assert run(*arguments, "--private", "--token", WRITER) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["push"]["repo"] == REPO
+    assert told["push"]["private"]
+    assert set(told["push"]["files"]) == set(local_files(tmp_path / "again"))
+    assert run("convert", source, tmp_path / "third", "--private") == 2
+    assert run("push", model, REPO, "--bundle-user-code") == 2
+
+
+def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.add("writer/gated", model, gated=True)
+    assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
+    assert "is gated" in capsys.readouterr().err
