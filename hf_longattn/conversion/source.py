@@ -23,10 +23,8 @@ PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SENTENCE_MODULES = "modules.json"
-READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*", "README.md") + (
-    "*.safetensors",
-    "pytorch_model*.bin",
-)
+TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
+READ = (*TEXTS, "*.safetensors", "pytorch_model*.bin")
 """Names of the files of a checkpoint that may be read or copied."""
 READ_FOLDERS = ("additional_chat_templates",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")

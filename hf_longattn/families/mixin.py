@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from ..backend import BACKEND
+from ..discovery import load_module
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
-from ..naming import PLAIN_BACKEND
+from ..naming import COPY, PLAIN_BACKEND
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .auxiliary import with_auxiliary_loss
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
         pass
 else:
     _Base = object
+
+
+TAGS = ("hf_longattn", "long-context")
+"""Tags of every model on the Hub."""
 
 
 class LongAttentionMixin(_Base):
@@ -72,6 +77,13 @@ class LongAttentionMixin(_Base):
                 model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
         super().post_init()
         freeze_tables(self, self.family)
+        self.add_model_tags(list(TAGS))
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Part of ``push_to_hub``: a repository that has no card yet gets ours in place of transformers' empty one."""
+        if not COPY:
+            load_module("hub", "completed").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
         """Mechanisms with global tokens have no place in models whose layers cannot be told of them."""

@@ -1,8 +1,18 @@
 """What goes to the Hub with a model: the card, written from measured results, the model's code, and the way there."""
 
 from .card import model_card, write_model_card
+from .completed import keep_model_card
 from .push import PushReport, check_login, push_model
 from .remote_code import bundle_remote_code
 from .results import MeasuredResult
 
-__all__ = ["MeasuredResult", "PushReport", "bundle_remote_code", "check_login", "model_card", "push_model", "write_model_card"]
+__all__ = [
+    "MeasuredResult",
+    "PushReport",
+    "bundle_remote_code",
+    "check_login",
+    "keep_model_card",
+    "model_card",
+    "push_model",
+    "write_model_card",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from yaml import YAMLError
 
 from ..errors import CheckpointError, LongAttentionError
 
-__all__ = ["KEPT", "check_metadata", "inherited_metadata", "read_card", "source_card", "with_inherited"]
+__all__ = ["KEPT", "check_metadata", "fetch_card", "inherited_metadata", "read_card", "source_card", "with_inherited"]
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
 """Metadata that holds for a converted model as for its source. Results do not: they were measured on another model."""
@@ -83,6 +84,15 @@ def source_card(source: str | Path) -> Path | None:
     except HFValidationError:  # the path of a folder that is no longer there
         return None
     return Path(cached) if isinstance(cached, str) else None
+
+
+def fetch_card(repo_id: str) -> None:
+    """Bring the card of a Hub repository into the Hub cache, where it has one that can be read."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    with contextlib.suppress(OSError, ValueError, HTTPError):  # without it, nothing is taken over
+        hf_hub_download(repo_id, "README.md")
 
 
 def with_inherited(given: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:

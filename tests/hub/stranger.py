@@ -1,7 +1,8 @@
 """What a stranger does who has transformers and not this package: load a model with its code, run it, save it, load it again.
 
 Run as a script, ``python -I stranger.py REQUEST``, with a JSON file: ``paths`` go first on ``sys.path``, from which the package's own
-checkout is taken away; ``models`` are what to load. It writes ``outputs.pt`` beside the request. It imports nothing of the project.
+checkout is taken away; ``models`` are what to load, ``program`` is run in the end. It writes ``outputs.pt`` beside the request. It
+imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def main(request: Path) -> None:
         models[name].set_attn_implementation("longattn")
         with torch.no_grad():
             results[name]["back"] = models[name](**one["tokens"]).logits
+    if asked["program"]:
+        exec(compile(asked["program"], "usage of the card", "exec"), {})
     torch.save(results, request.parent / "outputs.pt")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 import hf_longattn
 from hf_longattn.errors import CheckpointError, RemoteCodeError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
-from hf_longattn.hub import bundle_remote_code
+from hf_longattn.hub import bundle_remote_code, push_model
 
+from ..hub_server import WRITER, Hub, serve
 from .conftest import CASES, TEXT
 
 SCRIPT = Path(__file__).with_name("stranger.py")
@@ -37,14 +39,24 @@ def bundled(converted: Callable[[str], Path], folder: Path, name: str) -> Path:
     return folder / name
 
 
-def loaded_by_a_stranger(folder: Path, models: dict[str, Path], paths: list[str], tokenizers: bool = True) -> dict[str, Any]:
-    request: dict[str, Any] = {"paths": paths, "models": {}}
+def loaded_by_a_stranger(
+    folder: Path,
+    models: Mapping[str, Path | str],
+    paths: Sequence[str] = (),
+    *,
+    tokenizers: bool = True,
+    program: str = "",
+    endpoint: str | None = None,
+) -> dict[str, Any]:
+    request: dict[str, Any] = {"paths": list(paths), "models": {}, "program": program}
     for name, repo in models.items():
         case = CASES[name]
         told = {"tokenizer": tokenizers and case.tokenizer is not None, "text": TEXT, "ids": IDS, "generates": case.generates}
         request["models"][name] = {"repo": str(repo), "auto": case.auto, **told}
     (folder / "request.json").write_text(json.dumps(request))
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    if endpoint is not None:
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, "-I", SCRIPT, folder / "request.json"], env=environment, capture_output=True, text=True, check=False
     )
@@ -71,10 +83,26 @@ def check_against_the_package(name: str, repo: Path, found: dict[str, Any], toke
 
 def test_models_load_without_the_package(converted: Callable[[str], Path], tmp_path: Path) -> None:
     repos = {name: bundled(converted, tmp_path, name) for name in CASES}
-    results = loaded_by_a_stranger(tmp_path, repos, [])
+    results = loaded_by_a_stranger(tmp_path, repos)
     assert results["transformers"] == transformers.__version__
     for name, repo in repos.items():
         check_against_the_package(name, repo, results[name])
+
+
+def test_a_stranger_follows_the_card_of_a_pushed_model(
+    converted: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
+    repo = Path(shutil.copytree(converted("gpt2"), tmp_path / "gpt2"))
+    with serve(Hub()) as server:
+        hub(server.endpoint)
+        push_model(repo, "writer/long-gpt2", remote_code=True, user_code=True, token=WRITER)
+        card = server.repos["writer/long-gpt2"].branches["main"]["README.md"].decode()
+        with_package, without = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+        assert "import hf_longattn" in with_package
+        assert "trust_remote_code" not in with_package
+        assert 'from_pretrained("writer/long-gpt2", trust_remote_code=True)' in without
+        results = loaded_by_a_stranger(tmp_path, {"gpt2": "writer/long-gpt2"}, program=without, endpoint=server.endpoint)
+    check_against_the_package("gpt2", repo, results["gpt2"])
 
 
 @pytest.mark.slow
@@ -166,7 +194,7 @@ def test_a_mechanism_of_the_users_own_is_bundled_when_that_is_said(my_model: Cal
     bundle_remote_code(repo, user_code=True)
     assert "no part of hf_longattn" in (repo / "longattn_user_mine_attention.py").read_text()
     assert "Licensed" not in (repo / "longattn_user_mine_attention.py").read_text()
-    results = loaded_by_a_stranger(tmp_path, {"bert": repo}, [], tokenizers=False)
+    results = loaded_by_a_stranger(tmp_path, {"bert": repo}, tokenizers=False)
     check_against_the_package("bert", repo, results["bert"], tokenizers=False)
 
 

@@ -34,7 +34,7 @@ def spoken(folder: Path, endpoint: str, token_in: str, token: str, *arguments: o
     environment.pop("HF_TOKEN", None)
     flags = ["--token", token] if token_in == "flag" else []
     environment |= {"HF_TOKEN": token} if token_in == "environment" else {}
-    command = [sys.executable, "-X", "dev", "-c", PROGRAM, *map(str, arguments), *flags]
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments), *flags]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
     return f"{done.returncode}\n{done.stdout}\n{done.stderr}"
 

@@ -1,0 +1,97 @@
+"""Cards that transformers writes when it pushes a model, completed by what ours says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import HubError
+from .card import model_card
+from .inheritance import fetch_card, inherited_metadata, read_card, source_card
+
+__all__ = ["complete_pushed_card", "keep_model_card"]
+
+EMPTY_CARD = "This model card has been automatically generated"
+"""In the card that transformers gives a repository without one."""
+TRAINING = "## Training procedure"
+"""Where the part of Trainer's card begins that nobody else knows."""
+
+
+def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
+    """Put our card in the place of transformers' empty one, in a folder that is about to be pushed; any other card stays.
+
+    Args:
+        folder: of a saved model.
+        repo_id: where it goes.
+        source: what the model was loaded from, whose card says licence, language, data sets and tags.
+    """
+    readme = Path(folder) / "README.md"
+    if not readme.is_file() or EMPTY_CARD not in (text := readme.read_text(encoding="utf-8")):
+        return
+    tags = read_card(readme).data.get("tags") or []
+    readme.unlink()
+    try:
+        card = model_card(folder, name=repo_id, **_from_source(source, {"tags": tags}))
+    except BaseException:
+        readme.write_text(text, encoding="utf-8")
+        raise
+    card.save(readme)
+
+
+def keep_model_card(trainer: Any) -> None:
+    """Have ``trainer.push_to_hub()`` write our card, with what the Trainer knows in it, instead of its own, which forgets the model's.
+
+        trainer = Trainer(model=model, ...)
+        keep_model_card(trainer)
+
+    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded, unless ``push_to_hub`` is given
+    others; results and hyperparameters are the Trainer's.
+
+    Args:
+        trainer: any ``transformers.Trainer`` whose model was loaded with ``from_pretrained``.
+    """
+    write, source = trainer.create_model_card, str(trainer.model.config.name_or_path)
+
+    def create_model_card(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        if trainer.is_world_process_zero():
+            complete_trainer_card(Path(trainer.args.output_dir), trainer.hub_model_id, source)
+
+    trainer.create_model_card = create_model_card
+
+
+def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> None:
+    """Rewrite the card that Trainer has put into ``folder``."""
+    readme = folder / "README.md"
+    if not (folder / "config.json").is_file():
+        raise HubError(f"{str(folder)!r} holds no saved model yet, so its card cannot be written; call trainer.save_model() first.")
+    theirs = read_card(readme)
+    text = theirs.text.strip()
+    said = text.partition("\n\n")[2].partition("\n## ")[0].strip()
+    training = text.partition(TRAINING)[2].strip()
+    known = theirs.data.to_dict()
+    given = {name: known.get(name) for name in ("license", "language", "datasets", "base_model")}
+    readme.unlink()
+    try:
+        contents = _from_source(source, {**given, "tags": known.get("tags") or []})
+        ours = model_card(folder, name=repo_id or str(folder), introduction=said, training=training, **contents)
+    except BaseException:
+        theirs.save(readme)
+        raise
+    ours.data["eval_results"] = theirs.data.get("eval_results")
+    ours.save(readme)
+
+
+def _from_source(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`model_card`: what was given, and what the model was loaded from. A Hub name is itself the base, a folder says
+    in its card which that is."""
+    said = {name: value for name, value in given.items() if value}
+    if not source:
+        return said
+    if not Path(source).expanduser().exists():
+        fetch_card(source)
+        return {"base_model": source, **said, "source": source}
+    card = source_card(source)
+    base = inherited_metadata(card).get("base_model") if card is not None else None
+    return {**({"base_model": base} if base else {}), **said, "source": source}

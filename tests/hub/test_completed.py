@@ -1,0 +1,81 @@
+"""transformers' own ways to the Hub: `model.push_to_hub` and `Trainer.push_to_hub` leave our card there, not an empty one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
+
+from hf_longattn.errors import HubError
+from hf_longattn.hub import keep_model_card, write_model_card
+
+from ..hub_server import WRITER, Hub, serve
+
+REPO = "writer/tuned"
+METADATA = {"license": "apache-2.0", "language": "en", "datasets": ["bookcorpus"], "base_model": "someone/small-bert"}
+
+
+@pytest.fixture
+def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serve(Hub()) as running:
+        hub(running.endpoint)
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        yield running
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+
+
+@pytest.fixture
+def folder(converted: Callable[[str], Path], tmp_path: Path) -> Path:
+    shutil.copytree(converted("bert"), tmp_path / "long-bert")
+    write_model_card(tmp_path / "long-bert", **METADATA, tags=["biology"])
+    return tmp_path / "long-bert"
+
+
+def pushed_card(server: Hub, tmp_path: Path) -> ModelCard:
+    (tmp_path / "pushed.md").write_bytes(server.repos[REPO].branches["main"]["README.md"])
+    return ModelCard.load(tmp_path / "pushed.md", ignore_metadata_errors=False)
+
+
+def test_a_model_gets_our_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    model.push_to_hub(REPO)
+    card = pushed_card(server, tmp_path)
+    assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
+    assert set(card.data.tags) == {"biology", "hf_longattn", "long-context"}
+    assert f'from_pretrained("{REPO}")' in card.text
+    there = server.repos[REPO].branches["main"]
+    there["README.md"] = there["README.md"].replace(b"## Limits", b"## What it cannot do")
+    model.push_to_hub(REPO)
+    assert "## What it cannot do" in pushed_card(server, tmp_path).text, "a card that is there stays"
+
+
+def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    examples = [{"input_ids": torch.arange(5, 25), "labels": torch.arange(5, 25)} for _ in range(2)]
+    settings = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "report_to": [], "hub_model_id": REPO, "use_cpu": True}
+    trainer = Trainer(model, TrainingArguments(**settings), train_dataset=examples, eval_dataset=examples)
+    keep_model_card(trainer)
+    with pytest.raises(HubError, match="no saved model yet"):
+        trainer.create_model_card()
+    trainer.train()
+    trainer.push_to_hub(dataset_tags=["imdb"])
+    card = pushed_card(server, tmp_path)
+    assert {name: card.data.to_dict().get(name) for name in METADATA} == {**METADATA, "datasets": ["imdb"]}
+    assert {"biology", "hf_longattn", "long-context", "generated_from_trainer"} <= set(card.data.tags)
+    assert "learning_rate" in card.text
+    assert f'from_pretrained("{REPO}")' in card.text
+    assert "More information needed" not in card.text
+
+
+def test_a_plain_trainer_keeps_the_tags(server: Hub, folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)
+    Trainer(model, arguments).push_to_hub()
+    assert {"hf_longattn", "long-context"} <= set(pushed_card(server, tmp_path).data.tags)
