@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS, WEIGHTS, Cases
-from tests.damage import MODELS, SHARDED, convert, edit_json, make_checkpoint, refused
+from tests.damage import CONVERT, MODELS, SHARDED, check_sentence, contents, convert, edit_json, make_checkpoint, refused
 
 Place = Callable[[str], Path]
 
@@ -93,3 +95,30 @@ def test_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: st
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_bad_counts(name: str, field: str, value: object, place: Place) -> None:
     check(place(name), edit_json("config.json", **{field: value}), "")
+
+
+@pytest.mark.parametrize("damage", ["one byte short", "NaN", "a link to another folder", "a matrix is missing"])
+def test_an_existing_destination_keeps_its_bytes(damage: str, place: Place) -> None:
+    folder = place("bert")
+    assert convert(folder / "source", folder / "long")[0] == 0
+    WEIGHTS[damage][0](folder / "source")
+    refused(folder / "source", folder, *CONVERT, "--overwrite")
+
+
+def test_the_tensors_with_nan_are_named_and_no_verify_converts_them(place: Place) -> None:
+    folder = place("bert")
+    WEIGHTS["NaN"][0](folder / "source")
+    sentence = refused(folder / "source", folder)
+    assert "1 tensors of the source hold NaN or infinite numbers: bert.embeddings.position_embeddings.weight" in sentence
+    assert convert(folder / "source", folder / "long", *CONVERT, "--no-verify")[0] == 0
+
+
+@pytest.mark.parametrize("damage", [WEIGHTS["header of 10 GB"], CONFIGS["nested too deeply"]], ids=["weights", "config"])
+def test_the_command_itself(damage: tuple[Callable[[Path], object], str], place: Place) -> None:
+    folder = place("bert")
+    damage[0](folder / "source")
+    before = contents(folder)
+    command = [sys.executable, "-c", "from hf_longattn.cli import main; main()", "convert", folder / "source", folder / "long", *CONVERT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    check_sentence(done.stderr, done.stdout)
+    assert (done.returncode, contents(folder)) == (1, before)

@@ -96,7 +96,7 @@ def plan_reversion(
         tensors=tuple(tensors),
         max_shard_size=max_shard_size,
         long_config=long_config,
-        warnings=_warnings(long_config, tensors, long_skeleton),
+        warnings=_warnings(base_class, long_config, tensors, long_skeleton),
         changed=changed,
     )
 
@@ -105,7 +105,8 @@ def _length(source: Source, family: Family, config: Any, asked: int | None, long
     """Tokens of the result: what was asked for, or what the long model was made from."""
     before = getattr(config, "extended_from", None)
     if asked is None and isinstance(before, dict):
-        asked = longest(family, family.config_class.from_dict({**source.config, **_without_decoder(before)}))
+        values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
+        asked = longest(family, family.config_class.from_dict({**values, **before}))
     if asked is None and (source.folder / REPORT).is_file():
         asked = read_json_object(source.folder / REPORT).get("plan", {}).get("old_length")
     if not isinstance(asked, int):
@@ -115,13 +116,10 @@ def _length(source: Source, family: Family, config: Any, asked: int | None, long
     return asked
 
 
-def _without_decoder(before: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in before.items() if name not in OWN_FIELDS}
-
-
 def _base_config(source: Source, family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
     """The plain config: the long one's without our fields, and with what conversion had changed as it was."""
-    values = {name: value for name, value in long_config.to_dict().items() if name not in (*NAMES, *OWN_FIELDS)}
+    own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
+    values = {name: value for name, value in long_config.to_dict().items() if name not in {*NAMES, *OWN_FIELDS, *own}}
     before = getattr(long_config, "extended_from", None) or {}
     plain = family.base_config_class.from_dict({**values, **before})
     table = next(iter(family.position_tables), None)
@@ -201,7 +199,7 @@ def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: i
     return ""
 
 
-def _warnings(long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> tuple[str, ...]:
+def _warnings(base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> tuple[str, ...]:
     found = []
     dropped = [tensor for tensor in tensors if tensor.action == "dropped"]
     if dropped:
@@ -209,7 +207,7 @@ def _warnings(long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) 
         found.append(f"{named}: what it learned with them is not in the plain model.")
     mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
     if mechanisms:
-        found.append(f"The plain model attends to everything, where the long one has {', '.join(mechanisms)}.")
+        found.append(f"The plain model attends as a {base_class} does, where the long one has {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
     relative = [choice for stack in stacks if stack is not None for choice in relative_choices(stack) if not relative_kind(choice).neutral]
     if relative:

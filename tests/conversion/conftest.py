@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.models.esm.configuration_esm import get_default_vocab_list
+
+from .every_family import Short, small_config
 
 TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 LENGTH = 64
@@ -136,6 +139,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Short:
+    """short("bert", "BertForMaskedLM") -> the folder of a small checkpoint of any family, shared by the session: do not write into it."""
+
+    @cache
+    def make(base: str, head: str) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(base) / "short"
+        getattr(transformers, head)(small_config(base)).save_pretrained(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +9,15 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 
-LENGTH, NEW = 64, 150
-WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99, "head_dim": 8}
-STACKS = {f"{stack}_{name}": n for stack in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}
-OTHERS = {"num_key_value_heads": 2, "embedding_size": 20, "attention_type": "original_full", "ffn_dim": 48, "word_embed_proj_dim": 32}
-TOKENS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
-HEADS = ("ForMaskedLM", "LMHeadModel", "ForCausalLM", "ForConditionalGeneration", "ForQuestionAnswering", "ForSequenceClassification")
-NOT_AS_IT_IS = ("nystromformer",)
-"""Bases whose checkpoints must be converted first, and say so."""
+from .every_family import LENGTH, NOT_AS_IT_IS, Short, head_of
 
-
-def small_config(base: str) -> Any:
-    """A small config of any architecture, from those of the usual fields that it has."""
-    family, config_class = FAMILIES[base], CONFIG_MAPPING[base]
-    table = next(iter(family.position_tables), None)
-    wanted = {**WIDTHS, **STACKS, **OTHERS, **TOKENS, "max_position_embeddings": LENGTH if table is None else table.config_value(LENGTH)}
-    known = {*inspect.signature(config_class.__init__).parameters, *getattr(config_class, "__dataclass_fields__", ())}
-    known |= set(getattr(config_class, "attribute_map", {}))
-    return config_class(**{name: value for name, value in wanted.items() if name in known})
-
-
-def head_of(base: str, prefer: str = "") -> str:
-    heads = list(FAMILIES[base].heads)
-    return next(head for ending in (prefer, *HEADS, "Model") if ending for head in heads if head.endswith(ending))
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """short("bert", "BertForMaskedLM") -> the folder of that checkpoint."""
-
-    @cache
-    def make(base: str, head: str) -> Path:
-        torch.manual_seed(0)
-        folder = tmp_path_factory.mktemp(base) / "short"
-        getattr(transformers, head)(small_config(base)).save_pretrained(folder)
-        return folder
-
-    return make
+NEW = 150
 
 
 def on_the_fly(folder: Path, plan: Any) -> dict[str, Tensor]:
@@ -87,38 +50,38 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("base", [base for base in FAMILIES if base not in NOT_AS_IT_IS])
-def test_every_family(base: str, short: Any, tmp_path: Path) -> None:
+def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long")
 
 
 @pytest.mark.parametrize("positions", ["interpolate", "random", "none", "alibi"])
 @pytest.mark.parametrize("base", ["bert", "roberta", "gpt2", "bart"])
-def test_other_positions(base: str, positions: str, short: Any, tmp_path: Path) -> None:
+def test_other_positions(base: str, positions: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", positions=positions)
 
 
 @pytest.mark.parametrize("positions", ["rope:linear", "rope:yarn", "rope:dynamic"])
-def test_rotary_positions(positions: str, short: Any, tmp_path: Path) -> None:
+def test_rotary_positions(positions: str, short: Short, tmp_path: Path) -> None:
     check(short("llama", head_of("llama")), tmp_path / "long", positions=positions)
 
 
 @pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.two_stacks])
 @pytest.mark.parametrize("head", ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"])
-def test_heads_of_encoder_decoders(base: str, head: str, short: Any, tmp_path: Path) -> None:
+def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")
 
 
-def test_a_decoder_made_longer_too(short: Any, tmp_path: Path) -> None:
+def test_a_decoder_made_longer_too(short: Short, tmp_path: Path) -> None:
     decoder = {"decoder_long_attention": {"mechanism": "window", "window": 8}, "max_decoder_length": 100}
     check(short("bart", "BartForConditionalGeneration"), tmp_path / "long", **decoder)
 
 
 @pytest.mark.parametrize("base", ["bert", "roberta"])
-def test_projections_of_global_tokens(base: str, short: Any, tmp_path: Path) -> None:
+def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", mechanism="longformer", separate_global=True)
 
 
 @pytest.mark.parametrize("base", NOT_AS_IT_IS)
-def test_a_checkpoint_that_must_be_converted_first_says_so(base: str, short: Any) -> None:
+def test_a_checkpoint_that_must_be_converted_first_says_so(base: str, short: Short) -> None:
     with pytest.raises(CheckpointError, match="convert it with `longattn convert"):
         FAMILIES[base].config_class.from_pretrained(short(base, head_of(base)))

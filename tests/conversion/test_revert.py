@@ -19,8 +19,10 @@ from torch import Tensor
 from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint, revert, revert_checkpoint
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, PositionError
+from hf_longattn.families import FAMILIES
 
-from .conftest import LENGTH
+from .conftest import LENGTH, ROBERTA
+from .every_family import NOT_AS_IT_IS, Short, head_of
 
 Built = Callable[[str], Path]
 Checkpoint = Callable[..., Path]
@@ -35,6 +37,10 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def what_matters(folder: Path) -> dict[str, Any]:
+    return {name: value for name, value in config(folder).items() if name not in ("transformers_version", "_name_or_path")}
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -63,10 +69,24 @@ def test_there_and_back(name: str, positions: str, built: Built, tmp_path: Path)
         tables = {one for one in expected if "position" in one or "wpe" in one}
         expected, found = ({one: value for one, value in both.items() if one not in tables} for both in (expected, found))
     assert same(found, expected)
-    ignored = {"transformers_version", "_name_or_path"}
-    assert {k: v for k, v in config(tmp_path / "back").items() if k not in ignored} == {
-        k: v for k, v in config(source).items() if k not in ignored
-    }
+    assert what_matters(tmp_path / "back") == what_matters(source)
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [
+        *((base, "") for base in FAMILIES if base not in NOT_AS_IT_IS),
+        *((base, "ForCausalLM") for base, family in FAMILIES.items() if family.two_stacks),
+    ],
+)
+def test_every_family_there_and_back(base: str, head: str, short: Short, tmp_path: Path) -> None:
+    source = short(base, head_of(base, head))
+    positions = "rope:none" if FAMILIES[base].rope else "auto"
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, positions=positions, verify=False)
+    report = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert [check.status for check in report.checks if "full attention" in check.name] == ["passed"]
+    assert same(tensors(tmp_path / "back"), tensors(source))
+    assert what_matters(tmp_path / "back") == what_matters(source)
 
 
 def test_the_result_loads_without_this_package(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -152,8 +172,6 @@ def test_dropped_positions_stay_dropped_and_alibi_is_warned_of(built: Built, tmp
 
 
 def test_an_adopted_model_becomes_the_plain_base(tmp_path: Path) -> None:
-    from tests.conversion.conftest import ROBERTA
-
     shape = {**ROBERTA, "vocab_size": 99, "attention_window": 16}
     transformers.LongformerForMaskedLM(transformers.LongformerConfig(**shape)).save_pretrained(tmp_path / "longformer")
     convert_checkpoint(tmp_path / "longformer", tmp_path / "long", verify=False)
