@@ -12,9 +12,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from transformers import AutoTokenizer, Trainer, TrainingArguments, pipeline
+import transformers
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
+from hf_longattn import convert_checkpoint
+from hf_longattn.evaluation.qa_reader import QAReader, truncated
 from tests.reference.small_models import long_config, long_like, padding, plain_model, tokens
 
 LONGFORMER = {"mechanism": "longformer", "window": 32}
@@ -254,3 +258,80 @@ def test_sentence_transformers(saved: Any) -> None:
     alone = model.encode(["A short one."])
     assert together.shape == (2, 64)
     assert abs(together[1] - alone[0]).max() < 1e-5
+
+
+LONG = 4096
+
+
+def converted(folder: Path, plain: Any, tokenizer: Any) -> Path:
+    """A plain model and its tokenizer as transformers saves them, converted to ``LONG`` tokens."""
+    plain.save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
+    convert_checkpoint(folder / "short", folder / "long", mechanism="window", window=64, max_length=LONG, verify=False)
+    return folder / "long"
+
+
+def plain_bert(head: str) -> Any:
+    return plain_model("bert", head, vocab_size=30522, num_hidden_layers=2)
+
+
+def test_pipelines_run_on_converted_models(vocabulary: Path, repository: Path, tmp_path: Path) -> None:
+    bert = transformers.BertTokenizer(str(vocabulary / "vocab.txt"), model_max_length=512)
+    folder = converted(tmp_path / "mlm", plain_bert("BertForMaskedLM"), bert)
+    filled = pipeline("fill-mask", model=str(folder))(TEXT * 3 + " Paris is the [MASK] of France.", top_k=2)
+    assert len(filled) == 2
+    data = repository.parent / "shared" / "data" / "tokenizers" / "gpt2"
+    gpt2 = transformers.GPT2Tokenizer(str(data / "vocab.json"), str(data / "merges.txt"), model_max_length=512)
+    folder = converted(tmp_path / "clm", plain_model("gpt2", "GPT2LMHeadModel", vocab_size=50257, num_hidden_layers=2), gpt2)
+    prompt = TEXT * 2
+    written = pipeline("text-generation", model=str(folder))(prompt, max_new_tokens=4, do_sample=False)
+    assert written[0]["generated_text"].startswith(prompt)
+
+
+def test_question_answering_on_a_converted_model(vocabulary: Path, tmp_path: Path) -> None:
+    """Through the pipeline where transformers has one (5.23 has not), and by the reader of this package."""
+    bert = transformers.BertTokenizer(str(vocabulary / "vocab.txt"), model_max_length=512)
+    folder = str(converted(tmp_path, plain_bert("BertForQuestionAnswering"), bert))
+    if "question-answering" in PIPELINE_REGISTRY.get_supported_tasks():
+        answer = pipeline("question-answering", model=folder)(question="What decides?", context=TEXT * 3, max_seq_len=LONG)
+        assert answer["answer"] in TEXT * 3
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    reader = QAReader("converted", model, AutoTokenizer.from_pretrained(folder), truncated(LONG), max_answer_tokens=LONG)
+    answer = reader.answer({"id": "0", "question": "What decides?", "context": TEXT * 3})
+    assert answer
+    assert answer in TEXT * 3
+
+
+def test_a_converted_sentence_encoder_encodes_4096_tokens(vocabulary: Path, tmp_path: Path) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    tokenizer = transformers.BertTokenizer(str(vocabulary / "vocab.txt"), model_max_length=512)
+    plain_bert("BertModel").save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    st.SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "short"))
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=64, max_length=LONG, verify=False)
+    model = st.SentenceTransformer(str(tmp_path / "long"), device="cpu")
+    assert model.max_seq_length == LONG
+    words = [
+        "the",
+        "mechanism",
+        "decides",
+        "which",
+        "keys",
+        "a",
+        "query",
+        "can",
+        "see",
+        "while",
+        "the",
+        "river",
+        "runs",
+        "on",
+        "to",
+        "the",
+        "sea",
+    ]
+    text = " ".join(words[(i * i) % 17] for i in range(LONG - 2))
+    assert len(tokenizer(text)["input_ids"]) == LONG
+    first, again, truncated = model.encode([text, text, " ".join(text.split()[:510])], batch_size=3)
+    assert st.util.cos_sim(first, again).item() == pytest.approx(1, abs=1e-5)
+    assert abs(first - truncated).max() > 1e-3
