@@ -22,16 +22,17 @@ import tarfile
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
 
+from hf_longattn import families
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "tests" / "reference" / "model_tester"
 CACHE = Path.home() / ".cache" / "hf_longattn"
-FAMILIES = (
-    "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "esm", "gpt2", "llama", "bart", "pegasus",
-)  # fmt: skip
+FAMILIES = tuple(families.FAMILIES)
 STAND_INS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
@@ -68,7 +69,8 @@ def prepare(folder: Path) -> Path:
     return module
 
 
-def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path) -> None:
+def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: int, report: Path, only: Sequence[str] = ()) -> None:
+    """Run the suite, or the tests called ``only``, and leave pytest's XML in ``report``."""
     environment = os.environ | {
         "LONGATTN_SKIPS": str(OURS / "skips.json"),
         "LONGATTN_FAMILIES": ",".join(families),
@@ -80,6 +82,7 @@ def run(folder: Path, module: Path, families: list[str], with_base: bool, jobs: 
     }
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull]
     command += [f"--junitxml={report}", "--tb=short", "-W", "ignore", str(module)]
+    command += ["-k", " or ".join(only)] if only else []
     if jobs > 1 and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(jobs)]
     subprocess.run(command, cwd=folder, env=environment, check=False)

@@ -10,16 +10,35 @@ import transformers
 
 from scripts import run_transformers_tests as suite
 
+ONE_OF_EACH = ["bert", "llama", "bart"]
+QUICK = (
+    "test_attention_outputs", "test_batching_equivalence", "test_can_init_all_missing_weights", "test_config", "test_correct_missing_keys",
+    "test_determinism", "test_forward_signature", "test_gradient_checkpointing", "test_hidden_states_output", "test_inputs_embeds",
+    "test_load_save_without_tied_weights", "test_model_outputs_equivalence", "test_resize_", "test_retain_grad", "test_save_load",
+    "test_tie", "test_training",
+)  # fmt: skip
+"""Beginnings of the names of the tests that `make test` runs; the whole suite takes minutes for each family and is a slow test."""
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", suite.FAMILIES)
-def test_model_tester_mixin(family: str, tmp_path: Path) -> None:
+
+def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...] = ()) -> dict[str, dict]:
     try:
         folder = suite.unpacked_sdist(suite.CACHE, transformers.__version__)
     except subprocess.CalledProcessError:
         pytest.skip(f"the sdist of transformers {transformers.__version__} is not in {suite.CACHE} and cannot be downloaded")
-    report = tmp_path / "report.xml"
-    suite.run(folder, suite.prepare(folder), [family], False, 1, report)
-    result = suite.table(report)[f"long_{family}"]
+    report = folder_for_report / "report.xml"
+    suite.run(folder, suite.prepare(folder), families, False, 1, report, only)
+    return suite.table(report)
+
+
+def test_some_of_the_suite_on_an_encoder_a_decoder_and_both(tmp_path: Path) -> None:
+    result = result_of(ONE_OF_EACH, tmp_path, QUICK)
+    assert {family: found["failures"] for family, found in result.items()} == {f"long_{family}": [] for family in ONE_OF_EACH}
+    assert all(found["passed"] >= 20 for found in result.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", suite.FAMILIES)
+def test_model_tester_mixin(family: str, tmp_path: Path) -> None:
+    result = result_of([family], tmp_path)[f"long_{family}"]
     assert result["failures"] == []
     assert result["passed"] > 90

@@ -30,8 +30,8 @@ OWN: dict[str, dict[str, Any]] = {
 }
 HEADS_WITHOUT_LOSS = ("gpt2", "esm")
 """The second head of two has a loss of its own; the contact head has none."""
-MECHANISMS = {"gpt2": "window", "llama": "window", "pegasus": "window"}
-"""Of the others it is longformer."""
+MECHANISMS = {"bart": "longformer", "nystromformer": "window"}
+"""Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
 
 class Tester:
@@ -69,7 +69,9 @@ class Tester:
             shape |= {"decoder_start_token_id": 2, "forced_eos_token_id": None}
         if self.plain:
             return family.base_config_class(**shape)
-        return family.config_class(**shape, long_attention={"mechanism": MECHANISMS.get(self.base, "longformer"), "window": 4})
+        masked = any(head.endswith("ForMaskedLM") for head in family.heads)
+        mechanism = MECHANISMS.get(self.base, "longformer" if masked and not family.two_stacks else "window")
+        return family.config_class(**shape, long_attention={"mechanism": mechanism, "window": 4})
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 2) + 2
