@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -122,3 +123,23 @@ def test_the_command_itself(damage: tuple[Callable[[Path], object], str], place:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     check_sentence(done.stderr, done.stdout)
     assert (done.returncode, contents(folder)) == (1, before)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["a file of a module", "a module"])
+def test_a_sentence_transformer_with_a_link_outside(inside: bool, place: Place) -> None:
+    folder = place("bert")
+    source = folder / "source"
+    kinds = {"0": "Transformer", "1": "Pooling"}
+    modules = [
+        {"idx": int(i), "name": i, "path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"} for i, kind in kinds.items()
+    ]
+    (source / "modules.json").write_text(json.dumps([{**modules[0], "path": ""}, modules[1]]))
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("{}")
+    if inside:
+        (source / "1_Pooling").mkdir()
+        (source / "1_Pooling" / "config.json").symlink_to(elsewhere / "config.json")
+    else:
+        (source / "1_Pooling").symlink_to(elsewhere)
+    assert "outside" in refused(source, folder)

@@ -34,6 +34,10 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
     homes = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         homes.append(folder.resolve().parent.parent / "blobs")
+    folders = list(folders)
+    for path in (folder / name for name in folders):
+        if path.is_symlink():
+            _check_link(path, homes)
     for path in sorted(_chosen(folder, patterns, folders)):
         if path.is_symlink():
             _check_link(path, homes)

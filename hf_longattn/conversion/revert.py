@@ -14,6 +14,7 @@ from .lengths import StackLength
 from .quiet import quiet_libraries
 from .report import Check, ConversionReport, require_passed, seconds, versions
 from .revert_plan import RevertPlan, plan_reversion
+from .sentence import write_sentence_modules
 from .sidecars import write_sidecars
 from .source import open_source
 from .staging import check_destination, staged_folder
@@ -119,6 +120,9 @@ def _write(plan: RevertPlan, stage: Path, progress: StageProgress | None) -> lis
     files = write_weights(stage, files_of(plan, {}), advance)
     lengths = StackLength(plan.old_length, plan.new_length)
     base_type = plan.architecture.family.base_model_type
-    return files + write_sidecars(
+    files += write_sidecars(
         plan.source.folder, stage, plan.config, base_type=base_type, old_length=lengths.old, new_length=lengths.new, generated=lengths
     )
+    if plan.source.sentence is not None:
+        files += write_sentence_modules(plan.source.sentence, stage, plan.new_length)
+    return list(dict.fromkeys(files))

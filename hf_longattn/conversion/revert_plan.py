@@ -16,6 +16,7 @@ from ..positions.relative import relative_kind
 from .architecture import NAMES, OWN_FIELDS, Architecture, attached_mechanisms
 from .inspection import read_long
 from .lengths import longest
+from .peft_source import ADAPTER_FOLDER
 from .reading import read_json_object
 from .report import REPORT
 from .settings import parse_dtype, relative_choices
@@ -96,7 +97,7 @@ def plan_reversion(
         tensors=tuple(tensors),
         max_shard_size=max_shard_size,
         long_config=long_config,
-        warnings=_warnings(base_class, long_config, tensors, long_skeleton),
+        warnings=(*_warnings(base_class, long_config, tensors, long_skeleton), *_left_behind(source)),
         changed=changed,
     )
 
@@ -197,6 +198,11 @@ def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: i
     if any(tensor.action == "dropped" and "long_memory." in tensor.name for tensor in tensors):
         return "its memory tokens are gone"
     return ""
+
+
+def _left_behind(source: Source) -> tuple[str, ...]:
+    adapter = source.folder / ADAPTER_FOLDER
+    return (f"The adapter in {str(adapter)!r} is left out; it fits the plain model as well.",) if adapter.is_dir() else ()
 
 
 def _warnings(base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> tuple[str, ...]:

@@ -150,6 +150,7 @@ def open_place(place: Place) -> Source:
 
         folder, sentence = transformer_folder(folder), folder
         check_files(folder, READ, READ_FOLDERS)
+        check_files(sentence, (), [path.name for path in sentence.iterdir() if path.is_dir() and not path.name.startswith(".")])
     config = _read_json(folder / "config.json", folder)
     refuse_quantised(place.name, config)
     if place.remote is None:

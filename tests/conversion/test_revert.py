@@ -199,6 +199,13 @@ def test_one_length_for_encoder_and_decoder(built: Built, tmp_path: Path) -> Non
     assert {len(value) for name, value in tensors(tmp_path / "back").items() if "embed_positions" in name} == {52}
 
 
+def test_an_adapter_is_left_out_with_a_warning(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=128, verify=False)
+    (tmp_path / "long" / "adapter").mkdir()
+    with pytest.warns(UserWarning, match="The adapter in .* is left out"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+
+
 def test_dtype_and_shards(built: Built, tmp_path: Path) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=128, verify=False)
     revert_checkpoint(tmp_path / "long", tmp_path / "back", dtype="bf16", max_shard_size="1MB")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import CheckpointError
 
 from .conftest import LENGTH
@@ -60,6 +60,10 @@ def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Cal
     old, new = SentenceTransformer(str(source), device="cpu"), SentenceTransformer(str(tmp_path / "long"), device="cpu")
     assert (old.max_seq_length, new.max_seq_length) == (LENGTH // 2, 4 * LENGTH)
     assert [type(module) for module in new] == [type(module) for module in old]
+    with pytest.warns(UserWarning, match="attends as a"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    back = SentenceTransformer(str(tmp_path / "back"), device="cpu")
+    assert ([type(module) for module in back], back.max_seq_length) == ([type(module) for module in old], LENGTH)
     assert new.encode(TEXT).shape == (16,)
     assert abs(old.encode(TEXT) - new.encode(TEXT)).max() < 1e-5  # the window covers so short a text
     beginning, whole = TEXT * 12, TEXT * 30
