@@ -117,6 +117,7 @@ def convert_checkpoint(
         plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
     opened = open_source(source, revision=revision, token=token, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
+    clock["planned"] = time.perf_counter()
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if verify else None
     begun, begun_checks = initial_values(plan, init_from_text) if init_from_text is not None else (None, [])

@@ -80,7 +80,7 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
 def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True, **arguments
+            folder, dtype=dtype or torch.float32, output_loading_info=True, local_files_only=True, **arguments
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error

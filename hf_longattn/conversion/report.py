@@ -80,8 +80,9 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """How long writing and checking took, from the times of "start", "written" and "verified"."""
-    return {"convert": round(clock["written"] - clock["start"], 3), "verify": round(clock["verified"] - clock["written"], 3)}
+    """How long planning, planning and writing ("convert"), and checking took, from the times of "start", "planned", "written", "verified"."""
+    spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
+    return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError, DestinationExistsError
+from .exchange import exchange
 
 __all__ = ["check_destination", "staged_folder"]
 
@@ -41,7 +42,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
 
-    Leftovers of a killed run are cleaned first. With `overwrite`, an existing destination is set aside, replaced, then deleted.
+    Leftovers of a killed run are cleaned first. With `overwrite`, an existing destination and the new folder change places in one step
+    where the file system can do that; elsewhere the old one is set aside, and the next run brings it back if this one is killed just then.
 
     Raises:
         DestinationExistsError: the destination came into being meanwhile.
@@ -87,19 +89,24 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
-    aside = stage.with_name(f".{destination.name}.replaced-{os.getpid()}")
     replaces = os.path.lexists(destination)
     if replaces and not overwrite:
         raise DestinationExistsError(f"{str(destination)!r} was made by someone else meanwhile; choose another folder or add --overwrite.")
-    if replaces:
-        os.rename(destination, aside)
+    if not replaces:
+        os.rename(stage, destination)
+    elif not exchange(stage, destination):
+        _replace(stage, destination)
+    _sync(destination.resolve().parent)
+
+
+def _replace(stage: Path, destination: Path) -> None:
+    aside = stage.with_name(f".{destination.name}.replaced-{os.getpid()}")
+    os.rename(destination, aside)
     try:
         os.rename(stage, destination)
     except OSError:
-        if replaces:
-            os.rename(aside, destination)
+        os.rename(aside, destination)
         raise
-    _sync(destination.resolve().parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -40,10 +40,9 @@ class TensorPlan:
     reason: str = ""  # why it was dropped
 
     @property
-    def verbatim(self) -> TensorHeader | None:
-        """The source's tensor where its file holds the very bytes that are to be written."""
-        unchanged = self.action in ("kept", "renamed") and self.header is not None and self.header.torch_dtype == self.dtype
-        return self.header if unchanged and self.header is not None and self.header.start is not None else None
+    def streamed(self) -> TensorHeader | None:
+        """The source's tensor where its file holds the values in the order in which they are to be written."""
+        return self.header if self.action in ("kept", "renamed") and self.header is not None and self.header.start is not None else None
 
     @property
     def nbytes(self) -> int:

@@ -20,8 +20,8 @@ from ..errors import CheckpointError
 
 __all__ = ["BLOCK", "SAFETENSORS_DTYPES", "TORCH_DTYPES", "TensorHeader", "read_blocks", "read_headers", "read_span", "read_tensor"]
 
-BLOCK = 16 * 2**20
-"""Bytes that are copied or compared at once."""
+BLOCK = 2**20
+"""Bytes that are copied, cast or compared at once; blocks of many megabytes are written several times slower."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -113,15 +113,24 @@ def read_tensor(header: TensorHeader) -> Tensor:
     return read_span(header, _start(header), header.nbytes).view(header.torch_dtype).reshape(header.shape)
 
 
-def read_blocks(header: TensorHeader, size: int = BLOCK) -> Iterator[memoryview]:
-    """The bytes of a tensor that its file holds as they are, `size` at a time; a block is valid until the next one is asked for."""
+def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK) -> Iterator[memoryview]:
+    """The bytes of a tensor that its file holds row after row; a block is valid until the next one is asked for.
+
+    Args:
+        header: of the tensor.
+        dtype: cast to it; `None` keeps the file's.
+        size: bytes read at once, a multiple of 8.
+    """
     buffer = memoryview(bytearray(min(size, header.nbytes)))
     with open(header.file, "rb", buffering=0) as file:
         file.seek(_start(header))
         for done in range(0, header.nbytes, size):
             block = buffer[: min(size, header.nbytes - done)]
             _fill(file, block, header)
-            yield block
+            if dtype in (None, header.torch_dtype):
+                yield block
+            else:
+                yield torch.frombuffer(block, dtype=header.torch_dtype).to(dtype).view(torch.uint8).numpy().data
 
 
 def read_span(header: TensorHeader, start: int, count: int) -> Tensor:

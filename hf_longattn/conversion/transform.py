@@ -26,7 +26,7 @@ def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[Ou
     added: values of the mechanisms' own parameters.
     """
     outputs = {
-        tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.verbatim)
+        tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.streamed)
         for tensor in plan.tensors
         if tensor.new_shape is not None
     }

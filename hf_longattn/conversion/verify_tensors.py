@@ -9,7 +9,7 @@ from ..positions import keeps_old_rows
 from .report import FAILED, PASSED, Check
 from .source import Source
 from .tensor_plan import ResultPlan, TensorPlan
-from .tensors import TensorHeader, read_blocks, read_tensor
+from .tensors import BLOCK, TensorHeader, read_blocks, read_tensor
 from .transform import source_values
 
 __all__ = ["check_tensors"]
@@ -78,8 +78,10 @@ def _all_finite(values: Tensor) -> bool:
 
 
 def _compare(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> list[str]:
-    if tensor.verbatim is not None:  # block by block, so that the largest tensor takes no memory
-        same = all(_same_block(a, b) for a, b in zip(read_blocks(tensor.verbatim), read_blocks(header), strict=True))
+    if tensor.streamed is not None:  # block by block, so that the largest tensor takes no memory
+        size = BLOCK * tensor.dtype.itemsize // tensor.streamed.torch_dtype.itemsize
+        blocks = zip(read_blocks(tensor.streamed, tensor.dtype), read_blocks(header, size=size), strict=True)
+        same = all(_same_block(a, b) for a, b in blocks)
         return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"]
     written = read_tensor(header)
     if not _same_bytes(written, source_values(tensor, plan)):

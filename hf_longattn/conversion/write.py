@@ -29,14 +29,14 @@ Progress = Callable[[int, int], None]
 class OutputTensor:
     """A tensor to write: what its header says, and how to get its values when its turn comes.
 
-    verbatim: where its bytes stand as they are to be written, so that they are copied and `load` is not called.
+    streamed: where its values stand in their order, so that they are copied or cast block by block and `load` is not called.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
-    verbatim: TensorHeader | None = None
+    streamed: TensorHeader | None = None
 
     @property
     def nbytes(self) -> int:
@@ -108,8 +108,8 @@ def _write_file(path: Path, tensors: Iterable[OutputTensor], advance: Callable[[
     with open(path, "wb") as file:
         file.write(_header(ordered))
         for tensor in ordered:
-            if tensor.verbatim is not None:
-                for block in read_blocks(tensor.verbatim):
+            if tensor.streamed is not None:
+                for block in read_blocks(tensor.streamed, tensor.dtype):
                     file.write(block)
                     advance(len(block))
                 continue

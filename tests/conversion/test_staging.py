@@ -6,12 +6,14 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hf_longattn.conversion import convert_checkpoint, staging, write
+from hf_longattn.conversion.exchange import exchange
 from hf_longattn.conversion.staging import check_destination, staged_folder
 from hf_longattn.errors import CheckpointError, DestinationExistsError
 
@@ -39,7 +41,10 @@ def test_an_unfinished_one_vanishes_with_the_parents_made_for_it(error: type[Bas
     assert os.listdir(tmp_path) == []
 
 
-def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [True, False], ids=["exchanged", "set aside"])
+def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not at_once:
+        monkeypatch.setattr(staging, "exchange", lambda a, b: False)
     old = checkpoint_folder(tmp_path / "long")
     with pytest.raises(RuntimeError), staged_folder(old, overwrite=True):
         raise RuntimeError
@@ -137,3 +142,39 @@ def test_no_permission_is_a_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match="Cannot write in"), staged_folder(tmp_path / "long"):
         pass
+
+
+def test_two_folders_change_places(tmp_path: Path) -> None:
+    one, two = checkpoint_folder(tmp_path / "one", "1"), checkpoint_folder(tmp_path / "two", "2")
+    if not exchange(one, two):
+        pytest.skip("this file system cannot exchange two paths")
+    assert [(path / "config.json").read_text() for path in (one, two)] == ["2", "1"]
+    with pytest.raises(FileNotFoundError):
+        exchange(one, tmp_path / "missing")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["seen before", "filled by another meanwhile"])
+def test_a_disk_that_is_really_full_is_a_sentence_and_stays_as_it_was(
+    known: bool, built: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = checkpoint_folder(small_disk / "long")
+    if not known:
+        monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+    with pytest.raises(CheckpointError, match="has 2 MB free; nothing was written" if known else r"The disk of .* is full"):
+        convert_checkpoint(built("BertModel"), old, mechanism="full", max_length=128, overwrite=True)
+    assert os.listdir(small_disk) == ["long"]
+    assert (old / "config.json").read_text() == "old"

@@ -30,6 +30,9 @@ def test_what_is_read_is_what_safetensors_reads(tmp_path: Path) -> None:
         blocks = [bytes(block) for block in read_blocks(header, size=8)]
         assert b"".join(blocks) == bytes(read.reshape(-1).view(torch.uint8).numpy())
         assert all(len(block) == 8 for block in blocks[:-1])
+        if read.is_floating_point():
+            cast = [bytes(block) for block in read_blocks(header, torch.bfloat16, size=16)]
+            assert b"".join(cast) == bytes(read.to(torch.bfloat16).reshape(-1).view(torch.uint8).numpy())
 
 
 def test_a_file_that_shrinks_meanwhile_is_a_sentence(tmp_path: Path) -> None:
@@ -41,10 +44,13 @@ def test_a_file_that_shrinks_meanwhile_is_a_sentence(tmp_path: Path) -> None:
             read(header)
 
 
-def test_only_tensors_that_change_are_loaded(built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_only_tensors_that_change_are_loaded(
+    dtype: str | None, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(transform, "read_tensor", lambda header: loaded.append(header.name) or read_tensor(header))
-    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=128, verify=False)
+    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype, verify=False)
     assert loaded == ["bert.embeddings.position_embeddings.weight"]
 
 

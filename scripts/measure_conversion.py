@@ -1,0 +1,228 @@
+"""Memory and speed of converting a large checkpoint with random weights, beside copying the same files.
+
+    python scripts/measure_conversion.py --gigabytes 3
+
+Writes a Llama-shaped checkpoint tensor by tensor, converts it in processes of their own in several ways, and takes turns with `cp`, both
+synced to the disk and both beginning with the source out of the page cache. Writes OUTPUT.json and OUTPUT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from hf_longattn.benchmarking.report import machine
+
+HIDDEN, INTERMEDIATE, HEADS, KEY_HEADS, VOCABULARY, LENGTH = 2560, 6912, 20, 4, 32_000, 2048
+ARGUMENTS = {"mechanism": "window", "window": LENGTH, "max_length": 16 * LENGTH}
+WAYS: dict[str, dict[str, Any]] = {
+    "kept": {},
+    "cast to fp16": {"dtype": "fp16"},
+    "from .bin": {"allow_pickle": True},
+    "kept, verified": {"verify": True},
+}
+"""Ways of converting, and their arguments beside ARGUMENTS and verify=False."""
+
+CHILD = """
+import json, sys
+from hf_longattn.conversion import convert_checkpoint
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+peaks = {"imports": peak()}
+def note(stage, done, total):
+    if stage == "verify":
+        peaks["written" if done == 0 else "tensors compared" if done == 1 else "models run"] = peak()
+
+source, destination, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+report = convert_checkpoint(source, destination, progress=note, **arguments)
+print(json.dumps({"peaks": {**peaks, "end": peak()}, "seconds": report.seconds, "bytes": report.bytes_written}))
+"""
+"""A process that converts and says the most memory that it ever had (VmHWM, mapped files among it) after each stage."""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--gigabytes", type=float, default=3.0, help="size of the checkpoint (default: 3)")
+    add("--rounds", type=int, default=3, help="turns of cp and conversion (default: 3)")
+    add("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways of converting (default: all)")
+    add("--folder", help="where to work; needs four times the size (default: a temporary folder)")
+    add("--output", default="docs/results/conversion", help="path without suffix (default: docs/results/conversion)")
+    return parser.parse_args(arguments)
+
+
+def build(folder: Path, gigabytes: float) -> tuple[int, int]:
+    """Write the checkpoint in shards of 1 GB, one tensor in memory at a time; (bytes, bytes of the largest tensor)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from hf_longattn.conversion.write import OutputTensor, split_by_size, write_weights
+
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
+    config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=LENGTH, dtype="bfloat16", num_hidden_layers=1)
+    with torch.device("meta"):
+        one = LlamaForCausalLM(config)
+    layer = 2 * sum(p.numel() for p in one.model.layers.parameters())
+    config.num_hidden_layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) / layer))
+    config.architectures = ["LlamaForCausalLM"]
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    outputs = [
+        OutputTensor(name, torch.bfloat16, shape, lambda shape=shape: torch.randn(shape, dtype=torch.bfloat16).mul_(0.02))
+        for name, shape in shapes.items()
+    ]
+    folder.mkdir()
+    write_weights(folder, split_by_size(outputs, "1GB"))
+    config.save_pretrained(folder)
+    return sum(output.nbytes for output in outputs), max(output.nbytes for output in outputs)
+
+
+def pickle_of(folder: Path, target: Path) -> Path:
+    """The same checkpoint as files of torch.save."""
+    from safetensors.torch import load_file
+
+    target.mkdir()
+    shutil.copyfile(folder / "config.json", target / "config.json")
+    names = {}
+    for number, shard in enumerate(sorted(folder.glob("*.safetensors")), start=1):
+        tensors = load_file(shard)  # mapped
+        file = f"pytorch_model-{number:05}.bin"
+        torch.save(tensors, target / file)
+        names |= dict.fromkeys(tensors, file)
+    (target / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return target
+
+
+def out_of_cache(folder: Path) -> None:
+    """The next reading of these files comes from the disk."""
+    for file in folder.iterdir():
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def copied(source: Path, target: Path) -> float:
+    """Seconds of `cp` until everything is on the disk."""
+    out_of_cache(source)
+    begun = time.perf_counter()
+    subprocess.run(["cp", "-r", source, target], check=True)
+    for path in [*target.iterdir(), target]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    seconds = time.perf_counter() - begun
+    shutil.rmtree(target)
+    return seconds
+
+
+def converted(source: Path, target: Path, way: str) -> dict[str, Any]:
+    """Peaks in bytes after each stage, and seconds, of a conversion in a process of its own."""
+    out_of_cache(source)
+    begun = time.perf_counter()
+    arguments = {**ARGUMENTS, "verify": False, **WAYS[way]}
+    command = [sys.executable, "-c", CHILD, str(source), str(target), json.dumps(arguments)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    shutil.rmtree(target)
+    return {"way": way, **found, "process_seconds": time.perf_counter() - begun}
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything that the result file holds."""
+    size, largest = build(folder / "source", options.gigabytes)
+    turns = []
+    for _ in range(options.rounds):
+        seconds = copied(folder / "source", folder / "copy")
+        turns.append({"copy_seconds": seconds, "conversion": converted(folder / "source", folder / "long", "kept")})
+    runs = [turns[0]["conversion"]]
+    for way in options.ways:
+        if way == "from .bin":
+            runs.append(converted(pickle_of(folder / "source", folder / "pickled"), folder / "long", way))
+            shutil.rmtree(folder / "pickled")
+        elif way != "kept":
+            runs.append(converted(folder / "source", folder / "long", way))
+    for turn in turns:
+        seconds = turn["conversion"]["seconds"]
+        turn["speed_of_copy"] = turn["copy_seconds"] / (seconds["convert"] - seconds["plan"])
+        turn["speed_of_copy_with_plan"] = turn["copy_seconds"] / seconds["convert"]
+    return {
+        "machine": machine(),
+        "arguments": ARGUMENTS,
+        "bytes": size,
+        "largest_tensor_bytes": largest,
+        "limit_bytes": 2 * largest + 300_000_000,
+        "turns": turns,
+        "speed_of_copy": median(turn["speed_of_copy"] for turn in turns),
+        "speed_of_copy_with_plan": median(turn["speed_of_copy_with_plan"] for turn in turns),
+        "runs": runs,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a page."""
+
+    def mb(count: int | None) -> str:
+        return "–" if count is None else f"{count / 1e6:,.0f}"
+
+    size, limit = result["bytes"], result["limit_bytes"]
+    lines = [
+        "# Converting a large checkpoint: memory and speed",
+        "",
+        f"Random bf16 weights in the shape of a Llama, {size / 1e9:.2f} GB, its largest tensor {mb(result['largest_tensor_bytes'])} MB."
+        " Memory is the peak resident set of the converting process (VmHWM: interpreter, libraries and mapped files included), in MB, up"
+        f" to the end of each stage. Twice the largest tensor and 300 MB are {mb(limit)} MB.",
+        "",
+        "| way | after imports | files written | tensors compared | models run in fp32 | seconds to write |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        peaks, seconds = run["peaks"], run["seconds"]
+        written = peaks.get("written", peaks["end"])
+        stages = (peaks["imports"], written, peaks.get("tensors compared"), peaks.get("models run"))
+        lines.append(f"| {run['way']} | {' | '.join(mb(stage) for stage in stages)} | {seconds['convert'] - seconds['plan']:.1f} |")
+    lines += [
+        "",
+        "Speed beside `cp` of the same files, taking turns, each until everything is on the disk (fsync), the source out of the page cache"
+        " before. Planning reads headers and builds the model without storage: it takes as long for a checkpoint of any size.",
+        "",
+        "| turn | cp, s | plan, s | write, s | write, MB/s | write, of cp's speed | plan and write, of cp's speed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for number, turn in enumerate(result["turns"], start=1):
+        seconds = turn["conversion"]["seconds"]
+        write = seconds["convert"] - seconds["plan"]
+        lines.append(
+            f"| {number} | {turn['copy_seconds']:.1f} | {seconds['plan']:.1f} | {write:.1f} | {size / write / 1e6:,.0f} |"
+            f" {turn['speed_of_copy']:.0%} | {turn['speed_of_copy_with_plan']:.0%} |"
+        )
+    both = f"{result['speed_of_copy']:.0%}, with the plan {result['speed_of_copy_with_plan']:.0%}"
+    lines += ["", f"Medians: {both} of the speed of `cp`.", ""]
+    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in result["machine"].items()), ""])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build, measure, write."""
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        result = measure(options, Path(folder))
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
