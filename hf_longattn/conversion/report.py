@@ -80,7 +80,7 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """How long planning, planning and writing ("convert"), and checking took, from the times of "start", "planned", "written", "verified"."""
+    """Seconds of planning, of planning and writing ("convert"), and of checking, from the times of their ends."""
     spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
