@@ -69,7 +69,10 @@ class VerificationText:
     def _encoded(self) -> Tensor:
         if self._ids is None:
             assert self.tokenizer is not None
-            ids = self.tokenizer(self.text, truncation=False, verbose=False)["input_ids"]
+            try:
+                ids = self.tokenizer(self.text, truncation=False, verbose=False)["input_ids"]
+            except Exception as error:  # tokenizers raise what they happen to raise
+                raise CheckpointError(f"The source's tokenizer does not read a text ({in_a_line(error)}); is it damaged?") from error
             if not ids or max(ids) >= self.vocab_size:
                 raise CheckpointError(
                     f"The source's tokenizer gives token ids up to {max(ids, default=-1)}, but its model has"
