@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
-from ..hub import bundle_remote_code, write_model_card
+from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .initialise import initial_values
 from .peft_source import write_adapter
 from .plan import ConversionPlan, plan_conversion
@@ -117,6 +117,8 @@ def convert_checkpoint(
         plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
     opened = open_source(source, revision=revision, token=token, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
+    if remote_code:
+        check_remote_code(plan.config, user_code=user_code)
     clock["planned"] = time.perf_counter()
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if verify else None

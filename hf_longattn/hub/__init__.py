@@ -3,7 +3,7 @@
 from .card import model_card, write_model_card
 from .completed import keep_model_card
 from .push import PushReport, check_login, push_model
-from .remote_code import bundle_remote_code
+from .remote_code import bundle_remote_code, check_remote_code
 from .results import MeasuredResult
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "PushReport",
     "bundle_remote_code",
     "check_login",
+    "check_remote_code",
     "keep_model_card",
     "model_card",
     "push_model",

@@ -23,12 +23,13 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
 from ..families.attachment import CROSS_MECHANISM
+from ..families.registry import family_of
 from ..mechanisms import check_options, mechanism_class
 from .card import read_json
 from .provenance import provenance
 from .sources import PACKAGE, Module, closure, flat_name, package_module
 
-__all__ = ["BUNDLED", "bundle_remote_code"]
+__all__ = ["BUNDLED", "bundle_remote_code", "check_remote_code"]
 
 BUNDLED = ("longattn_*.py", "modeling_long_*.py")
 """Patterns of the files that a bundle consists of."""
@@ -90,11 +91,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     values = _config_values(place)
     family = FAMILIES[values["model_type"].removeprefix("long_")]
     config = family.config_class.from_pretrained(place, local_files_only=True)
-    modules = closure(_seeds(family, config))
-    outside = [module for module in modules.values() if not module.own]
-    for module in outside:
-        _check_alone(module)
-    origin = _origin([module for module in modules.values() if module.own], outside, user_code)
+    modules, origin = check_remote_code(config, user_code=user_code)
     entry = f"modeling_long_{family.module.rpartition('.')[2]}"
     stems = {name: entry if name == family.module else flat_name(name) for name in modules}
     for pattern in BUNDLED:
@@ -107,6 +104,23 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
         (place / f"{stems[name]}.py").write_text(_header(module, origin) + text, encoding="utf-8")
     _write_config(place / "config.json", {**values, "auto_map": _auto_map(family, config.model_type, entry)})
     return [*(f"{stem}.py" for stem in sorted(stems.values())), "config.json"]
+
+
+def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str, Module], str]:
+    """The modules that a model with this config needs, by name, and where they come from.
+
+    Args:
+        config: of a Long model.
+        user_code: whether code may be among them that is not as it was published.
+
+    Raises:
+        RemoteCodeError: as :func:`bundle_remote_code`.
+    """
+    modules = closure(_seeds(family_of(config), config))
+    outside = [module for module in modules.values() if not module.own]
+    for module in outside:
+        _check_alone(module)
+    return modules, _origin([module for module in modules.values() if module.own], outside, user_code)
 
 
 def _config_values(folder: Path) -> dict[str, Any]:
@@ -130,8 +144,9 @@ def _seeds(family: Family, config: Any) -> Iterator[Module]:
 
 
 def _mechanisms(config: Any, family: Family) -> set[str]:
-    """Every mechanism of the model, those that others are made of, and those of the family's default config, which transformers makes."""
-    found = {CROSS_MECHANISM}
+    """Every mechanism of the model, those that others are made of, and those of a default config, which transformers makes: the family's
+    own, and the one for all, since the family's may follow from defaults of transformers that change from version to version."""
+    found = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
     for one in (config, family.config_class()):
         for attention in (one.long_attention, getattr(one, "decoder_long_attention", None)):

@@ -19,15 +19,18 @@ import transformers
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import hf_longattn
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.conversion.loading import auto_class_name
 from hf_longattn.errors import CheckpointError, RemoteCodeError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
-from hf_longattn.hub import bundle_remote_code, push_model
+from hf_longattn.hub import bundle_remote_code, push_model, remote_code
 
 from ..hub_server import WRITER, Hub, serve
-from .conftest import CASES, TEXT
+from ..reference import small_models
+from .conftest import CASES, TEXT, Case
 
 SCRIPT = Path(__file__).with_name("stranger.py")
-IDS = [[(7 * number) % 900 + 3 for number in range(90)]]
+IDS = [[(7 * number) % 190 + 5 for number in range(90)]]
 OLDEST = "5.17.0"
 NEEDS = ["huggingface_hub>=1.5,<2", "httpx", "httpcore"]
 """What transformers 5.17 needs and the pinned versions do not bring."""
@@ -44,13 +47,14 @@ def loaded_by_a_stranger(
     models: Mapping[str, Path | str],
     paths: Sequence[str] = (),
     *,
+    cases: Mapping[str, Case] = CASES,
     tokenizers: bool = True,
     program: str = "",
     endpoint: str | None = None,
 ) -> dict[str, Any]:
     request: dict[str, Any] = {"paths": list(paths), "models": {}, "program": program}
     for name, repo in models.items():
-        case = CASES[name]
+        case = cases[name]
         told = {"tokenizer": tokenizers and case.tokenizer is not None, "text": TEXT, "ids": IDS, "generates": case.generates}
         request["models"][name] = {"repo": str(repo), "auto": case.auto, **told}
     (folder / "request.json").write_text(json.dumps(request))
@@ -115,6 +119,40 @@ def test_models_load_on_the_oldest_transformers(converted: Callable[[str], Path]
     assert results["transformers"] == OLDEST
     for name, repo in repos.items():
         check_against_the_package(name, repo, results[name])
+
+
+@pytest.mark.slow
+def test_every_family_loads_without_the_package(tmp_path: Path) -> None:
+    cases, models, repos = {}, {}, {}
+    for base in small_models.BASES:
+        head = small_models.LANGUAGE_MODELS[base]
+        attention = {"mechanism": "window" if base in small_models.CAUSAL else "longformer", "window": 16}
+        plain = small_models.plain_model(base, head)
+        models[base], repos[base] = small_models.long_like(plain, base, attention), tmp_path / base
+        models[base].save_pretrained(repos[base])
+        bundle_remote_code(repos[base], user_code=True)
+        auto = auto_class_name(models[base].config, type(models[base]).__name__)
+        assert auto is not None
+        cases[base] = Case(head, auto, {}, generates=False)
+    results = loaded_by_a_stranger(tmp_path, repos, cases=cases)
+    for base, model in models.items():
+        with torch.no_grad():
+            torch.testing.assert_close(results[base]["logits"], model(torch.tensor(IDS)).logits, rtol=0, atol=1e-6)
+
+
+def test_a_conversion_with_its_code_and_back(converted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = converted("bert").with_name("source")
+    arguments: dict[str, Any] = {"mechanism": "window", "window": 16, "verify": False, "remote_code": True}
+    monkeypatch.setattr(remote_code, "provenance", lambda files: None)
+    with pytest.raises(RemoteCodeError, match="--bundle-user-code"):
+        convert_checkpoint(source, tmp_path / "long", **arguments)
+    assert not (tmp_path / "long").exists()
+    convert_checkpoint(source, tmp_path / "long", **arguments, user_code=True)
+    assert (tmp_path / "long" / "modeling_long_bert.py").is_file()
+    assert "trust_remote_code=True" in (tmp_path / "long" / "README.md").read_text()
+    revert_checkpoint(tmp_path / "long", tmp_path / "short", verify=False)
+    assert "auto_map" not in json.loads((tmp_path / "short" / "config.json").read_text())
+    assert not list((tmp_path / "short").glob("*.py"))
 
 
 def test_the_files_are_flat_and_say_what_they_are(converted: Callable[[str], Path], tmp_path: Path) -> None:
