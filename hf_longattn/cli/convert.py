@@ -59,9 +59,10 @@ def convert(
 
     from ..conversion import convert_checkpoint, plan_conversion
     from ..hub import check_login
+    from .comparison import print_plan
     from .progress import conversion_progress
     from .push import push_converted
-    from .show import print_json, show_plan, show_report
+    from .show import print_json, show_report
 
     shared = {
         "max_length": max_length,
@@ -78,7 +79,7 @@ def convert(
     }
     if dry_run:
         planned = plan_conversion(source, destination, overwrite=overwrite, **shared)
-        print_json(planned.to_dict()) if as_json else show_plan(planned)
+        print_plan(planned, as_json=as_json)
         return
     if push_to_hub is not None:
         check_login(push_to_hub, token)

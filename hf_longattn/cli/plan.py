@@ -36,7 +36,7 @@ def plan(
     attention = flags.attention_arguments(mechanism, option, layers)
 
     from ..conversion import plan_conversion
-    from .show import print_json, show_plan
+    from .comparison import print_plan
 
     planned = plan_conversion(
         source,
@@ -52,4 +52,4 @@ def plan(
         token=token,
         **attention,
     )
-    print_json(planned.to_dict()) if as_json else show_plan(planned)
+    print_plan(planned, as_json=as_json)

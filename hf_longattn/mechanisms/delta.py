@@ -145,6 +145,10 @@ class Delta(Mechanism):
             out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv)
             return out.to(q.dtype), {"kv": kv}
 
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """The state of D·D numbers is read twice and written once by every token."""
+        return min(super().pairs(length, causal), 2 * length * self.head_dim)
+
     def _queries(self, q: Tensor, scaling: float | None) -> Tensor:
         scale = self.head_dim**-0.5 if scaling is None else scaling
         return (self._normal(F.silu(self.query_map(q)) if self.options.expand > 1 else q) * scale).to(q.dtype)

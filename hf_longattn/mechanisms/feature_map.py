@@ -81,6 +81,11 @@ class LinearMechanism(Mechanism):
         """F, which sizes the state and the pieces."""
         return self.head_dim
 
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """Writing and reading a state of F·D numbers costs a token as much as F pairs; causal chunks add their own triangles."""
+        chunk = min(length, CHUNK) if causal else 0
+        return min(super().pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
+
     def dense_weights(
         self,
         q: Tensor,

@@ -1,0 +1,43 @@
+"""The plan of a conversion, followed by what every mechanism would cost in its place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..conversion import ConversionPlan
+from ..conversion.comparison import LENGTHS, MechanismCost, compare_mechanisms, matrix_speed
+from .show import print_json, show_plan, size
+
+__all__ = ["print_plan"]
+
+SHOWN = (0, 2, 4, 6)
+"""Of LENGTHS, in the table; all of them are in the JSON object."""
+
+
+def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
+    """What would happen, and the costs of all mechanisms at 1K to 64K tokens."""
+    rows = compare_mechanisms(plan)
+    if as_json:
+        comparison = {"lengths": LENGTHS, "mechanisms": [asdict(row) for row in rows]}
+        print_json({**plan.to_dict(), "comparison": comparison})
+        return
+    show_plan(plan)
+    Console().print(_table(rows, matrix_speed()), highlight=False)
+
+
+def _table(rows: list[MechanismCost], speed: float) -> Table:
+    title = f"one sequence through the whole model: least time at this machine's {speed / 1e9:,.0f} GFLOP/s, and memory beside the weights"
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
+    table.add_column("mechanism", no_wrap=True)
+    for index in SHOWN:
+        table.add_column(f"{LENGTHS[index] // 1024}K", justify="right")
+    for row in rows:
+        if row.refused:
+            table.add_row(row.mechanism, row.refused)
+        else:
+            table.add_row(row.mechanism, *(f"{row.flops[index] / speed:.3g} s, {size(row.bytes[index])}" for index in SHOWN))
+    return table
