@@ -43,7 +43,7 @@ def tried(whole: Path, damage: Callable[[Path], object]) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-@examples(25)
+@examples(20)
 @given(st.data())
 def test_a_field_of_the_config(name: str, wholes: dict[str, Path], data: st.DataObject) -> None:
     config = json.loads((wholes[name] / "config.json").read_text())
@@ -63,7 +63,7 @@ def test_a_field_of_the_header(name: str, wholes: dict[str, Path], data: st.Data
     tried(wholes[name], lambda source: join(weights(source), {**header, tensor: entry}, body))
 
 
-@examples(40)
+@examples(25)
 @given(st.data())
 def test_bytes_of_the_weight_file(wholes: dict[str, Path], data: st.DataObject) -> None:
     raw = bytearray(weights(wholes["bert"]).read_bytes())
@@ -83,14 +83,14 @@ def test_a_file_cut_short(wholes: dict[str, Path], data: st.DataObject) -> None:
     tried(wholes[name], lambda source: (source / file).write_bytes(raw[: data.draw(st.integers(0, len(raw)))]))
 
 
-@examples(40)
+@examples(30)
 @given(st.sampled_from(FILES), st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_as_a_file(wholes: dict[str, Path], file: str, content: bytes) -> None:
     tried(wholes["bert"], lambda source: (source / file).write_bytes(content))
 
 
 @pytest.mark.parametrize("name", SHARDED)
-@examples(30)
+@examples(20)
 @given(st.data())
 def test_the_index(name: str, wholes: dict[str, Path], data: st.DataObject) -> None:
     values = json.loads((wholes[name] / "model.safetensors.index.json").read_text())
@@ -100,7 +100,7 @@ def test_the_index(name: str, wholes: dict[str, Path], data: st.DataObject) -> N
     tried(wholes[name], lambda source: (source / "model.safetensors.index.json").write_text(json.dumps(values)))
 
 
-@examples(40)
+@examples(20)
 @given(st.data())
 def test_a_field_of_the_tokenizer(wholes: dict[str, Path], data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]))
