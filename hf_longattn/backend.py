@@ -95,8 +95,8 @@ def longattn_attention_forward(
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: ``False`` makes a causal module look ahead.
-        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, added to the scores; ``softcap``, the bound that
-            a tanh puts on them (Gemma 2); ``layer_input (B, Nq, d)``,
+        kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
+            ``score_mod``; ``softcap``, the bound that a tanh puts on them (Gemma 2); ``layer_input (B, Nq, d)``,
             the module's hidden states, for mechanisms that take them.
 
     Returns:
@@ -190,15 +190,19 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     return global_mask[:, global_mask.shape[1] - kv_len :] != 0
 
 
-def _score_mod(terms: list[Tensor | None], q_len: int, kv_len: int, softcap: float | None) -> ScoreMod | None:
-    """Masks and biases ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; first, a smooth cap on them."""
-    given = [term for term in terms if term is not None]
-    if not given and softcap is None:
-        return None
+def _score_mod(terms: list[Tensor | ScoreMod | None], q_len: int, kv_len: int, softcap: float | None) -> ScoreMod | None:
+    """Masks and biases ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; before them, a smooth cap, and
+    terms that are such a change themselves."""
+    changes = [term for term in terms if term is not None and not isinstance(term, Tensor)]
+    given = [term for term in terms if isinstance(term, Tensor)]
+    if not given and softcap is None and len(changes) < 2:
+        return changes[0] if changes else None
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
+        for change in changes:
+            score = change(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in given:
             at = [index.clamp(max=size - 1) for index, size in zip((b, h, row, kv_idx.clamp(min=0)), term.shape, strict=True)]

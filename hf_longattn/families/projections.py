@@ -9,8 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-SEPARATE = {"query": ("query", "q_proj", "q_lin"), "key": ("key", "k_proj", "k_lin"), "value": ("value", "v_proj", "v_lin")}
-OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense")
+SEPARATE = {
+    "query": ("query", "q_proj", "q_lin", "q"),
+    "key": ("key", "k_proj", "k_lin", "k"),
+    "value": ("value", "v_proj", "v_lin", "v"),
+}
+OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
 BESIDE = "output.dense"
 """BERT and its kin keep the output projection beside the attention module, not in it."""
 

@@ -29,6 +29,8 @@ LLAMA = {**SHARED, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_e
 XLM_ROBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH + 2}
 ALBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
 ESM = {**SHARED, "vocab_size": 33, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
+DEBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "relative_attention": True, "pos_att_type": "p2c|c2p",
+           "position_biased_input": False, "position_buckets": 16, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
 ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
 DISTILBERT = {"n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 48, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
@@ -65,6 +67,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "AlbertForMaskedLM": ("AlbertConfig", ALBERT),
     "EsmForMaskedLM": ("EsmConfig", ESM),
     "EsmForTokenClassification": ("EsmConfig", {**ESM, "position_embedding_type": "rotary"}),
+    "MPNetForMaskedLM": ("MPNetConfig", XLM_ROBERTA),
+    "DebertaV2ForTokenClassification": ("DebertaV2Config", DEBERTA),
     "ElectraForPreTraining": ("ElectraConfig", ELECTRA),
     "DistilBertForQuestionAnswering": ("DistilBertConfig", DISTILBERT),
     "GPT2LMHeadModel": ("GPT2Config", GPT2),
@@ -91,6 +95,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 TRAINED = {
+    "deberta-v2": "DebertaV2Tokenizer",
+    "mpnet": "MPNetTokenizer",
     "albert": "AlbertTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",

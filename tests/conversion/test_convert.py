@@ -76,6 +76,7 @@ def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str
     assert type(written).__name__ == f"Long{name}"
     assert written.config.long_attention == flown.config.long_attention
     mine, other = written.state_dict(), flown.state_dict()
+    assert getattr(flown.config, "max_relative_positions", None) == getattr(written.config, "max_relative_positions", None)
     assert list(mine) == list(other)
     assert all(torch.equal(mine[key], other[key]) for key in mine)
 

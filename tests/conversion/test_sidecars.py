@@ -20,6 +20,8 @@ TOKENIZER_OF = {
     "XLMRobertaForSequenceClassification": "xlm-roberta",
     "CamembertForMaskedLM": "camembert",
     "AlbertForMaskedLM": "albert",
+    "DebertaV2ForTokenClassification": "deberta-v2",
+    "MPNetForMaskedLM": "mpnet",
     "EsmForMaskedLM": "esm",
     "ElectraForPreTraining": "electra",
     "DistilBertForQuestionAnswering": "distilbert",

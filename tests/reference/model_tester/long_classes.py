@@ -20,17 +20,18 @@ from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
-LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert")
+LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet")
 OWN: dict[str, dict[str, Any]] = {
     **{base: {"pad_token_id": 1, "bos_token_id": 0} for base in LIKE_ROBERTA},
     "distilbert": {"hidden_dim": 37},
     "electra": {"embedding_size": 20},
     "albert": {"embedding_size": 20},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "esm": {"pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"},
 }
 HEADS_WITHOUT_LOSS = ("gpt2", "esm")
 """The second head of two has a loss of its own; the contact head has none."""
-MECHANISMS = {"bart": "longformer", "nystromformer": "window"}
+MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window", "deberta-v2": "window"}
 """Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
 
