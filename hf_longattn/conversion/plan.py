@@ -133,7 +133,7 @@ def plan_conversion(
     adopted = architecture.adopted_attention()
     attention = resolve_attention(mechanism, long_attention, options, adopted)
     unasked = mechanism is None and long_attention is None and not options and adopted is None
-    attention = with_own_windows(None if unasked else attention, own_windows(base))
+    attention = with_own_windows(architecture.family.config_class.default_attention() if unasked else attention, own_windows(base))
     decoder_attention = decoder_choice(architecture, decoder_long_attention)
     alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
     attention.check_layers(getattr(base, alone))

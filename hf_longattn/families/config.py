@@ -35,6 +35,8 @@ class LongConfig(_Base):
     """
 
     base_model_type: ClassVar[str]
+    default_mechanism: ClassVar[str | None] = None
+    """The mechanism of a family for which Longformer's defaults are not what fits."""
     score_cap: ClassVar[str | None] = None
     """The base's field by which attention scores are capped, if it is not ``None`` there (Gemma 2)."""
 
@@ -53,7 +55,7 @@ class LongConfig(_Base):
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
-        chosen = kwargs.pop("long_attention", None)
+        chosen: Any = kwargs.pop("long_attention", None) or self.default_attention()
         self.position_extension = kwargs.pop("position_extension", "tile")
         if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which the model is not saved with
             kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
@@ -70,6 +72,11 @@ class LongConfig(_Base):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "long_attention": self.long_attention.to_dict()}
+
+    @classmethod
+    def default_attention(cls) -> LongAttentionConfig | None:
+        """What runs where nothing was chosen; ``None`` is Longformer's defaults, or the base's own windows where all layers have one."""
+        return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

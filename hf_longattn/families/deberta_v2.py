@@ -1,11 +1,11 @@
-"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention joins the mechanisms as terms of their scores, so that it
-takes any mechanism over scores that has no global tokens.
+"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention joins the mechanisms as terms of their scores, so that
+it takes any mechanism over scores that has no global tokens.
 
 The relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input``
 there is a position table besides.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
 
@@ -20,10 +20,13 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
     """
 
     model_type = "long_deberta-v2"
+    default_mechanism = "window"
+
+    if TYPE_CHECKING:
+        max_position_embeddings: int
+        max_relative_positions: int
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if kwargs.get("long_attention") is None:
-            kwargs["long_attention"] = {"mechanism": "window"}
         if self.max_relative_positions < 1:
             self.max_relative_positions = self.max_position_embeddings
         super().__post_init__(**kwargs)

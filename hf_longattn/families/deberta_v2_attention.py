@@ -18,7 +18,7 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
 
 from ..backend import BACKEND, longattn_attention_forward, longattn_mask
-from .score_terms import refuse_without_scores
+from .limits import refuse_scoreless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -141,4 +141,4 @@ class DebertaV2OnTheInterface(_Base):
                 module.__class__ = LongDisentangledSelfAttention
                 module.config, module.is_causal = self.config, False
         super().post_init()
-        refuse_without_scores(self)
+        refuse_scoreless(self, "adds relative positions to its attention scores")

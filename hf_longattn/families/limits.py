@@ -73,12 +73,11 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
             )
 
 
-def refuse_scoreless(model: nn.Module, field: str) -> None:
-    """Raise :class:`OptionError` when the config's ``field`` caps attention scores and a mechanism below ``model`` has none."""
-    cap = getattr(model.config, field)
+def refuse_scoreless(model: nn.Module, why: str) -> None:
+    """Raise :class:`OptionError` when a mechanism below ``model`` has no scores; ``why`` says what the model does with them."""
     for module in model.modules():
-        if cap is not None and isinstance(module, Mechanism) and not module.takes_score_mod:
+        if isinstance(module, Mechanism) and not module.takes_score_mod:
             raise OptionError(
-                f"{type(model).__name__} caps its attention scores ({field}={cap}), but mechanism {module.name!r} has no scores to cap; "
+                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores; "
                 "choose a mechanism over scores, for example mechanism='window'."
             )

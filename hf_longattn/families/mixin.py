@@ -67,8 +67,9 @@ class LongAttentionMixin(_Base):
                 module.adapt()
         self._refuse_globals()
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
-        if self.config.score_cap is not None:
-            refuse_scoreless(self, self.config.score_cap)
+        cap = self.config.score_cap
+        if cap is not None and getattr(self.config, cap) is not None:
+            refuse_scoreless(self, f"caps its attention scores ({cap}={getattr(self.config, cap)})")
         for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
             token_rule(stack)  # refuses contradicting layers now
             attach_memory_tokens(stack, stack.position_table)

@@ -1,4 +1,4 @@
-"""MPNet's attention modules on transformers' AttentionInterface, on which transformers' own are not."""
+"""MPNet's attention modules on the ``longattn`` backend; with another attention implementation they are transformers' own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
-from ..backend import BACKEND
+from ..backend import BACKEND, longattn_attention_forward
 from ..engines.distance_bias import DistanceBias
 from ..positions.relative.t5_buckets import buckets
-from .score_terms import refuse_without_scores
+from .limits import refuse_scoreless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -36,7 +34,7 @@ class LongMPNetEncoder(MPNetEncoder):
 
 
 class LongMPNetSelfAttention(MPNetSelfAttention):
-    """The projections of MPNetSelfAttention around the attention function that the config names."""
+    """The projections of MPNetSelfAttention around the mechanism."""
 
     config: Any
     is_causal: bool
@@ -48,16 +46,13 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
         position_bias: Any = None,
         output_attentions: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         """Attention output ``(B, N, width)``, and the weights where they are asked for."""
+        if self.config._attn_implementation != BACKEND:
+            return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         shape = (self.num_attention_heads, self.attention_head_size)
         query, key, value = (one(hidden_states).unflatten(-1, shape).transpose(1, 2) for one in (self.q, self.k, self.v))
-        if isinstance(position_bias, DistanceBias):
-            kwargs["position_bias"] = position_bias
-        elif position_bias is not None:  # the functions of transformers add a mask, and nothing else
-            attention_mask = _added(position_bias, attention_mask)
-        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = interface(
+        output, weights = longattn_attention_forward(
             self,
             query,
             key,
@@ -65,23 +60,16 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
             attention_mask,
             dropout=self.dropout.p if self.training else 0.0,
             scaling=self.attention_head_size**-0.5,
+            position_bias=position_bias,
             output_attentions=output_attentions,
-            **kwargs,
         )
         output = self.o(output.flatten(2))
         return (output, weights) if output_attentions else (output,)
 
 
-def _added(bias: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return bias
-    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
-
-
 class MPNetOnTheInterface(_Base):
     """Stands before the mixin of the Long classes: puts the classes above in place before mechanisms are attached."""
 
-    _supports_sdpa = True
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False
 
@@ -93,4 +81,4 @@ class MPNetOnTheInterface(_Base):
                 module.__class__ = LongMPNetSelfAttention
                 module.config, module.is_causal = self.config, False
         super().post_init()
-        refuse_without_scores(self)
+        refuse_scoreless(self, "adds relative positions to its attention scores")

@@ -1,9 +1,9 @@
 """Sliding windows that a base has of its own, and what becomes of them.
 
-Mistral and Phi-3 may look back a window in every layer; Qwen, Gemma 2 and 3 and SmolLM3 in some, which their ``layer_types`` name. A layer
-of the latter keeps its window unless ``long_attention`` names that layer (or mechanisms that all layers take in turn): the mechanism
-chosen for the model goes where the base had full attention. Where all layers have one, the mechanism that is chosen takes its place, and
-without a choice they keep it.
+Mistral and Phi-3 may look back a window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, which their ``layer_types``
+name. A layer of the latter keeps its window unless ``long_attention`` names that layer (or mechanisms that all layers take in turn): the
+mechanism chosen for the model goes where the base had full attention. Where all layers have one, the mechanism that is chosen takes its
+place, and without a choice they keep it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def own_windows(config: Any) -> list[int | None]:
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None:
         return [None] * layers
-    if getattr(config, "use_bidirectional_attention", None):
+    if hasattr(config, "local_attention"):
+        width = 2 * width  # ModernBERT says to either side
+    elif getattr(config, "use_bidirectional_attention", None):
         width = 2 * (width - 1)  # there, the config's number is the distance that is just out of reach
     types = config.__dict__.get("layer_types")
     return [width if types is None or kind == SLIDING else None for kind in types or [SLIDING] * layers]

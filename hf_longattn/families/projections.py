@@ -66,7 +66,21 @@ def _side_by_side(attention: Any) -> list[Part] | None:
     return [rows(index) for index in range(3)]
 
 
-FUSED: dict[str, Callable[[Any], list[Part] | None]] = {"c_attn": _thirds, "query_key_value": _by_head, "qkv_proj": _side_by_side}
+def _thirds_of_rows(attention: Any) -> list[Part]:
+    """One Linear with all queries, then as many keys, then as many values: ModernBERT."""
+
+    def third(index: int) -> Part:
+        return lambda parameter: parameter.chunk(3)[index].contiguous()
+
+    return [third(index) for index in range(3)]
+
+
+FUSED: dict[str, Callable[[Any], list[Part] | None]] = {
+    "c_attn": _thirds,
+    "query_key_value": _by_head,
+    "qkv_proj": _side_by_side,
+    "Wqkv": _thirds_of_rows,
+}
 """Name of a fused projection -> what takes queries, keys and values out of it; ``None`` where it is laid out in another way."""
 
 

@@ -31,6 +31,8 @@ ALBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embe
 ESM = {**SHARED, "vocab_size": 33, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
 DEBERTA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "relative_attention": True, "pos_att_type": "p2c|c2p",
            "position_biased_input": False, "position_buckets": 16, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
+MODERNBERT = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "num_hidden_layers": 3, "local_attention": 10,
+              "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}  # fmt: skip
 ELECTRA = {**SHARED, "vocab_size": 1000, "max_position_embeddings": LENGTH, "embedding_size": 20}
 DISTILBERT = {"n_layers": 2, "n_heads": 4, "dim": 32, "hidden_dim": 48, "vocab_size": 1000, "max_position_embeddings": LENGTH}
 
@@ -69,6 +71,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "EsmForTokenClassification": ("EsmConfig", {**ESM, "position_embedding_type": "rotary"}),
     "MPNetForMaskedLM": ("MPNetConfig", XLM_ROBERTA),
     "DebertaV2ForTokenClassification": ("DebertaV2Config", DEBERTA),
+    "ModernBertForMaskedLM": ("ModernBertConfig", MODERNBERT),
+    "ModernBertForSequenceClassification": ("ModernBertConfig", {**MODERNBERT, "classifier_pooling": "mean"}),
     "ElectraForPreTraining": ("ElectraConfig", ELECTRA),
     "DistilBertForQuestionAnswering": ("DistilBertConfig", DISTILBERT),
     "GPT2LMHeadModel": ("GPT2Config", GPT2),

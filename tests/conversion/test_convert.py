@@ -115,7 +115,7 @@ def test_rotary_positions(positions: str, kind: str, needs_training: bool, built
 @pytest.mark.parametrize("name", [name for name, (_, values) in CLASSES.items() if "bos_token_id" in values and "ffn_dim" not in values])
 def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=256, positions="rope:yarn")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "long")
     kinds = model.config.rope_parameters
     old = transformers.AutoConfig.from_pretrained(built(name)).rope_parameters
     written = kinds.get("full_attention", kinds)
@@ -242,3 +242,27 @@ def test_contacts_of_a_protein(built: Callable[[str], Path], tmp_path: Path) -> 
     mask = (ids != 1).long()
     with torch.no_grad():
         assert (short.predict_contacts(ids, mask) - long.predict_contacts(ids, mask)).abs().max() < 1e-5
+
+
+def test_modernbert_unasked_is_modernbert_at_any_length(built: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its local layers keep their window and the others attend to everything; rotary positions go on."""
+    source = built("ModernBertForMaskedLM")
+    report = convert_checkpoint(source, tmp_path / "long", max_length=256, positions="rope:none")
+    assert (report.passed, report.needs_training) == (True, False)
+    local = {"mechanism": "window", "window": 10}
+    assert report.plan["long_attention"] == {"mechanism": "full", "layers": {"1": local, "2": local}}
+    plain = transformers.AutoModelForMaskedLM.from_pretrained(source, max_position_embeddings=256)
+    long = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    ids = torch.randint(5, 1000, (2, 200))
+    mask = torch.ones_like(ids)
+    mask[1, 150:] = 0
+    with torch.no_grad():
+        difference = plain(ids, attention_mask=mask).logits - long(ids, attention_mask=mask).logits
+    assert difference[mask.bool()].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["MPNetForMaskedLM", "DebertaV2ForTokenClassification"])
+def test_bases_whose_scores_have_terms_of_their_own_get_a_window_unasked(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)
+    assert report.passed
+    assert report.plan["long_attention"]["mechanism"] == "window"

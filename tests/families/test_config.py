@@ -16,6 +16,7 @@ import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
 from hf_longattn.families.config import LongConfig
+from hf_longattn.families.own_windows import own_windows, with_own_windows
 from tests.reference.small_models import BASES, long_config, plain_config
 
 CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
@@ -27,7 +28,7 @@ class TestEveryFamily:
         config = long_config(base, CHOSEN, position_extension="interpolate")
         config.save_pretrained(tmp_path)
         written = json.loads((tmp_path / "config.json").read_text())
-        assert written["long_attention"] == LongAttentionConfig.from_dict(CHOSEN).to_dict()
+        assert written["long_attention"] == chosen_in(base).to_dict()
         assert written["model_type"] == f"long_{base}"
         for read in (type(config).from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
             assert type(read) is type(config)
@@ -38,7 +39,7 @@ class TestEveryFamily:
         plain_config(base, num_labels=5).save_pretrained(tmp_path)
         config = families.FAMILIES[base].config_class.from_pretrained(tmp_path, max_position_embeddings=4096, long_attention=CHOSEN)
         assert config.max_position_embeddings == 4096
-        assert config.long_attention == LongAttentionConfig.from_dict(CHOSEN)
+        assert config.long_attention == chosen_in(base)
         assert config.model_type == f"long_{base}"
         assert config.num_labels == 5
         assert "You are using a model of type" not in caplog.text
@@ -66,6 +67,11 @@ class TestEveryFamily:
         config._attn_implementation = "sdpa"
         with pytest.raises(ValueError, match="eager"):
             config.output_attentions = True
+
+
+def chosen_in(base: str) -> LongAttentionConfig:
+    """``CHOSEN`` beside the layers that keep a window of the base's own."""
+    return with_own_windows(CHOSEN, own_windows(plain_config(base)))
 
 
 def _model(base: str, long_attention: dict) -> object:

@@ -26,6 +26,7 @@ OWN: dict[str, dict[str, Any]] = {
     "distilbert": {"hidden_dim": 37},
     "electra": {"embedding_size": 20},
     "albert": {"embedding_size": 20},
+    "modernbert": {"local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "esm": {"pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"},
 }
