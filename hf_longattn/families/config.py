@@ -106,7 +106,8 @@ class LongConfig(_Base):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """As the base's; for the decoder, from which caches are built, a copy with their layer types where the base has its own."""
         found = super().get_text_config(decoder=decoder, encoder=encoder)
-        if not decoder or encoder or not hasattr(self, "sliding_window") or not self._runs_mechanisms:
+        caching = decoder and not encoder and self._causal and self._runs_mechanisms
+        if not caching or not hasattr(self, "sliding_window"):
             return found
         from ..memory import FULL
 
