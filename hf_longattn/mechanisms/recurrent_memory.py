@@ -52,6 +52,7 @@ class RecurrentMemoryOptions(Options):
 class RecurrentMemory(GatheredMechanism):
     """Full attention inside one segment; the Long classes pass memory tokens from segment to segment."""
 
+    exports = ""
     summary = "full attention inside a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     cost = "N·s"
