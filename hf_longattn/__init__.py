@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .errors import LongAttentionError
     from .families.enable import enable_long_attention
+    from .families.generic import load_generic
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "enable_long_attention",
     "export_checkpoint",
     "list_mechanisms",
+    "load_generic",
     "mechanism_info",
     "plan_conversion",
     "reference_attend",
@@ -67,6 +69,7 @@ _WHERE = {
     ),
     "errors": ("LongAttentionError",),
     "families.enable": ("enable_long_attention",),
+    "families.generic": ("load_generic",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

@@ -94,7 +94,7 @@ def longattn_attention_forward(
             visible, or additive), by which the mechanism's pattern is restricted further.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
-        is_causal: ``False`` makes a causal module look ahead.
+        is_causal: where given, it is believed instead of ``module.is_causal`` (CLIP's text model).
         kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
             ``score_mod``; ``softcap``, the bound that a tanh puts on them (Gemma 2); ``layer_input (B, Nq, d)``,
             the module's hidden states, for mechanisms that take them.
@@ -107,7 +107,7 @@ def longattn_attention_forward(
         MaskError: a mask of the wrong shape.
     """
     mechanism = _mechanism(module, kwargs)
-    causal = bool(getattr(module, "is_causal", False)) and is_causal is not False
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     cache = kwargs.get(CACHE_LAYER)
     if cache is not None:
         padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None

@@ -30,6 +30,7 @@ def convert(
     max_shard_size: flags.ShardSize = None,
     allow_pickle: flags.AllowPickle = False,
     merge_adapter: flags.MergeAdapter = False,
+    generic: flags.Generic = False,
     verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,
     init_from_text: Annotated[
         Path | None,
@@ -65,6 +66,7 @@ def convert(
     from .show import print_json, show_report
 
     shared = {
+        "generic": generic,
         "max_length": max_length,
         "max_decoder_length": max_decoder_length,
         "decoder_long_attention": flags.parse_mechanism(decoder_mechanism),

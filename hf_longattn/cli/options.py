@@ -55,6 +55,14 @@ AllowPickle = Annotated[
 MergeAdapter = Annotated[
     bool, typer.Option("--merge-adapter", help="Add a PEFT adapter to its base's weights instead of keeping it in DST/adapter.")
 ]
+Generic = Annotated[
+    bool,
+    typer.Option(
+        "--generic",
+        help="For an architecture that has no Long classes: its plain class, config and weights, with mechanisms beside them; "
+        "hf_longattn.load_generic loads the result.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
 Token = Annotated[str | None, typer.Option(help="Hub access token; HF_TOKEN and `hf auth login` are found without it.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]

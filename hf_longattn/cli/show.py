@@ -30,8 +30,8 @@ def show_plan(plan: ConversionPlan) -> None:
     console = _console()
     counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items() if count)
     facts = _facts(
-        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_length} tokens)"),
-        ("result", f"{plan.architecture.long_class}, {plan.new_length} tokens, {plan.parameters:,} parameters"),
+        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {_tokens(plan.old_length)})"),
+        ("result", f"{plan.architecture.long_class}, {_tokens(plan.new_length)}, {plan.parameters:,} parameters"),
         ("positions", plan.positions + ("" if plan.positions_exact else "  (changes the old positions: needs training)")),
         ("tensors", counts),
         ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
@@ -49,8 +49,14 @@ def show_plan(plan: ConversionPlan) -> None:
     if plan.decoder is not None:
         console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
         console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
-    console.print()
-    show_costs(plan.costs)
+    if plan.costs:
+        console.print()
+        show_costs(plan.costs)
+
+
+def _tokens(length: int) -> str:
+    """Of a model whose config does not say how many it takes, nothing can be said."""
+    return f"{length} tokens" if length else "any number of tokens"
 
 
 def show_costs(costs: Sequence[LengthCost]) -> None:
@@ -83,10 +89,7 @@ def show_report(report: ConversionReport) -> None:
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
-            (
-                "model",
-                f"{made}, {plan['old_length']} → {plan['new_length']} tokens, positions {plan['positions']}",
-            ),
+            ("model", f"{made}, {plan['old_length']} → {_tokens(plan['new_length'])}, positions {plan['positions']}"),
             ("tensors", counts),
         )
     )

@@ -134,9 +134,11 @@ def find_architecture(source: Source) -> Architecture:
     _check_counts(source)
     adopter = adopter_of(source)
     if adopter is None and model_type not in FAMILIES:
+        from .generic import generic_hint  # which builds on this module
+
         known = sorted({*FAMILIES, *(one.model_type for one in adopters())})
         raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, which is not supported; the supported ones are:"
+            f"{source.name!r} is a {model_type!r} model, which has no Long classes, {generic_hint(source)}; those that have are:"
             f" {', '.join(known)}.{nearest(model_type, known)}"
         )
     family = FAMILIES[model_type if adopter is None else adopter.family]

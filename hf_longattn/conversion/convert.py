@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration import LongAttentionConfig
+from ..errors import OptionError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .initialise import initial_values
 from .peft_source import write_adapter
@@ -60,6 +61,7 @@ def convert_checkpoint(
     merge_adapter: bool = False,
     remote_code: bool = False,
     user_code: bool = False,
+    generic: bool = False,
     progress: StageProgress | None = None,
     **options: Any,
 ) -> ConversionReport:
@@ -88,6 +90,8 @@ def convert_checkpoint(
         allow_pickle: read torch's .bin files where the source has no safetensors file; only tensors are read (`weights_only=True`).
         merge_adapter: of a PEFT adapter, add it to its base's weights instead of keeping it in the folder "adapter".
         remote_code, user_code: put the model's code beside it, see `hf_longattn.hub.bundle_remote_code`.
+        generic: convert an architecture that has no family but is on transformers' AttentionInterface: its class, config and positions
+            stay as they are, with the mechanisms beside them; `hf_longattn.load_generic` loads the result.
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -111,8 +115,11 @@ def convert_checkpoint(
         "init_from_text": init_from_text,
         "allow_pickle": allow_pickle,
         "merge_adapter": merge_adapter,
+        "generic": generic,
         **options,
     }
+    if generic and remote_code:
+        raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
     if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
         plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
     opened = open_source(source, revision=revision, token=token, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
@@ -121,7 +128,8 @@ def convert_checkpoint(
         check_remote_code(plan.config, user_code=user_code)
     clock["planned"] = time.perf_counter()
     text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
-    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if verify else None
+    vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
+    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if verify else None
     begun, begun_checks = initial_values(plan, init_from_text) if init_from_text is not None else (None, [])
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = _write(plan, stage, target, begun, progress)
@@ -171,7 +179,7 @@ def _report(
         destination=target,
         plan=plan.to_dict(),
         checks=checks,
-        text=text.describe() if text is not None else "not verified",
+        text="not verified" if text is None else "seeded inputs" if plan.generic else text.describe(),
         files=(*files, REPORT, "README.md"),
         bytes_written=plan.total_bytes,
         seconds=seconds(clock),

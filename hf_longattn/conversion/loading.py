@@ -12,7 +12,7 @@ from ..errors import CheckpointError, in_a_line
 from .architecture import Architecture
 from .source import Source
 
-__all__ = ["auto_class_name", "load_result", "load_source", "newly_initialised"]
+__all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised"]
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
@@ -46,6 +46,11 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
     model, missing = _load(model_class, source.folder, dtype, **arguments)
     _check_complete(missing, model, source.folder, architecture)
     return (model if source.finish is None else source.finish(model)), missing
+
+
+def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> nn.Module:
+    """The same of an architecture without a family, which says nothing of heads."""
+    return _load(architecture.model_class, source.folder, dtype, **dict(source.loading))[0]
 
 
 def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:

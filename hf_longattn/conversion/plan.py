@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
+from ..errors import OptionError
 from ..families.attachment import attention_sites
 from ..families.own_windows import own_windows, with_own_windows
 from ..families.places import AttentionSite
@@ -19,6 +20,7 @@ from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind
 from .architecture import find_architecture
 from .cost import LengthCost, ModelShape, cost_at, layer_mechanisms, lengths_up_to
+from .generic import attention_of, generic_architecture, generic_config, generic_shape
 from .lengths import StackLength, config_lengths, decoder_length, text_length
 from .peft_source import check_adapter
 from .quiet import quiet_libraries
@@ -40,6 +42,7 @@ class ConversionPlan(ResultPlan):
     shape: ModelShape
     costs: tuple[LengthCost, ...]
     decoder: StackLength | None = None  # of the decoder beside an encoder, whose lengths are those above
+    generic: bool = False  # the plain class keeps its name, with mechanisms in it
 
     @property
     def positions_exact(self) -> bool:
@@ -59,6 +62,7 @@ class ConversionPlan(ResultPlan):
             "adopted_from": None if self.architecture.adopter is None else self.source.config["model_type"],
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
+            **({"generic": True} if self.generic else {}),
             "long_attention": self.attention.to_dict(),
             "old_length": self.old_length,
             "new_length": self.new_length,
@@ -95,6 +99,7 @@ def plan_conversion(
     merge_adapter: bool = False,
     remote_code: bool = False,
     user_code: bool = False,
+    generic: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: object = None,
@@ -114,6 +119,7 @@ def plan_conversion(
         dtype: cast floating tensors to it; None keeps each tensor's own.
         max_shard_size: bytes or "5GB"; None keeps the files of the source.
         revision, token: of a Hub repository.
+        generic: plan for an architecture without a family, whose class and config stay as they are with mechanisms beside them.
         allow_pickle, merge_adapter: of the conversion; where a Hub repository holds only pickled weights, they are downloaded.
         verify, verify_text, init_from_text, remote_code, user_code, progress: taken so that the arguments of a conversion can be
             planned as they are.
@@ -128,6 +134,11 @@ def plan_conversion(
     opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True, **how)
     if destination is not None:
         check_destination(Path(destination), *opened.places, overwrite=overwrite)
+    if generic:
+        given = resolve_attention(mechanism, long_attention, options)
+        unasked = mechanism is None and long_attention is None and not options
+        whole = (decoder_long_attention, max_decoder_length, init_from_text) == (None, None, None) and opened.adapter is None
+        return _plan_generic(opened, given, unasked, positions, max_length, cast, max_shard_size, whole=whole)
     architecture = find_architecture(opened)
     base = architecture.source_config
     adopted = architecture.adopted_attention()
@@ -196,6 +207,47 @@ def plan_conversion(
         shape=shape,
         costs=costs,
         decoder=decoder,
+    )
+
+
+def _plan_generic(
+    source: Source,
+    given: LongAttentionConfig,
+    unasked: bool,
+    positions: str,
+    max_length: int | None,
+    cast: torch.dtype | None,
+    max_shard_size: str | int | None,
+    *,
+    whole: bool,
+) -> ConversionPlan:
+    """For an architecture without a family; ``whole`` is that nothing was asked for which needs to know more of it."""
+    if not whole:
+        raise OptionError(
+            "--generic puts one attention into a plain class and knows nothing else of it; leave the options of decoders, "
+            "--init-from-text and adapters out."
+        )
+    architecture = generic_architecture(source)
+    attention = attention_of(architecture, given, unasked)
+    config, length, rule, moved = generic_config(architecture, attention, positions, max_length)
+    if cast is not None:
+        config.dtype = cast
+    skeleton = architecture.skeleton(config)
+    tensors = plan_tensors(source, moved_tensors(source, architecture), skeleton, {}, length.old, cast)
+    return ConversionPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        old_length=length.old,
+        new_length=length.new,
+        positions=rule,
+        tensors=tuple(tensors),
+        max_shard_size=max_shard_size,
+        attention=attention,
+        moved=moved,
+        shape=generic_shape(skeleton),
+        costs=(),
+        generic=True,
     )
 
 

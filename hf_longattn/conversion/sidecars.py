@@ -37,7 +37,7 @@ def write_sidecars(
         folder: where to write.
         config: the config of the result.
         base_type: the source's model_type, which names the tokenizer class when the source leaves it to that.
-        old_length, new_length: in tokens.
+        old_length, new_length: in tokens; 0 where the config does not say.
         generated: the same of what is generated, where that is a text of its own.
 
     Returns:
@@ -52,7 +52,7 @@ def write_sidecars(
     for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
         if path.name in LEFT_OUT or path.name.endswith(".index.json"):
             continue
-        if path.name == "tokenizer_config.json":
+        if path.name == "tokenizer_config.json" and new_length:
             write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, new_length))
         elif path.name == "generation_config.json":
             write_json(folder / path.name, _longer_generation(read_json_object(path), decodes))
@@ -63,7 +63,7 @@ def write_sidecars(
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
             written.append(name)
-    if "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
+    if new_length and "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
         write_json(folder / "tokenizer_config.json", _longer_tokenizer({}, base_type, new_length))
         written.append("tokenizer_config.json")
     return written

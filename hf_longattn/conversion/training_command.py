@@ -17,6 +17,8 @@ LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel"
 def next_step(plan: ConversionPlan, destination: Path) -> str:
     """The command that trains the result: further on long text where it has a language-modelling head, by attention transfer where its
     mechanisms have something to learn; on questions where it has none or one for answers."""
+    if plan.generic:
+        return f"fine-tune hf_longattn.load_generic({str(destination)!r}) with transformers' Trainer"
     folder, head = shlex.quote(str(destination)), plan.architecture.source_class
     if head.endswith(LANGUAGE_MODELS):
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))

@@ -14,6 +14,7 @@ _WHERE = {
     "Family": "registry",
     "PositionTable": "registry",
     "enable_long_attention": "enable",
+    "load_generic": "generic",
     "register": "registration",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -44,9 +44,9 @@ class LongConfig(_Base):
         long_attention: LongAttentionConfig
         position_extension: str
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, view: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not hasattr(cls.__bases__[-1], "model_type"):
+        if view or not hasattr(cls.__bases__[-1], "model_type"):
             return  # not yet joined with a base
         cls.base_model_type = cls.__bases__[-1].model_type
         if "layer_types" in cls.__dataclass_fields__:
@@ -98,25 +98,30 @@ class LongConfig(_Base):
         name, since its forward pass looks masks up by them; there and where the base has windows, caches find theirs in
         :meth:`get_text_config`.
         """
-        types = self.__dict__.get("_cache_layer_types") or (None if hasattr(self, "sliding_window") else self._decode_layer_types())
+        types = None if hasattr(self, "sliding_window") else self._decode_layer_types()
         if types is None:
             raise AttributeError("layer_types")
         return types
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """As the base's; for the decoder, from which caches are built, a copy with their layer types where the base has its own."""
+        """As the base's; for the decoder, from which caches are built, the same values with the layer types of its caches, where those
+        are not the base's."""
         found = super().get_text_config(decoder=decoder, encoder=encoder)
         caching = decoder and not encoder and self._causal and self._runs_mechanisms
         if not caching or not hasattr(self, "sliding_window"):
             return found
+        if getattr(found, "layer_types", None) == self._cache_layer_types:
+            return found
+        found_class: Any = type(found)
+        view = object.__new__(_seen_by_caches(found_class))
+        view.__dict__ = found.__dict__  # what is set in one is set in the other
+        return view
+
+    @property
+    def _cache_layer_types(self) -> list[str]:
         from ..memory import FULL
 
-        types = self._decode_layer_types() or [FULL] * self.num_hidden_layers
-        if getattr(found, "layer_types", None) == types:
-            return found
-        cached = copy.copy(found)
-        cached.__dict__["layer_types" if "layer_types" in self.__dict__ else "_cache_layer_types"] = types
-        return cached
+        return self._decode_layer_types() or [FULL] * self.num_hidden_layers
 
     def _decode_layer_types(self) -> list[str] | None:
         """``None`` where every layer keeps everything: with another attention implementation, in encoders, when no mechanism has a
@@ -166,6 +171,17 @@ class LongConfig(_Base):
         from ..backend import BACKEND
 
         return self.__dict__.get("_attn_implementation_internal") in (None, BACKEND)
+
+
+@cache
+def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
+    """``config_class`` whose ``layer_types`` are those of its caches."""
+
+    class View(config_class, view=True):  # type: ignore[valid-type, misc, call-arg]
+        layer_types = property(lambda self: self._cache_layer_types)
+
+    View.__name__, View.__qualname__, View.__module__ = config_class.__name__, config_class.__qualname__, config_class.__module__
+    return View
 
 
 class LongEncoderConfig(LongConfig):

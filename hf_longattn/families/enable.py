@@ -12,6 +12,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from .attachment import attach_mechanisms
 from .memory_tokens import recursion_of
+from .sharing import shared_parameters
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -38,17 +39,15 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         UnknownMechanismError, OptionError: from ``long_attention``.
     """
     chosen = LongAttentionConfig.from_dict(long_attention)
-    if not isinstance(model, PreTrainedModel) or not model._can_set_attn_implementation():
-        raise BackendError(
-            f"{type(model).__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
-            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
-        )
+    check_interface(type(model))
     sites = attach_mechanisms(model, chosen)
     if recursion_of(model) is not None:
         raise BackendError(
             f"Mechanism {chosen.mechanism!r} passes memory tokens through a whole model, for which only the Long classes are made; "
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
+    if shared := shared_parameters(model):
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
     for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
         submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have configs of their own
     deaf = [site.name for site in sites if getattr(getattr(site.module, "config", None), "_attn_implementation", BACKEND) != BACKEND]
@@ -58,3 +57,12 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
     return model
+
+
+def check_interface(model_class: type[Any]) -> None:
+    """Raise :class:`BackendError` for a class whose attention modules do not call what the config names."""
+    if not issubclass(model_class, PreTrainedModel) or not model_class._can_set_attn_implementation():
+        raise BackendError(
+            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
+            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
+        )

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..mechanisms import mechanism_class
 from .inheritance import check_metadata, inherited_metadata, source_card, with_inherited
 from .results import MeasuredResult
-from .usage import head_of, remote_usage, tokens_of, usage
+from .usage import generic_usage, head_of, remote_usage, tokens_of, usage
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = "conversion_report.json"
@@ -103,7 +103,8 @@ def model_card(
         introduction=introduction or _introduction(architecture, base, attention, length, plan),
         architecture=architecture,
         is_long=attention is not None,
-        usage=usage(architecture, called, length, is_long=attention is not None, takes_globals=_takes_globals(attention)),
+        usage=generic_usage(config, called)
+        or usage(architecture, called, length, is_long=attention is not None, takes_globals=_takes_globals(attention)),
         remote_usage=remote_usage(config, called, length) if attention is not None and config.get("auto_map") else "",
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),
@@ -151,6 +152,8 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
         return f"`{architecture}` for inputs of up to {length:,} tokens."
     start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
+    if plan and not plan["new_length"]:  # of a plain class that does not say
+        grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
     return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
 

@@ -89,6 +89,14 @@ def usage(architecture: str, name: str, length: int, *, is_long: bool, takes_glo
     return re.sub(r"\n{3,}", "\n\n", code).strip()
 
 
+def generic_usage(config: dict[str, Any], name: str) -> str | None:
+    """The same of a plain class with mechanisms beside it; ``None`` for other models."""
+    if "long_attention" not in config or config["model_type"].startswith("long_"):
+        return None
+    made = (config.get("architectures") or ["model"])[0]
+    return f'import hf_longattn\n\nmodel = hf_longattn.load_generic("{name}")  # a {made} with its mechanisms'
+
+
 def remote_usage(config: dict[str, Any], name: str, length: int | None = None) -> str:
     """The section of a card that says how to load a model whose code lies beside it, where this package is not installed."""
     architecture = (config.get("architectures") or ["AutoModel"])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,18 @@ class TestCappedScores:
         _, longer = both("gemma2", {"layers": [chosen]})
         whole = longer.generate(tokens(2, 20), use_cache=False, **GREEDY)
         assert torch.equal(longer.generate(tokens(2, 20), **GREEDY), whole)
+
+
+@pytest.mark.parametrize("base", CASES)
+def test_what_caches_see_is_the_config_itself(base: str) -> None:
+    config = long_config(base, {"layers": "window:window=8"}, **CASES[base])
+    seen = config.get_text_config(decoder=True)
+    assert isinstance(seen, type(config))
+    assert seen.layer_types == ["longattn_window_8"] * 3
+    assert seen.get_text_config(decoder=True) is seen
+    assert seen.to_dict() == config.to_dict()
+    seen.hidden_act = "relu"
+    assert config.hidden_act == "relu"
+    config.long_attention = {"layers": "window:window=9"}
+    assert copy.deepcopy(seen).layer_types == ["longattn_window_9"] * 3
+    assert config.get_text_config() is config

@@ -21,6 +21,8 @@ from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attenti
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
 LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet")
+GROUPED = {"num_key_value_heads": 2}
+GEMMA3 = ["sliding_attention", "full_attention"]
 OWN: dict[str, dict[str, Any]] = {
     **{base: {"pad_token_id": 1, "bos_token_id": 0} for base in LIKE_ROBERTA},
     "distilbert": {"hidden_dim": 37},
@@ -28,8 +30,15 @@ OWN: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 20},
     "modernbert": {"local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "opt": {"ffn_dim": 37, "word_embed_proj_dim": 20},
+    "mistral": GROUPED, "qwen3": {**GROUPED, "head_dim": 8}, "gemma": {**GROUPED, "head_dim": 8}, "phi3": GROUPED,
+    "qwen2": {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "gemma2": {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 1, "sliding_window": 3},
+    "gemma3_text": {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 1, "sliding_window": 3, "layer_types": GEMMA3},
+    "smollm3": {**GROUPED, "no_rope_layer_interval": 2},
     "esm": {"pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"},
-}
+}  # fmt: skip
 HEADS_WITHOUT_LOSS = ("gpt2", "esm")
 """The second head of two has a loss of its own; the contact head has none."""
 MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window", "deberta-v2": "window"}
@@ -109,7 +118,8 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 self.skipTest(f"skip list: {reasons[self._testMethodName]}")
             self.model_tester = Tester(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
-            self.config_tester = ConfigTester(self, config_class=config_class, **{width: 32})
+            heads = {"num_attention_heads": 4} if family.rope else {}
+            self.config_tester = ConfigTester(self, config_class=config_class, **{width: 32}, **heads)
 
         def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
             """Labels of the two heads that the suite leaves to the models' own tests."""

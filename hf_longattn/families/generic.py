@@ -1,0 +1,84 @@
+"""``load_generic``: a model of an architecture without a family, with the mechanisms that its folder names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, PreTrainedModel
+
+from ..configuration import LongAttentionConfig
+from ..errors import CheckpointError, in_a_line
+from .attachment import attach_mechanisms
+from .enable import check_interface, enable_long_attention
+from .places import ON
+from .sharing import shared_parameters
+
+OWN = f".{ON}."
+"""What the names of the mechanisms' own parameters have in them."""
+
+
+def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
+    """Load what ``longattn convert --generic`` wrote: the plain class, with its mechanisms in place and their parameters loaded.
+
+        model = load_generic("vit-window")
+
+    The result is a model of transformers' own class: ``save_pretrained`` writes such a folder again, and where hf_longattn is not
+    installed, ``from_pretrained`` of the class gives the plain model from it.
+
+    Args:
+        folder: a local folder, or a Hub repository; its ``config.json`` holds the base's ``model_type``, and ``long_attention``.
+        arguments: of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: neither folder nor repository, no ``long_attention``, an unknown class, or parameters that are missing.
+        BackendError: the architecture is not on transformers' AttentionInterface.
+    """
+    path = _local(folder, arguments)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{str(folder)!r} is no folder with a config.json; give one that `longattn convert --generic` wrote.")
+    config = AutoConfig.from_pretrained(path)
+    chosen, named = getattr(config, "long_attention", None), (config.architectures or [None])[0]
+    base = getattr(transformers, str(named), None)
+    if not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):
+        raise CheckpointError(
+            f"The config.json of {str(folder)!r} needs long_attention beside the name of a class of transformers; "
+            "make such a folder with `longattn convert SRC DST --generic`, and load Long classes by AutoModel."
+        )
+    check_interface(base)
+    attention = LongAttentionConfig.from_dict(chosen)
+    model, found = _loading_class(base, attention).from_pretrained(path, config=config, output_loading_info=True, **arguments)
+    model.__class__ = base  # the class that loaded it adds no state
+    own = {name: values.clone() for name, values in model.state_dict().items() if OWN in name}
+    enable_long_attention(model, attention)  # anew, since what mechanisms compute for themselves is in no file
+    shared = shared_parameters(model)
+    lost = sorted(set(found["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
+    if lost:
+        raise CheckpointError(f"{len(lost)} tensors of {str(folder)!r} are missing, the first is {lost[0]!r}; convert its source again.")
+    model.load_state_dict({name: values for name, values in own.items() if name not in shared}, strict=False)
+    return model.eval()
+
+
+def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
+    """The folder, or the snapshot of the repository of that name."""
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    given = {name: arguments.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only") if name in arguments}
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **given))
+    except (OSError, ValueError) as error:  # no such repository, no way to it, or no name of one
+        raise CheckpointError(f"{str(folder)!r} is neither a folder nor a Hub repository that can be read ({in_a_line(error)}).") from error
+
+
+def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig) -> Any:
+    """``base`` with the mechanisms in place before it is loaded, so that transformers finds their parameters by whatever names it has."""
+
+    def post_init(self: Any) -> None:
+        attach_mechanisms(self, attention)
+        base.post_init(self)
+
+    return type(base.__name__, (base,), {"__module__": base.__module__, "post_init": post_init})
