@@ -166,6 +166,8 @@ class Subject:
         command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), str(self.checkpoint.folder), str(self.room / "long")]
         command += ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
         command += ["--max-length", str(GROWTH * length), "--json"]
+        if self.family.rope:  # scaled ones, which `auto` takes for global tokens, are not equal to the base's
+            command += ["--positions", "rope:none"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Differs((done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("Error: "))
