@@ -30,14 +30,24 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
 
 
 def _table(rows: list[MechanismCost], speed: float) -> Table:
-    title = f"one sequence through the whole model: least time at this machine's {speed / 1e9:,.0f} GFLOP/s, and memory beside the weights"
+    title = f"one sequence through the whole model: least seconds at this machine's {speed / 1e9:,.0f} GFLOP/s / memory beside the weights"
     table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
     table.add_column("mechanism", no_wrap=True)
     for index in SHOWN:
-        table.add_column(f"{LENGTHS[index] // 1024}K", justify="right")
+        table.add_column(f"{LENGTHS[index] // 1024}K", justify="right", no_wrap=True)
     for row in rows:
         if row.refused:
             table.add_row(row.mechanism, row.refused)
         else:
-            table.add_row(row.mechanism, *(f"{row.flops[index] / speed:.3g} s, {size(row.bytes[index])}" for index in SHOWN))
+            table.add_row(row.mechanism, *(f"{_number(row.flops[index] / speed)} / {_round(row.bytes[index])}" for index in SHOWN))
     return table
+
+
+def _round(count: int) -> str:
+    """A size without decimals, so that four columns stand beside the names in 80 characters."""
+    number, unit = size(count).split()
+    return f"{float(number.replace(',', '')):,.0f} {unit}"
+
+
+def _number(seconds: float) -> str:
+    return f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}"

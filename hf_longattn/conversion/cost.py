@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -74,14 +75,16 @@ class LengthCost:
 
 
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int) -> list[Mechanism]:
-    """The mechanism of every layer, built."""
-    built = []
-    for index in range(shape.layers):
-        name, options = attention.for_layer(index)
-        built.append(
-            mechanism_from(name, options, num_heads=shape.heads, head_dim=shape.head_dim, hidden_size=shape.hidden, max_length=max_length)
-        )
-    return built
+    """The mechanism of every layer; layers with equal options share one, since a cost does not depend on the layer."""
+    sizes: dict[str, Any] = {"num_heads": shape.heads, "head_dim": shape.head_dim, "hidden_size": shape.hidden, "max_length": max_length}
+    built: dict[str, Mechanism] = {}
+    layers = []
+    for name, options in map(attention.for_layer, range(shape.layers)):
+        key = json.dumps([name, options], sort_keys=True)
+        if key not in built:
+            built[key] = mechanism_from(name, options, **sizes)
+        layers.append(built[key])
+    return layers
 
 
 def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> LengthCost:
