@@ -5,6 +5,7 @@ What a scaled-down config looks like is said once for all architectures by the n
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def trained_tokenizer(base: str) -> tuple[Any, str]:
     try:
         if kind is None:
             raise ValueError("transformers names none")
+        if kind is transformers.EsmTokenizer:
+            return esm_tokenizer(), described
         tokenizer = kind().train_new_from_iterator(training_text(), VOCABULARY)
         described = kind.__name__
     except Exception as error:  # tokenizers raise what they like where a vocabulary is missing
@@ -116,6 +119,14 @@ def trained_tokenizer(base: str) -> tuple[Any, str]:
     missing = {f"{name}_token": f"<{name}>" for name in ("pad", "eos") if getattr(tokenizer, f"{name}_token_id") is None}
     tokenizer.add_special_tokens(missing)
     return tokenizer, described
+
+
+def esm_tokenizer() -> Any:
+    """ESM's, whose vocabulary is not learned: the letters that stand for amino acids."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vocab.txt"
+        file.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<mask>"]), encoding="utf-8")
+        return transformers.EsmTokenizer(str(file))
 
 
 def training_text() -> list[str]:
