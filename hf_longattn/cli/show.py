@@ -54,6 +54,10 @@ def show_plan(plan: ConversionPlan) -> None:
         show_costs(plan.costs)
 
 
+def _grown(old: int, new: int) -> str:
+    return f"{old} → {_tokens(new)}" if old else _tokens(new)
+
+
 def _tokens(length: int) -> str:
     """Of a model whose config does not say how many it takes, nothing can be said."""
     return f"{length} tokens" if length else "any number of tokens"
@@ -89,7 +93,7 @@ def show_report(report: ConversionReport) -> None:
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
-            ("model", f"{made}, {plan['old_length']} → {_tokens(plan['new_length'])}, positions {plan['positions']}"),
+            ("model", f"{made}, {_grown(plan['old_length'], plan['new_length'])}, positions {plan['positions']}"),
             ("tensors", counts),
         )
     )

@@ -99,6 +99,11 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
     model_type = source.config.get("model_type")
     family = next((one for one in FAMILIES.values() if one.config_class.model_type == model_type), None)
+    if family is None and "long_attention" in source.config:
+        raise CheckpointError(
+            f"{source.name!r} was converted with --generic and has no Long class to inspect; hf_longattn.load_generic loads it, and its "
+            "conversion_report.json says what was checked."
+        )
     if family is None:
         known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which this version does not know; it knows {known}.")

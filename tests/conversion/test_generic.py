@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import hf_longattn
 from hf_longattn.cli.app import app
-from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.conversion.verify_generic import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
 from hf_longattn.mechanisms.base import Mechanism
@@ -184,3 +184,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert json.loads(done.stdout)["train_command"].startswith("fine-tune hf_longattn.load_generic(")
     assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
+    with pytest.raises(CheckpointError, match="load_generic loads it"):
+        inspect_checkpoint(tmp_path / "long")
