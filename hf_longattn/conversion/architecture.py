@@ -138,7 +138,7 @@ def find_architecture(source: Source) -> Architecture:
 
         known = sorted({*FAMILIES, *(one.model_type for one in adopters())})
         raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, which has no Long classes, {generic_hint(source)}; those that have are:"
+            f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have:"
             f" {', '.join(known)}.{nearest(model_type, known)}"
         )
     family = FAMILIES[model_type if adopter is None else adopter.family]

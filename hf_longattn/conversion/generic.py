@@ -65,15 +65,16 @@ def generic_architecture(source: Source) -> GenericArchitecture:
 
 
 def generic_hint(source: Source) -> str:
-    """What --generic can do for a source without a family, as the end of a sentence."""
+    """What can be done with a source without a family, as a clause about it."""
     base = _class_of(source)
     if base is None:
-        return "and its config.json names no class of transformers"
+        return f"which is not supported: transformers {transformers.__version__} has no class of this type"
     try:
         check_interface(base)
     except BackendError:
-        return f"not even with --generic, since {base.__name__} does not take its attention from transformers' AttentionInterface"
-    return "but --generic puts mechanisms into the plain class"
+        own = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
+        return f"which has no Long classes, not even with --generic, since {own}"
+    return "which has no Long classes, but --generic puts mechanisms into the plain class"
 
 
 def generic_config(
@@ -126,5 +127,8 @@ def _class_of(source: Source) -> type[PreTrainedModel] | None:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     named = source.config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(source.config.get("model_type")))]
-    found = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
-    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+    found: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        return None
+    known: Any = found.config_class
+    return found if known.model_type == source.config.get("model_type") else None

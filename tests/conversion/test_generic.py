@@ -133,7 +133,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("ViTForImageClassification", "'vit' model, which has no Long classes, but --generic puts mechanisms into the plain class; those"),
+        ("ViTForImageClassification", "'vit' model, which has no Long classes, but --generic puts mechanisms into the plain class; Long"),
         ("GPTJForCausalLM", "'gptj' model, which has no Long classes, not even with --generic, since GPTJForCausalLM does not take its"),
     ],
 )
