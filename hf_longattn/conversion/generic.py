@@ -130,5 +130,5 @@ def _class_of(source: Source) -> type[PreTrainedModel] | None:
     found: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
         return None
-    known: Any = found.config_class
-    return found if known.model_type == source.config.get("model_type") else None
+    known = getattr(found, "config_class", None)
+    return found if known is not None and known.model_type == source.config.get("model_type") else None
