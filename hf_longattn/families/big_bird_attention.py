@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import Cache
@@ -10,10 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
+from .own_attention import OnTheInterface
 
 
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
@@ -57,13 +54,9 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         return output.flatten(2), weights
 
 
-class BigBirdOnTheInterface(_Base):
+class BigBirdOnTheInterface(OnTheInterface):
     """Stands before the mixin of the Long classes: puts :class:`LongBigBirdSelfAttention` in place before mechanisms are attached."""
 
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _no_split_modules = ["BigBirdLayer"]
 
     def post_init(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -12,10 +12,7 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
     eager_attention_forward,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
+from .own_attention import OnTheInterface
 
 
 class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
@@ -44,14 +41,9 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
         return output.flatten(2), weights
 
 
-class BigBirdPegasusOnTheInterface(_Base):
+class BigBirdPegasusOnTheInterface(OnTheInterface):
     """Stands before the mixin of the Long classes: puts :class:`LongBigBirdPegasusSelfAttention` in place before mechanisms are
     attached, and says of the decoder's self-attention that it is causal, which transformers leaves to the mask."""
-
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def post_init(self) -> None:
         for name, module in self.named_modules():

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
+from .own_attention import OnTheInterface
 
 
 class LongNystromformerSelfAttention(NystromformerSelfAttention):
@@ -46,13 +43,9 @@ class LongNystromformerSelfAttention(NystromformerSelfAttention):
         return (output.flatten(2), weights) if output_attentions else (output.flatten(2),)
 
 
-class NystromformerOnTheInterface(_Base):
+class NystromformerOnTheInterface(OnTheInterface):
     """Stands before the mixin of the Long classes: puts :class:`LongNystromformerSelfAttention` in place before mechanisms are attached."""
 
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _no_split_modules: ClassVar[list[str]] = ["NystromformerLayer"]
     hands_globals_down: ClassVar[bool] = False
 

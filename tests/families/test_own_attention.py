@@ -1,0 +1,29 @@
+"""Bases whose attention is not on transformers' interface: their Long classes are, with every head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_longattn.families import FAMILIES
+from tests.conversion.every_family import small_config
+
+HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGeneration", "nystromformer": "ForMaskedLM"}
+
+
+@pytest.mark.parametrize("base", HEADS)
+def test_a_head_runs_under_another_implementation(base: str, tmp_path: Path) -> None:
+    config = FAMILIES[base].config_class.from_dict(small_config(base).to_dict() | {"long_attention": {"mechanism": "full"}})
+    made = FAMILIES[base].model_class(FAMILIES[base].config_class.__name__.replace("Config", HEADS[base]))
+    made(config).save_pretrained(tmp_path)
+    ids = torch.randint(5, 30, (2, 20))
+    logits = []
+    for implementation in ("longattn", "sdpa", "eager"):
+        model = made.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+        assert model.config._attn_implementation == model.base_model.config._attn_implementation == implementation
+        with torch.no_grad():
+            logits.append(model(ids).logits)
+    torch.testing.assert_close(logits[1], logits[2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits[0], logits[2], atol=1e-5, rtol=0)
