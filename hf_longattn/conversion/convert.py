@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, require_pas
 from .sentence import write_sentence_modules
 from .sidecars import write_sidecars
 from .source import open_source
-from .staging import staged_folder
+from .staging import destination_path, staged_folder
 from .text import VerificationText, load_tokenizer, verification_text
 from .training_command import next_step
 from .transform import added_values, files_of
@@ -100,7 +99,7 @@ def convert_checkpoint(
     Raises:
         LongAttentionError: with one sentence; nothing was written then.
     """
-    target = Path(os.path.abspath(Path(destination).expanduser()))
+    target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text, origin = verification_text(verify_text)
     wanted: dict[str, Any] = {
@@ -120,7 +119,8 @@ def convert_checkpoint(
     }
     if generic and remote_code:
         raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
-    if not Path(source).expanduser().exists():  # on the Hub: refuse before downloading the weights
+    on_the_hub = not Path(source).expanduser().exists()
+    if on_the_hub:  # refuse before downloading the weights
         plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
     opened = open_source(source, revision=revision, token=token, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
     plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
@@ -141,8 +141,9 @@ def convert_checkpoint(
         write_json(stage / REPORT, report.to_dict())
         if remote_code:
             bundle_remote_code(stage, user_code=user_code)
-        on_the_hub = None if Path(source).expanduser().exists() else str(source)
-        write_model_card(stage, base_model=on_the_hub, source=opened.sentence or opened.folder, name=str(destination))
+        write_model_card(
+            stage, base_model=str(source) if on_the_hub else None, source=opened.sentence or opened.folder, name=str(destination)
+        )
     return report
 
 

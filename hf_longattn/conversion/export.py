@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from .quiet import quiet_libraries
 from .report import FAILED, Check
 from .sidecars import COPIED
 from .source import Source
-from .staging import check_destination, staged_folder
+from .staging import check_destination, destination_path, staged_folder
 from .text import VerificationText, load_tokenizer, verification_text
 from .write import write_json
 
@@ -107,7 +106,7 @@ def export_checkpoint(
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
         raise ExportError(f"The ONNX format needs the package {missing[0]!r}, which is not installed; type {EXTRA}.")
-    target = Path(os.path.abspath(Path(destination).expanduser()))
+    target = destination_path(destination)
     found = inspect_checkpoint(model, revision=revision, token=token)
     check_destination(target, found.source.folder, overwrite=overwrite)
     if "long_attention" not in found.source.config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from pathlib import Path
@@ -17,7 +16,7 @@ from .revert_plan import RevertPlan, plan_reversion
 from .sentence import write_sentence_modules
 from .sidecars import write_sidecars
 from .source import open_source
-from .staging import check_destination, staged_folder
+from .staging import check_destination, destination_path, staged_folder
 from .text import VerificationText, load_tokenizer, verification_text
 from .transform import files_of
 from .verify_revert import verify_reversion
@@ -85,7 +84,7 @@ def _reverted(
     verify_text: str | Path | None,
     progress: StageProgress | None,
 ) -> ConversionReport:
-    target = Path(os.path.abspath(Path(destination).expanduser()))
+    target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text, origin = verification_text(verify_text)
     opened = open_source(source, revision=revision, token=token)

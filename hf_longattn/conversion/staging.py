@@ -12,7 +12,12 @@ from pathlib import Path
 from ..errors import CheckpointError, DestinationExistsError
 from .exchange import exchange
 
-__all__ = ["check_destination", "staged_folder"]
+__all__ = ["check_destination", "destination_path", "staged_folder"]
+
+
+def destination_path(destination: str | Path) -> Path:
+    """The absolute path of a destination, links in it left as they are."""
+    return Path(os.path.abspath(Path(destination).expanduser()))
 
 
 def check_destination(destination: Path, *sources: Path, overwrite: bool) -> None:

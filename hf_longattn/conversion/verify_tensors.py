@@ -35,9 +35,13 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
         written = result.tensors[name]
         if (written.shape, written.torch_dtype) != (tensor.new_shape, tensor.dtype):
             wrong.append(f"{name} is {written.torch_dtype} {written.shape}")
-        elif tensor.action != "added":
-            wrong += _compare(tensor, written, plan)
-        if not _is_finite(written):
+            finite = _is_finite(written)
+        elif tensor.action == "added":
+            finite = _is_finite(written)
+        else:
+            differences, finite = _examined(tensor, written, plan)
+            wrong += differences
+        if not finite:
             infinite[name] = tensor.header is not None and _is_finite(tensor.header)
     counts = plan.counts()
     listed = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
@@ -71,19 +75,27 @@ def _is_finite(header: TensorHeader) -> bool:
 
 
 def _all_finite(values: Tensor) -> bool:
-    if values.numel() == 0:
+    if values.numel() == 0 or not values.is_floating_point():
         return True
     low, high = torch.aminmax(values.float() if values.dtype.itemsize == 1 else values)  # NaN passes through
     return bool(low.isfinite() & high.isfinite())
 
 
-def _compare(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> list[str]:
-    if tensor.streamed is not None:  # block by block, so that the largest tensor takes no memory
-        size = BLOCK * tensor.dtype.itemsize // tensor.streamed.torch_dtype.itemsize
-        blocks = zip(read_blocks(tensor.streamed, tensor.dtype), read_blocks(header, size=size), strict=True)
-        same = all(_same_block(a, b) for a, b in blocks)
-        return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"]
-    written = read_tensor(header)
+def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tuple[list[str], bool]:
+    """What is wrong with a written tensor, and whether it is finite, from one reading of it."""
+    if tensor.streamed is None:
+        written = read_tensor(header)
+        return _compare(tensor, written, plan), _all_finite(written)
+    # block by block, so that the largest tensor takes no memory
+    size = BLOCK * tensor.dtype.itemsize // tensor.streamed.torch_dtype.itemsize
+    same = finite = True
+    for a, b in zip(read_blocks(tensor.streamed, tensor.dtype), read_blocks(header, size=size), strict=True):
+        same = same and _same_block(a, b)
+        finite = finite and _all_finite(torch.frombuffer(b, dtype=header.torch_dtype))
+    return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"], finite
+
+
+def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]:
     if not _same_bytes(written, source_values(tensor, plan)):
         return [f"{tensor.name} differs from the source's values ({tensor.action})"]
     if tensor.action == "zeroed" and bool(written.any()):

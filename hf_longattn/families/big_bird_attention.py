@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
-from .own_attention import OnTheInterface
+from .own_attention import OnTheInterface, attend_by_config, split_heads
 
 
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
@@ -35,22 +34,11 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
         source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
-        shape = (self.num_attention_heads, self.attention_head_size)
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
-        query, key, value = (projection(states).unflatten(-1, shape).transpose(1, 2) for projection, states in inputs)
+        query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
         if past_key_values is not None and not self.is_cross_attention:  # the cache has no room for what the encoder gave
             key, value = past_key_values.update(key, value, self.layer_idx)
-        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=self.attention_head_size**-0.5,
-            **kwargs,
-        )
+        output, weights = attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
         return output.flatten(2), weights
 
 

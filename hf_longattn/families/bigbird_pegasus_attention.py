@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
     BigBirdPegasusDecoderAttention,
     BigBirdPegasusSelfAttention,
     eager_attention_forward,
 )
 
-from .own_attention import OnTheInterface
+from .own_attention import OnTheInterface, attend_by_config, split_heads
 
 
 class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
@@ -23,21 +22,8 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
-        shape = (self.num_attention_heads, self.attention_head_size)
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, shape).transpose(1, 2) for projection in (self.query, self.key, self.value)
-        )
-        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=self.attention_head_size**-0.5,
-            **kwargs,
-        )
+        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
+        output, weights = attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
         return output.flatten(2), weights
 
 

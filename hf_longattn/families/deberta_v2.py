@@ -35,7 +35,7 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
 FAMILY = Family(
     LongDebertaV2Config,
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
-    own_mixin="deberta_v2_attention.DebertaV2OnTheInterface",
+    own_mixin="deberta_v2_attention.DebertaV2OnTheBackend",
 )
 
 __getattr__ = FAMILY.lazy_classes(globals())

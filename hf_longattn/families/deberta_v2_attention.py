@@ -10,20 +10,15 @@ The last two are tables ``(B, H, N, buckets)``, looked up by query or key and bu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
 
-from ..backend import BACKEND, longattn_attention_forward, longattn_mask
-from .limits import refuse_scoreless
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
+from ..backend import BACKEND, longattn_mask
+from .own_attention import OnTheBackend, attend_by_mechanism, split_heads
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
     """The projections of DisentangledSelfAttention around the mechanism."""
 
     config: Any
-    is_causal: bool
+    is_causal = False
 
     def forward(
         self,
@@ -86,29 +81,17 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
             return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
         asking = hidden_states if query_states is None else query_states
         inputs = ((self.query_proj, asking), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
-        query, key, value = (self._heads(projection(states)) for projection, states in inputs)
+        query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
         kinds = [kind for kind in ("c2p", "p2c") if kind in self.pos_att_type]
         scaling = (self.attention_head_size * (1 + len(kinds))) ** -0.5
         terms = None
         if self.relative_attention and rel_embeddings is not None:
             places = self.pos_dropout(rel_embeddings)[: 2 * self.pos_ebd_size]
             terms = self._terms(query, key, places, kinds, scaling)
-        output, weights = longattn_attention_forward(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=scaling,
-            position_bias=terms,
-            output_attentions=output_attentions,
+        output, weights = attend_by_mechanism(
+            self, query, key, value, attention_mask, scaling=scaling, position_bias=terms, output_attentions=output_attentions
         )
         return output.flatten(2), weights if output_attentions else None
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        """``(…, N, heads · D)`` -> ``(…, heads, N, D)``."""
-        return projected.unflatten(-1, (self.num_attention_heads, -1)).transpose(-3, -2)
 
     def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> Disentangled:
         by_key, by_query = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
@@ -116,7 +99,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         def term(kind: str, states: Tensor, projection: str) -> Tensor | None:
             if kind not in kinds:
                 return None
-            return states @ self._heads(getattr(self, projection)(places)).transpose(-1, -2) * scaling
+            return states @ split_heads(self, getattr(self, projection)(places)).transpose(-1, -2) * scaling
 
         length = key.shape[2]
         distance = torch.arange(1 - length, length, device=key.device)
@@ -126,19 +109,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         return Disentangled(term("c2p", query, by_key), term("p2c", key, by_query), bucket)
 
 
-class DebertaV2OnTheInterface(_Base):
+class DebertaV2OnTheBackend(OnTheBackend):
     """Stands before the mixin of the Long classes: puts the classes above in place before mechanisms are attached."""
 
-    _supports_attention_backend = True
-    hands_globals_down: ClassVar[bool] = False
-
-    def post_init(self) -> None:
-        for module in self.modules():
-            if type(module) is DebertaV2Encoder:  # the subclasses add no parameters, so the instances can become theirs
-                module.__class__ = LongDebertaV2Encoder
-                module.config = self.config
-            elif type(module) is DisentangledSelfAttention:
-                module.__class__ = LongDisentangledSelfAttention
-                module.config, module.is_causal = self.config, False
-        super().post_init()
-        refuse_scoreless(self, "adds relative positions to its attention scores")
+    replaced = {DebertaV2Encoder: LongDebertaV2Encoder, DisentangledSelfAttention: LongDisentangledSelfAttention}

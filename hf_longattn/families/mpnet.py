@@ -20,7 +20,7 @@ class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
 FAMILY = Family(
     LongMPNetConfig,
     position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),),
-    own_mixin="mpnet_attention.MPNetOnTheInterface",
+    own_mixin="mpnet_attention.MPNetOnTheBackend",
 )
 
 __getattr__ = FAMILY.lazy_classes(globals())

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
-from .own_attention import OnTheInterface
+from .own_attention import OnTheInterface, attend_by_config, split_heads
 
 
 class LongNystromformerSelfAttention(NystromformerSelfAttention):
@@ -23,22 +22,11 @@ class LongNystromformerSelfAttention(NystromformerSelfAttention):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False, **kwargs: Any
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
-        shape = (self.num_attention_heads, self.attention_head_size)
-        projected = (projection(hidden_states) for projection in (self.query, self.key, self.value))
-        query, key, value = (states.unflatten(-1, shape).transpose(1, 2) for states in projected)
-        interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=self.attention_head_size**-0.5,
-            output_attentions=output_attentions,
-            **kwargs,
+        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
+        output, weights = attend_by_config(
+            self, eager_attention_forward, query, key, value, attention_mask, output_attentions=output_attentions, **kwargs
         )
         return (output.flatten(2), weights) if output_attentions else (output.flatten(2),)
 

@@ -1,15 +1,46 @@
-"""What the mixins of bases with attention modules of their own have in common: they bring these onto transformers' AttentionInterface."""
+"""What families have in common whose bases have attention modules of their own, not on transformers' AttentionInterface."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..backend import BACKEND
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..backend import BACKEND, longattn_attention_forward
+from .limits import refuse_scoreless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
 else:
     _Base = object
+
+
+def split_heads(module: Any, projected: Tensor) -> Tensor:
+    """``(…, N, heads · D)`` -> ``(…, heads, N, D)``."""
+    return projected.unflatten(-1, (module.num_attention_heads, -1)).transpose(-3, -2)
+
+
+def attend_by_config(
+    module: Any, eager: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What the attention function gives that the module's config names: ``(B, N, heads, D)`` and weights."""
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    return _attended(interface, module, query, key, value, mask, **kwargs)
+
+
+def attend_by_mechanism(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The same of the ``longattn`` backend."""
+    return _attended(longattn_attention_forward, module, query, key, value, mask, **kwargs)
+
+
+def _attended(function: Callable[..., Any], module: Any, *tensors: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    dropout = module.dropout.p if module.training else 0.0
+    kwargs.setdefault("scaling", module.attention_head_size**-0.5)
+    return function(module, *tensors, dropout=dropout, **kwargs)
 
 
 class OnTheInterface(_Base):
@@ -36,3 +67,20 @@ class OnTheInterface(_Base):
         if self._asked is not None:
             self.config._attn_implementation_internal, self._asked = self._asked, None
         super().post_init()
+
+
+class OnTheBackend(_Base):
+    """For bases that add relative positions to their scores: mechanisms take these, other implementations are the base's own."""
+
+    _supports_attention_backend = True
+    hands_globals_down: ClassVar[bool] = False
+    replaced: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
+    """Modules of the base -> subclasses without further parameters, so that the instances can become theirs."""
+
+    def post_init(self) -> None:
+        for module in self.modules():
+            if type(module) in self.replaced:
+                module.__class__ = self.replaced[type(module)]
+                module.config = self.config
+        super().post_init()
+        refuse_scoreless(self, "adds relative positions to its attention scores")

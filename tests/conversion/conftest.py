@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -177,3 +178,16 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
         return folder
 
     return copy
+
+
+def damaged(write: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """``write``, after which one byte of the weights is another."""
+
+    def damage(folder: Path, *arguments: Any) -> list[str]:
+        names = write(folder, *arguments)
+        with open(folder / "model.safetensors", "r+b") as file:
+            file.seek(-5, os.SEEK_END)
+            file.write(b"\x7f")
+        return names
+
+    return damage

@@ -21,7 +21,7 @@ from hf_longattn.conversion import convert_checkpoint, revert, revert_checkpoint
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, PositionError
 from hf_longattn.families import FAMILIES
 
-from .conftest import LENGTH, ROBERTA
+from .conftest import LENGTH, ROBERTA, damaged
 from .every_family import NOT_AS_IT_IS, Short, head_of
 
 Built = Callable[[str], Path]
@@ -238,16 +238,7 @@ def test_a_plain_checkpoint_is_refused(built: Built, tmp_path: Path) -> None:
 
 def test_a_wrong_result_leaves_nothing(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
-    write = revert.write_weights
-
-    def damage(folder: Path, *arguments: Any) -> list[str]:
-        names = write(folder, *arguments)
-        with open(folder / "model.safetensors", "r+b") as file:
-            file.seek(-5, os.SEEK_END)
-            file.write(b"\x7f")
-        return names
-
-    monkeypatch.setattr(revert, "write_weights", damage)
+    monkeypatch.setattr(revert, "write_weights", damaged(revert.write_weights))
     with pytest.raises(LongAttentionError, match="Verification failed, so nothing was kept"):
         revert_checkpoint(tmp_path / "long", tmp_path / "back")
     assert os.listdir(tmp_path) == ["long"]

@@ -17,7 +17,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 
-from .conftest import LENGTH
+from .conftest import LENGTH, damaged
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -32,16 +32,7 @@ def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None
 
 
 def test_a_damaged_value_is_found(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = convert.write_weights
-
-    def damage(folder: Path, *arguments: Any) -> list[str]:
-        names = write(folder, *arguments)
-        with open(folder / "model.safetensors", "r+b") as file:
-            file.seek(-5, os.SEEK_END)
-            file.write(b"\x7f")
-        return names
-
-    monkeypatch.setattr(convert, "write_weights", damage)
+    monkeypatch.setattr(convert, "write_weights", damaged(convert.write_weights))
     refused(built("BertModel"), tmp_path, "differs from the source's values")
 
 
