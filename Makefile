@@ -49,7 +49,7 @@ test: lint  ## lint and the tests that take seconds each
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) -o faulthandler_timeout=3600 $(ARGS)
 
 # Timings count on a quiet machine only: nothing else may run.
 bench: $(READY)  ## measure attention, models and training; results go to docs/results (half an hour on 2 cores)

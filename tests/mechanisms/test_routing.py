@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import LongAttentionConfig, build_mechanism
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing
+from tests.ranks import run_two_ranks
 from tests.reference.small_models import long_config, plain_model, tokens
 
 OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
@@ -149,18 +150,19 @@ def test_compiled_training_moves_the_centroids_as_well() -> None:
     torch.testing.assert_close(plain.centroids, compiled.centroids)
 
 
-def _average(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    q, k, v = (x.split(1)[rank].detach().requires_grad_() for x in inputs(60))
-    module = routing(decay=0.5)
-    module(q, k, v).sum().backward()
-    torch.save(module.centroids, os.path.join(folder, f"{rank}.pt"))
-    torch.distributed.destroy_process_group()
+AVERAGE = """
+from tests.mechanisms.test_routing import inputs, routing
+
+torch.manual_seed(0)
+q, k, v = (x.split(1)[rank].detach().requires_grad_() for x in inputs(60))
+module = routing(decay=0.5)
+module(q, k, v).sum().backward()
+torch.save(module.centroids, f"{rank}.pt")
+"""
 
 
-def test_processes_average_their_centroids(tmp_path) -> None:
-    torch.multiprocessing.start_processes(_average, (str(tmp_path),), nprocs=2, start_method="fork")
+def test_processes_average_their_centroids(repository: Path, tmp_path: Path) -> None:
+    run_two_ranks(AVERAGE, repository, tmp_path)
     torch.manual_seed(0)
     module = routing(decay=0.5)
     module(*(x.requires_grad_() for x in inputs(60))).sum().backward()

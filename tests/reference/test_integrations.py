@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,22 +17,16 @@ from transformers.pipelines import PIPELINE_REGISTRY
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, truncated
+from tests.ranks import run_two_ranks
 from tests.reference.small_models import long_config, long_like, padding, plain_model, tokens
 
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 DDP = """
-import sys
-sys.path.insert(0, {root!r})
-import torch
-import torch.distributed as dist
 import hf_longattn.families as families
 from tests.reference.small_models import long_config, tokens
 
-rank = int(sys.argv[1])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method="file://" + {meeting!r}, rank=rank, world_size=2)
 torch.manual_seed(0)
-model = families.LongBertForMaskedLM(long_config("bert", {{"mechanism": "longformer", "window": 32}}))
+model = families.LongBertForMaskedLM(long_config("bert", {"mechanism": "longformer", "window": 32}))
 model = torch.nn.parallel.DistributedDataParallel(model)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for _ in range(2):
@@ -48,7 +40,6 @@ first = mine.clone()
 dist.broadcast(first, 0)
 assert torch.equal(mine, first)
 print("equal")
-dist.destroy_process_group()
 """
 
 
@@ -105,17 +96,7 @@ def test_torch_export_with_any_length(strict: bool) -> None:
 
 
 def test_ddp_in_two_processes_without_find_unused_parameters(repository: Path, tmp_path: Path) -> None:
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP.format(root=str(repository), meeting=str(tmp_path / "meeting")))
-    command = [sys.executable, str(script)]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try:
-        for process in ranks:
-            out, errors = process.communicate(timeout=240)
-            assert out.strip() == "equal", errors[-2000:]
-    finally:
-        for process in ranks:
-            process.kill()
+    assert run_two_ranks(DDP, repository, tmp_path) == ["equal", "equal"]
 
 
 def test_lora(tmp_path: Path) -> None:
