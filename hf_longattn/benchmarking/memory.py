@@ -17,6 +17,8 @@ import torch
 
 from ..errors import LongAttentionError
 from .case import Case
+from .inputs import build_inputs
+from .sides import build_side
 
 MiB = 2**20
 
@@ -62,9 +64,6 @@ def _resident(field: str) -> int:
 
 
 def _child(request: str, threads: str) -> Memory:
-    from .run import build_inputs
-    from .sides import build_side
-
     torch.set_num_threads(int(threads))
     task = json.loads(request)
     case = Case(**task["case"])

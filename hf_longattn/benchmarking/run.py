@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from .case import AttentionInputs, Case
+from .case import Case
+from .inputs import build_inputs
 from .memory import exponent, measure_memory
 from .report import BenchmarkResult
 from .sides import Side, SideLeftOut, build_side
@@ -16,17 +17,6 @@ from .timing import time_sides, times_faster
 from .verify import verify_attention
 
 Log = Callable[[str], None]
-
-
-def build_inputs(kind: str, case: Case) -> Any:
-    """What all sides of one kind share at one length. Registers the sides of that kind: attention alone needs no model classes."""
-    if kind == "attention":
-        from . import attention  # noqa: F401
-
-        return AttentionInputs(case)
-    from .models.inputs import ModelInputs
-
-    return ModelInputs(case)
 
 
 def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **settings: Any) -> BenchmarkResult:
