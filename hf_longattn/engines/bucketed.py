@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .gathered import Part, rows_of
+from .parts import Part, rows_of
 
 ROW = 128
 """Most queries in one row."""

@@ -36,7 +36,7 @@ def cpu_gathered(
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
-        queries, keys, biases: one per part, as in :class:`hf_longattn.engines.gathered.Part`.
+        queries, keys, biases: one per part, as in :class:`hf_longattn.engines.parts.Part`.
         rules: four numbers per part, see :func:`flat_rules`.
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``, 0 where a query

@@ -43,7 +43,7 @@ class Rules(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One part as the operator receives it; see :class:`hf_longattn.engines.gathered.Part`."""
+    """One part as the operator receives it; see :class:`hf_longattn.engines.parts.Part`."""
 
     queries: Tensor
     keys: Tensor

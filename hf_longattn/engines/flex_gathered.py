@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from torch.nn.attention.flex_attention import AuxRequest
 from .block_lists import Lists, block_mask, packed, transposed
 from .flex import kernel
 from .merging import merged
+from .parts import Part
 from .pattern import ScoreMod
-
-if TYPE_CHECKING:
-    from .gathered import Part
 
 SIZES = (128, 64, 32)
 """Blocks that the compiled kernel can be cut into."""

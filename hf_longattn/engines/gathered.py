@@ -1,13 +1,13 @@
 """The gathered engine: softmax attention of rows of queries over rows of keys, both given as lists of positions.
 
-Every static or dynamic block pattern, every set of columns, every bucket of a hash is a :class:`Part`: R rows, each of which pairs
-some queries with some keys. A query may appear in several parts; what it sees is the union of their keys under *one* softmax, because
-the parts' outputs are merged by their log-sum-exp. So the cost is the number of listed pairs, whatever their arrangement.
+Every static or dynamic block pattern, every set of columns, every bucket of a hash is a :class:`~hf_longattn.engines.parts.Part`:
+R rows, each of which pairs some queries with some keys. A query may appear in several parts; what it sees is the union of their keys
+under *one* softmax, because the parts' outputs are merged by their log-sum-exp. So the cost is the number of listed pairs, whatever
+their arrangement.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -18,31 +18,8 @@ from .cpu_gathered_layout import Rules
 from .dense import same_dtype
 from .flex_gathered import flex_gathered
 from .gathered_plain import plain_gathered
+from .parts import Part
 from .pattern import ScoreMod
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
-
-    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one part.
-    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
-        What has been listed is not written to afterwards: how it is best visited is found once and kept with the tensors.
-    causal: leave out the keys behind the query.
-    inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
-    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another part has them.
-    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False leaves a pair out) or float added to the scores; may need gradients.
-
-    A key that a query meets in two parts, or twice in one row, counts twice: leave it out by ``outside`` or ``bias`` where the
-    definition counts it once.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    causal: bool = False
-    inside: tuple[int, int] | None = None
-    outside: tuple[int, int] | None = None
-    bias: Tensor | None = None
 
 
 def gathered_attention(
@@ -81,10 +58,3 @@ def gathered_attention(
         if out is not None:
             return out
     return plain_gathered(q, k, v, parts, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod)
-
-
-def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
-    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row filled up with -1."""
-    count = -(-length // size)
-    places = torch.arange(count * size, device=device)
-    return torch.where(places < length, places, -1).view(1, 1, count, size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .merging import merged
+from .parts import Part
 from .pattern import ScoreMod
-
-if TYPE_CHECKING:
-    from .gathered import Part
 
 PAIRS = 1 << 24
 """Pairs, over all heads and batch items, that are in memory at once; the backward pass computes them again."""

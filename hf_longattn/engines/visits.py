@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .cpu_visits import cpu_visits
 from .dense import same_dtype
-from .gathered import Part, gathered_attention, rows_of
+from .gathered import gathered_attention
+from .parts import Part, rows_of
 from .pattern import ScoreMod
 
 ROW = 64

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.gathered import gathered_attention
+from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over

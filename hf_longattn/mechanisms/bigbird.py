@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.gathered import Part, gathered_attention
+from ..engines.gathered import gathered_attention
+from ..engines.parts import Part
 from ..engines.pattern import MaskMod, ScoreMod
 from ..errors import OptionError
 from .base import softmax_over

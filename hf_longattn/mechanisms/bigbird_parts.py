@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..engines.gathered import Part
 from ..engines.global_rows import global_index
+from ..engines.parts import Part
 from .layout import joined
 
 

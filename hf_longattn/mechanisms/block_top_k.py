@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..engines.best import best, best_blocks, exact_dtype, ranking
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.gathered import gathered_attention
+from ..engines.parts import Part, rows_of
 from ..engines.pattern import ScoreMod
 from ..engines.picked import pick, picked_attention
 from ..engines.visits import visiting_attention

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.gathered import Part, gathered_attention
+from ..engines.gathered import gathered_attention
+from ..engines.parts import Part
 from ..engines.pattern import ScoreMod
 from ..engines.picked import pick, picked_attention
 from ..engines.recent import met_before, recent_places

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.gathered import Part
+from ..engines.parts import Part
 from ..engines.pattern import MaskMod, Pattern
 from .gathered import GatheredMechanism
 from .layout import band

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, repeat_heads
-from ..engines.gathered import Part, gathered_attention
+from ..engines.gathered import gathered_attention
+from ..engines.parts import Part
 from ..engines.pattern import ScoreMod
 from .joining import global_parts
 from .masked import MaskedMechanism, first_real
@@ -21,7 +22,7 @@ _plans = PlanCache()
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism whose pairs are :class:`~hf_longattn.engines.gathered.Part`, a function of the length alone.
+    """A mechanism whose pairs are :class:`~hf_longattn.engines.parts.Part`, a function of the length alone.
 
     The engine always meets a whole sequence from its first real token on: padding on the left is turned to the right, and queries
     that are the last of a longer sequence are put in their place, before :meth:`parts` is asked.

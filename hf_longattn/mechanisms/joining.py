@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..engines.gathered import Part, rows_of
+from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod, Pattern
 
 BLOCK = 64

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.gathered import Part
+from ..engines.parts import Part
 
 ROW = 128
 """Queries per row, at most, where what they see differs: wider rows would be masked for longer."""

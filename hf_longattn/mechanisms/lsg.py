@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.gathered import Part, gathered_attention, rows_of
+from ..engines.gathered import gathered_attention
 from ..engines.global_rows import overwrite_global_rows
+from ..engines.parts import Part, rows_of
 from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
@@ -30,6 +31,7 @@ from .gathered import shifted, turn, turn_mask, turning
 from .layout import joined
 from .lsg_definition import sparse_definition
 from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, made_keys
+from .lsg_rows import KeyRows
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
@@ -144,12 +146,13 @@ class Lsg(TurnedMechanism):
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         length, rows = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device)
-        parts = [Part(rows, self.local_keys(length, causal, q.device), causal=causal)]
+        seen = KeyRows(self.cells, self.beyond, causal)
+        parts = [Part(rows, seen.local(length, q.device), causal=causal)]
         every_k, every_v, mask, more, chosen, sparse = k, v, real, dict(arguments), None, None
         if self.beyond and self.options.selection in CHOSEN:
             with torch.no_grad():
                 chosen = chosen_keys(self.options.selection, k, real, self.cells)
-            sparse = self.sparse_tokens(chosen, causal)
+            sparse = seen.chosen(chosen)
         elif self.beyond:
             made = made_keys(self.options.selection, k, v, real, self.cells, self.options.seed + seed)
             every_k, every_v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
@@ -159,64 +162,16 @@ class Lsg(TurnedMechanism):
                 mask = torch.cat([real, real.new_ones(real.shape[0], made.keys.shape[2])], 1)
             if real is not None or self.options.selection == "lsh" or length % self.cells.factor or length % self.cells.size:
                 place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
-            parts += [Part(rows, keys) for keys in self.sparse_keys(place, causal)]
+            parts += [Part(rows, keys) for keys in seen.made(place)]
         if tokens is None:
             parts += [Part(rows, keys) for keys in [sparse] if keys is not None]
             return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         index, given = tokens.places()
-        keys = self.global_keys(torch.where(given, index, -1), chosen, length, causal)
+        keys = seen.global_keys(torch.where(given, index, -1), chosen, length)
         parts.append(Part(rows, keys if sparse is None else joined(sparse, keys), causal=causal))
         out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]
         return overwrite_global_rows(out, q, k, v, index, given, causal=causal, key_mask=real, scale=scale, **arguments)
-
-    def local_keys(self, length: int, causal: bool, device: torch.device) -> Tensor:
-        """The keys of the own block and its neighbours, ``(1, 1, blocks, 2b or 3b)``."""
-        size = self.options.block_size
-        first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
-        keys = first + torch.arange(size * (2 if causal else 3), device=device)
-        return torch.where((keys >= 0) & (keys < length), keys, -1)
-
-    def sparse_tokens(self, place: Tensor, causal: bool) -> Tensor:
-        """The sparse keys ``place (B or 1, H or 1, cells, m)`` of the cells that each block sees, ``(B or 1, H or 1, blocks, ≤ 2S)``."""
-        count, most = place.shape[2], self.beyond
-        row = torch.arange(count, device=place.device)[:, None]
-        before = (row - 1).clamp(0, most)
-        behind = torch.zeros_like(row) if causal else (count - 2 - row).clamp(0, most)
-        slot = torch.arange(max(1, min(most, count - 2), 0 if causal else min(2 * most, count - 3)), device=place.device)
-        cell = torch.where(slot < before, row - 1 - before + slot, row + 2 - before + slot)
-        keys = place[:, :, cell.clamp(0, count - 1)]
-        return keys.masked_fill((slot >= before + behind)[..., None], -1).flatten(-2)
-
-    def sparse_keys(self, place: Tensor, causal: bool) -> list[Tensor]:
-        """The sparse keys before and behind the local ones, ``(B or 1, H or 1, blocks, S)`` each.
-
-        place: the sparse keys of every cell, ``(B or 1, H or 1, cells, m)``.
-        """
-        count = place.shape[2]
-        row = torch.arange(count, device=place.device)[:, None]
-        sides = []
-        for start in (-1 - self.beyond, 2)[: 1 if causal else 2]:
-            cell = row + start + torch.arange(self.beyond, device=place.device)
-            inside = (cell >= 0) & (cell < count)
-            keys = place[:, :, cell.clamp(0, count - 1)].masked_fill(~inside[..., None], -1)
-            sides.append(keys.flatten(-2))
-        return sides
-
-    def global_keys(self, index: Tensor, chosen: Tensor | None, length: int, causal: bool) -> Tensor:
-        """The global keys ``index (B, g)`` that a block does not see anyway, ``(B, H or 1, blocks, g)``; -1 is none.
-
-        chosen: sparse keys that are tokens, ``(B or 1, H, cells, m)``, or None.
-        """
-        size = self.options.block_size
-        away = (index // size)[:, None, None] - torch.arange(self.cells.count(length), device=index.device)[:, None]
-        again = away.abs() <= 1
-        if chosen is not None:
-            places = torch.where(chosen < 0, length, chosen).flatten(2).expand(index.shape[0], -1, -1)
-            taken = torch.zeros(*places.shape[:2], length + 1, dtype=torch.bool, device=index.device).scatter(2, places, True)
-            taken = taken.gather(2, index.clamp(min=0)[:, None].expand(-1, places.shape[1], -1))[:, :, None]
-            again = again | (taken & (away.abs() <= 1 + self.beyond))
-        return torch.where(again, -1, index[:, None, None])
 
     def small(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,

@@ -33,7 +33,7 @@ from ..engines.best import exact_dtype
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
 from ..engines.cpu_chunks import chunk_attention
 from ..engines.dense import repeat_heads
-from ..engines.gathered import Part
+from ..engines.parts import Part
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, recent_in_bucket

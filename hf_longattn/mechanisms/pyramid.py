@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.gathered import Part, rows_of
+from ..engines.parts import Part, rows_of
 from .layout import without_gaps
 
 ROWS = 128

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.gathered import Part, rows_of
+from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod
 from ..errors import OptionError
 from .base import Recursion, State

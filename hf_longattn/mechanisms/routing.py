@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from ..engines.best import best, exact_dtype, ranking
 from ..engines.bucketed import ROW, RecentRounds, band_part, cluster_rows, taken
 from ..engines.dense import index_grid, repeat_heads
-from ..engines.gathered import Part
+from ..engines.parts import Part
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, all_real, recent_in_bucket

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.gathered import Part, rows_of
+from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod, Pattern
 from .counting import band_pairs, column_pairs
 from .gathered import GatheredMechanism

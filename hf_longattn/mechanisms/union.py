@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.dense import repeat_heads
-from ..engines.gathered import Part
+from ..engines.parts import Part
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism

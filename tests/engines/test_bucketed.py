@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sorted
-from hf_longattn.engines.gathered import Part
 from hf_longattn.engines.gathered_plain import allowed
+from hf_longattn.engines.parts import Part
 
 BUCKETS, ROUNDS = 5, 3
 

@@ -14,8 +14,8 @@ from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 from hf_longattn.engines import flex_gathered
 from hf_longattn.engines.block_lists import Lists, packed, transposed
 from hf_longattn.engines.flex import BLOCK, band_block_mask
-from hf_longattn.engines.gathered import Part, rows_of
 from hf_longattn.engines.gathered_plain import plain_gathered
+from hf_longattn.engines.parts import Part, rows_of
 from hf_longattn.engines.pattern import Pattern
 
 

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_longattn.engines import gathered_plain
 from hf_longattn.engines.cpu_gathered import cpu_gathered, flat_rules
 from hf_longattn.engines.cpu_gathered_layout import Rules, _kept
-from hf_longattn.engines.gathered import Part, gathered_attention, rows_of
+from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.engines.gathered_plain import plain_gathered
+from hf_longattn.engines.parts import Part, rows_of
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 

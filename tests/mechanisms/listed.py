@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.gathered import Part
 from hf_longattn.engines.gathered_plain import allowed
+from hf_longattn.engines.parts import Part
 
 
 def listed(parts: Iterable[Part], queries: int, keys: int) -> Tensor:

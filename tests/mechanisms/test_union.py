@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.dense import index_grid
-from hf_longattn.engines.gathered import Part, rows_of
+from hf_longattn.engines.parts import Part, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.gathered import GatheredMechanism

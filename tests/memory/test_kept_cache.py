@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from hf_longattn.engines.gathered import Part, rows_of
+from hf_longattn.engines.parts import Part, rows_of
 from hf_longattn.engines.pattern import MaskMod
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.gathered import GatheredMechanism

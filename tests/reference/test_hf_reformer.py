@@ -14,7 +14,8 @@ from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
 from hf_longattn import build_mechanism
 from hf_longattn.engines.bucketed import Sorted
-from hf_longattn.engines.gathered import Part, gathered_attention
+from hf_longattn.engines.gathered import gathered_attention
+from hf_longattn.engines.parts import Part
 from hf_longattn.mechanisms.lsh import LSH
 
 LENGTH, CHUNK, HEADS, WIDTH, SEED = 320, 32, 3, 16, 11
