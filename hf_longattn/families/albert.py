@@ -5,6 +5,7 @@ narrower than the layers (``embedding_size``). Every layer has a mechanism of it
 from transformers.models.albert.configuration_albert import AlbertConfig
 
 from .config import LongEncoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -20,4 +21,4 @@ FAMILY = Family(
     own_mixin="albert_layers.AlbertCountsItsLayers",
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

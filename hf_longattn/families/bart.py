@@ -5,6 +5,7 @@ positions. ``max_position_embeddings`` leaves those out, as in BartConfig: 4,096
 from transformers.models.bart.configuration_bart import BartConfig
 
 from .encoder_decoder import LongEncoderDecoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -22,4 +23,4 @@ FAMILY = Family(
     ),
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

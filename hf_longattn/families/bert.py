@@ -3,6 +3,7 @@
 from transformers.models.bert.configuration_bert import BertConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -14,4 +15,4 @@ class LongBertConfig(LongConfig, BertConfig):
 
 FAMILY = Family(LongBertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$"),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -11,6 +11,7 @@ from typing import Any
 from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -60,4 +61,4 @@ FAMILY = Family(
     own_mixin="big_bird_attention.BigBirdOnTheInterface",
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

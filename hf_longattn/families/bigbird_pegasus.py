@@ -12,6 +12,7 @@ from transformers.models.bigbird_pegasus.configuration_bigbird_pegasus import Bi
 
 from .big_bird import adopted
 from .encoder_decoder import LongEncoderDecoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -57,4 +58,4 @@ FAMILY = Family(
     own_mixin="bigbird_pegasus_attention.BigBirdPegasusOnTheInterface",
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

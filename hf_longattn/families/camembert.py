@@ -5,6 +5,7 @@
 from transformers.models.camembert.configuration_camembert import CamembertConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -16,4 +17,4 @@ class LongCamembertConfig(LongConfig, CamembertConfig):
 
 FAMILY = Family(LongCamembertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

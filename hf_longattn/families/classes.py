@@ -10,8 +10,9 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import output_capturing
 
 from ..discovery import load_module
+from .base_mixin import LongBaseModelMixin, LongDecoderMixin
 from .loading import inherit_renaming, register_loading
-from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin, LongGenerationMixin
+from .mixin import LongAttentionMixin, LongGenerationMixin
 from .registry import Family
 
 

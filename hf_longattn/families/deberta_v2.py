@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
 
 from .config import LongEncoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -38,4 +39,4 @@ FAMILY = Family(
     own_mixin="deberta_v2_attention.DebertaV2OnTheBackend",
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -5,6 +5,7 @@ with ``sinusoidal_pos_embds`` begins as sinusoids and is trained like any other.
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 
 from .config import LongEncoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -16,4 +17,4 @@ class LongDistilBertConfig(LongEncoderConfig, DistilBertConfig):
 
 FAMILY = Family(LongDistilBertConfig, position_tables=(PositionTable(r"position_embeddings\.weight$"),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -5,6 +5,7 @@ narrower than the layers (``embedding_size``).
 from transformers.models.electra.configuration_electra import ElectraConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -16,4 +17,4 @@ class LongElectraConfig(LongConfig, ElectraConfig):
 
 FAMILY = Family(LongElectraConfig, position_tables=(PositionTable(r"position_embeddings\.weight$"),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -8,6 +8,7 @@ pairs of tokens, has no long form.
 from transformers.models.esm.configuration_esm import EsmConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -23,4 +24,4 @@ FAMILY = Family(
     classes=("EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification", "EsmForTokenClassification"),
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

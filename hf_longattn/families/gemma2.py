@@ -3,6 +3,7 @@
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -15,4 +16,4 @@ class LongGemma2Config(LongConfig, Gemma2Config):
 
 FAMILY = Family(LongGemma2Config, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

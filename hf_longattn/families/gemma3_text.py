@@ -5,6 +5,7 @@
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -21,4 +22,4 @@ FAMILY = Family(
     classes=("Gemma3TextModel", "Gemma3ForCausalLM", "Gemma3TextForSequenceClassification"),
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

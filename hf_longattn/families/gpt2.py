@@ -3,6 +3,7 @@
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -14,4 +15,4 @@ class LongGPT2Config(LongConfig, GPT2Config):
 
 FAMILY = Family(LongGPT2Config, position_tables=(PositionTable(r"wpe\.weight$"),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -3,6 +3,7 @@
 from transformers.models.gpt_neox.configuration_gpt_neox import GPTNeoXConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -19,4 +20,4 @@ class LongGPTNeoXConfig(LongConfig, GPTNeoXConfig):
 
 FAMILY = Family(LongGPTNeoXConfig, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

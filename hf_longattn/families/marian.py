@@ -5,6 +5,7 @@ for any length.
 from transformers.models.marian.configuration_marian import MarianConfig
 
 from .encoder_decoder import LongEncoderDecoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -22,4 +23,4 @@ FAMILY = Family(
     ),
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -3,6 +3,7 @@
 from transformers.models.mistral.configuration_mistral import MistralConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -14,4 +15,4 @@ class LongMistralConfig(LongConfig, MistralConfig):
 
 FAMILY = Family(LongMistralConfig, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,21 +12,21 @@ from transformers import initialization
 
 from ..backend import BACKEND
 from ..discovery import load_module
-from ..errors import MaskError, MemoryMismatchError, OptionError
-from ..mechanisms.base import Mechanism, Recursion
+from ..errors import OptionError
+from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
 from ..naming import COPY, PLAIN_BACKEND
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
-from .auxiliary import with_auxiliary_loss
-from .limits import check_length, check_tables, refuse_scoreless
+from .forward import with_long_arguments
+from .limits import check_tables, refuse_scoreless
 from .loading import drop_tables, freeze_tables
-from .memory_tokens import MemoryTokens, attach_memory_tokens
+from .memory_tokens import MemoryTokens
 from .places import mechanisms_on
 from .projections import copied_parameters
-from .recurrence import new_memory, run_in_segments, run_with_memory
-from .registry import Family, PositionTable
+from .recurrence import new_memory
+from .registry import Family
 from .sharing import separate_parameters, shared_parameters
 from .token_globals import global_tokens_of, token_rule
 
@@ -56,7 +56,7 @@ class LongAttentionMixin(_Base):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
-            cls.forward = _with_long_arguments(cls.forward)
+            cls.forward = with_long_arguments(cls.forward)
 
     def post_init(self) -> None:
         """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
@@ -70,10 +70,10 @@ class LongAttentionMixin(_Base):
         cap = self.config.score_cap
         if cap is not None and getattr(self.config, cap) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={getattr(self.config, cap)})")
-        for stack in (module for module in self.modules() if isinstance(module, LongBaseModelMixin)):
-            token_rule(stack)  # refuses contradicting layers now
-            attach_memory_tokens(stack, stack.position_table)
-        for model in (module for module in self.modules() if isinstance(module, LongAttentionMixin)):
+        models = [module for module in self.modules() if isinstance(module, LongAttentionMixin)]
+        for model in models:
+            model.equip()
+        for model in models:
             if shared := shared_parameters(model):
                 model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
         super().post_init()
@@ -116,6 +116,13 @@ class LongAttentionMixin(_Base):
 
     def adapt(self) -> None:
         """Called once when an instance of the base has become one of ours: what its ``__init__`` would have done otherwise."""
+
+    def equip(self) -> None:
+        """Called once when the mechanisms are attached: what a model with these needs besides."""
+
+    def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """What runs in place of ``base_forward`` on these arguments, which are checked and completed in ``kwargs``."""
+        return base_forward
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -198,110 +205,4 @@ class LongGenerationMixin(_Base):
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
 
-class LongBaseModelMixin(LongAttentionMixin):
-    """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
-
-    The attention implementation is ``longattn`` unless another one is chosen (``attn_implementation="sdpa"``: the plain base).
-    """
-
-    position_table: ClassVar[PositionTable | None]
-
-    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Without a ``global_attention_mask``, the tokens that are global by their ids."""
-        if kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
-            rule = token_rule(self)
-            if rule is not None:
-                kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs)
-
-    @property
-    def recursion(self) -> Recursion | None:
-        """How this model runs over a text in segments with memory tokens; ``None`` when it runs over the whole text."""
-        tokens = getattr(self, "long_memory", None)
-        return tokens.recursion if isinstance(tokens, MemoryTokens) else None
-
-    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.position_table is not None and (self.recursion is None or self.config._attn_implementation != BACKEND):
-            check_length(self.position_table, self.config, args, kwargs)
-        if kwargs.get("global_attention_mask") is not None and self.config._attn_implementation == BACKEND:
-            mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
-            length = kwargs["global_attention_mask"].shape[-1]
-            if not any(m.takes_globals or m.covers(length) for m in mechanisms):
-                raise MaskError(
-                    "global_attention_mask was given, but no layer of this model takes global tokens "
-                    f"(its mechanism is {self.config.long_attention.mechanism!r}); "
-                    "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
-                )
-        if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
-            self._rule_out_packing(args, kwargs)
-
-    def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """While it is compiled, a causal model without attention_mask prepares for packed sequences with an N×N mask; without
-        position_ids there are none, and a mask of ones says so."""
-        tokens = args[0] if args else kwargs.get("input_ids")
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        if len(args) <= 1 and kwargs.get("past_key_values") is None and isinstance(tokens, Tensor):
-            kwargs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-
-
-class LongDecoderMixin(LongBaseModelMixin):
-    """its ``forward`` takes what the base's takes; ``global_attention_mask`` is the encoder's, where there is one."""
-
-    embed_positions: Any
-
-    def adapt(self) -> None:
-        """The base makes encoder and decoder equally long; the decoder's table gets its own length, before it is initialised."""
-        old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
-        if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
-            with torch.device(old.weight.device):
-                self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)
-
-    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.config.is_encoder_decoder:
-            kwargs.pop("global_attention_mask", None)
-        super()._check_inputs(args, kwargs)
-
-    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.config.is_encoder_decoder:
-            super()._find_globals(args, kwargs)
-
-
-def _with_long_arguments(base_forward: Any) -> Any:
-    """``base_forward`` with our arguments in its signature: Trainer drops the columns that it does not find there."""
-
-    @functools.wraps(base_forward)
-    def forward(
-        self: Any,
-        *args: Any,
-        global_attention_mask: Tensor | None = None,
-        memory: SegmentMemory | None = None,
-        memory_reset: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if global_attention_mask is not None and not self.hands_globals_down:
-            raise MaskError(f"{type(self).__name__} has no way to hand a global_attention_mask to its attention; leave it out.")
-        if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
-            several = global_attention_mask.dim() == 3
-            kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
-        if memory is not None:
-            return run_with_memory(self, forward, args, kwargs, memory, memory_reset)
-        if memory_reset is not None:
-            raise MemoryMismatchError("memory_reset says which rows begin anew, but no memory was given; pass memory=model.new_memory().")
-        runs, run = self.config._attn_implementation == BACKEND, base_forward
-        if isinstance(self, LongBaseModelMixin):
-            self._check_inputs(args, kwargs)
-            self._find_globals(args, kwargs)
-            if runs and self.recursion is not None:
-                run = functools.partial(run_in_segments, forward=base_forward)
-        outputs = run(self, *args, **kwargs)
-        return with_auxiliary_loss(self, outputs, kwargs) if runs and self.training else outputs
-
-    signature = inspect.signature(base_forward)
-    parameters = list(signature.parameters.values())
-    own = inspect.signature(forward, follow_wrapped=False).parameters.values()
-    added = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
-    forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
-    return forward
-
-
-__all__ = ["LongAttentionMixin", "LongBaseModelMixin", "LongDecoderMixin", "LongGenerationMixin"]
+__all__ = ["LongAttentionMixin", "LongGenerationMixin"]

@@ -7,6 +7,7 @@ Two of three layers are local: they see ``local_attention`` tokens around. They 
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
 
 from .config import LongEncoderConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -19,4 +20,4 @@ class LongModernBertConfig(LongEncoderConfig, ModernBertConfig):
 
 FAMILY = Family(LongModernBertConfig, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -7,6 +7,7 @@ that are far apart have its last bucket in common, so that it serves long texts 
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 
 from .config import LongEncoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -23,4 +24,4 @@ FAMILY = Family(
     own_mixin="mpnet_attention.MPNetOnTheBackend",
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -10,6 +10,7 @@ from transformers.models.nystromformer.configuration_nystromformer import Nystro
 
 from ..errors import CheckpointError
 from .config import LongEncoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -74,4 +75,4 @@ FAMILY = Family(
     own_mixin="nystromformer_attention.NystromformerOnTheInterface",
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -5,6 +5,7 @@ those itself, and ``max_position_embeddings`` leaves them out. Padding takes no 
 from transformers.models.opt.configuration_opt import OPTConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -20,4 +21,4 @@ FAMILY = Family(
     inner=("OPTDecoder",),
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

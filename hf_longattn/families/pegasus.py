@@ -3,6 +3,7 @@
 from transformers.models.pegasus.configuration_pegasus import PegasusConfig
 
 from .encoder_decoder import LongEncoderDecoderConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -20,4 +21,4 @@ FAMILY = Family(
     ),
 )
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -3,6 +3,7 @@
 from transformers.models.phi.configuration_phi import PhiConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -14,4 +15,4 @@ class LongPhiConfig(LongConfig, PhiConfig):
 
 FAMILY = Family(LongPhiConfig, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -34,4 +35,4 @@ class LongPhi3Config(LongConfig, Phi3Config):
 
 FAMILY = Family(LongPhi3Config, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -3,6 +3,7 @@
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -14,4 +15,4 @@ class LongQwen2Config(LongConfig, Qwen2Config):
 
 FAMILY = Family(LongQwen2Config, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

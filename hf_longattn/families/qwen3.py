@@ -3,6 +3,7 @@
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -14,4 +15,4 @@ class LongQwen3Config(LongConfig, Qwen3Config):
 
 FAMILY = Family(LongQwen3Config, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

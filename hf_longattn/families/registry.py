@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -152,19 +152,6 @@ class Family:
         """The Long class made from ``base``, or ``None`` when ``base`` is no model of this family's base."""
         known = base.__module__.startswith(f"{self.base_package}.") and base.__name__ in {**self.heads, **self.parts}
         return self.model_class(base.__name__) if known else None
-
-    def lazy_classes(self, namespace: dict[str, Any]) -> Callable[[str], Any]:
-        """A module ``__getattr__`` that makes the Long classes on first use and keeps them in the module."""
-
-        def module_getattr(name: str) -> Any:
-            if name not in (*self.heads.values(), *self.parts.values()):
-                raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
-            from .classes import make_classes
-
-            namespace.update(make_classes(self))
-            return namespace[name]
-
-        return module_getattr
 
 
 class _Families(Mapping[str, Family]):

@@ -6,6 +6,7 @@
 from transformers.models.roberta.configuration_roberta import RobertaConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -17,4 +18,4 @@ class LongRobertaConfig(LongConfig, RobertaConfig):
 
 FAMILY = Family(LongRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -3,6 +3,7 @@
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family
 
 
@@ -14,4 +15,4 @@ class LongSmolLM3Config(LongConfig, SmolLM3Config):
 
 FAMILY = Family(LongSmolLM3Config, rope=True)
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())

@@ -5,6 +5,7 @@ no positions, and ``max_position_embeddings`` counts them.
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
 
 from .config import LongConfig
+from .lazy import lazy_classes
 from .registry import Family, PositionTable
 
 
@@ -16,4 +17,4 @@ class LongXLMRobertaConfig(LongConfig, XLMRobertaConfig):
 
 FAMILY = Family(LongXLMRobertaConfig, position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),))
 
-__getattr__ = FAMILY.lazy_classes(globals())
+__getattr__ = lazy_classes(FAMILY, globals())
