@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
-BEGIN = """
+AROUND = """
+import os
 import sys
+import traceback
 sys.path.insert(0, {root!r})
 import torch
 import torch.distributed as dist
 
-rank = int(sys.argv[1])
+def program(rank):
+{program}
+
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method="file://" + {meeting!r}, rank=rank, world_size=2)
-"""
-END = """
-dist.destroy_process_group()
+dist.init_process_group("gloo", init_method="file://" + {meeting!r}, rank=int(sys.argv[1]), world_size=2)
+failed = 0
+try:
+    program(int(sys.argv[1]))
+    dist.barrier()
+except BaseException:
+    traceback.print_exc()
+    failed = 1
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(failed)  # without taking the group down: freed beside DistributedDataParallel it deadlocks or aborts now and then (torch 2.13)
 """
 
 
 def run_two_ranks(program: str, root: Path, folder: Path) -> list[str]:
-    """What `program` prints in each of two processes; it finds `rank`, `torch` and `dist`, and `folder` is its working directory."""
+    """What `program`, the body of a function of `rank`, prints in each of two processes whose working directory is `folder`."""
     script = folder / "rank.py"
-    script.write_text(BEGIN.format(root=str(root), meeting=str(folder / "meeting")) + program + END)
+    body = textwrap.indent(program, "    ")
+    script.write_text(AROUND.format(root=str(root), program=body, meeting=str(folder / "meeting")))
     command = [sys.executable, str(script)]
     ranks = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder) for rank in range(2)

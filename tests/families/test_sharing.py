@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from hf_longattn import LongBertConfig, convert_checkpoint, enable_long_attention
 from hf_longattn.families import LongBertForMaskedLM
+from tests.ranks import run_two_ranks
 
 SIZES: dict[str, Any] = {
     "vocab_size": 100,
@@ -87,16 +87,27 @@ def test_any_architecture_shares() -> None:
     assert_one(enable_long_attention(BertForMaskedLM(BertConfig(**SIZES)), SHARED))
 
 
-def test_it_trains_in_distributed_data_parallel(model: Any, tmp_path: Path) -> None:
-    model.train()
-    ids = torch.randint(5, 100, (2, 60))
-    before = assert_one(model).detach().clone()
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        for _ in range(2):  # a parameter without a gradient would stop the second step
-            parallel(input_ids=ids, labels=ids).loss.backward()
-        torch.optim.SGD(parallel.parameters(), lr=1.0).step()
-    finally:
-        dist.destroy_process_group()
-    assert not torch.equal(assert_one(model), before)
+DDP = """
+from hf_longattn import LongBertConfig
+from hf_longattn.families import LongBertForMaskedLM
+from tests.families.test_sharing import SHARED, SIZES, assert_one
+
+torch.manual_seed(0)
+model = LongBertForMaskedLM(LongBertConfig(**SIZES, long_attention=SHARED)).train()
+before = assert_one(model).detach().clone()
+parallel = torch.nn.parallel.DistributedDataParallel(model)
+ids = torch.randint(5, 100, (2, 60))[rank : rank + 1]
+for _ in range(2):  # a parameter without a gradient would stop the second step
+    parallel(input_ids=ids, labels=ids).loss.backward()
+torch.optim.SGD(parallel.parameters(), lr=1.0).step()
+mine = assert_one(model).detach()
+assert not torch.equal(mine, before)
+first = mine.clone()
+dist.broadcast(first, 0)
+assert torch.equal(mine, first)
+print("equal")
+"""
+
+
+def test_it_trains_in_distributed_data_parallel(repository: Path, tmp_path: Path) -> None:
+    assert run_two_ranks(DDP, repository, tmp_path) == ["equal", "equal"]
