@@ -69,7 +69,7 @@ def build(folder: Path, gigabytes: float) -> tuple[int, int]:
     """Write the checkpoint in shards of 1 GB, one tensor in memory at a time; (bytes, bytes of the largest tensor)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hf_longattn.conversion.write import OutputTensor, split_by_size, write_weights
+    from hf_longattn.conversion.files.writing import OutputTensor, split_by_size, write_weights
 
     sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
     config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=LENGTH, dtype="bfloat16", num_hidden_layers=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,22 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TOP_FLOOR = FLOOR["conversion"]
+
+# The same inside `conversion`: a room, or a file beside the rooms, imports from lower floors of it only.
+CONVERSION = (
+    ("text", "report", "quiet"),
+    ("files",),
+    ("sources",),
+    ("adopters",),
+    ("architectures",),
+    ("costs", "running"),
+    ("planning",),
+    ("inspection", "transforming"),
+    ("verification",),
+    ("convert", "reverting", "exporting"),
+    ("__init__",),
+)
+CONVERSION_FLOOR = {room: number for number, rooms in enumerate(CONVERSION) for room in rooms}
 
 NAME_OF_MECHANISM = re.compile(r"(^|[._])mechanism([._]name)?$")
 
@@ -74,6 +90,44 @@ def test_imports_go_one_way(path: Path) -> None:
     assert not wrong, f"{here} may import lower floors only: {'; '.join(wrong)}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "conversion").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_inside_conversion_go_one_way(path: Path) -> None:
+    here = path.relative_to(PACKAGE / "conversion").parts[0].removesuffix(".py")
+    assert here in CONVERSION_FLOOR, f"{here} is a new room of conversion: give it a floor in {Path(__file__).name}"
+    targets = [(line, target.split(".")) for line, target in imports(path)]
+    inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == ["conversion"] and len(parts) > 2]
+    wrong = [f"{path.name}:{line} imports {room}" for line, room in inner if room != here and climbs(here, room)]
+    assert not wrong, f"{here} may import lower floors of conversion only: {'; '.join(wrong)}"
+
+
+def climbs(here: str, room: str) -> bool:
+    return CONVERSION_FLOOR[room] >= CONVERSION_FLOOR[here]
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Modules that import each other in a circle, also where the import stands in a function or is for types only."""
+    files = {".".join(["hf_longattn", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
+    inside = {name: path for name, path in files.items() if name.startswith("hf_longattn.conversion.")}
+    graph = {name: {found for _, target in imports(path) if (found := module_of(target, inside))} - {name} for name, path in inside.items()}
+    assert not list(circles(graph)), "put what both need into a file of its own"
+
+
+def module_of(target: str, known: Mapping[str, Path]) -> str | None:
+    """The module that an import of ``target`` reads: itself, its package's ``__init__``, or the module that holds the name."""
+    own = target.rpartition(".")[0]
+    return next((name for name in (target, f"{target}.__init__", own, f"{own}.__init__") if name in known), None)
+
+
+def circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
+    """What is left when modules that import nothing left, or that nothing left imports, are taken away one after another."""
+    left = dict(graph)
+    while ends := [name for name, found in left.items() if not found & set(left) or not any(name in other for other in left.values())]:
+        for name in ends:
+            del left[name]
+    if left:
+        yield sorted(left)
+
+
 def test_no_file_is_longer_than_350_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert not {name: count for name, count in lengths.items() if count > 350}, "one idea a file"
@@ -98,3 +152,6 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert not trespass("families", "hf_longattn.backend")
     assert trespass("mechanisms", "hf_longattn.LongBertModel")
     assert not trespass("cli", "hf_longattn.convert_checkpoint")
+    assert climbs("sources", "planning")
+    assert not climbs("planning", "sources")
+    assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..conversion import ConversionPlan
-from ..conversion.comparison import LENGTHS, MechanismCost, compare_mechanisms, matrix_speed
+from ..conversion.planning.comparison import LENGTHS, MechanismCost, compare_mechanisms, matrix_speed
 from .show import print_json, show_plan, size
 
 __all__ = ["print_plan"]

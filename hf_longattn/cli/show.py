@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
-from ..conversion.cost import LengthCost
+from ..conversion.costs.counts import LengthCost
 from ..mechanisms import MechanismInfo
 
 __all__ = ["print_json", "show_costs", "show_inspection", "show_mechanism", "show_mechanisms", "show_plan", "show_report"]

@@ -1,11 +1,11 @@
 """From a short checkpoint to a long one, and back: plan → transform → write → verify."""
 
 from .convert import convert_checkpoint
-from .export import ExportReport, export_checkpoint
+from .exporting.export import ExportReport, export_checkpoint
 from .inspection import Inspection, inspect_checkpoint
-from .plan import ConversionPlan, TensorPlan, plan_conversion
+from .planning.plan import ConversionPlan, TensorPlan, plan_conversion
 from .report import Check, ConversionReport
-from .revert import revert_checkpoint
+from .reverting.revert import revert_checkpoint
 
 __all__ = [
     "Check",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,22 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
-from .initialise import initial_values
-from .peft_source import write_adapter
-from .plan import ConversionPlan, plan_conversion
+from .files.staging import destination_path, staged_folder
+from .files.writing import write_json, write_weights
+from .planning.next_step import next_step
+from .planning.plan import ConversionPlan, plan_conversion
 from .quiet import quiet_libraries
-from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, require_passed, seconds, versions
-from .sentence import write_sentence_modules
-from .sidecars import write_sidecars
-from .source import open_source
-from .staging import destination_path, staged_folder
-from .text import VerificationText, load_tokenizer, verification_text
-from .training_command import next_step
-from .transform import added_values, files_of
-from .verify import verify as verify_result
-from .write import write_json, write_weights
+from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
+from .sources.opening import open_source
+from .text import VerificationText, beginning, load_tokenizer, verification_text
+from .transforming.adapter import write_adapter
+from .transforming.initial import initial_values
+from .transforming.sentence import write_sentence_modules
+from .transforming.sidecars import write_sidecars
+from .transforming.values import added_values, files_of
+from .verification.checks import verify as verify_result
 
 __all__ = ["convert_checkpoint"]
-
-StageProgress = Callable[[str, int, int], None]
-"""`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
-
-CHARACTERS_PER_TOKEN = 10
-"""Text read per token wanted: ample for any tokenizer, and a long file is not tokenised to its end."""
 
 
 @quiet_libraries()
@@ -127,7 +120,7 @@ def convert_checkpoint(
     if remote_code:
         check_remote_code(plan.config, user_code=user_code)
     clock["planned"] = time.perf_counter()
-    text = text[: CHARACTERS_PER_TOKEN * max(plan.new_length, 512)]
+    text = beginning(text, plan.new_length)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if verify else None
     begun, begun_checks = initial_values(plan, init_from_text) if init_from_text is not None else (None, [])

@@ -10,13 +10,14 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..families.registry import FAMILIES, Family
 from ..mechanisms import Mechanism
-from .architecture import find_architecture
-from .cost import LengthCost, cost_at, layer_mechanisms, lengths_up_to
-from .decode_state import DecodeState, decode_states
-from .lengths import longest
-from .plan import model_shape
+from .architectures.families import find_architecture
+from .costs.counts import LengthCost, cost_at, layer_mechanisms, lengths_up_to
+from .costs.decode_state import DecodeState, decode_states
+from .costs.shape import model_shape
+from .planning.lengths import longest
 from .quiet import quiet_libraries
-from .source import Source, open_source
+from .sources.base import Source
+from .sources.opening import open_source
 
 __all__ = ["Inspection", "inspect_checkpoint", "read_long"]
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 
-__all__ = ["REPORT", "Check", "ConversionReport", "require_passed", "seconds", "versions"]
+__all__ = ["REPORT", "Check", "ConversionReport", "StageProgress", "require_passed", "seconds", "versions"]
 
 REPORT = "conversion_report.json"
 TOLERANCE = 1e-4
 """Largest difference called equal, relative to the largest output (at least 1): fp32 sums in another order."""
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
+
+StageProgress = Callable[[str, int, int], None]
+"""`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError, in_a_line
 
-__all__ = ["VerificationText", "load_tokenizer", "verification_text"]
+__all__ = ["VerificationText", "beginning", "load_tokenizer", "verification_text"]
+
+CHARACTERS_PER_TOKEN = 10
+"""Text read per token wanted: ample for any tokenizer, and a long file is not tokenised to its end."""
 
 PARAGRAPHS = """\
 The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
@@ -97,6 +100,11 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     if not text.strip():
         raise CheckpointError(f"The text {str(file)!r} is empty.")
     return text, Path(file).name
+
+
+def beginning(text: str, count: int) -> str:
+    """As much of a text as `count` tokens may take."""
+    return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
 
 
 def load_tokenizer(folder: Path) -> Any | None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion.loading import auto_class_name
+from hf_longattn.conversion.running.loading import auto_class_name
 from hf_longattn.errors import PositionError
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from ..source import Source
+from ..sources.base import Source
 from .base import Adopter, Move, Probe, layer_options
 
 __all__ = ["Adopter", "Move", "Probe", "adopter_of", "adopters", "layer_options"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 
 if TYPE_CHECKING:
-    from ..source import Source
+    from ..sources.base import Source
     from ..text import VerificationText
 
 __all__ = ["Adopter", "Move", "Probe", "layer_options", "with_decoder"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...configuration import LongAttentionConfig
-from ..source import Source
+from ..sources.base import Source
 from .base import Probe, layer_options
 from .longformer import GLOBAL_PROJECTION, LongformerAdopter
 

@@ -1,0 +1,1 @@
+"""A long checkpoint as one graph: ONNX, or a program of torch.export."""

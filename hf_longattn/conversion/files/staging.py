@@ -1,0 +1,160 @@
+"""Build a folder beside its destination and put it in place in one step, so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import CheckpointError, DestinationExistsError
+from .exchange import exchange
+
+__all__ = ["check_destination", "destination_path", "staged_folder"]
+
+
+def destination_path(destination: str | Path) -> Path:
+    """The absolute path of a destination, links in it left as they are."""
+    return Path(os.path.abspath(Path(destination).expanduser()))
+
+
+def check_destination(destination: Path, *sources: Path, overwrite: bool) -> None:
+    """Refuse a destination that must not be written.
+
+    Raises:
+        DestinationExistsError: it exists and `overwrite` is off, or it is not a checkpoint folder that could be replaced.
+        CheckpointError: it is a source, contains one, or lies in a folder that does not exist and cannot be made.
+    """
+    resolved = destination.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if origin == resolved or resolved in origin.parents or origin in resolved.parents:
+            raise CheckpointError(f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another.")
+    if not os.path.lexists(destination):
+        return
+    if not overwrite:
+        raise DestinationExistsError(f"{str(destination)!r} already exists; choose another folder or add --overwrite.")
+    replaceable = destination.is_dir() and not destination.is_symlink()
+    if not replaceable or (any(destination.iterdir()) and not (destination / "config.json").is_file()):
+        raise DestinationExistsError(
+            f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
+
+    Leftovers of a killed run are cleaned first. With `overwrite`, an existing destination and the new folder change places in one step
+    where the file system can do that; elsewhere the old one is set aside, and the next run brings it back if this one is killed just then.
+
+    Raises:
+        DestinationExistsError: the destination came into being meanwhile.
+        CheckpointError: not enough room on the disk, before or while writing, or no permission.
+    """
+    parent, name = destination.resolve().parent, destination.name
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _clean(parent, name)
+        free = shutil.disk_usage(parent).free
+        if needed_bytes > free:
+            raise CheckpointError(
+                f"The result needs {needed_bytes / 1e6:,.0f} MB, but {str(parent)!r} has {free / 1e6:,.0f} MB free; nothing was written."
+            )
+        stage = parent / f".{name}.partial-{os.getpid()}"
+        stage.mkdir()
+    except OSError as error:
+        _remove_empty(made)
+        raise CheckpointError(_sentence(error, parent)) from error
+    except CheckpointError:
+        _remove_empty(made)
+        raise
+    try:
+        yield stage
+        for path in [*stage.rglob("*"), stage]:
+            _sync(path)
+        _swap(stage, destination, overwrite)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise CheckpointError(_sentence(error, parent)) from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Take back the parent folders made for a result that did not come."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty: the result is in it; or never made
+            folder.rmdir()
+
+
+def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
+    replaces = os.path.lexists(destination)
+    if replaces and not overwrite:
+        raise DestinationExistsError(f"{str(destination)!r} was made by someone else meanwhile; choose another folder or add --overwrite.")
+    if not replaces:
+        os.rename(stage, destination)
+    elif not exchange(stage, destination):
+        _replace(stage, destination)
+    _sync(destination.resolve().parent)
+
+
+def _replace(stage: Path, destination: Path) -> None:
+    aside = stage.with_name(f".{destination.name}.replaced-{os.getpid()}")
+    os.rename(destination, aside)
+    try:
+        os.rename(stage, destination)
+    except OSError:
+        os.rename(aside, destination)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clean(parent: Path, name: str) -> None:
+    """Remove what killed runs left; a destination set aside by one that never put the new one in place comes back."""
+    for leftover in sorted(parent.glob(f".{_literal(name)}.replaced-*")):
+        if _is_running(leftover):
+            continue
+        if not (parent / name).exists():
+            os.rename(leftover, parent / name)
+        else:
+            shutil.rmtree(leftover)
+    for leftover in sorted(parent.glob(f".{_literal(name)}.partial-*")):
+        if not _is_running(leftover):
+            shutil.rmtree(leftover)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _is_running(leftover: Path) -> bool:
+    number = leftover.name.rpartition("-")[2]
+    if not number.isdigit() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sentence(error: OSError, parent: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk of {str(parent)!r} is full; free some space or choose another place. Nothing was left behind."
+    return f"Cannot write in {str(parent)!r}: {error.strerror or error}; nothing was written."

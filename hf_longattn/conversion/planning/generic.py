@@ -1,0 +1,51 @@
+"""The config and the attention of a result whose architecture has no family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...configuration import LongAttentionConfig
+from ...errors import LengthError, PositionError
+from ...families.own_windows import own_windows, with_own_windows
+from ..architectures.generic import GenericArchitecture
+from .lengths import StackLength
+from .rotary import plan_rotary
+
+__all__ = ["attention_of", "generic_config"]
+
+
+def generic_config(
+    architecture: GenericArchitecture, attention: LongAttentionConfig, positions: str, max_length: int | None
+) -> tuple[Any, StackLength, str, str]:
+    """The config of the result, the tokens of text that it takes (0 where it does not say), the rule for positions, and why positions
+    below the old length change.
+
+    Raises:
+        PositionError, LengthError: longer positions than the source has, where those are not rotary.
+    """
+    config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
+    config.long_attention = attention.to_dict()
+    config.architectures = [architecture.source_class]
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    old = said if isinstance(said, int) else 0
+    new = old if max_length is None else int(max_length)
+    if isinstance(getattr(config, "rope_parameters", None), dict) and old:
+        if new < old:
+            raise LengthError(f"The source takes {old} tokens and conversion only extends: --max-length {new} is too small.")
+        rope = plan_rotary(config, attention, positions, StackLength(old, new))
+        config.rope_parameters, config.max_position_embeddings = rope.parameters, rope.max_position_embeddings
+        moved = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
+        return config, StackLength(old, new), f"rope:{rope.kind}", moved
+    if new != old or positions != "auto":
+        raise PositionError(
+            f"--generic leaves the positions of a {architecture.source_class} as they are, since it does not know them; "
+            "leave --max-length and --positions out."
+        )
+    return config, StackLength(old, old), "as they were", ""
+
+
+def attention_of(architecture: GenericArchitecture, asked: LongAttentionConfig, unasked: bool) -> LongAttentionConfig:
+    """What was asked for, with the windows that the source has of its own where nothing else was."""
+    config = architecture.source_config
+    windows = own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []
+    return with_own_windows(None if unasked else asked, windows)

@@ -1,0 +1,1 @@
+"""From a long checkpoint back to a plain one of its base: plan → write → verify."""

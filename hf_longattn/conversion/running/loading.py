@@ -1,0 +1,93 @@
+"""Load the two sides of a comparison through transformers' own doors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import CheckpointError, in_a_line
+from ..architectures.base import Architecture
+from ..sources.base import Source
+
+__all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised"]
+
+
+def auto_class_name(config: Any, class_name: str) -> str | None:
+    """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
+    from transformers.models.auto import modeling_auto
+
+    for name in sorted(dir(modeling_auto), key=lambda name: name == "AutoModelForPreTraining"):  # that one gives other heads too
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if mapping is None or not name.startswith("AutoModel") or type(config) not in mapping:
+            continue
+        found = mapping[type(config)]
+        if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:
+            return name
+    return None
+
+
+def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
+    """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32.
+
+    Raises:
+        CheckpointError: it does not load, or lacks weights below its head.
+    """
+    import transformers
+
+    arguments = dict(source.loading)
+    if architecture.adopter is not None:
+        model_class, own = architecture.adopter.source_model(architecture.adopted_config, architecture.source_class)
+        arguments |= own
+    else:
+        model_class = getattr(transformers, architecture.source_class)
+    model, missing = _load(model_class, source.folder, dtype, **arguments)
+    _check_complete(missing, model, source.folder, architecture)
+    return (model if source.finish is None else source.finish(model)), missing
+
+
+def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> nn.Module:
+    """The same of an architecture without a family, which says nothing of heads."""
+    return _load(architecture.model_class, source.folder, dtype, **dict(source.loading))[0]
+
+
+def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
+    """A head may be missing, a pooler and tables that are computed; layers that begin at random make no model."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    own = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tables = {name: architecture.family.table(name) for name in own}
+    computed = {name for name, table in tables.items() if table is not None and not table.learned}
+    lost = sorted(name for name in own - tied - computed if "pooler" not in name)
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {str(folder)!r}, the first is {lost[0]!r};"
+            " is every weight file there, and does its config.json belong to it?"
+        )
+
+
+def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[nn.Module, set[str]]:
+    """The result through the Auto class of its head, computing in fp32."""
+    import transformers
+
+    name = auto_class_name(config, architecture.long_class)
+    return _load(getattr(transformers, name) if name else architecture.model_class, folder, None, use_safetensors=True)
+
+
+def newly_initialised(missing: set[str], model: nn.Module) -> bool:
+    """Whether the checkpoint left parameters of the head to chance, so that its outputs cannot be compared."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return bool(missing - tied)
+
+
+def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
+    try:
+        model, info = model_class.from_pretrained(
+            folder, dtype=dtype or torch.float32, output_loading_info=True, local_files_only=True, **arguments
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
+    # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
+    return nn.Module.float(model).eval(), set(info["missing_keys"])

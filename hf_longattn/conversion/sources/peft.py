@@ -1,0 +1,97 @@
+"""A PEFT adapter as a source: its base is converted, and the adapter put beside it or merged into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ...errors import CheckpointError
+from ..files.reading import read_json_object
+from ..files.tensors import TensorHeader
+from .base import Place, Source
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "base_of", "with_adapter"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+
+
+def base_of(place: Place) -> tuple[str, str | None]:
+    """The name of the base that the adapter at a place was trained on, and its revision.
+
+    Raises:
+        CheckpointError: no base named, or no safetensors weights.
+    """
+    folder = place.folder
+    config = read_json_object(folder / ADAPTER_CONFIG)
+    base_name = config.get("base_model_name_or_path")
+    if not isinstance(base_name, str) or not base_name:
+        raise CheckpointError(
+            f"{str(folder / ADAPTER_CONFIG)!r} names no base_model_name_or_path; write the folder or Hub name of its base there."
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file() and place.remote is None:
+        found = f"only {PICKLED_WEIGHTS!r}: load it with peft and save it again" if (folder / PICKLED_WEIGHTS).is_file() else "no weights"
+        raise CheckpointError(f"The adapter {place.name!r} has {found}; expected {ADAPTER_WEIGHTS}.")
+    return base_name, config.get("revision")
+
+
+def with_adapter(base: Source, place: Place, *, merge: bool) -> Source:
+    """A base with an adapter beside it or merged into its weights.
+
+    Args:
+        base: that the adapter was trained on.
+        place: of the adapter.
+        merge: add the adapter to the base's weights when they are read; that loads the whole model with peft.
+    """
+    if not merge:
+        return replace(base, name=place.name, adapter=place.folder)
+    merged = cache(partial(_merged_values, base, place.folder))
+    tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
+    return replace(base, name=place.name, tensors=tensors, origin=place.folder, finish=partial(_merge, folder=place.folder))
+
+
+def _value(merged: Callable[[], Mapping[str, Tensor]], header: TensorHeader) -> Tensor:
+    values = merged()
+    if header.name not in values:
+        raise CheckpointError(
+            f"The base's tensor {header.name!r} has another name in transformers' own model, so that the adapter cannot be merged;"
+            " load the base with transformers and save it again first."
+        )
+    return values[header.name].to(header.torch_dtype).contiguous()
+
+
+def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
+    import transformers
+
+    class_name = (base.config.get("architectures") or ["AutoModel"])[0]
+    model = getattr(transformers, class_name).from_pretrained(base.folder, dtype="auto", local_files_only=True, **base.loading)
+    return _merge(model, folder=folder).state_dict()
+
+
+def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
+    """The model with the adapter in its own weights."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise CheckpointError("Adapters are merged with the peft package: pip install 'hf-longattn[train]'.") from error
+    foreign = _foreign(model, folder)
+    if foreign:
+        raise CheckpointError(
+            f"The adapter brings {foreign!r}, which its base does not have (a head of its own?); convert it without --merge-adapter."
+        )
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        raise CheckpointError(f"peft cannot merge the adapter {str(folder)!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _foreign(model: nn.Module, folder: Path) -> str | None:
+    """A module that the adapter replaces and the model lacks."""
+    saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or []
+    present = {part for name, _ in model.named_modules() for part in name.split(".")}
+    return next((name for name in saved if name not in present), None)

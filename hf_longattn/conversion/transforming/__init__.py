@@ -1,0 +1,1 @@
+"""What goes into the folder of the result: values of tensors, and the files beside them."""

@@ -1,0 +1,1 @@
+"""Source and written result compared: tensors, outputs, gradients, loss."""

@@ -1,0 +1,219 @@
+"""Run the source and the result on the same text and compare what they give."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...families.own_windows import keeps_window, own_windows
+from ..costs.counts import cost_at, layer_mechanisms
+from ..planning.plan import ConversionPlan
+from ..report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check
+from ..running.calling import outputs
+from ..running.loading import load_result, load_source, newly_initialised
+from ..text import VerificationText
+from .adoption import check_adoption
+
+__all__ = ["Lengths", "check_outputs", "choose_lengths"]
+
+FLOPS_AT_NEW_LENGTH = 4e12
+"""Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
+
+FLOPS_AT_OLD_LENGTH = 1e12
+PADDING = 37
+"""Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
+
+DECODED = 32
+"""Tokens of the decoder beside an encoder in the checks at the new length."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths in tokens at which a conversion is checked."""
+
+    covered: int  # the longest up to `old` at which every layer equals the source's; 0 when there is none
+    old: int
+    new: int
+
+
+def choose_lengths(plan: ConversionPlan) -> Lengths:
+    """The old and the new length, or shorter ones where a large model would take too long."""
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+
+    def affordable(length: int, passes: int, limit: float) -> int:
+        while length > 64 and passes * cost_at(length, plan.shape, layers).total_flops > limit:
+            length = max(64, length // 2)
+        return length
+
+    decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
+
+    windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
+
+    def same(number: int, width: int | None, length: int) -> bool:
+        if keeps_window(plan.attention, number, width):
+            return True
+        return layers[number].covers(length, plan.shape.causal) and (width is None or length <= width)
+
+    def covered(length: int) -> bool:
+        own = all(same(number, width, length) for number, width in enumerate(windows))
+        return own and all(layer.covers(length, True) for layer in decoder)
+
+    old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
+    low, high = 0, old  # covers() holds up to some length and not beyond it
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if covered(middle) else (low, middle - 1)
+    return Lengths(low, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
+
+
+def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths) -> list[Check]:
+    """Everything that can be said from outputs; the two models are never in memory together.
+
+    Args:
+        plan: of the conversion.
+        result: the written folder.
+        text: what to run on.
+        lengths: from `choose_lengths`.
+    """
+    if plan.architecture.adopter is not None:
+        checks, model = check_adoption(plan, result, text, lengths.old)
+        return checks + _check_new(plan, model.base_model, text, lengths.new)
+    cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
+    model, missing = load_source(plan.source, plan.architecture, cast)
+    chance = newly_initialised(missing, model)
+    at = sorted({lengths.old, lengths.covered} - {0})
+    limit = _decoder_limit(plan)
+    expected = {length: outputs(_part(model, chance), text.tokens(length), decoder_tokens=limit) for length in at}
+    del model
+
+    model, _ = load_result(result, plan.architecture, plan.config)
+    part = _part(model, chance)
+    what = "hidden states (the source has no weights for its head)" if chance else "outputs"
+    checks = _compare_old(plan, model, part, text, lengths, expected, what)
+    checks += _check_new(plan, model.base_model, text, lengths.new)
+    return checks
+
+
+def _decoder_limit(plan: ConversionPlan) -> int | None:
+    """Tokens that the decoder beside an encoder takes in the source; `None` under heads that read the whole text in it."""
+    return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
+
+
+def _part(model: Any, chance: bool) -> Any:
+    return model.base_model if chance else model
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
+    """(largest absolute difference, the same relative to the largest value but at least 1)."""
+    largest = float(torch.stack([(a[name] - b[name]).abs().max() for name in a]).max())  # NaN in any of them is NaN
+    scale = max(1.0, *(float(value.abs().max()) for value in a.values()))
+    return largest, largest / scale
+
+
+def _compare_old(
+    plan: ConversionPlan,
+    model: Any,
+    part: nn.Module,
+    text: VerificationText,
+    lengths: Lengths,
+    expected: dict[int, dict[str, Tensor]],
+    what: str,
+) -> list[Check]:
+    def compare(name: str, length: int, how: str, must: bool, why: str) -> Check:
+        ids = text.tokens(length)
+        largest, relative = difference(expected[length], outputs(part, ids, decoder_tokens=_decoder_limit(plan)))
+        values = {
+            "length": length,
+            "tokens": ids.numel(),
+            "outputs": sorted(expected[length]),
+            "max_abs_difference": largest,
+            "relative_difference": relative,
+            "tolerance": TOLERANCE,
+        }
+        found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
+        if relative <= TOLERANCE:
+            return Check(name, PASSED, f"{found}, equal", values)
+        if must:
+            return Check(name, FAILED, f"{found}, but they must be equal", values)
+        return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
+
+    exact, moved = plan.positions_exact, plan.moved
+    checks = []
+    if lengths.covered:
+        name = "equal where the mechanism covers the input"
+        checks.append(compare(name, lengths.covered, "long attention", exact, moved))
+    if lengths.covered < lengths.old:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        name = "equal at the old length with full attention"
+        checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
+        model.set_attn_implementation(plan.config._attn_implementation or "longattn")
+        why = f"the mechanism covers inputs up to {lengths.covered} tokens" if exact else moved
+        checks.append(compare("at the old length", lengths.old, "long attention", False, why))
+    return checks
+
+
+def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> list[Check]:
+    """Finite at the new length, and padding changes nothing; on the hidden states, which every head reads token by token."""
+    ids = text.tokens(length)
+    decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
+    short = max(1, length - PADDING)
+    alone = ids[:, :short]
+    takes_globals = any(getattr(layer, "takes_globals", False) for layer in layer_mechanisms(plan.attention, plan.shape, length))
+    marked = torch.zeros_like(alone)
+    marked[:, : min(short, 8)] = 1
+    marked[:, short // 2] = 1
+
+    places = "position_ids" in inspect.signature(type(backbone).forward).parameters
+    sides = ("right", "left") if places else ("right",)  # without position_ids, padding on the left moves the text
+
+    def run(tokens: Tensor, mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
+        arguments: dict[str, Tensor] = {"attention_mask": mask}
+        if places:
+            arguments["position_ids"] = _positions(mask, plan)
+        if takes_globals:
+            arguments["global_attention_mask"] = marks
+        found = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
+        return {name: state for name, state in found.items() if name.endswith("last_hidden_state")}
+
+    def pad(values: Tensor, fill: int) -> Tensor:
+        gap = length - short
+        padded = {"right": (0, gap), "left": (gap, 0)}
+        return torch.cat([torch.nn.functional.pad(values, padded[side], value=fill) for side in sides])
+
+    whole = outputs(backbone, ids, decoder_tokens=decoded)
+    finite = all(bool(state.isfinite().all()) for name, state in whole.items() if name.endswith("last_hidden_state"))
+    at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
+    said = f"hidden states {at} are {'' if finite else 'not '}finite"
+    checks = [Check("finite at the new length", PASSED if finite else FAILED, said, {"length": length, "tokens": ids.numel()})]
+    if short == length:
+        return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens leave no room for padding")]
+    if not all(layer.ignores_padding for layer in layer_mechanisms(plan.attention, plan.shape, length)):
+        return [*checks, Check("padding changes nothing", SKIPPED, "the mechanism's options count padding, as another implementation does")]
+    unpadded = run(alone, torch.ones_like(alone), marked)
+    fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
+    padded = run(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
+    differences = {}
+    for row, side in enumerate(sides):
+        rows = {name: state[row] for name, state in padded.items()}
+        real = {name: state[-short:] if side == "left" else state[:short] for name, state in rows.items()}
+        differences[side] = max(float((real[name] - state[0]).abs().max()) for name, state in unpadded.items())
+    largest = max(differences.values())
+    scale = max(1.0, *(float(state.abs().max()) for state in unpadded.values()))
+    good = largest <= TOLERANCE * scale and all(bool(state.isfinite().all()) for state in padded.values())
+    detail = (
+        f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
+        f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
+    )
+    values = {**differences, "length": length, "tokens": short, "tolerance": TOLERANCE}
+    return [*checks, Check("padding changes nothing", PASSED if good else FAILED, detail, values)]
+
+
+def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
+    """Positions counted from the first real token; those of padding are the first position's."""
+    offset = max((table.first_id for table in plan.architecture.family.position_tables), default=0)
+    return (mask.cumsum(-1) - 1).clamp(min=0) + offset

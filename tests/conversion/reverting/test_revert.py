@@ -1,0 +1,256 @@
+"""The way back: a plain checkpoint that loads without this package, with the tensors that a conversion began from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hf_longattn.cli import main
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.conversion.reverting import revert
+from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, PositionError
+from hf_longattn.families import FAMILIES
+
+from ..conftest import LENGTH, ROBERTA, damaged
+from ..every_family import NOT_AS_IT_IS, Short, head_of
+
+Built = Callable[[str], Path]
+Checkpoint = Callable[..., Path]
+WINDOW = {"mechanism": "window", "window": 16}
+
+pytestmark = pytest.mark.filterwarnings("ignore:The plain model attends:UserWarning")
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def what_matters(folder: Path) -> dict[str, Any]:
+    return {name: value for name, value in config(folder).items() if name not in ("transformers_version", "_name_or_path")}
+
+
+def config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        *(
+            (name, "auto")
+            for name in ("BertForQuestionAnswering", "RobertaForMaskedLM", "GPT2LMHeadModel", "DistilBertForQuestionAnswering")
+        ),
+        *((name, "interpolate") for name in ("BertForQuestionAnswering", "BartForSequenceClassification")),
+        *((name, "auto") for name in ("BartForSequenceClassification", "PegasusForConditionalGeneration", "ElectraForPreTraining")),
+        *(("LlamaForCausalLM", positions) for positions in ("auto", "rope:yarn", "rope:dynamic")),
+    ],
+)
+def test_there_and_back(name: str, positions: str, built: Built, tmp_path: Path) -> None:
+    source = built(name)
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, positions=positions, verify=False)
+    report = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert report.passed
+    expected, found = tensors(source), tensors(tmp_path / "back")
+    if positions == "interpolate":
+        tables = {one for one in expected if "position" in one or "wpe" in one}
+        expected, found = ({one: value for one, value in both.items() if one not in tables} for both in (expected, found))
+    assert same(found, expected)
+    assert what_matters(tmp_path / "back") == what_matters(source)
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [
+        *((base, "") for base in FAMILIES if base not in NOT_AS_IT_IS),
+        *((base, "ForCausalLM") for base, family in FAMILIES.items() if family.two_stacks),
+    ],
+)
+def test_every_family_there_and_back(base: str, head: str, short: Short, tmp_path: Path) -> None:
+    source = short(base, head_of(base, head))
+    positions = "rope:none" if FAMILIES[base].rope else "auto"
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, positions=positions, verify=False)
+    report = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert [check.status for check in report.checks if "full attention" in check.name] == ["passed"]
+    assert same(tensors(tmp_path / "back"), tensors(source))
+    assert what_matters(tmp_path / "back") == what_matters(source)
+
+
+def test_the_result_loads_without_this_package(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    program = (
+        "import sys, torch, transformers\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "logits = model(**tokenizer('The boats come home.', return_tensors='pt')).logits\n"
+        "assert not any(name.startswith('hf_longattn') for name in sys.modules)\n"
+        "print(type(model).__name__, type(tokenizer).__name__, tokenizer.model_max_length, model.config.n_positions, logits.shape[-1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "back"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert done.stdout.split() == [
+        "GPT2LMHeadModel",
+        type(transformers.AutoTokenizer.from_pretrained(source)).__name__,
+        "64",
+        "64",
+        "50257",
+    ]
+
+
+def trained(folder: Path, to: Path) -> None:
+    """Load a long model, change every weight, and save it as a trainer does."""
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.02)
+    model.save_pretrained(to)
+
+
+@pytest.mark.parametrize(("length", "positions"), [(None, "truncate"), (40, "truncate"), (200, "truncate"), (LENGTH, "interpolate")])
+def test_a_model_trained_further(length: int | None, positions: str, built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    trained(tmp_path / "long", tmp_path / "trained")
+    report = revert_checkpoint(tmp_path / "trained", tmp_path / "back", max_length=length, positions=positions)
+    before, after = tensors(tmp_path / "trained"), tensors(tmp_path / "back")
+    table = "bert.embeddings.position_embeddings.weight"
+    long_table, short_table = before.pop(table), after.pop(table)
+    assert same(before, after)
+    assert len(short_table) == config(tmp_path / "back")["max_position_embeddings"] == (length or LENGTH)
+    if positions == "truncate":
+        assert torch.equal(short_table, long_table[: len(short_table)])
+        assert next(check.status for check in report.checks if "full attention" in check.name) == "passed"
+    else:
+        assert torch.equal(short_table[[0, -1]], long_table[[0, -1]])
+        assert "its positions are interpolated" in next(check.detail for check in report.checks if "full attention" in check.name)
+
+
+def test_a_model_extended_while_loading(built: Built, tmp_path: Path) -> None:
+    import hf_longattn
+
+    source = built("RobertaForMaskedLM")
+    longer = hf_longattn.LongRobertaConfig.from_pretrained(source, max_position_embeddings=202, long_attention=WINDOW)
+    transformers.AutoModelForMaskedLM.from_pretrained(source, config=longer).save_pretrained(tmp_path / "long")
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert same(tensors(tmp_path / "back"), tensors(source))
+
+
+def test_what_a_mechanism_learned_is_left_out_with_a_warning(built: Built, tmp_path: Path) -> None:
+    source = built("BertForMaskedLM")
+    convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, max_length=128, verify=False)
+    with pytest.warns(UserWarning, match=r"parameters of the mechanism are left out \(bert\."):
+        report = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert report.plan["tensor_counts"]["dropped"] > 0
+    assert same(tensors(tmp_path / "back"), tensors(source))
+
+
+def test_dropped_positions_stay_dropped_and_alibi_is_warned_of(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=128, positions="alibi", verify=False)
+    with pytest.warns(UserWarning, match=r"relative positions \(alibi\) are left out"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert not tensors(tmp_path / "back")["embeddings.position_embeddings.weight"].any()
+
+
+def test_an_adopted_model_becomes_the_plain_base(tmp_path: Path) -> None:
+    shape = {**ROBERTA, "vocab_size": 99, "attention_window": 16}
+    transformers.LongformerForMaskedLM(transformers.LongformerConfig(**shape)).save_pretrained(tmp_path / "longformer")
+    convert_checkpoint(tmp_path / "longformer", tmp_path / "long", verify=False)
+    with pytest.warns(UserWarning, match="parameters of the mechanism are left out"):
+        report = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert (report.passed, config(tmp_path / "back")["model_type"]) == (True, "roberta")
+    assert type(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "back")).__name__ == "RobertaForMaskedLM"
+
+
+def test_a_base_that_needs_more_than_the_long_model_has_is_refused(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    plain = transformers.NystromformerConfig(**shape, max_position_embeddings=64, segment_means_seq_len=64, num_landmarks=8)
+    transformers.NystromformerModel(plain).save_pretrained(tmp_path / "nystromformer")
+    convert_checkpoint(tmp_path / "nystromformer", tmp_path / "long", verify=False)
+    with pytest.raises(CheckpointError, match="cannot go back: a plain NystromformerModel needs"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_one_length_for_encoder_and_decoder(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BartForConditionalGeneration"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    with pytest.raises(LengthError, match="has positions for 64 tokens, but a plain BartForConditionalGeneration has one length"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back", max_length=100)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back", max_length=50)
+    assert {len(value) for name, value in tensors(tmp_path / "back").items() if "embed_positions" in name} == {52}
+
+
+def test_an_adapter_is_left_out_with_a_warning(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=128, verify=False)
+    (tmp_path / "long" / "adapter").mkdir()
+    with pytest.warns(UserWarning, match="The adapter in .* is left out"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+
+
+def test_dtype_and_shards(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=128, verify=False)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back", dtype="bf16", max_shard_size="1MB")
+    assert {value.dtype for value in tensors(tmp_path / "back").values()} == {torch.bfloat16}
+    assert (tmp_path / "back" / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"max_length": 201}, LengthError, "takes 200 tokens; give --max-length between 1 and that"),
+        ({"max_length": 0}, LengthError, "between 1"),
+        ({"positions": "tile"}, PositionError, "Unknown way 'tile' to shorten positions"),
+        ({"dtype": "float13"}, CheckpointError, "Unknown dtype"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(
+    arguments: dict[str, Any], error: type[Exception], sentence: str, built: Built, tmp_path: Path
+) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    with pytest.raises(error, match=sentence):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back", **arguments)
+    assert os.listdir(tmp_path) == ["long"]
+
+
+def test_a_plain_checkpoint_is_refused(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no long checkpoint of this package"):
+        revert_checkpoint(built("BertModel"), tmp_path / "back")
+
+
+def test_a_wrong_result_leaves_nothing(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    monkeypatch.setattr(revert, "write_weights", damaged(revert.write_weights))
+    with pytest.raises(LongAttentionError, match="Verification failed, so nothing was kept"):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert os.listdir(tmp_path) == ["long"]
+
+
+def test_the_command(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    for code, expected in ((0, "Verified on"), (1, "already exists")):
+        with pytest.raises(SystemExit) as ended:
+            main(["revert", str(tmp_path / "long"), str(tmp_path / "back")])
+        captured = capsys.readouterr()
+        assert ended.value.code == code
+        assert expected in captured.out + captured.err
+    assert json.loads((tmp_path / "back" / "revert_report.json").read_text())["passed"]

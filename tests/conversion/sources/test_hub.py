@@ -1,0 +1,70 @@
+"""A source on the Hub: its files are downloaded, a plan fetches headers only, and what cannot be had is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.errors import CheckpointError
+
+from ...hub_server import Hub, serve
+
+REPO = "someone/small-bert"
+
+
+def test_a_plan_fetches_headers_and_a_conversion_the_files(
+    built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
+    weights = (built("BertForMaskedLM") / "model.safetensors").stat().st_size
+    server = Hub()
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
+        plan = plan_conversion(REPO, mechanism="window", window=16, max_length=128)
+        assert plan.counts()["extended"] == 1
+        assert sum(int(line.split()[-1]) for line in server.requests if line.startswith("GET")) < weights / 2
+        report = convert_checkpoint(REPO, tmp_path / "long", mechanism="window", window=16, max_length=128)
+        assert report.passed
+        assert report.plan == {**plan.to_dict(), "source": REPO}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "sentence"),
+    [
+        ("someone/else", None, "neither a folder here nor a repository on the Hub"),
+        (REPO, "v9", "has no such revision"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_a_sentence(
+    name: str, revision: str | None, sentence: str, built: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
+) -> None:
+    server = Hub()
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
+        with pytest.raises(CheckpointError, match=sentence):
+            convert_checkpoint(name, tmp_path / "long", revision=revision)
+    assert not (tmp_path / "long").exists()
+
+
+def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], None], tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "repository" / "pytorch_model.bin").write_text("")
+    server = Hub()
+    server.add(REPO, tmp_path / "repository")
+    with serve(server):
+        hub(server.endpoint)
+        with pytest.raises(CheckpointError, match="no readable safetensors weights"):
+            plan_conversion(REPO)
+        with pytest.raises(CheckpointError, match="no readable safetensors weights"):
+            convert_checkpoint(REPO, tmp_path / "long")
+
+
+def test_no_connection_is_a_sentence(hub: Callable[[str], None]) -> None:
+    hub("http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="the Hub cannot be reached"):
+        plan_conversion(REPO)

@@ -1,0 +1,133 @@
+"""An adapter's base is converted, and the adapter stands beside it or is merged; with a covering window both give what peft gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.errors import CheckpointError
+
+from ..conftest import LENGTH
+
+Checkpoint = Callable[..., Path]
+COVERING = {"mechanism": "window", "window": 2 * LENGTH, "max_length": 4 * LENGTH}
+CAUSAL = {**COVERING, "window": LENGTH}  # looks back no further than the source did, so that rotary positions stay
+TARGETS = {"BertForMaskedLM": ["query", "value"], "LlamaForCausalLM": ["q_proj", "v_proj", "up_proj"]}
+
+
+@pytest.fixture
+def adapter(checkpoint: Checkpoint, tmp_path: Path) -> Callable[..., Path]:
+    """adapter("BertForMaskedLM") -> the folder of an adapter that changes its outputs."""
+
+    def build(name: str, config: peft.PeftConfig | None = None, model_class: Any = None) -> Path:
+        torch.manual_seed(1)
+        base = (model_class or getattr(transformers, name)).from_pretrained(checkpoint(name))
+        model = peft.get_peft_model(base, config or peft.LoraConfig(r=4, target_modules=TARGETS[name], init_lora_weights=False))
+        model.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    return build
+
+
+def logits(model: Any, length: int = LENGTH) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(length)[None] + 5).logits
+
+
+def source_logits(name: str, adapter: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the plain base alone, and with the adapter."""
+    base = getattr(transformers, name).from_pretrained(adapter.parent / "source")
+    alone = logits(base)
+    return alone, logits(peft.PeftModel.from_pretrained(base, adapter))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_an_adapter_stands_beside_its_converted_base(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter(name)
+    report = convert_checkpoint(folder, tmp_path / "long", **(CAUSAL if name.startswith("Llama") else COVERING))
+    assert report.passed
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(report.files)
+    alone, expected = source_logits(name, folder)
+    base = transformers.AutoModelForCausalLM if name.startswith("Llama") else transformers.AutoModelForMaskedLM
+    converted = base.from_pretrained(tmp_path / "long")
+    torch.testing.assert_close(logits(converted), alone, atol=1e-4, rtol=1e-4)
+    model = peft.PeftModel.from_pretrained(converted, tmp_path / "long" / "adapter")
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - alone).abs().max() > 1e-2
+    assert logits(model, 4 * LENGTH).isfinite().all()
+    again = peft.AutoPeftModel.from_pretrained(tmp_path / "long" / "adapter", import_allowlist=["hf_longattn"])
+    torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_merged_adapter_is_in_the_weights(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter(name)
+    arguments = {**(CAUSAL if name.startswith("Llama") else COVERING), "merge_adapter": True}
+    plan = plan_conversion(folder, **arguments)
+    report = convert_checkpoint(folder, tmp_path / "long", **arguments)
+    assert report.passed
+    assert report.plan == plan.to_dict()
+    assert not (tmp_path / "long" / "adapter").exists()
+    base = transformers.AutoModelForCausalLM if name.startswith("Llama") else transformers.AutoModelForMaskedLM
+    found = logits(base.from_pretrained(tmp_path / "long"))
+    torch.testing.assert_close(found, source_logits(name, folder)[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_of_its_own_stays_with_the_adapter(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights=False)
+    folder = adapter("BertModel", config, transformers.BertForSequenceClassification)
+    with pytest.raises(CheckpointError, match="'classifier', which its base does not have"):
+        convert_checkpoint(folder, tmp_path / "long", merge_adapter=True, **COVERING)
+    convert_checkpoint(folder, tmp_path / "long", **COVERING)
+    long = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "long")
+    short = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "source")
+    with_adapter = [
+        logits(peft.PeftModel.from_pretrained(one, where)) for one, where in ((long, tmp_path / "long" / "adapter"), (short, folder))
+    ]
+    torch.testing.assert_close(*with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def test_a_position_table_of_the_old_length_is_merged_or_refused(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, target_modules=["query"], modules_to_save=["position_embeddings"])
+    folder = adapter("BertForMaskedLM", config)
+    with pytest.raises(CheckpointError, match="which has the old length; add --merge-adapter"):
+        convert_checkpoint(folder, tmp_path / "long", **COVERING)
+    assert not (tmp_path / "long").exists()
+    assert convert_checkpoint(folder, tmp_path / "long", merge_adapter=True, **COVERING).plan["tensor_counts"]["extended"] == 1
+
+
+def test_what_cannot_be_opened_is_a_sentence(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter("LlamaForCausalLM")
+    with pytest.raises(CheckpointError, match="no adapter to merge; leave --merge-adapter out"):
+        plan_conversion(tmp_path / "source", merge_adapter=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for base, sentence in (
+        (None, "names no base_model_name_or_path"),
+        (str(tmp_path / "gone"), "The base of the adapter .* cannot be opened: There is no folder"),
+        (str(folder), "is itself an adapter"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        with pytest.raises(CheckpointError, match=sentence):
+            convert_checkpoint(folder, tmp_path / "long")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="overlap"):
+        convert_checkpoint(folder, folder / "long", **COVERING)
+    shutil.move(folder / "adapter_model.safetensors", tmp_path / "kept")
+    torch.save(weights, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"only 'adapter_model.bin': load it with peft and save it again"):
+        convert_checkpoint(folder, tmp_path / "long")
+    save_file({"other.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="belongs to another base"):
+        convert_checkpoint(folder, tmp_path / "long", **COVERING)
+    assert not (tmp_path / "long").exists()
