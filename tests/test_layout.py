@@ -18,7 +18,7 @@ SOURCES = [path for folder in ("hf_longattn", "scripts", "tests") for path in so
 # (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
 FLOORS = (
     ("errors", "naming", "discovery"),
-    ("drawing",),
+    ("drawing", "hub_refusals"),
     ("engines",),
     ("positions",),
     ("mechanisms",),

@@ -11,7 +11,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, in_a_line
+from ..errors import CheckpointError
+from ..hub_refusals import READING, explained
 from .attachment import attach_mechanisms
 from .enable import check_interface, enable_long_attention
 from .places import ON
@@ -68,10 +69,8 @@ def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
     if path.is_dir():
         return path
     given = {name: arguments.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only") if name in arguments}
-    try:
+    with explained(str(folder), given.get("token"), READING):
         return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **given))
-    except (OSError, ValueError) as error:  # no such repository, no way to it, or no name of one
-        raise CheckpointError(f"{str(folder)!r} is neither a folder nor a Hub repository that can be read ({in_a_line(error)}).") from error
 
 
 def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig) -> Any:

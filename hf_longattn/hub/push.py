@@ -13,9 +13,9 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError
+from ..hub_refusals import TOKEN, explained, is_broken_connection
 from .card import model_card, read_json
 from .inheritance import read_card
-from .refusals import TOKEN, explained, is_broken_connection
 from .remote_code import bundle_remote_code
 from .usage import remote_usage
 

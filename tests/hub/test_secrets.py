@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.errors import HubError
-from hf_longattn.hub import push_model, refusals
-from hf_longattn.hub.refusals import explained, without_tokens
+from hf_longattn.hub import push_model
+from hf_longattn.hub_refusals import TOKEN, explained, without_tokens
 
 from ..hub_server import READER, WRITER, Fault, Hub, serve
 
@@ -64,7 +64,7 @@ def test_a_token_in_an_error_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert WRITER not in str(refused.value)
     assert refused.value.__cause__ is None, "the traceback would print it"
     assert without_tokens("secret-of-another-shape", "secret-of-another-shape") == "hf_***"
-    assert refusals.TOKEN.search("hf_longattn and hf_hub_download") is None
+    assert TOKEN.search("hf_longattn and hf_hub_download") is None
 
 
 def test_the_token_is_not_kept(converted: Callable[[str], Path], hub: Callable[[str], None]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from ...errors import CheckpointError
+from ...hub_refusals import READING, explained
 from ..files.tensors import TORCH_DTYPES, TensorHeader
 
 __all__ = ["fetch_headers", "fetch_source"]
@@ -35,24 +37,17 @@ def fetch_snapshot(repo_id: str, patterns: Sequence[str], revision: str | None, 
     Raises:
         CheckpointError: no such folder or repository, no access, or no connection.
     """
-    from huggingface_hub import snapshot_download
-
-    try:
+    with explained(repo_id, token, READING):
         return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(patterns)))
-    except (OSError, ValueError, HTTPError) as error:
-        raise CheckpointError(_sentence(repo_id, error)) from error
 
 
 def fetch_headers(repo_id: str, folder: Path, revision: str | None, token: str | bool | None) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
-    from huggingface_hub import HfApi, errors
-
-    try:
-        metadata = HfApi(token=token).get_safetensors_metadata(repo_id, revision=revision)
-    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
-        raise CheckpointError(f"{repo_id!r} has no readable safetensors weights on the Hub.") from error
-    except (OSError, ValueError, HTTPError) as error:
-        raise CheckpointError(_sentence(repo_id, error)) from error
+    with explained(repo_id, token, READING):
+        try:
+            metadata = HfApi(token=token).get_safetensors_metadata(repo_id, revision=revision)
+        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            raise CheckpointError(f"{repo_id!r} has no readable safetensors weights on the Hub.") from error
     headers = {}
     for file, content in metadata.files_metadata.items():
         for name, info in content.tensors.items():
@@ -60,15 +55,3 @@ def fetch_headers(repo_id: str, folder: Path, revision: str | None, token: str |
                 raise CheckpointError(f"Tensor {name!r} of {repo_id!r} has the dtype {info.dtype}, which is not supported.")
             headers[name] = TensorHeader(name, folder / file, info.dtype, tuple(info.shape))
     return headers
-
-
-def _sentence(repo_id: str, error: Exception) -> str:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return f"{repo_id!r} is gated: accept its conditions on the Hub and log in with `hf auth login`."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo_id!r} has no such revision; leave --revision out for the main branch."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{repo_id!r} is neither a folder here nor a repository on the Hub that you can read (`hf auth login`?)."
-    return f"{repo_id!r} is not a folder here, and the Hub cannot be reached for it ({type(error).__name__})."

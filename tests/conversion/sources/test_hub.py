@@ -64,6 +64,16 @@ def test_weights_that_are_no_safetensors_are_a_sentence(hub: Callable[[str], Non
             convert_checkpoint(REPO, tmp_path / "long")
 
 
+def test_a_token_that_the_hub_does_not_know_is_a_sentence_without_it(built: Callable[[str], Path], hub: Callable[[str], None]) -> None:
+    server, token = Hub(), "hf_" + "x" * 34
+    server.add(REPO, built("BertForMaskedLM"))
+    with serve(server):
+        hub(server.endpoint)
+        with pytest.raises(CheckpointError, match="does not know the token that was given") as refused:
+            plan_conversion(REPO, token=token)
+    assert token not in str(refused.value)
+
+
 def test_no_connection_is_a_sentence(hub: Callable[[str], None]) -> None:
     hub("http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match="the Hub cannot be reached"):

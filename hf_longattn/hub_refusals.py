@@ -5,18 +5,61 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
 
-from ..errors import HubError
+from .errors import CheckpointError, HubError, LongAttentionError
 
-__all__ = ["TOKEN", "explained", "is_broken_connection", "without_tokens"]
+__all__ = ["READING", "SENDING", "TOKEN", "explained", "is_broken_connection", "without_tokens"]
 
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """How the Hub's tokens look."""
 LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What was wanted of the Hub; sentences about it are completed with the repository's name, in quotes.
+
+    error: what a refusal becomes.
+    unnamed: this is no name that a repository can have.
+    missing: nothing of that name can be seen.
+    offline: HF_HUB_OFFLINE is set.
+    forbidden: the token that was given does not do.
+    broken: there is no way to the Hub.
+    again: why the same command may be run again.
+    """
+
+    error: type[LongAttentionError]
+    unnamed: str
+    missing: str
+    offline: str
+    forbidden: str
+    broken: str
+    again: str
+
+
+READING = Errand(
+    CheckpointError,
+    unnamed="{} is neither a folder nor a Hub repository id; give a folder that exists, or NAME or USER/NAME of a repository.",
+    missing=f"{{}} is neither a folder here nor a repository on the Hub that you can read; check the name, or {LOG_IN}.",
+    offline="{} is not a folder here, and the Hub cannot be reached for it, since HF_HUB_OFFLINE is set; unset it.",
+    forbidden="Your token may not read {}; make one that may at {endpoint}/settings/tokens.",
+    broken="{} is not a folder here, and the Hub cannot be reached for it at {endpoint} ({kind}); run the same command again: {again}.",
+    again="files that have arrived are not fetched a second time",
+)
+SENDING = Errand(
+    HubError,
+    unnamed="{} is no repository id of the Hub; give NAME or USER/NAME, of letters, digits, '-', '_' and '.'.",
+    missing=f"{{}} is no repository of the Hub that you can see with this token, if any; check the name, or {LOG_IN}.",
+    offline="HF_HUB_OFFLINE is set, so nothing can be sent to the Hub; unset it.",
+    forbidden="Your token may not write to {}; make one with write access at {endpoint}/settings/tokens.",
+    broken="The connection to {endpoint} broke ({kind}); run the same command again: {again}.",
+    again="large files that have arrived are not sent a second time",
+)
 
 
 def without_tokens(text: str, token: str | bool | None = None) -> str:
@@ -26,15 +69,15 @@ def without_tokens(text: str, token: str | bool | None = None) -> str:
 
 
 @contextlib.contextmanager
-def explained(repo_id: str, token: str | bool | None = None) -> Iterator[None]:
-    """Turn errors of calls to the Hub about a repository into :class:`HubError`."""
+def explained(repo_id: str, token: str | bool | None = None, errand: Errand = SENDING) -> Iterator[None]:
+    """Turn errors of calls to the Hub about a repository into the errand's, :class:`HubError` where something was to be sent."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        if isinstance(error, HubError):
+        if isinstance(error, LongAttentionError):
             raise
-        sentence = without_tokens(" ".join(_sentence(repo_id, error).split()), token)
-        raise HubError(sentence) from (None if sentence == str(error) else _clean(error, token))
+        sentence = without_tokens(" ".join(_sentence(repo_id, error, errand).split()), token)
+        raise errand.error(sentence) from (None if sentence == str(error) else _clean(error, token))
 
 
 def is_broken_connection(error: BaseException) -> bool:
@@ -64,13 +107,13 @@ def _clean(error: BaseException, token: str | bool | None) -> BaseException | No
     return error if all(text == without_tokens(text, token) for text in texts) else None
 
 
-def _sentence(repo_id: str, error: BaseException) -> str:
+def _sentence(repo_id: str, error: BaseException, errand: Errand) -> str:
     chain = list(_chain(error))
     response = _response(error)
     if any(isinstance(one, errors.HFValidationError) for one in chain):
-        return f"{repo_id!r} is no repository id of the Hub; give NAME or USER/NAME, of letters, digits, '-', '_' and '.'."
+        return errand.unnamed.format(repr(repo_id))
     if any(isinstance(one, errors.OfflineModeIsEnabled) for one in chain):
-        return "HF_HUB_OFFLINE is set, so nothing can be sent to the Hub; unset it."
+        return errand.offline.format(repr(repo_id))
     if any(isinstance(one, errors.LocalTokenNotFoundError) for one in chain):
         return f"There is no Hub token on this machine; {LOG_IN}."
     if any(isinstance(one, errors.GatedRepoError) for one in chain):
@@ -78,19 +121,16 @@ def _sentence(repo_id: str, error: BaseException) -> str:
     if any(isinstance(one, errors.RevisionNotFoundError) for one in chain):
         return f"{repo_id!r} has no such revision; leave --revision out for the main branch."
     if any(isinstance(one, errors.RepositoryNotFoundError) for one in chain):
-        return f"{repo_id!r} is no repository of the Hub that you can see with this token, if any; check the name, or {LOG_IN}."
+        return errand.missing.format(repr(repo_id))
     if response is not None:
-        return _refused(repo_id, response, error)
+        return _refused(repo_id, response, error, errand)
     if is_broken_connection(error):
         kind = next(type(one).__name__ for one in chain if _broken(one))
-        return (
-            f"The connection to {constants.ENDPOINT} broke ({kind}); run the same command again: "
-            "large files that have arrived are not sent a second time."
-        )
+        return errand.broken.format(repr(repo_id), endpoint=constants.ENDPOINT, kind=kind, again=errand.again)
     return f"The Hub could not be used for {repo_id!r}: {error or type(error).__name__}"
 
 
-def _refused(repo_id: str, response: Any, error: BaseException) -> str:
+def _refused(repo_id: str, response: Any, error: BaseException, errand: Errand) -> str:
     status = response.status_code
     said = response.headers.get("x-error-message") or ""
     if status == 400:
@@ -100,8 +140,8 @@ def _refused(repo_id: str, response: Any, error: BaseException) -> str:
     if status == 401:
         return f"{repo_id!r} needs a token; {LOG_IN}."
     if status == 403:
-        return f"Your token may not write to {repo_id!r}; make one with write access at {constants.ENDPOINT}/settings/tokens."
+        return errand.forbidden.format(repr(repo_id), endpoint=constants.ENDPOINT)
     if status == 404:
-        return f"{repo_id!r} is no repository of the Hub that you can see with this token, if any; check the name, or {LOG_IN}."
-    again = "" if status < 429 else "; run the same command again later: large files that have arrived are not sent a second time"
+        return errand.missing.format(repr(repo_id))
+    again = "" if status < 429 else f"; run the same command again later: {errand.again}"
     return f"The Hub answered {status} for {repo_id!r}{': ' + said if said else ''}{again}."
