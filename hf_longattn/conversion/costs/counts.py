@@ -10,7 +10,7 @@ from typing import Any
 from ...configuration import LongAttentionConfig
 from ...mechanisms import Mechanism
 from ...mechanisms.registry import mechanism_from
-from .decode_state import decode_states
+from .decode_state import state_bytes
 from .shape import ModelShape
 
 __all__ = ["LengthCost", "cost_at", "layer_mechanisms", "lengths_up_to"]
@@ -51,14 +51,15 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
     dense = length * (length + 1) // 2 if shape.causal else length * length
     width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
+    pairs = {layer: layer.pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
-        cache = sum(state.bytes for state in decode_states(layers, shape.keys, length))
+        cache = state_bytes(layers, shape.keys, length)
     elif shape.cross_layers:
         cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
     return LengthCost(
         length=length,
-        attention_flops=sum(per_pair * layer.pairs(length, shape.causal) for layer in layers),
+        attention_flops=per_pair * sum(pairs[layer] for layer in layers),
         full_attention_flops=per_pair * dense * len(layers),
         other_flops=2 * shape.matrix_parameters * length,
         activation_bytes=length * width * shape.element_bytes,

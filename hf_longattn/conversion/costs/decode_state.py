@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ...mechanisms import Mechanism
+
+Found = TypeVar("Found")
 
 FAR = 45 << 16
 """A length that most block and segment sizes divide."""
@@ -41,17 +42,27 @@ class DecodeState:
 
 def decode_states(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> list[DecodeState]:
     """The state of every layer after ``length`` tokens."""
-    known: dict[object, DecodeState] = {}
-    states = []
+    return _of_each(mechanisms, lambda one: DecodeState(_bytes(one, shape, length), _growth(one, shape)))
+
+
+def state_bytes(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> int:
+    """What all layers keep of ``length`` tokens, in bytes of one sequence."""
+    return sum(_of_each(mechanisms, lambda one: _bytes(one, shape, length)))
+
+
+def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]) -> list[Found]:
+    """What is found for every layer, looked for once where layers have the same options."""
+    known: dict[object, Found] = {}
+    found = []
     for mechanism in mechanisms:
         key = (mechanism.name, mechanism.options)
         if key not in known:
-            known[key] = DecodeState(state_bytes(mechanism, shape, length), _growth(mechanism, shape))
-        states.append(known[key])
-    return states
+            known[key] = find(mechanism)
+        found.append(known[key])
+    return found
 
 
-def state_bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
+def _bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
     """What one layer keeps of ``length`` tokens, in bytes of one sequence."""
     if mechanism.recursion is not None:
         recursion = mechanism.recursion
@@ -61,6 +72,9 @@ def state_bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
     reach = mechanism.reach(True)
     if reach is not None:
         return min(length, reach) * shape.token_bytes
+    none = torch.zeros(1, 1, dtype=torch.long)
+    if mechanism.kept(none, none) is None:
+        return length * shape.token_bytes
     positions = torch.arange(length)[None]
     kept = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
     return max(length if one is None else int(one.sum()) for one in kept) * shape.token_bytes
@@ -70,14 +84,15 @@ def _growth(mechanism: Mechanism, shape: KeyShape) -> int:
     """Bytes that a further token adds on average, far behind any window or segment."""
     if mechanism.stateful or mechanism.reach(True) is not None:
         return 0
-    one, two = (state_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
+    one, two = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
     return (two - one) // FAR if two - one > FAR * shape.token_bytes // 1000 else 0
 
 
 def _measured(mechanism: Mechanism, shape: KeyShape) -> int:
     """The size of the state that a token leaves; it is the same after any number of them."""
     dtype = DTYPES[shape.element_bytes]
-    layer = copy.deepcopy(mechanism).to(dtype)
+    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # anew, since the one at hand may have no values
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
     hidden: dict[str, Any] = {"hidden_states": torch.zeros(1, 1, shape.hidden, dtype=dtype)} if layer.takes_hidden_states else {}

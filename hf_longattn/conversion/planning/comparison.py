@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ...configuration import LongAttentionConfig
 from ...errors import LongAttentionError
-from ...mechanisms import list_mechanisms
+from ...mechanisms import Mechanism, list_mechanisms
 from ..costs.counts import cost_at, layer_mechanisms
+from ..costs.shape import ModelShape
 from .plan import ConversionPlan
 
 __all__ = ["LENGTHS", "MechanismCost", "compare_mechanisms", "matrix_speed"]
@@ -37,21 +40,27 @@ class MechanismCost:
 
 def compare_mechanisms(plan: ConversionPlan, lengths: tuple[int, ...] = LENGTHS) -> list[MechanismCost]:
     """The plan's attention, then every mechanism that the model can take with its usual options; counted from shapes."""
-    names = list_mechanisms(causal=True) if plan.shape.causal else list_mechanisms(causal=False)
+    names = list_mechanisms(causal=plan.shape.causal)
     return [
-        _cost("as planned", plan.attention, plan, lengths),
-        *(_cost(name, None, plan, lengths) for name in names),
+        _cost("as planned", lambda: plan.attention, plan.shape, lengths),
+        *(_cost(name, partial(LongAttentionConfig, name), plan.shape, lengths) for name in names),
     ]
 
 
-def _cost(name: str, attention: LongAttentionConfig | None, plan: ConversionPlan, lengths: tuple[int, ...]) -> MechanismCost:
+def _cost(name: str, attention: Callable[[], LongAttentionConfig], shape: ModelShape, lengths: tuple[int, ...]) -> MechanismCost:
     try:
-        chosen = LongAttentionConfig(name) if attention is None else attention
-        costs = [cost_at(length, plan.shape, layer_mechanisms(chosen, plan.shape, length)) for length in lengths]
+        chosen = attention()
+        costs = [cost_at(length, shape, _without_values(chosen, shape, length)) for length in lengths]
     except LongAttentionError as error:
         return MechanismCost(name, refused=str(error))
     flops = tuple(cost.total_flops for cost in costs)
     return MechanismCost(name, flops, tuple(cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs))
+
+
+def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
+    """The mechanisms of a model for this length. Parameters of many depend on it, and can be larger than the model."""
+    with torch.device("meta"):
+        return layer_mechanisms(attention, shape, length)
 
 
 def matrix_speed(size: int = 1024, rounds: int = 5) -> float:
