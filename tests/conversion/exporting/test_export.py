@@ -12,8 +12,7 @@ import torch
 import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
-from hf_longattn.conversion.exporting import check as export_check
-from hf_longattn.conversion.exporting import export
+from hf_longattn.conversion.exporting import check, export
 from hf_longattn.errors import DestinationExistsError, ExportError
 from hf_longattn.mechanisms.registry import mechanism_class
 from tests.reference.small_models import long_config, padding, tokens
@@ -73,7 +72,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
         export_checkpoint(saved(tmp_path / "window", "window"), target, global_attention_mask=True)
     with pytest.raises(ExportError, match="one graph for all lengths"):
         export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
-    monkeypatch.setattr(export_check, "TOLERANCE", -1.0)
+    monkeypatch.setattr(check, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(small, target, format="torch")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion.files import staging
-from hf_longattn.conversion.files import writing as write
+from hf_longattn.conversion.files import staging, writing
 from hf_longattn.conversion.files.exchange import exchange
 from hf_longattn.conversion.files.staging import check_destination, staged_folder
 from hf_longattn.errors import CheckpointError, DestinationExistsError
@@ -104,7 +103,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    place = {"header": (write, "_header"), "middle": (write, "_write_bytes"), "sync": (os, "fsync")}[full_at]
+    place = {"header": (writing, "_header"), "middle": (writing, "_write_bytes"), "sync": (os, "fsync")}[full_at]
     monkeypatch.setattr(*place, full)
     with pytest.raises(CheckpointError, match=r"The disk of .* is full"):
         convert_checkpoint(built("BertModel"), tmp_path / "deep" / "long", mechanism="full", max_length=128)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.files.tensors import TORCH_DTYPES, read_blocks, read_headers, read_tensor
-from hf_longattn.conversion.transforming import values as transform
+from hf_longattn.conversion.transforming import values
 from hf_longattn.errors import CheckpointError
 
 Checkpoint = Callable[..., Path]
@@ -50,7 +50,7 @@ def test_only_tensors_that_change_are_loaded(
     dtype: str | None, built: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr(transform, "read_tensor", lambda header: loaded.append(header.name) or read_tensor(header))
+    monkeypatch.setattr(values, "read_tensor", lambda header: loaded.append(header.name) or read_tensor(header))
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype, verify=False)
     assert loaded == ["bert.embeddings.position_embeddings.weight"]
 

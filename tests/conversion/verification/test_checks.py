@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from hf_longattn.conversion import convert, convert_checkpoint, plan_conversion
-from hf_longattn.conversion.transforming import values as transform
-from hf_longattn.conversion.verification import checks as verify
-from hf_longattn.conversion.verification import loss as verify_loss
-from hf_longattn.conversion.verification import outputs as verify_outputs
+from hf_longattn.conversion.transforming import values
+from hf_longattn.conversion.verification import checks, loss, outputs
 from hf_longattn.conversion.verification.outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
@@ -46,7 +44,7 @@ def test_lost_rows_are_found_although_the_rule_that_lost_them_agrees_with_itself
     def reverse(weight: torch.Tensor, rows: int, **arguments: Any) -> torch.Tensor:
         return weight.flip(0).repeat(4, 1)[:rows]
 
-    monkeypatch.setattr(transform, "extend_table", reverse)
+    monkeypatch.setattr(values, "extend_table", reverse)
     refused(built("BertModel"), tmp_path, "lost its first 64 rows")
 
 
@@ -91,7 +89,7 @@ def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path
 def test_the_loss_is_measured_by_position_against_the_source_on_chunks(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
-    check = next(check for check in report.checks if check.name == verify_loss.NAME)
+    check = next(check for check in report.checks if check.name == loss.NAME)
     buckets = check.values["buckets"]
     assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(0, 64), (64, 128), (128, 256)]
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
@@ -99,7 +97,7 @@ def test_the_loss_is_measured_by_position_against_the_source_on_chunks(checkpoin
 
 def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
-    check = next(check for check in report.checks if check.name == verify_loss.NAME)
+    check = next(check for check in report.checks if check.name == loss.NAME)
     assert (check.status, check.detail) == ("skipped", "the source has no tokenizer, and a loss needs real text")
 
 
@@ -125,7 +123,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_run_and_that_is_said(
     class Little:
         available = 1000
 
-    monkeypatch.setattr(verify.psutil, "virtual_memory", lambda: Little)
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: Little)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
     skipped = [check.detail for check in report.checks if check.status == "skipped"]
     assert any("the models were not run" in detail for detail in skipped)
@@ -135,5 +133,5 @@ def test_lengths_are_what_the_mechanism_covers_and_what_can_be_afforded(built: B
     plan = plan_conversion(built("BertModel"), mechanism="window", window=16, max_length=4096)
     found = choose_lengths(plan)
     assert (found.covered, found.old, found.new) == (9, LENGTH, 4096)
-    monkeypatch.setattr(verify_outputs, "FLOPS_AT_NEW_LENGTH", 1e8)
+    monkeypatch.setattr(outputs, "FLOPS_AT_NEW_LENGTH", 1e8)
     assert LENGTH <= choose_lengths(plan).new < 4096
