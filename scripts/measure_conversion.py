@@ -4,6 +4,10 @@
 
 Writes a Llama-shaped checkpoint tensor by tensor, converts it in processes of their own in several ways, and takes turns with `cp`, both
 synced to the disk and both beginning with the source out of the page cache. Writes OUTPUT.json and OUTPUT.md.
+
+    python scripts/measure_conversion.py --rounds 0 --ways "kept, verified" "kept, verified whole"
+
+measures some ways anew and keeps the rest of OUTPUT.json.
 """
 
 from __future__ import annotations
@@ -31,12 +35,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "cast to fp16": {"dtype": "fp16"},
     "from .bin": {"allow_pickle": True},
     "kept, verified": {"verify": True},
+    "kept, verified whole": {"verify": True, "whole": True},
 }
-"""Ways of converting, and their arguments beside ARGUMENTS and verify=False."""
+"""Ways of converting, and their arguments beside ARGUMENTS and verify=False; "whole" loads the models to be run into memory."""
 
 CHILD = """
 import json, sys
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion.running import memory
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -47,8 +53,11 @@ def note(stage, done, total):
         peaks["written" if done == 0 else "tensors compared" if done == 1 else "models run"] = peak()
 
 source, destination, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+if arguments.pop("whole", False):
+    memory.IN_MEMORY, memory.SHARE = float("inf"), 1
 report = convert_checkpoint(source, destination, progress=note, **arguments)
-print(json.dumps({"peaks": {**peaks, "end": peak()}, "seconds": report.seconds, "bytes": report.bytes_written}))
+checks = {check.name: check.detail for check in report.checks}
+print(json.dumps({"peaks": {**peaks, "end": peak()}, "seconds": report.seconds, "bytes": report.bytes_written, "checks": checks}))
 """
 """A process that converts and says the most memory that it ever had (VmHWM, mapped files among it) after each stage."""
 
@@ -58,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--gigabytes", type=float, default=3.0, help="size of the checkpoint (default: 3)")
-    add("--rounds", type=int, default=3, help="turns of cp and conversion (default: 3)")
+    add("--rounds", type=int, default=3, help="turns of cp and conversion; 0 keeps those of OUTPUT.json (default: 3)")
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways of converting (default: all)")
     add("--folder", help="where to work; needs four times the size (default: a temporary folder)")
     add("--output", default="docs/results/conversion", help="path without suffix (default: docs/results/conversion)")
@@ -136,37 +145,40 @@ def converted(source: Path, target: Path, way: str) -> dict[str, Any]:
     command = [sys.executable, "-c", CHILD, str(source), str(target), json.dumps(arguments)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     shutil.rmtree(target)
-    return {"way": way, **found, "process_seconds": time.perf_counter() - begun}
+    return {"way": way, **found, "process_seconds": time.perf_counter() - begun, "busy_cores": os.getloadavg()[0]}
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Everything that the result file holds."""
+def measure(options: argparse.Namespace, folder: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the result file holds; `before`: what it held."""
     size, largest = build(folder / "source", options.gigabytes)
     turns = []
     for _ in range(options.rounds):
         seconds = copied(folder / "source", folder / "copy")
         turns.append({"copy_seconds": seconds, "conversion": converted(folder / "source", folder / "long", "kept")})
-    runs = [turns[0]["conversion"]]
+    runs = {turn["conversion"]["way"]: turn["conversion"] for turn in reversed(turns)}
     for way in options.ways:
         if way == "from .bin":
-            runs.append(converted(pickle_of(folder / "source", folder / "pickled"), folder / "long", way))
+            runs[way] = converted(pickle_of(folder / "source", folder / "pickled"), folder / "long", way)
             shutil.rmtree(folder / "pickled")
-        elif way != "kept":
-            runs.append(converted(folder / "source", folder / "long", way))
+        elif way not in runs:
+            runs[way] = converted(folder / "source", folder / "long", way)
     for turn in turns:
         seconds = turn["conversion"]["seconds"]
         turn["speed_of_copy"] = turn["copy_seconds"] / (seconds["convert"] - seconds["plan"])
         turn["speed_of_copy_with_plan"] = turn["copy_seconds"] / seconds["convert"]
+    kept = {run["way"]: run for run in before.get("runs", ())} if not turns else {}
+    turns = turns or before["turns"]
     return {
         "machine": machine(),
         "arguments": ARGUMENTS,
         "bytes": size,
         "largest_tensor_bytes": largest,
         "limit_bytes": 2 * largest + 300_000_000,
+        "limit_running_bytes": 4 * largest + 300_000_000,
         "turns": turns,
         "speed_of_copy": median(turn["speed_of_copy"] for turn in turns),
         "speed_of_copy_with_plan": median(turn["speed_of_copy_with_plan"] for turn in turns),
-        "runs": runs,
+        "runs": [found for way in WAYS if (found := runs.get(way, kept.get(way))) is not None],
     }
 
 
@@ -182,16 +194,22 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"Random bf16 weights in the shape of a Llama, {size / 1e9:.2f} GB, its largest tensor {mb(result['largest_tensor_bytes'])} MB."
         " Memory is the peak resident set of the converting process (VmHWM: interpreter, libraries and mapped files included), in MB, up"
-        f" to the end of each stage. Twice the largest tensor and 300 MB are {mb(limit)} MB.",
+        f" to the end of each stage. Twice the largest tensor and 300 MB are {mb(limit)} MB; with the tensor in fp32, in which the models"
+        f" run, {mb(result['limit_running_bytes'])} MB.",
         "",
-        "| way | after imports | files written | tensors compared | models run in fp32 | seconds to write |",
-        "|---|---|---|---|---|---|",
+        "| way | after imports | files written | tensors compared | models run in fp32 | seconds to write | seconds to verify |",
+        "|---|---|---|---|---|---|---|",
     ]
     for run in result["runs"]:
         peaks, seconds = run["peaks"], run["seconds"]
         written = peaks.get("written", peaks["end"])
         stages = (peaks["imports"], written, peaks.get("tensors compared"), peaks.get("models run"))
-        lines.append(f"| {run['way']} | {' | '.join(mb(stage) for stage in stages)} | {seconds['convert'] - seconds['plan']:.1f} |")
+        verified = f"{seconds['verify']:.0f}" if WAYS[run["way"]].get("verify") else "–"
+        spent = (f"{seconds['convert'] - seconds['plan']:.1f}", verified)
+        lines.append(f"| {run['way']} | {' | '.join((*(mb(stage) for stage in stages), *spent))} |")
+    lines += ["", "How the models were run:", ""]
+    said = "how the models were run"
+    lines += [f"- {run['way']}: {run['checks'][said]}" for run in result["runs"] if said in run.get("checks", {})]
     lines += [
         "",
         "Speed beside `cp` of the same files, taking turns, each until everything is on the disk (fsync), the source out of the page cache"
@@ -215,9 +233,10 @@ def markdown(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Build, measure, write."""
     options = parse(arguments)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = measure(options, Path(folder))
     output = Path(options.output)
+    before = json.loads(output.with_suffix(".json").read_text(encoding="utf-8")) if not options.rounds else {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        result = measure(options, Path(folder), before)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")

@@ -86,6 +86,12 @@ class ResultPlan:
     def parameters(self) -> int:
         return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
 
+    @property
+    def largest_tensor(self) -> int:
+        """How many numbers the largest tensor of source and result has."""
+        shapes = [shape for tensor in self.tensors for shape in (tensor.old_shape, tensor.new_shape) if shape is not None]
+        return max(torch.Size(shape).numel() for shape in shapes)
+
     def sizes(self) -> dict[str, Any]:
         """What is kept and changed, JSON-serialisable."""
         return {

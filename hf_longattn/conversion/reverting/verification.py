@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from ..report import FAILED, MEASURED, PASSED, SKIPPED, TOLERANCE, Check
+from ..report import FAILED, MEASURED, PASSED, TOLERANCE, Check
 from ..running.calling import outputs
 from ..running.loading import load_result, load_source, newly_initialised
+from ..running.memory import choose_running
 from ..sources.opening import open_source
 from ..text import VerificationText
 from ..verification.checks import check_tokenizer, run_steps
-from ..verification.outputs import difference
+from ..verification.outputs import difference, length_from_files
 from ..verification.tensors import check_tensors
 from .plan import RevertPlan
 
@@ -26,31 +25,31 @@ LONGEST = 1024
 def verify_reversion(plan: RevertPlan, result: Path, text: VerificationText) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer, and outputs equal to the long model's with full attention."""
     opened = open_source(result)
-    return run_steps(
-        [
+    running = choose_running(plan.parameters, plan.largest_tensor)
+    with running.scratch(result) as scratch:
+        steps = [
             lambda: check_tensors(plan, opened),
             lambda: check_tokenizer(plan, result, text),
-            lambda: _check_outputs(plan, result, text),
+            lambda: [running.check()],
         ]
-    )
+        if not running.why_not:
+            steps.append(lambda: _check_outputs(plan, result, text, scratch))
+        return run_steps(steps)
 
 
-def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText) -> list[Check]:
+def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scratch: Path | None) -> list[Check]:
     name = "equal to the long model with full attention"
-    needed, available = 4 * plan.parameters * 1.2, psutil.virtual_memory().available
-    if needed > available:
-        return [Check(name, SKIPPED, f"the model takes {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free")]
-    length = min(plan.new_length, LONGEST)
+    length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan.config)))
     ids = text.tokens(length)
     long_model: Any
-    long_model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config)
-    if any(tensor.header is not None and tensor.dtype != tensor.header.torch_dtype for tensor in plan.tensors):
-        long_model.to(plan.config.dtype).float()  # rounded as the result is
+    rounded = any(tensor.header is not None and tensor.dtype != tensor.header.torch_dtype for tensor in plan.tensors)
+    dtype = plan.config.dtype if rounded else None
+    long_model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, dtype, scratch)
     long_model.set_attn_implementation("sdpa" if long_model._supports_sdpa else "eager")
     chance = newly_initialised(missing, long_model)
     expected = outputs(long_model.base_model if chance else long_model, ids, decoder_tokens=length)
     del long_model
-    plain, _ = load_source(open_source(result), plan.architecture, None)
+    plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
     found = outputs(plain.base_model if chance else plain, ids, decoder_tokens=length)
     largest, relative = difference({one: expected[one] for one in expected if one in found}, found)
     values = {

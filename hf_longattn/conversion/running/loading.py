@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from torch import nn
 
 from ...errors import CheckpointError, in_a_line
 from ..architectures.base import Architecture
+from ..files.tensors import TensorHeader
 from ..sources.base import Source
+from ..sources.opening import open_source
+from .from_files import WeightsInFiles
 
 __all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised"]
 
@@ -29,8 +34,20 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
     return None
 
 
-def load_source(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> tuple[nn.Module, set[str]]:
-    """The source as transformers itself loads it, its weights rounded to `dtype` (if given), computing in fp32.
+def load_source(
+    source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None
+) -> tuple[nn.Module, set[str]]:
+    """The source as transformers itself loads it, computing in fp32.
+
+    Args:
+        source: opened.
+        architecture: of the source.
+        dtype: that its weights are rounded to; `None` leaves them.
+        scratch: a folder by which the weights stay in their files (see `WeightsInFiles`), read as the source's `tensors`: those of a .bin
+            or GGUF file and of a merged adapter by this package's readers.
+
+    Returns:
+        The model, and the names of its parameters that the source lacks.
 
     Raises:
         CheckpointError: it does not load, or lacks weights below its head.
@@ -43,6 +60,12 @@ def load_source(source: Source, architecture: Architecture, dtype: torch.dtype |
         arguments |= own
     else:
         model_class = getattr(transformers, architecture.source_class)
+    if scratch is not None:
+        if arguments.pop("gguf_file", None):  # whose names and values transformers would read itself
+            arguments |= {"config": architecture.source_config, "state_dict": {}}
+        model, missing = _load_from_files(model_class, source.folder, dtype, source.tensors, scratch, **arguments)
+        _check_complete(missing, model, source.folder, architecture)
+        return model, missing
     model, missing = _load(model_class, source.folder, dtype, **arguments)
     _check_complete(missing, model, source.folder, architecture)
     return (model if source.finish is None else source.finish(model)), missing
@@ -68,12 +91,17 @@ def _check_complete(missing: set[str], model: nn.Module, folder: Path, architect
         )
 
 
-def load_result(folder: Path, architecture: Architecture, config: Any) -> tuple[nn.Module, set[str]]:
-    """The result through the Auto class of its head, computing in fp32."""
+def load_result(
+    folder: Path, architecture: Architecture, config: Any, dtype: torch.dtype | None = None, scratch: Path | None = None
+) -> tuple[nn.Module, set[str]]:
+    """The result through the Auto class of its head, computing in fp32; `dtype` and `scratch` as in `load_source`."""
     import transformers
 
+    if scratch is not None:
+        tensors = open_source(folder).tensors
+        return _load_from_files(architecture.model_class, folder, dtype, tensors, scratch, use_safetensors=True)
     name = auto_class_name(config, architecture.long_class)
-    return _load(getattr(transformers, name) if name else architecture.model_class, folder, None, use_safetensors=True)
+    return _load(getattr(transformers, name) if name else architecture.model_class, folder, dtype, use_safetensors=True)
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
@@ -85,9 +113,23 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
 def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=dtype or torch.float32, output_loading_info=True, local_files_only=True, **arguments
+            None if "state_dict" in arguments else folder,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            **arguments,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
     # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
     return nn.Module.float(model).eval(), set(info["missing_keys"])
+
+
+def _load_from_files(
+    model_class: Any, folder: Path, dtype: torch.dtype | None, tensors: Mapping[str, TensorHeader], scratch: Path, **arguments: Any
+) -> tuple[nn.Module, set[str]]:
+    weights = WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
+    model, missing = _load(weights.loading(model_class), folder, dtype, **arguments)
+    model.__class__ = model_class  # the class that loaded it adds no state
+    weights.give_to(model)
+    return model, missing

@@ -29,7 +29,9 @@ class Difference:
     relative: float  # to the source's largest value, but at least 1
 
 
-def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, length: int) -> tuple[list[Check], Any]:
+def check_adoption(
+    plan: ConversionPlan, result: Path, text: VerificationText, length: int, scratch: Path | None = None
+) -> tuple[list[Check], Any]:
     """Compare source and result on the adopter's probes, and the gradients of one step on the last of them.
 
     Args:
@@ -37,6 +39,7 @@ def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, l
         result: the written folder.
         text: what to run on.
         length: in tokens, at most what the source takes.
+        scratch: a folder by which the weights of both stay in their files; there are no gradients then.
 
     Returns:
         One check for each probe and one for the gradients, and the result as loaded. The two models are never in memory together.
@@ -52,14 +55,14 @@ def check_adoption(plan: ConversionPlan, result: Path, text: VerificationText, l
         return [probe for probe in made if attention_takes_globals or "global_attention_mask" not in probe.inputs]
 
     probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
-    why_not = why_no_gradients(plan)
-    model, missing = load_source(plan.source, architecture, cast)
+    why_not = why_no_gradients(plan) or ("" if scratch is None else "the weights stayed in their files")
+    model, missing = load_source(plan.source, architecture, cast, scratch)
     chance = newly_initialised(missing, model)
     part = model.base_model if chance else model
     expected = [probe_outputs(part, probe.inputs) for probe in probes]
     wanted = {} if why_not else gradients(part, _for_part(part, step.inputs), step)
     del model, part
-    model, _ = load_result(result, architecture, plan.config)
+    model, _ = load_result(result, architecture, plan.config, scratch=scratch)
     part = model.base_model if chance else model
     checks = []
     for probe, outputs in zip(probes, expected, strict=True):

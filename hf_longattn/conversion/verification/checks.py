@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
-
 from ...errors import CheckpointError, LongAttentionError, in_a_line
 from ..planning.plan import ConversionPlan
 from ..planning.tensors import ResultPlan
 from ..report import FAILED, PASSED, SKIPPED, Check
+from ..running.memory import Running, choose_running
 from ..sources.opening import open_source
 from ..text import VerificationText, load_tokenizer
 from .generic import check_generic
+from .gradients import why_no_gradients
 from .loss import check_loss
 from .outputs import check_outputs, choose_lengths
 from .tensors import check_tensors
@@ -31,6 +31,8 @@ def verify(
 ) -> list[Check]:
     """Check the written folder `result` against the source of `plan`.
 
+    Source and result run one after the other, whole in memory or with their weights in their files, see `choose_running`.
+
     Args:
         plan: of the conversion.
         result: the written folder.
@@ -38,21 +40,26 @@ def verify(
         given_text: the text is the user's own, so that the losses are worth more time.
         progress: called as progress("verify", done, total).
     """
-    steps: list[Callable[[], list[Check]]] = [
-        lambda: check_tensors(plan, open_source(result)),
-        lambda: check_tokenizer(plan, result, text),
-    ]
-    needed, available = 4 * plan.parameters * 1.2, psutil.virtual_memory().available
-    if needed < available and plan.generic:
-        steps.append(lambda: check_generic(plan, result))
-    elif needed < available:
-        lengths = choose_lengths(plan)
-        steps.append(lambda: check_outputs(plan, result, text, lengths))
-        steps.append(lambda: check_loss(plan, result, text, lengths, given_text=given_text))
-    else:
-        why = f"the model takes {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
-        steps.append(lambda: [Check("outputs", SKIPPED, f"the models were not run: {why}")])
-    return run_steps(steps, progress)
+    running = _running(plan)
+    with running.scratch(result) as scratch:
+        steps: list[Callable[[], list[Check]]] = [
+            lambda: check_tensors(plan, open_source(result)),
+            lambda: check_tokenizer(plan, result, text),
+            lambda: [running.check()],
+        ]
+        if not running.why_not and plan.generic:
+            steps.append(lambda: check_generic(plan, result))
+        elif not running.why_not:
+            lengths = choose_lengths(plan, from_files=running.from_files)
+            steps.append(lambda: check_outputs(plan, result, text, lengths, scratch))
+            steps.append(lambda: check_loss(plan, result, text, lengths, scratch, given_text=given_text))
+        return run_steps(steps, progress)
+
+
+def _running(plan: ConversionPlan) -> Running:
+    """Gradients and architectures without a family need whole models."""
+    gradients = plan.architecture.adopter is not None and why_no_gradients(plan) is None
+    return choose_running(plan.parameters, plan.largest_tensor, whole=gradients or plan.generic)
 
 
 def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from ..adopters import Adopter, Probe
 from ..planning.plan import ConversionPlan
 from ..report import FAILED, PASSED, SKIPPED, Check
+from ..running.memory import available_memory
 
 __all__ = ["GRADIENT_LENGTH", "check_gradients", "gradients", "skipped", "why_no_gradients"]
 
@@ -25,7 +25,7 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
     """Why the gradients of the two models cannot be compared; ``None`` when they can."""
     if plan.attention != plan.architecture.adopted_attention() or not plan.positions_exact:
         return "the result is not meant to equal the source"
-    needed, available = 4 * plan.parameters * 3.5, psutil.virtual_memory().available
+    needed, available = 4 * plan.parameters * 3.5, available_memory()
     if needed > available:
         return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
     return None

@@ -22,12 +22,20 @@ __all__ = ["check_loss"]
 
 NAME = "language-model loss by position"
 FLOPS_UNASKED, FLOPS_WITH_TEXT = 5e11, 8e12
-LOGITS_BYTES = 2e9
+LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
+"""The most that logits may take; the less where the weights stay in their files."""
+LOSS_ROWS = 256
+"""Tokens whose loss is computed at once."""
 MASKED = 0.15
 
 
-def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, *, given_text: bool) -> list[Check]:
-    """Measure the loss where the checkpoint has a language-model head; says why where it does not measure."""
+def check_loss(
+    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None, *, given_text: bool
+) -> list[Check]:
+    """Measure the loss where the checkpoint has a language-model head; says why where it does not measure.
+
+    `scratch`: a folder by which the weights of both stay in their files, see `load_source`.
+    """
     head = auto_class_name(plan.config, plan.architecture.long_class)
     if head not in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining"):
         return []
@@ -39,14 +47,15 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
     if plan.architecture.adopter is not None and plan.new_length < 2 * plan.old_length:
         return []  # the outputs themselves are compared, and there is no longer length to look at
     whole = min(lengths.new, text.real_tokens()) // lengths.old * lengths.old
-    count = _affordable(plan, whole, lengths.old, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED)
+    logits = LOGITS_BYTES if scratch is None else LOGITS_FROM_FILES
+    count = _affordable(plan, whole, lengths.old, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
     reason = _why_not(plan, text, count, lengths)
     if reason:
         return [Check(NAME, SKIPPED, reason)]
     ids = text.tokens(count)
     shown, target = (ids, ids) if plan.shape.causal else _mask(ids, text.tokenizer)
-    old = _chunked_losses(load_source(plan.source, plan.architecture, None)[0], shown, target, lengths.old, plan.shape.causal)
-    new = _losses(load_result(result, plan.architecture, plan.config)[0], shown, target, plan.shape.causal)
+    old = _chunked_losses(load_source(plan.source, plan.architecture, None, scratch)[0], shown, target, lengths.old, plan.shape.causal)
+    new = _losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, plan.shape.causal)
     edges = _edges(lengths.old, count)
     measured = [
         {
@@ -72,12 +81,12 @@ def check_loss(plan: ConversionPlan, result: Path, text: VerificationText, lengt
     return [Check(NAME, MEASURED, detail, values)]
 
 
-def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float) -> int:
+def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float, logits: float) -> int:
     """As many of the tokens, in whole chunks and at least two, as the arithmetic and the logits allow; 0 where two are too many."""
     while count >= 2 * chunk:
         cost = cost_at(count, plan.shape, layer_mechanisms(plan.attention, plan.shape, plan.new_length))
         flops = 2 * (cost.total_flops + 2 * count * plan.config.vocab_size * plan.config.hidden_size)
-        if flops <= limit and count * plan.config.vocab_size * 4 <= LOGITS_BYTES:
+        if flops <= limit and count * plan.config.vocab_size * 4 <= logits:
             return count
         count = max(count // 2 // chunk * chunk, 2 * chunk if count > 2 * chunk else 0)
     return 0
@@ -112,7 +121,8 @@ def _losses(model: Any, shown: Tensor, target: Tensor, causal: bool) -> Tensor:
     logits = returned["logits"] if "logits" in returned else returned["prediction_logits"]
     if causal:
         logits, target = logits[:, :-1], target[:, 1:]
-    losses = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none", ignore_index=-100)
+    pieces = zip(logits.flatten(0, 1).split(LOSS_ROWS), target.flatten().split(LOSS_ROWS), strict=True)  # each takes its logits again
+    losses = torch.cat([functional.cross_entropy(*piece, reduction="none", ignore_index=-100) for piece in pieces])
     losses = losses.masked_fill(target.flatten() == -100, float("nan")).view(shown.shape[0], -1)
     return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
 

@@ -19,7 +19,7 @@ from ..running.loading import load_result, load_source, newly_initialised
 from ..text import VerificationText
 from .adoption import check_adoption
 
-__all__ = ["Lengths", "check_outputs", "choose_lengths"]
+__all__ = ["Lengths", "check_outputs", "choose_lengths", "difference", "length_from_files"]
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
@@ -27,6 +27,9 @@ FLOPS_AT_NEW_LENGTH = 4e12
 FLOPS_AT_OLD_LENGTH = 1e12
 PADDING = 37
 """Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
+
+LOGITS_FROM_FILES = 6.4e7
+"""Bytes of the logits at the old length, which are there four times at once, of models that run from their files."""
 
 DECODED = 32
 """Tokens of the decoder beside an encoder in the checks at the new length."""
@@ -41,8 +44,9 @@ class Lengths:
     new: int
 
 
-def choose_lengths(plan: ConversionPlan) -> Lengths:
-    """The old and the new length, or shorter ones where a large model would take too long."""
+def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
+    """The old and the new length, or shorter ones where a large model would take too long, or its logits too much memory beside weights
+    that stay in their files."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
 
     def affordable(length: int, passes: int, limit: float) -> int:
@@ -64,6 +68,9 @@ def choose_lengths(plan: ConversionPlan) -> Lengths:
         return own and all(layer.covers(length, True) for layer in decoder)
 
     old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
+    skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
+    if from_files and skeleton.get_output_embeddings() is not None:
+        old = min(old, length_from_files(plan.config))
     low, high = 0, old  # covers() holds up to some length and not beyond it
     while low < high:
         middle = (low + high + 1) // 2
@@ -71,7 +78,12 @@ def choose_lengths(plan: ConversionPlan) -> Lengths:
     return Lengths(low, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
 
 
-def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths) -> list[Check]:
+def length_from_files(config: Any) -> int:
+    """Tokens whose logits do not take much memory."""
+    return max(64, int(LOGITS_FROM_FILES / (4 * config.vocab_size)))
+
+
+def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None) -> list[Check]:
     """Everything that can be said from outputs; the two models are never in memory together.
 
     Args:
@@ -79,19 +91,20 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
         result: the written folder.
         text: what to run on.
         lengths: from `choose_lengths`.
+        scratch: a folder by which the weights of both stay in their files, see `load_source`.
     """
     if plan.architecture.adopter is not None:
-        checks, model = check_adoption(plan, result, text, lengths.old)
+        checks, model = check_adoption(plan, result, text, lengths.old, scratch)
         return checks + _check_new(plan, model.base_model, text, lengths.new)
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
-    model, missing = load_source(plan.source, plan.architecture, cast)
+    model, missing = load_source(plan.source, plan.architecture, cast, scratch)
     chance = newly_initialised(missing, model)
     at = sorted({lengths.old, lengths.covered} - {0})
     limit = _decoder_limit(plan)
     expected = {length: outputs(_part(model, chance), text.tokens(length), decoder_tokens=limit) for length in at}
     del model
 
-    model, _ = load_result(result, plan.architecture, plan.config)
+    model, _ = load_result(result, plan.architecture, plan.config, scratch=scratch)
     part = _part(model, chance)
     what = "hidden states (the source has no weights for its head)" if chance else "outputs"
     checks = _compare_old(plan, model, part, text, lengths, expected, what)
@@ -110,7 +123,7 @@ def _part(model: Any, chance: bool) -> Any:
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
     """(largest absolute difference, the same relative to the largest value but at least 1)."""
-    largest = float(torch.stack([(a[name] - b[name]).abs().max() for name in a]).max())  # NaN in any of them is NaN
+    largest = float(torch.stack([(a[name] - b[name]).abs_().max() for name in a]).max())  # NaN in any of them is NaN
     scale = max(1.0, *(float(value.abs().max()) for value in a.values()))
     return largest, largest / scale
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from hf_longattn.conversion import convert, convert_checkpoint, plan_conversion
+from hf_longattn.conversion.running import memory
 from hf_longattn.conversion.transforming import values
-from hf_longattn.conversion.verification import checks, loss, outputs
+from hf_longattn.conversion.verification import loss, outputs
 from hf_longattn.conversion.verification.outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
@@ -123,7 +124,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_run_and_that_is_said(
     class Little:
         available = 1000
 
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: Little)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: Little)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
     skipped = [check.detail for check in report.checks if check.status == "skipped"]
     assert any("the models were not run" in detail for detail in skipped)

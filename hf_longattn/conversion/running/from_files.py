@@ -1,0 +1,137 @@
+"""Models whose weights stay in their files: each tensor is read when it is used, and gone afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from ...errors import CheckpointError
+from ..files.tensors import TensorHeader, read_blocks, read_headers, read_tensor
+
+__all__ = ["WeightsInFiles"]
+
+ANY_FILE = "model.safetensors"
+"""What transformers is told that tensors are in, so that it leaves them there; it opens no such file."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file, which is rounded to a dtype before it is used in fp32."""
+
+    header: TensorHeader
+    rounded: torch.dtype
+
+    def read(self) -> Tensor:
+        """Its values in fp32 (integers as they are); besides them, one block of the file is in memory at a time."""
+        header = self.header
+        if not header.torch_dtype.is_floating_point:
+            return read_tensor(header)
+        if header.start is None or header.torch_dtype == self.rounded == torch.float32:
+            return read_tensor(header).to(self.rounded).float()
+        values, done = torch.empty(header.numel), 0
+        for block in read_blocks(header):
+            part = torch.frombuffer(block, dtype=header.torch_dtype).to(self.rounded)
+            values[done : done + part.numel()] = part
+            done += part.numel()
+        return values.view(header.shape)
+
+
+class WeightsInFiles:
+    """The weights of one model, in files of any kind that a source can have.
+
+        weights = WeightsInFiles(source.tensors, scratch)
+        model = weights.loading(BertModel).from_pretrained(folder)
+        weights.give_to(model)
+
+    transformers itself finds out, as for a model that it offloads to the disk, which tensor is which parameter; what it computes from
+    tensors (longer tables of positions) it writes into the scratch folder. Parameters that no file holds begin as they always do and
+    stay in memory. The model then reads a parameter each time that a module asks for it, also where it is used outside the forward pass
+    of the module that it is in, which hooks on that pass do not see (DeBERTa's table of relative positions, states of mechanisms).
+
+    Args:
+        tensors: the headers of all tensors by name, as the files call them.
+        scratch: an empty folder that lives as long as the model.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorHeader], scratch: Path) -> None:
+        self.tensors, self.scratch = tensors, scratch
+        self.index: dict[str, dict[str, str]] = {}
+
+    def loading(self, model_class: Any) -> Any:
+        """`model_class` with a `from_pretrained` that leaves the weights where they are."""
+
+        def load(model: Any, state_dict: Any, checkpoint_files: Any, config: Any, *more: Any) -> Any:
+            read = {name: _WhileLoading(StoredTensor(header, config.dtype)) for name, header in self.tensors.items()}
+            for name in self.tensors.keys() - _needed(model, self.tensors, config.weight_mapping or ()):
+                read[name].needed = False
+            changed = dataclasses.replace(
+                config,
+                device_map={"": "disk"},
+                disk_offload_folder=str(self.scratch),
+                sharded_metadata={"weight_map": dict.fromkeys(self.tensors, ANY_FILE)},
+            )
+            info, self.index = model_class._load_pretrained_model(model, read, [ANY_FILE], changed, *more)
+            return info, None
+
+        own = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(load)}
+        return type(model_class.__name__, (model_class,), own)
+
+    def give_to(self, model: nn.Module) -> None:
+        """Let every parameter of a loaded model that has no values be read from its file.
+
+        Raises:
+            CheckpointError: the file's tensor has another shape.
+        """
+        for prefix, module in model.named_modules():
+            empty = {name: one for name, one in module._parameters.items() if one is not None and one.is_meta}
+            found = {name: self._stored(f"{prefix}.{name}".removeprefix("."), tuple(one.shape)) for name, one in empty.items()}
+            if found:
+                module._parameters = _FileParameters(module._parameters, found)
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        entry = self.index[name]
+        file, key = Path(entry["safetensors_file"]), entry["weight_name"]
+        header = read_headers(file)[key] if file.parent == self.scratch else self.tensors[key]
+        if header.shape != shape:
+            raise CheckpointError(f"Tensor {key!r} of {str(header.file)!r} has the shape {header.shape}, but its model asks for {shape}.")
+        return StoredTensor(header, getattr(torch, entry["dtype"]))
+
+
+def _needed(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> set[str]:
+    """The tensors whose values loading needs: those that others are computed from, and buffers, which stay in memory."""
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    state, buffers = model.state_dict(), {name for name, _ in model.named_buffers()}
+    found = {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state) for name in names}
+    return {name for name, (target, pattern) in found.items() if pattern is not None or target in buffers or name in buffers}
+
+
+@dataclass
+class _WhileLoading:
+    """What stands for a tensor of a file while transformers loads a model: it is sliced to be read."""
+
+    stored: StoredTensor
+    needed: bool = True
+
+    def __getitem__(self, _: Any) -> Tensor:
+        return self.stored.read() if self.needed else torch.zeros(()).expand(self.stored.header.shape)
+
+
+class _FileParameters(dict[str, Any]):
+    """The parameters of one module. Those that are in files are read whenever one is asked for by name; a walk through all of them, as
+    for their shapes, gives tensors without values."""
+
+    def __init__(self, parameters: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> None:
+        super().__init__(parameters)
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Any:
+        stored = self.stored.get(name)
+        return super().__getitem__(name) if stored is None else nn.Parameter(stored.read(), requires_grad=False)

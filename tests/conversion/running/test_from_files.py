@@ -1,0 +1,167 @@
+"""Models run from their files as they do in memory, and a verification of either gives the same report."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
+from hf_longattn.conversion.files.tensors import read_tensor
+from hf_longattn.conversion.running import from_files, memory
+from hf_longattn.conversion.running.calling import outputs
+from hf_longattn.conversion.running.from_files import WeightsInFiles
+from hf_longattn.conversion.sources.opening import open_source
+from hf_longattn.errors import CheckpointError
+
+from ..conftest import LENGTH
+
+Built = Callable[[str], Path]
+WINDOW = {"mechanism": "window", "window": 16, "max_length": 200}
+HOW = "how the models were run"
+
+
+@pytest.fixture
+def from_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is small enough to be loaded whole."""
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
+
+
+def small(folder: Path, name: str, **config: Any) -> Path:
+    """A checkpoint of several shards."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    torch.manual_seed(0)
+    model_class = getattr(transformers, name)
+    model = model_class(model_class.config_class(**sizes, max_position_embeddings=LENGTH, **config))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+def from_files_of(folder: Path, model_class: Any, scratch: Path) -> tuple[Any, set[str]]:
+    scratch.mkdir()
+    weights = WeightsInFiles(open_source(folder).tensors, scratch)
+    model, info = weights.loading(model_class).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    weights.give_to(model)
+    return model.eval(), set(info["missing_keys"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BertForMaskedLM", "LlamaForCausalLM", "BartForConditionalGeneration", "MarianMTModel", "DebertaV2ForTokenClassification"],
+)
+def test_outputs_are_those_of_the_model_in_memory(name: str, built: Built, tmp_path: Path) -> None:
+    model_class = getattr(transformers, name)
+    whole, info = model_class.from_pretrained(built(name), output_loading_info=True)
+    model, missing = from_files_of(built(name), model_class, tmp_path / "scratch")
+    assert missing == set(info["missing_keys"])
+    ids = torch.arange(5, 5 + LENGTH)[None]
+    expected, found = outputs(whole.eval(), ids), outputs(model, ids)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(found[one], expected[one], rtol=1e-5, atol=1e-6) for one in expected)
+
+
+def test_one_tensor_is_in_memory_at_a_time_and_each_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small(tmp_path / "source", "LlamaForCausalLM", num_key_value_heads=2)
+    model, _ = from_files_of(folder, transformers.LlamaForCausalLM, tmp_path / "scratch")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert list((tmp_path / "scratch").iterdir()) == []
+    names: list[str] = []
+    read: list[weakref.ref[Any]] = []
+    given = from_files._FileParameters.__getitem__
+
+    def noted(parameters: Any, name: str) -> Any:
+        found = given(parameters, name)
+        if name in parameters.stored:
+            assert not any(one() is not None for one in read)
+            names.append(parameters.stored[name].header.name)
+            read.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(from_files._FileParameters, "__getitem__", noted)
+    outputs(model, torch.arange(5, 40)[None])
+    assert sorted(names) == sorted(open_source(folder).tensors)
+
+
+def rounded(value: Any) -> Any:
+    """A report without the last digits of its measurements."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def checked(report: Any) -> tuple[str, list[Any]]:
+    """How the models were run, and name, status and values of all other checks."""
+    how = next(check.detail for check in report.checks if check.name == HOW)
+    return how, [(check.name, check.status, rounded(check.values)) for check in report.checks if check.name != HOW]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("BertForMaskedLM", {}),
+        ("LlamaForCausalLM", {"dtype": "bf16", "max_shard_size": "20KB"}),
+        ("GPT2LMHeadModel", {"mechanism": "delta", "gate_input": "hidden_states"}),
+        ("BartForConditionalGeneration", {}),
+    ],
+)
+def test_the_report_is_that_of_models_in_memory(
+    name: str, arguments: dict[str, Any], built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {**WINDOW, **arguments}
+    if "mechanism" in arguments:
+        del wanted["window"]
+    in_memory, expected = checked(convert_checkpoint(built(name), tmp_path / "whole", **wanted))
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
+    how, found = checked(convert_checkpoint(built(name), tmp_path / "files", **wanted))
+    assert in_memory.endswith("whole in memory")
+    assert "with the weights in their files" in how
+    assert found == expected
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:The plain model attends:UserWarning")
+@pytest.mark.usefixtures("from_their_files")
+def test_the_way_back_is_verified_from_the_files_too(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("LlamaForCausalLM"), tmp_path / "long", **WINDOW, verify=False)
+    report = revert_checkpoint(tmp_path / "long", tmp_path / "back", dtype="bf16")
+    assert any("with the weights in their files" in check.detail for check in report.checks)
+    assert report.checks[-1].detail.endswith("equal")
+
+
+@pytest.mark.usefixtures("from_their_files")
+def test_a_result_that_differs_is_found_from_the_files(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = from_files.StoredTensor.read
+
+    def other(stored: from_files.StoredTensor) -> Tensor:
+        values = read(stored)
+        return values * 2 if "long" in str(stored.header.file) and "value.weight" in stored.header.name else values
+
+    monkeypatch.setattr(from_files.StoredTensor, "read", other)
+    with pytest.raises(CheckpointError, match="they must be equal"):
+        convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_of_another_shape_is_refused(built: Built, tmp_path: Path) -> None:
+    config = transformers.BertConfig.from_pretrained(built("BertModel"))
+    config.intermediate_size += 1
+    weights = WeightsInFiles(open_source(built("BertModel")).tensors, tmp_path)
+    model = weights.loading(transformers.BertModel).from_pretrained(built("BertModel"), config=config)
+    with pytest.raises(CheckpointError, match="but its model asks for"):
+        weights.give_to(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_are_rounded_as_asked_for(dtype: torch.dtype, built: Built) -> None:
+    header = next(iter(open_source(built("BertModel")).tensors.values()))
+    expected = read_tensor(header).to(dtype).float()
+    assert torch.equal(from_files.StoredTensor(header, dtype).read(), expected)
