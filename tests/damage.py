@@ -17,30 +17,22 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hf_longattn.cli import main
+from hf_longattn.families.small import Shape, language_model, small_config
 
 LENGTH = 64
 WORDS = ("the", "of", "and", "a", "to", "in", "is", "it", "was", "on", "we", "they", "storm", "boat", "school", "sea")
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
-COMMON: dict[str, Any] = {"vocab_size": 40, "max_position_embeddings": LENGTH, "pad_token_id": 0}
-STACKS = {f"{stack}_{name}": n for stack in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("BertForMaskedLM", {**SHAPE, **COMMON}),
-    "gpt2": ("GPT2LMHeadModel", {**SHAPE, **COMMON, "bos_token_id": 2, "eos_token_id": 3}),
-    "llama": ("LlamaForCausalLM", {**SHAPE, **COMMON, "bos_token_id": 2, "eos_token_id": 3}),
-    "bart": ("BartForConditionalGeneration", {**STACKS, **COMMON, "d_model": 32, "bos_token_id": 2, "eos_token_id": 3}),
-}
-"""Name -> class and config; GPT-2 and Llama are saved in shards, the others in one file."""
+TOKENS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+MODELS = ("bert", "gpt2", "llama", "bart")
 SHARDED = ("gpt2", "llama")
+"""These are saved in shards, the others in one file."""
 CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "128"]
 
 
 def make_checkpoint(name: str, folder: Path) -> Path:
     """Save a small model with a tokenizer of its own."""
-    head, values = MODELS[name]
-    model_class = getattr(transformers, head)
     torch.manual_seed(0)
-    model = model_class(model_class.config_class(**values))
+    model = getattr(transformers, language_model(name))(small_config(name, Shape(tokens=LENGTH, vocabulary=40), **TOKENS))
     model.save_pretrained(folder, max_shard_size="20KB" if name in SHARDED else "1GB")
     plain = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -113,6 +105,8 @@ def refused_or_whole(source: Path, place: Path, *arguments: str) -> bool:
 # --- single parts -----------------------------------------------------------------------------------------------------------------
 
 Damage = Callable[[Path], object]
+Cases = dict[str, tuple[Damage, str]]
+"""Name -> a damage and a regular expression for the sentence that refuses it."""
 
 
 def weights(source: Path) -> Path:
@@ -174,6 +168,10 @@ def edit_json(file: str, **changes: Any) -> Damage:
 def write(file: str, content: str | bytes) -> Damage:
     """Put something else in the place of a file."""
     return lambda source: (source / file).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def unreadable(file: str) -> Damage:
+    return lambda source: (weights(source) if file == "weights" else source / file).chmod(0)
 
 
 def instead(file: str, make: Callable[[Path], object]) -> Damage:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS, WEIGHTS, Cases
-from tests.damage import CONVERT, MODELS, SHARDED, check_sentence, contents, convert, edit_json, make_checkpoint, refused
+from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
+from tests.bad_weights import WEIGHTS
+from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
 
 Place = Callable[[str], Path]
 

@@ -16,7 +16,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.models.esm.configuration_esm import get_default_vocab_list
 
-from .every_family import Short, small_config
+from .every_family import Short, config_of
 
 TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 LENGTH = 64
@@ -160,7 +160,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Short:
     def make(base: str, head: str) -> Path:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp(base) / "short"
-        getattr(transformers, head)(small_config(base)).save_pretrained(folder)
+        getattr(transformers, head)(config_of(base)).save_pretrained(folder)
         return folder
 
     return make

@@ -15,7 +15,8 @@ from hf_longattn.conversion.running.loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 
-from .every_family import LENGTH, NOT_AS_IT_IS, Short, head_of
+from .conftest import LENGTH
+from .every_family import NOT_AS_IT_IS, Short, head_of
 
 NEW = 150
 

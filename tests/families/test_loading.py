@@ -122,4 +122,4 @@ def test_rope_parameters_stand_in_the_config(tmp_path: Path) -> None:
     plain_scaled.load_state_dict(longer.state_dict())
     with torch.no_grad():
         assert (longer(tokens()).last_hidden_state - plain_scaled(tokens()).last_hidden_state).abs().max() < 1e-5
-    assert SHAPE["num_hidden_layers"] == len(longer.layers)
+    assert len(longer.layers) == SHAPE.layers

@@ -19,6 +19,7 @@ from hf_longattn.errors import MaskError
 from hf_longattn.families.own_windows import own_windows
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.base import Mechanism
+from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,
     HEADS,
@@ -26,7 +27,6 @@ from tests.reference.small_models import (
     LANGUAGE_MODELS,
     base_class,
     head_inputs,
-    long_config,
     long_like,
     pair,
     plain_model,
@@ -37,10 +37,7 @@ LONGFORMER = {"mechanism": "longformer", "window": 16}
 
 
 def long_model(base: str, head: str | None = None, long_attention: Any = None, **changes: Any) -> Any:
-    torch.manual_seed(0)
-    long_class = families.FAMILIES[base].long_class_of(base_class(base, head))
-    assert long_class is not None
-    return long_class(long_config(base, long_attention or LONGFORMER, **changes)).eval()
+    return small_models.long_model(base, head, long_attention or LONGFORMER, **changes)
 
 
 @pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from hf_longattn.families import FAMILIES
-from tests.conversion.every_family import small_config
+from tests.conversion.every_family import config_of
 
 HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGeneration", "nystromformer": "ForMaskedLM"}
 
 
 @pytest.mark.parametrize("base", HEADS)
 def test_a_head_runs_under_another_implementation(base: str, tmp_path: Path) -> None:
-    config = FAMILIES[base].config_class.from_dict(small_config(base).to_dict() | {"long_attention": {"mechanism": "full"}})
+    config = FAMILIES[base].config_class.from_dict(config_of(base).to_dict() | {"long_attention": {"mechanism": "full"}})
     made = FAMILIES[base].model_class(FAMILIES[base].config_class.__name__.replace("Config", HEADS[base]))
     made(config).save_pretrained(tmp_path)
     ids = torch.randint(5, 30, (2, 20))

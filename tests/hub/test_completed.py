@@ -15,7 +15,8 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 from hf_longattn.errors import HubError
 from hf_longattn.hub import keep_model_card, write_model_card
 
-from ..hub_server import WRITER, Hub, serve
+from ..hub_server import serve
+from ..hub_state import WRITER, Hub
 
 REPO = "writer/tuned"
 METADATA = {"license": "apache-2.0", "language": "en", "datasets": ["bookcorpus"], "base_model": "someone/small-bert"}

@@ -12,7 +12,8 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.hub import write_model_card
 from hf_longattn.hub.inheritance import inherited_metadata, with_inherited
 
-from ..hub_server import Hub, serve
+from ..hub_server import serve
+from ..hub_state import Hub
 
 SOURCE = """---
 language: [en, de]

@@ -15,7 +15,8 @@ from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.hub import push_model
 
-from ..hub_server import READER, STRANGER, WRITER, Fault, Hub, serve
+from ..hub_server import serve
+from ..hub_state import READER, STRANGER, WRITER, Fault, Hub
 
 REPO = "writer/long-bert"
 

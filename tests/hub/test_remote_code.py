@@ -25,7 +25,8 @@ from hf_longattn.errors import CheckpointError, RemoteCodeError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
 from hf_longattn.hub import bundle_remote_code, push_model, remote_code
 
-from ..hub_server import WRITER, Hub, serve
+from ..hub_server import serve
+from ..hub_state import WRITER, Hub
 from ..reference import small_models
 from .conftest import CASES, TEXT, Case
 

@@ -14,7 +14,8 @@ from hf_longattn.errors import HubError
 from hf_longattn.hub import push_model
 from hf_longattn.hub_refusals import TOKEN, explained, without_tokens
 
-from ..hub_server import READER, WRITER, Fault, Hub, serve
+from ..hub_server import serve
+from ..hub_state import READER, WRITER, Fault, Hub
 
 REPO = "writer/long-bert"
 LOUD = {

@@ -10,19 +10,23 @@ import transformers
 
 import hf_longattn.families as families
 from hf_longattn.errors import OptionError
+from hf_longattn.families.small import small_values
 from tests.reference.small_models import SHAPE, head_inputs, tokens
 
-COMMON = {**SHAPE, "intermediate_size": 96}
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
-      "position_buckets": 32, "share_att_key": True, "max_position_embeddings": 512, "type_vocab_size": 0}  # fmt: skip
-VALUES: dict[str, dict[str, Any]] = {"mpnet": {"max_position_embeddings": 514}, "deberta-v2": V3}
+      "position_buckets": 32, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
+VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3}
 HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].heads]
 BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model")]
 COVERING = {"mechanism": "window", "window": 800, "layers": {1: {"mechanism": "full"}}}
 
 
+def values_of(base: str) -> dict[str, Any]:
+    return {**small_values(base, SHAPE, initializer_range=0.2), **VALUES[base]}
+
+
 def pair(base: str, head: str, long_attention: dict[str, Any], **changes: Any) -> tuple[Any, Any]:
-    family, values = families.FAMILIES[base], {**COMMON, **VALUES[base], **changes}
+    family, values = families.FAMILIES[base], {**values_of(base), **changes}
     torch.manual_seed(0)
     plain = getattr(transformers, head)(family.base_config_class(**values)).eval()
     longer = family.model_class(head)(family.config_class(**values, long_attention=long_attention)).eval()
@@ -97,6 +101,6 @@ def test_what_they_cannot_do_is_refused(base: str, head: str, mechanism: str, se
 
 
 def test_the_buckets_stay_those_of_the_short_model() -> None:
-    config = families.LongDebertaV2Config(**COMMON, **V3)
+    config = families.LongDebertaV2Config(**values_of("deberta-v2"))
     config.max_position_embeddings = 4096
     assert families.LongDebertaV2Config(**config.to_dict()).max_relative_positions == 512

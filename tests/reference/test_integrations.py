@@ -1,9 +1,8 @@
-"""Long models in the hands of others: torch.compile, DDP, peft, pipelines, Trainer, threads, sentence-transformers."""
+"""Long models in the hands of other libraries: peft, pipelines, Trainer, sentence-transformers."""
 
 from __future__ import annotations
 
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,91 +16,18 @@ from transformers.pipelines import PIPELINE_REGISTRY
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, truncated
-from tests.ranks import run_two_ranks
-from tests.reference.small_models import long_config, long_like, padding, plain_model, tokens
+from tests.reference.small_models import long_config, long_model, plain_model, tokens
 
 LONGFORMER = {"mechanism": "longformer", "window": 32}
-DDP = """
-import hf_longattn.families as families
-from tests.reference.small_models import long_config, tokens
-
-torch.manual_seed(0)
-model = families.LongBertForMaskedLM(long_config("bert", {"mechanism": "longformer", "window": 32}))
-model = torch.nn.parallel.DistributedDataParallel(model)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for _ in range(2):
-    ids = tokens(2, 100)[rank : rank + 1]
-    model(ids, labels=ids, global_attention_mask=torch.zeros_like(ids)).loss.backward()
-    assert all(p.grad is not None for p in model.parameters())
-    optimizer.step()
-    optimizer.zero_grad()
-mine = torch.stack([p.detach().double().sum() for p in model.parameters()])
-first = mine.clone()
-dist.broadcast(first, 0)
-assert torch.equal(mine, first)
-print("equal")
-"""
 
 
-def encoder(head: str = "LongBertModel", **changes: Any) -> Any:
-    torch.manual_seed(0)
-    return getattr(families, head)(long_config("bert", LONGFORMER, **changes)).eval()
-
-
-@pytest.mark.parametrize("name", ["LongBertForQuestionAnswering", "LongGPT2LMHeadModel"])
-def test_torch_compile_fullgraph(name: str) -> None:
-    base = "bert" if "Bert" in name else "gpt2"
-    torch.manual_seed(0)
-    model = getattr(families, name)(long_config(base, LONGFORMER, num_hidden_layers=2)).eval()
-    ids, mask = tokens(2, 300), padding(2, 300)
-    is_global = torch.zeros(2, 300, dtype=torch.long)
-    is_global[:, :4] = 1
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for inputs in ({"attention_mask": mask, "global_attention_mask": is_global}, {}):
-        with torch.no_grad():
-            expected, found = model(ids, use_cache=False, **inputs), compiled(ids, use_cache=False, **inputs)
-        rows = mask.bool() if inputs else ...
-        assert (expected[0] - found[0])[rows].abs().max() < 1e-4
-
-
-@pytest.mark.slow
-def test_torch_compile_with_inductor_and_gradients() -> None:
-    model = encoder("LongBertForMaskedLM", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
-    ids = tokens(2, 300)
-    model(ids, labels=ids).loss.backward()
-    expected = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    torch._dynamo.reset()
-    torch.compile(model, fullgraph=True)(ids, labels=ids).loss.backward()
-    for gradient, parameter in zip(expected, model.parameters(), strict=True):
-        assert (gradient - parameter.grad).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_torch_export_with_any_length(strict: bool) -> None:
-    model = encoder("LongBertForSequenceClassification", num_hidden_layers=2, return_dict=False)
-    length = torch.export.Dim("length", min=257, max=512)  # shorter inputs take the dense path, which is another graph
-    exported = torch.export.export(
-        model,
-        (),
-        kwargs={"input_ids": tokens(2, 300), "attention_mask": padding(2, 300)},
-        dynamic_shapes={"input_ids": {1: length}, "attention_mask": {1: length}},
-        strict=strict,
-    ).module()
-    for n in (300, 257, 450):
-        inputs = {"input_ids": tokens(2, n), "attention_mask": padding(2, n)}
-        with torch.no_grad():
-            assert (model(**inputs)[0] - exported(**inputs)[0]).abs().max() < 1e-4
-
-
-def test_ddp_in_two_processes_without_find_unused_parameters(repository: Path, tmp_path: Path) -> None:
-    assert run_two_ranks(DDP, repository, tmp_path) == ["equal", "equal"]
+def encoder(head: str = "BertModel", **changes: Any) -> Any:
+    return long_model("bert", head, LONGFORMER, **changes)
 
 
 def test_lora(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    model = encoder("LongBertForSequenceClassification")
+    model = encoder("BertForSequenceClassification")
     ids = tokens(2, 80)
     with torch.no_grad():
         before = model(ids).logits
@@ -116,30 +42,8 @@ def test_lora(tmp_path: Path) -> None:
         after = tuned.eval()(ids).logits
         assert (after - before).abs().max() > 1e-4
         tuned.save_pretrained(tmp_path)
-        again = peft.PeftModel.from_pretrained(encoder("LongBertForSequenceClassification"), tmp_path).eval()
+        again = peft.PeftModel.from_pretrained(encoder("BertForSequenceClassification"), tmp_path).eval()
         assert torch.allclose(again(ids).logits, after, atol=1e-6)
-
-
-def test_threads() -> None:
-    plain = plain_model("bert")
-    models = [long_like(plain, "bert", chosen) for chosen in (LONGFORMER, {"mechanism": "window", "window": 8}, {"mechanism": "full"})]
-    with torch.no_grad():
-        expected = [model(tokens(), output_attentions=i == 0) for i, model in enumerate(models)]
-    wrong: list[int] = []
-
-    def run(i: int) -> None:
-        for _ in range(15):
-            with torch.no_grad():
-                found = models[i](tokens(), output_attentions=i == 0)
-            if not torch.equal(found.last_hidden_state, expected[i].last_hidden_state) or (found.attentions is None) != (i != 0):
-                wrong.append(i)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 @pytest.fixture
@@ -167,14 +71,14 @@ TEXT = "The mechanism decides which keys a query can see. " * 60
 
 
 def test_pipelines(saved: Any) -> None:
-    folder = str(saved("LongBertForMaskedLM"))
+    folder = str(saved("BertForMaskedLM"))
     found = pipeline("fill-mask", model=folder)(TEXT + " Paris is the [MASK] of France.", top_k=3)
     assert len(found) == 3
-    labels = pipeline("text-classification", model=str(saved("LongBertForSequenceClassification")))(TEXT)
+    labels = pipeline("text-classification", model=str(saved("BertForSequenceClassification")))(TEXT)
     assert 0 <= labels[0]["score"] <= 1
-    entities = pipeline("token-classification", model=str(saved("LongBertForTokenClassification")))("Short text.")
+    entities = pipeline("token-classification", model=str(saved("BertForTokenClassification")))("Short text.")
     assert entities
-    features = pipeline("feature-extraction", model=str(saved("LongBertModel")))(TEXT, return_tensors=True)
+    features = pipeline("feature-extraction", model=str(saved("BertModel")))(TEXT, return_tensors=True)
     assert features.shape[1:] == (len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]), 64)
 
 
@@ -192,7 +96,7 @@ def test_text_generation_pipeline(repository: Path, tmp_path: Path) -> None:
 
 
 def test_trainer_keeps_the_global_attention_mask(saved: Any, tmp_path: Path) -> None:
-    folder = saved("LongBertForSequenceClassification")
+    folder = saved("BertForSequenceClassification")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [dict(tokenizer(TEXT[: 200 * (i + 1)]), labels=i % 2, unknown="dropped") for i in range(4)]
     for row in rows:
@@ -232,7 +136,7 @@ def test_trainer_keeps_the_global_attention_mask(saved: Any, tmp_path: Path) -> 
 
 def test_sentence_transformers(saved: Any) -> None:
     st = pytest.importorskip("sentence_transformers")
-    folder = saved("LongBertModel")
+    folder = saved("BertModel")
     model = st.SentenceTransformer(str(folder), device="cpu")
     assert type(model[0].auto_model).__name__ == "LongBertModel"
     together = model.encode([TEXT, "A short one."])

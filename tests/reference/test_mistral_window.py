@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralForCausalLM
 
 import hf_longattn.families as families
-from tests.reference.small_models import OWN, SHAPE, long_config, padding, tokens
+from tests.reference.small_models import long_config, padding, plain_model, tokens
 
 WINDOW = 24
 
 
 @pytest.fixture(scope="module")
 def models() -> tuple[MistralForCausalLM, torch.nn.Module]:
-    torch.manual_seed(0)
-    mistral = MistralForCausalLM(MistralConfig(**SHAPE, **OWN["llama"], sliding_window=WINDOW)).eval()
+    mistral = plain_model("mistral", "MistralForCausalLM", sliding_window=WINDOW)
     llama = families.LongLlamaForCausalLM(
         long_config("llama", {"mechanism": "window", "window": WINDOW}, rope_parameters=mistral.config.rope_parameters)
     ).eval()

@@ -10,7 +10,8 @@ import pytest
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
 
-from ...hub_server import Hub, serve
+from ...hub_server import serve
+from ...hub_state import Hub
 
 REPO = "someone/small-bert"
 

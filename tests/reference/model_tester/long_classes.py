@@ -15,30 +15,28 @@ import transformers
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
+from hf_longattn.families.small import Shape, small_values
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
 
 SKIPPED: dict[str, dict[str, str]] = json.loads(Path(os.environ["LONGATTN_SKIPS"]).read_text(encoding="utf-8"))
-LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet")
-GROUPED = {"num_key_value_heads": 2}
-GEMMA3 = ["sliding_attention", "full_attention"]
+SHAPE = Shape(width=32, layers=2, heads=4, inner=37, tokens=512, vocabulary=99)
+TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "decoder_start_token_id": 2}
+COMMON = {**TOKENS, "forced_eos_token_id": None, "num_key_value_heads": 2}
+SLIDING = {"query_pre_attn_scalar": 1, "sliding_window": 3}
 OWN: dict[str, dict[str, Any]] = {
-    **{base: {"pad_token_id": 1, "bos_token_id": 0} for base in LIKE_ROBERTA},
-    "distilbert": {"hidden_dim": 37},
-    "electra": {"embedding_size": 20},
-    "albert": {"embedding_size": 20},
-    "modernbert": {"local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
+    "modernbert": {"local_attention": 4},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
     "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
-    "opt": {"ffn_dim": 37, "word_embed_proj_dim": 20},
-    "mistral": GROUPED, "qwen3": {**GROUPED, "head_dim": 8}, "gemma": {**GROUPED, "head_dim": 8}, "phi3": GROUPED,
-    "qwen2": {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
-    "gemma2": {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 1, "sliding_window": 3},
-    "gemma3_text": {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 1, "sliding_window": 3, "layer_types": GEMMA3},
-    "smollm3": {**GROUPED, "no_rope_layer_interval": 2},
-    "esm": {"pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"},
-}  # fmt: skip
+    "opt": {"word_embed_proj_dim": 20},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "gemma2": SLIDING,
+    "gemma3_text": {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "esm": {"mask_token_id": 4, "position_embedding_type": "rotary"},
+}
+"""What the suite should meet and the default config of a base has not."""
 PARTS_WITHOUT_LOSS = ("gpt2", "esm", "big_bird")
 """The second head of two has a loss of its own; the contact head has none; BigBird's heads build a pooler that they do not use."""
 MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window", "deberta-v2": "window"}
@@ -52,10 +50,10 @@ class Tester:
     seq_length = 7
     num_choices = 4
     num_labels = 3
-    num_hidden_layers = 2
-    hidden_size = 32
-    num_attention_heads = 4
-    vocab_size = 99
+    num_hidden_layers = SHAPE.layers
+    hidden_size = SHAPE.width
+    num_attention_heads = SHAPE.heads
+    vocab_size = SHAPE.vocabulary
     is_training = True
 
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
@@ -64,20 +62,8 @@ class Tester:
             self.encoder_seq_length = self.decoder_seq_length = self.key_length = self.seq_length
 
     def get_config(self):
-        shape = {
-            "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads, "intermediate_size": 37, "max_position_embeddings": 512,
-            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-        }  # fmt: skip
-        shape |= OWN.get(self.base, {})
         family = long_families.FAMILIES[self.base]
-        if family.two_stacks:
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-                value = shape.pop(name)
-                own = {"hidden_size": ["d_model"], "num_hidden_layers": ["encoder_layers", "decoder_layers"]}.get(name)
-                kind = "attention_heads" if name == "num_attention_heads" else "ffn_dim"
-                shape |= dict.fromkeys(own or [f"encoder_{kind}", f"decoder_{kind}"], value)
-            shape |= {"decoder_start_token_id": 2, "forced_eos_token_id": None}
+        shape = {**small_values(self.base, SHAPE, **COMMON), **OWN.get(self.base, {})}
         if self.plain:
             return family.base_config_class(**shape)
         masked = any(head.endswith("ForMaskedLM") for head in family.heads)

@@ -1,0 +1,78 @@
+"""Small configs of any base architecture, for scripts and tests that want a model of every family at once.
+
+What a small one looks like is said once, by the names that configs give their sizes: a new family whose config uses the usual names
+needs nothing here. Everything that is no size stays as the architecture has it, unless it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .registry import FAMILIES
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a small model; ``tokens`` is how many its position table takes."""
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 4
+    inner: int = 48
+    tokens: int = 64
+    vocabulary: int = 99
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def half(self) -> int:
+        """Of the width: embeddings that are projected to it."""
+        return self.width // 2
+
+
+NAMES = {
+    "width": ("hidden_size", "d_model", "dim", "n_embd", "pooler_hidden_size", "word_embed_proj_dim"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"),
+    "inner": ("intermediate_size", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
+    "head_dim": ("head_dim", "d_kv", "query_pre_attn_scalar"),
+    "half": ("embedding_size",),
+}
+"""Size -> the fields of configs that hold it."""
+PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
+"""Endings of the classes that predict tokens, the one first that an architecture is known for."""
+
+
+def language_model(base: str) -> str:
+    """The model class of ``base`` that predicts tokens."""
+    return next(head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
+
+
+def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, Any]:
+    """Arguments for the config of ``base``, or for its Long config.
+
+    Args:
+        base: transformers' model type, of a family.
+        shape: the sizes.
+        others: values of further fields, of which those are taken that the architecture has.
+    """
+    default = CONFIG_MAPPING[base]()
+    fields, heads = default.to_dict(), default.num_attention_heads
+    sizes = {name: getattr(shape, size) for size, names in NAMES.items() for name in names if isinstance(fields.get(name), int)}
+    if isinstance(grouped := fields.get("num_key_value_heads"), int):
+        sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
+    sizes["vocab_size"] = shape.vocabulary
+    table = next(iter(FAMILIES[base].position_tables), None)
+    sizes["max_position_embeddings"] = shape.tokens if table is None else table.config_value(shape.tokens)
+    known = {*fields, *default.attribute_map}
+    return {**sizes, **{name: value for name, value in others.items() if name in known}}
+
+
+def small_config(base: str, shape: Shape = Shape(), **others: Any) -> Any:
+    """The config of a base, of these sizes; arguments as :func:`small_values`."""
+    return CONFIG_MAPPING[base](**small_values(base, shape, **others))
