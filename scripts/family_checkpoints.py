@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+from transformers.models.esm.configuration_esm import get_default_vocab_list
 
 from hf_longattn.families import FAMILIES
 from hf_longattn.families.small import Shape, language_model, small_config
@@ -45,7 +47,9 @@ class Checkpoint:
 
 def make_checkpoint(base: str, folder: Path) -> Checkpoint:
     """Save a checkpoint with its tokenizer and generation config through transformers."""
-    tokenizer, described = trained_tokenizer(base)
+    tokenizer, described = trained_tokenizer(base, training_text(), VOCABULARY)
+    missing = {f"{name}_token": f"<{name}>" for name in ("pad", "eos") if getattr(tokenizer, f"{name}_token_id") is None}
+    tokenizer.add_special_tokens(missing)
     config = config_of(base, tokenizer)
     torch.manual_seed(0)
     model = getattr(transformers, language_model(base))(config)
@@ -72,8 +76,9 @@ def config_of(base: str, tokenizer: Any) -> Any:
     return small_config(base, replace(SHAPE, tokens=LENGTH, vocabulary=len(tokenizer)), **values)
 
 
-def trained_tokenizer(base: str) -> tuple[Any, str]:
-    """A tokenizer of the architecture's own class with a vocabulary from real text; GPT-2's class where that one cannot be trained."""
+def trained_tokenizer(base: str, texts: Sequence[str], size: int) -> tuple[Any, str]:
+    """A tokenizer of the architecture's own class with a vocabulary from these texts, and its name; GPT-2's class, and why, where that one
+    cannot be trained."""
     named = TOKENIZER_MAPPING_NAMES.get(base)
     kind = getattr(transformers, named, None) if isinstance(named, str) else None
     described = str(named)
@@ -82,13 +87,11 @@ def trained_tokenizer(base: str) -> tuple[Any, str]:
             raise ValueError("transformers names none")
         if kind is transformers.EsmTokenizer:
             return esm_tokenizer(), described
-        tokenizer = kind().train_new_from_iterator(training_text(), VOCABULARY)
+        tokenizer = kind().train_new_from_iterator(texts, size)
         described = kind.__name__
     except Exception as error:  # tokenizers raise what they like where a vocabulary is missing
-        tokenizer = transformers.GPT2Tokenizer().train_new_from_iterator(training_text(), VOCABULARY)
+        tokenizer = transformers.GPT2Tokenizer().train_new_from_iterator(texts, size)
         described = f"GPT2Tokenizer (own class: {' '.join(str(error).split())[:60]})"
-    missing = {f"{name}_token": f"<{name}>" for name in ("pad", "eos") if getattr(tokenizer, f"{name}_token_id") is None}
-    tokenizer.add_special_tokens(missing)
     return tokenizer, described
 
 
@@ -96,7 +99,7 @@ def esm_tokenizer() -> Any:
     """ESM's, whose vocabulary is not learned: the letters that stand for amino acids."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocab.txt"
-        file.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<mask>"]), encoding="utf-8")
+        file.write_text("\n".join(get_default_vocab_list()), encoding="utf-8")
         return transformers.EsmTokenizer(str(file))
 
 

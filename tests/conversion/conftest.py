@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
-from transformers.models.esm.configuration_esm import get_default_vocab_list
 
+from ..trained import tokenizer_of
 from .every_family import Short, config_of
 
-TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 LENGTH = 64
 
 SHARED: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
@@ -99,38 +96,6 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-TRAINED = {
-    "deberta-v2": "DebertaV2Tokenizer",
-    "mpnet": "MPNetTokenizer",
-    "albert": "AlbertTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-    "camembert": "CamembertTokenizer",
-    "distilbert": "DistilBertTokenizer",
-    "electra": "ElectraTokenizer",
-}
-TEXT = "The lighthouse stands where the river meets the sea; naïve façades don't cost 3.50 – or do they?"
-
-
-def real_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
-    """The tokenizer class of a base: of BERT and GPT-2 with their own vocabularies, without which the test is skipped, of ESM with the
-    amino acids, of the others with one that was trained on a sentence."""
-    if model_type == "esm":
-        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
-            file.write("\n".join(get_default_vocab_list()))
-            file.flush()
-            return transformers.EsmTokenizer(file.name, model_max_length=LENGTH)
-    if model_type in TRAINED:
-        trained = getattr(transformers, TRAINED[model_type])().train_new_from_iterator([TEXT] * 20, 300)
-        trained.model_max_length = LENGTH
-        return trained
-    if not TOKENIZERS.is_dir():
-        pytest.skip("the published vocabularies of ../shared/data are not here")
-    if model_type == "bert":
-        return transformers.BertTokenizerFast(str(TOKENIZERS / "bert-base-uncased" / "vocab.txt"), model_max_length=LENGTH)
-    files = [str(TOKENIZERS / "gpt2" / name) for name in ("vocab.json", "merges.txt")]
-    return transformers.GPT2TokenizerFast(*files, model_max_length=LENGTH)
-
-
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """built("BertForMaskedLM") -> the folder of that checkpoint, shared by the session: do not write into it."""
@@ -174,7 +139,7 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
         folder = tmp_path / "source"
         shutil.copytree(built(name), folder)
         if tokenizer is not None:
-            real_tokenizer(tokenizer).save_pretrained(folder)
+            tokenizer_of(tokenizer, LENGTH).save_pretrained(folder)
         return folder
 
     return copy

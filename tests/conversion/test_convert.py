@@ -16,6 +16,7 @@ import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.conversion.running.loading import auto_class_name
 from hf_longattn.errors import PositionError
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 
@@ -112,7 +113,10 @@ def test_rotary_positions(positions: str, kind: str, needs_training: bool, built
     assert model.config.rope_parameters["rope_type"] == kind
 
 
-@pytest.mark.parametrize("name", [name for name, (_, values) in CLASSES.items() if "bos_token_id" in values and "ffn_dim" not in values])
+ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
+
+
+@pytest.mark.parametrize("name", ROTARY)
 def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=256, positions="rope:yarn")
     model = transformers.AutoModel.from_pretrained(tmp_path / "long")

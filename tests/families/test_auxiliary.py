@@ -67,7 +67,7 @@ class Lines(Dataset):
 
 
 def test_trainer_moves_the_spans(tmp_path: Path) -> None:
-    model = long_model("gpt2", "GPT2LMHeadModel", SPANS)
+    model = long_model("gpt2", "GPT2LMHeadModel", {**SPANS, "span_loss_weight": 1.0})
     modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
     before = [module.spans.clone() for module in modules]
     arguments = TrainingArguments(

@@ -13,7 +13,8 @@ import transformers
 
 from hf_longattn.conversion import convert_checkpoint
 
-from ..conversion.conftest import CLASSES, built, checkpoint, real_tokenizer
+from ..conversion.conftest import CLASSES, LENGTH, built, checkpoint
+from ..trained import tokenizer_of
 
 __all__ = ["CASES", "TEXT", "Case", "built", "checkpoint", "converted"]
 
@@ -62,7 +63,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             model = getattr(transformers, case.source)(getattr(transformers, config_class)(**values))
             model.save_pretrained(folder / "source")
             if case.tokenizer is not None:
-                real_tokenizer(case.tokenizer).save_pretrained(folder / "source")
+                tokenizer_of(case.tokenizer, LENGTH).save_pretrained(folder / "source")
             convert_checkpoint(folder / "source", folder / name, max_length=256, verify=False, **case.conversion)
             made[name] = folder / name
         return made[name]

@@ -6,35 +6,23 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-import transformers
 from torch import Tensor
 
-from hf_longattn.conversion.text import PARAGRAPHS
+from tests.trained import REAL_TEXT, tokenizer_of
 
-TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "gpt2"
 STEPS, BATCH = 24, 4
 FIRST = 5
-"""GPT-2's ids are moved up, so that the special tokens of a model have none of its pieces."""
-
-
-def tokenizer() -> Any:
-    """GPT-2's own tokenizer, whose pieces are BART's; skips the test where its vocabulary is not at hand."""
-    if not TOKENIZER.is_dir():
-        pytest.skip("the published vocabularies of ../shared/data are not here")
-    return transformers.GPT2TokenizerFast(*(str(TOKENIZER / name) for name in ("vocab.json", "merges.txt")))
+"""The tokenizer's ids are moved up, so that the special tokens of a model have none of its pieces."""
 
 
 def with_tokenizer(folder: Path, length: int) -> None:
-    own = tokenizer()
-    own.model_max_length = length
-    own.save_pretrained(folder)
+    tokenizer_of("gpt2", length).save_pretrained(folder)
 
 
 @functools.cache
 def _ids() -> Tensor:
-    return torch.tensor(tokenizer()(PARAGRAPHS)["input_ids"]) % 50_000 + FIRST
+    return torch.tensor(tokenizer_of("gpt2")(REAL_TEXT, verbose=False)["input_ids"]) + FIRST
 
 
 def _cut(start: int, length: int) -> Tensor:

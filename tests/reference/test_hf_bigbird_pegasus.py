@@ -15,7 +15,7 @@ from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
 
 LENGTH, DECODED = 512, 48
 SIZES: dict[str, Any] = {
-    "vocab_size": 50265, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "vocab_size": 1000, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": LENGTH,
     "block_size": 16, "num_random_blocks": 2,
     "dropout": 0.0,

@@ -16,7 +16,7 @@ from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
 
 LENGTH, DECODED = 512, 48
 SIZES: dict[str, Any] = {
-    "vocab_size": 50265, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "vocab_size": 1000, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_encoder_position_embeddings": LENGTH,
     "max_decoder_position_embeddings": 64, "attention_window": [32, 64, 32], "dropout": 0.0,
 }  # fmt: skip

@@ -14,10 +14,10 @@ from transformers.models.longformer.modeling_longformer import LongformerSelfAtt
 
 from hf_longattn import build_mechanism
 from hf_longattn.conversion import convert_checkpoint
+from tests.trained import REAL_TEXT, tokenizer_of
 
-TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "bert-base-uncased" / "vocab.txt"
 LENGTH, WINDOWS, STEPS = 320, [16, 32, 64], 24
-PAD, CLS, SEP = 0, 101, 102
+CLS, SEP, MASK = 2, 3, 4
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
 TOLERANCE = 1e-4
 
@@ -65,11 +65,9 @@ def _our_attention(theirs: Any, ours: Any, hidden: Tensor, real: Tensor, marked:
 @pytest.fixture(scope="module")
 def texts() -> Tensor:
     """Real text as ``(8, LENGTH)`` ids."""
-    wikitext = TOKENIZER.parents[2] / "wikitext-2" / "valid.txt"
-    if not wikitext.is_file():
-        pytest.skip("the published vocabulary and text of ../shared/data are not here")
-    tokenizer = transformers.BertTokenizerFast(str(TOKENIZER))
-    ids = tokenizer(wikitext.read_text(encoding="utf-8")[:40_000], truncation=False, verbose=False, add_special_tokens=False)["input_ids"]
+    tokenizer = tokenizer_of("bert")
+    assert [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id] == [CLS, SEP, MASK]
+    ids = tokenizer(REAL_TEXT, verbose=False, add_special_tokens=False)["input_ids"]
     return torch.tensor(ids[: 8 * LENGTH]).view(8, LENGTH)
 
 
@@ -78,7 +76,7 @@ def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Longformer with a window of its own in each layer, trained on masked words for a few steps, and its tokenizer."""
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
-        vocab_size=30522,
+        vocab_size=1000,
         hidden_size=64,
         num_hidden_layers=len(WINDOWS),
         num_attention_heads=4,
@@ -97,13 +95,13 @@ def pretrained(texts: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden = torch.rand(ids.shape) < 0.15
         marks = torch.zeros_like(ids)
         marks[:, :2] = 1
-        loss = model(ids.masked_fill(hidden, 103), global_attention_mask=marks, labels=ids.masked_fill(~hidden, -100)).loss
+        loss = model(ids.masked_fill(hidden, MASK), global_attention_mask=marks, labels=ids.masked_fill(~hidden, -100)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("longformer")
     model.save_pretrained(folder)
-    transformers.BertTokenizerFast(str(TOKENIZER), model_max_length=LENGTH).save_pretrained(folder)
+    tokenizer_of("bert", LENGTH).save_pretrained(folder)
     return folder
 
 

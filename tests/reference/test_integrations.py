@@ -9,14 +9,14 @@ from typing import Any
 import datasets
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, TrainingArguments, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, truncated
-from tests.reference.small_models import long_config, long_model, plain_model, tokens
+from tests.reference.small_models import long_model, plain_model, tokens
+from tests.trained import tokenizer_of
 
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 
@@ -47,21 +47,12 @@ def test_lora(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def vocabulary(repository: Path) -> Path:
-    folder = repository.parent / "shared" / "data" / "tokenizers" / "bert-base-uncased"
-    if not folder.is_dir():
-        pytest.skip(f"BERT's vocabulary is not at {folder}")
-    return folder
-
-
-@pytest.fixture
-def saved(vocabulary: Path, tmp_path: Path) -> Any:
-    """Save a LongBert of some head with BERT's own tokenizer."""
+def saved(tmp_path: Path) -> Any:
+    """Save a LongBert of some head with a tokenizer of BERT's class."""
 
     def save(head: str, **changes: Any) -> Path:
-        (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
-        encoder(head, vocab_size=30522, max_position_embeddings=2048, **changes).save_pretrained(tmp_path)
-        AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        encoder(head, vocab_size=1000, max_position_embeddings=2048, **changes).save_pretrained(tmp_path)
+        tokenizer_of("bert").save_pretrained(tmp_path)
         return tmp_path
 
     return save
@@ -82,13 +73,9 @@ def test_pipelines(saved: Any) -> None:
     assert features.shape[1:] == (len(AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]), 64)
 
 
-def test_text_generation_pipeline(repository: Path, tmp_path: Path) -> None:
-    folder = repository.parent / "shared" / "data" / "tokenizers" / "gpt2"
-    if not folder.is_dir():
-        pytest.skip(f"GPT-2's vocabulary is not at {folder}")
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    families.LongGPT2LMHeadModel(long_config("gpt2", {"mechanism": "window", "window": 16}, vocab_size=50257)).save_pretrained(tmp_path)
+def test_text_generation_pipeline(tmp_path: Path) -> None:
+    tokenizer_of("gpt2").save_pretrained(tmp_path)
+    long_model("gpt2", "GPT2LMHeadModel", {"mechanism": "window", "window": 16}, vocab_size=1000).save_pretrained(tmp_path)
     generator = pipeline("text-generation", model=str(tmp_path))
     generator.tokenizer.pad_token_id = generator.model.config.eos_token_id
     texts = generator(["A long document", "Another"], max_new_tokens=5, do_sample=False, batch_size=2)
@@ -157,26 +144,24 @@ def converted(folder: Path, plain: Any, tokenizer: Any) -> Path:
 
 
 def plain_bert(head: str) -> Any:
-    return plain_model("bert", head, vocab_size=30522, num_hidden_layers=2)
+    return plain_model("bert", head, vocab_size=1000, num_hidden_layers=2)
 
 
-def test_pipelines_run_on_converted_models(vocabulary: Path, repository: Path, tmp_path: Path) -> None:
-    bert = transformers.BertTokenizer(str(vocabulary / "vocab.txt"), model_max_length=512)
-    folder = converted(tmp_path / "mlm", plain_bert("BertForMaskedLM"), bert)
-    filled = pipeline("fill-mask", model=str(folder))(TEXT * 3 + " Paris is the [MASK] of France.", top_k=2)
+def test_pipelines_run_on_converted_models(tmp_path: Path) -> None:
+    folder = converted(tmp_path / "mlm", plain_bert("BertForMaskedLM"), tokenizer_of("bert", 512))
+    filled = pipeline("fill-mask", model=str(folder))(TEXT * 2 + " Paris is the [MASK] of France.", top_k=2)
     assert len(filled) == 2
-    data = repository.parent / "shared" / "data" / "tokenizers" / "gpt2"
-    gpt2 = transformers.GPT2Tokenizer(str(data / "vocab.json"), str(data / "merges.txt"), model_max_length=512)
-    folder = converted(tmp_path / "clm", plain_model("gpt2", "GPT2LMHeadModel", vocab_size=50257, num_hidden_layers=2), gpt2)
+    folder = converted(
+        tmp_path / "clm", plain_model("gpt2", "GPT2LMHeadModel", vocab_size=1000, num_hidden_layers=2), tokenizer_of("gpt2", 512)
+    )
     prompt = TEXT * 2
     written = pipeline("text-generation", model=str(folder))(prompt, max_new_tokens=4, do_sample=False)
     assert written[0]["generated_text"].startswith(prompt)
 
 
-def test_question_answering_on_a_converted_model(vocabulary: Path, tmp_path: Path) -> None:
+def test_question_answering_on_a_converted_model(tmp_path: Path) -> None:
     """Through the pipeline where transformers has one (5.23 has not), and by the reader of this package."""
-    bert = transformers.BertTokenizer(str(vocabulary / "vocab.txt"), model_max_length=512)
-    folder = str(converted(tmp_path, plain_bert("BertForQuestionAnswering"), bert))
+    folder = str(converted(tmp_path, plain_bert("BertForQuestionAnswering"), tokenizer_of("bert", 512)))
     if "question-answering" in PIPELINE_REGISTRY.get_supported_tasks():
         answer = pipeline("question-answering", model=folder)(question="What decides?", context=TEXT * 3, max_seq_len=LONG)
         assert answer["answer"] in TEXT * 3
@@ -187,15 +172,8 @@ def test_question_answering_on_a_converted_model(vocabulary: Path, tmp_path: Pat
     assert answer in TEXT * 3
 
 
-def test_a_converted_sentence_encoder_encodes_4096_tokens(vocabulary: Path, tmp_path: Path) -> None:
+def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
-    tokenizer = transformers.BertTokenizer(str(vocabulary / "vocab.txt"), model_max_length=512)
-    plain_bert("BertModel").save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
-    st.SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "short"))
-    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=64, max_length=LONG, verify=False)
-    model = st.SentenceTransformer(str(tmp_path / "long"), device="cpu")
-    assert model.max_seq_length == LONG
     words = [
         "the",
         "mechanism",
@@ -215,7 +193,14 @@ def test_a_converted_sentence_encoder_encodes_4096_tokens(vocabulary: Path, tmp_
         "the",
         "sea",
     ]
-    text = " ".join(words[(i * i) % 17] for i in range(LONG - 2))
+    tokenizer = tokenizer_of("bert", 512, texts=[" ".join(words)] * 50)  # each word is one piece
+    plain_bert("BertModel").save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    st.SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "short"))
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="longformer", window=64, max_length=LONG, verify=False)
+    model = st.SentenceTransformer(str(tmp_path / "long"), device="cpu")
+    assert model.max_seq_length == LONG
+    text = " ".join(words[i * i % len(words)] for i in range(LONG - 2))
     assert len(tokenizer(text)["input_ids"]) == LONG
     first, again, truncated = model.encode([text, text, " ".join(text.split()[:510])], batch_size=3)
     assert st.util.cos_sim(first, again).item() == pytest.approx(1, abs=1e-5)

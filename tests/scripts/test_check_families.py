@@ -37,7 +37,7 @@ def test_what_fails_is_a_sentence_in_its_cell_and_exit_code_1(tmp_path: Path, mo
     def broken(*_: object) -> None:
         raise RuntimeError("no such\nshape")
 
-    monkeypatch.setattr(family_checkpoints, "small_config", broken)
+    monkeypatch.setattr(family_checkpoints, "config_of", broken)
     assert check_families.main(["bert", "--no-model-tester", "--output", str(tmp_path)]) == 1
     cells = stored(tmp_path)["bert"]["cells"]
     assert cells["convert"] == {"status": "failed", "detail": "RuntimeError: no such shape"}

@@ -56,7 +56,7 @@ def test_what_cannot_begin_is_refused(checkpoint: Callable[..., Path], text: Pat
     with pytest.raises(OptionError, match=r"'window' has nothing that could begin from a text; leave .*--init-from-text.* out"):
         convert_checkpoint(source, tmp_path / "long", mechanism="window", init_from_text=text)
     text.write_text("Too short.", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"'text.txt' has 5 tokens, but init_from_text needs at least \d+; give a longer text"):
+    with pytest.raises(CheckpointError, match=r"'text.txt' has \d+ tokens, but init_from_text needs at least \d+; give a longer text"):
         convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=8, init_from_text=text)
     text.unlink()
     with pytest.raises(CheckpointError, match=r"Cannot read the text .*text.txt"):
