@@ -196,13 +196,18 @@ class LongAttentionMixin(_Base):
 class LongGenerationMixin(_Base):
     """Stands before the other mixins in models that generate."""
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Tokens that are global by their ids are found here, where the whole text is at hand and not only its last token."""
-        rule = None if self.config.is_encoder_decoder else token_rule(self)
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Tokens that are global by their ids are found here, where the whole text is at hand and not only its last token.
+
+        ``inputs_embeds`` stands in the signature because ``generate`` looks for it there.
+        """
+        rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
         if rule is not None and kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
             known = {"attention_mask": kwargs.get("attention_mask")}
             kwargs["global_attention_mask"] = global_tokens_of(rule, (input_ids,), known)
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
 
 __all__ = ["LongAttentionMixin", "LongGenerationMixin"]

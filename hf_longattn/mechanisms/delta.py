@@ -166,10 +166,13 @@ class Delta(Mechanism):
         """g and β ``(B, H, N)`` in ``dtype``; both 0 where there is padding, so that it leaves the state alone."""
         if self.takes_hidden_states:
             if hidden is None or hidden.shape[1] != k.shape[2]:
-                given = "none were given" if hidden is None else f"those of {hidden.shape[1]} tokens were given"
+                given, advice = "none were given", "pass hidden_states to the built mechanism"
+                if hidden is not None:
+                    given = f"those of {hidden.shape[1]} tokens were given"
+                    advice = "decode with past_key_values=DynamicCache(config=model.config), which keeps a state"
                 raise OptionError(
-                    f"Mechanism 'delta' computes its gates from the layer's hidden states of all {k.shape[2]} tokens, but {given}; pass "
-                    "hidden_states to the built mechanism, or choose gate_input='key'."
+                    f"Mechanism 'delta' computes its gates from the layer's hidden states of all {k.shape[2]} tokens, but {given}; "
+                    f"{advice}, or choose gate_input='key'."
                 )
             found = {name: F.linear(hidden.to(dtype), rate.get_parameter("weight").to(dtype)).mT for name, rate in self.rates.items()}
         else:

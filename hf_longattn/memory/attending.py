@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import MaskError
+from ..errors import LengthError, MaskError
 from ..mechanisms.base import Mechanism
 
 
@@ -59,3 +59,14 @@ class AttendingLayer(ABC):
         Returns:
             ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` where they are wanted.
         """
+
+
+def tokens_back(tokens_to_remove: int) -> int:
+    """How many tokens ``crop`` takes back: transformers counts them with a negative number.
+
+    Raises:
+        LengthError: a positive number, which once was the length to keep.
+    """
+    if tokens_to_remove > 0:
+        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to take back, as in crop(-{tokens_to_remove}).")
+    return -tokens_to_remove

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
+from ..errors import LengthError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import prototype
 from ..naming import BACKEND
 from .anchored import NOT_BEGUN, AnchoredLayer
-from .attending import Call
+from .attending import Call, tokens_back
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
@@ -106,12 +107,13 @@ class KeptLayer(AnchoredLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens, at most :data:`SLACK` once something has been dropped; the number is negative."""
-        removed = abs(tokens_to_remove)
+        removed = tokens_back(tokens_to_remove)
         if not removed or not self.is_initialized:
             return
         if self.pruned and removed > SLACK:
-            raise ValueError(
-                f"{removed} tokens cannot be taken back: this layer has dropped what earlier ones would see, and goes back {SLACK}."
+            raise LengthError(
+                f"{removed} tokens cannot be taken back: this layer has dropped what earlier ones would see, and goes back {SLACK}; "
+                "copy the cache (copy.deepcopy) before the tokens that may be taken back."
             )
         self.seen -= removed
         self._select((self.columns >= 0) & (self.columns < self.seen))

@@ -12,8 +12,9 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 from ..errors import LengthError
 from ..mechanisms.base import Mechanism, State
 from ..naming import BACKEND
-from .attending import AttendingLayer, Call
+from .attending import AttendingLayer, Call, tokens_back
 from .held import compact
+from .rewind import LastSteps, Step
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type, as it stands in ``config.layer_types``."""
@@ -28,6 +29,12 @@ class StateLayer(AttendingLayer, DynamicLayer):
         super().__init__(**kwargs)
         self.state: State | None = None
         self.seen = 0
+        self.record_past = False
+        self.last = LastSteps()
+
+    def activate_past_recording(self) -> None:
+        """Remember the last steps, so that :meth:`crop` can take tokens back; generation with an assistant asks for it."""
+        self.record_past = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -64,6 +71,8 @@ class StateLayer(AttendingLayer, DynamicLayer):
             )
         weights = mechanism.weights(q, k, causal=True, **arguments) if call.weights_wanted else None
         out, state = mechanism.advance(q, k, v, self.state, dropout_p=call.dropout_p, **arguments)
+        if self.record_past:
+            self.last.add(Step(mechanism, self.state, q, k, v, arguments))
         self.state = {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
 
@@ -92,21 +101,37 @@ class StateLayer(AttendingLayer, DynamicLayer):
         self.seen -= count
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Only everything can be taken back, or nothing."""
-        if not tokens_to_remove:
+        """Take back the last tokens; the number is negative. Without recording only everything can be taken back, or nothing."""
+        removed = tokens_back(tokens_to_remove)
+        if removed >= self.seen:
+            if removed:
+                self.reset()
             return
-        if abs(tokens_to_remove) < self.seen:
-            raise ValueError(
-                f"{abs(tokens_to_remove)} tokens cannot be taken back: this layer keeps one state of all tokens, not the tokens; "
-                "copy the cache (copy.deepcopy) before the tokens that may be taken back."
+        if removed > len(self.last):
+            advice = (
+                "generate without assistant_model and prompt lookup, or copy the cache (copy.deepcopy)"
+                if self.record_past
+                else "call cache.activate_past_recording(), or copy the cache (copy.deepcopy),"
             )
-        self.reset()
+            raise LengthError(
+                f"{removed} tokens cannot be taken back: this layer keeps one state of all tokens, not the tokens; {advice} "
+                "before the tokens that may be taken back."
+            )
+        if removed:
+            self.state = self.last.take_back(removed)
+            self.seen -= removed
+        self.last.clear()
 
     def reset(self) -> None:
         self.state, self.seen, self.is_initialized = None, 0, False
+        self.last.clear()
         self.keys = self.values = None  # type: ignore[assignment]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "last": LastSteps()}  # a copy does not go back behind itself
+
     def _change(self, how: Callable[[Tensor], Tensor]) -> None:
+        self.last.clear()
         if self.is_initialized:
             self.keys, self.values = how(self.keys), how(self.values)
         if self.state is not None:

@@ -11,12 +11,14 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
+from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.memory import STATE_LAYER
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
 
+STATEFUL = [name for name in list_mechanisms(causal=True) if mechanism_class(name).stateful is True]
 CASES = [(base, name) for name in list_mechanisms(causal=True) for base in DECODERS]
 
 
@@ -55,7 +57,7 @@ def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
         assert torch.equal(*found), how
 
 
-@pytest.mark.parametrize("name", [name for name in list_mechanisms(causal=True) if mechanism_class(name).stateful is True])
+@pytest.mark.parametrize("name", STATEFUL)
 def test_a_state_does_not_grow(name: str) -> None:
     longer = model("gpt2", name)
     cache, sizes = DynamicCache(config=longer.config), []
@@ -65,3 +67,43 @@ def test_a_state_does_not_grow(name: str) -> None:
             sizes.append(cache.layers[0].state_bytes())
     assert longer.config.layer_types == [STATE_LAYER] * 3
     assert len(set(sizes[1:])) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in STATEFUL if name != "recurrent_memory"])
+def test_a_state_goes_back_where_it_was_told_to_remember(name: str) -> None:
+    """Assisted decoding and prompt lookup run ahead and take back what was wrong."""
+    longer, ids = model("gpt2", name), tokens(1, 60)
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 20}
+    expected = longer.generate(ids, use_cache=False, **arguments)
+    assistant = model("gpt2", "window")
+    assert torch.equal(longer.generate(ids, prompt_lookup_num_tokens=4, **arguments), expected)
+    assert torch.equal(longer.generate(ids, assistant_model=assistant, **arguments), expected)
+    assert len(assistant.generate(ids, assistant_model=longer, **arguments)[0]) == 80
+    cache = DynamicCache(config=longer.config)
+    with torch.no_grad():
+        longer(ids[:, :20], past_key_values=cache)
+        cache.activate_past_recording()
+        for begin, end in ((20, 30), (30, 31), (31, 50)):
+            longer(ids[:, begin:end], past_key_values=cache)
+        cache.crop(-25)
+        assert cache.get_seq_length() == 25
+        found = longer(ids[:, 25:], past_key_values=copy.deepcopy(cache)).logits
+        torch.testing.assert_close(found, longer(ids, use_cache=False).logits[:, 25:], atol=1e-4, rtol=0)
+    with pytest.raises(LengthError, match="1 tokens cannot be taken back"):
+        cache.crop(-1)
+
+
+@pytest.mark.parametrize("name", ["fixed", "linear"])
+def test_a_length_to_keep_is_not_taken_for_tokens_to_take_back(name: str) -> None:
+    longer = model("gpt2", name)
+    with torch.no_grad():
+        cache = longer(tokens(1, 40), use_cache=True).past_key_values
+    with pytest.raises(LengthError, match=r"crop\(-12\)"):
+        cache.crop(12)
+
+
+def test_generation_begins_from_embeddings() -> None:
+    longer, ids = model("llama", "hybrid"), tokens(2, 30)
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 5}
+    found = longer.generate(inputs_embeds=longer.get_input_embeddings()(ids), **arguments)
+    assert torch.equal(found, longer.generate(ids, **arguments)[:, 30:])
