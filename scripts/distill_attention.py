@@ -11,14 +11,9 @@ command line wins. A run with --save-steps that was stopped goes on with --resum
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
-import hf_longattn  # registers the long models with AutoModel
-from hf_longattn.errors import LongAttentionError
-from hf_longattn.hub import write_model_card
-from hf_longattn.training.settings import parse_settings
+from hf_longattn.training.command import run_training
 from hf_longattn.training.transfer.report import describe_transfer, markdown
 from hf_longattn.training.transfer.run import transfer_attention
 from hf_longattn.training.transfer.settings import TransferSettings
@@ -26,21 +21,7 @@ from hf_longattn.training.transfer.settings import TransferSettings
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    first = int(os.environ.get("RANK", "0")) == 0
-    try:
-        settings = parse_settings(TransferSettings, sys.argv[1:] if arguments is None else arguments, __doc__.split("\n\n")[0])
-        if first:
-            print(f"hf_longattn {hf_longattn.__version__}: attention transfer of {settings.model}", file=sys.stderr)
-        report = transfer_attention(settings)
-        if first:
-            base = settings.model if not Path(settings.model).exists() else None
-            write_model_card(settings.output, base_model=base, training=describe_transfer(report))
-    except LongAttentionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if first:
-        print(f"{markdown(report)}\nwritten to {settings.output}", file=sys.stderr)
-    return 0
+    return run_training(TransferSettings, arguments, __doc__, train=transfer_attention, card=describe_transfer, result=markdown)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,24 @@
-"""Text from wherever it comes, and its tokens in inputs of one length."""
+"""Text to train on and to measure on, and its tokens in inputs of one length."""
 
 from __future__ import annotations
 
 import random
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.errors import LongAttentionError, OptionError, nearest
-from hf_longattn.training.corpus import iter_modules
+from hf_longattn.errors import OptionError
 from hf_longattn.training.lm_settings import TextRunSettings
-
-_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
-CORPUS = "corpus"
-
-
-class TextDataError(LongAttentionError):
-    """Text that cannot be read."""
+from hf_longattn.training.sources import TextDataError, check_column, is_plain_text, read_source
 
 
 def load_text(sources: list[str], *, split: str = "train", column: str = "text", limit: int = 0, seed: int = 0) -> Dataset:
     """Read documents.
 
     Args:
-        sources: each ``"corpus"``, a .txt, .jsonl or .parquet file, a folder of text files, a folder written by ``datasets``, or
-            the name of a dataset on the Hub. A .txt file and every file of a folder is one document.
+        sources: what :func:`read_source` takes; a .txt file and every file of a folder is one document.
         split: which split, where a source has several.
         column: which column holds the text.
         limit: keep so many documents at most, 0 = all, chosen by ``seed``.
@@ -40,7 +30,7 @@ def load_text(sources: list[str], *, split: str = "train", column: str = "text",
     Raises:
         TextDataError: missing file, unknown split or column, or nothing to read.
     """
-    data = concatenate_datasets([_load(source, split, column) for source in sources]).filter(lambda row: bool(row["text"].strip()))
+    data = concatenate_datasets([_load(source, split, column) for source in sources]).filter(lambda row: bool((row["text"] or "").strip()))
     if not len(data):
         raise TextDataError(f"there is no text in {', '.join(sources)}")
     order = list(range(len(data)))
@@ -84,45 +74,6 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 
 
 def _load(source: str, split: str, column: str) -> Dataset:
-    path = Path(source)
-    if source == CORPUS:
-        return Dataset.from_generator(_modules, gen_kwargs={"split": split})
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        return _column(_choose(load_from_disk(source), split, source), column, source)
-    if path.is_dir():
-        files = sorted(str(file) for pattern in _TEXT_FILES for file in path.rglob(pattern))
-        if not files:
-            raise TextDataError(f"the folder {source!r} holds no text files ({', '.join(_TEXT_FILES)})")
-        return _column(load_dataset("text", data_files=files, sample_by="document", split="train"), "text", source)
-    if path.suffix in _FORMATS:
-        if not path.is_file():
-            raise TextDataError(f"text file {source!r} does not exist")
-        options = {"sample_by": "document"} if path.suffix == ".txt" else {}
-        kind = "text" if path.suffix == ".txt" else column
-        return _column(load_dataset(_FORMATS[path.suffix], data_files=source, split="train", **options), kind, source)
-    try:
-        found = load_dataset(source)
-    except Exception as error:
-        raise TextDataError(
-            f"cannot read {source!r}: it is neither 'corpus', a .txt, .jsonl or .parquet file nor a folder, and loading it from the Hub "
-            f"failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        ) from error
-    return _column(_choose(found, split, source), column, source)
-
-
-def _modules(split: str) -> Any:
-    yield from ({"text": module.text} for module in iter_modules(split))
-
-
-def _choose(data: Any, split: str, source: str) -> Dataset:
-    if not isinstance(data, DatasetDict):
-        return data
-    if split not in data:
-        raise TextDataError(f"{source} has the splits {', '.join(data)}, not {split!r}.{nearest(split, data)}")
-    return data[split]
-
-
-def _column(data: Dataset, column: str, source: str) -> Dataset:
-    if column not in data.column_names:
-        raise TextDataError(f"{source} has the columns {', '.join(data.column_names)}, not {column!r}.{nearest(column, data.column_names)}")
+    data = read_source(source, split)
+    column = "text" if is_plain_text(source) else check_column(data, column, source, text=True)
     return data.select_columns([column]).rename_columns({} if column == "text" else {column: "text"})

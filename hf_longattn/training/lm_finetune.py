@@ -23,13 +23,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.lm_data import read_documents, to_inputs
 from hf_longattn.training.lm_settings import LMSettings
-from hf_longattn.training.lm_trainer import LMTrainer
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, tokenised
 from hf_longattn.training.settings import training_arguments
+from hf_longattn.training.timed_trainer import TimedTrainer
 from hf_longattn.training.versions import versions
 
 LOG_NAME = "training_log.json"
+_TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
 _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
@@ -78,10 +79,12 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
     return log
 
 
-def _trainer(model: Any, arguments: Any, settings: LMSettings, tokenizer: Any, collator: Any, length: int) -> LMTrainer:
+def _trainer(model: Any, arguments: Any, settings: LMSettings, tokenizer: Any, collator: Any, length: int) -> TimedTrainer:
     """On inputs of one length, each for itself."""
     train, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(settings))
-    return LMTrainer(model, arguments, train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes)
+    return TimedTrainer(
+        model, arguments, train_dataset=train, eval_dataset=held_out, data_collator=collator, max_minutes=settings.max_minutes
+    )
 
 
 def _segment_trainer(model: Any, arguments: Any, settings: LMSettings, tokenizer: Any, collator: Any, length: int) -> SegmentTrainer:
@@ -109,6 +112,12 @@ def describe_lm_training(log: dict[str, Any]) -> str:
     )
 
 
+def describe_lm_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    loss = log["held_out_loss"]
+    return f"held-out loss {loss['before']:.3f} before, {loss['after']:.3f} after"
+
+
 def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Load a model with its language-modelling head in float32, its tokenizer, and say which objective it has.
 
@@ -120,18 +129,27 @@ def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(name)
         objective = _objective(config, tokenizer, name) if objective == "auto" else objective
         loader, names = _HEADS[objective]
-        if config.model_type not in names:
-            raise OptionError(f"{config.model_type} has no head for {objective}; choose the other objective, or leave it at auto")
+        if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
+            raise OptionError(
+                f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
+                f"choose the objective {'clm' if objective == 'mlm' else 'mlm'}, or auto, which goes by the model's head"
+            )
         model = loader.from_pretrained(name, dtype=torch.float32)
     except OptionError:
         raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if objective == "mlm" and tokenizer.mask_token is None:
-        raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; use --objective clm")
+        raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer, objective
+
+
+def _looks_both_ways(config: Any) -> bool:
+    """Whether a model has a head for next tokens, but would see them: an encoder that is not set up as a decoder."""
+    both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    return both and not getattr(config, "is_decoder", False)
 
 
 def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:

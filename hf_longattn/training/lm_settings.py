@@ -3,22 +3,20 @@
 # ruff: noqa: RUF009 (`setting` makes a field)
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hf_longattn.errors import OptionError
-from hf_longattn.training.settings import check_run, setting
+from hf_longattn.training.settings import RunSettings, setting
 
 OBJECTIVES = ("auto", "mlm", "clm")
 
 
 @dataclass
-class TextRunSettings:
-    """What every training on text has: a model, text, inputs, and how to run."""
+class TextRunSettings(RunSettings):
+    """What every training on text has besides: the text, and what its inputs are."""
 
-    model: str = setting("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
-    output: str = setting("", "Folder to write the trained checkpoint to.")
     text: list[str] = setting(
-        [], "One or several of: 'corpus' (source of the installed packages), a .txt, .jsonl or .parquet file, a folder of text files, "
+        [], "One or several of: 'corpus' (source of the installed packages), a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, "
         "a folder written by datasets, the name of a dataset on the Hub."
     )  # fmt: skip
     column: str = setting("text", "The column that holds the text, where there are several.")
@@ -29,28 +27,18 @@ class TextRunSettings:
     mask_probability: float = setting(0.15, "Share of tokens that mlm chooses.")
     max_length: int | None = setting(None, "Tokens of a training input; default: what the model takes.")
     batch_size: int = setting(1, "Inputs per forward pass and process.")
-    gradient_accumulation: int = setting(8, "Forward passes per optimiser step.")
-    warmup_steps: int = setting(30, "Steps of rising learning rate.")
-    weight_decay: float = setting(0.01, "AdamW's weight decay.")
-    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
-    bf16: bool = setting(True, "Train under bfloat16 autocast.")
-    seed: int = setting(0, "Decides order and masks.")
-    threads: int = setting(0, "Processor threads of this process; 0 = torch's default.")
-    logging_steps: int = setting(20, "Steps between log lines.")
-    save_steps: int = setting(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
-    resume: bool = setting(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
-    dtype: str = setting("float32", "Type of the written weights: float32, float16 or bfloat16.")
-    progress: bool = setting(True, "Show a progress bar.")
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""
-        check_run(self)
+        super().check()
         if not self.text:
             raise OptionError("no text given; say --text with a file, a folder or a dataset's name, or --text corpus")
         if self.objective not in OBJECTIVES:
             raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
         if not 0 < self.mask_probability < 1:
             raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
+        if self.batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.max_length is not None and self.max_length < 2:
             raise OptionError(f"max_length must be at least 2 tokens, not {self.max_length}")
 
@@ -76,3 +64,18 @@ class LMSettings(TextRunSettings):
                 f"segments is {self.segments}: give at least 2 tokens, max_steps or max_minutes in place of epochs, and neither max_length "
                 "nor gradient_checkpointing, which drops what the layers remember"
             )
+
+
+@dataclass
+class MLMSettings(LMSettings):
+    """Masked tokens, for encoders."""
+
+    objective: str = field(default="mlm", init=False)
+
+
+@dataclass
+class CLMSettings(LMSettings):
+    """Next tokens, for decoders."""
+
+    objective: str = field(default="clm", init=False)
+    mask_probability: float = field(default=0.15, init=False)

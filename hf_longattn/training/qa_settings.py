@@ -6,15 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_longattn.errors import OptionError
-from hf_longattn.training.settings import check_run, setting
+from hf_longattn.training.settings import RunSettings, setting
 
 
 @dataclass
-class QASettings:
+class QASettings(RunSettings):
     """What to train, on what, and for how long."""
 
-    model: str = setting("", "Checkpoint to start from: a folder or a Hub name, short or converted.")
-    output: str = setting("", "Folder to write the trained checkpoint to.")
     data: list[str] = setting(
         ["docstring"],
         "One or several of: 'docstring' and 'lookup' (built from the installed packages), a SQuAD-shaped .json, .jsonl "
@@ -45,27 +43,17 @@ class QASettings:
     tokens_per_step: int = setting(8192, "Tokens per forward pass and process: short documents share a batch, grouped by length.")
     gradient_accumulation: int = setting(1, "Forward passes per optimiser step.")
     learning_rate: float = setting(3e-4, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
-    warmup_steps: int = setting(30, "Steps of rising learning rate.")
-    weight_decay: float = setting(0.01, "AdamW's weight decay.")
     random_positions: bool = setting(True, "Start every training input at a random row of the position table.")
     windows: list[int] = setting(
         [],
         "For short models: train under the attention that their conversion will have. In every step document tokens see the "
         "question and so many tokens on either side, one of these numbers; 0 = full attention.",
     )
-    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
-    bf16: bool = setting(True, "Train under bfloat16 autocast.")
-    seed: int = setting(0, "Decides data, order and initial head.")
-    threads: int = setting(0, "Processor threads of this process; 0 = torch's default.")
     logging_steps: int = setting(20, "Steps between log lines; the curriculum moves at these.")
-    save_steps: int = setting(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
-    resume: bool = setting(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
-    dtype: str = setting("float32", "Type of the written weights: float32, float16 or bfloat16.")
-    progress: bool = setting(True, "Show a progress bar.")
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""
-        check_run(self)
+        super().check()
         for name in ("crop", "lookup_lengths"):
             value = getattr(self, name)
             if value and (len(value) != 2 or value[0] > value[1] or value[0] < 1):

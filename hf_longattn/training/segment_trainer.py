@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from hf_longattn.errors import CheckpointError
-from hf_longattn.training.lm_trainer import LMTrainer
 from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream
+from hf_longattn.training.timed_trainer import TimedTrainer
 
 
-class SegmentTrainer(LMTrainer):
+class SegmentTrainer(TimedTrainer):
     """Trains a Long model on a :class:`SegmentStream`; gradients stay within a batch, what is remembered goes on.
 
     The stream must have as many rows as all processes' batches have together. ``evaluate`` reads all of its own stream, in every process.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,21 +43,44 @@ def read_recipe(path: Path, kind: type[Any]) -> dict[str, Any]:
     if not path.is_file():
         raise OptionError(f"recipe {str(path)!r} does not exist; the ready ones are in configs/")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    names = kind.__dataclass_fields__
+    names = [each.name for each in fields(kind) if each.init]
     for name in recipe:
         if name not in names:
             raise OptionError(f"{path}: unknown setting {name!r}.{nearest(name, names)} --help lists all of them")
     return recipe
 
 
-def check_run(settings: Any) -> None:
-    """Refuse settings without a model or an output, or with an unknown type of weights."""
-    if not settings.model:
-        raise OptionError("no model given; say --model with a checkpoint folder or a Hub name")
-    if not settings.output:
-        raise OptionError("no output folder given; say --output with the folder to write to")
-    if settings.dtype not in ("float32", "float16", "bfloat16"):
-        raise OptionError(f"dtype must be float32, float16 or bfloat16, not {settings.dtype!r}")
+@dataclass
+class RunSettings:
+    """What every training has: a model, where to write it, and how to run."""
+
+    model: str = setting("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
+    output: str = setting("", "Folder to write the trained checkpoint to.")
+    _: KW_ONLY
+    gradient_accumulation: int = setting(8, "Forward passes per optimiser step.")
+    warmup_steps: int = setting(30, "Steps of rising learning rate.")
+    weight_decay: float = setting(0.01, "AdamW's weight decay.")
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
+    bf16: bool = setting(True, "Train under bfloat16 autocast.")
+    seed: int = setting(0, "Decides the order of the data, and all else that is drawn.")
+    threads: int = setting(0, "Processor threads of this process; 0 = torch's default.")
+    logging_steps: int = setting(20, "Steps between log lines.")
+    save_steps: int = setting(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
+    resume: bool = setting(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
+    dtype: str = setting("float32", "Type of the written weights: float32, float16 or bfloat16.")
+    progress: bool = setting(True, "Show a progress bar.")
+
+    def check(self) -> None:
+        """Refuse settings without a model or an output, or with a number or type that cannot be."""
+        if not self.model:
+            raise OptionError("no model given; say --model with a checkpoint folder or a Hub name")
+        if not self.output:
+            raise OptionError("no output folder given; say --output with the folder to write to")
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise OptionError(f"dtype must be float32, float16 or bfloat16, not {self.dtype!r}")
+        for name in ("gradient_accumulation", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def training_arguments(settings: Any, **own: Any) -> TrainingArguments:

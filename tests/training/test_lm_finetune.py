@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.lm_data import TextDataError, load_text, to_inputs
+from hf_longattn.training.lm_data import load_text, to_inputs
 from hf_longattn.training.lm_finetune import LOG_NAME, finetune_lm
-from hf_longattn.training.lm_settings import LMSettings
+from hf_longattn.training.lm_settings import CLMSettings, LMSettings, MLMSettings
+from hf_longattn.training.sources import TextDataError
 from tests.training.conftest import SOURCES, checkpoint
 
 FAST = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation": 1}
@@ -36,8 +37,15 @@ def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, token
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": source, "n": 1}) + "\n" for source in SOURCES))
     Dataset.from_list([{"body": source} for source in SOURCES]).save_to_disk(str(tmp_path / "saved"))
     Dataset.from_list([{"body": source} for source in SOURCES]).to_parquet(str(tmp_path / "a.parquet"))
+    Dataset.from_list([{"body": source} for source in [*SOURCES, "", None]]).to_csv(str(tmp_path / "a.csv"), index=False)
     whole = sorted(SOURCES)
-    for source, column in ((texts, "text"), (tmp_path / "a.jsonl", "body"), (tmp_path / "saved", "body"), (tmp_path / "a.parquet", "body")):
+    for source, column in (
+        (texts, "text"),
+        (tmp_path / "a.jsonl", "body"),
+        (tmp_path / "saved", "body"),
+        (tmp_path / "a.parquet", "body"),
+        (tmp_path / "a.csv", "body"),
+    ):
         assert sorted(load_text([str(source)], column=column)["text"]) == whole
     assert len(load_text([texts, f"{texts}/0.txt"])) == len(SOURCES) + 1
     assert len(load_text([texts], limit=2)) == 2
@@ -49,18 +57,24 @@ def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, token
 
 def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint("clm", tmp_path / "short", tokenizer)
+    encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "n": 1}) + "\n")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00 not text \xd8")
     cases = [
         (OptionError, "no text given", LMSettings("m", "o")),
         (OptionError, "objective must be", LMSettings("m", "o", ["t"], objective="rtd")),
         (CheckpointError, "cannot load", LMSettings(str(tmp_path / "none"), "o", [texts])),
         (OptionError, "beyond the 64 tokens", LMSettings(short, "o", [texts], max_length=65)),
-        (OptionError, "no head for mlm", LMSettings(short, "o", [texts], objective="mlm")),
+        (OptionError, "does not predict masked tokens", LMSettings(short, "o", [texts], objective="mlm")),
+        (OptionError, "does not predict masked tokens", MLMSettings(short, "o", [texts])),
+        (OptionError, "does not predict the next token", CLMSettings(encoder, "o", [texts])),
         (TextDataError, "does not exist", LMSettings(short, "o", [str(tmp_path / "none.txt")])),
-        (TextDataError, "not 'body'", LMSettings(short, "o", [f"{texts}/0.txt"], column="body")),
+        (TextDataError, "not 'body'", LMSettings(short, "o", [str(tmp_path / "a.jsonl")], column="body")),
+        (TextDataError, "holds int64, not text", LMSettings(short, "o", [str(tmp_path / "a.jsonl")], column="n")),
+        (TextDataError, "cannot be read .*decode", LMSettings(short, "o", [str(tmp_path / "bad.txt")])),
+        (OptionError, "batch_size must be at least 1", LMSettings(short, "o", [texts], batch_size=0)),
         (OptionError, "one document only", LMSettings(short, "o", [f"{texts}/0.txt"])),
     ]
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
-    cases[6] = (TextDataError, "not 'body'", LMSettings(short, "o", [str(tmp_path / "a.jsonl")], column="body"))
     for error, words, settings in cases:
         with pytest.raises(error, match=words):
             finetune_lm(settings)

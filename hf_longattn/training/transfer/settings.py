@@ -48,7 +48,7 @@ class TransferSettings(TextRunSettings):
         super().check()
         if self.stage not in STAGES:
             raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
-        for name in ("transfer_steps", "finetune_steps", "lora_rank", "held_out_inputs", "batch_size", "gradient_accumulation"):
+        for name in ("transfer_steps", "finetune_steps", "lora_rank", "held_out_inputs"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:

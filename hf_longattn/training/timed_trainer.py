@@ -1,4 +1,4 @@
-"""Trainer as language models are trained with it here."""
+"""Trainer by the clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import Trainer
 from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
 
 
-class LMTrainer(Trainer):
+class TimedTrainer(Trainer):
     """A Trainer that can be given a time instead of steps."""
 
     def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:

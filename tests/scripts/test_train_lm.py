@@ -1,0 +1,42 @@
+"""scripts/train_lm.py, train_mlm.py and train_clm.py: what each offers, and one sentence for a model of the other kind."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.training.tokenizer import train_tokenizer
+from tests.training.conftest import SOURCES, checkpoint
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(SOURCES, vocab_size=300)
+
+
+@pytest.mark.parametrize(("objective", "other"), [("mlm", "clm"), ("clm", "mlm")])
+def test_each_objective_has_its_script(
+    objective: str, other: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = import_module(f"scripts.train_{objective}")
+    for number, source in enumerate(SOURCES):
+        (tmp_path / f"{number}.txt").write_text(source[:2000])
+    usual = ["--text", str(tmp_path), "--output", str(tmp_path / "out"), "--max-steps", "1", "--no-bf16", "--no-progress"]
+    assert script.main(["--model", checkpoint(objective, tmp_path / "model", tokenizer), *usual]) == 0
+    assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert script.main(["--model", checkpoint(other, tmp_path / "other", tokenizer), *usual]) == 1
+    assert f"choose the objective {other}" in capfd.readouterr().err
+
+
+def test_help_names_what_the_objective_has(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for name in ("train_lm", "train_mlm", "train_clm"):
+        with pytest.raises(SystemExit, match="0"):
+            import_module(f"scripts.{name}").main(["--help"])
+        said[name] = capsys.readouterr().out
+    assert [name for name, text in said.items() if "--objective" in text] == ["train_lm"]
+    assert [name for name, text in said.items() if "--mask-probability" in text] == ["train_lm", "train_mlm"]
