@@ -6,14 +6,15 @@ from typing import Any
 
 from hf_longattn.errors import LongAttentionError, nearest
 
-METRICS = ("long_qa",)
+METRICS = ("long_qa", "long_classification")
 
 
 def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     """Return an ``evaluate.Metric`` of this package, without a network.
 
     Args:
-        name: "long_qa": exact match and F1 of extractive question answering, by document length.
+        name: "long_qa": exact match and F1 of extractive question answering, by document length; "long_classification": accuracy and
+            macro F1 of classes, by document length.
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:
@@ -21,6 +22,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     """
     if name not in METRICS:
         raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(METRICS)}.{nearest(name, METRICS)}")
+    from hf_longattn.evaluation.metrics.long_classification import LongClassification
     from hf_longattn.evaluation.metrics.long_qa import LongQA
 
-    return LongQA(**kwargs)
+    return {"long_qa": LongQA, "long_classification": LongClassification}[name](**kwargs)

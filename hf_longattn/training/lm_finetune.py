@@ -26,7 +26,7 @@ from hf_longattn.training.lm_settings import LMSettings
 from hf_longattn.training.segment_trainer import SegmentTrainer
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, tokenised
 from hf_longattn.training.settings import training_arguments
-from hf_longattn.training.timed_trainer import TimedTrainer
+from hf_longattn.training.timed_trainer import TimedTrainer, average_over_batches
 from hf_longattn.training.versions import versions
 
 LOG_NAME = "training_log.json"
@@ -62,6 +62,8 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
         accelerator_config={"dispatch_batches": False},  # every process reads a stream for itself, and keeps its rows
     )
     trainer = (_segment_trainer if settings.segments else _trainer)(model, arguments, settings, tokenizer, collator, length)
+    if objective == "mlm":
+        average_over_batches(trainer)
     before = trainer.evaluate()["eval_loss"]
     folder = str(Path(settings.output) / "checkpoints")
     newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None

@@ -16,8 +16,8 @@ class TextRunSettings(RunSettings):
     """What every training on text has besides: the text, and what its inputs are."""
 
     text: list[str] = setting(
-        [], "One or several of: 'corpus' (source of the installed packages), a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, "
-        "a folder written by datasets, the name of a dataset on the Hub."
+        [], "One or several of: 'corpus' (source of the installed packages), a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text "
+        "files, a folder written by datasets, the name of a dataset on the Hub."
     )  # fmt: skip
     column: str = setting("text", "The column that holds the text, where there are several.")
     split: str = setting("train", "Split to train on, where the data have several.")

@@ -41,7 +41,7 @@ class QASettings(RunSettings):
     max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
     max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
     tokens_per_step: int = setting(8192, "Tokens per forward pass and process: short documents share a batch, grouped by length.")
-    gradient_accumulation: int = setting(1, "Forward passes per optimiser step.")
+    gradient_accumulation: int = setting(1, "Forward passes per optimiser step.", kw_only=True)
     learning_rate: float = setting(3e-4, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
     random_positions: bool = setting(True, "Start every training input at a random row of the position table.")
     windows: list[int] = setting(
@@ -49,7 +49,7 @@ class QASettings(RunSettings):
         "For short models: train under the attention that their conversion will have. In every step document tokens see the "
         "question and so many tokens on either side, one of these numbers; 0 = full attention.",
     )
-    logging_steps: int = setting(20, "Steps between log lines; the curriculum moves at these.")
+    logging_steps: int = setting(20, "Steps between log lines; the curriculum moves at these.", kw_only=True)
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""

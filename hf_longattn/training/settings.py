@@ -15,11 +15,11 @@ from hf_longattn.errors import OptionError, nearest
 Settings = TypeVar("Settings")
 
 
-def setting(default: Any, text: str) -> Any:
-    """A field with its help text."""
+def setting(default: Any, text: str, **more: Any) -> Any:
+    """A field with its help text; a default of :class:`RunSettings` is changed with ``kw_only=True``."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata={"help": text}, **more)
+    return field(default=default, metadata={"help": text}, **more)
 
 
 def parse_settings(kind: type[Settings], arguments: list[str], description: str) -> Settings:

@@ -25,3 +25,12 @@ class TimedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log({**logs, "minutes": round(self.clock.elapsed(), 2)}, start_time)
+
+
+def average_over_batches(trainer: Trainer) -> None:
+    """Let a step's loss be the mean of its batches' losses, in this process and the others.
+
+    Trainer takes every ``forward`` with free keyword arguments for one that divides by the labels of the whole step. Heads for masked
+    tokens and for classes give the mean of one batch, and their gradients would be added up: eight times too large with eight batches.
+    """
+    trainer.model_accepts_loss_kwargs = False

@@ -1,4 +1,4 @@
-"""The long_qa metric: SQuAD's scores, by document length, without a network."""
+"""The metrics: SQuAD's scores and those of classes, by document length, without a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import load_metric
-from hf_longattn.evaluation.metrics import long_qa
+from hf_longattn.evaluation.metrics import long_classification, long_qa
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,19 @@ def test_missing_prediction_is_an_error() -> None:
 def test_unknown_metric_is_refused() -> None:
     with pytest.raises(LongAttentionError, match="Did you mean 'long_qa'"):
         load_metric("longqa")
+
+
+@pytest.mark.parametrize("source", ["package", "path"])
+def test_classes_by_length(source: str) -> None:
+    metric = load_metric("long_classification") if source == "package" else evaluate.load(str(Path(long_classification.__file__)))
+    labels, found, lengths = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0], [10, 512, 600, 9000, 9000]
+    references = [{"label": label, "length": length} for label, length in zip(labels, lengths, strict=True)]
+    result = metric.compute(predictions=found, references=references)
+    assert (result["accuracy"], result["n"]) == (pytest.approx(60.0), 5)
+    assert result["accuracy_se"] == pytest.approx(100 * (0.6 * 0.4 / 4) ** 0.5)
+    assert result["macro_f1"] == pytest.approx(100 * (2 / 4 + 4 / 5 + 0) / 3)
+    assert {name: (part["n"], part["accuracy"]) for name, part in result["buckets"].items()} == {
+        "<=512": (2, 50.0),
+        "<=1024": (1, 100.0),
+        ">8192": (2, 50.0),
+    }

@@ -33,6 +33,16 @@ def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, text
         assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
 
 
+@pytest.mark.parametrize("kind", ["mlm", "clm"])
+def test_the_batches_of_a_step_are_averaged(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Four batches in a step have the loss of one, not of four."""
+    short = checkpoint(kind, tmp_path / "short", tokenizer)
+    usual = {**FAST, "gradient_accumulation": 4, "max_steps": 1, "logging_steps": 1, "learning_rate": 1e-5}
+    log = finetune_lm(LMSettings(short, str(tmp_path / "out"), [texts], **usual))
+    (loss,) = (entry["loss"] for entry in log["history"] if "loss" in entry)
+    assert loss == pytest.approx(log["held_out_loss"]["before"], rel=0.1)
+
+
 def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": source, "n": 1}) + "\n" for source in SOURCES))
     Dataset.from_list([{"body": source} for source in SOURCES]).save_to_disk(str(tmp_path / "saved"))

@@ -19,6 +19,7 @@ from hf_longattn.mechanisms import Mechanism
 from hf_longattn.training.lm_data import read_documents
 from hf_longattn.training.lm_finetune import input_length, load_lm
 from hf_longattn.training.settings import training_arguments
+from hf_longattn.training.timed_trainer import average_over_batches
 from hf_longattn.training.transfer.held_out import measured
 from hf_longattn.training.transfer.inputs import Batch, EndlessInputs, collator, held_out_batches
 from hf_longattn.training.transfer.lora import low_rank_updates
@@ -145,6 +146,8 @@ class Run:
             stage=stage,
             log_path=Path(settings.output) / LOG_NAME,
         )
+        if stage == 1 or self.objective == "mlm":
+            average_over_batches(trainer)
         newest = get_last_checkpoint(str(folder)) if settings.resume and folder.is_dir() else None
         trainer.train(resume_from_checkpoint=newest)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen

@@ -1,0 +1,158 @@
+"""Document classification: files of every shape, classes that are learned, a stopped run that goes on, bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.training import classification_finetune
+from hf_longattn.training.classification_data import class_names, load_labelled, to_documents
+from hf_longattn.training.classification_finetune import LOG_NAME, finetune_classification
+from hf_longattn.training.classification_settings import ClassificationSettings
+from hf_longattn.training.sources import TextDataError
+from scripts import train_classification
+from tests.training.conftest import checkpoint
+
+FAST: dict[str, Any] = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "gradient_accumulation": 1}
+WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
+
+
+def rows(count: int = 40) -> list[dict[str, str]]:
+    """Documents of one of two sets of words, 20 to 120 of them."""
+    choose = random.Random(0)
+    labels = [label for label in WORDS for _ in range(count // 2)]
+    return [{"text": " ".join(choose.choices(WORDS[label].split(), k=choose.randint(20, 120))), "label": label} for label in labels]
+
+
+def table(folder: Path, data: list[dict[str, Any]], name: str = "data.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in data))
+    return str(folder / name)
+
+
+def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    short = checkpoint(kind, folder / "short", tokenizer)
+    convert_checkpoint(short, folder / "long", mechanism="window", max_length=128, window=32, verify=False)
+    return str(folder / "long")
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
+def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    data = table(tmp_path, rows())
+    run = {**FAST, "gradient_accumulation": 2, "batch_size": 2, "max_steps": 60, "learning_rate": 3e-3}
+    settings = ClassificationSettings(converted(kind, tmp_path, tokenizer), str(tmp_path / "out"), [data], **run)
+    log = finetune_classification(settings)
+    assert (log["classes"], log["input_length"], log["documents"]["held_out"]) == (["files", "loops"], 128, 4)
+    assert log["documents"]["cut"] > 0
+    assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)  # of a batch, not of the two that a step has
+    assert log["held_out"]["after"]["accuracy"] == 100.0
+    assert sum(bucket["n"] for bucket in log["held_out"]["after"]["buckets"].values()) == 4
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["classes"] == log["classes"]
+    trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert trained.config.id2label == {0: "files", 1: "loops"}
+    assert trained.config.pad_token_id is not None
+
+
+def test_labelled_data_of_every_shape(tmp_path: Path) -> None:
+    data = rows(6)
+    (tmp_path / "texts").mkdir()
+    for number, row in enumerate(data):
+        (tmp_path / "texts" / row["label"]).mkdir(exist_ok=True)
+        (tmp_path / "texts" / row["label"] / f"{number}.txt").write_text(row["text"])
+    whole = sorted((row["text"], row["label"]) for row in data)
+    numbers = sorted(WORDS)
+    coded = [{"body": row["text"], "kind": numbers.index(row["label"])} for row in data]
+    saved = Dataset.from_list(coded).cast_column("kind", ClassLabel(names=numbers))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_list([*data, {"text": None, "label": "files"}]).to_csv(str(tmp_path / "a.csv"), index=False)
+    Dataset.from_list(data).to_csv(str(tmp_path / "a.tsv"), index=False, sep="\t")
+    own = {"text_column": "body", "label_column": "kind"}
+    for name, columns in (("texts", {}), ("saved", own), ("a.csv", {}), ("a.tsv", {})):
+        found = load_labelled(str(tmp_path / name), **columns)
+        assert sorted(zip(found["text"], found["label"], strict=True)) == whole, name
+    found = load_labelled(table(tmp_path, coded), **own)
+    assert sorted(set(found["label"])) == ["0", "1"]
+
+
+def test_classes_keep_the_order_that_a_model_knows() -> None:
+    data = Dataset.from_dict({"label": ["10", "9", "-1"]})
+    assert class_names(data, ["LABEL_0", "LABEL_1"]) == ["-1", "9", "10"]
+    assert class_names(data, ["10", "9", "8", "-1"]) == ["10", "9", "8", "-1"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model, data = converted("mlm", tmp_path, tokenizer), table(tmp_path, rows())
+
+    def run(name: str, **changes: Any) -> dict[str, Any]:
+        values = {"max_steps": 6, "save_steps": 3, "batch_size": 2, **FAST, **changes}
+        return finetune_classification(ClassificationSettings(model, str(tmp_path / name), [data], **values))
+
+    run("whole")
+    run("stopped")
+    (newest,) = (tmp_path / "stopped" / "checkpoints").glob("checkpoint-6")
+    newest.rename(tmp_path / "put away")
+    run("stopped", resume=True)
+    read = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")]
+    assert all((read[0][name] == read[1][name]).all() for name in read[0])
+
+
+def test_documents_are_measured_in_their_order(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any) -> None:
+    """Predictions meet the lengths of their own documents, however training groups them."""
+    seen: list[dict[str, int]] = []
+
+    class Metric:
+        def compute(self, predictions: list[int], references: list[dict[str, int]]) -> dict[str, float]:
+            seen[:] = references
+            return {"accuracy": 0.0, "accuracy_se": 0.0, "macro_f1": 0.0}
+
+    monkeypatch.setattr(classification_finetune, "load_metric", lambda name: Metric())
+    data = table(tmp_path, rows())
+    held = table(tmp_path, rows(10)[::-1], "held.jsonl")
+    settings = ClassificationSettings(
+        converted("mlm", tmp_path, tokenizer), str(tmp_path / "out"), [data], validation=held, max_steps=1, batch_size=3, **FAST
+    )
+    finetune_classification(settings)
+    expected = to_documents(load_labelled(held), tokenizer, 128, ["files", "loops"])
+    assert [row["length"] for row in seen] == expected["document"][:]
+    assert [row["label"] for row in seen] == expected["labels"][:]
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]) -> None:
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    data = table(tmp_path, rows())
+    one = table(tmp_path, rows()[:20], "one.jsonl")
+    other = table(tmp_path, [{"text": "x y", "label": "maps"}], "other.jsonl")
+    floats = table(tmp_path, [{"text": "x", "label": 0.5, "none": None, "many": ["a"]}] * 4, "floats.jsonl")
+    gap = table(tmp_path, [{"text": "x", "label": "a"}, {"text": "y", "label": None}], "gap.jsonl")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.txt").write_text("text")
+    cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
+        (OptionError, "no data given", {"data": []}),
+        (OptionError, "name two columns", {"label_column": "text"}),
+        (CheckpointError, "cannot load", {"model": str(tmp_path / "none")}),
+        (OptionError, "beyond the 64 tokens", {"max_length": 65}),
+        (TextDataError, "not 'body'. Did you mean|not 'body'", {"text_column": "body"}),
+        (TextDataError, "columns text, label, not 'labels'. Did you mean 'label'", {"label_column": "labels"}),
+        (TextDataError, "all documents .* have the label 'loops'", {"data": [one]}),
+        (TextDataError, "label 'maps' of the validation data is none of", {"validation": other}),
+        (TextDataError, "holds float64, but a class is a name", {"data": [floats]}),
+        (TextDataError, "holds a list, but a class", {"data": [floats], "label_column": "many"}),
+        (TextDataError, "row 2 of .* has no label", {"data": [gap]}),
+        (TextDataError, "has no sub-folders", {"data": [str(tmp_path / "flat")]}),
+        (TextDataError, "text without labels", {"data": [str(tmp_path / "flat" / "a.txt")]}),
+        (TextDataError, "does not exist", {"data": [str(tmp_path / "none.csv")]}),
+        (OptionError, "too few to hold some back", {"data": [table(tmp_path, rows(2), "two.jsonl")]}),
+    ]
+    for error, words, changes in cases:
+        with pytest.raises(error, match=words):
+            finetune_classification(ClassificationSettings(**{"model": short, "output": str(tmp_path / "o"), "data": [data], **changes}))
+    assert train_classification.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert not (tmp_path / "o").exists()
