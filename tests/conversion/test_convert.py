@@ -63,6 +63,11 @@ def test_mechanisms_that_learn_are_trained_by_attention_transfer(
     assert (report.train_command or "").startswith(f"python scripts/{script}.py --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 
+def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built("RobertaForSequenceClassification"), tmp_path / "long", long_attention=WINDOW, max_length=200)
+    assert (report.train_command or "").startswith(f"python scripts/train_classification.py --model {tmp_path / 'long'} --data YOUR_TEXTS")
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, verify=False)
