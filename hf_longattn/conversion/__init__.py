@@ -3,7 +3,9 @@
 from .convert import convert_checkpoint
 from .exporting.export import ExportReport, export_checkpoint
 from .inspection import Inspection, inspect_checkpoint
-from .planning.plan import ConversionPlan, TensorPlan, plan_conversion
+from .planning.conversion import plan_conversion
+from .planning.plan import ConversionPlan
+from .planning.result import TensorPlan
 from .report import Check, ConversionReport
 from .reverting.revert import revert_checkpoint
 

@@ -14,8 +14,9 @@ from ..errors import OptionError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .files.staging import destination_path, staged_folder
 from .files.writing import write_json, write_weights
+from .planning.conversion import plan_conversion
 from .planning.next_step import next_step
-from .planning.plan import ConversionPlan, plan_conversion
+from .planning.plan import ConversionPlan
 from .quiet import quiet_libraries
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.opening import open_source

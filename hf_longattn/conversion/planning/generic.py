@@ -1,20 +1,67 @@
-"""The config and the attention of a result whose architecture has no family."""
+"""The plan of a conversion of an architecture that has no family: its config as it is, with the attention in it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ...configuration import LongAttentionConfig
-from ...errors import LengthError, PositionError
+from ...errors import LengthError, OptionError, PositionError
 from ...families.own_windows import own_windows, with_own_windows
-from ..architectures.generic import GenericArchitecture
+from ..architectures.generic import GenericArchitecture, generic_architecture
+from ..costs.shape import generic_shape
+from ..sources.base import Source
 from .lengths import StackLength
+from .plan import ConversionPlan
 from .rotary import plan_rotary
+from .tensors import moved_tensors, plan_tensors
 
-__all__ = ["attention_of", "generic_config"]
+__all__ = ["plan_generic"]
 
 
-def generic_config(
+def plan_generic(
+    source: Source,
+    given: LongAttentionConfig,
+    unasked: bool,
+    positions: str,
+    max_length: int | None,
+    cast: torch.dtype | None,
+    max_shard_size: str | int | None,
+    *,
+    whole: bool,
+) -> ConversionPlan:
+    """For an architecture without a family; ``whole`` is that nothing was asked for which needs to know more of it."""
+    if not whole:
+        raise OptionError(
+            "--generic puts one attention into a plain class and knows nothing else of it; leave the options of decoders, "
+            "--init-from-text and adapters out."
+        )
+    architecture = generic_architecture(source)
+    attention = _attention(architecture, given, unasked)
+    config, length, rule, moved = _config(architecture, attention, positions, max_length)
+    if cast is not None:
+        config.dtype = cast
+    skeleton = architecture.skeleton(config)
+    tensors = plan_tensors(source, moved_tensors(source, architecture), skeleton, {}, length.old, cast)
+    return ConversionPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        old_length=length.old,
+        new_length=length.new,
+        positions=rule,
+        tensors=tuple(tensors),
+        max_shard_size=max_shard_size,
+        attention=attention,
+        moved=moved,
+        shape=generic_shape(skeleton),
+        costs=(),
+        generic=True,
+    )
+
+
+def _config(
     architecture: GenericArchitecture, attention: LongAttentionConfig, positions: str, max_length: int | None
 ) -> tuple[Any, StackLength, str, str]:
     """The config of the result, the tokens of text that it takes (0 where it does not say), the rule for positions, and why positions
@@ -44,7 +91,7 @@ def generic_config(
     return config, StackLength(old, old), "as they were", ""
 
 
-def attention_of(architecture: GenericArchitecture, asked: LongAttentionConfig, unasked: bool) -> LongAttentionConfig:
+def _attention(architecture: GenericArchitecture, asked: LongAttentionConfig, unasked: bool) -> LongAttentionConfig:
     """What was asked for, with the windows that the source has of its own where nothing else was."""
     config = architecture.source_config
     windows = own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []

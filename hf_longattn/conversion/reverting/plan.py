@@ -16,9 +16,11 @@ from ...positions.relative import relative_kind
 from ..architectures.base import NAMES, OWN_FIELDS, Architecture, attached_mechanisms
 from ..files.reading import read_json_object
 from ..inspection import read_long
+from ..planning.attention import relative_choices
+from ..planning.dtypes import parse_dtype
 from ..planning.lengths import longest
-from ..planning.settings import parse_dtype, relative_choices
-from ..planning.tensors import ResultPlan, TensorPlan, model_key
+from ..planning.result import ResultPlan, TensorPlan
+from ..planning.tensors import model_key
 from ..report import REPORT
 from ..sources.base import Source
 from ..transforming.adapter import ADAPTER_FOLDER

@@ -15,7 +15,7 @@ from ..architectures.base import attached_mechanisms
 from ..files.tensors import read_tensor
 from ..files.writing import WEIGHTS, OutputTensor, split_by_size
 from ..planning.plan import ConversionPlan
-from ..planning.tensors import ResultPlan, TensorPlan
+from ..planning.result import ResultPlan, TensorPlan
 
 __all__ = ["added_values", "built_mechanisms", "files_of", "source_values"]
 

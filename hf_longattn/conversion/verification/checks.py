@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError, LongAttentionError, in_a_line
 from ..planning.plan import ConversionPlan
-from ..planning.tensors import ResultPlan
+from ..planning.result import ResultPlan
 from ..report import FAILED, PASSED, SKIPPED, Check
 from ..running.memory import Running, choose_running
 from ..sources.opening import open_source

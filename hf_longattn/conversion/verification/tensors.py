@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...positions import keeps_old_rows
 from ..files.tensors import BLOCK, TensorHeader, read_blocks, read_tensor
-from ..planning.tensors import ResultPlan, TensorPlan
+from ..planning.result import ResultPlan, TensorPlan
 from ..report import FAILED, PASSED, Check
 from ..sources.base import Source
 from ..transforming.values import source_values

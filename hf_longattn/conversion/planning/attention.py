@@ -1,45 +1,19 @@
-"""What the user asked for, brought into one configuration and one rule for the positions."""
+"""The attention that was asked for, brought into one configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ...configuration import IN_TURN, LongAttentionConfig
-from ...errors import CheckpointError, OptionError, PositionError, nearest
+from ...errors import OptionError, PositionError
 from ...mechanisms.options import RELATIVE
-from ...positions import DROPPED, SINUSOIDAL, STRATEGIES
 from ..architectures.base import Architecture
 
-__all__ = [
-    "ALIBI",
-    "ROPE_NONE",
-    "decoder_choice",
-    "fixed_rotary",
-    "parse_dtype",
-    "relative_choices",
-    "resolve_attention",
-    "table_strategy",
-    "with_alibi",
-]
+__all__ = ["ALIBI", "decoder_choice", "relative_choices", "resolve_attention", "with_alibi"]
 
 ALIBI = "alibi"
-"""The rule for positions by which ALiBi takes the place of a position table."""
-
-
-ROPE_NONE = "rope:none"
-"""The rule by which rotary positions stay as they are."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
+"""The relative positions that take the place of a position table, and the rule for positions that says so."""
 
 
 def resolve_attention(
@@ -73,20 +47,6 @@ def _with_options(adopted: LongAttentionConfig, options: Mapping[str, Any]) -> L
     return LongAttentionConfig.from_dict({**adopted.options, **given, "layers": {**kept, **given.get("layers", {})}})
 
 
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's own.
-
-    Raises:
-        CheckpointError: not one of the floating dtypes a checkpoint is stored in.
-    """
-    if dtype is None:
-        return None
-    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype.removeprefix("torch.").lower())
-    if found not in DTYPES.values():
-        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(DTYPES)}.{nearest(str(dtype), DTYPES)}")
-    return found
-
-
 def decoder_choice(
     architecture: Architecture, long_attention: LongAttentionConfig | Mapping[str, Any] | None
 ) -> LongAttentionConfig | None:
@@ -102,46 +62,6 @@ def decoder_choice(
     chosen = LongAttentionConfig.from_dict(long_attention)
     chosen.check_layers(architecture.source_config.decoder_layers)
     return chosen
-
-
-def table_strategy(positions: str, *, learned: bool = True) -> str:
-    """The strategy for a position table; "auto" is tiling for a learned one, which works without training, and the formula for
-    sinusoids.
-
-    Raises:
-        PositionError: unknown, or meant for rotary positions.
-    """
-    if positions in DROPPED:
-        return positions
-    if not learned:
-        if positions not in ("auto", SINUSOIDAL):
-            raise PositionError(
-                f"{positions!r} does not fit a model with sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
-            )
-        return SINUSOIDAL
-    if positions == "auto":
-        return "tile"
-    if positions not in STRATEGIES:
-        known = [*STRATEGIES, *DROPPED]
-        raise PositionError(
-            f"{positions!r} does not fit a model with a learned position table; expected auto or one of"
-            f" {', '.join(known)}.{nearest(positions, known)}"
-        )
-    return positions
-
-
-def fixed_rotary(positions: str, source_class: str) -> str:
-    """The rule for rotary positions that the base computes by its formula alone: they stay as they are, at any length.
-
-    Raises:
-        PositionError: others were asked for.
-    """
-    if positions not in ("auto", ROPE_NONE):
-        raise PositionError(
-            f"{positions!r} was asked for, but {source_class} has rotary positions that transformers cannot scale;"
-            f" expected auto or {ROPE_NONE}."
-        )
-    return ROPE_NONE
 
 
 def relative_choices(attention: LongAttentionConfig) -> list[str]:
