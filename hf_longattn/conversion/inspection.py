@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..families.registry import FAMILIES, Family
+from ..families.registry import Family
 from ..mechanisms import Mechanism
 from .architectures.families import find_architecture
+from .architectures.long import read_long
 from .costs.counts import LengthCost, cost_at, layer_mechanisms, lengths_up_to
 from .costs.decode_state import DecodeState, decode_states
 from .costs.shape import model_shape
@@ -19,7 +19,7 @@ from .quiet import quiet_libraries
 from .sources.base import Source
 from .sources.opening import open_source
 
-__all__ = ["Inspection", "inspect_checkpoint", "read_long"]
+__all__ = ["Inspection", "inspect_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -88,34 +88,3 @@ def _short(source: Source) -> tuple[Any, str, Family, Any]:
     attention = architecture.adopted_attention() or LongAttentionConfig("full")
     config = architecture.long_config(attention, {}, None, "tile")
     return config, architecture.source_class, architecture.family, architecture.skeleton(config)
-
-
-def read_long(source: Source) -> tuple[Any, str, Family, Any]:
-    """Config, class name, family and skeleton of a long checkpoint.
-
-    Raises:
-        CheckpointError: a model that this version does not know, or whose config makes none.
-    """
-    import torch
-
-    model_type = source.config.get("model_type")
-    family = next((one for one in FAMILIES.values() if one.config_class.model_type == model_type), None)
-    if family is None and "long_attention" in source.config:
-        raise CheckpointError(
-            f"{source.name!r} was converted with --generic and has no Long class to inspect; hf_longattn.load_generic loads it, and its "
-            "conversion_report.json says what was checked."
-        )
-    if family is None:
-        known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which this version does not know; it knows {known}.")
-    try:
-        config = family.config_class.from_dict(dict(source.config))
-    except LongAttentionError:
-        raise
-    except Exception as error:  # the config classes raise what their validators happen to raise
-        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
-    named = (source.config.get("architectures") or [None])[0]
-    if named not in family.heads.values():
-        raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
-    with torch.device("meta"):
-        return config, named, family, family.model_class(named)(config)
