@@ -146,5 +146,8 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
+    """A module without storage says nothing about the device: its mechanism is wherever things are made."""
     weight = next(module.parameters(), None)
-    return mechanism if weight is None else mechanism.to(device=weight.device, dtype=weight.dtype)
+    if weight is None:
+        return mechanism
+    return mechanism.to(dtype=weight.dtype) if weight.is_meta else mechanism.to(device=weight.device, dtype=weight.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,41 @@ def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
         BackendError: the architecture is not on transformers' AttentionInterface.
     """
     path = _local(folder, arguments)
+
+    def load(loading: Any, config: Any) -> tuple[Any, Mapping[str, Any]]:
+        return loading.from_pretrained(path, config=config, output_loading_info=True, **arguments)
+
+    return load_generic_with(load, path, str(folder))
+
+
+def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]], path: Path, named: str) -> PreTrainedModel:
+    """`load_generic` of a local folder, with another `from_pretrained`.
+
+    Args:
+        load: class and config -> the model, and what transformers says about its loading; the mechanisms' own parameters have values.
+        path: the folder.
+        named: what the user typed.
+    """
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{str(folder)!r} is no folder with a config.json; give one that `longattn convert --generic` wrote.")
+        raise CheckpointError(f"{named!r} is no folder with a config.json; give one that `longattn convert --generic` wrote.")
     config = AutoConfig.from_pretrained(path)
     chosen, named = getattr(config, "long_attention", None), (config.architectures or [None])[0]
     base = getattr(transformers, str(named), None)
     if not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):
         raise CheckpointError(
-            f"The config.json of {str(folder)!r} needs long_attention beside the name of a class of transformers; "
+            f"The config.json of {named!r} needs long_attention beside the name of a class of transformers; "
             "make such a folder with `longattn convert SRC DST --generic`, and load Long classes by AutoModel."
         )
     check_interface(base)
     attention = LongAttentionConfig.from_dict(chosen)
-    model, found = _loading_class(base, attention).from_pretrained(path, config=config, output_loading_info=True, **arguments)
+    model, found = load(_loading_class(base, attention), config)
     model.__class__ = base  # the class that loaded it adds no state
     own = {name: values.clone() for name, values in model.state_dict().items() if OWN in name}
     enable_long_attention(model, attention)  # anew, since what mechanisms compute for themselves is in no file
     shared = shared_parameters(model)
     lost = sorted(set(found["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
     if lost:
-        raise CheckpointError(f"{len(lost)} tensors of {str(folder)!r} are missing, the first is {lost[0]!r}; convert its source again.")
+        raise CheckpointError(f"{len(lost)} tensors of {named!r} are missing, the first is {lost[0]!r}; convert its source again.")
     model.load_state_dict({name: values for name, values in own.items() if name not in shared}, strict=False)
     return model.eval()
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+from hf_longattn.conversion.running import memory
+
 from ..trained import tokenizer_of
 from .every_family import Short, config_of
 
@@ -143,6 +145,12 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
         return folder
 
     return copy
+
+
+@pytest.fixture
+def from_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is small enough to be loaded whole when a conversion is verified."""
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
 
 
 def damaged(write: Callable[..., list[str]]) -> Callable[..., list[str]]:

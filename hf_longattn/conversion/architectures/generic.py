@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -33,7 +34,9 @@ class GenericArchitecture(Architecture):
 
     def skeleton(self, config: Any) -> nn.Module:
         """The plain model without storage, with its mechanisms."""
-        return enable_long_attention(super().skeleton(config), config.long_attention)
+        plain: Any = super().skeleton(config)
+        with torch.device("meta"):
+            return enable_long_attention(plain, config.long_attention)
 
 
 def generic_architecture(source: Source) -> GenericArchitecture:

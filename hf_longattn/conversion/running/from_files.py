@@ -83,17 +83,29 @@ class WeightsInFiles:
         own = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(load)}
         return type(model_class.__name__, (model_class,), own)
 
-    def give_to(self, model: nn.Module) -> None:
+    def give_to(self, model: nn.Module, in_memory: str | None = None) -> None:
         """Let every parameter of a loaded model that has no values be read from its file.
+
+        Args:
+            model: from `from_pretrained` of the class that `loading` gave.
+            in_memory: parameters with this in their names are read now.
 
         Raises:
             CheckpointError: the file's tensor has another shape.
         """
         for prefix, module in model.named_modules():
-            empty = {name: one for name, one in module._parameters.items() if one is not None and one.is_meta}
-            found = {name: self._stored(f"{prefix}.{name}".removeprefix("."), tuple(one.shape)) for name, one in empty.items()}
-            if found:
-                module._parameters = _FileParameters(module._parameters, found)
+            later = {}
+            for name, parameter in list(module._parameters.items()):
+                if parameter is None or not parameter.is_meta:
+                    continue
+                full = f"{prefix}.{name}".removeprefix(".")
+                stored = self._stored(full, tuple(parameter.shape))
+                if in_memory is not None and in_memory in full:
+                    module._parameters[name] = nn.Parameter(stored.read(), requires_grad=False)
+                else:
+                    later[name] = stored
+            if later:
+                module._parameters = _FileParameters(module._parameters, later)
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         entry = self.index[name]
@@ -105,12 +117,13 @@ class WeightsInFiles:
 
 
 def _needed(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> set[str]:
-    """The tensors whose values loading needs: those that others are computed from, and buffers, which stay in memory."""
+    """The tensors whose values loading needs: those that others are computed from, and buffers, which stay in memory; also those that
+    transformers may know by another name than it says."""
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     converters = [one for one in mapping if isinstance(one, WeightConverter)]
     state, buffers = model.state_dict(), {name for name, _ in model.named_buffers()}
     found = {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state) for name in names}
-    return {name for name, (target, pattern) in found.items() if pattern is not None or target in buffers or name in buffers}
+    return {name for name, (target, pattern) in found.items() if pattern is not None or target not in state or target in buffers}
 
 
 @dataclass
@@ -121,7 +134,7 @@ class _WhileLoading:
     needed: bool = True
 
     def __getitem__(self, _: Any) -> Tensor:
-        return self.stored.read() if self.needed else torch.zeros(()).expand(self.stored.header.shape)
+        return self.stored.read() if self.needed else torch.tensor(torch.nan).expand(self.stored.header.shape)
 
 
 class _FileParameters(dict[str, Any]):

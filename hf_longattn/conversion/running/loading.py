@@ -17,7 +17,7 @@ from ..sources.base import Source
 from ..sources.opening import open_source
 from .from_files import WeightsInFiles
 
-__all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised"]
+__all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised", "weights_in_files"]
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
@@ -54,26 +54,32 @@ def load_source(
     """
     import transformers
 
-    arguments = dict(source.loading)
+    own: dict[str, Any] = {}
     if architecture.adopter is not None:
         model_class, own = architecture.adopter.source_model(architecture.adopted_config, architecture.source_class)
-        arguments |= own
     else:
         model_class = getattr(transformers, architecture.source_class)
-    if scratch is not None:
-        if arguments.pop("gguf_file", None):  # whose names and values transformers would read itself
-            arguments |= {"config": architecture.source_config, "state_dict": {}}
-        model, missing = _load_from_files(model_class, source.folder, dtype, source.tensors, scratch, **arguments)
-        _check_complete(missing, model, source.folder, architecture)
-        return model, missing
-    model, missing = _load(model_class, source.folder, dtype, **arguments)
+    model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
     _check_complete(missing, model, source.folder, architecture)
-    return (model if source.finish is None else source.finish(model)), missing
+    return model, missing
 
 
-def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None) -> nn.Module:
+def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None) -> nn.Module:
     """The same of an architecture without a family, which says nothing of heads."""
-    return _load(architecture.model_class, source.folder, dtype, **dict(source.loading))[0]
+    return _model_of(source, architecture.model_class, architecture, dtype, scratch, {})[0]
+
+
+def _model_of(
+    source: Source, model_class: Any, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None, own: Mapping[str, Any]
+) -> tuple[nn.Module, set[str]]:
+    """`own`: arguments of the loading beside the source's."""
+    arguments = {**source.loading, **own}
+    if scratch is None:
+        model, missing = _load(model_class, source.folder, dtype, **arguments)
+        return (model if source.finish is None else source.finish(model)), missing
+    if arguments.pop("gguf_file", None):  # whose names and values transformers would read itself
+        arguments |= {"config": architecture.source_config, "state_dict": {}}
+    return _load_from_files(model_class, source.folder, dtype, source.tensors, scratch, **arguments)
 
 
 def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
@@ -125,10 +131,15 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments
     return nn.Module.float(model).eval(), set(info["missing_keys"])
 
 
+def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> WeightsInFiles:
+    """Those of one of several models, with a folder of its own in `scratch`."""
+    return WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
+
+
 def _load_from_files(
     model_class: Any, folder: Path, dtype: torch.dtype | None, tensors: Mapping[str, TensorHeader], scratch: Path, **arguments: Any
 ) -> tuple[nn.Module, set[str]]:
-    weights = WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
+    weights = weights_in_files(tensors, scratch)
     model, missing = _load(weights.loading(model_class), folder, dtype, **arguments)
     model.__class__ = model_class  # the class that loaded it adds no state
     weights.give_to(model)

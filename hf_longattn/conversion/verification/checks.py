@@ -48,7 +48,7 @@ def verify(
             lambda: [running.check()],
         ]
         if not running.why_not and plan.generic:
-            steps.append(lambda: check_generic(plan, result))
+            steps.append(lambda: check_generic(plan, result, scratch))
         elif not running.why_not:
             lengths = choose_lengths(plan, from_files=running.from_files)
             steps.append(lambda: check_outputs(plan, result, text, lengths, scratch))
@@ -57,9 +57,9 @@ def verify(
 
 
 def _running(plan: ConversionPlan) -> Running:
-    """Gradients and architectures without a family need whole models."""
+    """Gradients need whole models."""
     gradients = plan.architecture.adopter is not None and why_no_gradients(plan) is None
-    return choose_running(plan.parameters, plan.largest_tensor, whole=gradients or plan.generic)
+    return choose_running(plan.parameters, plan.largest_tensor, whole=gradients)
 
 
 def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ...families.generic import load_generic
+from ...families.generic import OWN, load_generic, load_generic_with
 from ...mechanisms import Mechanism
 from ..architectures.base import attached_mechanisms
 from ..planning.plan import ConversionPlan
 from ..report import FAILED, NEEDS_TRAINING, PASSED, Check
-from ..running.loading import load_plain
+from ..running.loading import load_plain, weights_in_files
+from ..sources.opening import open_source
 from .outputs import TOLERANCE, difference
 
 __all__ = ["check_generic"]
@@ -26,19 +27,21 @@ SAMPLES = 4000
 """Of a sound, as Wav2Vec2 takes it."""
 
 
-def check_generic(plan: ConversionPlan, result: Path) -> list[Check]:
+def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = None) -> list[Check]:
     """The written folder gives what the source gives with the source's own attention, and what the mechanisms make of it.
+
+    `scratch`: a folder by which the weights of both stay in their files, see `load_source`; those of the mechanisms are in memory.
 
     Raises:
         CheckpointError: nothing is known that the class could be given.
     """
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
-    source: Any = load_plain(plan.source, plan.architecture, cast)
+    source: Any = load_plain(plan.source, plan.architecture, cast, scratch)
     inputs = seeded_inputs(source)
     own = source.config._attn_implementation
     expected = _run(source, inputs)
     del source
-    model: Any = nn.Module.float(load_generic(result))
+    model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
     seen: dict[str, bool] = {}
     for name, mechanism in attached_mechanisms(model).items():
         mechanism.register_forward_pre_hook(_note_covers(name, seen), with_kwargs=True)
@@ -55,6 +58,18 @@ def check_generic(plan: ConversionPlan, result: Path) -> list[Check]:
         _compare("with the mechanism", expected, found, shapes, "long attention", plan.moved or ("" if covered else NOT_COVERED)),
         Check("finite", PASSED if finite else FAILED, f"outputs for {shapes} are {'' if finite else 'not '}finite"),
     ]
+
+
+def _from_files(result: Path, scratch: Path) -> Any:
+    weights = weights_in_files(open_source(result).tensors, scratch)
+
+    def load(model_class: Any, config: Any) -> tuple[Any, Any]:
+        loading = weights.loading(model_class)
+        model, info = loading.from_pretrained(result, config=config, dtype=torch.float32, output_loading_info=True)
+        weights.give_to(model, in_memory=OWN)
+        return model, info
+
+    return load_generic_with(load, result, str(result))
 
 
 def seeded_inputs(model: Any) -> dict[str, Tensor]:

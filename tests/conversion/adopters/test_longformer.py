@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
 from hf_longattn.conversion.adopters import adopters
+from hf_longattn.conversion.verification import gradients
 from hf_longattn.errors import CheckpointError
 
 LENGTH = 192
@@ -60,6 +61,17 @@ def rewritten(source: Path, folder: Path, rename: Callable[[str], str], **config
     values = {**json.loads((source / "config.json").read_text()), **config}
     (folder / "config.json").write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
     return folder
+
+
+@pytest.mark.usefixtures("from_their_files")
+def test_outputs_are_compared_without_memory_for_gradients(
+    longformer: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "available_memory", lambda: 1000)
+    checks = {check.name: check for check in convert_checkpoint(longformer("ForMaskedLM"), tmp_path / "ours").checks}
+    assert checks["equal to the source, with padding and global tokens"].status == "passed"
+    assert "the gradients of two take" in checks[gradients.NAME].detail
+    assert checks["how the models were run"].values["from_files"]
 
 
 @pytest.mark.parametrize("head", HEADS)

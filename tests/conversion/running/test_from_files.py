@@ -23,14 +23,9 @@ from hf_longattn.errors import CheckpointError
 from ..conftest import LENGTH
 
 Built = Callable[[str], Path]
-WINDOW = {"mechanism": "window", "window": 16, "max_length": 200}
+LENGTHS: dict[str, Any] = {"max_length": 200}
+WINDOW: dict[str, Any] = {"mechanism": "window", "window": 16, **LENGTHS}
 HOW = "how the models were run"
-
-
-@pytest.fixture
-def from_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is small enough to be loaded whole."""
-    monkeypatch.setattr(memory, "IN_MEMORY", 0)
 
 
 def small(folder: Path, name: str, **config: Any) -> Path:
@@ -107,25 +102,33 @@ def checked(report: Any) -> tuple[str, list[Any]]:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("BertForMaskedLM", {}),
-        ("LlamaForCausalLM", {"dtype": "bf16", "max_shard_size": "20KB"}),
-        ("GPT2LMHeadModel", {"mechanism": "delta", "gate_input": "hidden_states"}),
-        ("BartForConditionalGeneration", {}),
+        ("BertForMaskedLM", WINDOW),
+        ("LlamaForCausalLM", {**WINDOW, "dtype": "bf16", "max_shard_size": "20KB"}),
+        ("GPT2LMHeadModel", {**LENGTHS, "mechanism": "delta"}),
+        ("BartForConditionalGeneration", WINDOW),
     ],
 )
 def test_the_report_is_that_of_models_in_memory(
     name: str, arguments: dict[str, Any], built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = {**WINDOW, **arguments}
-    if "mechanism" in arguments:
-        del wanted["window"]
-    in_memory, expected = checked(convert_checkpoint(built(name), tmp_path / "whole", **wanted))
+    same_reports(built(name), arguments, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("mechanism", ["hedgehog", "synthesizer"])
+def test_the_report_is_the_same_without_a_family(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small(tmp_path / "source", "Starcoder2ForCausalLM", num_key_value_heads=2)
+    same_reports(folder, {"generic": True, "mechanism": mechanism}, tmp_path, monkeypatch)
+
+
+def same_reports(source: Path, arguments: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert twice, and run the models whole and from their files."""
+    in_memory, expected = checked(convert_checkpoint(source, folder / "whole", **arguments))
     monkeypatch.setattr(memory, "IN_MEMORY", 0)
-    how, found = checked(convert_checkpoint(built(name), tmp_path / "files", **wanted))
+    how, found = checked(convert_checkpoint(source, folder / "files", **arguments))
     assert in_memory.endswith("whole in memory")
     assert "with the weights in their files" in how
     assert found == expected
-    assert {path.name for path in (tmp_path / "files").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in (folder / "files").iterdir()} == {path.name for path in (folder / "whole").iterdir()}
 
 
 @pytest.mark.filterwarnings("ignore:The plain model attends:UserWarning")

@@ -103,6 +103,13 @@ def test_a_folder_with_one_gguf_file_is_a_source_and_can_be_cast(built: Built, t
         plan_conversion(tmp_path / "folder")
 
 
+@pytest.mark.usefixtures("from_their_files")
+def test_it_is_verified_without_loading_it_whole(built: Built, tmp_path: Path) -> None:
+    source = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", "Q8_0")
+    report = convert_checkpoint(source, tmp_path / "long", dtype="bf16", **ARGUMENTS)
+    assert {check.name: check.status for check in report.checks}["equal at the old length with full attention"] == "passed"
+
+
 def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", "F16")
     factors = write_gguf(built("LlamaForCausalLM"), tmp_path / "factors.gguf", "F16", extra="rope_freqs.weight")

@@ -83,6 +83,12 @@ def test_a_merged_adapter_is_in_the_weights(name: str, adapter: Callable[..., Pa
     torch.testing.assert_close(found, source_logits(name, folder)[1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("from_their_files")
+def test_a_merged_adapter_is_verified_from_the_files(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(adapter("BertForMaskedLM"), tmp_path / "long", merge_adapter=True, **COVERING)
+    assert {check.name: check.status for check in report.checks}["equal where the mechanism covers the input"] == "passed"
+
+
 def test_a_head_of_its_own_stays_with_the_adapter(adapter: Callable[..., Path], tmp_path: Path) -> None:
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights=False)
     folder = adapter("BertModel", config, transformers.BertForSequenceClassification)
