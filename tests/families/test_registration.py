@@ -62,9 +62,12 @@ def test_registered_whatever_of_transformers_was_imported_before_or_after(first:
     ours = "import hf_longattn"
     theirs = f"from transformers import {first}"
     lines = [theirs, ours] if order == "after" else [ours, theirs]
-    lines.append("from transformers import AutoConfig, AutoModel, AttentionInterface")
-    make = "model = AutoModel.from_config(AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5))"
-    check = f"{make}; print(type(model).__name__, 'longattn' in AttentionInterface._global_mapping)"
+    lines.append("from transformers import AutoConfig; config = AutoConfig.for_model('long_bert', hidden_size=12, vocab_size=5)")
+    if first == "BertConfig":  # no model is imported
+        assert in_a_new_process("; ".join([*lines, "print(type(config).__name__)"])) == "LongBertConfig"
+        return
+    lines.append("from transformers import AutoModel, AttentionInterface; model = AutoModel.from_config(config)")
+    check = "print(type(model).__name__, 'longattn' in AttentionInterface._global_mapping)"
     assert in_a_new_process("; ".join([*lines, check])) == "LongBertModel True"
 
 

@@ -60,7 +60,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             case, folder = CASES[name], tmp_path_factory.mktemp("converted")
             config_class, values = CLASSES[case.source]
             torch.manual_seed(0)
-            model = getattr(transformers, case.source)(getattr(transformers, config_class)(**values))
+            model = getattr(transformers, case.source)(getattr(transformers, config_class)(**{**values, "vocab_size": 1000}))
             model.save_pretrained(folder / "source")
             if case.tokenizer is not None:
                 tokenizer_of(case.tokenizer, LENGTH).save_pretrained(folder / "source")

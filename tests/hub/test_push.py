@@ -114,7 +114,7 @@ def test_a_broken_connection_is_tried_again(server: Hub, model: Path, chunk: int
 
 
 def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    AutoModelForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="2MB")
+    AutoModelForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     shards = {path.name: path.stat().st_size for path in sorted((tmp_path / "shards").glob("*.safetensors"))}
     assert len(shards) > 1
     server.faults = [Fault("POST", "/commit/")] * 10

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import BigBirdConfig
-from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 
 from ...mechanisms.bigbird import BigBird
 from ..case import AttentionInputs
@@ -27,6 +25,8 @@ class HFBigBird(Side):
         options = inputs.mechanism.options
         if case.length % options.block_size or inputs.mechanism.covers(case.length) or case.num_globals:
             raise SideLeftOut(f"its block-sparse form takes more than {case.length} tokens, multiples of {options.block_size}, no globals")
+        from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdConfig, BigBirdModel
+
         config = BigBirdConfig(
             hidden_size=case.hidden_size,
             num_attention_heads=case.heads,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import LongformerConfig
-from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from ..case import AttentionInputs
 from ..definition import symmetric_window
@@ -24,6 +22,8 @@ class HFLongformer(Side):
         window = symmetric_window(inputs)
         if window % 2 or case.length % window:
             raise SideLeftOut(f"it takes lengths that are multiples of an even window, not {case.length} with {window}")
+        from transformers.models.longformer.modeling_longformer import LongformerConfig, LongformerSelfAttention
+
         config = LongformerConfig(
             hidden_size=case.hidden_size,
             num_attention_heads=case.heads,
