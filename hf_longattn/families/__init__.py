@@ -23,11 +23,11 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
     if name.startswith("Long"):
-        from .registry import FAMILIES
+        from .registry import family_with
 
-        for family in FAMILIES.values():
-            if name in family.exports:
-                return getattr(importlib.import_module(family.module), name)
+        family = family_with(name)
+        if family is not None:
+            return getattr(importlib.import_module(family.module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from ..configuration import LongAttentionConfig
-from ..naming import COPY
+from ..naming import BACKEND, COPY
 from .own_windows import own_windows, with_own_windows
 
 if TYPE_CHECKING:
@@ -168,8 +168,6 @@ class LongConfig(_Base):
 
     @property
     def _runs_mechanisms(self) -> bool:
-        from ..backend import BACKEND
-
         return self.__dict__.get("_attn_implementation_internal") in (None, BACKEND)
 
 

@@ -155,23 +155,38 @@ class Family:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family. A module of this package that is named after a model type of transformers is a family."""
+    """Base model type -> family. A module of this package that is named after a model type of transformers is a family; it is imported
+    when it is asked for."""
 
     @cached_property
-    def _found(self) -> dict[str, Family]:
-        return {name: load_module("families", module_name(name)).FAMILY for name in family_names(CONFIG_MAPPING_NAMES)}
+    def _names(self) -> list[str]:
+        return family_names(CONFIG_MAPPING_NAMES)
 
     def __getitem__(self, base_model_type: str) -> Family:
-        return self._found[base_model_type]
+        if base_model_type not in self._names:
+            raise KeyError(base_model_type)
+        return load_module("families", module_name(base_model_type)).FAMILY
+
+    def __contains__(self, base_model_type: object) -> bool:
+        return base_model_type in self._names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._names)
 
 
 FAMILIES: Mapping[str, Family] = _Families()
+
+
+def family_with(name: str) -> Family | None:
+    """The family that has a public class called ``name``. Those that it begins with are asked first, so that no others are imported."""
+
+    def other(base: str) -> bool:
+        return not name.startswith(f"Long{CONFIG_MAPPING_NAMES[base].removesuffix('Config')}")
+
+    return next((FAMILIES[base] for base in sorted(FAMILIES, key=other) if name in FAMILIES[base].exports), None)
 
 
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
