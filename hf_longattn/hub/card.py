@@ -110,7 +110,7 @@ def model_card(
         checks=report.get("checks", []),
         tolerance=report.get("tolerance", 1e-4),
         verified_on=report.get("text", ""),
-        train_command=(report.get("train_command") or "").replace(str(folder.resolve()), name or folder.name),
+        train_command=(report.get("train_command") or "").replace(report.get("destination") or str(folder.resolve()), name or folder.name),
         results=_table(rows),
         training=training.strip(),
         limits=[*_limits(attention, length, bool(report.get("needs_training"))), *limits],
@@ -150,7 +150,7 @@ def _takes_globals(attention: LongAttentionConfig | None) -> bool:
 def _introduction(architecture: str, base: str | None, attention: LongAttentionConfig | None, length: int, plan: dict[str, Any]) -> str:
     if attention is None:
         return f"`{architecture}` for inputs of up to {length:,} tokens."
-    start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base}`" if base else f"`{architecture}`"
+    start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base.rstrip('/')}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
     if plan and not plan["new_length"]:  # of a plain class that does not say
         grown = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -23,7 +24,7 @@ before_document = torch.tensor(inputs.sequence_ids(0).index(1))
 inputs["global_attention_mask"] = (torch.arange(inputs["input_ids"].shape[1]) < before_document).long()[None]
 """
 _MASKED = """
-text = "import numpy as np\\n" * 100 + f"import {{tokenizer.mask_token}} as np\\n"
+text = f"import {{tokenizer.mask_token}} as np\\n" + "import numpy as np\\n" * 100
 inputs = tokenizer(text, truncation=True, max_length={length}, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits
@@ -40,10 +41,36 @@ inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_le
 output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
-_LOGITS = """
+_CLASS = """
 inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
 with torch.no_grad():
-    print(model(**inputs).logits.shape)
+    logits = model(**inputs).logits
+print(model.config.id2label[logits[0].argmax().item()])
+"""
+_TOKEN_CLASSES = """
+inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print([model.config.id2label[number] for number in logits[0].argmax(-1).tolist()])
+"""
+_NEXT_SENTENCE = """
+document, sentence = "A long document starts here. " * 50, "It ends here."
+inputs = tokenizer(document, sentence, truncation="only_first", max_length={length}, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits.softmax(-1))
+"""
+_CHOICES = """
+document, choices = "A long document starts here. " * 50, ["It ends here.", "It ends there."]
+rows = [tokenizer(document, choice, truncation="only_first", max_length={length}, return_tensors="pt") for choice in choices]
+inputs = {{name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}}  # (texts, choices, tokens)
+with torch.no_grad():
+    print(model(**inputs).logits.softmax(-1))
+"""
+_OUTPUTS = """
+inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs)
+print({{name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)}})
 """
 _HIDDEN = """
 inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
@@ -58,8 +85,13 @@ HEADS: dict[str, tuple[str, str | None, str]] = {
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation", _GENERATE),
     "LMHeadModel": ("AutoModelForCausalLM", "text-generation", _GENERATE),
     "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", None, _SUMMARY),
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification", _LOGITS),
-    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification", _LOGITS),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification", _CLASS),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification", _TOKEN_CLASSES),
+    "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice", _CHOICES),
+    "ForNextSentencePrediction": ("AutoModelForNextSentencePrediction", None, _NEXT_SENTENCE),
+    "ForPreTraining": ("AutoModelForPreTraining", None, _OUTPUTS),
+    "MTModel": ("AutoModelForSeq2SeqLM", "translation", _SUMMARY),
+    "DoubleHeadsModel": ("", None, _OUTPUTS),  # that no Auto class gives
     "Model": ("AutoModel", "feature-extraction", _HIDDEN),
 }
 
@@ -78,13 +110,18 @@ def usage(architecture: str, name: str, length: int, *, is_long: bool, takes_glo
         trusts_code: load it with the code that lies beside it, without this package.
     """
     head = head_of(architecture)
-    if head is None:
+    if head is None or (trusts_code and not head[0]):
         return None
     auto, _, body = head
-    ours = "import hf_longattn  # registers the model with transformers\n" if is_long and not trusts_code else ""
-    code = f"{'import torch' if 'torch.' in body else ''}\n{ours}from transformers import {auto}, AutoTokenizer\n\n"
+    ours = is_long and not trusts_code
+    theirs = ([auto] if auto else [] if ours else [architecture]) + ["AutoTokenizer"]
+    made_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
+    imports = ["import torch"] if "torch." in body else []
+    imports += ["import hf_longattn  # registers the model with transformers"] if ours else []
     trust = ", trust_remote_code=True" if trusts_code else ""
-    code += f'tokenizer = AutoTokenizer.from_pretrained("{name}")\nmodel = {auto}.from_pretrained("{name}"{trust}).eval()\n'
+    code = "\n".join([*imports, f"from transformers import {', '.join(sorted(theirs))}", "", ""])
+    called = json.dumps(name, ensure_ascii=False)
+    code += f"tokenizer = AutoTokenizer.from_pretrained({called})\nmodel = {made_by}.from_pretrained({called}{trust}).eval()\n"
     code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "")
     return re.sub(r"\n{3,}", "\n\n", code).strip()
 

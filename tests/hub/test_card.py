@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
-from hf_longattn.families import LongBertConfig, LongBertForMaskedLM, LongBertForQuestionAnswering, LongGPT2Config, LongGPT2LMHeadModel
+from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
+from hf_longattn.hub.usage import usage
 
-SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -31,30 +32,40 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def saved(folder: Path, kind: str) -> Path:
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
-    if kind == "gpt2":
+    config = LongBertConfig(**SIZES, max_position_embeddings=64, long_attention=attention)
+    if kind.startswith("GPT2"):
         config = LongGPT2Config(
-            vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=64, long_attention={"mechanism": "window", "window": 8}
+            vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=64, long_attention={"mechanism": "window", "window": 8}
         )
-        model = LongGPT2LMHeadModel(config)
-    else:
-        config = LongBertConfig(**SIZES, max_position_embeddings=64, long_attention=attention)
-        model = {"qa": LongBertForQuestionAnswering, "mlm": LongBertForMaskedLM}[kind](config)
-    model.save_pretrained(folder)
+    FAMILIES[config.model_type.removeprefix("long_")].model_class(f"Long{kind}")(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["qa", "mlm", "gpt2"])
-def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", [*(head for base in ("bert", "gpt2") for head in FAMILIES[base].heads if head != "BertLMHeadModel")])
+def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", kind)
     text = write_model_card(folder).read_text()
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(compile(code, "usage", "exec"), {})  # an error of the snippet is the test's
-    assert ("global_attention_mask" in code) == (kind == "qa")
+    printed = capsys.readouterr()
+    assert printed.out.strip() or kind == "BertForQuestionAnswering"  # the span of a random model may be empty
+    assert "UNEXPECTED" not in printed.err, "the snippet loads another class than the one that was saved"
+    assert ("global_attention_mask" in code) == (kind == "BertForQuestionAnswering")
+
+
+def test_every_head_has_a_usage() -> None:
+    without = [long for family in FAMILIES.values() for long in family.heads.values() if not shown(long)]
+    assert not without
+    assert "AutoModelForSeq2SeqLM" in (shown("LongMarianMTModel") or "")
+
+
+def shown(architecture: str) -> str | None:
+    return usage(architecture, 'a "name"', 64, is_long=True, takes_globals=False)
 
 
 def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", "qa")
+    folder = saved(tmp_path / "model", "BertForQuestionAnswering")
     report = {
         "text": "200 tokens of built-in English",
         "train_command": "python scripts/train_qa.py",
@@ -99,11 +110,24 @@ def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
 
 
 def test_the_conversion_report_of_the_folder_is_used(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", "mlm")
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "conversion_report.json").write_text(
         json.dumps({"checks": [{"name": "finite", "status": "passed", "detail": "at 64 tokens"}]})
     )
     assert "| finite | passed | at 64 tokens |" in write_model_card(folder).read_text()
+
+
+def test_training_is_told_by_the_name_of_the_model_and_not_by_a_path_of_the_machine(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    place = "/home/someone/models/my model"
+    said = {
+        f"python scripts/train_lm.py --model '{place}' --output '{place}-trained'": "--model 'me/long' --output 'me/long-trained'\n```",
+        f"fine-tune {place} with transformers' Trainer": "*needs training*: fine-tune me/long with transformers' Trainer.",
+    }
+    for command, expected in said.items():
+        text = write_model_card(folder, report={"destination": place, "train_command": command}, name="me/long").read_text()
+        assert expected in text
+        assert "/home/someone" not in text
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
