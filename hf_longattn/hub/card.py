@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..mechanisms import mechanism_class
 from .inheritance import check_metadata, inherited_metadata, source_card, with_inherited
 from .results import MeasuredResult
-from .usage import generic_usage, head_of, remote_usage, tokens_of, usage
+from .usage import ADAPTER, SENTENCE_MODULES, class_to_load, generic_usage, head_of, remote_usage, sentence_usage, tokens_of, usage
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = "conversion_report.json"
@@ -85,13 +85,13 @@ def model_card(
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     length = int(plan.get("new_length") or tokens_of(config))
     base = metadata.get("base_model") or plan.get("source")
-    called = name or str(model_dir)
+    called, loaded, adapted = name or str(model_dir), class_to_load(folder, architecture), (folder / ADAPTER).is_file()
     own_tags = {"long-context", "hf_longattn"} if attention else set()
-    sentences = (folder / "modules.json").is_file()
+    sentences = (folder / SENTENCE_MODULES).is_file()
     own: dict[str, Any] = {
         "library_name": "sentence-transformers" if sentences else "transformers",
         "model_name": title,
-        "pipeline_tag": "sentence-similarity" if sentences else (head_of(architecture) or (None, None, ""))[1],
+        "pipeline_tag": "sentence-similarity" if sentences else (head_of(loaded) or (None, None, ""))[1],
         "tags": sorted({*metadata.pop("tags"), *own_tags}) or None,
         "eval_results": [row.to_metadata() for row in rows if not row.system] or None,
     }
@@ -104,8 +104,9 @@ def model_card(
         architecture=architecture,
         is_long=attention is not None,
         usage=generic_usage(config, called)
-        or usage(architecture, called, length, is_long=attention is not None, takes_globals=_takes_globals(attention)),
-        remote_usage=remote_usage(config, called, length) if attention is not None and config.get("auto_map") else "",
+        or (sentence_usage(called) if sentences else None)
+        or usage(loaded, called, length, is_long=attention is not None, takes_globals=_takes_globals(attention), adapted=adapted),
+        remote_usage=remote_usage(folder, config, called, length) if attention is not None and config.get("auto_map") else "",
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),
         tolerance=report.get("tolerance", 1e-4),

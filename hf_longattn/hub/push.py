@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..hub_refusals import TOKEN, explained, is_broken_connection
 from .card import model_card, read_json
 from .inheritance import read_card
 from .remote_code import bundle_remote_code
-from .usage import remote_usage
+from .usage import ADAPTER, remote_usage
 
 __all__ = ["PushReport", "check_login", "push_model"]
 
@@ -25,7 +26,11 @@ LEFT_OUT = (".*", "checkpoint-*", "runs", "training_args.bin", "optimizer.*", "s
 """What belongs to a training run and not to its model; ``training_args.bin`` is a pickle that may hold a token."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 TEXTS = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml", ".jsonl")
-ADAPTER = "adapter/adapter_config.json"
+LOADED = (
+    r'(?:from_pretrained|SentenceTransformer|load_generic)\((?:model, )?"([^"\n]+)"',
+    r"fine-tune (.+) with (?:transformers|sentence-transformers)' ",
+)
+"""Where a card names the model: in the code that loads it, in what trains it."""
 ATTEMPTS = 3
 
 
@@ -189,20 +194,29 @@ def _adapter(place: Path, name: str) -> dict[str, str]:
     config = read_json(file)
     base = Path(str(config.get("base_model_name_or_path"))).expanduser()
     ours = base.is_absolute() and (base.name == place.resolve().name or base.resolve() == place.resolve())
-    return {ADAPTER: json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n"} if ours else {}
+    return {ADAPTER.as_posix(): json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n"} if ours else {}
 
 
 def _for_repository(readme: Path, place: Path, name: str) -> str:
     """A card written for the folder, wherever that was then, with the repository's name where it says what to load."""
     text, called = readme.read_text(encoding="utf-8"), read_card(readme).data.get("model_name")
 
-    def named(found: re.Match[str]) -> str:
-        there = Path(found[1]).expanduser()
-        same = there.name == called or (there.is_dir() and there.resolve() == place.resolve())
-        return found[0].replace(found[1], name) if same else found[0]
+    def same(path: str) -> bool:
+        there = Path(path).expanduser()
+        return there.name == called or (there.is_dir() and there.resolve() == place.resolve())
 
-    text = re.sub(r'from_pretrained\("([^"\n]+)"', named, text)
+    def named(found: re.Match[str]) -> str:
+        return found[0].replace(found[1], name) if same(found[1]) else found[0]
+
+    def typed(found: re.Match[str]) -> str:
+        words = shlex.split(found[0])
+        model = words[words.index("--model") + 1]
+        return shlex.join(name + word[len(model) :] if word.startswith(model) else word for word in words) if same(model) else found[0]
+
+    for loaded in LOADED:
+        text = re.sub(loaded, named, text)
+    text = re.sub(r"^python scripts/.* --model .*$", typed, text, flags=re.MULTILINE)
     config = read_json(place / "config.json")
     if config.get("auto_map") and "trust_remote_code" not in text:
-        text = f"{text.rstrip()}\n\n{remote_usage(config, name)}"
+        text = f"{text.rstrip()}\n\n{remote_usage(place, config, name)}"
     return text

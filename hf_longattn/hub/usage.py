@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+from ..errors import CheckpointError
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
 
@@ -96,18 +98,60 @@ HEADS: dict[str, tuple[str, str | None, str]] = {
 }
 
 
+_SENTENCES = """
+embeddings = model.encode(["A long document starts here. " * 50, "A short one."])
+print(model.similarity(embeddings, embeddings))
+"""
+
+SENTENCE_MODULES = "modules.json"
+"""Of a sentence-transformers folder."""
+ADAPTER = Path("adapter", "adapter_config.json")
+"""Of an adapter that stands beside its base."""
+ADAPTED = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_2_SEQ_LM": "ForConditionalGeneration",
+}
+"""Task of an adapter -> ending of the class that it is put on."""
+
+
+def class_to_load(folder: Path, architecture: str) -> str:
+    """The class that a saved model is used with: that of its adapter's task, where it has one, else its own."""
+    if not (folder / ADAPTER).is_file():
+        return architecture
+    try:
+        task = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("task_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{str(folder / ADAPTER)!r} must hold a JSON object.") from error
+    return ADAPTED.get(task, architecture)
+
+
+def sentence_usage(name: str, *, trusts_code: bool = False) -> str:
+    """Python that loads a sentence-transformers folder and compares two texts."""
+    ours, trust = ("", ", trust_remote_code=True") if trusts_code else ("import hf_longattn  # registers the model with transformers\n", "")
+    called = json.dumps(name, ensure_ascii=False)
+    return (
+        f"{ours}from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer({called}{trust})\n{_SENTENCES.strip()}"
+    )
+
+
 def head_of(architecture: str) -> tuple[str, str | None, str] | None:
     """(Auto class, Hub task, snippet) of a model class by the ending of its name; ``None`` for heads without a snippet."""
     return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
 
 
-def usage(architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool, trusts_code: bool = False) -> str | None:
+def usage(
+    architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool, trusts_code: bool = False, adapted: bool = False
+) -> str | None:
     """Python that loads ``name`` (a folder or a Hub repository) and runs it once on an input of up to ``length`` tokens.
 
     Args:
         is_long: whether it is one of this package's models.
         takes_globals: whether its attention takes global tokens.
         trusts_code: load it with the code that lies beside it, without this package.
+        adapted: put the adapter on it that stands in its folder.
     """
     head = head_of(architecture)
     if head is None or (trusts_code and not head[0]):
@@ -118,10 +162,12 @@ def usage(architecture: str, name: str, length: int, *, is_long: bool, takes_glo
     made_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
     imports = ["import torch"] if "torch." in body else []
     imports += ["import hf_longattn  # registers the model with transformers"] if ours else []
+    imports += ["from peft import PeftModel"] if adapted else []
     trust = ", trust_remote_code=True" if trusts_code else ""
     code = "\n".join([*imports, f"from transformers import {', '.join(sorted(theirs))}", "", ""])
     called = json.dumps(name, ensure_ascii=False)
     code += f"tokenizer = AutoTokenizer.from_pretrained({called})\nmodel = {made_by}.from_pretrained({called}{trust}).eval()\n"
+    code += f'model = PeftModel.from_pretrained(model, {called}, subfolder="{ADAPTER.parent}").eval()\n' if adapted else ""
     code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "")
     return re.sub(r"\n{3,}", "\n\n", code).strip()
 
@@ -134,12 +180,15 @@ def generic_usage(config: dict[str, Any], name: str) -> str | None:
     return f'import hf_longattn\n\nmodel = hf_longattn.load_generic("{name}")  # a {made} with its mechanisms'
 
 
-def remote_usage(config: dict[str, Any], name: str, length: int | None = None) -> str:
+def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | None = None) -> str:
     """The section of a card that says how to load a model whose code lies beside it, where this package is not installed."""
-    architecture = (config.get("architectures") or ["AutoModel"])[0]
+    architecture = class_to_load(folder, (config.get("architectures") or ["AutoModel"])[0])
     takes_globals = mechanism_class(config["long_attention"]["mechanism"]).takes_globals
     limit = length or tokens_of(config)
-    code = usage(architecture, name, limit, is_long=True, takes_globals=takes_globals, trusts_code=True)
+    adapted = (folder / ADAPTER).is_file()
+    code = usage(architecture, name, limit, is_long=True, takes_globals=takes_globals, trusts_code=True, adapted=adapted)
+    if (folder / SENTENCE_MODULES).is_file():
+        code = sentence_usage(name, trusts_code=True)
     how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
     return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you let it run:\n\n{how}\n"
 

@@ -59,6 +59,23 @@ def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
     assert str(model) not in card
 
 
+def test_the_card_names_the_repository_wherever_it_named_the_folder(server: Hub, model: Path) -> None:
+    place = model.rename(model.with_name("mon modèle"))
+    lines = [
+        f'model = SentenceTransformer("{place}")',
+        f'model = PeftModel.from_pretrained(model, "{place}", subfolder="adapter").eval()',
+        f'model = hf_longattn.load_generic("{place}")',
+        f"python scripts/train_lm.py --model '{place}' --text YOUR_TEXTS --max-length 200 --output '{place}-trained'",
+        f"What is marked *needs training*: fine-tune {place} with transformers' Trainer on texts of up to 200 tokens.",
+    ]
+    with open(place / "README.md", "a", encoding="utf-8") as card:
+        card.write("\n".join(["", *lines, ""]))
+    push_model(place, REPO, token=WRITER)
+    card_text = server.repos[REPO].branches["main"]["README.md"].decode()
+    assert f"--model {REPO} --text YOUR_TEXTS --max-length 200 --output {REPO}-trained\n" in card_text
+    assert str(place) not in card_text
+
+
 def test_a_name_alone_goes_to_the_owner_of_the_token(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", WRITER)
     assert push_model(model, "long-bert", private=True).repo == REPO

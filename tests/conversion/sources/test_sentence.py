@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,10 @@ def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Cal
     source = sentence_folder(path)
     report = convert_checkpoint(source, tmp_path / "long", **ARGUMENTS)
     assert report.passed
+    assert (report.train_command or "").startswith("fine-tune ")
+    card = (tmp_path / "long" / "README.md").read_text()
+    exec(compile(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0], "usage", "exec"), names := {})
+    assert isinstance(names["model"], SentenceTransformer)
     assert (tmp_path / "long" / "modules.json").is_file()
     assert {"modules.json", "config_sentence_transformers.json", "1_Pooling", "2_Dense"} <= set(report.files)
     old, new = SentenceTransformer(str(source), device="cpu"), SentenceTransformer(str(tmp_path / "long"), device="cpu")
