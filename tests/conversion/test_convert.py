@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,19 @@ def test_mechanisms_that_learn_are_trained_by_attention_transfer(
 def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("RobertaForSequenceClassification"), tmp_path / "long", long_attention=WINDOW, max_length=200)
     assert (report.train_command or "").startswith(f"python scripts/train_classification.py --model {tmp_path / 'long'} --data YOUR_TEXTS")
+
+
+def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_path: Path) -> None:
+    place = tmp_path / "mon modèle"
+    report = convert_checkpoint(built("BertForMaskedLM"), place, mechanism="window", window=16, max_length=200)
+    words = shlex.split(report.train_command or "")
+    assert (words[words.index("--model") + 1], words[-1]) == (str(place), f"{place}-trained")
+    assert (Path(__file__).parents[2] / words[1]).is_file()
+
+
+def test_a_discriminator_is_not_trained_as_a_language_model(built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built("ElectraForPreTraining"), tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert (report.train_command or "").startswith("fine-tune ")
 
 
 @pytest.mark.parametrize("name", CLASSES)

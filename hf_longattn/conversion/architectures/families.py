@@ -12,6 +12,7 @@ from ..adopters import Adopter, adopter_of, adopters
 from ..sources.base import Source
 from .base import Architecture
 from .generic import generic_hint
+from .unnamed import class_of_tensors
 
 __all__ = ["find_architecture"]
 
@@ -53,12 +54,15 @@ def find_architecture(source: Source) -> Architecture:
         value = getattr(config, name, 1)
         if isinstance(value, int) and value < 1:
             raise CheckpointError(f"The config.json of {source.name!r} says {name}={value}, which must be at least 1.")
-    named = source.config.get("architectures") or [MODEL_MAPPING_NAMES[model_type]]
+    named = source.config.get("architectures")
+    if not named:
+        named = [MODEL_MAPPING_NAMES[model_type] if adopter is not None else class_of_tensors(family, config, source.tensors)]
     source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
     base_class = source_class if adopter is None or not isinstance(source_class, str) else adopter.base_class(source_class)
     if not isinstance(source_class, str) or base_class not in family.heads:
         raise CheckpointError(
-            f"{source.name!r} is a {named!r}, which has no long form; the supported {model_type} classes are:"
+            f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which has no long form;"
+            f" the supported {model_type} classes are:"
             f" {', '.join(_supported(family, adopter, model_type))}."
         )
     return Architecture(family, config, source_class, family.heads[base_class], adopter, adopted)

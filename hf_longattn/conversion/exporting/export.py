@@ -19,10 +19,9 @@ from ..files.writing import write_json
 from ..inspection import inspect_checkpoint
 from ..quiet import quiet_libraries
 from ..report import FAILED, Check
-from ..running.loading import newly_initialised
-from ..sources.base import Source
+from ..running.loading import newly_initialised, without_random_pooler
+from ..sources.base import SIDECARS, Source
 from ..text import VerificationText, load_tokenizer, verification_text
-from ..transforming.sidecars import COPIED
 from .check import check_export, example_inputs
 from .graph import FILES, FORMATS, write_graph
 
@@ -165,7 +164,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     model, info = model_class.from_pretrained(
         source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
     )
-    missing = set(info["missing_keys"])
+    missing = without_random_pooler(model, set(info["missing_keys"]))
     if newly_initialised(missing, model):
         raise ExportError(
             f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
@@ -189,7 +188,7 @@ def _check_mechanisms(model: nn.Module) -> None:
 
 def _sidecars(folder: Path, stage: Path) -> list[str]:
     """The config, the tokenizer and the rest of what is small."""
-    for path in sorted({path for pattern in COPIED for path in folder.glob(pattern) if path.is_file()}):
+    for path in sorted({path for pattern in SIDECARS for path in folder.glob(pattern) if path.is_file()}):
         if not path.name.endswith(("_report.json", ".index.json")):
             shutil.copyfile(path, stage / path.name)
     return sorted(path.name for path in stage.iterdir())

@@ -58,7 +58,7 @@ def decoder_choice(
     if long_attention is None:
         return None
     if not architecture.encoder_decoder:
-        raise OptionError(f"{architecture.source_class} has no decoder beside an encoder; give its attention as long_attention.")
+        raise OptionError(f"{architecture.source_class} has no decoder beside an encoder; give its attention as --mechanism (mechanism=…).")
     chosen = LongAttentionConfig.from_dict(long_attention)
     chosen.check_layers(architecture.source_config.decoder_layers)
     return chosen

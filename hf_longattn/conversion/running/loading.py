@@ -17,7 +17,7 @@ from ..sources.base import Source
 from ..sources.opening import open_source
 from .from_files import WeightsInFiles
 
-__all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised", "weights_in_files"]
+__all__ = ["auto_class_name", "load_plain", "load_result", "load_source", "newly_initialised", "weights_in_files", "without_random_pooler"]
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
@@ -128,7 +128,7 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
     # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
-    return nn.Module.float(model).eval(), set(info["missing_keys"])
+    return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
 
 
 def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> WeightsInFiles:
@@ -144,3 +144,17 @@ def _load_from_files(
     model.__class__ = model_class  # the class that loaded it adds no state
     weights.give_to(model)
     return model, missing
+
+
+def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
+    """Take the pooler out of a model that was saved without one, since it would begin at random; its class can do without.
+
+    Returns:
+        What is missing still; below a head, all of it.
+    """
+    base = model.base_model
+    pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
+    found = {name for name in missing if name.startswith(pooler)}
+    if found:
+        base.pooler = None
+    return missing - found if base is model else missing

@@ -11,7 +11,12 @@ from torch import nn
 
 from ..files.tensors import TensorHeader
 
-__all__ = ["Place", "Source"]
+__all__ = ["SIDECARS", "Place", "Source"]
+
+SIDECARS = (
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
+)  # fmt: skip
+"""Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
 
 
 @dataclass(frozen=True)

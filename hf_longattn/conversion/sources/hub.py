@@ -11,10 +11,11 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from ...errors import CheckpointError
 from ...hub_refusals import READING, explained
 from ..files.tensors import TORCH_DTYPES, TensorHeader
+from .base import SIDECARS
 
 __all__ = ["fetch_headers", "fetch_source"]
 
-SIDECARS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
+READ = (*SIDECARS, "README.md")
 WEIGHTS = "*.safetensors"
 PICKLED = "pytorch_model*.bin"
 
@@ -25,7 +26,7 @@ def fetch_source(repo_id: str, revision: str | None, token: str | bool | None, *
     Raises:
         CheckpointError: no such folder or repository, no access, or no connection.
     """
-    folder = fetch_snapshot(repo_id, SIDECARS if headers_only else (*SIDECARS, WEIGHTS), revision, token)
+    folder = fetch_snapshot(repo_id, READ if headers_only else (*READ, WEIGHTS), revision, token)
     if allow_pickle and not headers_only and not any(folder.glob(WEIGHTS)):
         fetch_snapshot(repo_id, (PICKLED,), revision, token)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import CheckpointError
 from ..files.reading import check_files
 from ..files.writing import INDEX, WEIGHTS
-from .base import Place, Source
+from .base import SIDECARS, Place, Source
 from .gguf import open_gguf
 from .hub import fetch_headers, fetch_source
 from .peft import ADAPTER_CONFIG, base_of, with_adapter
@@ -18,8 +18,7 @@ from .weights import read_json, weight_headers
 
 __all__ = ["open_source"]
 
-TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*", "README.md")
-READ = (*TEXTS, "*.safetensors", "pytorch_model*.bin")
+READ = (*SIDECARS, "README.md", "*.safetensors", "pytorch_model*.bin")
 """Names of the files of a checkpoint that may be read or copied."""
 READ_FOLDERS = ("additional_chat_templates",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

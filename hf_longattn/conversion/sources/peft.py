@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError
 from ..files.reading import read_json_object
-from ..files.tensors import TensorHeader
+from ..files.tensors import TensorHeader, read_headers
 from .base import Place, Source
 
 __all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "base_of", "with_adapter"]
@@ -92,6 +91,7 @@ def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:
     """A module that the adapter replaces and the model lacks."""
-    saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or []
+    saved = read_json_object(folder / ADAPTER_CONFIG).get("modules_to_save") or []  # peft names the usual heads, whether there or not
     present = {part for name, _ in model.named_modules() for part in name.split(".")}
-    return next((name for name in saved if name not in present), None)
+    brought = {part for name in read_headers(folder / ADAPTER_WEIGHTS) for part in name.split(".")}
+    return next((name for name in saved if name in brought - present), None)

@@ -72,6 +72,9 @@ def _no_weights(folder: Path, pickled: bool) -> str:
             f"{str(folder)!r} holds its weights only as pickle ({PICKLED_WEIGHTS!r}), a format that can carry code: add --allow-pickle"
             " (allow_pickle=True) to read the tensors in it, and nothing else."
         )
+    variants = sorted(path.name for path in folder.glob("*.safetensors"))
+    if variants:
+        return f"{str(folder)!r} has no {WEIGHTS} or {INDEX}, but {variants[0]!r}; where that is the whole model, rename it to {WEIGHTS}."
     others = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if others:
         return (

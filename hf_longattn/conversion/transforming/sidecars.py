@@ -11,11 +11,11 @@ from ..files.reading import read_json_object
 from ..files.writing import write_json
 from ..planning.lengths import StackLength
 from ..report import REPORT
+from ..sources.base import SIDECARS
 from ..sources.opening import READ_FOLDERS
 
 __all__ = ["write_sidecars"]
 
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*")
 LEFT_OUT = ("config.json", REPORT, "revert_report.json", "README.md", "README.txt", "trainer_state.json", "all_results.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -49,7 +49,7 @@ def write_sidecars(
     written = ["config.json"]
     decodes = generated or StackLength(old_length, new_length)
     write_json(folder / "config.json", json.loads(config.to_json_string()))
-    for path in sorted({path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}):
+    for path in sorted({path for pattern in SIDECARS for path in source.glob(pattern) if path.is_file()}):
         if path.name in LEFT_OUT or path.name.endswith(".index.json"):
             continue
         if path.name == "tokenizer_config.json" and new_length:

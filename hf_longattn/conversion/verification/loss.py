@@ -97,6 +97,8 @@ def _why_not(plan: ConversionPlan, text: VerificationText, count: int, lengths: 
         return f"{text.why_seeded}, and a loss needs real text"
     if not plan.shape.causal and text.tokenizer.mask_token_id is None:
         return "the tokenizer has no mask token"
+    if plan.new_length < 2 * lengths.old:
+        return f"it takes two chunks of {lengths.old} tokens, and the result takes {plan.new_length} tokens at once"
     if min(lengths.new, text.real_tokens()) < 2 * lengths.old:
         return (
             f"it takes two chunks of {lengths.old} tokens; the text has {text.real_tokens()} (--verify-text FILE takes another), and"

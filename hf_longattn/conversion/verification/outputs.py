@@ -165,7 +165,7 @@ def _compare_old(
         name = "equal at the old length with full attention"
         checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
         model.set_attn_implementation(plan.config._attn_implementation or "longattn")
-        why = f"the mechanism covers inputs up to {lengths.covered} tokens" if exact else moved
+        why = " and ".join(filter(None, [moved, f"the mechanism covers inputs up to {lengths.covered} tokens"]))
         checks.append(compare("at the old length", lengths.old, "long attention", False, why))
     return checks
 

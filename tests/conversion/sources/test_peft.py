@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
 
+from ...trained import tokenizer_of
 from ..conftest import LENGTH
 
 Checkpoint = Callable[..., Path]
@@ -101,6 +103,27 @@ def test_a_head_of_its_own_stays_with_the_adapter(adapter: Callable[..., Path], 
         logits(peft.PeftModel.from_pretrained(one, where)) for one, where in ((long, tmp_path / "long" / "adapter"), (short, folder))
     ]
     torch.testing.assert_close(*with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def test_heads_that_peft_names_and_nobody_has_are_no_hindrance(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights=False)
+    folder = adapter("RobertaForSequenceClassification", config)
+    assert "score" in json.loads((folder / "adapter_config.json").read_text())["modules_to_save"]
+    convert_checkpoint(folder, tmp_path / "long", merge_adapter=True, **COVERING)
+    found = logits(transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "long"))
+    torch.testing.assert_close(found, source_logits("RobertaForSequenceClassification", folder)[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_card_puts_the_adapter_on_the_model_of_its_task(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights=False)
+    convert_checkpoint(adapter("BertForMaskedLM", config, transformers.BertForSequenceClassification), tmp_path / "long", **COVERING)
+    tokenizer_of("bert", LENGTH).save_pretrained(tmp_path / "long")
+    card = (tmp_path / "long" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    [code] = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "usage", "exec"), names)
+    assert isinstance(names["model"], peft.PeftModelForSequenceClassification)
 
 
 def test_a_position_table_of_the_old_length_is_merged_or_refused(adapter: Callable[..., Path], tmp_path: Path) -> None:

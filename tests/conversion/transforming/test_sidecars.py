@@ -41,6 +41,16 @@ def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint
     assert len(new(text * 50, truncation=True)["input_ids"]) == 200
 
 
+def test_every_file_of_a_tokenizer_comes_along(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    files = {"source.spm", "target.spm", "bpe.codes", "merges.txt", "spiece.model", "vocab.json"}  # Marian, BERTweet, T5 ...
+    source = checkpoint("BertForMaskedLM")
+    for name in files:
+        (source / name).write_text("{}")
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", max_length=200, verify=False)
+    assert files <= set(report.files)
+    assert all((tmp_path / "long" / name).read_text() == "{}" for name in files)
+
+
 def test_a_bare_vocabulary_gets_its_class_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
     (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "una", "##ffa", "##ble"]))
