@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from torch import nn
+
 from ..errors import OptionError
 from .base import Mechanism
+from .token_rules import TokenRule
 
 
-def adopt(whole: Mechanism, members: list[Mechanism]) -> None:
-    """Give ``whole`` the forms, the training and the global tokens of its members.
+class Composite(Mechanism):
+    """A mechanism made of ``members``: their forms, their training, their global tokens and the longest of their reaches are its own."""
 
-    Raises:
-        OptionError: one member has the causal form only and another the bidirectional one only, or relative positions were asked for
-            and one has no scores to which they could be added.
-    """
-    forms = {member.causal for member in members} - {"both"}
-    if len(forms) > 1:
-        causal, plain = (next(m.name for m in members if m.causal is form) for form in (True, False))
-        raise OptionError(
-            f"Mechanism {whole.name!r} joins {causal!r}, which exists in the causal form only, with {plain!r}, which has none; "
-            "leave one of them out."
-        )
-    scoreless = next((member.name for member in members if not member.takes_score_mod), None)
-    if scoreless is not None and whole.relative is not None:
-        raise OptionError(
-            f"Mechanism {whole.name!r} was given relative={whole.options.relative!r}, but its member {scoreless!r} has no scores to which "
-            "relative positions could be added; leave one of them out."
-        )
-    # Of this instance, in place of the class's own.
-    whole.__dict__["takes_score_mod"] = scoreless is None
-    whole.__dict__["causal"] = forms.pop() if forms else "both"
-    whole.__dict__["trains"] = any(member.trains for member in members)
-    whole.__dict__["takes_globals"] = any(member.takes_globals for member in members)
+    members: nn.ModuleList
 
+    def adopt(self, members: Iterable[Mechanism]) -> None:
+        """Called once by ``__init__``.
 
-def furthest(members: list[Mechanism], causal: bool) -> int | None:
-    """The longest reach among ``members``."""
-    reaches = [member.reach(causal) for member in members]
-    return None if None in reaches else max(reach for reach in reaches if reach is not None)
+        Raises:
+            OptionError: one member has the causal form only and another the bidirectional one only, or relative positions were asked for
+                and one has no scores to which they could be added.
+        """
+        self.members = nn.ModuleList(members)
+        forms = {member.causal for member in self.mechanisms} - {"both"}
+        if len(forms) > 1:
+            causal, plain = (next(m.name for m in self.mechanisms if m.causal is form) for form in (True, False))
+            raise OptionError(
+                f"Mechanism {self.name!r} joins {causal!r}, which exists in the causal form only, with {plain!r}, which has none; "
+                "leave one of them out."
+            )
+        scoreless = next((member.name for member in self.mechanisms if not member.takes_score_mod), None)
+        if scoreless is not None and self.relative is not None:
+            raise OptionError(
+                f"Mechanism {self.name!r} was given relative={self.options.relative!r}, but its member {scoreless!r} has no scores to "
+                "which relative positions could be added; leave one of them out."
+            )
+        # Of this instance, in place of the class's own.
+        self.__dict__["takes_score_mod"] = scoreless is None
+        self.__dict__["causal"] = forms.pop() if forms else "both"
+        self.__dict__["trains"] = any(member.trains for member in self.mechanisms)
+        self.__dict__["takes_globals"] = any(member.takes_globals for member in self.mechanisms)
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    @property
+    def token_rule(self) -> TokenRule | None:
+        return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
+
+    def reach(self, causal: bool = True) -> int | None:
+        reaches = [member.reach(causal) for member in self.mechanisms]
+        return None if None in reaches else max(reach for reach in reaches if reach is not None)

@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.distance_bias import mod_of_heads
 from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism
 from .choice import HeadChoice
-from .composite import adopt, furthest
+from .composite import Composite
 from .options import Options, option
 from .registry import register_mechanism
-from .token_rules import TokenRule
 from .window import WindowOptions
 
 EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,full' to take turns"
@@ -72,7 +71,7 @@ class PerHeadOptions(Options):
 
 
 @register_mechanism("per_head")
-class PerHead(Mechanism):
+class PerHead(Composite):
     """Each head, or group of heads, has a mechanism of its own."""
 
     summary = "another mechanism in each head or group of heads"
@@ -95,22 +94,13 @@ class PerHead(Mechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         assigned = options.assign(num_heads)
         self.groups = [heads for _, heads in assigned]
-        self.members = nn.ModuleList([choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned])
-        adopt(self, self.mechanisms)
+        self.adopt(choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned)
         hungry = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
         if hungry is not None:
             raise OptionError(
                 f"Mechanism {hungry!r} has projections of its own with these options, which belong to a whole layer; "
                 "leave them out (separate_global=False), or give it the layer in place of some heads."
             )
-
-    @property
-    def mechanisms(self) -> list[Mechanism]:
-        return list(self.members)  # type: ignore[arg-type]
-
-    @property
-    def token_rule(self) -> TokenRule | None:
-        return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
 
     def forward(
         self,
@@ -171,9 +161,6 @@ class PerHead(Mechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return all(member.covers(length, causal) for member in self.mechanisms)
-
-    def reach(self, causal: bool = True) -> int | None:
-        return furthest(self.mechanisms, causal)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         return -(-sum(len(heads) * member.pairs(length, causal) for member, heads in self._heads()) // self.num_heads)

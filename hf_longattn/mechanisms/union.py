@@ -12,7 +12,7 @@ import functools
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.dense import repeat_heads
@@ -21,7 +21,7 @@ from ..engines.pattern import MaskMod, Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism
 from .choice import Choice
-from .composite import adopt, furthest
+from .composite import Composite
 from .gathered import GatheredMechanism
 from .joining import band_parts, without
 from .masked import MaskedMechanism
@@ -29,7 +29,6 @@ from .options import Options, option
 from .registry import mechanism_class, register_mechanism
 from .sparse import SparseMechanism
 from .strided import StridedOptions
-from .token_rules import TokenRule
 from .window import WindowOptions
 
 EXAMPLE = "of='window:window=256+strided:stride=64'"
@@ -58,7 +57,7 @@ class UnionOptions(Options):
 
 
 @register_mechanism("union")
-class Union(GatheredMechanism):
+class Union(Composite, GatheredMechanism):
     """Several masks joined: a pair is seen when any of them lets it, and weighs once."""
 
     summary = "several masks joined under one softmax"
@@ -77,16 +76,7 @@ class Union(GatheredMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.members = nn.ModuleList([_joined(choice.build(num_heads, head_dim, hidden_size, max_length)) for choice in options.of])
-        adopt(self, self.mechanisms)
-
-    @property
-    def mechanisms(self) -> list[Mechanism]:
-        return list(self.members)  # type: ignore[arg-type]
-
-    @property
-    def token_rule(self) -> TokenRule | None:
-        return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
+        self.adopt(_joined(choice.build(num_heads, head_dim, hidden_size, max_length)) for choice in options.of)
 
     @property
     def bands(self) -> list[SparseMechanism]:
@@ -162,9 +152,6 @@ class Union(GatheredMechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)
-
-    def reach(self, causal: bool = True) -> int | None:
-        return furthest(self.mechanisms, causal)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """What any member keeps."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.linformer import SHARINGS
+from tests.mechanisms.definition import assert_equals_its_definition
 
 LENGTH = 130
 FORMS = [
@@ -49,14 +50,7 @@ def test_every_form_equals_its_definition(options: dict[str, Any], side: str) ->
     module, mask = built(options), padding(side)
     q = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
     k, v = (torch.randn(3, 2, LENGTH, 8, requires_grad=True) for _ in range(2))
-    real = torch.ones(3, 1, LENGTH, 1) if mask is None else mask[:, None, :, None]
-    out, expected = (run(q, k, v, padding_mask=mask) * real for run in (module, module.reference))
-    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
-    weight = torch.randn(out.shape)
-    leaves = (q, k, v, *module.parameters())
-    found, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert_equals_its_definition(module, q, k, v, mask)
 
 
 def test_equation_7_written_out() -> None:

@@ -12,6 +12,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.low_rank import pseudo_inverse
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.segments import segment_matrix, segment_means
+from tests.mechanisms.definition import assert_equals_its_definition
 
 
 def built(**options: Any) -> Any:
@@ -39,14 +40,7 @@ def test_every_option_equals_the_definition(length: int, conv_kernel: int | None
     q = torch.randn(4, 4, length, 8, requires_grad=True)
     k, v = (torch.randn(4, 2, length, 8, requires_grad=True) for _ in range(2))
     for mask in (None, padding(length)):
-        real = torch.ones(4, 1, length, 1) if mask is None else mask[:, None, :, None]
-        out, expected = (run(q, k, v, padding_mask=mask) * real for run in (module, module.reference))
-        torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
-        weight = torch.randn(out.shape)
-        leaves = (q, k, v, *module.parameters())
-        found, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
-        for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert_equals_its_definition(module, q, k, v, mask)
 
 
 def test_padding_changes_nothing_beside_texts_of_other_lengths() -> None:

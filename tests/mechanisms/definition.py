@@ -1,0 +1,20 @@
+"""A module with parameters against its float64 definition: outputs, and gradients of the inputs and of every parameter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_longattn import Mechanism
+
+
+def assert_equals_its_definition(module: Mechanism, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    """``mask (B, N)``: which tokens are real; the rows of the others do not count."""
+    real = torch.ones(q.shape[0], 1, q.shape[2], 1) if mask is None else mask[:, None, :, None]
+    out, expected = (run(q, k, v, padding_mask=mask) * real for run in (module, module.reference))
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
+    weight = torch.randn(out.shape)
+    leaves = (q, k, v, *module.parameters())
+    found, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
