@@ -15,13 +15,11 @@ from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..memory import AttendingLayer
-from .places import SERVED, AttentionSite, mechanisms_on
+from .places import CROSS_MECHANISM, SERVED, AttentionSite, mechanisms_on
 from .projections import copied_parameters
 from .sharing import share_parameters
 
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
-CROSS_MECHANISM = "full"
-"""Queries and keys of cross-attention come from different sequences, so that nearness between them means nothing."""
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")

@@ -10,6 +10,8 @@ from ..mechanisms.base import Mechanism
 
 ON = "long_attention"
 """The attribute of an attention module that holds its mechanism, or, where it serves several layers, theirs by number."""
+CROSS_MECHANISM = "full"
+"""Queries and keys of cross-attention come from different sequences, so that nearness between them means nothing."""
 SERVED = "layers_served"
 """The attribute by which an attention module says which layers it serves, where those are several."""
 

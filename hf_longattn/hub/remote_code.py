@@ -22,7 +22,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
-from ..families.attachment import CROSS_MECHANISM
+from ..families.places import CROSS_MECHANISM
 from ..families.registry import family_of
 from ..mechanisms import check_options, mechanism_class
 from .card import read_json
