@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
-from ..conversion.costs.counts import LengthCost
-from ..mechanisms import MechanismInfo
+if TYPE_CHECKING:
+    from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
+    from ..conversion.costs.counts import LengthCost
+    from ..mechanisms import MechanismInfo
 
 __all__ = ["print_json", "show_costs", "show_inspection", "show_mechanism", "show_mechanisms", "show_plan", "show_report"]
 
