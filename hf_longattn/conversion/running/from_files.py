@@ -35,7 +35,7 @@ class StoredTensor:
             return read_tensor(header)
         if header.start is None or header.torch_dtype == self.rounded == torch.float32:
             return read_tensor(header).to(self.rounded).float()
-        values, done = torch.empty(header.numel), 0
+        values, done = torch.empty(header.numel, dtype=torch.float32), 0
         for block in read_blocks(header):
             part = torch.frombuffer(block, dtype=header.torch_dtype).to(self.rounded)
             values[done : done + part.numel()] = part

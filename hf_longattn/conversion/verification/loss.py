@@ -54,7 +54,10 @@ def check_loss(
         return [Check(NAME, SKIPPED, reason)]
     ids = text.tokens(count)
     shown, target = (ids, ids) if plan.shape.causal else _mask(ids, text.tokenizer)
-    old = _chunked_losses(load_source(plan.source, plan.architecture, None, scratch)[0], shown, target, lengths.old, plan.shape.causal)
+    source = load_source(plan.source, plan.architecture, None, scratch)[0]
+    together = 1 if scratch is None else count // lengths.old  # weights in files are read for every pass
+    old = _chunked_losses(source, shown, target, lengths.old, plan.shape.causal, together)
+    del source
     new = _losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, plan.shape.causal)
     edges = _edges(lengths.old, count)
     measured = [
@@ -129,8 +132,9 @@ def _losses(model: Any, shown: Tensor, target: Tensor, causal: bool) -> Tensor:
     return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
 
 
-def _chunked_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, causal: bool) -> Tensor:
-    parts = zip(shown.split(chunk, dim=1), target.split(chunk, dim=1), strict=True)
+def _chunked_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, causal: bool, together: int) -> Tensor:
+    """`together`: how many chunks are run at once."""
+    parts = zip(shown.reshape(-1, chunk).split(together), target.reshape(-1, chunk).split(together), strict=True)
     return torch.cat([_losses(model, some, wanted, causal) for some, wanted in parts])
 
 

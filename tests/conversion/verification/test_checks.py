@@ -87,7 +87,11 @@ def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path
     refused(source, tmp_path / "results", "model_max_length 64")
 
 
-def test_the_loss_is_measured_by_position_against_the_source_on_chunks(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_memory", [memory.IN_MEMORY, 0])
+def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
+    in_memory: float, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "IN_MEMORY", in_memory)
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
     check = next(check for check in report.checks if check.name == loss.NAME)
