@@ -39,7 +39,7 @@ def verify_reversion(plan: RevertPlan, result: Path, text: VerificationText) -> 
 
 def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scratch: Path | None) -> list[Check]:
     name = "equal to the long model with full attention"
-    length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan.config)))
+    length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan)))
     ids = text.tokens(length)
     long_model: Any
     rounded = any(tensor.header is not None and tensor.dtype != tensor.header.torch_dtype for tensor in plan.tensors)

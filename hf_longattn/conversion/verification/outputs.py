@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...families.own_windows import keeps_window, own_windows
 from ..costs.counts import cost_at, layer_mechanisms
 from ..planning.plan import ConversionPlan
+from ..planning.result import ResultPlan
 from ..report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check
 from ..running.calling import outputs
 from ..running.loading import load_result, load_source, newly_initialised
@@ -29,7 +30,8 @@ PADDING = 37
 """Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
 
 LOGITS_FROM_FILES = 6.4e7
-"""Bytes of the logits at the old length, which are there four times at once, of models that run from their files."""
+"""Bytes of the logits at the old length, which are there four times at once, of models that run from their files; more where a quarter
+of the largest tensor is more."""
 
 DECODED = 32
 """Tokens of the decoder beside an encoder in the checks at the new length."""
@@ -70,7 +72,7 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
     old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
     skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
     if from_files and skeleton.get_output_embeddings() is not None:
-        old = min(old, length_from_files(plan.config))
+        old = min(old, length_from_files(plan))
     low, high = 0, old  # covers() holds up to some length and not beyond it
     while low < high:
         middle = (low + high + 1) // 2
@@ -78,9 +80,10 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
     return Lengths(low, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
 
 
-def length_from_files(config: Any) -> int:
-    """Tokens whose logits do not take much memory."""
-    return max(64, int(LOGITS_FROM_FILES / (4 * config.vocab_size)))
+def length_from_files(plan: ResultPlan) -> int:
+    """Tokens whose logits do not take much memory beside weights that are read one by one."""
+    limit = max(LOGITS_FROM_FILES, plan.largest_tensor)  # a quarter of its bytes in fp32
+    return max(64, int(limit / (4 * plan.config.vocab_size)))
 
 
 def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None) -> list[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -140,3 +141,11 @@ def test_lengths_are_what_the_mechanism_covers_and_what_can_be_afforded(built: B
     assert (found.covered, found.old, found.new) == (9, LENGTH, 4096)
     monkeypatch.setattr(outputs, "FLOPS_AT_NEW_LENGTH", 1e8)
     assert LENGTH <= choose_lengths(plan).new < 4096
+
+
+def test_lengths_are_shorter_where_logits_are_large_beside_weights_in_files(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_conversion(built("BertForMaskedLM"), mechanism="full", max_length=4096)
+    monkeypatch.setattr(outputs, "FLOPS_AT_OLD_LENGTH", 1e15)
+    plan = dataclasses.replace(plan, old_length=1024)
+    assert choose_lengths(plan).old == 1024
+    assert choose_lengths(plan, from_files=True).old == int(outputs.LOGITS_FROM_FILES / 4 / plan.config.vocab_size)
