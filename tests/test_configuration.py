@@ -40,6 +40,9 @@ def test_prints_a_readable_table() -> None:
     ("arguments", "error", "says"),
     [
         ({"mechanism": "longfromer"}, UnknownMechanismError, "Did you mean 'longformer'?"),
+        ({"mechanism": "based"}, UnknownMechanismError, "configs/based.yaml"),
+        ({"mechanism": "delta", "expand": 0}, OptionError, "for example expand=1"),
+        ({"mechanism": "lsh", "num_hashes": 0}, OptionError, "for example num_hashes=4"),
         ({"mechanism": "window", "windwo": 3}, OptionError, "Did you mean 'window'?"),
         ({"mechanism": "window", "window": "wide"}, OptionError, "must be int"),
         ({"mechanism": "window", "window": 0}, OptionError, "at least 1"),

@@ -42,7 +42,7 @@ class AdaptiveSpanOptions(Options):
 
     def check(self) -> None:
         for name in ("max_span", "ramp"):
-            positive("adaptive_span", name, getattr(self, name))
+            positive("adaptive_span", name, self)
         if self.init_span is not None and not 0 <= self.init_span <= self.max_span:
             raise OptionError(
                 f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must lie between 0 and max_span={self.max_span}."

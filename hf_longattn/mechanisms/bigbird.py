@@ -58,7 +58,7 @@ class BigBirdOptions(Options):
     )
 
     def check(self) -> None:
-        positive("bigbird", "block_size", self.block_size)
+        positive("bigbird", "block_size", self)
         for name in ("num_random_blocks", "num_global_blocks", "seed"):
             if getattr(self, name) < 0:
                 raise OptionError(f"Option {name!r} of mechanism 'bigbird' is {getattr(self, name)}, but must be at least 0.")

@@ -46,7 +46,7 @@ class BlockTopKOptions(Options):
 
     def check(self) -> None:
         for name in ("block_size", "num_blocks"):
-            positive("block_top_k", name, getattr(self, name))
+            positive("block_top_k", name, self)
         one_of("block_top_k", "per", self.per, CHOOSERS)
 
 

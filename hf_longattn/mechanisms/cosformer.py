@@ -28,7 +28,7 @@ class CosformerOptions(Options):
 
     def check(self) -> None:
         if self.max_length is not None:
-            positive("cosformer", "max_length", self.max_length)
+            positive("cosformer", "max_length", self)
 
 
 @register_mechanism("cosformer")

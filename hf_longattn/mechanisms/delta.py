@@ -42,7 +42,7 @@ class DeltaOptions(Options):
     normalise: bool = option(True, "queries and keys are brought to length 1")
 
     def check(self) -> None:
-        positive("delta", "expand", self.expand)
+        positive("delta", "expand", self)
         one_of("delta", "gate_input", self.gate_input, INPUTS)
 
 

@@ -31,8 +31,8 @@ class FixedOptions(Options):
     num_summary: int = option(8, "last tokens of each block that everyone sees", "tokens")
 
     def check(self) -> None:
-        positive("fixed", "block_size", self.block_size)
-        positive("fixed", "num_summary", self.num_summary)
+        positive("fixed", "block_size", self)
+        positive("fixed", "num_summary", self)
         if self.num_summary > self.block_size:
             raise OptionError(
                 f"Option 'num_summary' of mechanism 'fixed' is {self.num_summary}, but a block has {self.block_size} tokens; "

@@ -57,7 +57,7 @@ class HierarchicalOptions(Options):
                 "so that blocks can be halved; for example block_size=64."
             )
         if self.levels is not None:
-            positive("hierarchical", "levels", self.levels)
+            positive("hierarchical", "levels", self)
         one_of("hierarchical", "pooling", self.pooling, POOLINGS)
 
 

@@ -47,7 +47,7 @@ class HybridOptions(Options):
     mixing: float | None = option(None, "γ, the weight of the window's terms, from above 0; none learns one for each head, from 0.1 on")
 
     def check(self) -> None:
-        positive("hybrid", "window", self.window)
+        positive("hybrid", "window", self)
         if self.mixing is not None and not self.mixing > 0:
             raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
         chosen = mechanism_class(self.features.mechanism)

@@ -41,7 +41,7 @@ class InfiniOptions(Options):
     delta_rule: bool = option(False, "write into the memory only what it does not give back already (equation 6)")
 
     def check(self) -> None:
-        positive("infini", "segment_length", self.segment_length)
+        positive("infini", "segment_length", self)
 
 
 @register_mechanism("infini")

@@ -46,11 +46,11 @@ class LinformerOptions(Options):
     max_length: int | None = option(None, "the longest text of a learned projection; none: the model's", "tokens")
 
     def check(self) -> None:
-        positive("linformer", "rank", self.rank)
+        positive("linformer", "rank", self)
         one_of("linformer", "projection", self.projection, ("linear", "convolution", "pooling"))
         one_of("linformer", "sharing", self.sharing, SHARINGS)
         if self.max_length is not None:
-            positive("linformer", "max_length", self.max_length)
+            positive("linformer", "max_length", self)
             self.check_rank(self.max_length)
 
     def telling_length(self) -> int:

@@ -40,7 +40,7 @@ class LongformerOptions(Options):
     separate_global: bool = option(False, "global rows have query, key and value projections of their own, which begin as copies")
 
     def check(self) -> None:
-        positive("longformer", "window", self.window)
+        positive("longformer", "window", self)
         for name in ("global_tokens", "global_token_ids"):
             if any(value < 0 for value in getattr(self, name)):
                 what = "positions count" if name == "global_tokens" else "token ids count"

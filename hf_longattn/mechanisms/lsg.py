@@ -52,8 +52,8 @@ class LsgOptions(Options):
     seed: int = option(0, "seed of the directions that selection='lsh' hashes with")
 
     def check(self) -> None:
-        positive("lsg", "block_size", self.block_size)
-        positive("lsg", "sparsity_factor", self.sparsity_factor)
+        positive("lsg", "block_size", self)
+        positive("lsg", "sparsity_factor", self)
         one_of("lsg", "selection", self.selection, SELECTIONS)
         for name in ("sparse_block_size", "seed"):
             if getattr(self, name) < 0:

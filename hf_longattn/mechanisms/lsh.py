@@ -60,8 +60,8 @@ class LSHOptions(Options):
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:
-        positive("lsh", "num_hashes", self.num_hashes)
-        positive("lsh", "bucket_size", self.bucket_size)
+        positive("lsh", "num_hashes", self)
+        positive("lsh", "bucket_size", self)
         if self.num_buckets is not None and self.num_buckets != 1 and (self.num_buckets < 2 or self.num_buckets % 2):
             raise OptionError(
                 f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an even number; "

@@ -41,7 +41,7 @@ class NystromOptions(Options):
 
     def check(self) -> None:
         for name in ("num_landmarks", "iterations"):
-            positive("nystrom", name, getattr(self, name))
+            positive("nystrom", name, self)
         if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
             raise OptionError(
                 f"Option 'conv_kernel' of mechanism 'nystrom' is {self.conv_kernel}, but must be odd and at least 1, or none; "

@@ -95,10 +95,13 @@ class Options:
         return 1
 
 
-def positive(mechanism: str, name: str, value: int) -> None:
-    """Refuse values below 1 with a sentence."""
+def positive(mechanism: str, name: str, options: Options) -> None:
+    """Refuse an option below 1 with a sentence."""
+    value = getattr(options, name)
     if value < 1:
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 1; for example {name}=512.")
+        default = options.__dataclass_fields__[name].default
+        example = default if isinstance(default, int) else 512
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 1; for example {name}={example}.")
 
 
 def not_negative(mechanism: str, name: str, value: int, example: int = 128) -> None:

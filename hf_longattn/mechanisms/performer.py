@@ -35,7 +35,7 @@ class PerformerOptions(Options):
     seed: int = option(0, "seed of the directions; layers and draws differ")
 
     def check(self) -> None:
-        positive("performer", "num_features", self.num_features)
+        positive("performer", "num_features", self)
         one_of("performer", "kernel", self.kernel, KERNELS)
         not_negative("performer", "redraw_interval", self.redraw_interval, 1000)
 

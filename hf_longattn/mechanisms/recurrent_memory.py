@@ -37,7 +37,7 @@ class RecurrentMemoryOptions(Options):
     bptt_depth: int | None = option(None, "how many segments back gradients flow; none = all", "segments")
 
     def check(self) -> None:
-        positive("recurrent_memory", "segment_length", self.segment_length)
+        positive("recurrent_memory", "segment_length", self)
         not_negative("recurrent_memory", "num_memory_tokens", self.num_memory_tokens, 16)
         if self.bptt_depth is not None:
             not_negative("recurrent_memory", "bptt_depth", self.bptt_depth, 2)

@@ -14,6 +14,12 @@ from .base import Mechanism
 from .options import RELATIVE, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
+COMPOSED = {
+    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config configs/based.yaml",
+    "lolcats": "'hybrid' with features=hedgehog, or --config configs/lolcats.yaml",
+    "streaming_llm": "'window' with num_sinks=4, or --config configs/streaming-llm.yaml",
+}
+"""Names of the field for what is a setting of mechanisms."""
 PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
 M = TypeVar("M", bound=type[Mechanism])
@@ -70,6 +76,8 @@ def mechanism_class(name: str) -> type[Mechanism]:
     """
     _discover()
     if name not in _REGISTRY:
+        if name in COMPOSED:
+            raise UnknownMechanismError(f"{name!r} is no mechanism, but {COMPOSED[name]}.")
         raise UnknownMechanismError(
             f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
         )

@@ -61,7 +61,7 @@ class RoutingOptions(Options):
     def check(self) -> None:
         for name in ("num_clusters", "window_per_cluster"):
             if getattr(self, name) is not None:
-                positive("routing", name, getattr(self, name))
+                positive("routing", name, self)
         if self.window < 0:
             raise OptionError(f"Option 'window' of mechanism 'routing' is {self.window}, but must be at least 0; for example window=128.")
         if self.router not in ("kmeans", "learned"):

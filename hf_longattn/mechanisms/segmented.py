@@ -54,7 +54,7 @@ class SegmentedOptions(Options):
     )
 
     def check(self) -> None:
-        positive("segmented", "block_size", self.block_size)
+        positive("segmented", "block_size", self)
         one_of("segmented", "integration", self.integration, INTEGRATIONS)
 
     def is_mask(self) -> bool:

@@ -35,8 +35,8 @@ class StridedOptions(Options):
     )
 
     def check(self) -> None:
-        positive("strided", "window", self.window)
-        positive("strided", "stride", self.stride)
+        positive("strided", "window", self)
+        positive("strided", "stride", self)
         one_of("strided", "columns", self.columns, ("relative", "absolute"))
 
 

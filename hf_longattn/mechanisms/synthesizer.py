@@ -56,7 +56,7 @@ class SynthesizerOptions(Options):
             raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but each kind counts once.")
         for name in ("max_length", "hidden", "factor", "rank"):
             if getattr(self, name) is not None:
-                positive("synthesizer", name, getattr(self, name))
+                positive("synthesizer", name, self)
 
 
 @register_mechanism("synthesizer")

@@ -35,7 +35,7 @@ class TopKOptions(Options):
     num_keys: int = option(64, "k, how many keys each query keeps", "keys")
 
     def check(self) -> None:
-        positive("top_k", "num_keys", self.num_keys)
+        positive("top_k", "num_keys", self)
 
 
 @register_mechanism("top_k")

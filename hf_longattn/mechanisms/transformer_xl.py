@@ -41,7 +41,7 @@ class TransformerXLOptions(Options):
     bptt: bool = option(False, "whether gradients cross the border of a segment into its memory; the paper stops them")
 
     def check(self) -> None:
-        positive("transformer_xl", "segment_length", self.segment_length)
+        positive("transformer_xl", "segment_length", self)
         not_negative("transformer_xl", "memory_length", self.memory_length)
 
     def is_mask(self) -> bool:

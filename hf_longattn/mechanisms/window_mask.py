@@ -20,7 +20,7 @@ class WindowOptions(Options):
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
 
     def check(self) -> None:
-        positive("window", "window", self.window)
+        positive("window", "window", self)
         if self.num_sinks < 0:
             raise OptionError(
                 f"Option 'num_sinks' of mechanism 'window' is {self.num_sinks}, but must be at least 0; for example num_sinks=4."

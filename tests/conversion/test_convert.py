@@ -64,6 +64,14 @@ def test_mechanisms_that_learn_are_trained_by_attention_transfer(
     assert (report.train_command or "").startswith(f"python scripts/{script}.py --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
+def test_memory_tokens_need_training_where_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+    report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
+    assert report.passed
+    assert report.needs_training
+    assert "distill_attention" in (report.train_command or "")
+
+
 def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("RobertaForSequenceClassification"), tmp_path / "long", long_attention=WINDOW, max_length=200)
     assert (report.train_command or "").startswith(f"python scripts/train_classification.py --model {tmp_path / 'long'} --data YOUR_TEXTS")

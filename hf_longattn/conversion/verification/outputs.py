@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...families.own_windows import keeps_window, own_windows
+from ...mechanisms.base import Mechanism
 from ..costs.counts import cost_at, layer_mechanisms
 from ..planning.plan import ConversionPlan
 from ..planning.result import ResultPlan
@@ -63,11 +64,11 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
     def same(number: int, width: int | None, length: int) -> bool:
         if keeps_window(plan.attention, number, width):
             return True
-        return layers[number].covers(length, plan.shape.causal) and (width is None or length <= width)
+        return _covers(layers[number], length, plan.shape.causal) and (width is None or length <= width)
 
     def covered(length: int) -> bool:
         own = all(same(number, width, length) for number, width in enumerate(windows))
-        return own and all(layer.covers(length, True) for layer in decoder)
+        return own and all(_covers(layer, length, True) for layer in decoder)
 
     old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
     skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
@@ -78,6 +79,11 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
         middle = (low + high + 1) // 2
         low, high = (middle, high) if covered(middle) else (low, middle - 1)
     return Lengths(low, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
+
+
+def _covers(layer: Mechanism, length: int, causal: bool) -> bool:
+    """Whether a layer is full attention at this length and has nothing besides: memory tokens stand beside any text."""
+    return layer.covers(length, causal) and (layer.recursion is None or not layer.recursion.memory)
 
 
 def length_from_files(plan: ResultPlan) -> int:
@@ -168,7 +174,8 @@ def _compare_old(
         name = "equal at the old length with full attention"
         checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
         model.set_attn_implementation(plan.config._attn_implementation or "longattn")
-        why = " and ".join(filter(None, [moved, f"the mechanism covers inputs up to {lengths.covered} tokens"]))
+        covers = f"covers inputs up to {lengths.covered} tokens" if lengths.covered else "is full attention at no length"
+        why = " and ".join(filter(None, [moved, f"the mechanism {covers}"]))
         checks.append(compare("at the old length", lengths.old, "long attention", False, why))
     return checks
 
