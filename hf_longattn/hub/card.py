@@ -109,6 +109,7 @@ def model_card(
         remote_usage=remote_usage(folder, config, called, length) if attention is not None and config.get("auto_map") else "",
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),
+        verified=report.get("verified", True),
         tolerance=report.get("tolerance", 1e-4),
         verified_on=report.get("text", ""),
         train_command=(report.get("train_command") or "").replace(report.get("destination") or str(folder.resolve()), name or folder.name),

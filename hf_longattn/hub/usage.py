@@ -40,7 +40,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
 _SUMMARY = """
 inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
 _CLASS = """

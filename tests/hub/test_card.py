@@ -109,6 +109,12 @@ def test_a_plain_model_gets_a_plain_card(tmp_path: Path) -> None:
     assert "## What the conversion checked" not in text
 
 
+def test_a_conversion_that_nobody_checked_says_so(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    assert "converted with `--no-verify`" in write_model_card(folder, report={"verified": False, "checks": []}).read_text()
+    assert "--no-verify" not in write_model_card(folder).read_text()
+
+
 def test_the_conversion_report_of_the_folder_is_used(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
     (folder / "conversion_report.json").write_text(
