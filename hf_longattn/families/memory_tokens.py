@@ -24,6 +24,10 @@ class MemoryTokens(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.tokens, std=self.std)
 
+    def begun(self) -> MemoryTokens:
+        """Others of this shape, drawn anew, on the CPU."""
+        return MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
+
 
 def recursion_of(model: nn.Module) -> Recursion | None:
     """How the layers below ``model`` ask for the model to run; ``None`` when it runs once over the whole text.

@@ -11,12 +11,13 @@ from torch import nn
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError, LongAttentionError, in_a_line
+from ...families.memory_tokens import MemoryTokens
 from ...families.registry import Family
 from ...mechanisms import Mechanism
 from ...positions import DROPPED, STRATEGIES
 from ..adopters import Adopter
 
-__all__ = ["Architecture", "attached_mechanisms"]
+__all__ = ["Architecture", "attached_mechanisms", "attached_memory"]
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that say whose it is."""
@@ -114,3 +115,8 @@ class Architecture:
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
     """Module name -> mechanism, in layer order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
+
+
+def attached_memory(model: nn.Module) -> dict[str, MemoryTokens]:
+    """Module name -> memory tokens."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MemoryTokens)}

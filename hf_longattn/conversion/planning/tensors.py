@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 from ...families.places import ON
 from ...families.projections import copied_parameters
 from ..adopters import Move
-from ..architectures.base import Architecture, attached_mechanisms
+from ..architectures.base import Architecture, attached_mechanisms, attached_memory
 from ..files.tensors import TensorHeader
 from ..sources.base import Source
 from .result import TensorPlan
@@ -78,7 +78,7 @@ def plan_tensors(
     state = skeleton.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
-    own = tuple(f"{name}." for name in attached_mechanisms(skeleton))
+    own = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
     planned: list[TensorPlan] = []
     found: dict[str, MovedTensor] = {}
     keys = {one.header.name: None if one.target is None else model_key(one.target, expected, skeleton) for one in moves}
@@ -116,13 +116,17 @@ def plan_tensors(
 
 
 def _begun(name: str, shape: tuple[int, ...], skeleton: nn.Module, found: dict[str, MovedTensor], cast: torch.dtype | None) -> TensorPlan:
-    """A mechanism's own parameter: a copy of its layer's where the mechanism says so and the source has that one."""
-    prefix, mechanism = next((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}."))
+    """A parameter of a mechanism, a copy of its layer's where the mechanism says so and the source has that one; or memory tokens."""
+    added = TensorPlan(name, "added", cast or torch.float32, None, shape)
+    owner = next(((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
+    if owner is None:  # memory tokens
+        return added
+    prefix, mechanism = owner
     layer = prefix.partition(f".{ON}")[0]
     copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
     one = None if copied is None else found.get(f"{layer}.{copied.name}")
     if copied is None or one is None:
-        return TensorPlan(name, "added", cast or torch.float32, None, shape)
+        return added
     before, part = one.change, copied
     change = part if before is None else lambda values: part(before(values))
     return TensorPlan(name, "copied", cast or one.header.torch_dtype, one.header.shape, shape, one.header, change=change)

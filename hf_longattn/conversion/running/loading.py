@@ -59,6 +59,8 @@ def load_source(
         model_class, own = architecture.adopter.source_model(architecture.adopted_config, architecture.source_class)
     else:
         model_class = getattr(transformers, architecture.source_class)
+    if architecture.family.config_class.score_cap is not None:
+        own["attn_implementation"] = "eager"  # transformers before 5.23 takes SDPA for them, which leaves the cap out
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
     _check_complete(missing, model, source.folder, architecture)
     return model, missing

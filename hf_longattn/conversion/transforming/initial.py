@@ -19,7 +19,7 @@ from ..planning.plan import ConversionPlan
 from ..report import MEASURED, Check
 from ..running.loading import load_source
 from ..text import VerificationText, beginning, load_tokenizer, verification_text
-from .values import built_mechanisms
+from .values import built_mechanisms, named_values
 
 __all__ = ["check_can_begin", "initial_values"]
 
@@ -71,8 +71,7 @@ def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Te
             last = measured[one][:, -1:]
             before.append(_error(at_random[one], last, plan.shape.causal))
             after.append(_error(first, last, plan.shape.causal))
-    values = {f"{prefix}.{name}": value for prefix, one in mechanisms.items() for name, value in one.state_dict().items()}
-    return values, [_check(before, after, Path(file).name, ids)]
+    return named_values(mechanisms), [_check(before, after, Path(file).name, ids)]
 
 
 def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...families.memory_tokens import MemoryTokens
 from ...mechanisms.base import Mechanism
 from ...mechanisms.registry import mechanism_from
 from ...positions import extend_table
-from ..architectures.base import attached_mechanisms
+from ..architectures.base import attached_mechanisms, attached_memory
 from ..files.tensors import read_tensor
 from ..files.writing import WEIGHTS, OutputTensor, split_by_size
 from ..planning.plan import ConversionPlan
 from ..planning.result import ResultPlan, TensorPlan
 
-__all__ = ["added_values", "built_mechanisms", "files_of", "source_values"]
+__all__ = ["added_values", "built_mechanisms", "files_of", "named_values", "source_values"]
 
 
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
@@ -68,10 +69,15 @@ def _loader(tensor: TensorPlan, plan: ResultPlan, added: Mapping[str, Tensor]) -
 
 
 def added_values(plan: ConversionPlan) -> dict[str, Tensor]:
-    """Initial values of the mechanisms' own parameters, the same on every run."""
+    """Initial values of the mechanisms' own parameters and of memory tokens, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}
-    return {f"{prefix}.{name}": value for prefix, one in built_mechanisms(plan).items() for name, value in one.state_dict().items()}
+    return named_values({**built_mechanisms(plan), **begun_memory(plan)})
+
+
+def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of modules by their names in the result."""
+    return {f"{prefix}.{name}": value for prefix, one in modules.items() for name, value in one.state_dict().items()}
 
 
 def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
@@ -89,3 +95,10 @@ def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
                 max_length=planned.max_length,
             )
     return found
+
+
+def begun_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
+    """The memory tokens of the result by their module's name, as they begin."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {name: one.begun() for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
