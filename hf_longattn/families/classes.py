@@ -51,6 +51,8 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "family": family,
         "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
     }
+    if family.config_class.score_cap is not None:
+        namespace["_supports_sdpa"] = False  # it leaves the cap out; transformers before 5.23 takes it all the same
     made: Any = type(name, tuple(bases), namespace)
     # transformers looks up by class which outputs can be recorded, and enters a class there when one is built; a base model
     # inside a head becomes ours after it was built.

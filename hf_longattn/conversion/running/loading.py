@@ -60,7 +60,7 @@ def load_source(
     else:
         model_class = getattr(transformers, architecture.source_class)
     if architecture.family.config_class.score_cap is not None:
-        own["attn_implementation"] = "eager"  # transformers before 5.23 takes SDPA for them, which leaves the cap out
+        own["attn_implementation"] = "eager"  # SDPA leaves the cap out; transformers before 5.23 takes it all the same
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
     _check_complete(missing, model, source.folder, architecture)
     return model, missing
