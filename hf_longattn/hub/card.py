@@ -84,7 +84,7 @@ def model_card(
     architecture = (config.get("architectures") or ["AutoModel"])[0]
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     length = int(plan.get("new_length") or tokens_of(config))
-    base = metadata.get("base_model") or plan.get("source")
+    base = metadata.get("base_model") or (_called(plan["source"]) if plan.get("source") else None)
     called, loaded, adapted = name or str(model_dir), class_to_load(folder, architecture), (folder / ADAPTER).is_file()
     own_tags = {"long-context", "hf_longattn"} if attention else set()
     sentences = (folder / SENTENCE_MODULES).is_file()
@@ -152,12 +152,21 @@ def _takes_globals(attention: LongAttentionConfig | None) -> bool:
 def _introduction(architecture: str, base: str | None, attention: LongAttentionConfig | None, length: int, plan: dict[str, Any]) -> str:
     if attention is None:
         return f"`{architecture}` for inputs of up to {length:,} tokens."
-    start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base.rstrip('/')}`" if base else f"`{architecture}`"
+    start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
     if plan and not plan["new_length"]:  # of a plain class that does not say
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
     return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
+
+
+def _called(source: str) -> str:
+    """How a text calls a source: a folder by its name, one in the Hub's cache by that of its repository."""
+    path = Path(source).expanduser()
+    if not path.is_absolute() and not path.is_dir():
+        return source.rstrip("/")
+    cached = [part for part in path.resolve().parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.resolve().name
 
 
 def _limits(attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
