@@ -178,6 +178,8 @@ def _layer_index(key: int | str) -> int:
 
 
 def _readable(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return write_choices([value])
     if not isinstance(value, list | tuple):
         return str(value)
     nested = any(isinstance(one, Mapping) for one in value)

@@ -33,7 +33,14 @@ from hf_longattn.evaluation.probes import (
     recall_markdown,
 )
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+# \b keeps the lines of the examples, which the help would join.
+app = typer.Typer(
+    help=__doc__.replace("\n\n    ", "\n\n\b\n    "),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 DEFAULT_CURVE = Path(__file__).resolve().parent.parent / "configs" / "probe_mqar.yaml"
 
 

@@ -128,3 +128,8 @@ def test_a_pattern_in_turn_needs_no_default_and_prints() -> None:
 def test_bad_lines_get_a_sentence(layers: object, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         LongAttentionConfig("window", layers=layers)
+
+
+def test_the_table_writes_a_mechanism_inside_an_option_as_it_is_typed() -> None:
+    config = LongAttentionConfig("hybrid", features="taylor:feature_dim=8")
+    assert "features=taylor:feature_dim=8 " in config.table(2)
