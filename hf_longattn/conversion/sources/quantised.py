@@ -32,7 +32,9 @@ def refuse_quantised(name: str, config: Mapping[str, Any]) -> None:
     if not found or "long_attention" in config:  # a converted model that was quantised afterwards can be looked at
         return
     method = _method(found)
-    way = WAYS_BACK.get(method)
+    saved = config.get("architectures")
+    own = saved[0] if isinstance(saved, list) and saved and isinstance(saved[0], str) else "AutoModel"
+    way = WAYS_BACK.get(method, "").replace("AutoModelForCausalLM", own)
     instead = "convert the checkpoint that it was quantised from, and quantise the result"
     raise CheckpointError(f"{name!r} holds quantised weights ({method}): {instead}" + (f"; or unpack it first with {way}." if way else "."))
 

@@ -18,7 +18,7 @@ from hf_longattn.errors import CheckpointError
     [
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
-            r"quantised weights \(bitsandbytes\): .*\.dequantize\(\)\.save_pretrained",
+            r"quantised weights \(bitsandbytes\): .* with LlamaForCausalLM\.from_pretrained\(folder\)\.dequantize\(\)\.save_pretrained",
         ),
         ({"load_in_8bit": True}, r"quantised weights \(bitsandbytes\): .*\.dequantize\(\)"),
         (
