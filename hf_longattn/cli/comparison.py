@@ -30,7 +30,10 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
 
 
 def _table(rows: list[MechanismCost], speed: float) -> Table:
-    title = f"one sequence through the whole model: least seconds at this machine's {speed / 1e9:,.0f} GFLOP/s / memory beside the weights"
+    counted = [row for row in rows if not row.refused]
+    same = len({row.bytes for row in counted}) == 1  # an encoder keeps nothing, and its widest layer is none of attention's
+    title = f"one sequence through the whole model: least seconds at this machine's {speed / 1e9:,.0f} GFLOP/s"
+    title = title if same else f"{title} / memory beside the weights"
     table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
     table.add_column("mechanism", no_wrap=True)
     for index in SHOWN:
@@ -39,7 +42,13 @@ def _table(rows: list[MechanismCost], speed: float) -> Table:
         if row.refused:
             table.add_row(row.mechanism, row.refused)
         else:
-            table.add_row(row.mechanism, *(f"{_number(row.flops[index] / speed)} / {_round(row.bytes[index])}" for index in SHOWN))
+            memory = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN]
+            table.add_row(
+                row.mechanism, *(f"{_number(row.flops[index] / speed)}{beside}" for index, beside in zip(SHOWN, memory, strict=True))
+            )
+    if same:
+        table.add_section()
+        table.add_row("memory beside the weights", *(_round(counted[0].bytes[index]) for index in SHOWN))
     return table
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError
 from ..hub_refusals import TOKEN, explained, is_broken_connection
-from .card import model_card, read_json
+from .card import REPORT, model_card, read_json
 from .inheritance import read_card
 from .remote_code import bundle_remote_code
 from .usage import ADAPTER, remote_usage
@@ -127,7 +127,7 @@ def _push(
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         text, card = _card(api, place, name, revision)
-        changed = {**_adapter(place, name), **({"README.md": text} if text is not None else {})}
+        changed = {**_adapter(place, name), **_conversion(place, name), **({"README.md": text} if text is not None else {})}
         operations = [CommitOperationAdd(path, place / path) for path in files if path not in ("README.md", *changed)]
         operations += [CommitOperationAdd(path, content.encode()) for path, content in changed.items()]
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
@@ -197,6 +197,32 @@ def _adapter(place: Path, name: str) -> dict[str, str]:
     return {ADAPTER.as_posix(): json.dumps({**config, "base_model_name_or_path": name}, indent=2) + "\n"} if ours else {}
 
 
+def _conversion(place: Path, name: str) -> dict[str, str]:
+    """The report of a conversion, with the repository's name and the source's in place of this machine's folders; by its path."""
+    file = place / REPORT
+    if not file.is_file():
+        return {}
+    report = read_json(file)
+    command, source = report.get("train_command"), report.get("plan", {}).get("source")
+    if command:
+        report["train_command"] = _typed_for(name, command)
+    if source and Path(source).is_absolute():
+        report["plan"] = {**report["plan"], "source": Path(source).name}
+    return {REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n"}
+
+
+def _trained(command: str) -> str:
+    """The model of a training command."""
+    words = shlex.split(command)
+    return words[words.index("--model") + 1]
+
+
+def _typed_for(name: str, command: str) -> str:
+    """A training command with `name` in place of its model, and of the folder that begins like it."""
+    model = _trained(command)
+    return shlex.join(name + word[len(model) :] if word.startswith(model) else word for word in shlex.split(command))
+
+
 def _for_repository(readme: Path, place: Path, name: str) -> str:
     """A card written for the folder, wherever that was then, with the repository's name where it says what to load."""
     text, called = readme.read_text(encoding="utf-8"), read_card(readme).data.get("model_name")
@@ -209,9 +235,7 @@ def _for_repository(readme: Path, place: Path, name: str) -> str:
         return found[0].replace(found[1], name) if same(found[1]) else found[0]
 
     def typed(found: re.Match[str]) -> str:
-        words = shlex.split(found[0])
-        model = words[words.index("--model") + 1]
-        return shlex.join(name + word[len(model) :] if word.startswith(model) else word for word in words) if same(model) else found[0]
+        return _typed_for(name, found[0]) if same(_trained(found[0])) else found[0]
 
     for loaded in LOADED:
         text = re.sub(loaded, named, text)

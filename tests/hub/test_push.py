@@ -47,8 +47,9 @@ def run(*arguments: object) -> int:
 def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
     report = push_model(model, REPO, token=WRITER, commit_message="First")
     sent, here = server.repos[REPO].branches["main"], local_files(model)
-    assert {name: content for name, content in sent.items() if name != "README.md"} == {
-        name: content for name, content in here.items() if name != "README.md"
+    named = ("README.md", "conversion_report.json")  # they name the folder here, the repository there
+    assert {name: content for name, content in sent.items() if name not in named} == {
+        name: content for name, content in here.items() if name not in named
     }
     assert server.repos[REPO].messages == ["First"]
     assert not server.repos[REPO].private
@@ -74,6 +75,18 @@ def test_the_card_names_the_repository_wherever_it_named_the_folder(server: Hub,
     card_text = server.repos[REPO].branches["main"]["README.md"].decode()
     assert f"--model {REPO} --text YOUR_TEXTS --max-length 200 --output {REPO}-trained\n" in card_text
     assert str(place) not in card_text
+
+
+def test_the_report_names_no_folder_of_this_machine(server: Hub, model: Path) -> None:
+    file = model / "conversion_report.json"
+    report = json.loads(file.read_text())
+    report["train_command"] = f"python scripts/train_lm.py --model {model} --text YOUR_TEXTS --output {model}-trained"
+    file.write_text(json.dumps(report))
+    push_model(model, REPO, token=WRITER)
+    sent = server.repos[REPO].branches["main"]["conversion_report.json"]
+    assert str(model.parent) not in sent.decode()
+    assert json.loads(sent)["train_command"] == f"python scripts/train_lm.py --model {REPO} --text YOUR_TEXTS --output {REPO}-trained"
+    assert json.loads(sent)["checks"] == report["checks"]
 
 
 def test_a_name_alone_goes_to_the_owner_of_the_token(server: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
