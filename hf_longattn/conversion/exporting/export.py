@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ TASKS = {
     "text2text-generation": "AutoModelForSeq2SeqLM",
 }
 """The Hub's names of tasks, and the Auto class that gives a checkpoint the head of each."""
-EXAMPLE = 600
-"""Tokens on which the model is traced."""
 REPORT = "export_report.json"
 EXTRA = 'pip install "hf-longattn[onnx]"'
 
@@ -116,8 +115,8 @@ def export_checkpoint(
     words = VerificationText(text, origin, load_tokenizer(found.source.folder), loaded.config.vocab_size)
     names = input_names(loaded, words.tokenizer, global_attention_mask)
     with staged_folder(target, needed_bytes=5 * sum(p.numel() for p in loaded.parameters()), overwrite=overwrite) as stage:
-        example = example_inputs(loaded, names, words, 2, min(found.max_length, EXAMPLE))
-        outputs, shortest, used = write_graph(loaded, example, stage / FILES[format], format, found.max_length, opset)
+        example_of = partial(example_inputs, loaded, names, words, 2)
+        outputs, shortest, used = write_graph(loaded, example_of, stage / FILES[format], format, found.max_length, opset)
         checks = check_export(loaded, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")

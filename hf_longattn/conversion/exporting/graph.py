@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 
 from ...errors import ExportError
+from ...mechanisms import Mechanism
+from ..architectures.base import attached_mechanisms
 
 __all__ = ["FILES", "FORMATS", "ModelGraph", "longest_decoded", "write_graph"]
 
@@ -22,6 +26,8 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 FORMATS = tuple(FILES)
 SHORTEST = (2, 129, 513)
 """Least lengths to try: PyTorch fixes sizes of 0 and 1 when it traces, and some definitions need a few blocks to be one graph."""
+EXAMPLE = 600
+"""Tokens of the text that is traced, unless the least length asks for more."""
 
 
 class ModelGraph(nn.Module):
@@ -53,9 +59,15 @@ class ModelGraph(nn.Module):
 
 
 def write_graph(
-    model: nn.Module, example: dict[str, Tensor], file: Path, format: str, max_length: int, opset: int | None
+    model: nn.Module, example_of: Callable[[int], dict[str, Tensor]], file: Path, format: str, max_length: int, opset: int | None
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the model on ``example`` and write it to ``file``.
+    """Trace the model and write it to ``file``.
+
+    Args:
+        model, file, format: what is written, where, and as which of ``FORMATS``.
+        example_of: inputs of a length, to trace the model on.
+        max_length: tokens that the graph takes.
+        opset: of ONNX; ``None`` takes PyTorch's default.
 
     Returns:
         The names of the outputs, the least length, and the opset of an ONNX file.
@@ -65,9 +77,9 @@ def write_graph(
     """
     graph = ModelGraph(model).eval()
     with torch.no_grad(), _hushed():
-        outputs = tuple(graph(**example))
         try:
-            program, shortest = _traced(graph, example, max_length)
+            program, example, shortest = _traced(graph, example_of, max_length)
+            outputs = tuple(graph(**example))
             if format == "torch":
                 torch.export.save(program, file)
                 return outputs, shortest, None
@@ -94,17 +106,33 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
 
 
-def _traced(graph: ModelGraph, example: dict[str, Tensor], max_length: int) -> tuple[torch.export.ExportedProgram, int]:
-    """The program, and the least of ``SHORTEST`` for which it is one graph."""
-    tried = [shortest for shortest in SHORTEST if shortest < example["input_ids"].shape[-1]]
+def _traced(
+    graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], max_length: int
+) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int]:
+    """The program, what it was traced on, and the least length for which it is one graph."""
+    decoded, tried = longest_decoded(graph.model, max_length), _least_lengths(graph, max_length)
     for shortest in tried:
+        example = example_of(min(max_length, max(EXAMPLE, shortest + 1)))
         try:
-            sizes = free_sizes(example, shortest, max_length, longest_decoded(graph.model, max_length))
-            return torch.export.export(graph, (), kwargs=example, dynamic_shapes=sizes), shortest
+            program = torch.export.export(graph, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
+            return program, example, shortest
         except (UserError, AssertionError):  # a guard on the length; PyTorch asserts where the guards contradict each other
             if shortest == tried[-1]:
                 raise
-    raise AssertionError("the example is longer than the least length")
+    raise AssertionError("the longest input is longer than the least length")
+
+
+def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
+    """``SHORTEST``, and where mechanisms that are full attention on short inputs, by a path of their own, no longer are."""
+    ends = set(SHORTEST)
+    for mechanism in attached_mechanisms(graph).values():
+        for causal in (False, True):
+            ends.add(1 + bisect.bisect_right(range(1, max_length + 1), 0, key=partial(_uncovered, mechanism, causal)))
+    return sorted(length for length in ends if 2 <= length < max_length)
+
+
+def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> int:
+    return int(not mechanism.covers(length, causal))
 
 
 def longest_decoded(model: Any, max_length: int) -> int:
