@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_longattn.training.qa_collator import PositionRange, QACollator
 from hf_longattn.training.qa_packing import packed_loss, share_found
 from hf_longattn.training.qa_stream import Curriculum
-from hf_longattn.training.timed import Clock, StopInTime, timed_schedule
+from hf_longattn.training.timed_trainer import TimedTrainer
 
 
-class QATrainer(Trainer):
+class QATrainer(TimedTrainer):
     """A Trainer that takes :class:`QAFeature` data sets, counts exact answers, and can be given a time instead of steps.
 
     Args:
@@ -47,9 +46,7 @@ class QATrainer(Trainer):
     ) -> None:
         positions = PositionRange.of(model) if random_positions else None
         collator = QACollator(pad_token_id, positions, windows, seed=args.seed + args.process_index)
-        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **kwargs)
-        self.clock = Clock(max_minutes)
-        self.add_callback(StopInTime(self.clock))
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, max_minutes=max_minutes, **kwargs)
         self.exact: dict[str, list[Tensor]] = defaultdict(list)
         self.curriculum = curriculum
         if curriculum is not None:
@@ -68,15 +65,8 @@ class QATrainer(Trainer):
         self.exact[task].append(share_found(outputs.start_logits.detach(), starts))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Linear warm-up and decay over the steps or over the time, whichever is further on."""
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler: LambdaLR = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, warmup)
-        return self.lr_scheduler
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the tasks' recent exact match and the curriculum's stage; move the curriculum."""
-        logs["minutes"] = round(self.clock.elapsed(), 2)
         for task, share in self._recent().items():
             logs[f"exact_{task}"] = round(share, 4)
             if self.curriculum is not None and task == "lookup":

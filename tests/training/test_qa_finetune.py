@@ -59,6 +59,14 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     assert set(saved.state_dict()) == set(BertForQuestionAnswering.from_pretrained(checkpoint).state_dict())
 
 
+def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:
+    first = [
+        losses(finetune_qa(QASettings(checkpoint, str(tmp_path / str(n)), [data], max_steps=1, gradient_accumulation=n, **FAST)))[0]
+        for n in (1, 4)
+    ]
+    assert first[1] == pytest.approx(first[0], rel=0.3)
+
+
 def test_resumed_run_ends_like_an_uninterrupted_one(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(name: str, **extra: object) -> dict:
         settings = {"max_steps": 4, "crop": [60, 120], "tokens_per_step": 1024, "random_positions": False, **FAST, **extra}
