@@ -1,4 +1,5 @@
-"""Names under which this package enters tables of the whole process: transformers' attention functions and cache layers, torch's operators.
+"""Names under which this package enters tables of the whole process: transformers' attention functions and cache layers, torch's operators;
+and the Hub's.
 
 A model that was pushed with its code (:func:`hf_longattn.hub.bundle_remote_code`) brings a copy of this package, perhaps of another
 version. Every copy has names of its own, so that several of them work in one process.
@@ -16,3 +17,5 @@ BACKEND = PLAIN_BACKEND + COPY
 """The name of the attention function and the mask function, and how the names of cache layer types begin."""
 OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
+TAGS = ("hf_longattn", "long-context")
+"""Of every long model on the Hub."""

@@ -16,7 +16,7 @@ from ..errors import OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
-from ..naming import COPY, PLAIN_BACKEND
+from ..naming import COPY, PLAIN_BACKEND, TAGS
 from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .forward import with_long_arguments
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
         pass
 else:
     _Base = object
-
-
-TAGS = ("hf_longattn", "long-context")
-"""Tags of every model on the Hub."""
 
 
 class LongAttentionMixin(_Base):

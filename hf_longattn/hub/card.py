@@ -13,6 +13,7 @@ from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
 from ..mechanisms import mechanism_class
+from ..naming import TAGS
 from .inheritance import check_metadata, inherited_metadata, source_card, with_inherited
 from .results import MeasuredResult
 from .usage import ADAPTER, SENTENCE_MODULES, class_to_load, generic_usage, head_of, remote_usage, sentence_usage, tokens_of, usage
@@ -86,13 +87,13 @@ def model_card(
     length = int(plan.get("new_length") or tokens_of(config))
     base = metadata.get("base_model") or (_called(plan["source"]) if plan.get("source") else None)
     called, loaded, adapted = name or str(model_dir), class_to_load(folder, architecture), (folder / ADAPTER).is_file()
-    own_tags = {"long-context", "hf_longattn"} if attention else set()
+    inherited = {*metadata.pop("tags")}
     sentences = (folder / SENTENCE_MODULES).is_file()
     own: dict[str, Any] = {
         "library_name": "sentence-transformers" if sentences else "transformers",
         "model_name": title,
         "pipeline_tag": "sentence-similarity" if sentences else (head_of(loaded) or (None, None, ""))[1],
-        "tags": sorted({*metadata.pop("tags"), *own_tags}) or None,
+        "tags": sorted(inherited.union(TAGS) if attention else inherited.difference(TAGS)) or None,
         "eval_results": [row.to_metadata() for row in rows if not row.system] or None,
     }
     data = ModelCardData(**metadata, **own)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ...hub import write_model_card
 from ..files.staging import check_destination, destination_path, staged_folder
 from ..files.writing import write_json, write_weights
 from ..planning.lengths import StackLength
@@ -103,14 +104,30 @@ def _reverted(
             plan=plan.to_dict(),
             checks=tuple(checks),
             text=tokens.describe() if tokens is not None else "not verified",
-            files=(*files, REVERT_REPORT),
+            files=(*files, REVERT_REPORT, "README.md"),
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
             versions=versions(),
             train_command=None,
         )
         write_json(stage / REVERT_REPORT, report.to_dict())
+        _write_card(plan, stage, str(source), str(destination), report)
     return report
+
+
+def _write_card(plan: RevertPlan, stage: Path, source: str, destination: str, report: ConversionReport) -> None:
+    """The card, with the licence, language, datasets and tags of the long model's but for those that say it is long."""
+    on_the_hub = not Path(source).expanduser().exists()
+    called = source if on_the_hub else plan.source.folder.name
+    grown = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
+    write_model_card(
+        stage,
+        base_model=source if on_the_hub else None,
+        source=plan.source.sentence or plan.source.folder,
+        report=report.to_dict(),
+        name=destination,
+        introduction=f"A plain `{plan.architecture.source_class}` {grown}, made from the long model `{called}` by `longattn revert`.",
+    )
 
 
 def _write(plan: RevertPlan, stage: Path, progress: StageProgress | None) -> list[str]:

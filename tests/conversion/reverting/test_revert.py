@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,6 +39,17 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def test_the_card_keeps_the_licence_and_says_where_it_comes_from(built: Built, tmp_path: Path) -> None:
+    short = built("BertForMaskedLM")
+    (short / "README.md").write_text("---\nlicense: mit\nlanguage: de\ntags: [letters]\n---\n# Short\n")
+    convert_checkpoint(short, tmp_path / "long", **WINDOW, max_length=200)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    card = ModelCard.load(tmp_path / "back" / "README.md")
+    assert (card.data.license, card.data.language, card.data.tags) == ("mit", "de", ["letters"])
+    assert "made from the long model `long` by `longattn revert`" in card.text
+    assert "equal to the long model with full attention" in card.text
 
 
 def what_matters(folder: Path) -> dict[str, Any]:
