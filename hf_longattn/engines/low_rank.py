@@ -43,7 +43,7 @@ def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
     shape = a.shape
     a = a.flatten(0, 1)
     norms = a.sum(-2).amax(-1)
-    norms = norms if per_matrix else norms.amax().expand_as(norms)
+    norms = norms if per_matrix else norms.amax(0).expand_as(norms)
     z = a.transpose(1, 2) / norms.clamp(min=torch.finfo(a.dtype).tiny)[:, None, None]
     eye = torch.eye(shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):

@@ -47,7 +47,7 @@ class Blocks:
             ends = self._global(i, total) | (total <= self.full)
         counted = seen.int() + self.again * (j == 0).int()
         row = i.clamp(0, self.rows - 1)
-        for drawn in self.random.unbind(-1):
+        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):  # a saved graph cannot unbind none
             counted = counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
         return torch.where(ends, 1, counted)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engines.low_rank import project_length
+
 
 def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """The average as a matrix ``(B, M, N)``: 1 / (tokens of the segment) where a real token of ``real (B, N)`` is in it."""
@@ -27,6 +29,9 @@ def segment_means(x: Tensor, count: int) -> Tensor:
     length = x.shape[2]
     if length <= count:
         return x
+    if torch.compiler.is_exporting():  # slices at places that follow from the length cannot stand in one graph for all lengths
+        everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
+        return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
     size = length // count
     shorter = (size + 1) * count - length
     means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]
