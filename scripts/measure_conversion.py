@@ -235,6 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     output = Path(options.output)
     before = json.loads(output.with_suffix(".json").read_text(encoding="utf-8")) if not options.rounds else {}
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(options, Path(folder), before)
     output.parent.mkdir(parents=True, exist_ok=True)
