@@ -42,10 +42,9 @@ def _table(rows: list[MechanismCost], speed: float) -> Table:
         if row.refused:
             table.add_row(row.mechanism, row.refused)
         else:
-            memory = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN]
-            table.add_row(
-                row.mechanism, *(f"{_number(row.flops[index] / speed)}{beside}" for index, beside in zip(SHOWN, memory, strict=True))
-            )
+            seconds = [_number(row.flops[index] / speed) for index in SHOWN]
+            beside = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN]
+            table.add_row(row.mechanism, *map("".join, zip(seconds, beside, strict=True)))
     if same:
         table.add_section()
         table.add_row("memory beside the weights", *(_round(counted[0].bytes[index]) for index in SHOWN))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -21,18 +18,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.evaluation import load_metric
+from hf_longattn.training import course
 from hf_longattn.training.classification_data import class_names, read_labelled, to_documents
 from hf_longattn.training.classification_settings import ClassificationSettings
 from hf_longattn.training.lm_finetune import input_length
 from hf_longattn.training.settings import training_arguments
 from hf_longattn.training.timed_trainer import TimedTrainer, average_over_batches
 from hf_longattn.training.versions import versions
-
-LOG_NAME = "training_log.json"
 
 
 def finetune_classification(settings: ClassificationSettings) -> dict[str, Any]:
@@ -42,10 +37,7 @@ def finetune_classification(settings: ClassificationSettings) -> dict[str, Any]:
         The log, as written to ``training_log.json``: settings, versions, classes, how many documents were cut, scores on the held-out
         documents before and after, Trainer's history. Of several processes the first one has the scores.
     """
-    settings.check()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    transformers.set_seed(settings.seed)
+    course.begin(settings)
     config, tokenizer = _load_start(settings.model)
     texts, held_texts = read_labelled(settings)
     names = class_names(texts, [str(config.id2label[number]) for number in sorted(config.id2label)])
@@ -70,21 +62,14 @@ def finetune_classification(settings: ClassificationSettings) -> dict[str, Any]:
     )
     average_over_batches(trainer)
     before = trainer.scores(held_out)
-    folder = str(Path(settings.output) / "checkpoints")
-    newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=newest)
+    course.train(trainer, settings)
     after = trainer.scores(held_out)
     log = {
         "settings": vars(settings), "input_length": length, "classes": names, "versions": versions(),
         "documents": {"train": len(train), "held_out": len(held_out), "cut": _cut(train) + _cut(held_out)},
         "held_out": {"before": before, "after": after}, "history": trainer.state.log_history,
     }  # fmt: skip
-    if trainer.is_world_process_zero():
-        model.to(getattr(torch, settings.dtype)).save_pretrained(settings.output)
-        tokenizer.save_pretrained(settings.output)
-        Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
-    return log
+    return course.finish(trainer, model, tokenizer, settings, log)
 
 
 class ClassificationTrainer(TimedTrainer):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,9 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training import course
 from hf_longattn.training.lm_data import read_documents, to_inputs
 from hf_longattn.training.lm_settings import LMSettings
 from hf_longattn.training.segment_trainer import SegmentTrainer
@@ -29,7 +26,6 @@ from hf_longattn.training.settings import training_arguments
 from hf_longattn.training.timed_trainer import TimedTrainer, average_over_batches
 from hf_longattn.training.versions import versions
 
-LOG_NAME = "training_log.json"
 _TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
 _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
@@ -43,10 +39,7 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
     Returns:
         The log, as written to ``training_log.json``: settings, versions, held-out loss before and after, Trainer's history.
     """
-    settings.check()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    transformers.set_seed(settings.seed)
+    course.begin(settings)
     model, tokenizer, objective = load_lm(settings.model, settings.objective)
     length = settings.segments or input_length(model, tokenizer, settings.max_length)
     if settings.gradient_checkpointing:
@@ -65,20 +58,13 @@ def finetune_lm(settings: LMSettings) -> dict[str, Any]:
     if objective == "mlm":
         average_over_batches(trainer)
     before = trainer.evaluate()["eval_loss"]
-    folder = str(Path(settings.output) / "checkpoints")
-    newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=newest)
+    course.train(trainer, settings)
     after = trainer.evaluate()["eval_loss"]
     log = {
         "settings": vars(settings), "objective": objective, "input_length": length, "versions": versions(),
         "held_out_loss": {"before": before, "after": after}, "history": trainer.state.log_history,
     }  # fmt: skip
-    if trainer.is_world_process_zero():
-        model.to(getattr(torch, settings.dtype)).save_pretrained(settings.output)
-        tokenizer.save_pretrained(settings.output)
-        Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
-    return log
+    return course.finish(trainer, model, tokenizer, settings, log)
 
 
 def _trainer(model: Any, arguments: Any, settings: LMSettings, tokenizer: Any, collator: Any, length: int) -> TimedTrainer:

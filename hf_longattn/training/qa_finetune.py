@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-import transformers
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -20,10 +17,9 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import CheckpointError
-from hf_longattn.training import corpus
+from hf_longattn.training import corpus, course
 from hf_longattn.training.docstring_qa import build_docstring_qa
 from hf_longattn.training.lookup import Filler
 from hf_longattn.training.qa_collator import PositionRange
@@ -37,7 +33,7 @@ from hf_longattn.training.qa_trainer import QATrainer
 from hf_longattn.training.settings import training_arguments
 from hf_longattn.training.versions import versions
 
-LOG_NAME = "training_log.json"
+save_qa_model = course.save_trained
 
 
 def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
@@ -50,10 +46,7 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
     Returns:
         The log, as written to ``training_log.json``: settings, versions and Trainer's history.
     """
-    settings.check()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    transformers.set_seed(settings.seed)
+    course.begin(settings)
     model, tokenizer = load_qa_model(settings.model)
     form = format_for(model, tokenizer, settings)
     curriculum = _curriculum(settings)
@@ -76,16 +69,10 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
     if on_log is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Report(on_log))
-    folder = str(Path(settings.output) / "checkpoints")
-    newest = get_last_checkpoint(folder) if settings.resume and Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=newest)
+    course.train(trainer, settings)
     detach_pointers(model)
     log = {"settings": vars(settings), "versions": versions(), "history": trainer.state.log_history}
-    if trainer.is_world_process_zero():
-        save_qa_model(model, tokenizer, settings.output, settings.dtype)
-        Path(settings.output, LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
-    return log
+    return course.finish(trainer, model, tokenizer, settings, log)
 
 
 class _Report(TrainerCallback):
@@ -126,12 +113,6 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")
     return model, tokenizer
-
-
-def save_qa_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, dtype: str) -> None:
-    """Write model (in ``dtype``) and tokenizer."""
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: QASettings) -> QAFormat:

@@ -15,8 +15,9 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training import classification_finetune
 from hf_longattn.training.classification_data import class_names, load_labelled, to_documents
-from hf_longattn.training.classification_finetune import LOG_NAME, finetune_classification
+from hf_longattn.training.classification_finetune import finetune_classification
 from hf_longattn.training.classification_settings import ClassificationSettings
+from hf_longattn.training.course import LOG_NAME
 from hf_longattn.training.sources import TextDataError
 from scripts import train_classification
 from tests.training.conftest import checkpoint

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.course import LOG_NAME
 from hf_longattn.training.lm_data import load_text, to_inputs
-from hf_longattn.training.lm_finetune import LOG_NAME, finetune_lm
+from hf_longattn.training.lm_finetune import finetune_lm
 from hf_longattn.training.lm_settings import CLMSettings, LMSettings, MLMSettings
 from hf_longattn.training.sources import TextDataError
 from tests.training.conftest import SOURCES, checkpoint

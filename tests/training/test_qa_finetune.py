@@ -11,9 +11,10 @@ import torch
 from transformers import BertForQuestionAnswering, PreTrainedTokenizerBase
 
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.course import LOG_NAME
 from hf_longattn.training.lookup import Filler, LookupShape, make_document
 from hf_longattn.training.qa_data import save_qa
-from hf_longattn.training.qa_finetune import LOG_NAME, finetune_qa
+from hf_longattn.training.qa_finetune import finetune_qa
 from hf_longattn.training.qa_settings import QASettings
 
 FAST = {"bf16": False, "progress": False, "logging_steps": 1, "threads": 1, "warmup_steps": 1}

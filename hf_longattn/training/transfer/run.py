@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
+from hf_longattn.training.course import begin
 from hf_longattn.training.lm_data import read_documents
 from hf_longattn.training.lm_finetune import input_length, load_lm
 from hf_longattn.training.settings import training_arguments
@@ -47,10 +48,7 @@ def transfer_attention(settings: TransferSettings) -> dict[str, Any]:
         LongAttentionError: with one sentence, for anything that is wrong with the settings, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint stays.
     """
-    settings.check()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    transformers.set_seed(settings.seed)
+    begin(settings)
     model, tokenizer, objective = load_student(settings)
     length = input_length(model, tokenizer, settings.max_length)
     settings.check_length(length)
