@@ -1,4 +1,4 @@
-"""The shape of the project: which room may import which, how long a file may be, who may know a mechanism's name."""
+"""The shape of the project: which room may import which, who may know a mechanism's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hf_longattn"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
-SOURCES = [path for folder in ("hf_longattn", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 # A room imports from lower floors only. The rooms of the top floor see one another's front door
 # (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
@@ -125,11 +124,6 @@ def circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
             del left[name]
     if left:
         yield sorted(left)
-
-
-def test_no_file_is_longer_than_300_lines() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
-    assert not {name: count for name, count in lengths.items() if count > 300}, "one idea a file"
 
 
 def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
