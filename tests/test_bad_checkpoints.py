@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
 from tests.bad_weights import WEIGHTS
 from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
+from tests.permissions import bound_by_permissions
 
 Place = Callable[[str], Path]
 
@@ -48,18 +48,6 @@ def place(wholes: dict[str, Path]) -> Iterator[Place]:
         yield make
 
 
-@contextlib.contextmanager
-def as_another_user() -> Iterator[None]:
-    """Root may read everything; within, this process is nobody."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 def listed(cases: Cases, names: tuple[str, ...]) -> list[object]:
     return [pytest.param(name, *cases[case], id=f"{name}, {case}") for case in cases for name in names]
 
@@ -67,7 +55,7 @@ def listed(cases: Cases, names: tuple[str, ...]) -> list[object]:
 def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
     damage(place / "source")
     hidden = any(path.stat().st_mode & 0o777 == 0 for path in (place / "source").iterdir() if path.exists())
-    with as_another_user() if hidden else contextlib.nullcontext():
+    with bound_by_permissions() if hidden else contextlib.nullcontext():
         found = refused(place / "source", place)
     assert re.search(sentence, found), found
 
