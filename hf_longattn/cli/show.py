@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -167,13 +168,15 @@ def _state_table(found: Inspection) -> Table:
 def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
     """One line per mechanism."""
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for heading in ("name", "what it does", "cost", "causal", "options"):
-        table.add_column(heading)
+    table.add_column("name", no_wrap=True)
+    for heading in ("what it does", "cost", "causal"):
+        table.add_column(heading, overflow="fold")
     for info in infos:
-        options = ", ".join(f"{option.name}={_value(option.default)}" for option in info.options)
         causal = {"both": "both", True: "only", False: "no"}[info.causal]
-        table.add_row(info.name, _plain(info.summary), info.cost, causal, _plain(options))
-    _console().print(table)
+        table.add_row(info.name, _plain(info.summary), info.cost, causal)
+    console = _console()
+    console.print(table)
+    console.print("Options of each: longattn mechanisms NAME", highlight=False)
 
 
 def show_mechanism(info: MechanismInfo) -> None:
@@ -195,12 +198,13 @@ def show_mechanism(info: MechanismInfo) -> None:
     if not info.options:
         console.print("\nno options")
         return
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for heading in ("option", "type", "default", "unit", "meaning"):
-        table.add_column(heading)
     for option in info.options:
-        table.add_row(option.name, _plain(option.type), _value(option.default), option.unit, _plain(option.help))
-    console.print(table)
+        console.print()
+        unit = f", in {option.unit}" if option.unit else ""
+        console.print(
+            f"[bold]{option.name}[/]  {_plain(option.type)}{unit}, default {_plain(_value(option.default)) or 'none'}", highlight=False
+        )
+        console.print(Padding(_plain(option.help), (0, 0, 0, 4)), highlight=False)
 
 
 def size(count: int) -> str:

@@ -48,7 +48,8 @@ def _refuse_beyond(table: PositionTable, needed: int, limit: int) -> None:
         whose, flag = ("decoder", "--max-decoder-length") if table.decoder else ("model", "--max-length")
         raise LengthError(
             f"The input needs {needed} positions, but this {whose} has {limit}; "
-            f"shorten it, or convert the checkpoint with a longer maximum length (longattn convert SRC DST {flag} {needed})."
+            f"cut it with tokenizer(..., truncation=True, max_length={limit}), or convert the checkpoint with a longer maximum length "
+            f"(longattn convert SRC DST {flag} {needed})."
         )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import transformers
 
+import hf_longattn
 from hf_longattn.cli import main
-from hf_longattn.mechanisms import list_mechanisms
+from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 
 LENGTH = 64
 
@@ -106,6 +107,24 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str])
     words = output(capsys, "mechanisms", "longformer")
     assert "global_tokens" in words
     assert "Beltagy" in words
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_names_of_mechanisms_and_options_are_whole_on_a_narrow_terminal(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = output(capsys, "mechanisms", name).splitlines()
+    for option in mechanism_info(name).options:
+        assert any(line.split(" ")[0] == option.name for line in lines), option.name
+    assert any(f" {name} " in line for line in output(capsys, "mechanisms").splitlines())
+
+
+def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(repository: Path) -> None:
+    for start in (["-m", "hf_longattn"], ["-c", "from hf_longattn.cli import main; main()"]):
+        environment = {**os.environ, "PYTHONPATH": str(repository)}
+        done = subprocess.run([sys.executable, *start, "--version"], capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout == f"longattn {hf_longattn.__version__}\n"
 
 
 @pytest.mark.parametrize("name", list_mechanisms())

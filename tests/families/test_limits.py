@@ -24,6 +24,7 @@ def test_a_text_longer_than_the_table(base: str, name: str, limit: int) -> None:
         with pytest.raises(LengthError, match=f"needs {limit + 1} positions, but this model has {limit}") as caught:
             model(tokens(1, limit + 1))
         assert "\n" not in str(caught.value)
+        assert f"truncation=True, max_length={limit}" in str(caught.value)
         with pytest.raises(LengthError):
             model(inputs_embeds=torch.zeros(1, limit + 1, 64))
 
