@@ -27,6 +27,7 @@ FLOORS = (
     ("families",),
     ("conversion", "training", "evaluation", "hub", "benchmarking"),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 TOP_FLOOR = FLOOR["conversion"]
