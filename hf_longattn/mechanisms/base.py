@@ -175,6 +175,15 @@ class Mechanism(nn.Module, ABC):
 
         return {**arguments, "score_mod": _both(mod, arguments.get("score_mod"))}
 
+    def relative_mod(self, q: Tensor, k: Tensor, causal: bool, scaling: float | None) -> ScoreMod | None:
+        """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
+
+        ``forward`` is given it by a hook. Whoever attends without ``forward`` (a decode cache) passes it on.
+        """
+        if self.relative is None:
+            return None
+        return self.relative.score_mod(q, k, causal, self.scale(scaling), self.span(q.shape[2], k.shape[2], causal))
+
     def scale(self, scaling: float | None) -> float:
         """The factor on q·k, of which ``None`` is the usual one."""
         return self.head_dim**-0.5 if scaling is None else scaling
@@ -266,10 +275,9 @@ class Mechanism(nn.Module, ABC):
 
 def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: the relative positions join the score term of the call."""
-    assert module.relative is not None
-    (q, k, *_), causal = args, kwargs.get("causal", False)
-    span = module.span(q.shape[2], k.shape[2], causal)
-    mod = module.relative.score_mod(q, k, causal, module.scale(kwargs.get("scaling")), span)
+    q, k, *_ = args
+    mod = module.relative_mod(q, k, kwargs.get("causal", False), kwargs.get("scaling"))
+    assert mod is not None
     return args, {**kwargs, "score_mod": _both(mod, kwargs.get("score_mod"))}
 
 

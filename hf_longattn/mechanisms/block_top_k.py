@@ -23,7 +23,7 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part, rows_of
 from ..engines.pattern import ScoreMod
-from ..engines.picked import pick, picked_attention
+from ..engines.picked import pick, picked_attention, term_at
 from ..engines.visits import visiting_attention
 from ..errors import LengthError
 from .base import Mechanism, softmax_over
@@ -137,7 +137,9 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         means, filled = _means(k.masked_fill(~real[:, None, ..., None], 0), real)
         return {"mean": means, "filled": filled[:, None]}
 
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+    def attend_summarised(
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+    ) -> Tensor:
         size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
         positions = summaries.positions(q.shape[2], k.shape[2])
         own = torch.div(positions, size, rounding_mode="floor")
@@ -149,6 +151,8 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         places = torch.where(blocks < 0, -1, blocks * size + torch.arange(size, device=q.device)).flatten(3)
         columns, there = summaries.columns(places, k.shape[2])
         seen = there & (places <= positions[:, None, :, None])
+        if score_mod is not None:
+            seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
         return picked_attention(q, pick(k, columns), pick(v, columns), seen, scaling=scaling)
 
     def dense_weights(

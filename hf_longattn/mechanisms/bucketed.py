@@ -22,7 +22,7 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part
 from ..engines.pattern import ScoreMod
-from ..engines.picked import pick, picked_attention
+from ..engines.picked import pick, picked_attention, term_at
 from ..engines.recent import met_before, recent_places
 from .base import softmax_over
 from .gathered import placed
@@ -94,7 +94,9 @@ class BucketedMechanism(SummarisedMechanism):
         buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
         return {"buckets": buckets.flatten(1, 2).int()}
 
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+    def attend_summarised(
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+    ) -> Tensor:
         (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
         positions = summaries.positions(q_len, kv_len)
         table = summaries.tables["buckets"].unflatten(1, (heads, -1))
@@ -114,7 +116,10 @@ class BucketedMechanism(SummarisedMechanism):
         columns, seen = summaries.columns(places, kv_len)
         queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], pick(k, columns)
         bias = self.picked_affinity(q, keys)
-        seen = seen if bias is None else bias.to(q.dtype).masked_fill(~seen, float("-inf"))
+        if score_mod is not None:
+            term = term_at(score_mod, columns, kv_len)
+            bias = term if bias is None else bias + term
+        seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
         return picked_attention(queries, self.key_vectors(keys), pick(v, columns), seen, scaling=scaling)
 
     def key_vectors(self, k: Tensor) -> Tensor:

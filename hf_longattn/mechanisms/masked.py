@@ -115,12 +115,15 @@ class MaskedMechanism(Mechanism):
             ``(B, H, Nq, D)``.
         """
         seen = self.kept_visible(q_positions, k_positions, real)
-        grouped = k.shape[1] != q.shape[1]
+        grouped, dtype = k.shape[1] != q.shape[1], q.dtype
         if self.relative is not None:
             distance = q_positions[:, :, None] - k_positions[:, None, :]
-            term = self.relative.term(q, k, distance, True, self.scale(scaling)).to(q.dtype)
-            seen = torch.where(seen, term, torch.finfo(q.dtype).min)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+            term = self.relative.term(q, k, distance, True, self.scale(scaling))
+            wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
+            seen = torch.where(seen, term.to(wide), torch.finfo(wide).min)
+            q, k, v = q.to(wide), k.to(wide), v.to(wide)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+        return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
         """Which kept keys each query sees, ``(B, H or 1, Nq, S)`` bool."""

@@ -29,7 +29,7 @@ from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
-from ..engines.picked import pick
+from ..engines.picked import pick, term_at
 from .base import softmax_over
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, placed, shifted, turn, turn_mask, turning
@@ -151,11 +151,14 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return self.options.block_size if self.summarises else None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
-        """Key and value of every block, ``(B, H_kv, m, D)``, and whether it has a real token, ``(B, 1, m)``."""
+        """Key and value of every block, ``(B, H_kv, m, D)``, whether it has a real token, and the mean place of these in it, ``(B, 1, m)``."""
         keys, values = pool_blocks(k, v, real, *self._pooling(k.shape[-1], scaling))
-        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None]}
+        middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
+        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
 
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+    def attend_summarised(
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+    ) -> Tensor:
         size, heads = self.options.block_size, q.shape[1]
         keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
         positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
@@ -165,8 +168,13 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
         own = (pick(k, columns) @ q[..., None])[..., 0]
         scores = torch.cat([own, q @ keys.transpose(-1, -2)], -1).to(torch.promote_types(q.dtype, torch.float32))
+        scores = scores * self._pooling(q.shape[-1], scaling)[1]
+        if score_mod is not None:
+            middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]
+            meant = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
+            scores = scores + term_at(score_mod, torch.cat([columns, meant], -1), k.shape[2])
         seen = torch.cat([there & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
-        weights = softmax_over(scores * self._pooling(q.shape[-1], scaling)[1], seen).to(v.dtype)
+        weights = softmax_over(scores, seen).to(v.dtype)
         return (weights[..., None, :size] @ pick(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:

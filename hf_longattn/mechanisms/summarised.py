@@ -7,12 +7,12 @@ alone, so that it can be made again at any time: of the unit that still grows, a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..engines.pattern import ScoreMod
 from .base import Mechanism
 
 FEW_QUERIES = 32
@@ -27,13 +27,11 @@ class Summaries:
         have no token yet hold any finite numbers.
     starts: ``(B,)``, column of each sequence's first real token.
     real: ``(B, N)`` bool, True = real token; ``None`` when all are.
-    notes: numbers that the mechanism wants to find again at the next step.
     """
 
     tables: dict[str, Tensor]
     starts: Tensor
     real: Tensor | None
-    notes: MutableMapping[str, float] = field(default_factory=dict)
 
     def positions(self, q_len: int, kv_len: int) -> Tensor:
         """Positions ``(B, q_len)`` of the last tokens, counted from each sequence's first real one; negative for padding before it."""
@@ -68,9 +66,12 @@ class SummarisedMechanism(Mechanism):
         """
 
     @abstractmethod
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+    def attend_summarised(
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+    ) -> Tensor:
         """Causal attention of the last tokens, ``(B, H, Nq, D)``, equal to ``forward``.
 
         Args:
             q: ``(B, H, Nq, D)``, at most :data:`FEW_QUERIES`; k, v: ``(B, H_kv, Nk, D)``, the whole cache.
+            score_mod: what is added to the scores, at columns of the cache: the relative positions' term, which ``forward`` gets by a hook.
         """

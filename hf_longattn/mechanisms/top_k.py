@@ -6,7 +6,8 @@ With the scores s_ij = scale · q_i · k_j (and the score term, where there is o
 
 Of equal scores the earlier key is kept. The choice is that of float64 (:mod:`hf_longattn.engines.narrowing` says when float32 suffices)
 and is a constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward
-pass take N·k pairs of time and memory. Decoding leaves out keys that bounds of their pages exclude (:mod:`hf_longattn.mechanisms.paged`).
+pass take N·k pairs of time and memory. A decode cache keeps the greatest length of the keys of every unit, which bounds the rounding errors
+of float32 without reading all keys once more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from ..engines.best import best_keys, narrowed_search, ranking, search_keys
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.narrowing import float32_products
 from ..engines.pattern import ScoreMod
-from ..engines.picked import pick, picked_attention
+from ..engines.picked import pick, picked_attention, term_at
 from ..engines.selected import selected_attention
 from .base import softmax_over
 from .options import Options, option, positive
-from .paged import PAGE, longest_key, page_tables, paged_best
 from .registry import register_mechanism
 from .summarised import Summaries, SummarisedMechanism
+
+
+UNIT = 16
+"""Tokens in a unit, of which a decode cache keeps the greatest length of the keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +93,27 @@ class TopK(SummarisedMechanism):
 
     @property
     def summary_unit(self) -> int | None:
-        return PAGE
+        return UNIT
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
-        return page_tables(k, real)
+        """The greatest length of a key of every unit, ``(B, H_kv, m)``."""
+        lengths = torch.linalg.vector_norm(k.masked_fill(~real[:, None, ..., None], 0).float(), dim=-1)
+        return {"longest": lengths.amax(-1)}
 
-    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None = None) -> Tensor:
+    def attend_summarised(
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+    ) -> Tensor:
         count, scale = self.options.num_keys, q.shape[-1] ** -0.5 if scaling is None else scaling
-        index = paged_best(q, k, summaries, count, scale)
-        if index is None and float32_products(q):
-            index = narrowed_search(q, k, summaries.real, count, True, scale, longest_key(summaries, k.shape[2]))
-        elif index is None:
+        if score_mod is not None:
+            index = search_keys(q, repeat_heads(k, q.shape[1]), summaries.real, count, True, scale, score_mod)
+        elif float32_products(q):
+            index = narrowed_search(q, k, summaries.real, count, True, scale, _longest_key(summaries, k.shape[2]))
+        else:
             index = best_keys(q, k, summaries.real, count, True, scale)
-        columns = index.clamp(min=0)
-        return picked_attention(q, pick(k, columns), pick(v, columns), index >= 0, scaling=scale)
+        columns, seen = index.clamp(min=0), index >= 0
+        if score_mod is not None:
+            seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
+        return picked_attention(q, pick(k, columns), pick(v, columns), seen, scaling=scale)
 
     def dense_weights(
         self,
@@ -129,3 +140,10 @@ class TopK(SummarisedMechanism):
         order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
         kept = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
         return softmax_over(scores, seen & kept).to(q.dtype)
+
+
+def _longest_key(summaries: Summaries, kv_len: int) -> Tensor:
+    """Greatest length of all keys of a cache, ``(B, H_kv)``."""
+    lengths = summaries.tables["longest"]
+    units = torch.arange(lengths.shape[2], device=lengths.device) * UNIT
+    return torch.where(units <= summaries.positions(1, kv_len)[:, None], lengths, 0).amax(-1)

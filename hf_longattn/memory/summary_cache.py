@@ -8,7 +8,6 @@ keeps everything and no summaries, so that every step goes through ``forward``.
 
 from __future__ import annotations
 
-from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +37,6 @@ class SummaryLayer(AnchoredLayer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.tables: dict[str, Tensor] = {}
-        self.notes: UserDict[str, float] = UserDict()
         self.summarised = 0
         self._room = Room()
 
@@ -72,7 +70,8 @@ class SummaryLayer(AnchoredLayer):
         assert self.starts is not None
         real = None if call.mask is None else call.mask.bool()
         self._summarise(mechanism, real, call.scaling)
-        out = mechanism.attend_summarised(q, k, v, Summaries(self.tables, self.starts, real, self.notes), scaling=call.scaling)
+        mod = mechanism.relative_mod(q, k, True, call.scaling)
+        out = mechanism.attend_summarised(q, k, v, Summaries(self.tables, self.starts, real), scaling=call.scaling, score_mod=mod)
         weights = mechanism.weights(q, k, causal=True, padding_mask=real, scaling=call.scaling) if call.weights_wanted else None
         return out, weights
 
@@ -136,7 +135,7 @@ class SummaryLayer(AnchoredLayer):
     def __getstate__(self) -> dict[str, Any]:
         """Without the spare room, for copies and pickles; what a copy shares with this layer is not written to any more."""
         self._room.clear()
-        return {**self.__dict__, "_room": Room(), "tables": dict(self.tables), "notes": UserDict(self.notes)}
+        return {**self.__dict__, "_room": Room(), "tables": dict(self.tables)}
 
 
 class StaticFullLayer(StaticLayer):

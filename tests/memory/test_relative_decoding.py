@@ -1,0 +1,79 @@
+"""Relative positions while decoding: what a cache computes by itself has the term that the full forward pass has, for every mechanism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hf_longattn import list_mechanisms
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.base import Mechanism
+from hf_longattn.mechanisms.registry import build_mechanism, mechanism_class
+from hf_longattn.positions.relative import RELATIVE
+from tests.memory.test_kept_cache import HEAD
+from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+
+NAMES = [name for name in list_mechanisms(causal=True) if mechanism_class(name).takes_score_mod]
+FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in NAMES} | {
+    "window, sinks": {"mechanism": "window", "window": 9, "num_sinks": 3},
+    "window, dilated": {"mechanism": "window", "window": 5, "dilation": [1, 2, 3, 1], "num_sinks": 2},
+    "strided, absolute": {"mechanism": "strided", "window": 9, "stride": 7, "columns": "absolute"},
+    "segmented, attention": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
+    "lsh, counted": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 8, "count_duplicates": True},
+    "lsh, shared": {"mechanism": "lsh", "num_hashes": 3, "bucket_size": 8, "num_buckets": 64, "shared_qk": True},
+    "routing, learned": {"mechanism": "routing", "num_clusters": 6, "window_per_cluster": 10, "window": 7, "router": "learned"},
+    "union, kept": {"mechanism": "union", "of": "window:window=9+fixed:block_size=10,num_summary=2"},
+    "per_head, states": {"mechanism": "per_head", "heads": "window:window=9,lsh:num_hashes=2,bucket_size=8,num_buckets=8"},
+}
+LENGTH = 100
+
+
+def model(base: str, form: str, kind: str) -> Any:
+    """With terms that matter: their parameters are initialised to zeros."""
+    built = long_like(plain_model(base, HEAD[base]), base, {**FORMS[form], "relative": kind})
+    for module in built.modules():
+        if isinstance(module, Mechanism) and module.relative is not None:
+            for parameter in module.relative.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+    return built.double()
+
+
+@pytest.mark.parametrize("base", DECODERS)
+@pytest.mark.parametrize("kind", RELATIVE)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, base: str) -> None:
+    """Left padding, a prompt, several tokens at once, single ones, tokens taken back, and sequences that change places."""
+    longer = model(base, form, kind)
+    ids, mask = tokens(3, LENGTH), padding(3, LENGTH, left=True)
+    other = (ids + 7) % 190 + 5
+    cache, order = DynamicCache(config=longer.config), torch.tensor([2, 0, 0])
+
+    def step(text: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:end]
+        return longer(text[:, begin:end], attention_mask=mask[:, :end], position_ids=positions, past_key_values=cache).logits
+
+    with torch.no_grad():
+        step(ids, 0, 70)
+        step(ids, 70, 77)
+        step(ids, 77, 78)
+        if not any(module.recursion for module in longer.modules() if isinstance(module, Mechanism)):  # which nothing takes back
+            cache.activate_past_recording()
+            step(other, 78, 79)
+            step(other, 79, 83)
+            cache.crop(-5)
+        cache.reorder_cache(order)
+        ids, mask = ids[order], mask[order]
+        found = torch.cat([step(ids, begin, end) for begin, end in ((78, 79), (79, 80), (80, 86), (86, 87), (87, LENGTH))], 1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        expected = longer(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 78:]
+    assert (found - expected).abs().max() < 1e-4
+
+
+def test_members_have_no_relative_positions_of_their_own() -> None:
+    """So that there is one term for a layer, which the caches of composites meet as those of any other mechanism."""
+    for name, option in (("union", "of"), ("per_head", "heads")):
+        with pytest.raises(OptionError, match=f"give relative to '{name}' itself"):
+            build_mechanism(name, num_heads=4, head_dim=16, **{option: [{"mechanism": "window", "relative": "alibi"}]})
