@@ -31,7 +31,7 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
 
 
 def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:
-    """What ``score_mod`` adds to the scores of keys at ``columns (B, H, Nq, K)`` for the last Nq of ``kv_len`` queries, in float32 at least."""
+    """What ``score_mod`` adds to the scores of keys at ``columns (B, H, Nq, K)``, for the last Nq of ``kv_len`` positions."""
     batch, heads, q_len, _ = columns.shape
     b, h, q_idx, _ = index_grid(batch, heads, q_len, kv_len, columns.device)
     return score_mod(torch.zeros(columns.shape, device=columns.device), b, h, q_idx, columns)

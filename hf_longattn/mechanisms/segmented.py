@@ -151,7 +151,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return self.options.block_size if self.summarises else None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
-        """Key and value of every block, ``(B, H_kv, m, D)``, whether it has a real token, and the mean place of these in it, ``(B, 1, m)``."""
+        """Key and value of every block, ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place, ``(B, 1, m)``."""
         keys, values = pool_blocks(k, v, real, *self._pooling(k.shape[-1], scaling))
         middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}

@@ -29,7 +29,6 @@ from .options import Options, option, positive
 from .registry import register_mechanism
 from .summarised import Summaries, SummarisedMechanism
 
-
 UNIT = 16
 """Tokens in a unit, of which a decode cache keeps the greatest length of the keys."""
 
