@@ -1,0 +1,33 @@
+"""What every mechanism computes, written a second time from its paper as a plain loop in float64.
+
+One file per mechanism, named as the mechanism is, with two functions:
+
+    define(module, q, k, v, *, causal, padding_mask, global_mask, scaling, score_mod, hidden_states, seed) -> Tensor
+        The output ``(B, H, Nq, D)`` in float64, differentiable. q is ``(B, H, Nq, D)``, k and v are ``(B, H_kv, Nk, D)``; the queries are
+        the last Nq of Nk positions. ``module`` gives options, parameters and random draws, and no computation. Queries of padding, and
+        queries that see nothing, have rows of zeros.
+
+    draw_options(random, length) -> dict
+        Options for a text of ``length`` tokens, drawn at random among all that have a meaning.
+
+A file may also have ``draw_parameters(module)``, which replaces the noise that :mod:`..test_definitions` adds to every parameter, and
+``draw_inputs(random, q, k, v)``, which replaces its Gaussian vectors.
+
+None of these files reads a mechanism's code: their authority is the paper, and the options' help where a mechanism goes beyond it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+
+def defined_mechanisms() -> list[str]:
+    """Names of the mechanisms that have a definition here."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def definition_of(name: str) -> ModuleType:
+    """The file of one mechanism."""
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,64 @@
+"""The loop that all softmax mechanisms have in common: for every query, one softmax over the keys that it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Sees = Callable[[int, int, int, int], "bool | int"]
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def is_real(padding_mask: Tensor | None, b: int, i: int) -> bool:
+    """Whether position ``i`` of sequence ``b`` is a token and no padding."""
+    return padding_mask is None or bool(padding_mask[b, i])
+
+
+def real_positions(padding_mask: Tensor | None, b: int, length: int) -> list[int]:
+    """The positions of sequence ``b`` that are tokens."""
+    return [i for i in range(length) if is_real(padding_mask, b, i)]
+
+
+def first_tokens(padding_mask: Tensor | None, batch: int, length: int) -> list[int]:
+    """The position of every sequence's first token, from which blocks, columns and sinks are counted."""
+    return [next(iter(real_positions(padding_mask, b, length)), 0) for b in range(batch)]
+
+
+def scores_of(
+    q: Tensor, keys: Tensor, positions: list[int], *, scaling: float | None, score_mod: ScoreMod | None, b: int, h: int, i: int
+) -> Tensor:
+    """Scores of one query ``q (D,)`` at position ``i`` against ``keys (n, D)`` that stand at ``positions``, ``(n,)``."""
+    scores = (keys @ q) * (q.shape[0] ** -0.5 if scaling is None else scaling)
+    if score_mod is None:
+        return scores
+    return score_mod(scores, torch.tensor(b), torch.tensor(h), torch.tensor(i), torch.tensor(positions))
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, sees: Sees, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
+    score_mod: ScoreMod | None,
+) -> Tensor:  # fmt: skip
+    """softmax(Q Kᵀ · scale) V over the keys for which ``sees(b, h, i, j)``; a number n counts the key n times (weight n · exp(score)).
+
+    Padding is never seen, and in the causal form no key after the query.
+    """
+    batch, heads, q_len, width = q.shape
+    kv_len, group = k.shape[2], heads // k.shape[1]
+    out = []
+    for b in range(batch):
+        real = real_positions(padding_mask, b, kv_len)
+        for h in range(heads):
+            for row in range(q_len):
+                i = kv_len - q_len + row
+                counted = [(j, int(sees(b, h, i, j))) for j in real if j <= i or not causal]
+                keys = [j for j, times in counted if times]
+                if not keys or not is_real(padding_mask, b, i):
+                    out.append(torch.zeros(width, dtype=torch.float64))
+                    continue
+                scores = scores_of(q[b, h, row], k[b, h // group, keys], keys, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
+                times = torch.tensor([float(times) for _, times in counted if times], dtype=torch.float64)
+                weights = times * torch.exp(scores - scores.max())
+                out.append(weights / weights.sum() @ v[b, h // group, keys])
+    return torch.stack(out).reshape(batch, heads, q_len, width)

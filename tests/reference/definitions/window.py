@@ -1,0 +1,38 @@
+"""Sliding window: Beltagy et al. 2020, Longformer, section 3.1 (window of w/2 tokens on each side; dilation d: gaps of d between its keys).
+
+Causal: Jiang et al. 2023, Mistral 7B, section 2: the last w tokens, i - w < j <= i. Sinks: Xiao et al. 2023, StreamingLLM, section 3.2:
+the first tokens are seen by everyone besides.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._loops import first_tokens, masked_attention
+
+
+def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
+           score_mod: Any = None, **_: Any) -> Tensor:  # fmt: skip
+    options = module.options
+    dilations = [options.dilation] if isinstance(options.dilation, int) else list(options.dilation)
+
+    starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
+
+    def sees(b: int, h: int, i: int, j: int) -> bool:
+        dilation = dilations[h % len(dilations)]
+        steps = (i - j) // dilation
+        near = (i - j) % dilation == 0 and (0 <= steps < options.window if causal else abs(steps) <= options.window // 2)
+        return near or j - starts[b] < options.num_sinks
+
+    return masked_attention(q, k, v, sees, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
+
+
+def draw_options(random: Random, length: int) -> dict[str, Any]:
+    return {
+        "window": 2 * random.randint(1, max(1, length // 2)),
+        "num_sinks": random.choice((0, 0, 1, 4)),
+        "dilation": random.choice(((1,), (1,), (2,), (3,))),
+    }

@@ -1,0 +1,186 @@
+"""Every mechanism computes what its paper says: forward and backward, against loops in float64 that know nothing of our code.
+
+The definitions stand in ``definitions/``, one file per mechanism. Each is compared over options, lengths, padding, grouped heads and
+scalings that are drawn at random and are the same in every run.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn.engines import block_sparse
+from tests.reference.definitions import defined_mechanisms, definition_of
+
+# Mechanisms whose definition is still to be written.
+MISSING = {
+    "adaptive_span",
+    "bigbird",
+    "block_top_k",
+    "cosformer",
+    "delta",
+    "fixed",
+    "hedgehog",
+    "hierarchical",
+    "hybrid",
+    "infini",
+    "linear",
+    "linformer",
+    "longformer",
+    "lsg",
+    "lsh",
+    "nystrom",
+    "per_head",
+    "performer",
+    "recurrent_memory",
+    "routing",
+    "strided",
+    "synthesizer",
+    "taylor",
+    "top_k",
+    "transformer_xl",
+    "union",
+}
+)
+
+CASES = range(8)
+LONG_CASE = 7  # longer than what engines compute densely
+FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, True) if name in list_mechanisms(causal=causal)]
+
+
+def test_every_mechanism_has_a_definition() -> None:
+    without = sorted(set(list_mechanisms()) - set(defined_mechanisms()) - MISSING)
+    assert not without, f"Write the definition of {without} as plain loops from the paper, in tests/reference/definitions/."
+    assert set(defined_mechanisms()) <= set(list_mechanisms())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "causal"), FORMS, ids=lambda value: value if isinstance(value, str) else ("both ways", "causal")[value])
+def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if case % 2:  # short inputs go the way of long ones
+        monkeypatch.setattr(block_sparse, "DENSE_CELLS", 0)
+        monkeypatch.setattr(block_sparse, "DENSE_KEYS", 0)
+    module, q, k, v, arguments = draw_case(name, causal, case)
+    definition = definition_of(name)
+    exact = copy.deepcopy(module).double()
+    inputs = [x.double().requires_grad_() for x in (q, k, v)]
+    leaves = [*inputs, *(parameter for parameter in exact.parameters() if parameter.requires_grad)]
+    doubled = {key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()}
+
+    expected = definition.define(exact, *inputs, **doubled)
+    assert expected.dtype == torch.float64
+    assert expected.shape == q.shape
+    rows = real_rows(q, arguments["padding_mask"])
+    given = accepted(exact, doubled)
+    assert_near(exact.reference(*inputs, **given) * rows, expected * rows, 1e-10, "the N×N definition of the package")
+    got = exact(*inputs, **given)
+    assert_near(got * rows, expected * rows, 1e-10, "float64")
+
+    cotangent = torch.randn_like(expected) * rows
+    wanted = torch.autograd.grad(expected + 0 * inputs[0].sum(), leaves, cotangent, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(got, leaves, cotangent, allow_unused=True, materialize_grads=True)
+    names = ["q", "k", "v", *(label for label, parameter in exact.named_parameters() if parameter.requires_grad)]
+    for label, gradient, want in zip(names, found, wanted, strict=True):
+        assert_near(gradient, want, 1e-9, f"gradient of {label}")
+
+    with torch.no_grad():
+        single = module(q, k, v, **accepted(module, arguments))
+    assert_near(single * rows, expected.detach() * rows, 1e-5, "float32")
+
+
+def draw_case(name: str, causal: bool, case: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]]:
+    """A mechanism in float32 with random options and parameters, and inputs for it."""
+    random = Random(f"{name} {causal} {case}")
+    torch.manual_seed(random.randrange(2**31))
+    definition = definition_of(name)
+    length = random.randint(257, 300) if case == LONG_CASE else random.choice((1, 2, 3, 7, 16, 29, 48, 64, 80))
+    batch = 1 if case == LONG_CASE else random.choice((1, 2, 3))
+    heads, kv_heads = random.choice(((1, 1), (2, 1)) if case == LONG_CASE else ((1, 1), (2, 2), (2, 1), (4, 2)))
+    width = random.choice((4, 8))
+    module = build_mechanism(
+        name, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=length, **definition.draw_options(random, length)
+    ).eval()
+    getattr(definition, "draw_parameters", add_noise)(module)
+
+    q_len = length
+    if getattr(module, "takes_fewer_queries", False) and random.random() < 0.4:
+        q_len = random.randint(1, length)
+    spread = random.choice((0.3, 1.0, 2.0))
+    q = torch.randn(batch, heads, q_len, width) * spread
+    k, v = (torch.randn(batch, kv_heads, length, width) * spread for _ in range(2))
+    if draw_inputs := getattr(definition, "draw_inputs", None):
+        q, k, v = draw_inputs(random, q, k, v)
+    arguments: dict[str, Any] = {
+        "causal": causal,
+        "padding_mask": draw_padding(random, batch, length),
+        "global_mask": torch.rand(batch, length) < 0.1 if getattr(module, "takes_globals", False) and random.random() < 0.5 else None,
+        "scaling": random.choice((None, None, 0.3, 1.0)),
+        "score_mod": a_score_term if getattr(module, "takes_score_mod", True) and random.random() < 0.4 else None,
+        "hidden_states": torch.randn(batch, q_len, heads * width) if getattr(module, "takes_hidden_states", False) else None,
+        "seed": 0,
+    }
+    return module, q, k, v, arguments
+
+
+def draw_padding(random: Random, batch: int, length: int) -> Tensor | None:
+    """No padding, or some on the left, on the right, inside or anywhere, in each sequence its own."""
+    kind = random.choice(("none", "left", "right", "inside", "mixed"))
+    if kind == "none":
+        return None
+    mask = torch.ones(batch, length, dtype=torch.bool)
+    for row in mask:
+        here = random.choice(("none", "left", "right", "inside")) if kind == "mixed" else kind
+        amount = random.randint(0, length - 1)
+        if here == "left":
+            row[:amount] = False
+        elif here == "right":
+            row[length - amount :] = False
+        elif here == "inside":
+            row[torch.rand(length) < 0.3] = False
+            row[random.randrange(length)] = True
+    return mask
+
+
+def a_score_term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+    """A term that differs in every sequence, head, query and key."""
+    return score * (1 + 0.1 * torch.cos(0.5 * q_idx + b)) + 0.4 * torch.sin(0.7 * (q_idx - kv_idx) + h) - 0.01 * kv_idx
+
+
+def add_noise(module: nn.Module) -> None:
+    """Leave no parameter where it was initialised: a zero or an identity would hide mistakes."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def accepted(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+    """``arguments`` without the layer's input where the mechanism computes nothing from it."""
+    return {key: value for key, value in arguments.items() if key != "hidden_states" or getattr(module, "takes_hidden_states", False)}
+
+
+def real_rows(q: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """1 for queries that are tokens and 0 for padding, whose rows mean nothing, ``(B or 1, 1, Nq, 1)``."""
+    if padding_mask is None:
+        return torch.ones(1, 1, q.shape[2], 1)
+    return padding_mask[:, None, padding_mask.shape[1] - q.shape[2] :, None].to(q.dtype)
+
+
+def assert_near(got: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    assert torch.isfinite(got).all(), f"{what}: not finite"
+    error, largest = (float(x.detach().abs().max()) for x in (got.double() - expected, expected))
+    assert error <= tolerance * max(largest, 1.0), f"{what}: {error:.2e} away from the definition, whose largest number is {largest:.2e}"
+
+
+def test_definitions_share_one_signature() -> None:
+    for name in defined_mechanisms():
+        parameters = inspect.signature(definition_of(name).define).parameters
+        assert [*parameters][:4] == ["module", "q", "k", "v"], name
+        assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()) or "seed" in parameters, name
+        assert (definition_of(name).__doc__ or "").strip(), f"definitions/{name}.py does not name its paper"
