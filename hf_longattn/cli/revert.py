@@ -20,8 +20,12 @@ def revert(
         int | None, typer.Option(help="Tokens the result takes.", min=1, show_default="what the model was converted from")
     ] = None,
     positions: Annotated[
-        str, typer.Option(help="truncate keeps the first positions of a table; interpolate squeezes all of them into the new length.")
-    ] = "truncate",
+        str,
+        typer.Option(
+            help="Of a table: auto gives the rows before the conversion, truncate keeps the first ones, "
+            "interpolate squeezes all of them into the new length."
+        ),
+    ] = "auto",
     dtype: flags.Dtype = None,
     max_shard_size: flags.ShardSize = None,
     verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,

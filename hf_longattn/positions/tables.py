@@ -46,9 +46,39 @@ def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
 def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
     if old.shape[0] == 1:
         return old.expand(rows, -1)
-    channels_first = old.to(torch.float32).T.unsqueeze(0)
+    channels_first = old.to(torch.float64).T.unsqueeze(0)  # so that the rows are rounded once, and the way back is known
     stretched = functional.interpolate(channels_first, size=rows, mode="linear", align_corners=True)
     return stretched[0].T.to(old.dtype)
+
+
+def _before_interpolation(long: Tensor, rows: int) -> Tensor:
+    """The table of `rows` rows, both ends fixed, whose interpolation is nearest to `long` (least squares): the inverse of `_interpolate`.
+
+    The normal equations of linear interpolation are tridiagonal, so they are solved by one elimination from row to row.
+    """
+    if rows <= 2:
+        return long[[0, -1][:rows]]
+    target = long.to(torch.float64)
+    at = torch.arange(len(long), dtype=torch.float64) * (rows - 1) / (len(long) - 1)
+    below = at.floor().long().clamp(max=rows - 2)
+    share = at - below  # of the row above
+    diagonal = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, (1 - share) ** 2).index_add_(0, below + 1, share**2)
+    beside = torch.zeros(rows, dtype=torch.float64).index_add_(0, below, share * (1 - share))  # between a row and the one above
+    wanted = torch.zeros(rows, target.shape[1], dtype=torch.float64)
+    wanted.index_add_(0, below, (1 - share)[:, None] * target).index_add_(0, below + 1, share[:, None] * target)
+    wanted[0], wanted[-1] = target[0], target[-1]
+    diagonal[0], first, last = 1.0, float(beside[0]), float(beside[rows - 2])
+    wanted[1] -= first * wanted[0]
+    wanted[rows - 2] -= last * wanted[-1]
+    for row in range(2, rows - 1):
+        factor = beside[row - 1] / diagonal[row - 1]
+        diagonal[row] -= factor * beside[row - 1]
+        wanted[row] -= factor * wanted[row - 1]
+    for row in range(rows - 2, 0, -1):
+        if row < rows - 2:
+            wanted[row] -= beside[row] * wanted[row + 1]
+        wanted[row] /= diagonal[row]
+    return wanted.to(long.dtype)
 
 
 def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -149,7 +179,7 @@ def extend_table(
 
 
 SHORTER = ("truncate", "interpolate")
-"""Ways to shorten a table: its first rows, or all of them squeezed onto fewer."""
+"""Ways to shorten a table: its first rows, or those between which all of them lie as nearly as can be."""
 
 
 def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "truncate") -> Tensor:
@@ -159,7 +189,8 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
         weight: (P, d), any floating dtype, on the CPU or on `meta`; not changed.
         new_rows: rows of the result, the `offset` special rows included.
         offset: how many leading rows are not positions; they are copied.
-        strategy: "truncate", or "interpolate": both ends fixed, linear in between, the way back from a table extended so.
+        strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation comes nearest to `weight` (least
+            squares). Of a table that :func:`extend_table` interpolated these are the rows it had, up to the rounding of its dtype.
 
     Raises:
         PositionError: unknown strategy, or a table that would grow.
@@ -171,4 +202,4 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
     weight = weight.detach()
     if strategy == "truncate" or new_rows == weight.shape[0]:
         return weight[:new_rows].contiguous()
-    return torch.cat([weight[:offset], _interpolate(weight[offset:], new_rows - offset, 0, None)]).contiguous()
+    return torch.cat([weight[:offset], _before_interpolation(weight[offset:], new_rows - offset)]).contiguous()

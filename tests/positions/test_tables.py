@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn.errors import PositionError
-from hf_longattn.positions import STRATEGIES, extend_table, keeps_old_rows
+from hf_longattn.positions import STRATEGIES, extend_table, keeps_old_rows, shorten_table
 
 
 def table(rows: int = 10, width: int = 4) -> torch.Tensor:
@@ -60,6 +60,17 @@ def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: 
     assert torch.equal(old, before)
     assert torch.equal(extend_table(old, 6, offset=1, strategy=strategy), old)
     assert torch.equal(new[:6], old) == keeps_old_rows(strategy)
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+@pytest.mark.parametrize(("rows", "more"), [(1, 7), (2, 2), (3, 1), (10, 1), (64, 1), (64, 64), (512, 1), (512, 3584)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_interpolated_table_is_solved_back(rows: int, more: int, offset: int, dtype: torch.dtype) -> None:
+    old = torch.randn(rows + offset, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    long = extend_table(old, rows + more + offset, offset=offset, strategy="interpolate")
+    back = shorten_table(long, rows + offset, offset=offset, strategy="interpolate")
+    assert back.dtype == dtype
+    assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize(

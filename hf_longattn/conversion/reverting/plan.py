@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, LengthError, in_a_line
+from ...errors import CheckpointError, LengthError, LongAttentionError, PositionError, in_a_line, nearest
 from ...families.registry import Family, PositionTable
 from ...positions import SHORTER, shorten_table
 from ...positions.relative import relative_kind
@@ -25,7 +25,12 @@ from ..report import REPORT
 from ..sources.base import Source
 from ..transforming.adapter import ADAPTER_FOLDER
 
-__all__ = ["RevertPlan", "plan_reversion"]
+__all__ = ["AUTO", "RESTORED", "RevertPlan", "plan_reversion"]
+
+AUTO = "auto"
+"""The positions that the conversion began from, as far as the long model still has them."""
+RESTORED = "restored"
+"""What becomes of an interpolated table then: it is solved back to the rows it was interpolated from."""
 
 OWN_PARTS = (".long_attention.", "long_memory.")
 """In the names of parameters that only a Long model has."""
@@ -38,6 +43,7 @@ class RevertPlan(ResultPlan):
     long_config: Any
     warnings: tuple[str, ...]  # what the plain model does not do as the long one did
     changed: str  # why the two differ even with full attention; empty when they must not
+    length_before: int | None  # tokens of the model that the long one was made from; None where the config does not say
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -49,6 +55,7 @@ class RevertPlan(ResultPlan):
             "old_length": self.old_length,
             "new_length": self.new_length,
             "positions": self.positions,
+            "length_before_conversion": self.length_before,
             "warnings": list(self.warnings),
             **self.sizes(),
         }
@@ -58,7 +65,7 @@ def plan_reversion(
     source: Source,
     *,
     max_length: int | None = None,
-    positions: str = "truncate",
+    positions: str = AUTO,
     dtype: str | torch.dtype | None = None,
     max_shard_size: str | int | None = None,
 ) -> RevertPlan:
@@ -72,11 +79,20 @@ def plan_reversion(
     if "long_attention" not in source.config:
         raise CheckpointError(f"{source.name!r} is no long checkpoint of this package: its config.json has no long_attention.")
     cast = parse_dtype(dtype)
+    if positions != AUTO and positions not in SHORTER:
+        known = (AUTO, *SHORTER)
+        raise PositionError(
+            f"Unknown way {positions!r} to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
+        )
     long_config, long_class, family, long_skeleton = read_long(source)
     base_class = next(name for name, one in family.heads.items() if one == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     old_length = longest(family, long_config)
-    new_length = _length(source, family, long_config, max_length, old_length)
+    before = _length_before(source, family, long_config)
+    new_length = _length(source, before if max_length is None else max_length, old_length)
+    if positions == AUTO:
+        stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
+        positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
     for name, table in tables.items():
         if source.tensors[name].shape[0] < new_length + table.offset:
             raise LengthError(
@@ -87,7 +103,8 @@ def plan_reversion(
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)
-    tensors = [_planned(source, name, skeleton, tables.get(name), new_length, positions, cast) for name in source.tensors]
+    restored = before if positions == RESTORED else None
+    tensors = [_planned(source, name, skeleton, tables.get(name), new_length, positions, restored, cast) for name in source.tensors]
     changed = _changed(long_config, config, tensors, new_length, positions)
     return RevertPlan(
         source=source,
@@ -99,20 +116,38 @@ def plan_reversion(
         tensors=tuple(tensors),
         max_shard_size=max_shard_size,
         long_config=long_config,
-        warnings=(*_warnings(base_class, long_config, tensors, long_skeleton), *_left_behind(source)),
+        warnings=(
+            *_warnings(base_class, long_config, tensors, long_skeleton),
+            *_moved_positions(long_config, config, tensors, new_length, before, positions),
+            *_left_behind(source),
+        ),
         changed=changed,
+        length_before=before,
     )
 
 
-def _length(source: Source, family: Family, config: Any, asked: int | None, longest_possible: int) -> int:
-    """Tokens of the result: what was asked for, or what the long model was made from."""
+def _length_before(source: Source, family: Family, config: Any) -> int | None:
+    """Tokens of the model that the long one was made from, as its config or the conversion's report says."""
     before = getattr(config, "extended_from", None)
-    if asked is None and isinstance(before, dict):
+    if isinstance(before, dict):
         values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
-        asked = longest(family, family.config_class.from_dict({**values, **before}))
-    if asked is None and (source.folder / REPORT).is_file():
-        asked = read_json_object(source.folder / REPORT).get("plan", {}).get("old_length")
-    if not isinstance(asked, int):
+        try:
+            found: Any = longest(family, family.config_class.from_dict({**values, **before}))
+        except LongAttentionError:
+            raise
+        except Exception as error:  # the config classes raise what their validators happen to raise
+            raise CheckpointError(f"extended_from in the config.json of {source.name!r} makes no config: {in_a_line(error)}.") from error
+        return found if isinstance(found, int) else None
+    if (source.folder / REPORT).is_file():
+        plan = read_json_object(source.folder / REPORT).get("plan")
+        found = plan.get("old_length") if isinstance(plan, dict) else None
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
+    return None
+
+
+def _length(source: Source, asked: int | None, longest_possible: int) -> int:
+    """Tokens of the result: what was asked for, or what the long model was made from."""
+    if asked is None:
         raise LengthError(f"{source.name!r} does not say what length it was converted from; give --max-length.")
     if not 1 <= asked <= longest_possible:
         raise LengthError(f"{source.name!r} takes {longest_possible} tokens; give --max-length between 1 and that, not {asked}.")
@@ -167,8 +202,10 @@ def _planned(
     table: PositionTable | None,
     length: int,
     positions: str,
+    restored: int | None,
     cast: torch.dtype | None,
 ) -> TensorPlan:
+    """restored: tokens of the table that an interpolated one is solved back to, before it is cut to `length`."""
     header = source.tensors[name]
     dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
     expected = {one: tuple(tensor.shape) for one, tensor in skeleton.state_dict().items()}
@@ -177,12 +214,14 @@ def _planned(
         return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="the plain model has no such parameter")
     action, shape = "kept", header.shape
     change: Callable[[Tensor], Tensor] | None = None
-    if table is not None and positions not in SHORTER:
-        shorten_table(torch.empty(header.shape, device="meta"), length + table.offset, offset=table.offset, strategy=positions)
     if table is not None and header.shape[0] > length + table.offset:
         offset = table.offset
 
         def shorter(values: Tensor) -> Tensor:
+            if restored is not None:
+                if restored + offset < len(values):
+                    values = shorten_table(values, restored + offset, offset=offset, strategy="interpolate")
+                return shorten_table(values, length + offset, offset=offset)
             return shorten_table(values, length + offset, offset=offset, strategy=positions)
 
         action, shape, change = "shortened", (length + offset, *header.shape[1:]), shorter
@@ -194,12 +233,52 @@ def _planned(
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:
     """Why outputs at the new length differ although both models attend to everything; empty when they must not."""
     if positions != "truncate" and any(tensor.action == "shortened" for tensor in tensors):
-        return "its positions are interpolated"
+        return "its positions go back to those before the interpolation" if positions == RESTORED else "its positions are interpolated"
     if getattr(long_config, "rope_parameters", None) != getattr(config, "rope_parameters", None):
         return "its rotary positions are no longer stretched"
     if any(tensor.action == "dropped" and "long_memory." in tensor.name for tensor in tensors):
         return "its memory tokens are gone"
     return ""
+
+
+def _moved_positions(
+    long_config: Any, config: Any, tensors: list[TensorPlan], length: int, before: int | None, positions: str
+) -> tuple[str, ...]:
+    """What becomes of positions that the conversion had changed, in a sentence for each kind."""
+    found = []
+    lost = "what was learned with them since is lost"
+    shortened = [tensor for tensor in tensors if tensor.action == "shortened"]
+    if long_config.position_extension == "none":
+        found.append("The conversion dropped the position table, which stays zeros: this is not the model that was converted.")
+    elif long_config.position_extension == "interpolate" and positions == RESTORED and shortened:
+        found.append(f"The interpolated position table is solved back to the {before} positions before the conversion; {lost}.")
+    elif long_config.position_extension == "interpolate" and positions == "truncate" and before is not None:
+        way = "" if length > before else "; --positions auto solves them back"
+        found.append(f"The first {length} rows of an interpolated position table are not those of the model that was converted{way}.")
+    elif long_config.position_extension != "interpolate" and positions == "interpolate" and shortened:
+        found.append(
+            "The position table, which was not interpolated, is squeezed into fewer positions: outputs differ from those of the long"
+            " model, and of the one that it was made from."
+        )
+    rope, plain = getattr(long_config, "rope_parameters", None), getattr(config, "rope_parameters", None)
+    if rope != plain:
+        found.append(
+            f"The rotary positions go back from {_rope(rope)} to {_rope(plain)}, as before the conversion; {lost}."
+            + (f" --max-length {before + 1} or more keeps them." if before is not None else "")
+        )
+    elif before is not None and length > before and "rope_parameters" in (getattr(long_config, "extended_from", None) or {}):
+        found.append(
+            f"The rotary positions stay {_rope(rope)}, since the result takes more than the {before} tokens before the conversion."
+        )
+    return tuple(found)
+
+
+def _rope(parameters: Any) -> str:
+    """`yarn, factor 4`, as a user knows it."""
+    if not isinstance(parameters, dict):
+        return "none"
+    kind = parameters.get("rope_type", "default")
+    return f"{kind!r}" + (f" with factor {parameters['factor']:g}" if isinstance(parameters.get("factor"), int | float) else "")
 
 
 def _left_behind(source: Source) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ..text import VerificationText, beginning, load_tokenizer, verification_tex
 from ..transforming.sentence import write_sentence_modules
 from ..transforming.sidecars import write_sidecars
 from ..transforming.values import files_of
-from .plan import RevertPlan, plan_reversion
+from .plan import AUTO, RevertPlan, plan_reversion
 from .verification import verify_reversion
 
 __all__ = ["REVERT_REPORT", "revert_checkpoint"]
@@ -32,7 +32,7 @@ def revert_checkpoint(
     destination: str | Path,
     *,
     max_length: int | None = None,
-    positions: str = "truncate",
+    positions: str = AUTO,
     dtype: str | torch.dtype | None = None,
     max_shard_size: str | int | None = None,
     verify: bool = True,
@@ -44,15 +44,17 @@ def revert_checkpoint(
 ) -> ConversionReport:
     """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
 
-    The result attends to everything. Parameters of the mechanisms are left out, and a ``UserWarning`` says so. A conversion and its
-    reversal give the tensors of the source.
+    The result attends to everything. Parameters of the mechanisms are left out, and positions become those before the conversion; a
+    ``UserWarning`` says what is lost by either. A conversion and its reversal give the tensors of the source; a table that was interpolated
+    is solved back, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot come back.
 
     Args:
         source: a folder, or a Hub repository id.
         destination: a folder that does not exist yet; it appears complete or not at all.
         max_length: tokens the result takes, at most the long model's; None takes the length that it was converted from. Rotary
             positions become what they were; above that length they stay as they were stretched.
-        positions: "truncate" keeps the first rows of a position table, "interpolate" squeezes all of them into the new length.
+        positions: of a table: "auto" gives the rows before the conversion, "truncate" keeps the first rows, "interpolate" squeezes all of
+            them into the new length.
         dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress: as for `convert_checkpoint`.
 
     Returns:

@@ -100,16 +100,26 @@ def _check_complete(missing: set[str], model: nn.Module, folder: Path, architect
 
 
 def load_result(
-    folder: Path, architecture: Architecture, config: Any, dtype: torch.dtype | None = None, scratch: Path | None = None
+    folder: Path,
+    architecture: Architecture,
+    config: Any,
+    dtype: torch.dtype | None = None,
+    scratch: Path | None = None,
+    *,
+    config_instead: Any = None,
 ) -> tuple[nn.Module, set[str]]:
-    """The result through the Auto class of its head, computing in fp32; `dtype` and `scratch` as in `load_source`."""
+    """The result through the Auto class of its head, computing in fp32; `dtype` and `scratch` as in `load_source`.
+
+    config_instead: load it with this config in place of its own.
+    """
     import transformers
 
+    arguments = {"use_safetensors": True, **({} if config_instead is None else {"config": config_instead})}
     if scratch is not None:
         tensors = open_source(folder).tensors
-        return _load_from_files(architecture.model_class, folder, dtype, tensors, scratch, use_safetensors=True)
+        return _load_from_files(architecture.model_class, folder, dtype, tensors, scratch, **arguments)
     name = auto_class_name(config, architecture.long_class)
-    return _load(getattr(transformers, name) if name else architecture.model_class, folder, dtype, use_safetensors=True)
+    return _load(getattr(transformers, name) if name else architecture.model_class, folder, dtype, **arguments)
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.conversion.reverting import revert
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, PositionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.positions import DROPPED, STRATEGIES
+from hf_longattn.positions.rope import ROPE_KINDS
 
 from ..conftest import LENGTH, ROBERTA, damaged
 from ..every_family import NOT_AS_IT_IS, Short, head_of
@@ -30,7 +33,10 @@ Built = Callable[[str], Path]
 Checkpoint = Callable[..., Path]
 WINDOW = {"mechanism": "window", "window": 16}
 
-pytestmark = pytest.mark.filterwarnings("ignore:The plain model attends:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{beginning}:UserWarning")
+    for beginning in ("The plain model attends", "The rotary positions go back", "The interpolated position table is solved back")
+]
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -83,6 +89,82 @@ def test_there_and_back(name: str, positions: str, built: Built, tmp_path: Path)
         expected, found = ({one: value for one, value in both.items() if one not in tables} for both in (expected, found))
     assert same(found, expected)
     assert what_matters(tmp_path / "back") == what_matters(source)
+
+
+TABLES = ("BertForMaskedLM", "GPT2LMHeadModel", "RobertaForMaskedLM", "BartForConditionalGeneration")
+EVERY_WAY = [
+    *((name, positions) for name in TABLES for positions in (*STRATEGIES, *DROPPED)),
+    *(("LlamaForCausalLM", f"rope:{kind}") for kind in ROPE_KINDS if kind != "longrope"),
+]
+"""A family with a table, with offsets in it, with two stacks, and a rotary one; every kind of positions that each can have."""
+CHANGED = {"interpolate": "is solved back to the 64 positions", **dict.fromkeys(DROPPED, "The conversion dropped the position table")}
+
+
+@pytest.mark.filterwarnings("ignore:Its relative positions:UserWarning")
+@pytest.mark.parametrize(("name", "positions"), EVERY_WAY)
+def test_every_kind_of_positions_comes_back_or_is_said_to_be_lost(
+    name: str, positions: str, built: Built, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    source = built(name)
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, positions=positions, verify=False)
+    report = revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    expected, found = tensors(source), tensors(tmp_path / "back")
+    largest = max(float((found[one] - value).abs().max()) for one, value in expected.items())
+    lost = positions in DROPPED
+    assert (largest > 0.1) == lost
+    assert largest == 0 or lost or (positions == "interpolate" and largest < 1e-5)
+    assert what_matters(tmp_path / "back") == what_matters(source)
+
+    said = " ".join(str(one.message) for one in recwarn)
+    scaled = positions.startswith("rope:") and positions != "rope:none"
+    sentence = "The rotary positions go back from" if scaled else CHANGED.get(positions, "")
+    assert sentence in said
+    assert sentence in " ".join(report.plan["warnings"])
+    checks = {check.name: check.status for check in report.checks}
+    of_tables = checks.get("positions of the model that was converted")
+    assert of_tables == (None if name.startswith("Llama") else "measured" if lost else "passed")
+    assert checks.get("equal to the model that was converted, with these weights") == ("passed" if scaled else None)
+
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    ids = torch.randint(5, 900, (2, 50))
+    with torch.no_grad():
+        before, after = (kind.from_pretrained(folder).eval()(ids).logits for folder in (source, tmp_path / "back"))
+    assert torch.allclose(before, after, atol=1e-3 if positions == "interpolate" else 0) != lost
+
+
+def test_positions_of_a_model_trained_further_are_said_to_be_no_longer_the_sources(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW, max_length=200, positions="interpolate", verify=False)
+    trained(tmp_path / "long", tmp_path / "trained")
+    report = revert_checkpoint(tmp_path / "trained", tmp_path / "back")
+    found = next(check for check in report.checks if check.name == "positions of the model that was converted")
+    assert (found.status, "it was trained further" in found.detail) == ("measured", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "positions", "arguments", "sentence"),
+    [
+        ("BertForMaskedLM", "interpolate", {"positions": "truncate"}, "are not those of the model .* --positions auto solves them back"),
+        ("BertForMaskedLM", "interpolate", {"max_length": 100}, "first 100 rows of an interpolated position table"),
+        ("BertForMaskedLM", "tile", {"positions": "interpolate"}, "is squeezed into fewer positions"),
+        ("LlamaForCausalLM", "rope:yarn", {"max_length": 100}, "The rotary positions stay 'yarn'"),
+    ],
+)
+def test_what_is_asked_for_beside_the_source_is_said(
+    name: str, positions: str, arguments: dict[str, Any], sentence: str, built: Built, tmp_path: Path
+) -> None:
+    convert_checkpoint(built(name), tmp_path / "long", **WINDOW, max_length=200, positions=positions, verify=False)
+    with pytest.warns(UserWarning, match=sentence):
+        revert_checkpoint(tmp_path / "long", tmp_path / "back", **arguments)
+
+
+@pytest.mark.parametrize("length", [LENGTH, 40])
+def test_an_interpolated_table_cut_to_fewer_tokens_has_the_sources_rows(length: int, built: Built, tmp_path: Path) -> None:
+    source = built("RobertaForMaskedLM")
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, positions="interpolate", verify=False)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back", max_length=length)
+    table = "roberta.embeddings.position_embeddings.weight"
+    assert torch.allclose(tensors(tmp_path / "back")[table], tensors(source)[table][: length + 2], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +226,9 @@ def trained(folder: Path, to: Path) -> None:
 def test_a_model_trained_further(length: int | None, positions: str, built: Built, tmp_path: Path) -> None:
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
     trained(tmp_path / "long", tmp_path / "trained")
-    report = revert_checkpoint(tmp_path / "trained", tmp_path / "back", max_length=length, positions=positions)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The position table, which was not interpolated")
+        report = revert_checkpoint(tmp_path / "trained", tmp_path / "back", max_length=length, positions=positions)
     before, after = tensors(tmp_path / "trained"), tensors(tmp_path / "back")
     table = "bert.embeddings.position_embeddings.weight"
     long_table, short_table = before.pop(table), after.pop(table)
@@ -177,6 +261,7 @@ def test_what_a_mechanism_learned_is_left_out_with_a_warning(built: Built, tmp_p
     assert same(tensors(tmp_path / "back"), tensors(source))
 
 
+@pytest.mark.filterwarnings("ignore:The conversion dropped the position table:UserWarning")
 def test_dropped_positions_stay_dropped_and_alibi_is_warned_of(built: Built, tmp_path: Path) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=128, positions="alibi", verify=False)
     with pytest.warns(UserWarning, match=r"relative positions \(alibi\) are left out"):
