@@ -48,7 +48,6 @@ MISSING = {
     "transformer_xl",
     "union",
 }
-)
 
 CASES = range(8)
 LONG_CASE = 7  # longer than what engines compute densely
