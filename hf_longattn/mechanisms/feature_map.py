@@ -20,6 +20,7 @@ from ..engines.dense import repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.pattern import ScoreMod
 from .base import Mechanism, State
+from .options import Options
 from .token_positions import positions_of
 
 PIECE = 1 << 18
@@ -61,6 +62,11 @@ class LinearMechanism(Mechanism):
     @classmethod
     def covering(cls, length: int, causal: bool) -> None:
         return None
+
+    @classmethod
+    def sums_beside_softmax(cls, options: Options) -> bool:
+        """Whether, with these options, sums of the features can be added to terms of softmax."""
+        return not (cls.counts_positions or cls.key_logarithms)
 
     @abstractmethod
     def queries(self, q: Tensor, at: At) -> Tensor:

@@ -1,8 +1,11 @@
 """Learned exponential features (Zhang et al. 2024, The Hedgehog & the Porcupine, equations 5 and 6).
 
-    φ(x) = softmax([x W, -x W])        o_i = φ_q(q_i) Σ_j φ_k(k_j)ᵀ v_j / φ_q(q_i) Σ_j φ_k(k_j)
+    φ(x) = [softmax(x W), softmax(-x W)]        o_i = φ_q(q_i) Σ_j φ_k(k_j)ᵀ v_j / φ_q(q_i) Σ_j φ_k(k_j)
 
-The softmax runs over the features. W (D × feature_dim / 2) is learned for queries and keys of each head and begins as the identity.
+Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). ``feature_softmax`` chooses other published
+forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
+equations are printed.
+W (D × feature_dim / 2, without bias) is learned for queries and keys of each head and is initialised as the identity, as in the paper.
 A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each.
 """
 
@@ -17,15 +20,23 @@ from torch import Tensor
 from .feature_map import At, LinearMechanism
 from .learned_heads import HeadwiseLinear
 from .linear import relative
-from .options import Options, even, option
+from .options import Options, even, one_of, option
 from .registry import register_mechanism
+
+HALVES, JOINT, NONE = "halves", "joint", "none"
 
 
 @dataclasses.dataclass(frozen=True)
 class HedgehogOptions(Options):
     feature_dim: int | None = option(None, "features per head, both halves together; none takes twice the head size", "features")
+    feature_softmax: str = option(
+        HALVES,
+        "what brings the features to one scale: halves, a softmax of each half, as in the authors' code (Based, LoLCATs); joint, one "
+        "softmax of both, as in flash-linear-attention; none, as the paper's equations are printed",
+    )
 
     def check(self) -> None:
+        one_of("hedgehog", "feature_softmax", self.feature_softmax, (HALVES, JOINT, NONE))
         if self.feature_dim is not None:
             even("hedgehog", "feature_dim", self.feature_dim)
 
@@ -44,12 +55,13 @@ class Hedgehog(LinearMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         half = self.features_per_head() // 2
+        self.key_logarithms = options.feature_softmax == NONE
         self.query_map = HeadwiseLinear(num_heads, head_dim, half)
         self.key_map = HeadwiseLinear(num_heads, head_dim, half)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W begins as the identity: the first features are the head's own."""
+        """W is initialised as the identity: the first features are the head's own."""
         for projection in (self.query_map, self.key_map):
             with torch.no_grad():
                 projection.weight.copy_(torch.eye(projection.weight.shape[1], projection.weight.shape[2]))
@@ -58,20 +70,37 @@ class Hedgehog(LinearMechanism):
         given = self.options.feature_dim
         return 2 * self.head_dim if given is None else given
 
+    @classmethod
+    def sums_beside_softmax(cls, options: Options) -> bool:
+        assert isinstance(options, HedgehogOptions)
+        return options.feature_softmax != NONE
+
     def queries(self, q: Tensor, at: At) -> Tensor:
-        return self._features(q, self.query_map, at.scale)
+        return self._features(self._projected(q, self.query_map, at.scale))  # without a softmax, its factor of the row cancels
 
     def keys(self, k: Tensor, at: At) -> Tensor:
-        return self._features(k, self.key_map, at.scale)
+        projected = self._projected(k, self.key_map, at.scale)
+        return torch.cat((projected, -projected), -1) if self.key_logarithms else self._features(projected)
 
-    def _features(self, x: Tensor, projection: HeadwiseLinear, scale: float) -> Tensor:
+    def _projected(self, x: Tensor, projection: HeadwiseLinear, scale: float) -> Tensor:
         factor = relative(scale, self.head_dim)
-        projected = projection(x if factor == 1 else x * factor)
-        return torch.cat((projected, -projected), -1).softmax(-1)
+        return projection(x if factor == 1 else x * factor)
+
+    def _features(self, projected: Tensor) -> Tensor:
+        both = torch.cat((projected, -projected), -1)
+        if self.options.feature_softmax == HALVES:
+            return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
+        return both.softmax(-1)
 
     def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
         factor = relative(of_q.scale, self.head_dim)
         left, right = q @ self.query_map.weight.to(q.dtype) * factor, k @ self.key_map.weight.to(k.dtype) * factor
-        ups, downs = (left.exp(), right.exp()), ((-left).exp(), (-right).exp())
-        totals = [(up + down).sum(-1) for up, down in zip(ups, downs, strict=True)]
-        return (ups[0] @ ups[1].mT + downs[0] @ downs[1].mT) / (totals[0][..., None] * totals[1][..., None, :])
+        if self.options.feature_softmax == HALVES:
+            return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT
+        # every row relative to its own largest term; without a softmax, all keys to one
+        rows, keys = left.abs().amax(-1, keepdim=True), right.abs().amax((-2, -1) if self.key_logarithms else -1, keepdim=True)
+        (up, down), (key_up, key_down) = ([(x - most).exp(), (-x - most).exp()] for x, most in ((left, rows), (right, keys)))
+        weights = up @ key_up.mT + down @ key_down.mT
+        if self.key_logarithms:
+            return weights
+        return weights / ((up + down).sum(-1)[..., None] * (key_up + key_down).sum(-1)[..., None, :])

@@ -5,7 +5,8 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
     o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
 
 γ is the sigmoid of one learned number per head, or a fixed number. Where the window covers the text this is softmax attention. A kernel
-that stands for exp(s_ij) itself (Taylor's) is on the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ begins near 1.
+that stands for exp(s_ij) itself (Taylor's) is on the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ is initialised near 1.
+The window slides, as in the equations; the authors' GPU kernels cut it into blocks (a "terraced" window). The bidirectional form is ours.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class HybridOptions(Options):
         if self.mixing is not None and not self.mixing > 0:
             raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
         chosen = mechanism_class(self.features.mechanism)
-        if not issubclass(chosen, LinearMechanism) or chosen.counts_positions or chosen.key_logarithms:
+        if not issubclass(chosen, LinearMechanism) or not chosen.sums_beside_softmax(self.features.options):
             raise OptionError(
-                f"Option 'features' of mechanism 'hybrid' is {self.features.mechanism!r}, which has no features that can be summed beside "
+                f"Option 'features' of mechanism 'hybrid' is '{self.features}', which has no features that can be summed beside "
                 "a softmax; choose hedgehog, taylor or linear, for example features=hedgehog."
             )
 

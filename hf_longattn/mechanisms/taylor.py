@@ -1,10 +1,12 @@
 """The second-order Taylor polynomial of exp as a kernel (Arora et al. 2024, Based, section 4.1; Zhang et al. 2024, section 4.2).
 
-    κ(q, k) = 1 + s + s²/2        s = scale · (q W_q)·(k W_k)
+    κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
 Its features are 1, the d projected coordinates and their d (d + 1) / 2 products, those of unequal coordinates once with weight √2. The
-projections W (D × d) are learned for each head. They begin as one random orthogonal map for queries and keys, so that s estimates
-scale · q·k; with ``feature_dim`` equal to the head size they begin as the identity, where s is just that.
+projections W (D × d) are learned for each head. The division by √d, the size of the projected vectors, is Based's; ``scale=head_dim``
+divides by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
+initialised as one random orthogonal map for queries and keys, of such a size that s estimates scaling · q·k; with ``feature_dim`` equal
+to the head size as the identity, where s is just that.
 """
 
 from __future__ import annotations
@@ -18,15 +20,21 @@ from torch import Tensor, nn
 
 from .feature_map import At, LinearMechanism
 from .learned_heads import HeadwiseLinear
-from .options import Options, even, option
+from .options import Options, even, one_of, option
 from .registry import register_mechanism
+
+FEATURES, HEAD = "feature_dim", "head_dim"
 
 
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
     feature_dim: int = option(16, "d, to which queries and keys are projected; the state has 1 + d + d(d+1)/2 rows", "features")
+    scale: str = option(
+        FEATURES, "whose square root divides the products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax"
+    )
 
     def check(self) -> None:
+        one_of("taylor", "scale", self.scale, (FEATURES, HEAD))
         even("taylor", "feature_dim", self.feature_dim)
 
 
@@ -51,28 +59,33 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """One random orthogonal map per head for queries and keys, scaled so that products keep their mean; or the identity."""
+        """One random orthogonal map per head for queries and keys, of such a size that s estimates scaling · q·k; or the identity."""
         weight = self.query_map.weight
-        small, large = sorted(weight.shape[1:])
-        if small == large:
-            weight.copy_(torch.eye(large))
+        wide, narrow = weight.shape[1:]
+        if wide == narrow:
+            weight.copy_(torch.eye(wide))
         else:
+            kept = min(1.0, narrow / wide)  # what an orthogonal map keeps of a product, on average
             for head in weight:
-                nn.init.orthogonal_(head, gain=(weight.shape[1] / small) ** 0.5)
+                nn.init.orthogonal_(head, gain=(kept * self._factor()) ** -0.5)
         self.key_map.weight.copy_(weight)
+
+    def _factor(self) -> float:
+        """What the model's factor on q·k is multiplied by."""
+        return 1.0 if self.options.scale == HEAD else (self.head_dim / self.options.feature_dim) ** 0.5
 
     def features_per_head(self) -> int:
         d = self.options.feature_dim
         return 1 + d + d * (d + 1) // 2
 
     def queries(self, q: Tensor, at: At) -> Tensor:
-        return polynomial(self.query_map(q) * at.scale)
+        return polynomial(self.query_map(q) * (at.scale * self._factor()))
 
     def keys(self, k: Tensor, at: At) -> Tensor:
         return polynomial(self.key_map(k))
 
     def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        s = of_q.scale * (q @ self.query_map.weight.to(q.dtype)) @ (k @ self.key_map.weight.to(k.dtype)).mT
+        s = of_q.scale * self._factor() * (q @ self.query_map.weight.to(q.dtype)) @ (k @ self.key_map.weight.to(k.dtype)).mT
         return 1 + s + s.square() / 2
 
 

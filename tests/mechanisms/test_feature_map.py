@@ -10,6 +10,16 @@ from hf_longattn.mechanisms.feature_map import At, LinearMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 
 LINEAR = [name for name in list_mechanisms() if issubclass(mechanism_class(name), LinearMechanism)]
+FORMS = [
+    *((name, {}) for name in LINEAR),
+    ("hedgehog", {"feature_softmax": "joint"}),
+    ("hedgehog", {"feature_softmax": "none"}),
+    ("hedgehog", {"feature_softmax": "halves", "feature_dim": 20}),
+    ("taylor", {"scale": "head_dim"}),
+    ("taylor", {"feature_dim": 24}),
+]
+FORM_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FORMS]
+of_forms = pytest.mark.parametrize(("name", "options"), FORMS, ids=FORM_IDS)
 
 
 def qkv(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -24,14 +34,14 @@ def built(name: str, **options: object) -> LinearMechanism:
     return module.eval()
 
 
-@pytest.mark.parametrize("name", LINEAR)
-def test_steps_equal_the_whole_with_left_padding(name: str) -> None:
+@of_forms
+def test_steps_equal_the_whole_with_left_padding(name: str, options: dict[str, object]) -> None:
     q, k, v = qkv(230)
     mask = torch.ones(3, 230, dtype=torch.bool)
     mask[0, :90] = False
     mask[1, :3] = False
     mask[2, 100:120] = False
-    module = built(name)
+    module = built(name, **options)
     with torch.no_grad():
         whole = module(q, k, v, causal=True, padding_mask=mask)
         state, outs = None, []
@@ -43,11 +53,11 @@ def test_steps_equal_the_whole_with_left_padding(name: str) -> None:
     torch.testing.assert_close(torch.cat(outs, 2), whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@of_forms
 @pytest.mark.parametrize("causal", [False, True])
-def test_many_pieces_equal_one(name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.requires_grad_() for x in qkv(400, torch.float64))
-    module = built(name)
+    module = built(name, **options)
     found = []
     for size in (1, 1 << 30):
         monkeypatch.setattr("hf_longattn.mechanisms.feature_map.PIECE", size)
@@ -57,15 +67,16 @@ def test_many_pieces_equal_one(name: str, causal: bool, monkeypatch: pytest.Monk
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in LINEAR if mechanism_class(name).trains])
-def test_learned_features_get_gradients_as_the_definition_says(name: str) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("name", "options"), [form for form in FORMS if mechanism_class(form[0]).trains])
+def test_learned_features_get_gradients_as_the_definition_says(name: str, options: dict[str, object], causal: bool) -> None:
     q, k, v = qkv(90, torch.float64)
-    module = built(name).double()
+    module = built(name, **options).double()
     torch.manual_seed(3)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     parameters = list(module.parameters())
-    out, expected = module(q, k, v, causal=True), module.reference(q, k, v, causal=True)
+    out, expected = (run(q, k, v, causal=causal, scaling=0.4) for run in (module, module.reference))
     torch.testing.assert_close(out, expected)
     for a, b in zip(torch.autograd.grad(out.sin().sum(), parameters), torch.autograd.grad(expected.sin().sum(), parameters), strict=True):
         torch.testing.assert_close(a, b)
@@ -85,10 +96,72 @@ def test_relu_features_and_scaling() -> None:
     assert torch.allclose(attend(q, k, v, "linear", scaling=0.25), attend(q, k, v, "linear"), atol=1e-6), "D^-0.5 is the default"
 
 
-def test_hedgehog_begins_as_the_softmax_of_the_head_and_its_negative() -> None:
+def features_as_printed(form: str, x: Tensor, weight: Tensor) -> Tensor:
+    """φ of vectors ``(N, D)`` with W ``(D, F)``, feature by feature."""
+    rows = []
+    for token in x:
+        ups = torch.stack([(weight[:, f] * token).sum().exp() for f in range(weight.shape[1])])
+        downs = torch.stack([(-(weight[:, f] * token).sum()).exp() for f in range(weight.shape[1])])
+        rows.append({
+            "none": torch.cat((ups, downs)),
+            "joint": torch.cat((ups, downs)) / (ups.sum() + downs.sum()),
+            "halves": torch.cat((ups / ups.sum(), downs / downs.sum())),
+        }[form])  # fmt: skip
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("form", ["halves", "joint", "none"])
+def test_hedgehog_features_are_those_of_the_sources(form: str, causal: bool) -> None:
+    q, k, v = (3 * x[:1, :1] for x in qkv(12, torch.float64))
+    module = build_mechanism("hedgehog", num_heads=1, head_dim=16, feature_softmax=form).double()
+    torch.nn.init.normal_(module.query_map.weight, std=0.3)
+    torch.nn.init.normal_(module.key_map.weight, std=0.3)
+    phi_q, phi_k = (features_as_printed(form, x[0, 0], m.weight[0]) for x, m in ((q, module.query_map), (k, module.key_map)))
+    for i, row in enumerate(module(q, k, v, causal=causal)[0, 0]):
+        seen = range(i + 1 if causal else 12)
+        total = sum((phi_q[i] @ phi_k[j]) * v[0, 0, j] for j in seen)
+        torch.testing.assert_close(row, total / sum(phi_q[i] @ phi_k[j] for j in seen), atol=1e-12, rtol=1e-12)
+
+
+def test_hedgehog_follows_the_authors_code_unless_told_otherwise() -> None:
     q, _, _ = qkv(20)
-    features = built("hedgehog").queries(q, At(0.25))
-    torch.testing.assert_close(features, torch.cat((q, -q), -1).softmax(-1))
+    for options, expected in (
+        ({}, torch.cat((q.softmax(-1), (-q).softmax(-1)), -1)),
+        ({"feature_softmax": "joint"}, torch.cat((q, -q), -1).softmax(-1)),
+    ):
+        torch.testing.assert_close(built("hedgehog", **options).queries(q, At(0.25)), expected)
+
+
+def test_large_keys_do_not_overflow_exponential_features() -> None:
+    q, k, v = (x.clone() for x in qkv(40))
+    k[:, :, 20] *= 200
+    for form in ("halves", "joint", "none"):
+        module = built("hedgehog", feature_softmax=form)
+        torch.testing.assert_close(module(q, k, v), module.reference(q, k, v).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_taylor_is_the_kernel_of_based(causal: bool) -> None:
+    """Arora et al.: 1, x / d^¼ and x ⊗ x / √(2 d) of projected vectors x of d coordinates."""
+    q, k, v = (x[:1, :1] for x in qkv(14, torch.float64))
+    module = build_mechanism("taylor", num_heads=1, head_dim=16, feature_dim=6).double()
+    torch.nn.init.normal_(module.key_map.weight)
+
+    def features(x: Tensor) -> Tensor:
+        return torch.cat([torch.ones(1, dtype=x.dtype), x / 6**0.25, torch.outer(x, x).flatten() / (2 * 6) ** 0.5])
+
+    phi_q, phi_k = ([features(x) for x in (y @ m.weight[0])[0, 0]] for y, m in ((q, module.query_map), (k, module.key_map)))
+    weights = torch.stack([torch.stack([a @ b for b in phi_k]) for a in phi_q])
+    weights = weights.tril() if causal else weights
+    torch.testing.assert_close(module(q, k, v, causal=causal)[0, 0], weights / weights.sum(-1, keepdim=True) @ v[0, 0])
+
+
+@pytest.mark.parametrize("feature_dim", [8, 16, 24])
+def test_both_scales_of_taylor_estimate_the_same_scores_at_first(feature_dim: int) -> None:
+    q, k, v = qkv(30, torch.float64)
+    found = [built("taylor", feature_dim=feature_dim, scale=scale).double()(q, k, v, scaling=0.7) for scale in ("feature_dim", "head_dim")]
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
 
 
 def test_taylor_without_projection_is_the_polynomial_of_the_scores() -> None:

@@ -15,7 +15,17 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("features", ["linear", "linear:feature_map=relu", "taylor:feature_dim=8", "hedgehog:feature_dim=24"])
+@pytest.mark.parametrize(
+    "features",
+    [
+        "linear",
+        "linear:feature_map=relu",
+        "taylor:feature_dim=8",
+        "taylor:scale=head_dim",
+        "hedgehog:feature_dim=24",
+        "hedgehog:feature_softmax=joint",
+    ],
+)
 def test_every_feature_map_equals_the_definition(features: str, causal: bool) -> None:
     q, k, v = inputs()
     for scaling in (None, 0.5):
@@ -68,6 +78,7 @@ def test_the_features_stand_in_a_configuration() -> None:
         ({"features": "window"}, "no features that can be summed"),
         ({"features": "taylor:feature_dim=7"}, "feature_dim"),
         ({"features": "tailor"}, "taylor"),
+        ({"features": "hedgehog:feature_softmax=none"}, "hedgehog:feature_softmax=none.*no features that can be summed"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, object], sentence: str) -> None:
