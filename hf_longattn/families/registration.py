@@ -1,4 +1,5 @@
-"""Enter the backend, configs, models and tokenizers into transformers' own tables, when those come into being.
+"""Enter the backend, configs, models and tokenizers into transformers' own tables, and what adapters are put on into peft's, when those
+come into being.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only when they are asked for. So nothing is
 imported for the sake of registering: each entry is made at the end of the import of the table it belongs to (at once, where that has
@@ -67,11 +68,20 @@ def register_attention() -> None:
     importlib.import_module("hf_longattn.backend")
 
 
+def register_adapters() -> None:
+    """Every recipe of peft chooses for a Long model the modules that it chooses for the base."""
+    constants = vars(sys.modules["peft.utils.constants"])
+    for table in [value for name, value in constants.items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]:
+        for base in family_names(table):
+            table.setdefault(f"long_{base}", table[base])
+
+
 TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
     "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
     "transformers.modeling_utils": register_attention,
+    "peft.utils.constants": register_adapters,
 }
 
 

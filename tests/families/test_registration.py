@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 import hf_longattn.families as families
-from tests.reference.small_models import BASES, long_config, plain_config
+from tests.reference.small_models import BASES, long_config, long_model, plain_config, plain_model
 from tests.trained import tokenizer_of
 
 
@@ -90,3 +90,31 @@ def test_a_config_imports_its_own_family_and_no_compiler() -> None:
         "print([name in sys.modules for name in ('hf_longattn.families.bert', 'hf_longattn.families.llama', 'torch._dynamo')])"
     )
     assert in_a_new_process(code) == "[True, False, False]"
+
+
+@pytest.mark.parametrize("order", ["import hf_longattn, peft", "import peft, hf_longattn"])
+def test_every_recipe_of_peft_knows_the_long_types(order: str) -> None:
+    code = f"""{order}
+from peft.utils import constants
+from hf_longattn.families import FAMILIES
+tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING")]
+print(len(tables) > 20, all(table.get("long_" + base) == table.get(base) for table in tables for base in FAMILIES))
+"""
+    assert in_a_new_process(code) == "True True"
+
+
+def test_peft_is_not_imported_for_it() -> None:
+    assert in_a_new_process("import sys, hf_longattn; print('peft' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("recipe", ["LoraConfig", "IA3Config"])
+@pytest.mark.parametrize("base", BASES)
+def test_a_recipe_without_target_modules_adapts_what_it_adapts_in_the_base(base: str, recipe: str) -> None:
+    peft = pytest.importorskip("peft")
+    chosen = []
+    for model in (plain_model(base), long_model(base, None, {"mechanism": "longformer", "window": 16})):
+        try:
+            chosen.append(sorted(peft.get_peft_model(model, getattr(peft, recipe)()).targeted_module_names))
+        except ValueError as error:  # peft has no recipe for this base
+            chosen.append([str(error).partition(":")[0]])
+    assert chosen[0] == chosen[1]
