@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_longattn.families.token_globals import takes_globals, token_rule
 from hf_longattn.training import QACollator, QAFormat, encode_qa, n_best_spans
 
 
@@ -40,6 +42,8 @@ class QAReader:
         max_answer_tokens: int = 30,
         null_threshold: float | None = None,
     ) -> None:
+        if form.global_question and (token_rule(model) is not None or not takes_globals(model)):  # it marks them itself, or has none
+            form = dataclasses.replace(form, global_question=False)
         self.name, self.model, self.tokenizer, self.form, self.seed = name, model.eval(), tokenizer, form, seed
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.null_threshold = max_answer_tokens, null_threshold
@@ -77,5 +81,5 @@ def windows(max_length: int = 512, stride: int = 128) -> QAFormat:
 
 
 def whole(max_length: int) -> QAFormat:
-    """The whole document, up to ``max_length``; the question's tokens are global."""
+    """The whole document, up to ``max_length``; the question's tokens are global in models that have global tokens."""
     return QAFormat(max_length, global_question=True)

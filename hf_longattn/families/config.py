@@ -27,6 +27,10 @@ class LongConfig(_Base):
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
 
+    question_separator_id: in a model that answers questions, the token that stands between the question and the document. Every token before
+        the document is global then, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the mechanisms' options.
+        Conversion and ``train_qa`` set it from the tokenizer (:func:`hf_longattn.families.token_globals.question_separator`).
+
     extended_from: what the config of the short model said where this one differs, so that the way back is known
         (:func:`hf_longattn.revert_checkpoint`); kept by itself.
 
@@ -43,6 +47,9 @@ class LongConfig(_Base):
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
         position_extension: str
+        question_separator_id: int | None
+    else:
+        question_separator_id = None
 
     def __init_subclass__(cls, view: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -57,6 +64,8 @@ class LongConfig(_Base):
     def __post_init__(self, **kwargs: Any) -> None:
         chosen: Any = kwargs.pop("long_attention", None) or self.default_attention()
         self.position_extension = kwargs.pop("position_extension", "tile")
+        if (separator := kwargs.pop("question_separator_id", None)) is not None:
+            self.question_separator_id = separator
         if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which the model is not saved with
             kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
         super().__post_init__(**kwargs)

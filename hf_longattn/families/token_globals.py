@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.utils import logging
 
 from ..errors import MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.token_rules import TokenRule
 
+logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
+
+LONGEST_QUESTION = 512
+"""Tokens of a first text that is longer than the second, beyond which it is taken for the document in the question's place."""
+
 
 def token_rule(model: nn.Module) -> TokenRule | None:
-    """The one rule by which the layers of ``model`` choose global tokens by their ids, its separator filled in from the config.
+    """The one rule by which the layers of ``model`` choose global tokens by their ids, its separators filled in from the config.
 
     Raises:
         OptionError: layers with different rules, or a segment without a separator.
     """
     takers = [module for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals]
+    config = getattr(model, "config", None)
+    question = getattr(config, "question_separator_id", None) if takers else None
     rules = {module.token_rule for module in takers}
     if rules <= {None}:
-        return None
+        return None if question is None else TokenRule(fixed_globals(takers), question_separator=question)
     if len(rules) > 1:
         raise OptionError(
             "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
@@ -30,7 +40,50 @@ def token_rule(model: nn.Module) -> TokenRule | None:
         )
     rule = rules.pop()
     assert rule is not None
-    return rule.with_separator(getattr(getattr(model, "config", None), "sep_token_id", None))
+    return dataclasses.replace(rule.with_separator(getattr(config, "sep_token_id", None)), question_separator=question)
+
+
+def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
+    """The positions that are global in any of the mechanisms or their members, whatever the text."""
+    parts = [part for mechanism in mechanisms for part in mechanism.modules() if isinstance(part, Mechanism)]
+    return tuple(sorted({position for part in parts for position in getattr(part.options, "global_tokens", ())}))
+
+
+def takes_globals(model: nn.Module) -> bool:
+    """Whether any layer of ``model`` takes global tokens."""
+    return any(isinstance(module, Mechanism) and module.takes_globals for module in model.modules())
+
+
+def question_separator(tokenizer: Any) -> int | None:
+    """The special token that ``tokenizer`` puts between a question and a document; ``None`` where it puts none by which the document's
+    beginning could be told (GPT-2, Llama).
+
+    Args:
+        tokenizer: of transformers; the question is the first of the two texts.
+    """
+    ids = list(tokenizer("a", "b")["input_ids"])
+    document = list(tokenizer("b", add_special_tokens=False)["input_ids"])
+    first = max((place for place in range(len(ids)) if document and ids[place : place + len(document)] == document), default=0)
+    if not first or ids[first - 1] not in tokenizer.all_special_ids:
+        return None
+    row = torch.tensor([ids])
+    question = TokenRule(question_separator=ids[first - 1]).question(row, torch.ones_like(row, dtype=torch.bool))
+    return ids[first - 1] if int(question.sum()) == first else None
+
+
+def carry_question(model: nn.Module, tokenizer: Any) -> bool:
+    """Let ``model`` take the question of a question and a document for global by itself, now and when it is loaded again.
+
+    Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by their ids already.
+
+    Returns:
+        Whether the model chooses; ``False`` for one without global tokens, and where the tokenizer separates the two texts by nothing.
+    """
+    if not takes_globals(model):
+        return False
+    if token_rule(model) is None:
+        model.config.question_separator_id = question_separator(tokenizer)  # type: ignore[union-attr]
+    return token_rule(model) is not None
 
 
 def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -55,4 +108,18 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
     real = torch.ones_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.bool()
+    if rule.question_separator is not None and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        _warn_of_order(rule.question(ids, real), real)
     return rule.mask(ids, real).long()
+
+
+def _warn_of_order(question: Tensor, real: Tensor) -> None:
+    """A first text that is long, and longer than the second, is hardly the question."""
+    if question.shape[-1] <= LONGEST_QUESTION:
+        return
+    counts = question.sum(-1)
+    if bool(((counts > LONGEST_QUESTION) & (2 * counts > real.sum(-1))).any()):
+        logger.warning_once(
+            "The first of the two texts is taken for the question, whose tokens are all global, but it is longer than the document; "
+            "call tokenizer(question, document), or pass global_attention_mask (batch, tokens) with 1 for global tokens."
+        )

@@ -16,7 +16,18 @@ from ..mechanisms import mechanism_class
 from ..naming import TAGS
 from .inheritance import check_metadata, inherited_metadata, source_card, with_inherited
 from .results import MeasuredResult
-from .usage import ADAPTER, SENTENCE_MODULES, class_to_load, generic_usage, head_of, remote_usage, sentence_usage, tokens_of, usage
+from .usage import (
+    ADAPTER,
+    SENTENCE_MODULES,
+    class_to_load,
+    generic_usage,
+    head_of,
+    marks_question,
+    remote_usage,
+    sentence_usage,
+    tokens_of,
+    usage,
+)
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = "conversion_report.json"
@@ -106,7 +117,14 @@ def model_card(
         is_long=attention is not None,
         usage=generic_usage(config, called)
         or (sentence_usage(called) if sentences else None)
-        or usage(loaded, called, length, is_long=attention is not None, takes_globals=_takes_globals(attention), adapted=adapted),
+        or usage(
+            loaded,
+            called,
+            length,
+            is_long=attention is not None,
+            takes_globals=_takes_globals(attention) and not marks_question(config),
+            adapted=adapted,
+        ),
         remote_usage=remote_usage(folder, config, called, length) if attention is not None and config.get("auto_map") else "",
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
         checks=report.get("checks", []),

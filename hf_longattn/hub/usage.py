@@ -149,7 +149,7 @@ def usage(
 
     Args:
         is_long: whether it is one of this package's models.
-        takes_globals: whether its attention takes global tokens.
+        takes_globals: whether its attention takes global tokens that the call has to mark.
         trusts_code: load it with the code that lies beside it, without this package.
         adapted: put the adapter on it that stands in its folder.
     """
@@ -172,6 +172,11 @@ def usage(
     return re.sub(r"\n{3,}", "\n\n", code).strip()
 
 
+def marks_question(config: dict[str, Any]) -> bool:
+    """Whether the model finds the question's tokens by itself, so that no mask has to be given."""
+    return config.get("question_separator_id") is not None
+
+
 def generic_usage(config: dict[str, Any], name: str) -> str | None:
     """The same of a plain class with mechanisms beside it; ``None`` for other models."""
     if "long_attention" not in config or config["model_type"].startswith("long_"):
@@ -183,7 +188,7 @@ def generic_usage(config: dict[str, Any], name: str) -> str | None:
 def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | None = None) -> str:
     """The section of a card that says how to load a model whose code lies beside it, where this package is not installed."""
     architecture = class_to_load(folder, (config.get("architectures") or ["AutoModel"])[0])
-    takes_globals = mechanism_class(config["long_attention"]["mechanism"]).takes_globals
+    takes_globals = mechanism_class(config["long_attention"]["mechanism"]).takes_globals and not marks_question(config)
     limit = length or tokens_of(config)
     adapted = (folder / ADAPTER).is_file()
     code = usage(architecture, name, limit, is_long=True, takes_globals=takes_globals, trusts_code=True, adapted=adapted)

@@ -20,8 +20,11 @@ class TokenRule:
         attention on all question tokens"), the separator itself is not among them.
     second_segment: the tokens from the first one after the separators that end the first segment to the end, closing separators included.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
+    question_separator: the id that ends the question of a question and a document. All tokens before the document are global then, the
+        separators that end the question among them (one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's), in place of
+        the positions.
 
-    A sequence without a separator has neither segment.
+    A sequence without a separator has neither segment, and one in which nothing follows it has no question.
     """
 
     positions: tuple[int, ...] = ()
@@ -29,6 +32,7 @@ class TokenRule:
     first_segment: bool = False
     second_segment: bool = False
     separator: int | None = None
+    question_separator: int | None = None
 
     @property
     def segments(self) -> bool:
@@ -53,6 +57,9 @@ class TokenRule:
     def mask(self, ids: Tensor, real: Tensor) -> Tensor:
         """The global tokens ``(B, N)`` bool of ``ids (B, N)``, of which ``real (B, N)`` bool are no padding."""
         chosen = at_positions(self.positions, real)
+        if self.question_separator is not None:
+            question = self.question(ids, real)
+            chosen = question | (chosen & ~question.any(-1, keepdim=True))
         if self.token_ids:
             chosen = chosen | torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
         if self.segments:
@@ -63,6 +70,12 @@ class TokenRule:
             if self.second_segment:
                 chosen = chosen | ((after & ~ends).cumsum(-1) > 0)
         return chosen & real
+
+    def question(self, ids: Tensor, real: Tensor) -> Tensor:
+        """The tokens before the document ``(B, N)`` bool; none in a row without a document."""
+        ends = (ids == self.question_separator) & real
+        document = ((ends.cumsum(-1) > 0) & ~ends & real).cumsum(-1) > 0
+        return ~document & document.any(-1, keepdim=True) & real
 
 
 def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.families.token_globals import carry_question, takes_globals
 from hf_longattn.training import corpus, course
 from hf_longattn.training.docstring_qa import build_docstring_qa
 from hf_longattn.training.lookup import Filler
@@ -116,12 +118,22 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: QASettings) -> QAFormat:
-    """Return how documents become inputs of this model."""
+    """Return how documents become inputs of this model; its config is told which tokens are global, so that it reads as it was trained.
+
+    Raises:
+        OptionError: the question is to be global in a model without global tokens.
+    """
     positions = PositionRange.of(model)
     longest = positions.count if positions else getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
     length = min(settings.max_length or longest, longest)
-    is_long = hasattr(model.config, "long_attention")
-    return QAFormat(length, global_question=is_long if settings.global_question is None else settings.global_question)
+    if settings.global_question is False:
+        if getattr(model.config, "question_separator_id", None) is not None:
+            model.config.question_separator_id = None
+        return QAFormat(length)
+    chosen_by_model = carry_question(model, tokenizer)
+    if settings.global_question and not takes_globals(model):
+        raise OptionError(f"global_question was asked for, but no layer of {settings.model!r} takes global tokens; leave it out")
+    return QAFormat(length, global_question=bool(settings.global_question) and not chosen_by_model)
 
 
 def _curriculum(settings: QASettings) -> Curriculum:
@@ -138,7 +150,7 @@ def _training_data(settings: QASettings, tokenizer: PreTrainedTokenizerBase, for
     columns = ["id", "question", "context", "answers"]
     records = datasets.concatenate_datasets([part.select_columns(columns) for part in parts]) if parts else None
     if settings.epochs is not None and records is not None:
-        windows = QAFormat(form.max_length, None if form.global_question else settings.stride, form.global_question)
+        windows = dataclasses.replace(form, stride=settings.stride)
         return GroupedFeatures(records, tokenizer, windows, settings.tokens_per_step, settings.seed)
     filler = None
     if "lookup" in settings.data:

@@ -21,7 +21,11 @@ class QASettings(RunSettings):
     split: str = setting("train", "Split to train on, where the data have several.")
     max_length: int | None = setting(None, "Longest input in tokens; default: what the model takes.")
     stride: int = setting(128, "Tokens shared by the windows that a document too long for the model is cut into (files).")
-    global_question: bool | None = setting(None, "Make the question's tokens global; default: yes for long models.")
+    global_question: bool | None = setting(
+        None,
+        "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates question and "
+        "document, so that the saved model finds them by itself. Without such a separator, inference needs global_attention_mask too.",
+    )
     crop: list[int] = setting(
         [], "Two numbers: train on stretches of so many tokens, shortest and longest, cut at random around the answer."
     )

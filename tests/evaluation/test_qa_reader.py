@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn import build_mechanism
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.training.tokenizer import train_tokenizer
 
@@ -22,13 +23,14 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 class PointsAt(nn.Module):
-    """Scores the given words' tokens highest; remembers its inputs."""
+    """Scores the given words' tokens highest; remembers its inputs. Its attention has global tokens."""
 
     device = torch.device("cpu")
 
     def __init__(self, ids: list[int]) -> None:
         super().__init__()
         self.ids, self.seen = ids, []
+        self.attention = build_mechanism("longformer", num_heads=1, head_dim=4)
 
     def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
         self.seen.append(inputs)
@@ -47,6 +49,16 @@ def test_formats(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBa
     assert ("global_attention_mask" in model.seen[0]) == (form == "whole")
     assert max(rows for rows, _ in lengths) == (3 if form == "windows" else 1)
     assert "start_positions" not in model.seen[0]
+
+
+def test_a_model_that_marks_the_question_or_has_no_global_tokens_is_given_no_mask(tokenizer: PreTrainedTokenizerBase) -> None:
+    marking = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
+    marking.config = SimpleNamespace(question_separator_id=tokenizer.sep_token_id)  # type: ignore[assignment]
+    without = PointsAt(marking.ids)
+    without.attention = build_mechanism("window", num_heads=1, head_dim=4)
+    for model in (marking, without):
+        QAReader("row", model, tokenizer, whole(2048)).answer(RECORD)  # type: ignore[arg-type]
+        assert "global_attention_mask" not in model.seen[0]
 
 
 def test_threshold_refuses(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForQuestionAnswering, PreTrainedTokenizerBase
+from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, PreTrainedTokenizerBase
 
+from hf_longattn import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.course import LOG_NAME
 from hf_longattn.training.lookup import Filler, LookupShape, make_document
@@ -58,6 +59,24 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     saved = BertForQuestionAnswering.from_pretrained(out)
     assert saved.dtype == torch.float16
     assert set(saved.state_dict()) == set(BertForQuestionAnswering.from_pretrained(checkpoint).state_dict())
+
+
+@pytest.mark.parametrize(("wanted", "carried"), [(None, True), (True, True), (False, False)])
+def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool) -> None:
+    convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
+    settings = QASettings(str(tmp_path / "long"), str(tmp_path / "out"), [data], max_steps=1, global_question=wanted, **FAST)
+    finetune_qa(settings)
+    saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert (saved.config.question_separator_id is not None) == carried
+
+
+def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_path: Path) -> None:
+    convert_checkpoint(checkpoint, tmp_path / "long", mechanism="window", window=16, max_length=700, verify=False)
+    settings = QASettings(str(tmp_path / "long"), str(tmp_path / "out"), [data], max_steps=1, **FAST)
+    finetune_qa(settings)
+    settings.global_question = True
+    with pytest.raises(OptionError, match="no layer of .* takes global tokens"):
+        finetune_qa(settings)
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:

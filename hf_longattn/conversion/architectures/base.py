@@ -21,7 +21,14 @@ __all__ = ["Architecture", "attached_mechanisms", "attached_memory"]
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
 """Fields of a config that say whose it is."""
-OWN_FIELDS = ("long_attention", "decoder_long_attention", "position_extension", "max_decoder_position_embeddings", "extended_from")
+OWN_FIELDS = (
+    "long_attention",
+    "decoder_long_attention",
+    "position_extension",
+    "question_separator_id",
+    "max_decoder_position_embeddings",
+    "extended_from",
+)
 """Fields that only a Long config has."""
 
 

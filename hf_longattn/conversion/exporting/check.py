@@ -31,6 +31,9 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     ids = torch.where(mask, ids, config.pad_token_id or 0)
     if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder look for where it ends
         ids = ids.masked_fill(ids == config.eos_token_id, min(5, config.vocab_size - 1)).scatter(1, real - 1, config.eos_token_id)
+    separator = getattr(config, "question_separator_id", None)
+    if separator is not None and length > 2:  # a question, whose tokens the graph has to find
+        ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     made = {"input_ids": ids, "attention_mask": mask.long()}
     if "token_type_ids" in names:
         made["token_type_ids"] = torch.zeros_like(ids)

@@ -10,8 +10,11 @@ from ...errors import OptionError, PositionError
 from ...mechanisms.options import RELATIVE
 from ..architectures.base import Architecture
 
-__all__ = ["ALIBI", "decoder_choice", "relative_choices", "resolve_attention", "with_alibi"]
+__all__ = ["ALIBI", "decoder_choice", "needs_separator", "relative_choices", "resolve_attention", "with_alibi", "with_separator"]
 
+SEGMENTS = ("global_first_segment", "global_second_segment")
+"""Options by which a whole segment is global."""
+SEPARATOR = "separator_token_id"
 ALIBI = "alibi"
 """The relative positions that take the place of a position table, and the rule for positions that says so."""
 
@@ -90,3 +93,23 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
             one[RELATIVE] = ALIBI
     changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
     return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})
+
+
+def needs_separator(attention: LongAttentionConfig) -> bool:
+    """Whether a segment is global somewhere in the attention, but nothing says which token ends it."""
+    return with_separator(attention, 0).to_dict() != attention.to_dict()
+
+
+def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
+    """The same attention with ``separator`` wherever a segment is global and nothing says which token ends it."""
+    if attention.options.get(SEPARATOR) is not None:
+        return attention
+
+    def completed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            inside = {name: completed(one) for name, one in value.items()}
+            lacking = any(inside.get(name) for name in SEGMENTS) and inside.get(SEPARATOR) is None
+            return {**inside, SEPARATOR: separator} if lacking else inside
+        return [completed(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return LongAttentionConfig.from_dict(completed(attention.to_dict()))

@@ -9,6 +9,7 @@ import torch
 
 from ...configuration import LongAttentionConfig
 from ...families.own_windows import own_windows, with_own_windows
+from ...families.token_globals import question_separator, takes_globals
 from ...positions import DROPPED
 from ...positions.relative import relative_kind
 from ..architectures.families import find_architecture
@@ -18,8 +19,9 @@ from ..files.staging import check_destination
 from ..quiet import quiet_libraries
 from ..sources.base import Source
 from ..sources.opening import open_source
+from ..text import load_tokenizer
 from .adapter import check_adapter
-from .attention import ALIBI, decoder_choice, relative_choices, resolve_attention, with_alibi
+from .attention import ALIBI, decoder_choice, needs_separator, relative_choices, resolve_attention, with_alibi, with_separator
 from .dtypes import parse_dtype
 from .generic import plan_generic
 from .lengths import decoder_length, text_length
@@ -100,6 +102,12 @@ def plan_conversion(
     decoder_attention = decoder_choice(architecture, decoder_long_attention)
     alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
     attention.check_layers(getattr(base, alone))
+    answers = architecture.source_class.endswith("ForQuestionAnswering") and adopted is None
+    unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
+    tokenizer = load_tokenizer(opened.folder) if answers or unseparated else None
+    separator = None if tokenizer is None else question_separator(tokenizer)
+    if unseparated and separator is not None:
+        attention = with_separator(attention, separator)
 
     moves = moved_tensors(opened, architecture)
     tables = {one.target: table for one in moves if one.target and (table := architecture.family.table(one.target)) is not None}
@@ -118,6 +126,8 @@ def plan_conversion(
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
+    if answers and takes_globals(skeleton):  # the question sees the whole document, and the whole document the question
+        config.question_separator_id = separator
     if opened.adapter is not None:
         check_adapter(opened.adapter, architecture, skeleton)
 

@@ -1,0 +1,145 @@
+"""A model that answers questions finds the question's tokens by itself: everything before the document is global."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from hf_longattn import list_mechanisms
+from hf_longattn.families.token_globals import carry_question, question_separator, token_rule
+from hf_longattn.mechanisms.registry import mechanism_class
+from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model
+
+SEPARATOR, PADDING = 2, 1
+LENGTH = 48
+ANSWERING = [(base, head) for base, head in HEADS if head.endswith("ForQuestionAnswering")]
+TAKING = [name for name in list_mechanisms() if mechanism_class(name).takes_globals]
+LONGFORMER = {"mechanism": "longformer", "window": 8}
+
+
+def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Two rows, one of them padded on ``side``, and which of their tokens stand before the document."""
+    torch.manual_seed(0)
+    ids = torch.randint(3, 60, (2, LENGTH))
+    mask, before = torch.ones_like(ids), torch.zeros_like(ids)
+    for row, (start, stop, question) in enumerate([(0, LENGTH, 6), (9, LENGTH, 4) if side == "left" else (0, LENGTH - 9, 4)]):
+        ids[row, start + question : start + question + separators] = SEPARATOR
+        ids[row, stop - 1] = SEPARATOR
+        mask[row], before[row] = 0, 0
+        mask[row, start:stop], before[row, start : start + question + separators] = 1, 1
+    return {"input_ids": ids.masked_fill(mask == 0, PADDING), "attention_mask": mask}, before
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("separators", [1, 2])
+@pytest.mark.parametrize("mechanism", TAKING)
+def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int, side: str) -> None:
+    attention = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
+    model = long_model("bert", "BertForQuestionAnswering", attention)
+    inputs, before = question_and_document(separators, side)
+    with torch.no_grad():
+        marked = model(**inputs, global_attention_mask=before)
+        unset = model(**inputs)
+        model.config.question_separator_id = SEPARATOR
+        found = model(**inputs)
+        first_only = torch.zeros_like(before).index_fill(1, torch.tensor([0]), 1)
+        chosen = [model(**inputs, global_attention_mask=first_only) for model.config.question_separator_id in (None, SEPARATOR)]
+    assert torch.equal(found.start_logits, marked.start_logits)
+    assert not torch.equal(found.start_logits, unset.start_logits)
+    assert torch.equal(chosen[0].start_logits, chosen[1].start_logits)  # a mask that is given has the last word
+
+
+@pytest.mark.parametrize(("base", "head"), ANSWERING, ids=[head for _, head in ANSWERING])
+def test_every_head_reads_it_from_its_config(base: str, head: str, tmp_path: Any) -> None:
+    model = long_model(base, head, LONGFORMER)
+    inputs, before = question_and_document(2, "right")
+    model.config.question_separator_id = SEPARATOR
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found, marked = loaded(**inputs), model(**inputs, global_attention_mask=before)
+    assert torch.equal(found.start_logits, marked.start_logits)
+
+
+def test_without_a_document_nothing_but_the_fixed_positions_is_global() -> None:
+    model = long_model("bert", "BertForQuestionAnswering", {**LONGFORMER, "global_tokens": (0, 3)})
+    ids = torch.randint(3, 60, (1, LENGTH))
+    ids[0, -1] = SEPARATOR
+    with torch.no_grad():
+        plain = model(ids).start_logits
+        model.config.question_separator_id = SEPARATOR
+        assert torch.equal(model(ids).start_logits, plain)
+
+
+def test_what_has_no_global_tokens_is_left_alone() -> None:
+    model = long_model("bert", "BertForQuestionAnswering", {"mechanism": "window", "window": 8})
+    assert not carry_question(model, pairs("[CLS] $A [SEP] $B [SEP]"))
+    assert model.config.question_separator_id is None
+    model.config.question_separator_id = SEPARATOR
+    assert token_rule(model) is None
+
+
+def test_a_rule_of_the_mechanism_s_own_is_kept() -> None:
+    attention = {**LONGFORMER, "global_first_segment": True, "separator_token_id": SEPARATOR}
+    model = long_model("bert", "BertForQuestionAnswering", attention)
+    assert carry_question(model, pairs("[CLS] $A [SEP] $B [SEP]"))
+    assert model.config.question_separator_id is None
+
+
+def test_the_config_says_nothing_where_nothing_is_known() -> None:
+    assert "question_separator_id" not in long_config("bert", LONGFORMER).to_diff_dict()
+
+
+def pairs(template: str | None) -> PreTrainedTokenizerFast:
+    special = {"[CLS]": 0, "[PAD]": 1, "[SEP]": 2}
+    backend = Tokenizer(models.WordLevel({**special, "a": 3, "b": 4, "[UNK]": 5}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if template is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A", pair=template, special_tokens=[(name, number) for name, number in special.items() if name in template]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize(
+    ("template", "separator"),
+    [
+        ("[CLS] $A [SEP] $B [SEP]", 2),  # BERT, ALBERT, ELECTRA, DeBERTa, ModernBERT
+        ("[CLS] $A [SEP] [SEP] $B [SEP]", 2),  # RoBERTa, BART, MPNet
+        ("$A [SEP] $B [SEP]", 2),  # T5
+        ("$A $B", None),  # GPT-2
+        ("[CLS] $A [CLS] $B", None),  # Llama: the token between them is also the first
+        (None, None),
+    ],
+)
+def test_the_separator_is_the_tokenizer_s(template: str | None, separator: int | None) -> None:
+    assert question_separator(pairs(template)) == separator
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    messages: list[str] = []
+    monkeypatch.setattr(logging.get_logger("transformers.hf_longattn"), "warning_once", messages.append)
+    yield messages
+
+
+def test_the_document_in_the_question_s_place_is_said(said: list[str]) -> None:
+    model = long_model("bert", "BertForQuestionAnswering", LONGFORMER, max_position_embeddings=1024)
+    model.config.question_separator_id = SEPARATOR
+    for place, expected in ((9, 0), (700, 1)):
+        ids = torch.randint(3, 60, (1, 900))
+        ids[0, place] = SEPARATOR
+        with torch.no_grad():
+            model(ids)
+        assert len(said) == expected
+    assert "tokenizer(question, document)" in said[0]
+
+
+def test_every_base_with_a_question_head_is_tried() -> None:
+    assert {base for base, _ in ANSWERING} <= set(IMPLEMENTATIONS)
