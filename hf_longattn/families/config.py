@@ -27,8 +27,8 @@ class LongConfig(_Base):
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
 
-    question_separator_id: in a model that answers questions, the token that stands between the question and the document. Every token before
-        the document is global then, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the mechanisms' options.
+    question_separator_id: in a model that answers questions, the token that stands between the question and the document. Every token
+        before the document is global then, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
         Conversion and ``train_qa`` set it from the tokenizer (:func:`hf_longattn.families.token_globals.question_separator`).
 
     extended_from: what the config of the short model said where this one differs, so that the way back is known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -123,10 +122,10 @@ def test_the_separator_is_the_tokenizer_s(template: str | None, separator: int |
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     messages: list[str] = []
     monkeypatch.setattr(logging.get_logger("transformers.hf_longattn"), "warning_once", messages.append)
-    yield messages
+    return messages
 
 
 def test_the_document_in_the_question_s_place_is_said(said: list[str]) -> None:
