@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.base import Mechanism, ScoreMod
-from .mechanisms.registry import mechanism_from
+from .mechanisms.registry import has_tensors, mechanism_from
 
 
 def attend(
@@ -107,9 +107,12 @@ def _prepare(
         module = mechanism
     else:
         width = None if hidden_states is None else hidden_states.shape[-1]
-        with torch.random.fork_rng(devices=()):  # the parameters, where it has some, follow the seed
-            torch.manual_seed(seed)
-            module = mechanism_from(mechanism, options, num_heads=q.shape[1], head_dim=q.shape[3], hidden_size=width, max_length=k.shape[2])
+        module = mechanism_from(
+            mechanism, options, num_heads=q.shape[1], head_dim=q.shape[3], hidden_size=width, max_length=k.shape[2],
+            generator=torch.Generator().manual_seed(seed),  # of the CPU, so that parameters are the same on every device
+        )  # fmt: skip
+        if has_tensors(module):
+            module = module.to(q.device)
     module.check_form(causal, "this call")
     if score_mod is not None and not module.takes_score_mod:
         raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")

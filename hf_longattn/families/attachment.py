@@ -16,7 +16,7 @@ from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..memory import AttendingLayer
 from .places import CROSS_MECHANISM, SERVED, AttentionSite, mechanisms_on
-from .projections import copied_parameters
+from .projections import copied_parameters, copy_projections, input_width
 from .sharing import share_parameters
 
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
@@ -81,7 +81,8 @@ def attach_mechanisms(
         max_length = decoder_length if site.decoding else encoder_length
         heads = _first(site.module, HEAD_COUNTS)
         head_dim = _first(site.module, HEAD_DIMS) or _first(site.module, WIDTHS) // heads
-        mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, max_length=max_length)
+        width = input_width(site.module) or _first(site.module, WIDTHS)
+        mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer = site.layer
         causal = bool(site.module.is_causal)
         mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
@@ -89,7 +90,9 @@ def attach_mechanisms(
             _check_projections(site, mechanism, model)
             if _hand_over_input not in site.module._forward_pre_hooks.values():
                 site.module.register_forward_pre_hook(_hand_over_input, with_kwargs=True)
-        site.put(_placed_like(mechanism, site.module))
+        mechanism = _placed_like(mechanism, site.module)
+        copy_projections(site.module, mechanism)
+        site.put(mechanism)
         if causal and not site.cross and pass_cache_layer not in site.module._forward_pre_hooks.values():
             site.module.register_forward_pre_hook(pass_cache_layer, with_kwargs=True)
     share_parameters(model)

@@ -21,12 +21,15 @@ class MemoryTokens(nn.Module):
         self.tokens = nn.Parameter(torch.empty(recursion.memory, hidden_size))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.tokens, std=self.std)
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.tokens, std=self.std, generator=generator)
 
-    def begun(self) -> MemoryTokens:
-        """Others of this shape, drawn anew, on the CPU."""
-        return MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
+    def begun(self, generator: torch.Generator) -> MemoryTokens:
+        """Others of this shape, drawn from ``generator``, on its device."""
+        with torch.device("meta"):
+            drawn = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
+        drawn.to_empty(device=generator.device).reset_parameters(generator)
+        return drawn
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization
 
 from ..backend import BACKEND
 from ..discovery import load_module
 from ..errors import OptionError
-from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
 from ..naming import COPY, PLAIN_BACKEND, TAGS
-from ..positions.relative import RelativePositions
 from .attachment import attach_mechanisms
 from .forward import with_long_arguments
+from .initial_values import initialise, without_values
 from .limits import check_tables, refuse_scoreless
 from .loading import drop_tables, freeze_tables
-from .memory_tokens import MemoryTokens
-from .places import mechanisms_on
-from .projections import copied_parameters
 from .recurrence import new_memory
 from .registry import Family
 from .sharing import separate_parameters, shared_parameters
@@ -121,22 +116,12 @@ class LongAttentionMixin(_Base):
         return base_forward
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Mechanisms, relative positions and memory tokens initialise themselves (``reset_parameters``); everything else is the base's."""
-        super()._init_weights(module)
-        reset = getattr(module, "reset_parameters", None) if isinstance(module, Mechanism | RelativePositions | MemoryTokens) else None
-        if callable(reset):
-            reset()
-
-    @torch.no_grad()
     def initialize_weights(self) -> None:
-        """As the base's; then the parameters of mechanisms that begin as copies of their layer's own, unless they were loaded."""
+        """As the base's; then what the mechanisms and memory tokens add, where it was not loaded."""
+        added = without_values(self)
         super().initialize_weights()
         drop_tables(self, self.family)
-        for module in self.modules():
-            for mechanism in mechanisms_on(module).values():
-                for name, own in copied_parameters(module, mechanism.copies).items():
-                    initialization.copy_(mechanism.get_parameter(name), own(module.get_parameter(own.name)))
+        initialise(self, added)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

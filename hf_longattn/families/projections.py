@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import initialization
 from transformers.pytorch_utils import Conv1D
+
+from ..mechanisms.base import Mechanism
 
 SEPARATE = {
     "query": ("query", "q_proj", "q_lin", "q"),
@@ -99,10 +103,26 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
     return found
 
 
+def input_width(attention: nn.Module) -> int | None:
+    """The width of what an attention module computes its queries from; ``None`` when its projections are not known."""
+    own = own_projections(attention).get("query.weight")
+    if own is None:
+        return None
+    linear = attention.get_submodule(own.name.rpartition(".")[0])
+    return linear.weight.shape[0] if isinstance(linear, Conv1D) else int(linear.in_features)  # type: ignore[arg-type]
+
+
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
     """A mechanism's parameter name -> the layer's own parameter that it begins as, for ``Mechanism.copies``."""
     own = own_projections(attention)
     return {name: own[wanted] for name, wanted in copies.items() if wanted in own}
+
+
+@torch.no_grad()
+def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
+    """Set the parameters of a mechanism that begin as copies of its layer's own, unless transformers has loaded them."""
+    for name, own in copied_parameters(attention, mechanism.copies).items():
+        initialization.copy_(mechanism.get_parameter(name), own(attention.get_parameter(own.name)))
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:

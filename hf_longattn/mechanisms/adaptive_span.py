@@ -81,8 +81,9 @@ class AdaptiveSpan(Mechanism):
         self._longest: tuple[int, float] | None = None
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Every head begins with ``init_span``."""
+        super().reset_parameters(generator)
         first = self.options.init_span
         nn.init.constant_(self.span_fraction, 1.0 if first is None else first / self.options.max_span)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -103,6 +104,26 @@ class Mechanism(nn.Module, ABC):
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
             self.register_forward_pre_hook(_with_relative, with_kwargs=True)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter and buffer, those of relative positions and of members included, to its initial value.
+
+        A mechanism with tensors of its own extends this. Nothing else may give them values: a mechanism that was built without storage
+        and then filled by this method must equal one that was just built, since this is how models are loaded.
+
+        Args:
+            generator: what random values are drawn from, on the tensors' device; by default torch's own generator.
+        """
+        inside: set[int] = set()
+        for part in _parts(self):
+            reset(part, generator)
+            inside |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+        own = next((name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside), None)
+        if own is not None and type(self).reset_parameters is Mechanism.reset_parameters:
+            raise OptionError(
+                f"Mechanism {self.name!r} has tensors of its own ({own}), but nothing that gives them values; "
+                "define reset_parameters(self, generator=None) in its class."
+            )
 
     @abstractmethod
     def forward(
@@ -271,6 +292,21 @@ class Mechanism(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.to_dict().items())
+
+
+def reset(module: Any, generator: torch.Generator | None) -> None:
+    """``module.reset_parameters(generator)``; without the argument where a class from outside does not take it, as torch's own do not."""
+    takes = "generator" in inspect.signature(module.reset_parameters).parameters
+    module.reset_parameters(*([generator] if takes else []))
+
+
+def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
+    """The mechanisms and relative positions directly inside a module, whatever containers they are in."""
+    for child in module.children():
+        if isinstance(child, Mechanism | RelativePositions):
+            yield child
+        else:
+            yield from _parts(child)
 
 
 def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

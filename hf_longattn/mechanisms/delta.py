@@ -86,17 +86,19 @@ class Delta(Mechanism):
         return HeadwiseLinear(self.num_heads, self.head_dim, 1)
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """A ~ U(1, 16) and softplus(b) log-uniform in [0.001, 0.1], as in Mamba2; the projections N(0, 0.02²), maps N(0, 1/D)."""
+        super().reset_parameters(generator)
         for rate in self.rates.values():
-            nn.init.normal_(rate.get_parameter("weight"), std=0.02)
+            nn.init.normal_(rate.get_parameter("weight"), std=0.02, generator=generator)
         if self.options.gate:
-            self.log_a.copy_(torch.empty_like(self.log_a).uniform_(1, 16).log())
-            step = torch.empty_like(self.bias).uniform_(*(math.log(end) for end in STEPS)).exp()
+            drawn = torch.empty_like(self.log_a, dtype=torch.float32)  # rounded once, at the end
+            self.log_a.copy_(drawn.uniform_(1, 16, generator=generator).log())
+            step = torch.empty_like(drawn).uniform_(*(math.log(end) for end in STEPS), generator=generator).exp()
             self.bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
         if self.options.expand > 1:
             for projection in (self.query_map, self.key_map):
-                nn.init.normal_(projection.weight, std=self.head_dim**-0.5)
+                nn.init.normal_(projection.weight, std=self.head_dim**-0.5, generator=generator)
 
     def forward(
         self,

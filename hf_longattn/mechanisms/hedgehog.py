@@ -60,8 +60,9 @@ class Hedgehog(LinearMechanism):
         self.key_map = HeadwiseLinear(num_heads, head_dim, half)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """W is initialised as the identity: the first features are the head's own."""
+        super().reset_parameters(generator)
         for projection in (self.query_map, self.key_map):
             with torch.no_grad():
                 projection.weight.copy_(torch.eye(projection.weight.shape[1], projection.weight.shape[2]))

@@ -92,13 +92,12 @@ class Hybrid(Mechanism):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """γ begins at 0.1, or 0.9 beside a kernel that estimates softmax's terms; the features as their mechanism says."""
+        super().reset_parameters(generator)
         if self.options.mixing is None:
             first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
-        if reset := getattr(self.linear, "reset_parameters", None):
-            reset()
 
     def forward(
         self,

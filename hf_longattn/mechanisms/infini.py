@@ -72,7 +72,8 @@ class Infini(Mechanism):
         self.gate = nn.Parameter(torch.empty(num_heads))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        super().reset_parameters(generator)
         nn.init.constant_(self.gate, GATE)
 
     def forward(

@@ -109,11 +109,12 @@ class Linformer(Mechanism):
             self.shared_by_layers = ("key_projection",)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """A linear projection begins with independent normal entries whose rows of Eᵀ have length 1; a convolution as the mean."""
-        for parameter in self.parameters():
+        super().reset_parameters(generator)
+        for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":
-                nn.init.normal_(parameter, std=self.longest**-0.5)
+                nn.init.normal_(parameter, std=self.longest**-0.5, generator=generator)
             else:
                 nn.init.constant_(parameter, 1 / parameter.shape[-1])
 

@@ -88,11 +88,13 @@ class Longformer(SparseMechanism):
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
             parameters = [f"{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")]
             self.copies = {f"separate.{name}": name for name in parameters}
+            self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw the projections of the global rows anew; inside a model they then become copies of their layer's own."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the projections of the global rows; inside a model they then become copies of their layer's own."""
+        super().reset_parameters(generator)
         if self.options.separate_global:
-            self.separate.reset_parameters()
+            self.separate.reset_parameters(generator)
 
     @property
     def is_mask(self) -> bool:

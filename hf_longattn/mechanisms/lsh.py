@@ -102,10 +102,10 @@ class LSH(BucketedMechanism):
         self.register_buffer("rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the rotations: the same numbers on every device, in every process, after every load."""
-        generator = torch.Generator().manual_seed(self.options.seed)
-        drawn = torch.randn(self.rotations.shape, generator=generator, device="cpu")
+        super().reset_parameters(generator)
+        drawn = torch.randn(self.rotations.shape, generator=torch.Generator().manual_seed(self.options.seed), device="cpu")
         self.rotations.copy_(drawn)
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

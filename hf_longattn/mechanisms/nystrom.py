@@ -80,8 +80,9 @@ class Nystrom(Mechanism):
             """``(H, conv_kernel)``, the convolution of each head's values."""
             self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """The convolution begins at zero, so that it adds nothing."""
+        super().reset_parameters(generator)
         if self.options.conv_kernel is not None:
             nn.init.zeros_(self.conv)
 

@@ -68,11 +68,11 @@ class Performer(LinearMechanism):
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """The first draw; what transformers has loaded is kept."""
-        if not self.projection.is_meta and not getattr(self.projection, "_is_hf_initialized", False):
-            self._draw(0)
-            self.passes = torch.zeros_like(self.passes)
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """The first draw, which follows the option ``seed`` and the layer."""
+        super().reset_parameters(generator)
+        self._draw(0)
+        self.passes = torch.zeros_like(self.passes)
 
     @property
     def layer(self) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 from ..discovery import load_module, module_names
 from ..errors import OptionError, UnknownMechanismError, nearest
-from .base import Mechanism
+from .base import Mechanism, reset
 from .options import RELATIVE, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
@@ -22,6 +26,8 @@ COMPOSED = {
 """Names of the field for what is a setting of mechanisms."""
 PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
+PROTOTYPES = 256
+"""How many prototypes are kept."""
 M = TypeVar("M", bound=type[Mechanism])
 
 
@@ -115,15 +121,19 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
 
 
 def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
-    """A small instance of a mechanism with these options (or their JSON), to ask what it needs: its causal form, its reach, its state."""
+    """A small instance of a mechanism with these options (or their JSON), to ask what it needs: its causal form, its reach, its state.
+
+    It has no storage: its tensors are on the meta device.
+    """
     return _prototype(name, options if isinstance(options, str) else json.dumps(options, sort_keys=True))
 
 
-@cache
+@lru_cache(PROTOTYPES)
 def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
     heads = chosen.telling_heads()
-    return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.telling_length(), chosen)
+    with torch.device("meta"):
+        return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.telling_length(), chosen)
 
 
 def build_mechanism(
@@ -153,7 +163,23 @@ def mechanism_from(
     head_dim: int,
     hidden_size: int | None = None,
     max_length: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Mechanism:
-    """:func:`build_mechanism` with the options in a mapping, as configurations keep them: ``max_length`` may be one of them as well."""
-    cls = mechanism_class(name)
-    return cls(num_heads, head_dim, hidden_size or num_heads * head_dim, max_length, check_options(name, dict(options)))
+    """:func:`build_mechanism` with the options in a mapping, as configurations keep them: ``max_length`` may be one of them as well.
+
+    generator: what random parameters are drawn from, on its device; torch's own generator, which is the default, is then left alone.
+    """
+    cls, checked = mechanism_class(name), check_options(name, dict(options))
+    width = hidden_size or num_heads * head_dim
+    if generator is None:
+        return cls(num_heads, head_dim, width, max_length, checked)
+    with torch.device("meta"):
+        built = cls(num_heads, head_dim, width, max_length, checked)
+    if has_tensors(built):
+        reset(built.to_empty(device=generator.device), generator)
+    return built
+
+
+def has_tensors(module: nn.Module) -> bool:
+    """Whether a module has any parameters or buffers."""
+    return next(itertools.chain(module.parameters(), module.buffers()), None) is not None

@@ -101,13 +101,14 @@ class Routing(BucketedMechanism):
             self.register_buffer("centroids", empty)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Random unit centroids from the seed, or a random router; what transformers has loaded is kept."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Unit centroids that follow the option ``seed``, or a random router."""
+        super().reset_parameters(generator)
         if self.options.router == "learned":
-            nn.init.normal_(self.router, std=self.head_dim**-0.5)
-        elif not getattr(self.centroids, "_is_hf_initialized", False):
-            generator = torch.Generator().manual_seed(self.options.seed)
-            drawn = torch.randn(self.centroids.shape, generator=generator, device="cpu")
+            nn.init.normal_(self.router, std=self.head_dim**-0.5, generator=generator)
+        else:
+            seeded = torch.Generator().manual_seed(self.options.seed)
+            drawn = torch.randn(self.centroids.shape, generator=seeded, device="cpu")
             with torch.no_grad():
                 self.centroids.copy_(F.normalize(drawn, dim=-1))
 

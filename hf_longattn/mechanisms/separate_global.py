@@ -28,10 +28,10 @@ class GlobalProjections(nn.Module):
         self.num_heads, self.head_dim = num_heads, head_dim
         self.query, self.key, self.value = (nn.Linear(hidden_size, num_heads * head_dim) for _ in range(3))
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """As transformers initialises linear layers: N(0, 0.02²) and no bias."""
         for linear in (self.query, self.key, self.value):
-            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.normal_(linear.weight, std=0.02, generator=generator)
             nn.init.zeros_(linear.bias)
 
     def heads(self, x: Tensor) -> Tensor:

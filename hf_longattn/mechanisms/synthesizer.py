@@ -94,10 +94,11 @@ class Synthesizer(Mechanism):
         self.mixing = nn.Parameter(torch.zeros(len(options.variant))) if len(options.variant) > 1 else None
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the kinds' values; all have the same weight in the mixture."""
+        super().reset_parameters(generator)
         for kind in self.parts:
-            kind.reset_parameters()
+            kind.reset_parameters(generator)
         if self.mixing is not None:
             nn.init.zeros_(self.mixing)
 

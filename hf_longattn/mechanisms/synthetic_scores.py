@@ -46,7 +46,7 @@ class SyntheticScores(nn.Module, ABC):
         """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` whose products are the scores; ``None`` where there are none."""
         return None
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the initial values."""
 
 
@@ -68,10 +68,10 @@ class TokenMLP(nn.Module):
         self.first, self.first_bias = nn.Parameter(torch.empty(heads, width, hidden)), nn.Parameter(torch.empty(heads, 1, hidden))
         self.second, self.second_bias = nn.Parameter(torch.empty(heads, columns, hidden)), nn.Parameter(torch.empty(heads, columns))
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Scores of about unit variance for queries of unit variance."""
-        nn.init.normal_(self.first, std=self.first.shape[1] ** -0.5)
-        nn.init.normal_(self.second, std=(self.second.shape[2] / 2) ** -0.5)
+        nn.init.normal_(self.first, std=self.first.shape[1] ** -0.5, generator=generator)
+        nn.init.normal_(self.second, std=(self.second.shape[2] / 2) ** -0.5, generator=generator)
         nn.init.zeros_(self.first_bias)
         nn.init.zeros_(self.second_bias)
 
@@ -92,8 +92,8 @@ class Dense(SyntheticScores):
         super().__init__(sizes)
         self.mlp = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.length)
 
-    def reset_parameters(self) -> None:
-        self.mlp.reset_parameters()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.mlp.reset_parameters(generator)
 
     def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
         return at_columns(self.mlp(q), columns)
@@ -111,9 +111,9 @@ class FactorizedDense(SyntheticScores):
         self.repeated = TokenMLP(sizes.heads, sizes.width, sizes.hidden, math.ceil(sizes.length / sizes.factor))
         self.tiled = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.factor)
 
-    def reset_parameters(self) -> None:
-        self.repeated.reset_parameters()
-        self.tiled.reset_parameters()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        self.repeated.reset_parameters(generator)
+        self.tiled.reset_parameters(generator)
 
     def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
         return at_columns(self.repeated(q), columns // self.sizes.factor) * at_columns(self.tiled(q), columns % self.sizes.factor)
@@ -128,8 +128,8 @@ class Random(SyntheticScores):
         super().__init__(sizes)
         _held(self, "matrix", torch.empty(sizes.heads, sizes.length, sizes.length), sizes.trainable)
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.matrix)
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.matrix, generator=generator)
 
     def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
         return self.matrix.to(q.dtype)[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
@@ -146,9 +146,9 @@ class FactorizedRandom(SyntheticScores):
         for name in ("rows", "columns"):
             _held(self, name, torch.empty(sizes.heads, sizes.length, sizes.rank), sizes.trainable)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         for factor in (self.rows, self.columns):
-            nn.init.normal_(factor, std=self.sizes.rank**-0.25)
+            nn.init.normal_(factor, std=self.sizes.rank**-0.25, generator=generator)
 
     def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
         matrix = self.rows.to(q.dtype) @ self.columns.to(q.dtype).transpose(-1, -2)

@@ -58,8 +58,9 @@ class Taylor(LinearMechanism):
         self.reset_parameters()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """One random orthogonal map per head for queries and keys, of such a size that s estimates scaling · q·k; or the identity."""
+        super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]
         if wide == narrow:
@@ -67,7 +68,8 @@ class Taylor(LinearMechanism):
         else:
             kept = min(1.0, narrow / wide)  # what an orthogonal map keeps of a product, on average
             for head in weight:
-                nn.init.orthogonal_(head, gain=(kept * self._factor()) ** -0.5)
+                drawn = torch.empty_like(head, dtype=torch.float32)  # there is no QR decomposition in half precision
+                head.copy_(nn.init.orthogonal_(drawn, gain=(kept * self._factor()) ** -0.5, generator=generator))
         self.key_map.weight.copy_(weight)
 
     def _factor(self) -> float:

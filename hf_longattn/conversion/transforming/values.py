@@ -18,6 +18,9 @@ from ..files.writing import WEIGHTS, OutputTensor, split_by_size
 from ..planning.plan import ConversionPlan
 from ..planning.result import ResultPlan, TensorPlan
 
+SEED = 0
+"""What the initial values of added parameters are drawn from."""
+
 __all__ = ["added_values", "built_mechanisms", "files_of", "named_values", "source_values"]
 
 
@@ -82,23 +85,22 @@ def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
     """Every mechanism of the result by its name there, with the parameters that it begins with."""
-    found = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
-            found[prefix] = mechanism_from(
-                planned.name,
-                planned.options.to_dict(),
-                num_heads=planned.num_heads,
-                head_dim=planned.head_dim,
-                hidden_size=planned.hidden_size,
-                max_length=planned.max_length,
-            )
+    found, generator = {}, torch.Generator().manual_seed(SEED)
+    for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
+        found[prefix] = mechanism_from(
+            planned.name,
+            planned.options.to_dict(),
+            num_heads=planned.num_heads,
+            head_dim=planned.head_dim,
+            hidden_size=planned.hidden_size,
+            max_length=planned.max_length,
+            generator=generator,
+        )
+        found[prefix].layer = planned.layer
     return found
 
 
 def begun_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
     """The memory tokens of the result by their module's name, as they begin."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {name: one.begun() for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
+    generator = torch.Generator().manual_seed(SEED)
+    return {name: one.begun(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}

@@ -62,8 +62,8 @@ class RelativePositions(nn.Module, ABC):
         """The same for engines: a function of (score, b, h, q_idx, kv_idx), right for distances within ``span``; the queries are the last
         Nq positions of the keys' sequence."""
 
-    def reset_parameters(self) -> None:
-        """Begin without effect."""
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Begin without effect. ``generator`` is what a kind that draws its parameters would draw them from."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 

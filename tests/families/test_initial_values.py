@@ -1,0 +1,233 @@
+"""Whatever a checkpoint lacks of a mechanism is initialised as a new mechanism is, and whatever it has is loaded unchanged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from hf_longattn import enable_long_attention, list_mechanisms
+from hf_longattn.errors import OptionError
+from hf_longattn.families import FAMILIES, initial_values
+from hf_longattn.families.attachment import attention_sites
+from hf_longattn.families.places import CROSS_MECHANISM
+from hf_longattn.families.projections import copied_parameters
+from hf_longattn.families.small import Shape, small_config
+from hf_longattn.mechanisms.base import Mechanism, reset
+from hf_longattn.mechanisms.registry import has_tensors, mechanism_class, prototype
+
+CONVERTED_ONLY = ("nystromformer",)
+"""Their plain checkpoints have other names and are refused; the result of a conversion has every tensor."""
+SIZED = ("linformer", "recurrent_memory")
+"""Their default sizes are larger than these models."""
+RELATIVE = ("t5_buckets", "shaw:clip=4", "transformer_xl")
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, mechanism_class(name).sample) for name in list_mechanisms()),
+    *((name, {}) for name in list_mechanisms() if mechanism_class(name).sample and name not in SIZED),
+    *(("window", {"relative": relative}) for relative in RELATIVE),
+    ("delta", {"gate": False}),
+    ("delta", {"gate": False, "gate_input": "key"}),
+    ("delta", {"gate_input": "key", "expand": 2}),
+    ("hybrid", {"mixing": 0.5}),
+    ("hybrid", {"features": "taylor:feature_dim=4"}),
+    ("hybrid", {"features": "taylor:feature_dim=8"}),
+    ("linformer", {"rank": 4, "projection": "convolution"}),
+    *(("linformer", {"rank": 4, "sharing": sharing}) for sharing in ("headwise", "key-value", "layerwise")),
+    ("longformer", {"separate_global": True}),
+    ("nystrom", {"num_landmarks": 4, "conv_kernel": 3}),
+    ("performer", {"num_features": 8, "kernel": "relu"}),
+    ("per_head", {"heads": "hedgehog,taylor,performer,window"}),
+    ("per_head", {"heads": "adaptive_span,window", "relative": "shaw:clip=4"}),
+    ("routing", {"num_clusters": 4, "router": "learned"}),
+    ("taylor", {"feature_dim": 4}),
+    *(("synthesizer", {"variant": kind}) for kind in ("dense", "factorized_dense", "random", "factorized_random")),
+    ("synthesizer", {"variant": "random+dot_product", "trainable": False}),
+    ("synthesizer", {"variant": "factorized_random", "trainable": False}),
+    ("recurrent_memory", {"segment_length": 32, "num_memory_tokens": 4}),
+]
+SEED = 7
+SHAPE = Shape(tokens=256)
+
+
+def adds(name: str, options: dict[str, Any]) -> bool:
+    built = prototype(name, options)
+    return has_tensors(built) or built.recursion is not None
+
+
+ADDING = [(name, options) for name, options in OPTIONS if adds(name, options)]
+BOTH_FORMS = [
+    pytest.param(base, name, options, id=f"{base}-{name}-{json.dumps(options)}")
+    for base, causal in (("bert", False), ("gpt2", True))
+    for name, options in ADDING
+    if prototype(name, options).causal in ("both", causal)
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Memory that nobody has initialised is NaN, and what draws random values while a model loads draws those of one seed."""
+
+    def seeded(module: nn.Module) -> None:
+        torch.manual_seed(SEED)
+        give(module)
+
+    give = initial_values.give_values
+    monkeypatch.setattr(initial_values, "give_values", seeded)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def saved_base(base: str, folder: Path) -> Any:
+    torch.manual_seed(0)
+    plain = AutoModel.from_config(small_config(base, SHAPE, pad_token_id=1)).eval()
+    plain.save_pretrained(folder)
+    return plain
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def at_the_start(mechanism: Mechanism) -> dict[str, Tensor]:
+    """The values of a new mechanism with these sizes and options."""
+    sizes = (mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length)
+    fresh = type(mechanism)(*sizes, mechanism.options)
+    fresh.layer = mechanism.layer
+    if (own := next(mechanism.parameters(), next(mechanism.buffers(), None))) is not None:
+        fresh.to(own.dtype)
+    torch.manual_seed(SEED)
+    reset(fresh, None)
+    return tensors(fresh)
+
+
+def check(model: nn.Module) -> None:
+    """Every mechanism of a model that was made from a plain checkpoint has its initial values."""
+    sites = [site for site in attention_sites(model) if not (site.cross and site.mechanism.name == CROSS_MECHANISM)]
+    assert sites
+    first: dict[str, Tensor] = {}
+    for site in sites:
+        mechanism = site.mechanism
+        assert isinstance(mechanism, Mechanism)
+        expected, copies = at_the_start(mechanism), copied_parameters(site.module, mechanism.copies)
+        for name, found in tensors(mechanism).items():
+            wanted = expected[name]
+            if name in copies:
+                wanted = copies[name](site.module.get_parameter(copies[name].name))
+            elif name in mechanism.shared_by_layers:
+                wanted = first.setdefault(name, wanted)
+            assert found.isfinite().all(), f"{site.name}: {name}"
+            assert torch.equal(found, wanted), f"{site.name}: {name}"
+            assert found.dtype == wanted.dtype, f"{site.name}: {name}"
+        assert not [name for one in mechanism.modules() for name, value in vars(one).items() if isinstance(value, Tensor)]
+
+
+@pytest.mark.parametrize(("base", "name", "options"), BOTH_FORMS)
+def test_a_plain_checkpoint_with_any_mechanism_that_adds_tensors(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    plain = saved_base(base, tmp_path)
+    config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
+    model = AutoModel.from_pretrained(tmp_path, config=config)
+    check(model)
+    values = model.state_dict()
+    assert all(torch.equal(values[own], value) for own, value in plain.state_dict().items())
+    assert all(value.isfinite().all() for value in tensors(model).values())
+
+
+@pytest.mark.parametrize("base", [base for base in FAMILIES if base not in CONVERTED_ONLY])
+def test_a_plain_checkpoint_of_any_family(base: str, tmp_path: Path) -> None:
+    plain, loaded = saved_base(base, tmp_path), 0
+    for name, options in (
+        ("hedgehog", {}),
+        ("per_head", {"heads": "adaptive_span,window", "relative": "shaw:clip=4"}),
+        ("hybrid", {"mixing": 0.5}),
+        ("adaptive_span", {}),
+    ):
+        try:
+            config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
+            model = AutoModel.from_pretrained(tmp_path, config=config)
+        except OptionError:  # the family refuses what has no scores, or what has global tokens
+            continue
+        check(model)
+        assert all(torch.equal(model.state_dict()[own], value) for own, value in plain.state_dict().items())
+        loaded += 1
+    assert loaded
+
+
+MIXED = {"layers": [{"mechanism": "hedgehog"}, {"mechanism": "per_head", "heads": "taylor:feature_dim=4,adaptive_span"}]}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, "auto"])
+def test_in_any_dtype(dtype: Any, tmp_path: Path) -> None:
+    saved_base("gpt2", tmp_path)
+    config = FAMILIES["gpt2"].config_class.from_pretrained(tmp_path, long_attention=MIXED)
+    check(AutoModel.from_pretrained(tmp_path, config=config, dtype=dtype, low_cpu_mem_usage=True))
+    check(AutoModel.from_config(config, dtype=None if dtype == "auto" else dtype))
+
+
+def test_below_a_head(tmp_path: Path) -> None:
+    saved_base("gpt2", tmp_path)
+    config = FAMILIES["gpt2"].config_class.from_pretrained(tmp_path, long_attention=MIXED)
+    for name in ("LongGPT2LMHeadModel", "LongGPT2ForSequenceClassification"):
+        check(FAMILIES["gpt2"].model_class(name).from_pretrained(tmp_path, config=config))
+
+
+@pytest.mark.parametrize(("base", "name", "options"), [one for one in BOTH_FORMS if one.values[0] == "bert" or one.values[1] == "delta"])
+def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """What is there is loaded bit for bit; one missing tensor in each mechanism is initialised, and nothing else is touched."""
+    torch.manual_seed(1)
+    config = FAMILIES[base].config_class(
+        **small_config(base, SHAPE, pad_token_id=1).to_dict(), long_attention={"mechanism": name, **options}
+    )
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-1, 1)
+    values = {key: value.clone() for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "whole")
+    again = AutoModel.from_pretrained(tmp_path / "whole")
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in values.items())
+    for site in attention_sites(again):
+        initial = at_the_start(site.mechanism)
+        computed = {key: value for key, value in site.mechanism.named_buffers() if key not in site.mechanism.state_dict()}
+        assert all(torch.equal(value, initial[key]) for key, value in computed.items())
+
+    shared = {f"{site.mechanism_name}.{key}" for site in attention_sites(model) for key in site.mechanism.shared_by_layers}
+    missing = {}
+    for site in attention_sites(model):
+        own = [key for key in site.mechanism.state_dict() if f"{site.mechanism_name}.{key}" not in shared]
+        if own and not site.mechanism.copies:
+            missing[f"{site.mechanism_name}.{own[0]}"] = at_the_start(site.mechanism)[own[0]]
+    rest = {key: value for key, value in values.items() if key not in missing}
+    partly = type(again).from_pretrained(None, config=again.config, state_dict=rest)
+    for key, found in partly.state_dict().items():
+        assert torch.equal(found, missing.get(key, values[key])), key
+
+
+def test_enabled_in_another_architecture_copies_are_copies() -> None:
+    model = AutoModel.from_config(AutoConfig.for_model("vit", **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}))
+    enable_long_attention(model, {"mechanism": "longformer", "separate_global": True})
+    for site in attention_sites(model):
+        copies = copied_parameters(site.module, site.mechanism.copies)
+        assert len(copies) == 6
+        for name, own in copies.items():
+            assert torch.equal(site.mechanism.get_parameter(name), own(site.module.get_parameter(own.name)))
+
+
+def test_a_mechanism_without_initial_values_is_refused() -> None:
+    class Forgetful(mechanism_class("full")):  # type: ignore[misc]
+        name = "forgetful"
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.gate = nn.Parameter(torch.ones(1))
+
+    built = Forgetful(2, 8, 16, None, mechanism_class("full").options_type())
+    with pytest.raises(OptionError, match=r"'forgetful' has tensors of its own \(gate\).*define reset_parameters"):
+        built.reset_parameters()
