@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines import block_sparse
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.base import Mechanism
 from tests.reference.definitions import defined_mechanisms, definition_of
 
 # Mechanisms whose definition is still to be written.
@@ -78,8 +80,8 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     assert expected.shape == q.shape
     rows = real_rows(q, arguments["padding_mask"])
     given = accepted(exact, doubled)
-    assert_near(exact.reference(*inputs, **given) * rows, expected * rows, 1e-10, "the N×N definition of the package")
-    got = exact(*inputs, **given)
+    assert_near(reference_attend(*inputs, exact, **given) * rows, expected * rows, 1e-10, "the N×N definition of the package")
+    got = attend(*inputs, exact, **given)
     assert_near(got * rows, expected * rows, 1e-10, "float64")
 
     cotangent = torch.randn_like(expected) * rows
@@ -90,11 +92,11 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
         assert_near(gradient, want, 1e-9, f"gradient of {label}")
 
     with torch.no_grad():
-        single = module(q, k, v, **accepted(module, arguments))
+        single = attend(q, k, v, module, **accepted(module, arguments))
     assert_near(single * rows, expected.detach() * rows, 1e-5, "float32")
 
 
-def draw_case(name: str, causal: bool, case: int) -> tuple[nn.Module, Tensor, Tensor, Tensor, dict[str, Any]]:
+def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Tensor, Tensor, dict[str, Any]]:
     """A mechanism in float32 with random options and parameters, and inputs for it."""
     random = Random(f"{name} {causal} {case}")
     torch.manual_seed(random.randrange(2**31))
@@ -103,13 +105,12 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[nn.Module, Tensor, Te
     batch = 1 if case == LONG_CASE else random.choice((1, 2, 3))
     heads, kv_heads = random.choice(((1, 1), (2, 1)) if case == LONG_CASE else ((1, 1), (2, 2), (2, 1), (4, 2)))
     width = random.choice((4, 8))
-    module = build_mechanism(
-        name, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=length, **definition.draw_options(random, length)
-    ).eval()
+    module = draw_module(name, causal, random, length, heads, width)
     getattr(definition, "draw_parameters", add_noise)(module)
 
     q_len = length
-    if getattr(module, "takes_fewer_queries", False) and random.random() < 0.4:
+    fewer = module.takes_fewer_queries and not getattr(definition, "needs_all_queries", lambda module: False)(module)
+    if fewer and random.random() < 0.4:
         q_len = random.randint(1, length)
     spread = random.choice((0.3, 1.0, 2.0))
     q = torch.randn(batch, heads, q_len, width) * spread
@@ -119,13 +120,28 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[nn.Module, Tensor, Te
     arguments: dict[str, Any] = {
         "causal": causal,
         "padding_mask": draw_padding(random, batch, length),
-        "global_mask": torch.rand(batch, length) < 0.1 if getattr(module, "takes_globals", False) and random.random() < 0.5 else None,
+        "global_mask": torch.rand(batch, length) < 0.1 if module.takes_globals and random.random() < 0.5 else None,
         "scaling": random.choice((None, None, 0.3, 1.0)),
-        "score_mod": a_score_term if getattr(module, "takes_score_mod", True) and random.random() < 0.4 else None,
-        "hidden_states": torch.randn(batch, q_len, heads * width) if getattr(module, "takes_hidden_states", False) else None,
+        "score_mod": a_score_term if module.takes_score_mod and random.random() < 0.4 else None,
+        "hidden_states": torch.randn(batch, q_len, heads * width) if module.takes_hidden_states else None,
         "seed": 0,
     }
     return module, q, k, v, arguments
+
+
+def draw_module(name: str, causal: bool, random: Random, length: int, heads: int, width: int) -> Mechanism:
+    """A mechanism with random options, of those that have the form."""
+    definition = definition_of(name)
+    while True:
+        options = definition.draw_options(random, length)
+        if draw_more := getattr(definition, "draw_options_of_heads", None):
+            options |= draw_more(random, heads)
+        module = build_mechanism(name, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=length, **options).eval()
+        try:
+            module.check_form(causal, "this test")
+        except OptionError:
+            continue
+        return module
 
 
 def draw_padding(random: Random, batch: int, length: int) -> Tensor | None:
@@ -159,9 +175,9 @@ def add_noise(module: nn.Module) -> None:
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
-def accepted(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
+def accepted(module: Mechanism, arguments: dict[str, Any]) -> dict[str, Any]:
     """``arguments`` without the layer's input where the mechanism computes nothing from it."""
-    return {key: value for key, value in arguments.items() if key != "hidden_states" or getattr(module, "takes_hidden_states", False)}
+    return {key: value for key, value in arguments.items() if key != "hidden_states" or module.takes_hidden_states}
 
 
 def real_rows(q: Tensor, padding_mask: Tensor | None) -> Tensor:

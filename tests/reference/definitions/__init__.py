@@ -10,8 +10,12 @@ One file per mechanism, named as the mechanism is, with two functions:
     draw_options(random, length) -> dict
         Options for a text of ``length`` tokens, drawn at random among all that have a meaning.
 
-A file may also have ``draw_parameters(module)``, which replaces the noise that :mod:`..test_definitions` adds to every parameter, and
-``draw_inputs(random, q, k, v)``, which replaces its Gaussian vectors.
+A file may also have
+
+    draw_options_of_heads(random, heads)    more options, which depend on the number of heads
+    draw_parameters(module)                 in place of the noise that is added to every parameter
+    draw_inputs(random, q, k, v)            in place of Gaussian vectors
+    needs_all_queries(module)               with these options there may not be fewer queries than keys
 
 None of these files reads a mechanism's code: their authority is the paper, and the options' help where a mechanism goes beyond it.
 """

@@ -11,23 +11,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._loops import first_tokens, masked_attention
+from ._loops import Sees, first_tokens, masked_attention
 
 
-def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
-           score_mod: Any = None, **_: Any) -> Tensor:  # fmt: skip
+def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
+           scaling: float | None, score_mod: Any = None, **_: Any) -> Tensor:  # fmt: skip
+    seen = sees(module, k, causal, padding_mask, global_mask)
+    return masked_attention(q, k, v, seen, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
+
+
+def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None) -> Sees:
     options = module.options
+    starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
     dilations = [options.dilation] if isinstance(options.dilation, int) else list(options.dilation)
 
-    starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
-
-    def sees(b: int, h: int, i: int, j: int) -> bool:
+    def seen(b: int, h: int, i: int, j: int) -> bool:
         dilation = dilations[h % len(dilations)]
         steps = (i - j) // dilation
         near = (i - j) % dilation == 0 and (0 <= steps < options.window if causal else abs(steps) <= options.window // 2)
         return near or j - starts[b] < options.num_sinks
 
-    return masked_attention(q, k, v, sees, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
+    return seen
 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
@@ -36,3 +40,7 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "num_sinks": random.choice((0, 0, 1, 4)),
         "dilation": random.choice(((1,), (1,), (2,), (3,))),
     }
+
+
+def draw_options_of_heads(random: Random, heads: int) -> dict[str, Any]:
+    return {"dilation": tuple(random.randint(1, 4) for _ in range(heads))} if random.random() < 0.3 else {}

@@ -1,0 +1,47 @@
+"""A learned span per head: Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, equations 3 to 5.
+
+m_z(x) = min(max((R + z - x) / R, 0), 1), and a_tr = m_z(t - r) exp(s_tr) / sum_q m_z(t - q) exp(s_tq), over the past, or both ways by the
+distance. z is the learned number in [0, 1] times the longest span S.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._loops import is_real, real_positions, scores_of
+
+
+def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
+           score_mod: Any = None, **_: Any) -> Tensor:  # fmt: skip
+    batch, heads, q_len, width = q.shape
+    length, ramp = k.shape[2], module.options.ramp
+    spans = dict(module.named_parameters())["span_fraction"].double() * module.options.max_span
+    out = []
+    for b in range(batch):
+        for h in range(heads):
+            keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
+            for row in range(q_len):
+                i = length - q_len + row
+                allowed = [j for j in real_positions(padding_mask, b, length) if j <= i or not causal]
+                if not allowed or not is_real(padding_mask, b, i):
+                    out.append(torch.zeros(width, dtype=torch.float64))
+                    continue
+                scores = scores_of(q[b, h, row], keys[allowed], allowed, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
+                distance = torch.tensor([abs(i - j) for j in allowed])
+                weights = ((ramp + spans[h] - distance) / ramp).clamp(0, 1) * torch.exp(scores - scores.max())
+                out.append(weights / weights.sum() @ values[allowed])
+    return torch.stack(out).reshape(q.shape)
+
+
+def draw_options(random: Random, length: int) -> dict[str, Any]:
+    longest = random.randint(1, length + 5)
+    return {"max_span": longest, "ramp": random.randint(1, 12), "init_span": random.choice((None, random.randint(0, longest)))}
+
+
+def draw_parameters(module: nn.Module) -> None:
+    with torch.no_grad():
+        dict(module.named_parameters())["span_fraction"].uniform_(0, 1)
