@@ -14,7 +14,8 @@ so that a pool counts as often as it has real tokens, and its value is the mean 
 equations 25 to 28; sums of values, multiplied by the weight of one mean key), except that the paper also coarsens the queries of level l
 by 2^l. Here every query keeps its own, which costs N·b·log(N/b) in place of N·b and needs no interpolation: equal queries are all that
 the paper's form adds. In the causal form a query meets its past only, in which the pools lie entirely. Pools are counted from each
-sequence's first real token, and padding is in none of them. A score term sees a pool at its middle token.
+sequence's first real token, and padding is in none of them. A score term sees a pool at its middle, or
+at the text's last token where the text ends before that.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
 from .gathered import placed, turn, turn_mask, turning
-from .masked import first_real
+from .masked import first_real, last_real
 from .options import Options, one_of, option, positive
 from .plans import PlanCache
 from .pyramid import Pyramid
@@ -118,7 +119,8 @@ class Hierarchical(Mechanism):
         assert scores is not None
         scores = scores * (head_dim**-0.5 if scaling is None else scaling)
         if score_mod is not None:
-            scores = score_mod(scores, b, h, q_idx, (centres + start[b]).clamp(max=kv_len - 1))
+            last = kv_len - 1 if padding_mask is None else last_real(padding_mask)[b]
+            scores = score_mod(scores, b, h, q_idx, (centres + start[b]).clamp(max=last))
         seen = torch.ones((), dtype=torch.bool, device=q.device) if real is None else real[:, None, None, :]
         if causal:
             seen = seen & (kv_idx <= place)
@@ -155,7 +157,7 @@ class Hierarchical(Mechanism):
             q, k, v = (turn(x, start) for x in (q, k, v))
             padding_mask = turn_mask(padding_mask, start)
         pyramid = self.pyramid(kv_len)
-        parts, counts = self._plan(pyramid, causal, padding_mask, k.device)
+        parts, counts = self._plan(pyramid, causal, padding_mask, q)
         keys = torch.cat([k, *pyramid.pooled(k, padding_mask, self.options.pooling)], 2)
         values = torch.cat([v, *pyramid.pooled(v, padding_mask, "mean")], 2)
         out = gathered_attention(
@@ -166,24 +168,23 @@ class Hierarchical(Mechanism):
             key_mask=None if counts is None else counts > 0,
             scaling=scaling,
             dropout_p=dropout_p,
-            score_mod=_at_centres(score_mod, pyramid.centres(k.device), start, kv_len),
+            score_mod=_at_centres(score_mod, pyramid.centres(k.device), start, padding_mask),
         )
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]
 
-    def _plan(
-        self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, device: torch.device
-    ) -> tuple[tuple[Part, ...], Tensor | None]:
+    def _plan(self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, q: Tensor) -> tuple[tuple[Part, ...], Tensor | None]:
         """The parts with the logarithm of how many tokens each pool has, and the counts ``(B, all levels)`` where there is padding."""
+        device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         parts = _plans.get((pyramid, causal, device), lambda: pyramid.parts(causal, device))
         if padding_mask is not None:
             counts = pyramid.counts(padding_mask)
-            return weighted(parts, counts), counts
+            return weighted(parts, counts.to(dtype)), counts
 
         def make() -> tuple[Part, ...]:
-            return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)))
+            return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)).to(dtype))
 
-        return _plans.get((pyramid, causal, device, "weighted"), make), None
+        return _plans.get((pyramid, causal, device, dtype), make), None
 
 
 def weighted(parts: tuple[Part, ...], counts: Tensor) -> tuple[Part, ...]:
@@ -192,13 +193,15 @@ def weighted(parts: tuple[Part, ...], counts: Tensor) -> tuple[Part, ...]:
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
-def _at_centres(score_mod: ScoreMod | None, centres: Tensor, start: Tensor | None, length: int) -> ScoreMod | None:
-    """``score_mod`` for positions on the keys' axis, counted from ``start (B,)``."""
+def _at_centres(score_mod: ScoreMod | None, centres: Tensor, start: Tensor | None, padding_mask: Tensor | None) -> ScoreMod | None:
+    """``score_mod`` for positions on the keys' axis, counted from ``start (B,)``, of texts whose ``padding_mask`` is turned likewise."""
     if score_mod is None:
         return None
+    last = None if padding_mask is None else last_real(padding_mask)
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         shift = 0 if start is None else start[b]
-        return score_mod(score, b, h, q_idx + shift, (centres[kv_idx] + shift).clamp(max=length - 1))
+        place = centres[kv_idx] if last is None else centres[kv_idx].clamp(max=last[b])
+        return score_mod(score, b, h, q_idx + shift, place + shift)
 
     return mod

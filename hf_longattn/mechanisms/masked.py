@@ -144,3 +144,8 @@ def first_tokens(count: int, padding_mask: Tensor | None, shape: tuple[int, int]
 def first_real(padding_mask: Tensor) -> Tensor:
     """Index of each sequence's first real token, ``(B,)``; 0 where there is none."""
     return padding_mask.int().argmax(-1)
+
+
+def last_real(padding_mask: Tensor) -> Tensor:
+    """Index of each sequence's last real token, ``(B,)``; the last of all where there is none."""
+    return padding_mask.shape[-1] - 1 - padding_mask.flip(-1).int().argmax(-1)
