@@ -2,8 +2,11 @@
 
     κ(q_i, k_j) = (ReLU(q_i)·ReLU(k_j)) cos(π/2 · (i - j) / M)
 
-and by the addition theorem its features are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token;
-M is at least the length, so that no weight is negative. A ``scaling`` of q·k is a positive factor, which cancels.
+and by the addition theorem its features are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token.
+M is at least the length, so that no weight is negative. The authors' code takes the length of the text itself, and so does the
+bidirectional form here, for each sequence of a batch by its own real tokens. A causal row must not change with the tokens after it, and a
+decoder does not know how long its text will be, so the causal form takes the longest text of the model. ``max_length`` sets M in both. A
+``scaling`` of q·k is a positive factor, which cancels.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.best import exact_dtype
 from ..errors import LengthError, OptionError
 from .feature_map import At, LinearMechanism
 from .options import Options, option, positive
@@ -24,7 +28,12 @@ from .registry import register_mechanism
 
 @dataclasses.dataclass(frozen=True)
 class CosformerOptions(Options):
-    max_length: int | None = option(None, "M, the longest text and the distance at which weights reach 0; none takes the model's", "tokens")
+    max_length: int | None = option(
+        None,
+        "M, the longest text and the distance at which weights reach 0; none takes each text's own length, as in the authors' code, or, "
+        "causal, the model's longest text",
+        "tokens",
+    )
 
     def check(self) -> None:
         if self.max_length is not None:
@@ -42,32 +51,31 @@ class Cosformer(LinearMechanism):
     sample: ClassVar[dict[str, Any]] = {"max_length": 640}
     options: CosformerOptions
 
-    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: CosformerOptions) -> None:
-        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        longest = options.max_length or max_length
-        if longest is None:
-            raise OptionError(
-                "Mechanism 'cosformer' weighs by distance relative to the longest text, and the model does not say how long that is; "
-                "give it, for example max_length=4096."
-            )
-        self.longest = longest
-
     def features_per_head(self) -> int:
         return 2 * self.head_dim
 
-    def check_positions(self, positions: Tensor, counted: bool) -> None:
-        if not counted and positions.shape[1] <= self.longest:
-            return
-        if torch.compiler.is_compiling() or int(positions.max()) < self.longest:
-            return
-        raise LengthError(
-            f"The text has more than {self.longest} tokens, the max_length of mechanism 'cosformer', beyond which its weights would be "
-            f"negative; build it with a larger one, for example max_length={2 * self.longest}."
-        )
+    def placed(self, at: At, mask: Tensor | None, positions: Tensor, *, causal: bool, counted: bool) -> At:
+        longest = self.options.max_length
+        if longest is None:
+            if not causal:
+                return at._replace(positions=positions, horizon=_length(mask, positions.shape[1]))
+            longest = self.max_length
+        if longest is None:
+            raise OptionError(
+                "Mechanism 'cosformer' weighs by distance relative to the longest text in its causal form, and the model does not say how "
+                "long that is; give it, for example max_length=4096."
+            )
+        known = torch.compiler.is_compiling() or (not counted and positions.shape[1] <= longest)
+        if not known and int(positions.max()) >= longest:
+            raise LengthError(
+                f"The text has more than {longest} tokens, the max_length of mechanism 'cosformer', beyond which its weights would be "
+                f"negative; build it with a larger one, for example max_length={2 * longest}."
+            )
+        return at._replace(positions=positions, horizon=longest)
 
     def queries(self, q: Tensor, at: At) -> Tensor:
         assert at.positions is not None
-        angle = at.positions.to(q.dtype)[:, None, :, None] * (math.pi / 2 / self.longest)
+        angle = at.positions.to(q.dtype)[:, None, :, None] * _quarter(at.horizon, q)
         x = F.relu(q)
         return torch.cat((x * angle.cos(), x * angle.sin()), -1)
 
@@ -78,4 +86,18 @@ class Cosformer(LinearMechanism):
         assert of_q.positions is not None
         assert of_k.positions is not None
         distance = (of_q.positions[:, :, None] - of_k.positions[:, None, :])[:, None].to(q.dtype)
-        return q.clamp(min=0) @ k.clamp(min=0).mT * (math.pi / 2 * distance / self.longest).cos()
+        return q.clamp(min=0) @ k.clamp(min=0).mT * (distance * _quarter(of_k.horizon, q)).cos()
+
+
+def _length(mask: Tensor | None, length: int) -> Tensor | int:
+    """Tokens from the first real one of ``mask (B, N)`` to the last, ``(B,)``; at least 1."""
+    if mask is None:
+        return length
+    return (length - mask.int().argmax(1) - mask.flip(1).int().argmax(1)).clamp(min=1)
+
+
+def _quarter(horizon: Tensor | int, like: Tensor) -> Tensor | float:
+    """π / 2M: one number, or ``(B, 1, 1, 1)`` in the dtype of ``like``, with the same bits."""
+    if not isinstance(horizon, Tensor):
+        return math.pi / 2 / horizon
+    return (math.pi / 2 / horizon.to(exact_dtype(like.device))).to(like.dtype).view(-1, 1, 1, 1)

@@ -7,7 +7,9 @@ transformers' Qwen3-Next). x_t is the layer's input, or the head's key. Unrolled
 
     W = scale · tril(Q Kᵀ ⊙ Γ) (I + tril(diag(β) K Kᵀ ⊙ Γ, -1))⁻¹ diag(β)        Γ_ij = α_{j+1} … α_i
 
-so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D features.
+so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D
+features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. The rule alone is taken from the paper: its layer's short
+convolution, SiLU of the values and gated output norm are not, so that a checkpoint's projections keep their meaning.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ class Delta(Mechanism):
         return min(super().pairs(length, causal), 2 * length * self.head_dim)
 
     def _queries(self, q: Tensor, scaling: float | None) -> Tensor:
-        scale = self.head_dim**-0.5 if scaling is None else scaling
+        scale = (self.head_dim**-0.5 if scaling is None else scaling) * self.options.expand**-0.5
         return (self._normal(F.silu(self.query_map(q)) if self.options.expand > 1 else q) * scale).to(q.dtype)
 
     def _keys(self, k: Tensor) -> Tensor:

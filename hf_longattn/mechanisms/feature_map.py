@@ -32,12 +32,13 @@ LEAST = 1e-20
 
 
 class At(NamedTuple):
-    """What features may depend on besides the vectors: the factor on q·k, the seed of the call, and the tokens' positions ``(B, n)`` for
-    mechanisms that count them."""
+    """What features may depend on besides the vectors: the factor on q·k, the seed of the call, and, for mechanisms that count them, the
+    tokens' positions ``(B, n)`` and the distance that these are relative to, one for all texts or ``(B,)``."""
 
     scale: float
     seed: int = 0
     positions: Tensor | None = None
+    horizon: Tensor | int = 1
 
     def where(self, tokens: slice) -> At:
         """For some of the tokens."""
@@ -80,8 +81,16 @@ class LinearMechanism(Mechanism):
     def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
         """The definition: κ ``(B, H, Nq, Nk)`` of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to factors of the rows."""
 
-    def check_positions(self, positions: Tensor, counted: bool) -> None:
-        """Raise :class:`LengthError` for positions that the features do not know; ``counted``: there were tokens before these."""
+    def placed(self, at: At, mask: Tensor | None, positions: Tensor, *, causal: bool, counted: bool) -> At:
+        """``at`` with the tokens' positions ``(B, n)``; for mechanisms that count them.
+
+        Args:
+            mask: ``(B, n)`` bool, True = real.
+            counted: whether there were tokens before these.
+        Raises:
+            LengthError: for positions that the features do not know.
+        """
+        return at._replace(positions=positions)
 
     def features_per_head(self) -> int:
         """F, which sizes the state and the pieces."""
@@ -107,7 +116,8 @@ class LinearMechanism(Mechanism):
         (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
         at = At(self.scale(scaling), seed)
         if self.counts_positions:
-            at = at._replace(positions=positions_of(padding_mask, batch, kv_len, q.device)[0])
+            positions, _ = positions_of(padding_mask, batch, kv_len, q.device)
+            at = self.placed(at, padding_mask, positions, causal=causal, counted=False)
         weights = self.kernel(q, repeat_heads(k, heads), at.where(slice(kv_len - q_len, None)), at)
         if causal:
             weights = weights.tril(kv_len - q_len)
@@ -166,8 +176,7 @@ class LinearMechanism(Mechanism):
         seen = None
         if self.counts_positions:
             positions, seen = positions_of(mask, batch, kv_len, q.device, None if state is None else state["seen"])
-            self.check_positions(positions, state is not None)
-            at = at._replace(positions=positions)
+            at = self.placed(at, mask, positions, causal=causal, counted=state is not None)
         source = _Keys(self, k, v, mask, at)
         first = kv_len - q_len
         outs: list[Tensor] = []
