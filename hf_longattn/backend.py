@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import _active_collector
 
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
+from .mechanisms.registry import packing_mechanisms
 from .memory import Call
 from .naming import BACKEND
 
@@ -28,6 +29,8 @@ LAYER_INPUT = "layer_input"
 """The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Keywords by which FlashAttention and state-space models are told where the documents of a packed row lie; here a mask says so."""
 UNSUPPORTED = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
@@ -118,6 +121,7 @@ def longattn_attention_forward(
             output, weights = cache.attend(mechanism, query, key, value, call)
             return output.transpose(1, 2).contiguous(), weights
     key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
+    _check_packing(mechanism, dense_mask, key.shape[2], causal, kwargs)
     arguments: dict[str, Any] = {
         "causal": causal,
         "padding_mask": padding_mask,
@@ -126,9 +130,11 @@ def longattn_attention_forward(
         "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2], kwargs.get("softcap")),
     }
     if arguments["score_mod"] is not None and not mechanism.takes_score_mod:
+        terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
+        given = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise MaskError(
-            f"A four-dimensional attention_mask, a position bias or a cap on the scores was given, but mechanism {mechanism.name!r} has no "
-            "scores that it could change; pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
+            f"A {given} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
+            "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
     if mechanism.takes_hidden_states:
         arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
@@ -173,6 +179,63 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
     if mask.shape[1] < kv_len:  # a static cache returns its reserved slots as well
         return key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]], mask.bool(), None
     return key, value, mask[:, mask.shape[1] - kv_len :].bool(), None  # a sliding cache has dropped the first tokens
+
+
+def _check_packing(mechanism: Mechanism, dense_mask: Tensor | None, kv_len: int, causal: bool, kwargs: dict[str, Any]) -> None:
+    """Raise :class:`MaskError` where documents packed into one row would not be what they are in rows of their own."""
+    if dense_mask is None:
+        told = next((name for name in PACKING if (lengths := kwargs.get(name)) is not None and _several(name, lengths)), None)
+        if told is not None:
+            raise MaskError(
+                f"{told} says that several documents are packed into one row, but nothing else keeps them apart; pass position_ids that "
+                "restart with each document and use_cache=False without an attention_mask, or give each document a row of its own."
+            )
+    elif not (mechanism.takes_packed or mechanism.covers(kv_len, causal)) and separates_documents(dense_mask):
+        raise MaskError(packing_refused(mechanism, causal))
+
+
+def packing_refused(mechanism: Mechanism, causal: bool) -> str:
+    """Why ``mechanism`` takes no packed documents, and what to do."""
+    # The registry is not asked while a graph is traced.
+    others = "for example window" if torch.compiler.is_compiling() else ", ".join(packing_mechanisms(causal))
+    return (
+        "Several documents are packed into one row (position_ids restart in it, or the attention_mask is block-diagonal), but mechanism "
+        f"{mechanism.name!r} with these options does not support packing, since it counts, chooses or remembers along the whole row; "
+        f"give each document a row of its own with padding, or choose a mechanism that supports packing: {others}."
+    )
+
+
+def _several(name: str, told: Any) -> bool:
+    if not isinstance(told, Tensor) or torch.compiler.is_compiling():
+        return True
+    return bool((told != told[..., :1]).any()) if name == "seq_idx" else told.numel() > 2
+
+
+def separates_documents(mask: Tensor) -> bool:
+    """Whether some row of a dense mask ``(B, 1 or H, N, N)`` falls into parts that do not see one another, both of which see something.
+
+    Found once for each mask, which all layers share; unknown, and so False, while a graph is traced.
+    """
+    if mask.shape[2] != mask.shape[3] or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    found: bool | None = getattr(mask, "_separates_documents", None)
+    if found is None:
+        found = _falls_apart(mask)
+        mask._separates_documents = found  # type: ignore[attr-defined]
+    return found
+
+
+def _falls_apart(mask: Tensor) -> bool:
+    seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+    if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
+        return False
+    length, some = seen.shape[2], seen.any(-1)
+    first = torch.where(some, seen.to(torch.uint8).argmax(-1), length)
+    last = torch.where(some, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
+    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # that a token from b on sees, for b = 1 … N-1
+    latest = last.cummax(-1).values[:, :-1]  # that a token before b sees
+    border = torch.arange(1, length, device=mask.device)
+    return bool(((earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)).any())
 
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:

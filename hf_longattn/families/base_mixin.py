@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..backend import BACKEND
+from ..backend import BACKEND, packing_refused
 from ..errors import MaskError
 from ..mechanisms.base import Mechanism, Recursion
 from .limits import check_length
@@ -68,6 +68,47 @@ class LongBaseModelMixin(LongAttentionMixin):
                 )
         if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
             self._rule_out_packing(args, kwargs)
+        if kwargs.get("position_ids") is not None and self.config._attn_implementation == BACKEND:
+            self._check_packing(args, kwargs)
+
+    def _check_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Positions that restart within a row and no attention_mask are documents packed into it. A decoder without a cache gets a mask
+        from transformers that keeps them apart, and attention decides whether that is enough for its mechanism; nothing else does."""
+        positions = kwargs["position_ids"]
+        unmasked = len(args) <= 1 and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+        if not unmasked or not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] < 2:
+            return
+        restarts = (positions[:, 1:] <= positions[:, :-1]).any()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not traced and not restarts:
+            return
+        refusal = self._refusal_of_packing(positions.shape[1], kwargs.get("use_cache"))
+        if refusal is None or torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return
+        if not traced:
+            raise MaskError(refusal)
+        torch._assert_async(~restarts, refusal)  # positions are not known yet
+        self._rule_out_packing(args, kwargs)
+
+    def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
+        """Why this model does not take rows of ``length`` tokens with several documents; None where it does."""
+        causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
+        if not causal:
+            return (
+                "Several documents are packed into one row (position_ids restart in it), but nothing keeps them apart in an encoder; "
+                "give each document a row of its own with padding."
+            )
+        for mechanism in self.modules():
+            if not isinstance(mechanism, Mechanism):
+                continue
+            if self.recursion is not None or not (mechanism.takes_packed or mechanism.covers(length, causal)):
+                return packing_refused(mechanism, causal)
+        if self.config.use_cache if use_cache is None else use_cache:
+            return (
+                "Several documents are packed into one row (position_ids restart in it), but with a cache nothing keeps them apart; "
+                "pass use_cache=False, or give each document a row of its own with padding."
+            )
+        return None
 
     def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """While it is compiled, a causal model without attention_mask prepares for packed sequences with an N×N mask; without

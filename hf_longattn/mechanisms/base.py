@@ -72,6 +72,10 @@ class Mechanism(nn.Module, ABC):
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
     takes_fewer_queries: ClassVar[bool] = True
     """Whether queries may be the last ones only of the keys' sequence; otherwise LengthError is raised for them."""
+    takes_packed: bool = False
+    """Whether a mask that keeps documents of one row apart makes of each what it would be in a row of its own. It does where a pair of
+    tokens is weighed by their distance and contents alone: nothing is counted from the start of the row, chosen, pooled or remembered
+    across documents."""
     stateful: bool = False
     """Whether decoding needs a state of constant size in place of the keys; see :meth:`advance`."""
 

@@ -48,6 +48,10 @@ class Composite(Mechanism):
         return list(self.members)  # type: ignore[arg-type]
 
     @property
+    def takes_packed(self) -> bool:  # type: ignore[override]
+        return all(member.takes_packed for member in self.mechanisms)
+
+    @property
     def token_rule(self) -> TokenRule | None:
         return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
 

@@ -22,6 +22,7 @@ class Full(SparseMechanism):
     engine = "dense"
     cost = "N²"
     exact_when = "always"
+    takes_packed = True
 
     def pattern(self, causal: bool) -> Pattern:
         return Pattern.everything(causal)
