@@ -8,7 +8,8 @@ One file per mechanism, named as the mechanism is, with two functions:
         queries that see nothing, have rows of zeros.
 
     draw_options(random, length) -> dict
-        Options for a text of ``length`` tokens, drawn at random among all that have a meaning.
+        Options for a text of ``length`` tokens, drawn at random among all that have a meaning; ``longest_of_the_model`` among them is
+        the model's longest text, ``length`` where it is left out.
 
 A file may also have
 
