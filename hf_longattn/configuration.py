@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
-from .mechanisms.notation import read_choice, read_rules, write_choices
+from .mechanisms.notation import LARGEST, read_choice, read_rules, write_choices
 from .mechanisms.registry import check_options, mechanism_class, prototype
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
@@ -38,7 +38,7 @@ class LongAttentionConfig:
         UnknownMechanismError, OptionError: for unknown names (the nearest valid one is offered) and impossible values.
     """
 
-    def __init__(self, mechanism: str | None = None, layers: Layers | None = None, **options: Any) -> None:
+    def __init__(self, /, mechanism: str | None = None, layers: Layers | None = None, **options: Any) -> None:
         turns, overrides = _layer_rules(layers)
         if mechanism is None:
             mechanism = next((str(turn["mechanism"]) for turn in turns if "mechanism" in turn), "longformer")
@@ -170,9 +170,10 @@ def _layer_index(key: int | str) -> int:
         index = int(key)
     except (TypeError, ValueError):
         index = -1
-    if index < 0:
+    if not 0 <= index <= LARGEST:
         raise OptionError(
-            f"A layer of long_attention is called {key!r}, but layers are numbered from 0, for example layers={{0: {{'window': 64}}}}."
+            f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {LARGEST}, for example"
+            " layers={0: {'window': 64}}."
         )
     return index
 

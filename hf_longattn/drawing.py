@@ -20,7 +20,7 @@ def svg(path: Path, panels: int = 1, width: float = 5.2, **subplots: Any) -> Ite
     try:
         import matplotlib
     except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install 'hf-longattn[plot]'") from error
+        raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install matplotlib") from error
     matplotlib.use("svg")
     from matplotlib import pyplot
 

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import constants, errors
 from huggingface_hub.errors import HTTPError  # of the HTTP library in use: raised bare when there is no connection
 
-from .errors import CheckpointError, HubError, LongAttentionError
+from .errors import CheckpointError, HubError, LongAttentionError, in_a_line
 
 __all__ = ["READING", "SENDING", "TOKEN", "explained", "is_broken_connection", "without_tokens"]
 
@@ -73,9 +73,12 @@ def explained(repo_id: str, token: str | bool | None = None, errand: Errand = SE
     """Turn errors of calls to the Hub about a repository into the errand's, :class:`HubError` where something was to be sent."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        if isinstance(error, LongAttentionError):
-            raise
+    except LongAttentionError:
+        raise
+    except Exception as error:  # an answer of another shape makes the client raise whatever it happens to
+        local = _local(error)
+        if local is not None:
+            raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
         sentence = without_tokens(" ".join(_sentence(repo_id, error, errand).split()), token)
         raise errand.error(sentence) from (None if sentence == str(error) else _clean(error, token))
 
@@ -89,6 +92,13 @@ def _broken(error: BaseException) -> bool:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return False
     return isinstance(error, (HTTPError, ConnectionError)) and not isinstance(error, errors.HfHubHTTPError)
+
+
+def _local(error: BaseException) -> OSError | None:
+    """An error of a file of this machine, which is none of the Hub's."""
+    if _response(error) is not None or is_broken_connection(error):
+        return None
+    return next((one for one in _chain(error) if isinstance(one, OSError) and one.filename is not None), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -127,12 +137,20 @@ def _sentence(repo_id: str, error: BaseException, errand: Errand) -> str:
     if is_broken_connection(error):
         kind = next(type(one).__name__ for one in chain if _broken(one))
         return errand.broken.format(repr(repo_id), endpoint=constants.ENDPOINT, kind=kind, again=errand.again)
+    if not isinstance(error, OSError | ValueError | RuntimeError) or isinstance(error, UnicodeError):
+        kind = type(error).__name__
+        return f"{constants.ENDPOINT} did not answer as the Hub does ({kind}: {in_a_line(error)}); see to HF_ENDPOINT and proxies."  # type: ignore[arg-type]
     return f"The Hub could not be used for {repo_id!r}: {error or type(error).__name__}"
 
 
 def _refused(repo_id: str, response: Any, error: BaseException, errand: Errand) -> str:
     status = response.status_code
     said = response.headers.get("x-error-message") or ""
+    if status == 400 and "does not exist" in said:
+        return (
+            f"A large file did not arrive in the Hub's storage, so nothing was put into {repo_id!r} ({said.rstrip('.')}): is there a proxy"
+            " that redirects uploads? Run the same command again, from another network if this comes again."
+        )
     if status == 400:
         return f"The Hub did not take what was sent to {repo_id!r}: {said or error}"
     if status == 401 and "Invalid credentials" in said:

@@ -17,7 +17,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
 FLOORS = (
     ("errors", "naming", "discovery"),
-    ("drawing", "hub_refusals"),
+    ("drawing", "hub_refusals", "reading"),
     ("engines",),
     ("positions",),
     ("mechanisms",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,13 +23,13 @@ def card(
     """Write the model card, README.md, from the model's config, its conversion report and measured results."""
     from ..errors import LongAttentionError
     from ..hub import write_model_card
+    from ..reading import read_json
 
     rows = []
     if results is not None:
-        try:
-            rows = json.loads(results.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LongAttentionError(f"{results} is not JSON; it must be a list of rows with dataset, metric and value.") from error
+        rows = read_json(results)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise LongAttentionError(f"{results} must hold a JSON list of rows with dataset, metric and value.")
     path = write_model_card(
         model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
     )

@@ -131,4 +131,7 @@ def parse_mechanism(rule: str | None) -> dict[str, Any] | None:
 def attention_arguments(mechanism: str | None, option: list[str] | None, layers: list[str] | None) -> dict[str, Any]:
     """The keyword arguments of `convert_checkpoint` that choose the attention."""
     overrides = parse_layers(layers)
-    return {"mechanism": mechanism, **parse_options(option), **({"layers": overrides} if overrides else {})}
+    options: dict[str, Any] = parse_options(option)
+    if overrides and "layers" in options:
+        raise typer.BadParameter("is given by --layers.", param_hint="--option layers")
+    return {"mechanism": mechanism, "options": {**options, **({"layers": overrides} if overrides else {})}}

@@ -43,7 +43,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib: pip install 'hf-longattn[plot]'.") from error
+        raise LongAttentionError("Drawing needs matplotlib: pip install matplotlib.") from error
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     rows = {name: _different_heads(pattern(one, length, form)) for (name, one), form in zip(mechanisms.items(), forms, strict=True)}
     columns = max(len(panels) for panels in rows.values())

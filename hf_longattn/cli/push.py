@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,7 @@ def push(
         commit_message=commit_message,
         remote_code=remote_code,
         user_code=bundle_user_code,
+        log=partial(typer.echo, err=True),
     )
     print_json(report.to_dict()) if as_json else _show(report)
 
@@ -55,7 +57,7 @@ def push_converted(destination: Path, repo: str, *, private: bool, token: str | 
     from ..hub import push_model
 
     try:
-        report = push_model(destination, repo, private=private, token=token)
+        report = push_model(destination, repo, private=private, token=token, log=partial(typer.echo, err=True))
     except HubError as error:
         again = f"longattn push {shlex.quote(str(destination))} {repo}{' --private' if private else ''}"
         raise HubError(f"{error} The converted model is in {str(destination)!r}: {again}") from error

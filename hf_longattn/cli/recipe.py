@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import LongAttentionError, nearest
+from ..errors import CheckpointError, LongAttentionError, nearest
+from ..reading import read_text
 
 __all__ = ["Recipe", "read_recipe"]
 
@@ -21,8 +22,8 @@ def read_recipe(path: Path, flags: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        recipe = yaml.safe_load(read_text(path))
+    except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise LongAttentionError(f"The recipe {path} cannot be read; ready ones are in configs/.") from error
     if not isinstance(recipe, dict):
         raise LongAttentionError(f"The recipe {path} must hold names and values, for example `mechanism: longformer`.")

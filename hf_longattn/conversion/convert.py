@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..errors import OptionError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .files.staging import destination_path, staged_folder
 from .files.writing import write_json, write_weights
+from .planning.attention import all_options
 from .planning.conversion import plan_conversion
 from .planning.next_step import next_step
 from .planning.plan import ConversionPlan
@@ -56,15 +58,17 @@ def convert_checkpoint(
     user_code: bool = False,
     generic: bool = False,
     progress: StageProgress | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
+    **more_options: Any,
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
 
     Args:
         source: a folder (transformers, sentence-transformers or a PEFT adapter), a .gguf file, or a Hub repository id.
         destination: a folder that does not exist yet; it appears complete or not at all.
-        mechanism, options: a mechanism with its options, for example mechanism="longformer", window=512; `layers` overrides
-            single layers as in `LongAttentionConfig`.
+        mechanism: its name; its options are further arguments, for example mechanism="longformer", window=512, or stand in `options`;
+            `layers` among them overrides single layers as in `LongAttentionConfig`.
+        options: the same in one mapping, for options that came from a user: none of them can be taken for another argument.
         long_attention: or a whole configuration instead.
         max_length: tokens the result takes; None keeps the source's.
         decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
@@ -96,6 +100,7 @@ def convert_checkpoint(
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text, origin = verification_text(verify_text)
+    chosen = all_options(options, more_options)
     wanted: dict[str, Any] = {
         "mechanism": mechanism,
         "long_attention": long_attention,
@@ -109,7 +114,7 @@ def convert_checkpoint(
         "allow_pickle": allow_pickle,
         "merge_adapter": merge_adapter,
         "generic": generic,
-        **options,
+        "options": chosen,
     }
     if generic and remote_code:
         raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")

@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, in_a_line
+from ..reading import read_text
 
 __all__ = ["VerificationText", "beginning", "load_tokenizer", "verification_text"]
 
+LARGEST_TEXT = 2**30
+"""Bytes of a text of the user's own, which is held whole."""
+LARGEST_TOKENIZER = 256 * 2**20
+"""Bytes of a tokenizer's file, which the libraries read whole, into several times as much; the largest in use take some tens of MB."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
 CHARACTERS_PER_TOKEN = 10
 """Text read per token wanted: ample for any tokenizer, and a long file is not tokenised to its end."""
 
@@ -94,9 +100,9 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     if file is None:
         return PARAGRAPHS + _python_manual(), "built-in English text"
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"Cannot read the text {str(file)!r} as UTF-8 ({error}).") from error
+        text = read_text(Path(file), LARGEST_TEXT)
+    except CheckpointError as error:
+        raise CheckpointError(f"Cannot read the text {str(file)!r}: {error}") from error
     if not text.strip():
         raise CheckpointError(f"The text {str(file)!r} is empty.")
     return text, Path(file).name
@@ -117,6 +123,10 @@ def load_tokenizer(folder: Path) -> Any | None:
 
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")):
         return None
+    for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
+        if file.stat().st_size > LARGEST_TOKENIZER:
+            size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
+            raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, where at most {most:,.0f} are read.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raise plain Exception for a damaged file

@@ -1,7 +1,7 @@
 """What goes to the Hub with a model: the card, written from measured results, the model's code, and the way there."""
 
 from .card import model_card, write_model_card
-from .completed import keep_model_card
+from .completed import from_source, keep_model_card
 from .push import PushReport, check_login, push_model
 from .remote_code import bundle_remote_code, check_remote_code
 from .results import MeasuredResult
@@ -12,6 +12,7 @@ __all__ = [
     "bundle_remote_code",
     "check_login",
     "check_remote_code",
+    "from_source",
     "keep_model_card",
     "model_card",
     "push_model",

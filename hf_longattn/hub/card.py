@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
+from ..families import FAMILIES
 from ..mechanisms import mechanism_class
-from ..naming import TAGS
-from .inheritance import check_metadata, inherited_metadata, source_card, with_inherited
+from ..naming import CLONE, INSTALL, TAGS
+from ..reading import check_config, named_class, read_json_object
+from .inheritance import check_metadata, inherited_metadata, read_card, source_card, with_inherited
 from .results import MeasuredResult
 from .usage import (
     ADAPTER,
@@ -43,8 +45,30 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
         CheckpointError, LongAttentionError: as :func:`model_card`.
     """
     path = Path(model_dir) / "README.md"
-    model_card(model_dir, **contents).save(path)
+    model_card(model_dir, **{**_kept(path, contents), **contents}).save(path)
     return path
+
+
+def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a card that is there already and is written anew, what nothing else says: how the model was trained, and what was measured."""
+    if not readme.is_file():
+        return {}
+    try:
+        card = read_card(readme)
+    except CheckpointError:  # of which the user is told where its metadata would be taken over
+        return {}
+    kept = {"training": section(card.text, "Training"), "measured": section(card.text, "Results")}
+    if contents.get("results"):
+        del kept["measured"]
+    else:
+        kept["eval_results"] = card.data.get("eval_results")
+    return {name: value for name, value in kept.items() if value}
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading of a card, up to the next one of its level."""
+    found = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found else ""
 
 
 def model_card(
@@ -63,6 +87,8 @@ def model_card(
     language: str | list[str] | None = None,
     datasets: list[str] | None = None,
     tags: Sequence[str] = (),
+    measured: str = "",
+    eval_results: list[EvalResult] | None = None,
 ) -> ModelCard:
     """The card of a saved model.
 
@@ -78,22 +104,21 @@ def model_card(
         name: what a reader types to load the model, a Hub name or a path; the folder as given by default.
         title, introduction, training, limits: text; limits are added to those that the config implies.
         license, language, datasets, tags: the Hub's metadata.
+        measured, eval_results: the table of results and its metadata as they stand in an earlier card, where no results are given.
 
     Raises:
         CheckpointError: when the folder has no readable ``config.json``.
         LongAttentionError: when a result is not a finite number, or the metadata does not survive being read back.
     """
     folder = Path(model_dir)
-    config = read_json(folder / "config.json")
-    if report is None and (folder / REPORT).exists():
-        report = read_json(folder / REPORT)
-    report = report or {}
-    plan = report.get("plan", {})
+    config = read_config(folder)
+    report = (read_report(folder) if report is None else report) or {}
+    plan = report.get("plan") or {}
     rows = [MeasuredResult.of(row) for row in results]
     given = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     metadata = with_inherited(given, _inherited(folder, source or plan.get("source")))
     title = title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2])
-    architecture = (config.get("architectures") or ["AutoModel"])[0]
+    architecture = named_class(config, "AutoModel")
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     length = int(plan.get("new_length") or tokens_of(config))
     base = metadata.get("base_model") or (_called(plan["source"]) if plan.get("source") else None)
@@ -105,7 +130,7 @@ def model_card(
         "model_name": title,
         "pipeline_tag": "sentence-similarity" if sentences else (head_of(loaded) or (None, None, ""))[1],
         "tags": sorted(inherited.union(TAGS) if attention else inherited.difference(TAGS)) or None,
-        "eval_results": [row.to_metadata() for row in rows if not row.system] or None,
+        "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results,
     }
     data = ModelCardData(**metadata, **own)
     card = ModelCard.from_template(
@@ -127,14 +152,16 @@ def model_card(
         ),
         remote_usage=remote_usage(folder, config, called, length) if attention is not None and config.get("auto_map") else "",
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
-        checks=report.get("checks", []),
+        install=INSTALL,
+        clone=CLONE,
+        checks=report.get("checks") or [],
         verified=report.get("verified", True),
-        tolerance=report.get("tolerance", 1e-4),
-        verified_on=report.get("text", ""),
+        tolerance=report.get("tolerance") or 1e-4,
+        verified_on=report.get("text") or "",
         train_command=(report.get("train_command") or "").replace(report.get("destination") or str(folder.resolve()), name or folder.name),
-        results=_table(rows),
+        results=_table(rows) or measured.strip(),
         training=training.strip(),
-        limits=[*_limits(attention, length, bool(report.get("needs_training"))), *limits],
+        limits=[*_limits(config, attention, length, bool(report.get("needs_training"))), *limits],
         versions=_versions(report),
     )
     check_metadata(str(card), data.to_dict())
@@ -149,19 +176,74 @@ def _inherited(folder: Path, source: str | Path | None) -> dict[str, Any]:
     return {} if card is None else {name: value for name, value in inherited_metadata(card).items() if name != "base_model"}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a saved model.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none that can be read, or its fields are of other types than transformers writes.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"There is no readable {path.name} in {path.parent}; give the folder of a saved model.") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{str(path)!r} must hold a JSON object, but holds {type(values).__name__}.")
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"There is no readable config.json in {folder}; give the folder of a saved model.")
+    values = read_json_object(folder / "config.json")
+    check_config(values, str(folder))
     return values
+
+
+REQUIRED = "!"
+"""At the end of a field's name: it must be there."""
+_NUMBER, _NATURAL = "a number", "a whole number"
+_BUCKET = {"from!": _NATURAL, "to!": _NATURAL, "predicted!": _NATURAL, "source_on_chunks!": _NUMBER, "result!": _NUMBER}
+_VALUES = {"buckets": [_BUCKET], "unit": "text", "predicts": "text", "tokens": _NATURAL, "chunk": _NATURAL}
+REPORT_FIELDS: dict[str, Any] = {
+    "plan": {"source": "text", "old_length!": _NATURAL, "new_length!": _NATURAL, "positions!": "text"},
+    "checks": [{"name!": "text", "status!": "text", "detail!": "text", "values": _VALUES}],
+    "versions": "an object of text",
+    **dict.fromkeys(("train_command", "text", "destination"), "text"),
+    **dict.fromkeys(("verified", "needs_training"), "true or false"),
+    "tolerance": _NUMBER,
+}
+"""What a card and a push read of a conversion's report."""
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of the conversion that made a folder; empty where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, or a field is of another type than a conversion writes.
+    """
+    if not (folder / REPORT).exists():
+        return {}
+    report = read_json_object(folder / REPORT)
+    wrong = _misfit(report, REPORT_FIELDS, "")
+    if wrong:
+        raise CheckpointError(f"{str(folder / REPORT)!r} is no report of a conversion: {wrong}; restore it, or delete it.")
+    return report
+
+
+def _misfit(value: Any, expected: Any, where: str) -> str:
+    """Where a value is not as expected, in words; empty where it is."""
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            return f"{where} must be an object"
+        for key, inner in expected.items():
+            name, needed = key.removesuffix(REQUIRED), key.endswith(REQUIRED) and bool(value)
+            if value.get(name) is None and not needed:
+                continue
+            if wrong := _misfit(value.get(name), inner, f"{where}.{name}".lstrip(".")):
+                return wrong
+        return ""
+    if isinstance(expected, list):
+        if not isinstance(value, list):
+            return f"{where} must be a list"
+        return next((wrong for one in value if (wrong := _misfit(one, expected[0], f"an entry of {where}"))), "")
+    right = {
+        "text": isinstance(value, str),
+        _NATURAL: isinstance(value, int) and not isinstance(value, bool),
+        _NUMBER: isinstance(value, int | float) and not isinstance(value, bool),
+        "true or false": isinstance(value, bool),
+        "an object of text": isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+    }[expected]
+    return "" if right else f"{where} must be {expected}"
 
 
 def _takes_globals(attention: LongAttentionConfig | None) -> bool:
@@ -188,8 +270,14 @@ def _called(source: str) -> str:
     return cached[-1].removeprefix("models--").replace("--", "/") if cached else path.resolve().name
 
 
-def _limits(attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
-    limits = [f"Inputs of more than {length:,} tokens are refused or must be cut."]
+def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
+    family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
+    if family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
+        limits = [f"Inputs of more than {length:,} tokens are refused or must be cut."]
+    else:
+        limits = [
+            f"It was made for inputs of up to {length:,} tokens. Its positions may take longer ones, with results that nobody checked."
+        ]
     if attention is not None:
         exact = mechanism_class(attention.mechanism).exact_when
         limits.append(f"`{attention.mechanism}` equals full attention when: {exact}. Otherwise a layer does not see the tokens outside it.")
@@ -215,5 +303,5 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
 
 
 def _versions(report: dict[str, Any]) -> str:
-    versions = {"hf_longattn": __version__} | report.get("versions", {})
+    versions = {"hf_longattn": __version__} | (report.get("versions") or {})
     return ", ".join(f"{package} {version}" for package, version in versions.items()) + "."

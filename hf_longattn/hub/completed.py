@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import HubError
+from ..reading import read_text
 from .card import model_card
 from .inheritance import fetch_card, inherited_metadata, read_card, source_card
 
-__all__ = ["complete_pushed_card", "keep_model_card"]
+__all__ = ["complete_pushed_card", "from_source", "keep_model_card"]
 
 EMPTY_CARD = "This model card has been automatically generated"
 """In the card that transformers gives a repository without one."""
@@ -27,12 +30,12 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
         source: what the model was loaded from, whose card says licence, language, data sets and tags.
     """
     readme = Path(folder) / "README.md"
-    if not readme.is_file() or EMPTY_CARD not in (text := readme.read_text(encoding="utf-8")):
+    if not readme.is_file() or EMPTY_CARD not in (text := read_text(readme)):
         return
     tags = read_card(readme).data.get("tags") or []
     readme.unlink()
     try:
-        card = model_card(folder, name=repo_id, **_from_source(source, {"tags": tags}))
+        card = model_card(folder, name=repo_id, **from_source(source, {"tags": tags}))
     except BaseException:
         readme.write_text(text, encoding="utf-8")
         raise
@@ -68,13 +71,13 @@ def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> Non
         raise HubError(f"{str(folder)!r} holds no saved model yet, so its card cannot be written; call trainer.save_model() first.")
     theirs = read_card(readme)
     text = theirs.text.strip()
-    said = text.partition("\n\n")[2].partition("\n## ")[0].strip()
+    said = introduction(text, source)
     training = text.partition(TRAINING)[2].strip()
     known = theirs.data.to_dict()
     given = {name: known.get(name) for name in ("license", "language", "datasets", "base_model")}
     readme.unlink()
     try:
-        contents = _from_source(source, {**given, "tags": known.get("tags") or []})
+        contents = from_source(source, {**given, "tags": known.get("tags") or []})
         ours = model_card(folder, name=repo_id or str(folder), introduction=said, training=training, **contents)
     except BaseException:
         theirs.save(readme)
@@ -83,7 +86,18 @@ def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> Non
     ours.save(readme)
 
 
-def _from_source(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def introduction(text: str, source: str) -> str:
+    """What Trainer's card says first, without its comment and its title, and without what it does not know: a model that was loaded was not
+    trained from scratch, and a data set may have no name."""
+    said = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).strip().partition("\n## ")[0]
+    said = re.sub(r"^# .*$", "", said, flags=re.MULTILINE).strip()
+    if source:
+        name = Path(source).name if Path(source).expanduser().exists() else source
+        said = said.replace("This model was trained from scratch", f"This model is a fine-tuned version of `{name}`")
+    return re.sub(r" on (?:the None|an unknown|the unknown) dataset", "", said)
+
+
+def from_source(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Arguments of :func:`model_card`: what was given, and what the model was loaded from. A Hub name is itself the base, a folder says
     in its card which that is."""
     said = {name: value for name, value in given.items() if value}

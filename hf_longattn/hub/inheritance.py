@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from yaml import YAMLError
 
-from ..errors import CheckpointError, LongAttentionError
+from ..errors import CheckpointError, LongAttentionError, in_a_line
+from ..reading import read_text
 
 __all__ = ["KEPT", "check_metadata", "fetch_card", "inherited_metadata", "read_card", "source_card", "with_inherited"]
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
 """Metadata that holds for a converted model as for its source. Results do not: they were measured on another model."""
+LISTED = ("language", "datasets", "tags", "base_model")
+"""Of which there may be several."""
 FORMATS = frozenset(
     [
         "coreml",
@@ -52,9 +54,15 @@ def inherited_metadata(card: str | Path) -> dict[str, Any]:
         warnings.warn(f"{error} Nothing is taken over from it.", stacklevel=2)
         return {}
     found = {name: data[name] for name in (*KEPT, "base_model") if data.get(name)}
+    for name, value in list(found.items()):
+        listed = name in LISTED and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not isinstance(value, str) and not listed:
+            expected = "text or a list of text" if name in LISTED else "text"
+            warnings.warn(f"{str(card)!r} says {name}: {value!r}, which must be {expected}; it is not taken over.", stacklevel=2)
+            del found[name]
     if "tags" in found:
         given = [found["tags"]] if isinstance(found["tags"], str) else found["tags"]
-        found["tags"] = [tag for tag in given if str(tag).lower() not in FORMATS]
+        found["tags"] = [tag for tag in given if tag.lower() not in FORMATS]
     return found
 
 
@@ -64,11 +72,13 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         CheckpointError: the file or the metadata at its beginning cannot be read.
     """
+    text = read_text(path)
     try:
-        return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
-    except (OSError, ValueError, YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"The metadata of {str(path)!r} cannot be read: {reason}.") from error
+        card = ModelCard(text, ignore_metadata_errors=False)
+        str(card).encode()  # escapes of YAML can stand for what is no character
+        return card
+    except Exception as error:  # the Hub's library raises what it happens to raise on metadata of other types
+        raise CheckpointError(f"The metadata of {str(path)!r} cannot be read: {in_a_line(error, 200)}.") from error
 
 
 def source_card(source: str | Path) -> Path | None:

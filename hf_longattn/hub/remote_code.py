@@ -25,7 +25,7 @@ from ..families import FAMILIES, Family
 from ..families.places import CROSS_MECHANISM
 from ..families.registry import family_of
 from ..mechanisms import check_options, mechanism_class
-from .card import read_json
+from .card import read_config
 from .provenance import provenance
 from .sources import PACKAGE, Module, closure, flat_name, package_module
 
@@ -124,7 +124,7 @@ def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str
 
 
 def _config_values(folder: Path) -> dict[str, Any]:
-    values = read_json(folder / "config.json")
+    values = read_config(folder)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind.removeprefix("long_") not in FAMILIES or not kind.startswith("long_"):
         raise CheckpointError(

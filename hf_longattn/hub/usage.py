@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..configuration import LongAttentionConfig
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
+from ..reading import named_class, read_json_object
 
 _QA = """
 question = "Where does the name of the house come from?"
@@ -121,11 +122,8 @@ def class_to_load(folder: Path, architecture: str) -> str:
     """The class that a saved model is used with: that of its adapter's task, where it has one, else its own."""
     if not (folder / ADAPTER).is_file():
         return architecture
-    try:
-        task = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("task_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{str(folder / ADAPTER)!r} must hold a JSON object.") from error
-    return ADAPTED.get(task, architecture)
+    task = read_json_object(folder / ADAPTER).get("task_type")
+    return ADAPTED.get(task, architecture) if isinstance(task, str) else architecture
 
 
 def sentence_usage(name: str, *, trusts_code: bool = False) -> str:
@@ -179,16 +177,17 @@ def marks_question(config: dict[str, Any]) -> bool:
 
 def generic_usage(config: dict[str, Any], name: str) -> str | None:
     """The same of a plain class with mechanisms beside it; ``None`` for other models."""
-    if "long_attention" not in config or config["model_type"].startswith("long_"):
+    if "long_attention" not in config or (config.get("model_type") or "").startswith("long_"):
         return None
-    made = (config.get("architectures") or ["model"])[0]
+    made = named_class(config, "model")
     return f'import hf_longattn\n\nmodel = hf_longattn.load_generic("{name}")  # a {made} with its mechanisms'
 
 
 def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | None = None) -> str:
     """The section of a card that says how to load a model whose code lies beside it, where this package is not installed."""
-    architecture = class_to_load(folder, (config.get("architectures") or ["AutoModel"])[0])
-    takes_globals = mechanism_class(config["long_attention"]["mechanism"]).takes_globals and not marks_question(config)
+    architecture = class_to_load(folder, named_class(config, "AutoModel"))
+    attention = LongAttentionConfig.from_dict(config["long_attention"])
+    takes_globals = mechanism_class(attention.mechanism).takes_globals and not marks_question(config)
     limit = length or tokens_of(config)
     adapted = (folder / ADAPTER).is_file()
     code = usage(architecture, name, limit, is_long=True, takes_globals=takes_globals, trusts_code=True, adapted=adapted)
@@ -200,6 +199,6 @@ def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | 
 
 def tokens_of(config: dict[str, Any]) -> int:
     """Tokens that a model of this config takes: the rows of its position table less those that are no positions."""
-    family = FAMILIES.get(config.get("model_type", "").removeprefix("long_"))
+    family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     counted = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
     return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from ..errors import OptionError, nearest
 from ..positions.relative import read_relative
 
+LARGEST = 2**31 - 1
+"""Whole numbers beyond it are no tokens, blocks or rows that any device could count."""
 RELATIVE = "relative"
 """The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
 
@@ -158,10 +161,17 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError
-            return int(value)
+            number = int(value)
+            if abs(number) > LARGEST:
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at most {LARGEST}.")
+            return number
         if hint is float:
-            return float(value)
-    except (TypeError, ValueError):
+            if isinstance(value, bool) or not math.isfinite(value := float(value)):
+                raise ValueError
+            return value
+    except OptionError:
+        raise
+    except (TypeError, ValueError, OverflowError):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {_type_name(hint)}.") from None
     if hint is str and not isinstance(value, str):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")

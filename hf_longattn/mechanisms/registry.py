@@ -81,6 +81,8 @@ def mechanism_class(name: str) -> type[Mechanism]:
         UnknownMechanismError: naming the nearest registered mechanism.
     """
     _discover()
+    if not isinstance(name, str):
+        raise UnknownMechanismError(f"A mechanism is named {name!r}, but must be a name, for example 'longformer'.")
     if name not in _REGISTRY:
         if name in COMPOSED:
             raise UnknownMechanismError(f"{name!r} is no mechanism, but {COMPOSED[name]}.")

@@ -16,14 +16,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.errors import PositionError, nearest
+from hf_longattn.errors import CheckpointError, PositionError, nearest
 from hf_longattn.positions.tables import DROPPED
+from hf_longattn.reading import read_json
 
 __all__ = ["ROPE_KINDS", "RopePlan", "rope_parameters"]
 
@@ -159,9 +159,9 @@ def _read_factors(file: str) -> Parameters:
     if not file:
         return {}
     try:
-        factors = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PositionError(f"Cannot read the rotary factors from '{file}': {error}.") from error
+        factors = read_json(Path(file))
+    except CheckpointError as error:
+        raise PositionError(f"Cannot read the rotary factors from '{file}': {error}") from error
     if not isinstance(factors, dict):
         raise PositionError(f"'{file}' must hold a JSON object with short_factor and long_factor.")
     return factors

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import hf_longattn
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.hub import write_model_card
+from hf_longattn.hub import from_source, write_model_card
 from hf_longattn.training.settings import RunSettings, parse_settings
 
 Settings = TypeVar("Settings", bound=RunSettings)
@@ -45,8 +45,9 @@ def run_training(
             print(f"hf_longattn {hf_longattn.__version__}: training {settings.model}", file=sys.stderr)
         log = train(settings)
         if first:
-            base = settings.model if not Path(settings.model).exists() else None
-            write_model_card(settings.output, base_model=base, training=card(log))
+            made_from = Path(settings.model).name if Path(settings.model).exists() else settings.model
+            training = f"Fine-tuned from `{made_from}`. {card(log)}"
+            write_model_card(settings.output, training=training, measured="", eval_results=None, **from_source(settings.model))
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

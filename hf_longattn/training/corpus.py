@@ -94,7 +94,7 @@ def iter_modules(split: str, packages: Iterable[str] | None = None) -> Iterator[
         if split_of(package) != split:
             raise LongAttentionError(f"package {package!r} belongs to the {split_of(package)} split, not to {split!r}")
         if package not in names:
-            raise LongAttentionError(f"package {package!r} of the reference corpus is not installed (pip install 'hf_longattn[train]')")
+            raise LongAttentionError(f"package {package!r} of the reference corpus is not installed (pip install {package})")
     seen = set(_held_out_digests(split))
     for package in names:
         for module, digest in _read_package(package):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from typing import Any
 
 from ...errors import CheckpointError, in_a_line, nearest
@@ -16,10 +15,7 @@ from .unnamed import class_of_tensors
 
 __all__ = ["find_architecture"]
 
-LAYERS = re.compile(r"(layers?|groups|group_num)$")
-"""Fields of a config that count parts of which each is built."""
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
-MOST_LABELS = 10_000_000
 
 
 def find_architecture(source: Source) -> Architecture:
@@ -35,7 +31,6 @@ def find_architecture(source: Source) -> Architecture:
         raise CheckpointError(f"The config.json of {source.name!r} names no model_type; it was not saved by transformers.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was made from.")
-    _check_counts(source)
     adopter = adopter_of(source)
     if adopter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(one.model_type for one in adopters())})
@@ -66,16 +61,6 @@ def find_architecture(source: Source) -> Architecture:
             f" {', '.join(_supported(family, adopter, model_type))}."
         )
     return Architecture(family, config, source_class, family.heads[base_class], adopter, adopted)
-
-
-def _check_counts(source: Source) -> None:
-    """Refuse counts by which a model of any size could be asked for before a tensor is looked at."""
-    for name, value in source.config.items():
-        limit = MOST_LABELS if name == "num_labels" else max(1000, len(source.tensors)) if LAYERS.search(name) else None
-        if limit is not None and isinstance(value, int | float) and not value <= limit:
-            raise CheckpointError(
-                f"The config.json of {source.name!r} says {name}={value}, which its {len(source.tensors)} tensors cannot be."
-            )
 
 
 def _supported(family: Family, adopter: Adopter | None, model_type: str) -> list[str]:

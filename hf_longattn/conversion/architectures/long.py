@@ -8,6 +8,7 @@ import torch
 
 from ...errors import CheckpointError, LongAttentionError, in_a_line
 from ...families.registry import FAMILIES, Family
+from ...reading import check_config, named_class
 from ..sources.base import Source
 
 __all__ = ["read_long"]
@@ -19,6 +20,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     Raises:
         CheckpointError: a model that this version does not know, or whose config makes none.
     """
+    check_config(source.config, source.name)
     model_type = source.config.get("model_type")
     family = next((one for one in FAMILIES.values() if one.config_class.model_type == model_type), None)
     if family is None and "long_attention" in source.config:
@@ -35,8 +37,13 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         raise
     except Exception as error:  # the config classes raise what their validators happen to raise
         raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
-    named = (source.config.get("architectures") or [None])[0]
+    named = named_class(source.config, "none")
     if named not in family.heads.values():
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
-    with torch.device("meta"):
-        return config, named, family, family.model_class(named)(config)
+    try:
+        with torch.device("meta"):
+            return config, named, family, family.model_class(named)(config)
+    except LongAttentionError:
+        raise
+    except Exception as error:  # the constructors raise what they happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} does not make a {named}: {in_a_line(error)}.") from error

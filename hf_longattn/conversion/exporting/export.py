@@ -40,7 +40,7 @@ TASKS = {
 }
 """The Hub's names of tasks, and the Auto class that gives a checkpoint the head of each."""
 REPORT = "export_report.json"
-EXTRA = 'pip install "hf-longattn[onnx]"'
+EXTRA = "pip install onnx onnxscript onnxruntime"
 
 
 @dataclass(frozen=True)

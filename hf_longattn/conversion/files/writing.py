@@ -49,7 +49,7 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
     Raises:
         CheckpointError: the size cannot be read.
     """
-    if isinstance(max_shard_size, str) and max_shard_size.isdigit():
+    if isinstance(max_shard_size, str) and max_shard_size.isascii() and max_shard_size.isdigit():
         max_shard_size = int(max_shard_size)
     by_name = {tensor.name: tensor for tensor in tensors}
     try:

@@ -10,13 +10,38 @@ from ...errors import OptionError, PositionError
 from ...mechanisms.options import RELATIVE
 from ..architectures.base import Architecture
 
-__all__ = ["ALIBI", "decoder_choice", "needs_separator", "relative_choices", "resolve_attention", "with_alibi", "with_separator"]
+__all__ = [
+    "ALIBI",
+    "all_options",
+    "decoder_choice",
+    "needs_separator",
+    "relative_choices",
+    "resolve_attention",
+    "with_alibi",
+    "with_separator",
+]
 
 SEGMENTS = ("global_first_segment", "global_second_segment")
 """Options by which a whole segment is global."""
 SEPARATOR = "separator_token_id"
 ALIBI = "alibi"
 """The relative positions that take the place of a position table, and the rule for positions that says so."""
+
+
+def all_options(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a mechanism from a mapping and from further arguments.
+
+    Raises:
+        OptionError: one is in both, or one is no option of a mechanism, but what chooses it.
+    """
+    given = dict(options or {})
+    twice = sorted(given.keys() & more.keys())
+    if twice:
+        raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
+    for name in ("mechanism", "long_attention"):
+        if name in given or name in more:
+            raise OptionError(f"{name!r} is no option of a mechanism; give it as --mechanism (mechanism=…).")
+    return {**given, **more}
 
 
 def resolve_attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from ..sources.base import Source
 from ..sources.opening import open_source
 from ..text import load_tokenizer
 from .adapter import check_adapter
-from .attention import ALIBI, decoder_choice, needs_separator, relative_choices, resolve_attention, with_alibi, with_separator
+from .attention import (
+    ALIBI,
+    all_options,
+    decoder_choice,
+    needs_separator,
+    relative_choices,
+    resolve_attention,
+    with_alibi,
+    with_separator,
+)
 from .dtypes import parse_dtype
 from .generic import plan_generic
 from .lengths import decoder_length, text_length
@@ -57,14 +67,16 @@ def plan_conversion(
     revision: str | None = None,
     token: str | bool | None = None,
     progress: object = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
+    **more_options: Any,
 ) -> ConversionPlan:
     """Say what a conversion would do, from the source's config and the headers of its tensors.
 
     Args:
         source: a folder or a Hub repository id.
         destination, overwrite: when given, checked as a conversion would.
-        mechanism, options: a mechanism and its options, `layers` among them.
+        mechanism: its name; its options, `layers` among them, are further arguments or stand in the mapping `options`.
+        options: as for :func:`~hf_longattn.convert_checkpoint`.
         long_attention: or a whole configuration instead.
         max_length: tokens the result takes; None keeps the source's.
         decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
@@ -81,6 +93,7 @@ def plan_conversion(
     Raises:
         LongAttentionError: with one sentence, for anything that would make the conversion fail later.
     """
+    options = all_options(options, more_options)
     if mechanism is not None or long_attention is not None:  # a mistyped name is refused before anything is fetched
         resolve_attention(mechanism, long_attention, options)
     cast = parse_dtype(dtype)

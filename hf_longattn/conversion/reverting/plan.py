@@ -13,9 +13,9 @@ from ...errors import CheckpointError, LengthError, LongAttentionError, Position
 from ...families.registry import Family, PositionTable
 from ...positions import SHORTER, shorten_table
 from ...positions.relative import relative_kind
+from ...reading import read_json_object
 from ..architectures.base import NAMES, OWN_FIELDS, Architecture, attached_mechanisms
 from ..architectures.long import read_long
-from ..files.reading import read_json_object
 from ..planning.attention import relative_choices
 from ..planning.dtypes import parse_dtype
 from ..planning.lengths import longest

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import tempfile
 import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, LongAttentionError
+from ...reading import MOST_LAYERS, check_counts
 from ..files.tensors import SAFETENSORS_DTYPES, TensorHeader
 from ..quiet import quiet_libraries
 from .base import Source
@@ -48,7 +50,8 @@ def open_gguf(name: str, files: Sequence[Path]) -> Source:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise CheckpointError("GGUF files are read with the gguf package: pip install 'hf-longattn[gguf]'.") from error
+        raise CheckpointError("GGUF files are read with the gguf package: pip install gguf.") from error
+    _check_header(file)
     try:
         reader: Any = GGUFReader(file)
     except Exception as error:  # the reader raises what numpy and struct happen to raise on damaged bytes
@@ -60,12 +63,121 @@ def open_gguf(name: str, files: Sequence[Path]) -> Source:
         config, skeleton = _skeleton(folder, file.name)
         _save_tokenizer(reader, folder, file.name)
         tensors = _headers(reader, file, config, skeleton)
-    except CheckpointError:
-        raise
-    except Exception as error:  # transformers raises what its readers happen to raise
+    except BaseException as error:
+        held.remove()  # what holds the error holds this function's variables, and would keep the folder with them
+        if isinstance(error, LongAttentionError) or not isinstance(error, Exception):
+            raise
+        # transformers raises what its readers happen to raise
         raise CheckpointError(f"transformers cannot read {str(file)!r}: {_line(error)}.") from error
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return Source(name, folder, config, tensors, {"gguf_file": file.name}, origin=file, held=held)
+
+
+MOST_KEYS, MOST_ITEMS, MOST_DIMENSIONS = 10_000, 5_000_000, 8
+"""Of a header: its keys, the items of a list (a vocabulary), the dimensions of a tensor."""
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of the scalar types by their number; 8 is text and 9 a list."""
+TEXT, LIST = 8, 9
+COUNTS = ("block_count", "expert_count")
+"""Endings of the keys that say of how many parts a model is built."""
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a header whose counts lead beyond the file, or to a model of any size: the gguf package believes each of them.
+
+    Raises:
+        CheckpointError: no GGUF, damaged, without tensors, or with counts that its tensors cannot be.
+    """
+    try:
+        with open(file, "rb") as opened:
+            counts = _Header(opened, file.stat().st_size).read()
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{str(file)!r} is not a whole GGUF file ({_line(error)}); download or copy it again.") from error
+    tensors = counts.pop("tensors")
+    if not tensors:
+        raise CheckpointError(f"{str(file)!r} holds no tensors, only what describes a model; download the file with its weights.")
+    for key, value in counts.items():
+        if value > max(MOST_LAYERS, tensors):
+            raise CheckpointError(f"{str(file)!r} says {key}={value}, which its {tensors} tensors cannot be.")
+
+
+class _Header:
+    """What a GGUF file says before its tensors, read with every count held against what is left of the file."""
+
+    def __init__(self, opened: BinaryIO, size: int) -> None:
+        self.opened, self.size, self.order = opened, size, "<"
+
+    def read(self) -> dict[str, int]:
+        """The keys with the endings `COUNTS`, and "tensors"."""
+        if self.opened.read(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        if self.number(4) & 0xFFFF == 0:
+            self.order = ">"
+        tensors = self.count(24)
+        found = {"tensors": tensors}
+        if (keys := self.number(8)) > MOST_KEYS:
+            raise ValueError(f"{keys} keys")
+        for _ in range(keys):
+            key = self.text().decode("utf-8")
+            value = self.value(self.number(4), key)
+            if key.endswith(COUNTS) and value is not None:
+                found[key] = value
+        for _ in range(tensors):
+            self.text()
+            dimensions = self.number(4)
+            if dimensions > MOST_DIMENSIONS:
+                raise ValueError(f"a tensor of {dimensions} dimensions")
+            self.skip(8 * dimensions + 4 + 8)
+        return found
+
+    def value(self, kind: int, key: str) -> int | None:
+        """Pass over a value; an unsigned or signed whole number is returned."""
+        if kind == TEXT:
+            self.text()
+        elif kind == LIST:
+            inner = self.number(4)
+            count = self.count(8 if inner == TEXT else SIZES.get(inner, 1))
+            if count > MOST_ITEMS or inner not in (TEXT, *SIZES):
+                raise ValueError(f"{key!r} is a list of {count} items of type {inner}")
+            if inner != TEXT:
+                self.skip(count * SIZES[inner])
+            else:
+                for _ in range(count):
+                    self.text()
+        elif kind in SIZES:
+            whole = kind not in (6, 7, 12)
+            raw = self.take(SIZES[kind])
+            return int.from_bytes(raw, "little" if self.order == "<" else "big") if whole else None
+        else:
+            raise ValueError(f"{key!r} is of type {kind}, which there is not")
+        return None
+
+    def take(self, count: int) -> bytes:
+        if count > self.left():
+            raise ValueError("it ends inside its header")
+        return self.opened.read(count)
+
+    def skip(self, count: int) -> None:
+        if count > self.left():
+            raise ValueError("it ends inside its header")
+        self.opened.seek(count, 1)
+
+    def left(self) -> int:
+        return self.size - self.opened.tell()
+
+    def number(self, size: int) -> int:
+        """An unsigned one."""
+        return int(struct.unpack(self.order + {4: "I", 8: "Q"}[size], self.take(size))[0])
+
+    def count(self, each: int) -> int:
+        """Of things that take at least `each` bytes."""
+        found = self.number(8)
+        if found * each > self.left():
+            raise ValueError(f"{found} items do not fit into it")
+        return found
+
+    def text(self) -> bytes:
+        return self.take(self.count(1))
 
 
 class _Folder:
@@ -73,7 +185,7 @@ class _Folder:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="longattn-gguf-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
@@ -81,6 +193,7 @@ def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    check_counts(config.to_dict(), file)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     values = json.loads(config.to_json_string(use_diff=False))

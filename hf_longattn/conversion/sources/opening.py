@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ...errors import CheckpointError
-from ..files.reading import check_files
+from ...reading import check_counts, check_files
 from ..files.writing import INDEX, WEIGHTS
 from .base import SIDECARS, Place, Source
 from .gguf import open_gguf
@@ -86,6 +86,7 @@ def _open_place(place: Place) -> Source:
         tensors = weight_headers(folder, allow_pickle=place.allow_pickle)
     else:
         tensors = fetch_headers(place.name, folder, *place.remote)
+    check_counts(config, place.name, len(tensors))
     pickled = any(header.file.suffix == ".bin" for header in tensors.values())
     loading = {"use_safetensors": False, "weights_only": True} if pickled else {"use_safetensors": True}
     return Source(place.name, folder, config, tensors, loading, origin=sentence, sentence=sentence)

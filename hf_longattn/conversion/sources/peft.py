@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
-from ..files.reading import read_json_object
+from ...errors import CheckpointError, in_a_line, nearest
+from ...reading import check_config, named_class, read_json_object
 from ..files.tensors import TensorHeader, read_headers
 from .base import Place, Source
 
@@ -36,7 +39,54 @@ def base_of(place: Place) -> tuple[str, str | None]:
     if not (folder / ADAPTER_WEIGHTS).is_file() and place.remote is None:
         found = f"only {PICKLED_WEIGHTS!r}: load it with peft and save it again" if (folder / PICKLED_WEIGHTS).is_file() else "no weights"
         raise CheckpointError(f"The adapter {place.name!r} has {found}; expected {ADAPTER_WEIGHTS}.")
+    _check_config(config, folder / ADAPTER_CONFIG)
+    if place.remote is None and not read_headers(folder / ADAPTER_WEIGHTS):
+        raise CheckpointError(f"{str(folder / ADAPTER_WEIGHTS)!r} holds no tensors; save the adapter again.")
     return base_name, config.get("revision")
+
+
+NAMES = "a name, a regular expression or a list of names"
+FIELDS = {
+    "peft_type": (str, "text"),
+    "task_type": (str, "text"),
+    "revision": (str, "text"),
+    **dict.fromkeys(("r", "lora_alpha"), (int | float, "a number")),
+    **dict.fromkeys(("target_modules", "exclude_modules"), (str | list, NAMES)),
+    "modules_to_save": (list, "a list of names"),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict, "an object of numbers by regular expression")),
+    "auto_mapping": (dict, "an object"),
+}
+"""Fields of an adapter's config: the types that peft takes, `None` beside them, and what they are in words."""
+
+
+def _check_config(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse what peft would only stumble over, now or when somebody loads the result.
+
+    Raises:
+        CheckpointError: naming the field, and what it must be.
+    """
+    for field, (kind, expected) in FIELDS.items():
+        value = config.get(field)
+        wrong = value is not None and (not isinstance(value, kind) or isinstance(value, bool))
+        if isinstance(value, list) and not wrong:
+            wrong = not all(isinstance(one, str) for one in value)
+        if wrong:
+            raise CheckpointError(f"{str(file)!r} says {field}={value!r:.80}, which must be {expected}.")
+        patterns = [value] if field in ("target_modules", "exclude_modules") else list(value) if isinstance(value, dict) else []
+        for pattern in patterns if field != "auto_mapping" else ():
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise CheckpointError(f"{str(file)!r} says {field}={pattern!r:.80}, which is no regular expression ({error}).") from error
+    if not config.get("peft_type"):
+        raise CheckpointError(f"{str(file)!r} names no peft_type, for example LORA; was it saved by peft?")
+    with contextlib.suppress(ImportError):  # without peft, an adapter is carried along as it is
+        from peft import PeftType
+
+        if config["peft_type"] not in PeftType.__members__:
+            known = ", ".join(PeftType.__members__)
+            name = config["peft_type"]
+            raise CheckpointError(f"{str(file)!r} says peft_type={name!r:.80}; peft knows {known}.{nearest(name, PeftType.__members__)}")
 
 
 def with_adapter(base: Source, place: Place, *, merge: bool) -> Source:
@@ -49,6 +99,7 @@ def with_adapter(base: Source, place: Place, *, merge: bool) -> Source:
     """
     if not merge:
         return replace(base, name=place.name, adapter=place.folder)
+    check_config(base.config, base.name)
     merged = cache(partial(_merged_values, base, place.folder))
     tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
     return replace(base, name=place.name, tensors=tensors, origin=place.folder, finish=partial(_merge, folder=place.folder))
@@ -67,8 +118,14 @@ def _value(merged: Callable[[], Mapping[str, Tensor]], header: TensorHeader) -> 
 def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
     import transformers
 
-    class_name = (base.config.get("architectures") or ["AutoModel"])[0]
-    model = getattr(transformers, class_name).from_pretrained(base.folder, dtype="auto", local_files_only=True, **base.loading)
+    class_name = named_class(base.config, "AutoModel")
+    model_class: Any = getattr(transformers, class_name, None)
+    if not hasattr(model_class, "from_pretrained"):
+        raise CheckpointError(f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have.")
+    try:
+        model = model_class.from_pretrained(base.folder, dtype="auto", local_files_only=True, **base.loading)
+    except Exception as error:  # transformers raises what its constructors happen to raise
+        raise CheckpointError(f"transformers cannot load {str(base.folder)!r}: {in_a_line(error)}.") from error
     return _merge(model, folder=folder).state_dict()
 
 
@@ -77,7 +134,7 @@ def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise CheckpointError("Adapters are merged with the peft package: pip install 'hf-longattn[train]'.") from error
+        raise CheckpointError("Adapters are merged with the peft package: pip install peft.") from error
     foreign = _foreign(model, folder)
     if foreign:
         raise CheckpointError(
@@ -85,8 +142,8 @@ def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
         )
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
-        raise CheckpointError(f"peft cannot merge the adapter {str(folder)!r}: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # peft raises what its tuners happen to raise
+        raise CheckpointError(f"peft cannot merge the adapter {str(folder)!r}: {in_a_line(error)}.") from error
 
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import CheckpointError
+from ...reading import read_json
 
 __all__ = ["SENTENCE_MODULES", "sentence_modules", "transformer_folder"]
 
@@ -34,10 +34,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
         CheckpointError: it is damaged, or names a folder elsewhere.
     """
     file = folder / SENTENCE_MODULES
-    try:
-        modules = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(file)!r} is not valid JSON ({error}).") from error
+    modules = read_json(file)
     if not isinstance(modules, list) or not modules or not all(_is_module(one) for one in modules):
         raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type.")
     for one in modules:

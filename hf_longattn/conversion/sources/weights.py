@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
+from ...reading import read_json_object
 from ..files.pickled import read_pickled_headers
-from ..files.reading import read_json_object
 from ..files.tensors import TensorHeader, read_headers
 from ..files.writing import INDEX, WEIGHTS
 

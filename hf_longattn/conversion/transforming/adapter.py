@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ...reading import read_json_object
 from ..architectures.base import Architecture
-from ..files.reading import read_json_object
 from ..files.writing import write_json
 from ..sources.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 

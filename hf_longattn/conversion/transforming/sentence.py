@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..files.reading import read_json_object
+from ...reading import read_json_object
 from ..files.writing import write_json
 from ..sources.sentence import SENTENCE_MODULES, sentence_modules
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..files.reading import read_json_object
+from ...reading import read_json_object
 from ..files.writing import write_json
 from ..planning.lengths import StackLength
 from ..report import REPORT

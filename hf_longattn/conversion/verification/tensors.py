@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ...positions import keeps_old_rows
-from ..files.tensors import BLOCK, TensorHeader, read_blocks, read_tensor
+from ..files.tensors import BLOCK, TensorHeader, read_blocks, read_headers, read_tensor
 from ..planning.result import ResultPlan, TensorPlan
 from ..report import FAILED, PASSED, Check
 from ..sources.base import Source
+from ..sources.peft import ADAPTER_WEIGHTS
 from ..transforming.values import source_values
 
 __all__ = ["check_tensors"]
@@ -43,6 +44,9 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
             wrong += differences
         if not finite:
             infinite[name] = tensor.header is not None and _is_finite(tensor.header)
+    if plan.source.adapter is not None:
+        adapter = read_headers(plan.source.adapter / ADAPTER_WEIGHTS)
+        infinite |= {f"{name} (of the adapter)": False for name, header in adapter.items() if not _is_finite(header)}
     counts = plan.counts()
     listed = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
     detail = f"{len(plan.source.tensors)} tensors of the source accounted for: {listed}"

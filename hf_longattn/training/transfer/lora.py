@@ -26,7 +26,7 @@ def low_rank_updates(model: PreTrainedModel, rank: int, alpha: float) -> Iterato
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise OptionError("LoRA needs peft (pip install 'hf_longattn[train]'); install it, or say --full") from error
+        raise OptionError("LoRA needs peft (pip install peft); install it, or say --full") from error
     targets = projections(model)
     mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
     own = [p for mechanism in mechanisms for p in mechanism.parameters() if p.requires_grad]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,17 +116,31 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
     factors = write_gguf(built("LlamaForCausalLM"), tmp_path / "factors.gguf", "F16", extra="rope_freqs.weight")
     (tmp_path / "half.gguf").write_bytes(whole.read_bytes()[:5000])
     (tmp_path / "text.gguf").write_text("no weights")
+    raw = whole.read_bytes()
+    key = b"llama.block_count" + (4).to_bytes(4, "little")
+    (tmp_path / "blocks.gguf").write_bytes(raw.replace(key + (2).to_bytes(4, "little"), key + b"\xff" * 4))
+    key = b"general.architecture"
+    (tmp_path / "list.gguf").write_bytes(raw.replace(key + (8).to_bytes(4, "little"), key + (9).to_bytes(4, "little")))
+    (tmp_path / "keys.gguf").write_bytes(raw[:16] + b"\xff" * 8 + raw[24:])
+    (tmp_path / "empty.gguf").write_bytes(raw[:8] + bytes(8) + raw[16:])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     (tmp_path / "part-00001-of-00002.gguf").touch()
     for file, sentence in {
         factors: "'rope_freqs.weight', which transformers does not read",
         tmp_path / "half.gguf": "not a whole GGUF file",
         tmp_path / "text.gguf": "not a whole GGUF file",
         tmp_path / "part-00001-of-00002.gguf": "join the parts first",
+        tmp_path / "blocks.gguf": "block_count=4294967295, which its 21 tensors cannot be",
+        tmp_path / "list.gguf": "not a whole GGUF file",
+        tmp_path / "keys.gguf": "not a whole GGUF file",
+        tmp_path / "empty.gguf": "holds no tensors",
     }.items():
         with pytest.raises(CheckpointError, match=sentence):
             convert_checkpoint(file, tmp_path / "long", **ARGUMENTS)
+        assert not list((tmp_path / "temporary").glob("longattn-gguf-*"))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'hf-longattn\[gguf\]'"):
+    with pytest.raises(CheckpointError, match="pip install gguf"):
         plan_conversion(whole)
 
 

@@ -160,3 +160,48 @@ def test_what_cannot_be_opened_is_a_sentence(adapter: Callable[..., Path], tmp_p
     with pytest.raises(CheckpointError, match="belongs to another base"):
         convert_checkpoint(folder, tmp_path / "long", **COVERING)
     assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"r": "8"}, "r='8', which must be a number"),
+        ({"lora_alpha": [8]}, "lora_alpha=.*, which must be a number"),
+        ({"target_modules": 5}, "target_modules=5, which must be a name"),
+        ({"target_modules": [5]}, "which must be a name"),
+        ({"target_modules": "(query"}, "no regular expression"),
+        ({"exclude_modules": "*"}, "no regular expression"),
+        ({"rank_pattern": {"(": 4}}, "no regular expression"),
+        ({"modules_to_save": "classifier"}, "which must be a list of names"),
+        ({"peft_type": None}, "names no peft_type"),
+        ({"peft_type": "LORE"}, "peft knows .* Did you mean 'LORA'"),
+        ({"task_type": ["SEQ_CLS"]}, "task_type=.*, which must be text"),
+        ({"task_type": {}}, "task_type=.*, which must be text"),
+        ({"revision": {"a": 1}}, "revision=.*, which must be text"),
+        ({"base_model_name_or_path": "\ud800"}, "not valid JSON"),
+    ],
+    ids=str,
+)
+def test_an_adapters_config_of_odd_types_is_a_sentence(
+    fields: dict[str, Any], sentence: str, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = adapter("BertForMaskedLM")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+    for merge in (False, True):
+        with pytest.raises(CheckpointError, match=sentence):
+            convert_checkpoint(folder, tmp_path / "long", merge_adapter=merge, **COVERING)
+    assert not (tmp_path / "long").exists()
+
+
+def test_an_adapter_without_tensors_or_with_nan_is_a_sentence(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    folder = adapter("BertForMaskedLM")
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: torch.full_like(weights[name], float("nan"))}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"hold NaN or infinite numbers: .* \(of the adapter\)"):
+        convert_checkpoint(folder, tmp_path / "long", **COVERING)
+    save_file({}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        convert_checkpoint(folder, tmp_path / "long", **COVERING)
+    assert not (tmp_path / "long").exists()

@@ -1,0 +1,227 @@
+"""Files are somebody else's: what may be opened among them, and text, JSON and counts that may be anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+__all__ = [
+    "check_config",
+    "check_counts",
+    "check_files",
+    "check_link",
+    "homes_of",
+    "named_class",
+    "read_json",
+    "read_json_object",
+    "read_text",
+]
+
+LARGEST_JSON = 256 * 2**20
+"""Bytes; the index of the largest checkpoints takes a few millions, a tokenizer some tens."""
+DEEPEST = 100
+"""Levels of JSON; configs have about five, and everything that is done to them goes down by recursion."""
+LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
+"""Fields of a config that count parts of which each is built."""
+MOST_LAYERS = 1000
+"""In a config whose number of tensors is not known, or smaller."""
+MOST_LABELS = 1_000_000
+
+
+def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Look at every file of a source that may be read or copied, without opening it.
+
+    Links are followed inside the folder, and from a snapshot of the Hub's cache into the files that belong to it. One that leads anywhere
+    else would carry a file of this machine into the result, and with it to the Hub.
+
+    Args:
+        folder: of the source.
+        patterns: of names in the folder itself.
+        folders: in it, taken with everything below them.
+
+    Raises:
+        CheckpointError: a link that is broken or leads outside, something that is no regular file, or no permission to read.
+    """
+    homes = homes_of(folder)
+    folders = list(folders)
+    for path in (folder / name for name in folders):
+        if path.is_symlink():
+            check_link(path, homes)
+    for path in sorted(_chosen(folder, patterns, folders)):
+        if path.is_symlink():
+            check_link(path, homes)
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{str(path)!r} is a folder, where a file is expected; move it away.")
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{str(path)!r} is no regular file; move it away.")
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise CheckpointError(f"{str(path)!r} cannot be read; give yourself the permission to.")
+
+
+def homes_of(folder: Path) -> list[Path]:
+    """Where the links of a checkpoint may lead: into its folder and, from a snapshot of the Hub's cache, to its files."""
+    place = folder.resolve()
+    return [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
+
+
+def _chosen(folder: Path, patterns: Iterable[str], folders: Iterable[str]) -> Iterator[Path]:
+    try:
+        for pattern in dict.fromkeys(patterns):
+            yield from folder.glob(pattern)
+        for name in folders:
+            yield from (path for path in (folder / name).rglob("*") if path.is_symlink() or not path.is_dir())
+    except OSError as error:
+        raise CheckpointError(f"The folder {str(folder)!r} cannot be read: {error.strerror}.") from error
+
+
+def check_link(path: Path, homes: list[Path]) -> None:
+    """Refuse a link that leads out of `homes`, or nowhere.
+
+    Raises:
+        CheckpointError: saying where it leads.
+    """
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a loop is either, by version of Python
+        raise CheckpointError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which leads to no file; put the file there.") from error
+    if not any(home in target.parents for home in homes):
+        raise CheckpointError(
+            f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; put a copy of that file in its place."
+        )
+
+
+def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
+    """The UTF-8 text of a regular file.
+
+    Raises:
+        CheckpointError: it is none, larger than `largest` bytes, not UTF-8, or cannot be read.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file"
+            raise CheckpointError(f"{str(path)!r} is {kind}, where a file is expected; move it away or name another.")
+        if about.st_size > largest:
+            raise CheckpointError(
+                f"{str(path)!r} is too large: {about.st_size / 1e6:,.0f} MB, where at most {largest / 1e6:,.0f} are read."
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:  # not UTF-8, or no path at all
+        raise CheckpointError(f"{str(path)!r} is not UTF-8 text ({error}).") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file: nested no deeper than what is done to it can go, and text that can be written again.
+
+    Raises:
+        CheckpointError: it is not JSON, or too large to be a checkpoint's; or it cannot be read.
+    """
+    try:
+        text = read_text(path)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise CheckpointError(f"{str(path)!r} is not valid JSON ({error.__cause__}).") from error
+        raise
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).") from None
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r} is not valid JSON ({error}).") from error
+    level, depth = [value], 0
+    while level:
+        if depth > DEEPEST:
+            raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).")
+        containers = [one for one in level if isinstance(one, dict | list)]
+        level = [inner for one in containers for inner in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(f"{str(path)!r} is not valid JSON (half of a surrogate pair, which is no character).") from None
+    return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: as :func:`read_json`, or it is no object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{str(path)!r} must hold a JSON object, but holds {type(value).__name__}.")
+    return value
+
+
+def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None:
+    """Refuse counts by which a model of any size could be asked for before a tensor is looked at.
+
+    Args:
+        values: of a config.json; what it holds inside is looked at, too.
+        name: of the checkpoint.
+        tensors: that it has.
+
+    Raises:
+        CheckpointError: one of them is more than its tensors can be.
+    """
+    for field, value in values.items():
+        if isinstance(value, Mapping) and field not in ("label2id", "id2label"):
+            check_counts(value, name, tensors)
+        limit = MOST_LABELS if field == "num_labels" else max(MOST_LAYERS, tensors) if LAYERS.search(field) else None
+        for one in value if isinstance(value, list) else [value]:
+            if limit is not None and isinstance(one, int | float) and not one <= limit:
+                less = f"which its {tensors} tensors cannot be" if tensors else f"where at most {limit} are built"
+                raise CheckpointError(f"The config.json of {name!r} says {field}={one}, {less}.")
+
+
+def check_config(values: Mapping[str, Any], name: str) -> None:
+    """Refuse a config.json whose fields that this package reads itself are of other types than transformers writes.
+
+    Args:
+        values: of the config.json.
+        name: of the checkpoint.
+
+    Raises:
+        CheckpointError: naming the field, and what it must be.
+    """
+    text, numbers = "text", "a whole number"
+    for field, expected in (
+        ("model_type", text), ("architectures", "a list of one class name"), ("auto_map", "an object of class names"),
+        ("long_attention", "an object"), ("extended_from", "an object"), ("num_hidden_layers", numbers), ("n_layer", numbers),
+        ("max_position_embeddings", numbers), ("n_positions", numbers),
+    ):  # fmt: skip
+        value = values.get(field)
+        right = {
+            text: isinstance(value, str),
+            numbers: isinstance(value, int) and not isinstance(value, bool),
+            "an object": isinstance(value, dict),
+            "an object of class names": isinstance(value, dict) and all(isinstance(one, str | list) for one in value.values()),
+            "a list of one class name": isinstance(value, list) and len(value) == 1 and isinstance(value[0], str),
+        }[expected]
+        if value is not None and not right and value != []:
+            raise CheckpointError(f"The config.json of {name!r} says {field}={_short(value)}, which must be {expected}.")
+    check_counts(values, name)
+
+
+def named_class(values: Mapping[str, Any], default: str) -> str:
+    """The class that a config.json names, or `default` where it names none; checked by :func:`check_config`."""
+    return (values.get("architectures") or [default])[0]
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]} …"
