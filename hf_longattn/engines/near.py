@@ -30,7 +30,10 @@ def near_terms(
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is in reach.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    starts = range(0, q.shape[2], q.shape[2] if torch.compiler.is_compiling() or torch.jit.is_tracing() else PIECE)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not traced:  # a band wider than the text costs no more than the text
+        left, right = min(left, k.shape[2]), min(right, k.shape[2])
+    starts = range(0, q.shape[2], q.shape[2] if traced else PIECE)
     size, first = (starts.step, k.shape[2] - q.shape[2])
     found = []
     for start in starts:

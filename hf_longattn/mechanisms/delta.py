@@ -38,7 +38,7 @@ STEPS = (1e-3, 1e-1)
 
 @dataclasses.dataclass(frozen=True)
 class DeltaOptions(Options):
-    expand: int = option(1, "rows of the state for each of the head's dimensions; above 1 through learned maps and SiLU", "times")
+    expand: int = option(1, "rows of the state for each of the head's dimensions; above 1 through learned maps and SiLU", "times", most=64)
     gate: bool = option(True, "the state decays by α; without it this is the plain delta rule")
     gate_input: str = option("hidden_states", "what β and α are computed from: hidden_states, the layer's input, or key, the head's key")
     normalise: bool = option(True, "queries and keys are brought to length 1")

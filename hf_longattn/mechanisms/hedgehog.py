@@ -28,7 +28,9 @@ HALVES, JOINT, NONE = "halves", "joint", "none"
 
 @dataclasses.dataclass(frozen=True)
 class HedgehogOptions(Options):
-    feature_dim: int | None = option(None, "features per head, both halves together; none takes twice the head size", "features")
+    feature_dim: int | None = option(
+        None, "features per head, both halves together; none takes twice the head size", "features", most=65536
+    )
     feature_softmax: str = option(
         HALVES,
         "what brings the features to one scale: halves, a softmax of each half, as in the authors' code (Based, LoLCATs); joint, one "

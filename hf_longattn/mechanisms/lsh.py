@@ -48,14 +48,14 @@ FACTOR_ABOVE = 32
 
 @dataclasses.dataclass(frozen=True)
 class LSHOptions(Options):
-    num_hashes: int = option(4, "rounds of hashing", "rounds")
+    num_hashes: int = option(4, "rounds of hashing", "rounds", most=1024)
     bucket_size: int = option(64, "tokens in a chunk of the sorted order; when causal, earlier keys seen in a bucket", "tokens")
     num_buckets: int | None = option(
-        None, "buckets of a round: 1 or even; None: the power of two below 2·max_length/bucket_size", "buckets"
+        None, "buckets of a round: 1 or even; None: the power of two below 2·max_length/bucket_size", "buckets", most=65536
     )
     shared_qk: bool = option(False, "one vector per token, the key, serves as query and as key; published form")
-    num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks")
-    num_chunks_after: int = option(0, "chunks seen behind the query's own; bidirectional only", "chunks")
+    num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024)
+    num_chunks_after: int = option(0, "chunks seen behind the query's own; bidirectional only", "chunks", most=1024)
     count_duplicates: bool = option(False, "a key met in several rounds counts as often")
     seed: int = option(0, "seed of the rotations")
 

@@ -29,9 +29,11 @@ from .segments import segment_matrix, segment_means
 
 @dataclasses.dataclass(frozen=True)
 class NystromOptions(Options):
-    num_landmarks: int = option(64, "M, segments whose means stand for the queries and the keys", "segments")
-    iterations: int = option(6, "steps of the pseudo-inverse", "steps")
-    conv_kernel: int | None = option(None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens")
+    num_landmarks: int = option(64, "M, segments whose means stand for the queries and the keys", "segments", most=65536)
+    iterations: int = option(6, "steps of the pseudo-inverse", "steps", most=1024)
+    conv_kernel: int | None = option(
+        None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
+    )
     inv_coeff_init_option: str = option(
         "exact", "where the pseudo-inverse starts: exact divides by each matrix's own norm, original by the largest in the batch"
     )

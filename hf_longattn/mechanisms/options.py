@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from typing import Any
 from ..errors import OptionError, nearest
 from ..positions.relative import read_relative
 
-LARGEST = 2**31 - 1
-"""Whole numbers beyond it are no tokens, blocks or rows that any device could count."""
 RELATIVE = "relative"
 """The option that every mechanism over scores has: relative positions, see :mod:`hf_longattn.positions.relative`."""
+
+LARGEST = 2**31 - 1
+"""Largest whole number that an option takes, so that sums and products of positions stay within 64 bits."""
+_WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,13 @@ class OptionInfo:
     unit: str
 
 
-def option(default: Any, help: str, unit: str = "") -> Any:
-    """Declare a field of an ``Options`` dataclass with its meaning and unit (tokens, blocks, rows …)."""
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit})
+def option(default: Any, help: str, unit: str = "", most: int = LARGEST) -> Any:
+    """Declare a field of an ``Options`` dataclass with its meaning and unit (tokens, blocks, rows …).
+
+    ``most`` bounds whole numbers by which memory or time grow whatever the length of the input, so that a slip of the finger is
+    refused where it is made; all others may be as large as the index arithmetic of the engines allows.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "most": most})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +82,19 @@ class Options:
                 raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
             common = name == RELATIVE and value not in (None, "none", "None")
             checked[name] = read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
+            cls._refuse_too_large(mechanism, name, checked[name])
         built = cls(**checked)
         built.check()
         return built
+
+    @classmethod
+    def _refuse_too_large(cls, mechanism: str, name: str, value: Any) -> None:
+        field = cls.__dataclass_fields__[name]
+        most = field.metadata.get("most", LARGEST)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int) and abs(one) > most:
+                example = f"; for example {name}={field.default}" if type(field.default) is int else ""
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {one}, but must be at most {most}{example}.")
 
     def to_dict(self) -> dict[str, Any]:
         """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); relative positions where there are."""
@@ -161,16 +178,13 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError
-            number = int(value)
-            if abs(number) > LARGEST:
-                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at most {LARGEST}.")
-            return number
-        if hint is float:
-            if isinstance(value, bool) or not math.isfinite(value := float(value)):
+            if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
                 raise ValueError
-            return value
-    except OptionError:
-        raise
+            return int(value)
+        if hint is float:
+            if isinstance(value, bool) or not math.isfinite(float(value)):
+                raise ValueError
+            return float(value)
     except (TypeError, ValueError, OverflowError):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {_type_name(hint)}.") from None
     if hint is str and not isinstance(value, str):

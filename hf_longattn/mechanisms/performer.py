@@ -27,7 +27,7 @@ KERNELS = ("softmax", "relu")
 
 @dataclasses.dataclass(frozen=True)
 class PerformerOptions(Options):
-    num_features: int = option(256, "m, how many random directions; the error falls with its root", "features")
+    num_features: int = option(256, "m, how many random directions; the error falls with its root", "features", most=65536)
     kernel: str = option("softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections")
     redraw_interval: int = option(
         1000, "training passes between new draws, 0 for none; a compiled model keeps its draw until redraw() is called", "passes"

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from ..discovery import load_module, module_names
 from ..errors import OptionError, UnknownMechanismError, nearest
 from .base import Mechanism, reset
-from .options import RELATIVE, OptionInfo, Options
+from .options import LARGEST, RELATIVE, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 COMPOSED = {
@@ -177,6 +178,9 @@ def mechanism_from(
     generator: what random parameters are drawn from, on its device; torch's own generator, which is the default, is then left alone.
     """
     cls, checked = mechanism_class(name), check_options(name, dict(options))
+    for field, value in {"num_heads": num_heads, "head_dim": head_dim, "hidden_size": hidden_size, "max_length": max_length}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= LARGEST):
+            raise OptionError(f"Mechanism {name!r} was asked for with {field}={value!r}, but it must be a whole number of at least 1.")
     width = hidden_size or num_heads * head_dim
     if generator is None:
         return cls(num_heads, head_dim, width, max_length, checked)

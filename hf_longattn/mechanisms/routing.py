@@ -51,7 +51,7 @@ SINKHORN_STEPS = 8
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOptions(Options):
-    num_clusters: int | None = option(None, "clusters of a head; None: the square root of max_length", "clusters")
+    num_clusters: int | None = option(None, "clusters of a head; None: the square root of max_length", "clusters", most=65536)
     window_per_cluster: int | None = option(None, "keys that a cluster shows to a query; None: max_length / num_clusters", "tokens")
     window: int = option(0, "tokens around each query that it sees as well: w/2 on each side, or the last w when causal", "tokens")
     router: str = option("kmeans", "'kmeans': centroids that follow the tokens; 'learned': a trained, balanced router W_r")

@@ -42,7 +42,7 @@ class SynthesizerOptions(Options):
         ("dense",), "dense, factorized_dense, random, factorized_random or dot_product; several are mixed, as dense+dot_product"
     )
     max_length: int | None = option(None, "longest input; none takes the model's", "tokens")
-    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none takes the head size", "units")
+    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none takes the head size", "units", most=65536)
     factor: int | None = option(None, "length b of the second factor of factorized_dense; none takes √max_length", "columns")
     rank: int = option(8, "rank k of factorized_random", "columns")
     trainable: bool = option(True, "whether the random kinds are learned, or stay as they were drawn")

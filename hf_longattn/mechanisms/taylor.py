@@ -28,7 +28,7 @@ FEATURES, HEAD = "feature_dim", "head_dim"
 
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
-    feature_dim: int = option(16, "d, to which queries and keys are projected; the state has 1 + d + d(d+1)/2 rows", "features")
+    feature_dim: int = option(16, "d, to which queries and keys are projected; the state has 1 + d + d(d+1)/2 rows", "features", most=256)
     scale: str = option(
         FEATURES, "whose square root divides the products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax"
     )

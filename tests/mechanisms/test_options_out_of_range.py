@@ -1,0 +1,114 @@
+"""Whatever is given as an option of a mechanism ends in a sentence where it was given, or in a right result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from hf_longattn import LongAttentionConfig, LongAttentionError, Mechanism, build_mechanism, list_mechanisms, mechanism_info
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+
+HEADS, HEAD_DIM = 2, 4
+WIDTH = HEADS * HEAD_DIM
+LENGTHS = (1, 2, 37)
+OPTIONS = [(name, option.name) for name in list_mechanisms() for option in mechanism_info(name).options]
+
+NUMBERS = [-(2**63), -5, -1, 0, 1, 2, 3, 5, 7, 64, 2**31, 10**12, 2**63, 10**30]
+ODD: list[Any] = [
+    *NUMBERS,
+    *(float(number) for number in (-1, 0, 1, 3)),
+    *(0.5, -0.5, 1.5, 1e300, math.inf, -math.inf, math.nan),
+    *(None, True, False, "", " ", "x", "none", "None", "5", "-1", "1e3", "1_0", "٣", "²", "nan", "true", "\ud800", "a=b", "window", "mean"),
+    *([], [0], [1], [-1], [1, 1], [0, 0, 0], [10**12], [1.5], ["x"], [None], [True], [[1]], [[]], (2, 3)),
+    *({}, {"x": 1}, {"mechanism": "window"}, {"mechanism": "nothing"}, {"mechanism": 5}, {"mechanism": "window", "window": 0}, [{}]),
+    *("shaw:clip=0", "shaw:clip=-1", "shaw:clip=x", "shaw:", "t5_buckets:num_buckets=0", "t5_buckets:max_distance=1", "alibi:x=1"),
+    *("window:window=8", "window:window=0", "window:", ":window", "0-1=window", "5=window", "window:window=8+full", "union", "per_head"),
+    *(object(), b"5", 3 + 0j),
+]
+"""What people and damaged files write: numbers out of range, of another type, lists, mappings, names of other options."""
+
+
+def refused(call: Callable[[], Any]) -> tuple[bool, Any]:
+    """Whether the call ended in one sentence of ours, and what it returned otherwise. Any other exception passes."""
+    try:
+        return False, call()
+    except LongAttentionError as error:
+        text = str(error)
+    assert len(text) > 20, text
+    assert "\n" not in text, text
+    assert text.endswith((".", "?")), text
+    return True, None
+
+
+def built(name: str, options: dict[str, Any]) -> Mechanism | None:
+    """The mechanism, or ``None`` where the options were refused with a sentence."""
+    torch.manual_seed(0)
+    return refused(lambda: mechanism_from(name, options, num_heads=HEADS, head_dim=HEAD_DIM, max_length=max(LENGTHS)).eval())[1]
+
+
+def assert_right(module: Mechanism) -> None:
+    """Every form and length gives what the definition gives, or refuses with a sentence."""
+    generator = torch.Generator().manual_seed(0)
+    for causal in (False, True):
+        if refused(partial(module.check_form, causal, "this test"))[0]:
+            continue
+        for length in LENGTHS:
+            q, k, v = torch.randn(3, 1, HEADS, length, HEAD_DIM, generator=generator, dtype=torch.float64)
+            more = {"hidden_states": torch.randn(1, length, WIDTH, generator=generator, dtype=torch.float64)}
+            more = more if module.takes_hidden_states else {}
+            no, out = refused(partial(module.double(), q, k, v, causal=causal, **more))
+            if no:
+                continue
+            assert out.shape == q.shape
+            assert out.isfinite().all()
+            torch.testing.assert_close(out, module.reference(q, k, v, causal=causal, **more), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda value: str(value))
+def test_one_option_out_of_its_range(name: str, option: str) -> None:
+    for value in ODD:
+        for others in ({}, mechanism_class(name).sample):
+            if (module := built(name, {**others, option: value})) is not None:
+                assert_right(module)
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda value: str(value))
+def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> None:
+    """In a config, and as it comes back from JSON."""
+    for value in ODD:
+        accepted = built(name, {option: value}) is not None
+        no, config = refused(partial(LongAttentionConfig, name, **{option: value}))
+        if no:
+            continue
+        again = LongAttentionConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert again == config
+        assert accepted or built(name, dict(config.for_layer(0)[1])) is None
+
+
+VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3), st.floats())
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> None:
+    known = [option.name for option in mechanism_info(name).options]
+    chosen = data.draw(st.dictionaries(st.sampled_from([*known, "unknown"]), VALUES, min_size=1, max_size=4))
+    if (module := built(name, {**mechanism_class(name).sample, **chosen})) is not None:
+        assert_right(module)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.sampled_from(list_mechanisms()), st.integers(-3, 70), st.integers(-3, 70), st.integers(-3, 200), st.integers(-3, 200))
+@example("window", 0, 8, 0, 0)
+def test_a_layer_of_an_impossible_shape_is_refused(name: str, heads: int, head_dim: int, hidden_size: int, max_length: int) -> None:
+    no, _ = refused(lambda: build_mechanism(name, num_heads=heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length))
+    assert no or min(heads, head_dim, hidden_size, max_length) > 0
