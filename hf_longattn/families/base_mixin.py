@@ -23,7 +23,7 @@ from .token_globals import global_tokens_of, token_rule
 class LongBaseModelMixin(LongAttentionMixin):
     """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
 
-    The attention implementation is ``longattn`` unless another one is chosen (``attn_implementation="sdpa"``: the plain base).
+    The attention implementation is ``longattn``: no other one knows mechanisms. ``use_base_attention`` computes the plain base's.
     """
 
     position_table: ClassVar[PositionTable | None]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from transformers.utils import logging
 
 from ..configuration import LongAttentionConfig
-from ..naming import BACKEND, COPY
-from .own_windows import own_windows, with_own_windows
+from ..errors import BackendError
+from ..naming import BACKEND, COPY, PLAIN_BACKEND
+from .own_windows import equals_base, own_windows, with_own_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -17,10 +20,21 @@ else:
     _Base = object
 
 
+logger = logging.get_logger(__name__)
+
+IMPLEMENTATION = "_attn_implementation_internal"
+"""Where transformers keeps a config's attention implementation."""
+BASE_ATTENTION = "_base_attention"
+"""Set while the attention of the plain base was asked for on purpose; not written to files."""
+DEFAULTS = ("sdpa", "eager")
+"""The implementations that transformers falls back to, and that scripts choose without meaning another attention."""
+
+
 class LongConfig(_Base):
     """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
-    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None`` gives Longformer's defaults. Kept as the latter,
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None``, as leaving it out, gives the family's default: that of
+        :meth:`default_attention`, the base's own windows where all layers have one, otherwise Longformer's defaults. Kept as the latter,
         written to ``config.json`` as a mapping. Layers with a window of the base's own keep it unless they are named
         (:mod:`hf_longattn.families.own_windows`). Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
         has no causal (bidirectional) form where one is needed.
@@ -62,7 +76,7 @@ class LongConfig(_Base):
         strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
-        chosen: Any = kwargs.pop("long_attention", None) or self.default_attention()
+        chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
         if (separator := kwargs.pop("question_separator_id", None)) is not None:
             self.question_separator_id = separator
@@ -73,19 +87,65 @@ class LongConfig(_Base):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "long_attention":
-            value = with_own_windows(value, own_windows(self))
+            value = with_own_windows(self._unasked() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self._attending)
+            self._check_implementation()
+        elif name == IMPLEMENTATION:
+            super().__setattr__(name, value if value is None else self.resolve_implementation(value))
         else:
             super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "long_attention": self.long_attention.to_dict()}
+        values = super().to_dict()
+        values.pop(BASE_ATTENTION, None)
+        return {**values, "long_attention": self.long_attention.to_dict()}
+
+    def resolve_implementation(self, requested: str | None) -> str:
+        """The attention implementation that runs where ``requested`` is asked for.
+
+        No other implementation than ``longattn`` knows mechanisms. Where these compute what the base's own attention computes, any may be
+        chosen. Otherwise ``sdpa`` and ``eager``, which name transformers' defaults, mean the default of the Long classes as well; and any
+        further one is refused, since it would compute another attention. ``model.use_base_attention()`` is the way to that on purpose.
+
+        Raises:
+            BackendError: for such an implementation.
+        """
+        if requested in (None, PLAIN_BACKEND, BACKEND):
+            self.__dict__.pop(BASE_ATTENTION, None)
+            return BACKEND
+        if "long_attention" not in self.__dict__ or self.__dict__.get(BASE_ATTENTION) or self._computes_as_base:
+            return str(requested)  # before it has a long_attention it is checked with that
+        if requested in DEFAULTS:
+            logger.warning_once(
+                f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {PLAIN_BACKEND!r} "
+                "runs; model.use_base_attention() computes the attention of the plain base."
+            )
+            return BACKEND
+        raise BackendError(
+            f"attn_implementation={requested!r} does not compute the mechanism {self.long_attention.mechanism!r} of this "
+            f"{type(self).__name__}; leave it out, or call model.use_base_attention({requested!r}) for the attention of the plain base."
+        )
+
+    def _check_implementation(self) -> None:
+        """What was chosen before the mechanisms were, or changed, is checked with them."""
+        if not self._runs_mechanisms:
+            setattr(self, IMPLEMENTATION, self.__dict__[IMPLEMENTATION])
+
+    @property
+    def _computes_as_base(self) -> bool:
+        """Whether every layer's mechanism computes what the base's own attention does."""
+        layers, causal = self._attending
+        return equals_base(self.long_attention, own_windows(self)[:layers], causal)
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
         """What runs where nothing was chosen; ``None`` is Longformer's defaults, or the base's own windows where all layers have one."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
+
+    def _unasked(self) -> LongAttentionConfig | Mapping[str, Any] | None:
+        """What runs with this config where nothing was chosen."""
+        return self.default_attention()
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -177,7 +237,7 @@ class LongConfig(_Base):
 
     @property
     def _runs_mechanisms(self) -> bool:
-        return self.__dict__.get("_attn_implementation_internal") in (None, BACKEND)
+        return self.__dict__.get(IMPLEMENTATION) in (None, BACKEND)
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import LongAttentionConfig
 from .config import LongConfig
+from .own_windows import equals_base
 
 
 class LongEncoderDecoderConfig(LongConfig):
@@ -35,6 +36,13 @@ class LongEncoderDecoderConfig(LongConfig):
             value = LongAttentionConfig.from_dict(value)
             value.check_forms(self.decoder_layers, True)
         super().__setattr__(name, value)
+        if name == "decoder_long_attention":
+            self._check_implementation()
+
+    @property
+    def _computes_as_base(self) -> bool:
+        decodes = equals_base(self.decoder_attention, [None] * self.decoder_layers, True)
+        return decodes and (not self.is_encoder_decoder or super()._computes_as_base)
 
     def to_dict(self) -> dict[str, Any]:
         values, chosen = super().to_dict(), self.decoder_long_attention

@@ -14,8 +14,9 @@ from ..discovery import load_module
 from ..errors import OptionError
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
-from ..naming import COPY, PLAIN_BACKEND, TAGS
+from ..naming import COPY, TAGS
 from .attachment import attach_mechanisms
+from .config import BASE_ATTENTION
 from .forward import with_long_arguments
 from .initial_values import initialise, without_values
 from .limits import check_tables, refuse_scoreless
@@ -37,7 +38,7 @@ else:
 class LongAttentionMixin(_Base):
     """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
 
-    The attention implementation is ``longattn`` unless another one is chosen (``attn_implementation="sdpa"``: the plain base).
+    The attention implementation is ``longattn``: no other one knows mechanisms. ``use_base_attention`` computes the plain base's.
     """
 
     family: ClassVar[Family]
@@ -129,8 +130,26 @@ class LongAttentionMixin(_Base):
         return True
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        requested = BACKEND if requested_attention in (None, PLAIN_BACKEND) else requested_attention
-        return super().get_correct_attn_implementation(requested, is_init_check)
+        """As the base's; what does not compute the mechanisms is refused (``LongConfig.resolve_implementation``)."""
+        return super().get_correct_attn_implementation(self.config.resolve_implementation(requested_attention), is_init_check)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """The same before transformers looks for kernels, which it downloads."""
+        return super()._check_and_adjust_attn_implementation(self.config.resolve_implementation(attn_implementation), *args, **kwargs)
+
+    def use_base_attention(self, implementation: str | None = None) -> None:
+        """Compute the attention of the plain base in place of the mechanisms, with the same weights.
+
+            model.use_base_attention()                      # full attention, as BertModel
+            model.set_attn_implementation("longattn")       # the mechanisms again
+
+        Args:
+            implementation: one that the base has; ``sdpa`` by default, or ``eager`` where it has no other.
+        """
+        for module in self.modules():
+            if isinstance(module, LongAttentionMixin):
+                setattr(module.config, BASE_ATTENTION, True)
+        self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

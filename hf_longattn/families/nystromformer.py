@@ -19,10 +19,8 @@ class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
 
     model_type = "long_nystromformer"
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if kwargs.get("long_attention") is None:
-            kwargs["long_attention"] = nystrom_of(self)
-        super().__post_init__(**kwargs)
+    def _unasked(self) -> dict[str, Any]:
+        return nystrom_of(self)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..configuration import LongAttentionConfig
+from ..engines.pattern import UNBOUNDED
+from ..mechanisms.registry import prototype
 
 SLIDING = "sliding_attention"
 """transformers' name for a layer with a window, in ``config.layer_types``."""
@@ -51,6 +53,19 @@ def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) 
     """Whether a layer attends to what it attended to in the base, at any length."""
     name, options = attention.for_layer(layer)
     return width is not None and {"mechanism": name, **options} == _kept(width)
+
+
+def equals_base(attention: LongAttentionConfig, windows: list[int | None], causal: bool) -> bool:
+    """Whether every layer computes, for inputs of any length, what the base's own attention computes."""
+    for layer, width in enumerate(windows):
+        if width is not None:
+            if not keeps_window(attention, layer, width):
+                return False
+        else:
+            mechanism = prototype(*attention.for_layer(layer))
+            if mechanism.relative is not None or not mechanism.covers(UNBOUNDED, causal):
+                return False
+    return True
 
 
 def _kept(width: int) -> dict[str, Any]:

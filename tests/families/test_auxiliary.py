@@ -39,7 +39,7 @@ def test_the_loss_has_it_in_training_only(by_tuple: bool) -> None:
         without = model(**{**inputs, "labels": None})
     torch.testing.assert_close(training, plain + added)
     assert without[0].dim() == 3
-    model.set_attn_implementation("sdpa")
+    model.use_base_attention()
     with torch.no_grad():
         assert abs(model(**inputs)[0] - training) > 0.1, "the plain base has no spans"
 

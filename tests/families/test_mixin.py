@@ -23,7 +23,6 @@ from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,
     HEADS,
-    IMPLEMENTATIONS,
     LANGUAGE_MODELS,
     base_class,
     head_inputs,
@@ -65,17 +64,6 @@ class TestEveryHead:
 
 @pytest.mark.parametrize("base", BASES)
 class TestEveryBase:
-    def test_attention_implementations(self, base: str, tmp_path: Path) -> None:
-        model = long_model(base)
-        assert model.config._attn_implementation == "longattn"
-        model.save_pretrained(tmp_path)
-        for implementation in (*IMPLEMENTATIONS[base], "longattn"):
-            read = type(model).from_pretrained(tmp_path, attn_implementation=implementation)
-            assert read.config._attn_implementation == implementation
-            model.set_attn_implementation(implementation)
-            with torch.no_grad():
-                assert torch.equal(read(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
-
     def test_attentions(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
         with torch.no_grad():

@@ -62,7 +62,7 @@ class TestEveryBase:
         with torch.no_grad():
             longer(tokens(1, 60), past_key_values=cache)
         assert [layer.keys.shape[2] for layer in cache.layers] == [7] * 3
-        longer.set_attn_implementation("eager")
+        longer.use_base_attention("eager")
         own = DynamicCache(config=longer.config)
         with torch.no_grad():
             longer(tokens(1, 60), past_key_values=own)

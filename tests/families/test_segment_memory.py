@@ -162,6 +162,6 @@ def test_bad_input_is_a_sentence() -> None:
     longer.transformer.gradient_checkpointing = True
     with pytest.raises(MemoryMismatchError, match="Gradient checkpointing"):
         longer.train()(ids, memory=memory)
-    longer.set_attn_implementation("sdpa")
+    longer.use_base_attention("sdpa")
     with pytest.raises(MemoryMismatchError, match="'sdpa', which has no memory"):
         longer.new_memory()

@@ -63,9 +63,9 @@ def test_nothing_begins_from_a_text(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="linformer", init_from_text=tmp_path / "text.txt")
 
 
-def test_another_attention_implementation_is_the_plain_base() -> None:
+def test_base_attention_is_the_plain_base() -> None:
     plain, longer = pair("albert", None, MIXED)
-    longer.set_attn_implementation("sdpa")
+    longer.use_base_attention("sdpa")
     with torch.no_grad():
         assert torch.equal(plain(tokens()).last_hidden_state, longer(tokens()).last_hidden_state)
     assert isinstance(longer, families.LongAlbertModel)

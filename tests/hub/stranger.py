@@ -47,7 +47,7 @@ def main(request: Path) -> None:
     for name, one in asked["models"].items():  # several copies of the code live in this process by now
         with torch.no_grad():
             results[name]["still"] = models[name](**one["tokens"]).logits
-        models[name].set_attn_implementation("eager")
+        models[name].use_base_attention("eager")
         models[name].set_attn_implementation("longattn")
         with torch.no_grad():
             results[name]["back"] = models[name](**one["tokens"]).logits

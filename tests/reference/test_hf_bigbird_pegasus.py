@@ -73,13 +73,13 @@ def test_short_texts_are_attended_to_fully(both: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_another_attention_implementation_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
+def test_base_attention_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
     inputs = real_texts(200, DECODED, 0)
     theirs = transformers.BigBirdPegasusForConditionalGeneration(both[0].config)
     theirs.load_state_dict(both[0].state_dict())
     theirs.model.encoder.set_attention_type("original_full")
     ours = type(both[1])(copy.deepcopy(both[1].config))
     ours.load_state_dict(both[1].state_dict())
-    ours.set_attn_implementation(implementation)
+    ours.use_base_attention(implementation)
     with torch.no_grad():
         assert (theirs.eval()(**inputs).logits - ours.eval()(**inputs).logits).abs().max() < 1e-4

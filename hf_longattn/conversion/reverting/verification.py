@@ -98,7 +98,7 @@ def _full_attention(
     """
     model: Any
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, dtype, scratch, config_instead=config)
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    model.use_base_attention()
     chance = newly_initialised(missing, model)
     return outputs(model.base_model if chance else model, ids, decoder_tokens=ids.shape[1]), chance
 

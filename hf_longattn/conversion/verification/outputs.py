@@ -170,7 +170,7 @@ def _compare_old(
         name = "equal where the mechanism covers the input"
         checks.append(compare(name, lengths.covered, "long attention", exact, moved))
     if lengths.covered < lengths.old:
-        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        model.use_base_attention()
         name = "equal at the old length with full attention"
         checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
         model.set_attn_implementation(plan.config._attn_implementation or "longattn")

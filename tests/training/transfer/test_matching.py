@@ -38,7 +38,7 @@ def test_the_model_gives_what_the_original_gives(model: PreTrainedModel, side: s
     with torch.no_grad():
         with matching(model):
             found = model(**batch).logits
-        model.set_attn_implementation("sdpa")
+        model.use_base_attention("sdpa")
         expected = model(**batch).logits
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
