@@ -27,6 +27,10 @@ CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
 LAYER_INPUT = "layer_input"
 """The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
+STOPPED = "stopped_keys_values"
+"""The keyword for the keys and values of a module's input as a constant, for mechanisms that stop gradients there; empty: as they are."""
+PROJECT_ONLY = "project_only"
+"""The keyword for a list into which the attention function puts the keys and values that it is handed, in place of attention."""
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
@@ -109,6 +113,10 @@ def longattn_attention_forward(
         BackendError: the module has no mechanism, or asks for something that mechanisms do not do.
         MaskError: a mask of the wrong shape.
     """
+    projected = kwargs.get(PROJECT_ONLY)
+    if projected is not None:
+        projected += [key, value]
+        return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     cache = kwargs.get(CACHE_LAYER)
@@ -138,8 +146,11 @@ def longattn_attention_forward(
         )
     if mechanism.takes_hidden_states:
         arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
+    own: dict[str, Any] = {}
+    if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
+        own["stopped"] = tuple(stopped) or (key, value)
     run = mechanism.defined if torch.compiler.is_exporting() and mechanism.exports == "definition" else mechanism
-    output = run(query, key, value, dropout_p=dropout, **arguments)
+    output = run(query, key, value, dropout_p=dropout, **arguments, **own)
     weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT
+from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
@@ -90,6 +92,8 @@ def attach_mechanisms(
             _check_projections(site, mechanism, model)
             if _hand_over_input not in site.module._forward_pre_hooks.values():
                 site.module.register_forward_pre_hook(_hand_over_input, with_kwargs=True)
+        if mechanism.stops_gradients(sys.maxsize) and _stop_at_input not in site.module._forward_pre_hooks.values():
+            site.module.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
         mechanism = _placed_like(mechanism, site.module)
         copy_projections(site.module, mechanism)
         site.put(mechanism)
@@ -114,6 +118,29 @@ def _hand_over_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if not takes or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
         return None
     return args, {**kwargs, LAYER_INPUT: args[0] if args else kwargs["hidden_states"]}
+
+
+def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook: for a mechanism that stops gradients at hidden states, keys and values of the module's input as a constant.
+
+    The module itself computes them, by a run that ends before attention, so that whatever its architecture does to keys and values
+    (rotary positions, norms, fused projections) is done to these.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return None
+    hidden = args[0] if args else kwargs["hidden_states"]
+    caches = {name: kwargs[name] for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
+    seen = max((int(cache.get_seq_length(getattr(module, "layer_idx", 0))) for cache in caches.values()), default=0)
+    stops = any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms_on(module).values())
+    if not stops or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
+        return None
+    projected: list[Tensor] = []
+    if hidden.requires_grad:
+        given = {**kwargs, **dict.fromkeys(caches), PROJECT_ONLY: projected}
+        if "hidden_states" in given:
+            given["hidden_states"] = hidden.detach()
+        type(module).forward(module, *(x.detach() if x is hidden else x for x in args), **given)
+    return args, {**kwargs, STOPPED: projected}
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:

@@ -282,6 +282,15 @@ class Mechanism(nn.Module, ABC):
         """
         return False
 
+    def stops_gradients(self, length: int) -> bool:
+        """Whether, in a text of ``length`` tokens, gradients must stop at the hidden states that some keys and values are made from.
+
+        A model then makes the keys and values of a call twice while gradients are computed, the second time from hidden states that are
+        constants, and hands these to ``forward`` as ``stopped``, a pair ``(B, H_kv, n, D)`` of the call's own n tokens: what flows into
+        them reaches the layer's projections, but not the hidden states.
+        """
+        return False
+
     def auxiliary_loss(self) -> Tensor | None:
         """A term, weighted already, that a model adds to its loss while it trains; ``None`` when there is none."""
         return None

@@ -115,13 +115,17 @@ class PerHead(Composite):
         dropout_p: float = 0.0,
         score_mod: ScoreMod | None = None,
         seed: int = 0,
+        stopped: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
         arguments |= {"scaling": scaling, "seed": seed}
-        outs = [
-            member(*self._of_heads(heads, q, k, v), dropout_p=dropout_p, score_mod=mod_of_heads(score_mod, heads), **arguments)
-            for member, heads in self._heads()
-        ]
+        outs = []
+        for member, heads in self._heads():
+            own: dict[str, Any] = {}
+            if stopped is not None and member.stops_gradients(k.shape[2]):
+                own["stopped"] = tuple(self._of_heads(heads, q, *stopped)[1:])
+            mine = self._of_heads(heads, q, k, v)
+            outs.append(member(*mine, dropout_p=dropout_p, score_mod=mod_of_heads(score_mod, heads), **arguments, **own))
         return self._in_order(outs)
 
     def dense_weights(
@@ -158,6 +162,9 @@ class PerHead(Composite):
         """Results ``(B, group, …)`` of the groups as ``(B, H, …)``."""
         order = [head for heads in self.groups for head in heads]
         return _take(torch.cat(parts, 1), sorted(range(len(order)), key=order.__getitem__))
+
+    def stops_gradients(self, length: int) -> bool:
+        return any(member.stops_gradients(length) for member in self.mechanisms)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return all(member.covers(length, causal) for member in self.mechanisms)

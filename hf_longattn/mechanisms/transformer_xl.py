@@ -5,9 +5,13 @@ Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S
     causal:         s(i) - M <= j <= i
     bidirectional:  s(i) - M <= j < s(i) + S
 
-The paper keeps the memory's hidden states and lets no gradient into them (``h̃ = [SG(h_τ) ∘ h_τ+1]``); here the memory's keys and values
-are kept, which are the same numbers. With ``bptt`` the gradient crosses the border. Positions are relative in the paper: rotary
-positions are, and any ``score_mod`` over distances meets the memory's keys at their true positions.
+The paper keeps the memory's hidden states and lets no gradient into them, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but computes the memory's keys and
+values from them anew, so that W_k and W_v learn from the memory as well. So does a model here, within one call: while gradients are
+computed it projects the layer's input a second time as a constant (``stop_gradient=hidden_states``; the input is what the layer's norm
+returns, where the norm comes first). ``stop_gradient=keys_values`` saves that projection: nothing flows into the memory's keys and values.
+So it is for whoever calls the mechanism with q, k and v alone, without the layer that made them, and for what a cache or ``memory=`` brings
+from an earlier call, which keeps keys and values. With ``bptt`` the gradient crosses the border. Positions are relative in the paper:
+rotary positions are, and any ``score_mod`` over distances meets the memory's keys at their true positions.
 """
 
 from __future__ import annotations
@@ -30,8 +34,10 @@ from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
 from .layout import cells
 from .masked import first_real
-from .options import Options, not_negative, option, positive
+from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism
+
+HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +45,16 @@ class TransformerXLOptions(Options):
     segment_length: int = option(512, "tokens in a segment", "tokens")
     memory_length: int = option(512, "how many tokens before its segment a query sees", "tokens")
     bptt: bool = option(False, "whether gradients cross the border of a segment into its memory; the paper stops them")
+    stop_gradient: str = option(
+        HIDDEN,
+        "where gradients into the memory stop without bptt: hidden_states, as in the paper, so that the layer's key and value projections "
+        "learn from the memory too, or keys_values, which saves projecting twice",
+    )
 
     def check(self) -> None:
         positive("transformer_xl", "segment_length", self)
         not_negative("transformer_xl", "memory_length", self.memory_length)
+        one_of("transformer_xl", "stop_gradient", self.stop_gradient, (HIDDEN, PROJECTED))
 
     def is_mask(self) -> bool:
         return self.bptt
@@ -98,21 +110,25 @@ class TransformerXL(GatheredMechanism):
         dropout_p: float = 0.0,
         score_mod: ScoreMod | None = None,
         seed: int = 0,
+        stopped: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """``stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, are what the memory is of; ``None`` detaches k and v."""
         arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
         stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
         if not stops or k.shape[2] <= self.options.segment_length:
             return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, score_mod=score_mod, **arguments)
-        # The memory's keys stand behind the segments' own, detached: each query meets a key in one of the two places.
+        # The memory's keys stand after the segments' own: each query meets a key in one of the two places.
         (_, heads, q_len, _), length = q.shape, k.shape[2]
+        remembered = _remembered(k, v, stopped)
         q = F.pad(q, (0, 0, length - q_len, 0))
         start = turning(padding_mask)
         if start is not None:
             assert padding_mask is not None
             q, k, v = (turn(x, start) for x in (q, k, v))
+            remembered = [turn(x, start) for x in remembered]
             padding_mask = turn_mask(padding_mask, start)
             score_mod = shifted(score_mod, start)
-        k, v = (repeat_heads(torch.cat([x, x.detach()], 2), heads) for x in (k, v))
+        k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
         arguments["key_mask"] = None if padding_mask is None else torch.cat([padding_mask, padding_mask], 1)
         arguments["score_mod"] = _folded(score_mod, length)
         if suits_dense(length, length):
@@ -140,10 +156,14 @@ class TransformerXL(GatheredMechanism):
 
         return folded
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
-        """The definition in float64; without ``bptt`` the memory's keys and values are constants to the gradient."""
+    def stops_gradients(self, length: int) -> bool:
+        return not self.options.bptt and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, *, stopped: tuple[Tensor, Tensor] | None = None, **arguments: Any) -> Tensor:
+        """The definition in float64; without ``bptt`` the memory's keys and values are ``stopped``, or constants to the gradient."""
         if self.options.bptt:
             return super().reference(q, k, v, **arguments)
+        memory_k, memory_v = (repeat_heads(x.double(), q.shape[1]) for x in _remembered(k, v, stopped))
         arguments = self._with_dense_terms(q.double(), k.double(), arguments)
         (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
         q, k, v = q.double(), repeat_heads(k.double(), heads), repeat_heads(v.double(), heads)
@@ -152,14 +172,14 @@ class TransformerXL(GatheredMechanism):
         start = torch.zeros(batch, dtype=torch.long, device=q.device) if padding_mask is None else first_real(padding_mask)
         size, start = self.options.segment_length, start.view(-1, 1, 1, 1)
         own = (q_idx - start) // size == (kv_idx - start) // size
-        scores = torch.where(own, q @ k.transpose(-1, -2), q @ k.detach().transpose(-1, -2))
+        scores = torch.where(own, q @ k.transpose(-1, -2), q @ memory_k.transpose(-1, -2))
         scaling, score_mod = arguments.get("scaling"), arguments.get("score_mod")
         scores = scores * (head_dim**-0.5 if scaling is None else scaling)
         if score_mod is not None:
             scores = score_mod(scores, b, h, q_idx, kv_idx)
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=None)
         weights = softmax_over(scores, seen.expand(scores.shape))
-        return (weights * own) @ v + (weights * ~own) @ v.detach()
+        return (weights * own) @ v + (weights * ~own) @ memory_v
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         size = self.options.segment_length
@@ -179,6 +199,13 @@ class TransformerXL(GatheredMechanism):
             remembered = min(self.options.memory_length, block * self.options.segment_length)
             total += (triangle(size) if causal else size * size) + size * remembered
         return total
+
+
+def _remembered(k: Tensor, v: Tensor, stopped: tuple[Tensor, Tensor] | None) -> list[Tensor]:
+    """Keys and values ``(B, H_kv, N, D)`` as the memory has them: those of ``stopped`` for the last tokens, constants before them."""
+    if stopped is None:
+        return [k.detach(), v.detach()]
+    return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), stopped, strict=True)]
 
 
 def _folded(score_mod: ScoreMod | None, length: int) -> ScoreMod | None:
