@@ -94,8 +94,9 @@ def rowwise(rows: Tensor, z: Tensor) -> Tensor:
 
 
 def inverse_of(weight: Tensor) -> Tensor:
-    """1 / weight, and 0 where the weight is 0."""
-    return torch.where(weight == 0, 0.0, 1 / torch.where(weight == 0, 1.0, weight))
+    """1 / weight, and 0 where the weight is 0 or so near to it that its inverse overflows."""
+    empty = weight.abs() < torch.finfo(weight.dtype).tiny
+    return torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, weight))
 
 
 def _rows(x: Tensor, group: int, chunk: int) -> Tensor:

@@ -16,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.dense import repeat_heads
+from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.pattern import ScoreMod
-from .base import Mechanism, State
+from .base import Mechanism, State, softmax_over
 from .options import Options
 from .token_positions import positions_of
 
 PIECE = 1 << 18
 """Features of one tensor that are made at a time, for each thread: fewer, and threads wait for one another; more, and the cache is left."""
 NOTHING = -1e30
-"""Logarithm of the scale of an empty state: finite, so that differences are numbers."""
-LEAST = 1e-20
-"""Added to features that are exponentials: a row that sees only keys far below the largest still has weights to divide by."""
+"""Logarithm of the scale of a feature that no key has yet: finite, so that differences are numbers."""
+RISE = 60.0
+"""Most by which the logarithm of a key's feature may exceed the largest before its piece: exp(60) and the products fp32 still holds."""
 
 
 class At(NamedTuple):
@@ -57,8 +57,9 @@ class LinearMechanism(Mechanism):
     """Whether the features depend on the tokens' positions, counted from the first real token."""
     estimates_exp: ClassVar[bool] = False
     """Whether κ stands for exp(scale · q·k) on its very scale, so that it can be added to terms of softmax."""
-    key_logarithms: bool = False
-    """Whether :meth:`keys` returns logarithms of features; they are exponentiated here, relative to the largest so far."""
+    logarithms: bool = False
+    """Whether :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms; they are exponentiated here, each feature relative to
+    the largest that the past keys have, so that neither the size of the scores nor a future key touches a row."""
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> None:
@@ -67,19 +68,20 @@ class LinearMechanism(Mechanism):
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
         """Whether, with these options, sums of the features can be added to terms of softmax."""
-        return not (cls.counts_positions or cls.key_logarithms)
+        return not (cls.counts_positions or cls.logarithms)
 
     @abstractmethod
     def queries(self, q: Tensor, at: At) -> Tensor:
-        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor of its own for each row changes nothing."""
+        """φ_q of ``q (B, H, n, D)``, or its logarithm: ``(B, H, n, F)``. A factor of its own for each row changes nothing."""
 
     @abstractmethod
     def keys(self, k: Tensor, at: At) -> Tensor:
-        """φ_k of ``k (B, H_kv, n, D)``: ``(B, H_kv or H, n, F)``, or its logarithm (:attr:`key_logarithms`)."""
+        """φ_k of ``k (B, H_kv, n, D)``, or its logarithm: ``(B, H_kv or H, n, F)``."""
 
     @abstractmethod
     def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        """The definition: κ ``(B, H, Nq, Nk)`` of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to factors of the rows."""
+        """The definition: κ ``(B, H, Nq, Nk)``, or its logarithm, of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to factors of the
+        rows."""
 
     def placed(self, at: At, mask: Tensor | None, positions: Tensor, *, causal: bool, counted: bool) -> At:
         """``at`` with the tokens' positions ``(B, n)``; for mechanisms that count them.
@@ -119,6 +121,10 @@ class LinearMechanism(Mechanism):
             positions, _ = positions_of(padding_mask, batch, kv_len, q.device)
             at = self.placed(at, padding_mask, positions, causal=causal, counted=False)
         weights = self.kernel(q, repeat_heads(k, heads), at.where(slice(kv_len - q_len, None)), at)
+        if self.logarithms:
+            _, _, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+            visible = kv_idx <= q_idx if causal else torch.ones_like(kv_idx, dtype=torch.bool)
+            return softmax_over(weights, (visible if padding_mask is None else visible & padding_mask[:, None, None, :]).expand_as(weights))
         if causal:
             weights = weights.tril(kv_len - q_len)
         if padding_mask is not None:
@@ -162,7 +168,8 @@ class LinearMechanism(Mechanism):
 
         Returns:
             The output ``(B, H, n, D)``, and the state after them, batch first: ``kv``, ``z``, and where the features need it ``seen (B,)``,
-            how many positions were counted, and ``log (B, heads)``, the scale that the sums are kept in.
+            how many positions were counted, and ``log (B, heads, F)``, the
+            largest logarithm of each feature, which the sums are relative to.
         """
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, state, True, padding_mask, At(self.scale(scaling)), dropout_p)
@@ -170,39 +177,110 @@ class LinearMechanism(Mechanism):
     def _run(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, causal: bool, mask: Tensor | None, at: At, dropout_p: float
     ) -> tuple[Tensor, State]:
-        (batch, _, q_len, _), kv_len = q.shape, k.shape[2]
+        batch, kv_len = q.shape[0], k.shape[2]
         if dropout_p:  # there is no matrix of weights: whole keys are dropped
             v = v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p)
         seen = None
         if self.counts_positions:
             positions, seen = positions_of(mask, batch, kv_len, q.device, None if state is None else state["seen"])
             at = self.placed(at, mask, positions, causal=causal, counted=state is not None)
-        source = _Keys(self, k, v, mask, at)
+        if self.logarithms and causal and q.shape[2] > 1:
+            out, state = self._run_logarithms(q, _Keys(self, k, v, mask, at), state, at)
+        else:
+            out, state = self._pass(q, _Keys(self, k, v, mask, at), state, causal, at, None)
+        return out, state if seen is None else {**state, "seen": seen}
+
+    def _run_logarithms(self, q: Tensor, source: _Keys, state: State | None, at: At) -> tuple[Tensor, State]:
+        """A causal pass over features that are exponentials: a piece ends where a key exceeds the ones before it by :data:`RISE`.
+
+        A graph can end nothing where the data say so. It computes in float64, which holds logarithms some 700 apart.
+        """
+        if _in_graph(q):
+            wider = None if state is None else {name: x.double() for name, x in state.items()}
+            out, after = self._pass(q.double(), source._replace(k=source.k.double(), v=source.v.double()), wider, True, at, None)
+            return out.to(q.dtype), {name: wide(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
+        if q.device.type == "cpu":
+            return self._pass(q, source, state, True, at, _Rises(look=True))
+        rises = _Rises(look=False)
+        found = self._pass(q, source, state, True, at, rises)
+        if rises.exceeded():  # asked once, at the end: a device would be waited for at every piece
+            return self._pass(q, source, state, True, at, _Rises(look=True))
+        return found
+
+    def _pass(self, q: Tensor, source: _Keys, state: State | None, causal: bool, at: At, rises: _Rises | None) -> tuple[Tensor, State]:
+        """All pieces of a call; ``rises`` watches over exponential features of a causal one."""
+        (batch, _, q_len, _), kv_len = q.shape, source.k.shape[2]
         first = kv_len - q_len
         outs: list[Tensor] = []
         whole: Tensor | None = None
         for piece in self._pieces(0, first if causal else kv_len, q):
-            phi_k, values, state = source.take(piece, state)
-            state = {**state, **absorb(state, phi_k, values)}
+            phi_k, values = source.take(piece)
+            state = self._absorbed(state, phi_k, values)
         for piece in self._pieces(0, q_len, q):
             tokens = slice(piece.start + first, piece.stop + first)
             phi_q = self.queries(wide(q[:, :, piece]), at.where(tokens))
-            if causal:
-                phi_k, values, state = source.take(tokens, state)
-                out, sums = linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
-                state = {**state, **sums}
-            else:
+            if not causal:
                 assert state is not None
-                out = read(phi_q, state)
+                out = self._read(phi_q, state)
+            elif self.logarithms:
+                out, state = self._causal_logarithms(phi_q, *source.take(tokens), source.real(tokens), state, rises)
+            else:
+                phi_k, values = source.take(tokens)
+                out, state = linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
             outs.append(out.to(q.dtype))
             if not torch.is_grad_enabled() and out.shape[2] < q_len:  # straight to its place, while it is in the cache
-                whole = q.new_empty(batch, q.shape[1], q_len, v.shape[3]) if whole is None else whole
+                whole = q.new_empty(batch, q.shape[1], q_len, source.v.shape[3]) if whole is None else whole
                 whole[:, :, piece] = outs.pop()
         assert state is not None
-        if seen is not None:
-            state = {**state, "seen": seen}
         if whole is not None:
             return whole, state
+        return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
+
+    def _absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
+        """The state with further keys, of features or their logarithms ``phi_k (B, heads, n, F)``, added."""
+        if not self.logarithms:
+            return absorb(empty_state(phi_k, values) if state is None else state, phi_k, values)
+        state = _of_logarithms(state, phi_k, values)
+        top = _largest(phi_k, state["log"])
+        return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
+
+    def _read(self, phi_q: Tensor, state: State) -> Tensor:
+        """What queries that see the whole state get; their features relative to its scale, and to the largest of the row."""
+        return read(_relative_queries(phi_q, _scale_of(state)) if self.logarithms else phi_q, state)
+
+    def _causal_logarithms(
+        self, logs_q: Tensor, logs_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: _Rises | None
+    ) -> tuple[Tensor, State]:
+        """Causal attention of the next tokens, given logarithms of their features ``(B, H, n, F)`` and ``(B, heads, n, F)``.
+
+        With A the largest logarithm of each feature before the piece (of the first real key, where there is none), the weights
+        exp(b_im + a_jm) are exp(b_im + A_m - c_i) exp(a_jm - A_m) up to a factor of the row, c_i the row's largest. Every row sees the keys
+        that A is taken from, so that its weights sum to 1 or more.
+        """
+        outs, begin, length = [], 0, logs_q.shape[2]
+        while begin < length:
+            state = _of_logarithms(state, logs_k, values)
+            rest, count = logs_k[:, :, begin:], length - begin
+            anchor = _anchor(rest, None if real is None else real[:, begin:], state)
+            top = _largest(rest, anchor)
+            if rises is None:
+                anchor = top
+            elif count > 1 and rises.exceeds(top - anchor):
+                over = (rest.detach() - anchor[:, :, None]).amax((0, 1, 3)) > RISE
+                count = max(int(over.int().argmax()), 1)
+                rest = rest[:, :, :count]
+                top = _largest(rest, anchor)
+            piece = slice(begin, begin + count)
+            if count == 1 and rises is not None:  # its own key may be far above all before it
+                state = self._absorbed(state, rest, values[:, :, piece])
+                outs.append(self._read(logs_q[:, :, piece], state))
+            else:
+                phi_q, phi_k = _relative_queries(logs_q[:, :, piece], anchor), exp_of(added(rest, anchor[:, :, None], -1))
+                out, sums = linear_attention(phi_q, phi_k, values[:, :, piece], causal=True, initial_state=_rescaled(state, anchor))
+                state = {**_rescaled({**sums, "log": anchor}, top), "log": top}
+                outs.append(out)
+            begin += count
+        assert state is not None
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
@@ -227,30 +305,93 @@ class _Keys(NamedTuple):
     mask: Tensor | None
     at: At
 
-    def take(self, tokens: slice, state: State | None) -> tuple[Tensor, Tensor, State]:
-        """Features and values of these tokens, and the state of the earlier ones in the same scale."""
-        mask = None if self.mask is None else self.mask[:, tokens]
+    def real(self, tokens: slice) -> Tensor | None:
+        """Which of these tokens are no padding, ``(B, n)``."""
+        return None if self.mask is None else self.mask[:, tokens]
+
+    def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Features of these keys, or their logarithms, and their values; padding has none."""
         phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.at.where(tokens))
         values = repeat_heads(wide(self.v[:, :, tokens]), phi_k.shape[1])
-        if state is None:
-            state = empty_state(phi_k, values)
-            if self.mechanism.key_logarithms:
-                state["log"] = phi_k.new_full(phi_k.shape[:2], NOTHING)
-        if self.mechanism.key_logarithms:
-            phi_k, state = exponentiated(phi_k, mask, state)
-        return phi_k if mask is None else masked(phi_k, mask), values, state
+        mask = self.real(tokens)
+        if mask is None:
+            return phi_k, values
+        if self.mechanism.logarithms:
+            return phi_k.masked_fill(~mask[:, None, :, None], float("-inf")), values
+        return masked(phi_k, mask), values
 
 
-def exponentiated(logs: Tensor, mask: Tensor | None, state: State) -> tuple[Tensor, State]:
-    """exp of ``logs (B, H, n, F)`` relative to the largest so far, and the state in the same scale. The scale cancels in the quotient."""
-    with torch.no_grad():
-        most = logs.amax(-1)
-        if mask is not None:
-            most = most.masked_fill(~mask[:, None], NOTHING)
-        top = torch.maximum(most.amax(-1), state["log"])
-        factor = (state["log"] - top).exp()
-    phi_k = exp_of(logs - top[..., None, None]) + LEAST
-    return phi_k, {**state, "kv": state["kv"] * factor[..., None, None], "z": state["z"] * factor[..., None], "log": top}
+class _Rises:
+    """Whether the keys of a piece exceed the ones before it by more than :data:`RISE`: asked at once, or once for all."""
+
+    def __init__(self, look: bool) -> None:
+        self.look = look
+        self.largest: list[Tensor] = []
+
+    def exceeds(self, rise: Tensor) -> bool:
+        """Whether some feature rises too far, as far as is known now."""
+        if self.look:
+            return bool(rise.max() > RISE)
+        self.largest.append(rise.max())
+        return False
+
+    def exceeded(self) -> bool:
+        """Whether one did that was not looked at."""
+        return bool(self.largest) and bool(torch.stack(self.largest).max() > RISE)
+
+
+def _in_graph(x: Tensor) -> bool:
+    """Whether operations are recorded, so that none may depend on the data."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return recorded or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
+    """The state, or an empty one, whose ``log`` is :data:`NOTHING` for features that no key has had yet."""
+    if state is None:
+        state = empty_state(logs, values)
+        return {**state, "log": state["z"] + NOTHING}
+    return {**state, "log": _scale_of(state)}
+
+
+@torch.no_grad()
+def _scale_of(state: State) -> Tensor:
+    """What the sums of a state are relative to, ``(B, heads, F)``. A state of zeros is an empty one."""
+    return torch.where(state["z"] == 0, NOTHING, state["log"])
+
+
+@torch.no_grad()
+def _largest(logs: Tensor, scale: Tensor) -> Tensor:
+    """The largest of ``scale (B, heads, F)`` and the logarithms ``(B, heads, n, F)``."""
+    return torch.maximum(logs.amax(2), scale)
+
+
+@torch.no_grad()
+def _anchor(logs: Tensor, real: Tensor | None, state: State) -> Tensor:
+    """The scale of the state, and where it is empty the logarithms of the first real key."""
+    if real is None:
+        first = logs[:, :, 0]
+    else:
+        index = real.int().argmax(1)[:, None, None, None].expand(-1, logs.shape[1], 1, logs.shape[3])
+        first = logs.gather(2, index)[:, :, 0].clamp(min=NOTHING)
+    return torch.where(state["log"] == NOTHING, first, state["log"])
+
+
+def _rescaled(state: State, scale: Tensor) -> State:
+    """The sums ``kv`` and ``z`` relative to ``scale (B, heads, F)`` in place of the state's own."""
+    factor = (state["log"] - scale).clamp(max=0).exp()
+    return {"kv": state["kv"] * factor[..., None], "z": state["z"] * factor}
+
+
+def _relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
+    """exp of ``logs (B, H, n, F)`` where keys are relative to ``scale (B, heads, F)``, relative to the largest of each row."""
+    logs = added(logs, scale.repeat_interleave(logs.shape[1] // scale.shape[1], 1)[:, :, None])
+    return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
+
+
+def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
+    """``fresh ± term``, in place where no gradient is asked for; ``fresh`` is nobody else's."""
+    return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
 
 
 def exp_of(fresh: Tensor) -> Tensor:
@@ -261,3 +402,10 @@ def exp_of(fresh: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """At least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def log_products(left: Tensor, right: Tensor) -> Tensor:
+    """log Σ_m exp(left_im + right_jm), ``(…, n, m)``: every row and column relative to its own largest term, so that float64 holds them."""
+    rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
+    products = (left - rows).exp() @ (right - columns).exp().mT
+    return products.clamp(min=torch.finfo(products.dtype).tiny).log() + rows + columns.mT

@@ -6,7 +6,8 @@ Each softmax runs over the features of its half, as in the authors' code (Based,
 forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
 equations are printed.
 W (D × feature_dim / 2, without bias) is learned for queries and keys of each head and is initialised as the identity, as in the paper.
-A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each.
+A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, products of
+features below exp(-87) are zeros (opposite q and k of lengths above 40 or so), and so is a row that sees no other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .feature_map import At, LinearMechanism
+from .feature_map import At, LinearMechanism, log_products
 from .learned_heads import HeadwiseLinear
 from .linear import relative
 from .options import Options, even, one_of, option
@@ -57,7 +58,7 @@ class Hedgehog(LinearMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         half = self.features_per_head() // 2
-        self.key_logarithms = options.feature_softmax == NONE
+        self.logarithms = options.feature_softmax == NONE
         self.query_map = HeadwiseLinear(num_heads, head_dim, half)
         self.key_map = HeadwiseLinear(num_heads, head_dim, half)
         self.reset_parameters()
@@ -79,11 +80,10 @@ class Hedgehog(LinearMechanism):
         return options.feature_softmax != NONE
 
     def queries(self, q: Tensor, at: At) -> Tensor:
-        return self._features(self._projected(q, self.query_map, at.scale))  # without a softmax, its factor of the row cancels
+        return self._features(self._projected(q, self.query_map, at.scale))
 
     def keys(self, k: Tensor, at: At) -> Tensor:
-        projected = self._projected(k, self.key_map, at.scale)
-        return torch.cat((projected, -projected), -1) if self.key_logarithms else self._features(projected)
+        return self._features(self._projected(k, self.key_map, at.scale))
 
     def _projected(self, x: Tensor, projection: HeadwiseLinear, scale: float) -> Tensor:
         factor = relative(scale, self.head_dim)
@@ -91,6 +91,8 @@ class Hedgehog(LinearMechanism):
 
     def _features(self, projected: Tensor) -> Tensor:
         both = torch.cat((projected, -projected), -1)
+        if self.logarithms:
+            return both
         if self.options.feature_softmax == HALVES:
             return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
         return both.softmax(-1)
@@ -100,10 +102,9 @@ class Hedgehog(LinearMechanism):
         left, right = q @ self.query_map.weight.to(q.dtype) * factor, k @ self.key_map.weight.to(k.dtype) * factor
         if self.options.feature_softmax == HALVES:
             return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT
-        # every row relative to its own largest term; without a softmax, all keys to one
-        rows, keys = left.abs().amax(-1, keepdim=True), right.abs().amax((-2, -1) if self.key_logarithms else -1, keepdim=True)
+        if self.logarithms:
+            return log_products(torch.cat((left, -left), -1), torch.cat((right, -right), -1))
+        rows, keys = left.abs().amax(-1, keepdim=True), right.abs().amax(-1, keepdim=True)
         (up, down), (key_up, key_down) = ([(x - most).exp(), (-x - most).exp()] for x, most in ((left, rows), (right, keys)))
         weights = up @ key_up.mT + down @ key_down.mT
-        if self.key_logarithms:
-            return weights
         return weights / ((up + down).sum(-1)[..., None] * (key_up + key_down).sum(-1)[..., None, :])

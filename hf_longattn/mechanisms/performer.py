@@ -4,8 +4,11 @@
     relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
 
 for m random directions w_m, Gaussian and orthogonal in blocks. Exponents are taken relative to the row's largest for queries, and for keys
-to the largest so far of the head; both cancel in the quotient, so that pieces of a text, one token at a time too, give what the whole
-gives. The directions are a buffer of the checkpoint. In training they are drawn anew every ``redraw_interval`` passes.
+to the largest that the feature had so far; both cancel in the quotient, so that pieces of a text, one token at a time too, give what the
+whole gives, whatever the size of q and k: fp32 is left only in the digits of the exponents themselves, which are about -scale |k|² / 2. A
+graph (torch.compile, export) computes the causal form in float64 and holds exponents of keys that are up to some 700 apart; rows that see
+only keys further below the largest of the text are zeros there. The directions are a buffer of the checkpoint. In training they are drawn
+anew every ``redraw_interval`` passes.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .base import State
-from .feature_map import At, LinearMechanism, exp_of
+from .feature_map import At, LinearMechanism, added, log_products
 from .options import Options, not_negative, one_of, option, positive
 from .orthogonal import orthogonal_gaussian
 from .registry import register_mechanism
@@ -49,7 +52,7 @@ class Performer(LinearMechanism):
     cost = "N·m·D"
     exact_when = "never; the expected weights are those of softmax, before normalising"
     same_bits = False
-    key_logarithms = True
+    logarithms = True
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
@@ -60,7 +63,7 @@ class Performer(LinearMechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        self.key_logarithms = options.kernel == "softmax"
+        self.logarithms = options.kernel == "softmax"
         self._layer = 0
         self._known = (0, -1, 0)
         """Identity and version of ``passes`` when it was last read, and what it said: reading would wait for the device."""
@@ -121,13 +124,11 @@ class Performer(LinearMechanism):
 
     def queries(self, q: Tensor, at: At) -> Tensor:
         projected = self._projected(q, at)
-        if not self.key_logarithms:
-            return projected.relu()
-        return exp_of(projected - projected.detach().amax(-1, keepdim=True))  # |x'|²/2 is a factor of the row, which cancels
+        return projected if self.logarithms else projected.relu()  # |x'|²/2 is a factor of the row, which cancels
 
     def keys(self, k: Tensor, at: At) -> Tensor:
         projected = self._projected(k, at)
-        return projected - at.scale / 2 * k.square().sum(-1, keepdim=True) if self.key_logarithms else projected.relu()
+        return added(projected, at.scale / 2 * k.square().sum(-1, keepdim=True), -1) if self.logarithms else projected.relu()
 
     def _projected(self, x: Tensor, at: At) -> Tensor:
         """w_m·x'."""
@@ -140,9 +141,7 @@ class Performer(LinearMechanism):
             return left.clamp(min=0) @ right.clamp(min=0).mT
         lengths = [at.scale * x.square().sum(-1, keepdim=True) / 2 for x, at in ((q, of_q), (k, of_k))]
         left, right = left - lengths[0], right - lengths[1]
-        # every row by its own largest term, and every column by its own, so that float64 holds them
-        rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
-        return (left - rows).exp() @ (right - columns).exp().mT * (columns.mT - columns.amax()).exp()
+        return log_products(left, right)
 
 
 def _in_backward() -> bool:

@@ -183,3 +183,53 @@ def test_states_are_small_beside_keys_and_values() -> None:
     q, k, v = qkv(4)
     _, state = built("linear").advance(q, k, v, None)
     assert {name: tuple(x.shape) for name, x in state.items()} == {"kv": (3, 2, 16, 16), "z": (3, 2, 16)}
+
+
+@pytest.mark.parametrize("opposite", [False, True], ids=["independent", "opposite"])
+@pytest.mark.parametrize("std", [4.0, 7.0, 20.0])
+@pytest.mark.parametrize("name", LINEAR)
+def test_large_queries_and_keys_change_nothing(name: str, std: float, opposite: bool) -> None:
+    """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the scores."""
+    torch.manual_seed(0)
+    q, k, v = (size * torch.randn(2, heads, 150, 64, dtype=torch.float64) for heads, size in ((4, std), (2, std), (2, 1.0)))
+    if opposite:
+        q = -k.repeat_interleave(2, 1)
+    mask = torch.ones(2, 150, dtype=torch.bool)
+    mask[0, :40] = False
+    real = mask[:, None, :, None]
+    torch.manual_seed(0)
+    module = build_mechanism(name, num_heads=4, head_dim=64, **mechanism_class(name).sample).eval()
+    assert isinstance(module, LinearMechanism)
+    # Products of Hedgehog's features below exp(-87) are zeros in fp32, as its docstring says: a row that has no others is one of zeros.
+    within_fp32 = not (name == "hedgehog" and std == 20.0 and opposite)
+    for causal in (False, True):
+        expected = module.reference(q, k, v, causal=causal, padding_mask=mask) * real
+        torch.testing.assert_close(module(q, k, v, causal=causal, padding_mask=mask) * real, expected, atol=1e-10, rtol=0)
+        found = module(q.float(), k.float(), v.float(), causal=causal, padding_mask=mask)
+        assert found.isfinite().all()
+        if within_fp32:
+            torch.testing.assert_close((found * real).double(), expected, atol=2e-3, rtol=0)
+    bounds = {torch.float64: 1e-10, torch.float32: 2e-3} if within_fp32 else {torch.float64: 1e-10}
+    for dtype, bound in bounds.items():
+        state, outs = None, []
+        for begin, end in ((0, 60), *((i, i + 1) for i in range(60, 90)), (90, 150)):
+            piece = slice(begin, end)
+            one = (x[:, :, piece].to(dtype) for x in (q, k, v))
+            out, state = module.advance(*one, state, padding_mask=mask[:, piece])
+            outs.append(out)
+        torch.testing.assert_close((torch.cat(outs, 2) * real).double(), expected, atol=bound, rtol=0)
+    k[:, :, 100:] *= 0.1
+    v[:, :, 100:] += 3.0
+    for dtype, bound in bounds.items():
+        after = module(q.to(dtype), k.to(dtype), v.to(dtype), causal=True, padding_mask=mask) * real
+        torch.testing.assert_close(after.double()[:, :, :100], expected[:, :, :100], atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_exponential_features_of_large_keys_have_the_gradients_of_the_definition(causal: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = ((20 * torch.randn(1, heads, 100, 16, dtype=torch.float64)).requires_grad_() for heads in (4, 2, 2))
+    module = built("performer")
+    out, expected = module(q, k, v, causal=causal), module.reference(q, k, v, causal=causal)
+    for a, b in zip(torch.autograd.grad(out.sin().sum(), (q, k, v)), torch.autograd.grad(expected.sin().sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(a, b)
