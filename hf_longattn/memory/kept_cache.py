@@ -7,8 +7,8 @@ with different padding keep different columns; a row with fewer of them has empt
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,20 +21,22 @@ from ..mechanisms.registry import prototype
 from ..naming import BACKEND
 from .anchored import NOT_BEGUN, AnchoredLayer
 from .attending import Call, tokens_back
+from .layer_tables import enter_layer_type
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
 
 
 class KeptLayer(AnchoredLayer):
-    """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``; ``seen`` tokens have passed."""
+    """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``, which ``mechanism`` with ``options`` (JSON) can still see; ``seen``
+    tokens have passed."""
 
-    mechanism: ClassVar[Mechanism]
     keys: Tensor
     values: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, mechanism: str, options: str, **kwargs: Any) -> None:
         super().__init__()
+        self.mechanism, self.options = mechanism, options
         self.seen = 0
         self.pruned = False
         self._clean_size = 0
@@ -85,7 +87,7 @@ class KeptLayer(AnchoredLayer):
             return
         positions = self.positions()
         upcoming = (self.seen - SLACK - self.starts[:, None]).clamp(min=0)
-        kept = self.mechanism.kept(positions, upcoming)
+        kept = prototype(self.mechanism, self.options).kept(positions, upcoming)
         assert kept is not None
         self._select(kept & (positions >= 0))
         self.pruned, self._clean_size = True, self.columns.shape[1]
@@ -133,7 +135,7 @@ class KeptLayer(AnchoredLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self.mechanism, self.options)  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.is_initialized:
@@ -146,12 +148,6 @@ class KeptLayer(AnchoredLayer):
             self.columns = self.columns[indices]
 
 
-@cache
 def kept_layer_type(mechanism: str, options: str) -> str:
-    """The cache layer type of a mechanism with options (JSON), registered on first use; the static one keeps everything."""
-    built = prototype(mechanism, options)
-    name = f"{BACKEND}_{mechanism}_{options}"
-    for base, extra in ((KeptLayer, {"mechanism": built}), (StaticLayer, {})):
-        made = type(f"{base.__name__} {name}", (base,), {"_layer_type": name, "__module__": __name__, **extra})
-        globals()[made.__name__] = made  # so that a cache can be pickled
-    return name
+    """The cache layer type of a mechanism with options (JSON); the static one keeps everything."""
+    return enter_layer_type(f"{BACKEND}_{mechanism}_{options}", partial(KeptLayer, mechanism=mechanism, options=options), StaticLayer)

@@ -7,26 +7,26 @@ caches. Its own sliding layer takes one width for the whole model; here the widt
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from ..naming import BACKEND
 from .held import compact
+from .layer_tables import enter_layer_type
 
 
 class GrowingWindowLayer(DynamicSlidingWindowLayer):
     """Keeps the last ``window - 1`` keys and values; ``update`` returns them together with the new ones."""
 
-    window: ClassVar[int]
     keys: Tensor
     values: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, window: int, **kwargs: Any) -> None:
         # transformers' layer keeps `x[-window + 1:]`, which for a window of 1 is everything instead of nothing.
-        super().__init__(sliding_window=max(self.window, 2))
+        super().__init__(sliding_window=max(window, 2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)
@@ -45,10 +45,8 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
 class StaticWindowLayer(StaticSlidingWindowLayer):
     """The same with memory reserved once, for ``cache_implementation="static"``."""
 
-    window: ClassVar[int]
-
-    def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
-        super().__init__(max_cache_len=max_cache_len, sliding_window=max(self.window, 2))
+    def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len=max_cache_len, sliding_window=max(window, 2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Without the reserved slots that are still empty: the mask is made for the first layer and cannot tell them from keys."""
@@ -56,11 +54,7 @@ class StaticWindowLayer(StaticSlidingWindowLayer):
         return keys[:, :, : self.cumulative_length_int], values[:, :, : self.cumulative_length_int]
 
 
-@cache
 def window_layer_type(window: int) -> str:
-    """The cache layer type that keeps what a causal window of ``window`` tokens can see, registered on first use."""
-    name = f"{BACKEND}_window_{window}"
-    for base in (GrowingWindowLayer, StaticWindowLayer):
-        made = type(f"{base.__name__}{window}", (base,), {"_layer_type": name, "window": window, "__module__": __name__})
-        globals()[made.__name__] = made  # so that a cache can be pickled
-    return name
+    """The cache layer type that keeps what a causal window of ``window`` tokens can see."""
+    layers = (partial(base, window=window) for base in (GrowingWindowLayer, StaticWindowLayer))
+    return enter_layer_type(f"{BACKEND}_window_{window}", *layers)

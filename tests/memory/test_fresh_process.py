@@ -1,0 +1,118 @@
+"""Caches, memories, mechanisms and whole models, pickled here and loaded by a process that has seen none of them, go on equally."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING
+
+from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.memory import layer_tables, window_layer_type
+from tests.memory.test_kept_patterns import PATTERNS
+from tests.reference.small_models import long_like, plain_model, tokens
+
+ROOT = Path(__file__).parents[2]
+FORMS: dict[str, dict[str, Any]] = {name: {"mechanism": name, **mechanism_class(name).sample} for name in list_mechanisms(causal=True)}
+FORMS |= {pattern: attention for pattern, (attention, _) in PATTERNS.items()}
+FORMS["relative"] = {"mechanism": "block_top_k", "block_size": 16, "num_blocks": 2, "relative": "t5_buckets"}
+LENGTH, SEEN = 90, 80
+PROGRAM = """
+import json, pickle, sys, torch
+with open(sys.argv[1], "rb") as file:  # without hf_longattn having been imported
+    kept = pickle.load(file)
+different = {}
+with torch.no_grad():
+    for name, data in kept.items():
+        try:
+            call, arguments, expected = pickle.loads(data)
+            found = call(**arguments)
+            found = found if isinstance(found, torch.Tensor) else found[0]
+            different[name] = (found - expected).abs().max().item()
+        except Exception as error:
+            different[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(different))
+"""
+
+
+def decoding(attention: dict[str, Any], static: bool) -> bytes:
+    """A model with its cache after a few steps, and what it says next."""
+    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(2, LENGTH)
+    cache = StaticCache(config=model.config, max_cache_len=LENGTH) if static else DynamicCache(config=model.config)
+    with torch.no_grad():
+        for begin, end in ((0, 70), *((i, i + 1) for i in range(70, SEEN))):
+            mask = torch.ones(2, end, dtype=torch.long)
+            model(ids[:, begin:end], attention_mask=mask, past_key_values=cache)
+        arguments = {"input_ids": ids[:, SEEN:], "attention_mask": torch.ones(2, LENGTH, dtype=torch.long), "past_key_values": cache}
+        data = pickle.dumps((model, arguments))
+        return pickle.dumps((*pickle.loads(data), model(**arguments).logits))
+
+
+def alone(name: str) -> bytes:
+    """A mechanism, and what it makes of some tensors."""
+    causal = mechanism_class(name).causal is not False
+    built = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).sample}).eval()
+    q, k, v = torch.randn(3, 1, 4, 300, 16)
+    with torch.no_grad():
+        return pickle.dumps((built, {"q": q, "k": k, "v": v, "causal": causal}, built(q, k, v, causal=causal)))
+
+
+def remembering() -> bytes:
+    """A model with its memory of a first segment, and what it says of a second."""
+    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", {"mechanism": "window", "window": 9}), tokens(2, 60)
+    with torch.no_grad():
+        outputs = pickle.loads(pickle.dumps(model(ids[:, :30], memory=model.new_memory())))
+        arguments = {"input_ids": ids[:, 30:], "memory": outputs.memory}
+        return pickle.dumps((model, arguments, model(**arguments).logits))
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By how much another process differs, of everything in one start of it."""
+    kept = {f"cache {form}": decoding(attention, False) for form, attention in FORMS.items()}
+    kept |= {f"static {form}": decoding(FORMS[form], True) for form in ("window", "sinks", "linear", "block_top_k", "full")}
+    kept |= {f"mechanism {name}": alone(name) for name in list_mechanisms()}
+    kept["memory"] = remembering()
+    path = tmp_path_factory.mktemp("pickled") / "kept.pickle"
+    path.write_bytes(pickle.dumps(kept))
+    run = subprocess.run([sys.executable, "-c", PROGRAM, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_and_its_cache_decode_on(differences: dict[str, Any], form: str) -> None:
+    assert differences[f"cache {form}"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["window", "sinks", "linear", "block_top_k", "full"])
+def test_so_does_a_static_cache(differences: dict[str, Any], form: str) -> None:
+    assert differences[f"static {form}"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_a_mechanism_computes_the_same(differences: dict[str, Any], name: str) -> None:
+    assert differences[f"mechanism {name}"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_memory_goes_on(differences: dict[str, Any]) -> None:
+    assert differences["memory"] == pytest.approx(0, abs=1e-5)
+
+
+def test_layer_types_do_not_pile_up() -> None:
+    """A process that goes through thousands of widths keeps neither classes nor entries of them."""
+    before = len(DYNAMIC_LAYER_TYPE_MAPPING), len(STATIC_LAYER_TYPE_MAPPING)
+    for window in range(1, 3 * layer_tables.MOST):
+        name = window_layer_type(window)
+        assert DYNAMIC_LAYER_TYPE_MAPPING[name]().sliding_window == max(window, 2)
+    for table, size in zip((DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING), before, strict=True):
+        assert len(table) <= size + layer_tables.MOST
+    assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]())
