@@ -107,12 +107,13 @@ def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwarg
 @cache
 def _remembering(kind: type[Any]) -> type[Any]:
     """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can put them together again."""
-    fields = {"__annotations__": {"memory": SegmentMemory | None}, "memory": None, "__module__": __name__, "__doc__": kind.__doc__}
+    fields: dict[str, Any] = {"__annotations__": {"memory": SegmentMemory | None}, "memory": None}
+    fields |= {"__module__": __name__, "__doc__": kind.__doc__}
     fields["__reduce__"] = lambda self: (_remembered, (kind, dict(self)))  # the class is in no module, where a pickle would look for it
     return dataclass(type(f"{kind.__name__}WithMemory", (kind,), fields))
 
 
-def _remembered(kind: type[Any], fields: dict[str, Any]) -> Any:
+def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
     """The pickled outputs of a call with a memory."""
     return _remembering(kind)(**fields)
 
