@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_longattn import attend, list_mechanisms, reference_attend
 from hf_longattn.engines import block_sparse
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_from
-from tests.reference.definitions import defined_mechanisms, definition_of
+from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 
 # Mechanisms whose definition is still to be written.
 MISSING = {
@@ -137,7 +137,7 @@ def draw_module(name: str, causal: bool, random: Random, length: int, heads: int
         options = definition.draw_options(random, length)
         longest = options.pop("longest_of_the_model", length)
         if draw_more := getattr(definition, "draw_options_of_heads", None):
-            options |= draw_more(random, heads)
+            options |= draw_more(random, heads, length)
         # not build_mechanism(): its max_length is the model's, and shadows the option of that name
         module = mechanism_from(name, options, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=longest).eval()
         try:
@@ -169,13 +169,6 @@ def draw_padding(random: Random, batch: int, length: int) -> Tensor | None:
 def a_score_term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
     """A term that differs in every sequence, head, query and key."""
     return score * (1 + 0.1 * torch.cos(0.5 * q_idx + b)) + 0.4 * torch.sin(0.7 * (q_idx - kv_idx) + h) - 0.01 * kv_idx
-
-
-def add_noise(module: nn.Module) -> None:
-    """Leave no parameter where it was initialised: a zero or an identity would hide mistakes."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def accepted(module: Mechanism, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ One file per mechanism, named as the mechanism is, with two functions:
 
 A file may also have
 
-    draw_options_of_heads(random, heads)    more options, which depend on the number of heads
+    draw_options_of_heads(random, heads, length)    more options, which depend on the number of heads
     draw_parameters(module)                 in place of the noise that is added to every parameter
     draw_inputs(random, q, k, v)            in place of Gaussian vectors
     needs_all_queries(module)               with these options there may not be fewer queries than keys
@@ -27,6 +27,9 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch import nn
+
 
 def defined_mechanisms() -> list[str]:
     """Names of the mechanisms that have a definition here."""
@@ -36,3 +39,10 @@ def defined_mechanisms() -> list[str]:
 def definition_of(name: str) -> ModuleType:
     """The file of one mechanism."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def add_noise(module: nn.Module) -> None:
+    """Leave no parameter where it was initialised: a zero or an identity would hide mistakes."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))

@@ -52,9 +52,10 @@ def masked_attention(
         for h in range(heads):
             for row in range(q_len):
                 i = kv_len - q_len + row
-                counted = [(j, int(sees(b, h, i, j))) for j in real if j <= i or not causal]
+                allowed = [j for j in real if j <= i or not causal] if is_real(padding_mask, b, i) else []
+                counted = [(j, int(sees(b, h, i, j))) for j in allowed]
                 keys = [j for j, times in counted if times]
-                if not keys or not is_real(padding_mask, b, i):
+                if not keys:
                     out.append(torch.zeros(width, dtype=torch.float64))
                     continue
                 scores = scores_of(q[b, h, row], k[b, h // group, keys], keys, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)

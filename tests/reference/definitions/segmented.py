@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import first_tokens, is_real, masked_attention, real_positions, scores_of
+from ._loops import Sees, first_tokens, is_real, masked_attention, real_positions, scores_of
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -27,11 +27,8 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
         return (i - starts[b]) // size
 
     if integration in ("none", "previous"):
-        reach = int(integration == "previous")
-        return masked_attention(
-            q, k, v, lambda b, h, i, j: abs(block(b, i) - block(b, j)) <= reach,
-            causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod,
-        )  # fmt: skip
+        seen = sees(module, k, causal, padding_mask)
+        return masked_attention(q, k, v, seen, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
 
     batch, heads, q_len, width = q.shape
     scale = width**-0.5 if scaling is None else scaling
@@ -60,6 +57,13 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
                 scores = scores_of(q[b, h, row], met, places, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
                 out[b, h, row] = torch.softmax(scores, 0) @ seen
     return out
+
+
+def sees(module: nn.Module, k: Tensor, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None = None) -> Sees:
+    """The mask of ``none`` and ``previous``."""
+    size, reach = module.options.block_size, int(module.options.integration == "previous")
+    starts = first_tokens(padding_mask, k.shape[0], k.shape[2])
+    return lambda b, h, i, j: abs((i - starts[b]) // size - (j - starts[b]) // size) <= reach
 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:

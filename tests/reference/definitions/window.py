@@ -42,5 +42,5 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
     }
 
 
-def draw_options_of_heads(random: Random, heads: int) -> dict[str, Any]:
+def draw_options_of_heads(random: Random, heads: int, length: int) -> dict[str, Any]:
     return {"dilation": tuple(random.randint(1, 4) for _ in range(heads))} if random.random() < 0.3 else {}
