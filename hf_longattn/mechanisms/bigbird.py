@@ -253,19 +253,17 @@ class BigBird(MaskedMechanism):
             padding_mask = turn_mask(padding_mask, start)
             tokens = None if tokens is None else turn_mask(tokens, start)
             arguments["score_mod"] = shifted(score_mod, start)
-        parts = self.plan(kv_len, causal, padding_mask, tokens, q.device, seed)
+        parts = self.plan(kv_len, causal, padding_mask, tokens, q, seed)
         out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
         out = out if start is None else turn(out, -start)
         if padding_mask is not None and self._rests(kv_len):
             out = out * padding_mask[:, None, :, None]
         return out[:, :, kv_len - q_len :]
 
-    def plan(
-        self, length: int, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, device: torch.device, seed: int
-    ) -> tuple[Part, ...]:
+    def plan(self, length: int, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int) -> tuple[Part, ...]:
         """What the engine visits. Kept for the next call where it depends on the length alone."""
         size = self.options.block_size
-        rows = -(-length // size)
+        rows, device, dtype = -(-length // size), q.device, torch.promote_types(q.dtype, torch.float32)
         varies = padding_mask is not None and self.options.blocks_over == "text" and not causal
         if varies and not torch.compiler.is_compiling():
             assert padding_mask is not None
@@ -273,17 +271,17 @@ class BigBird(MaskedMechanism):
         if varies:
             assert padding_mask is not None
             ends = length - first_real(padding_mask.flip(-1))
-            return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens)
+            return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens, dtype=dtype)
 
         def make() -> tuple[Part, ...]:
             count = torch.full((1,), rows, device=device)
-            return block_parts(self.blocks(count, rows, causal, device, seed), length, tokens, even=True)
+            return block_parts(self.blocks(count, rows, causal, device, seed), length, tokens, even=True, dtype=dtype)
 
         if tokens is not None:
             return make()
         drawn = self.options.random_pattern == "hf" and self.training
         where = (self.options, self.num_heads, self.layer + seed, self.max_length if drawn else drawn)
-        return _plans.get((type(self), *where, length, causal, device), make)
+        return _plans.get((type(self), *where, length, causal, device, dtype), make)
 
 
 def counted(score_mod: ScoreMod | None, times: Callable[[Any, Any, Any, Any], Tensor]) -> ScoreMod:

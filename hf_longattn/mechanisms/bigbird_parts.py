@@ -73,12 +73,15 @@ def seen_blocks(blocks: Blocks) -> Tensor:
     return joined(*lists, blocks.random)
 
 
-def block_parts(blocks: Blocks, length: int, tokens: Tensor | None, *, even: bool = False) -> tuple[Part, ...]:
+def block_parts(
+    blocks: Blocks, length: int, tokens: Tensor | None, *, even: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[Part, ...]:
     """The parts that visit ``blocks`` in an input of ``length`` tokens whose sequences begin at position 0.
 
     Args:
         tokens: ``(B, length)`` bool, tokens that are global besides the blocks.
         even: every sequence is of ``blocks.rows`` blocks, more than are attended to fully.
+        dtype: of what is added to the scores.
     """
     if tokens is not None and not bool(tokens.any()):
         tokens = None
@@ -96,7 +99,7 @@ def block_parts(blocks: Blocks, length: int, tokens: Tensor | None, *, even: boo
         index, real = global_index(tokens)
         index = torch.where(real, index, -1)[:, None, None]
         queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
-    parts.append(Part(queries, keys, causal=causal, bias=counted_again(blocks, keys)))
+    parts.append(Part(queries, keys, causal=causal, bias=counted_again(blocks, keys, dtype)))
     everywhere = torch.arange(length, device=total.device)
     ends = global_rows(blocks, length, tokens, long)
     if ends is not None:
@@ -108,12 +111,12 @@ def block_parts(blocks: Blocks, length: int, tokens: Tensor | None, *, even: boo
     return tuple(parts)
 
 
-def counted_again(blocks: Blocks, keys: Tensor) -> Tensor | None:
+def counted_again(blocks: Blocks, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
     """The bias by which one listing of the first block, which stands first among the ``keys``, counts as all of its listings."""
     if not blocks.again:
         return None
     slot = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1)
-    return torch.where(slot < blocks.size, math.log(1 + blocks.again), 0.0)
+    return (slot < blocks.size).to(dtype) * math.log(1 + blocks.again)
 
 
 def global_rows(blocks: Blocks, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:

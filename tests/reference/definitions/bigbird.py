@@ -42,15 +42,13 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
         else:
             sees_all = n <= 2 * ends + around + 2 * random_blocks or own < ends or own >= n - ends
             structure = other < ends or other >= n - ends or abs(own - other) <= around // 2
-        if sees_all or tokens[b][i]:
+        if sees_all or tokens[b][i] or tokens[b][j]:
             return 1
-        structure = structure or tokens[b][j]
         if first_block_again:
             hits = random_blocks if other == 0 else 0
         else:
             hits = draws[b % len(draws)][h % len(draws[0])][own].count(other)
-        if options.random_pattern == "seeded":
-            return int(structure or hits > 0)
+        assert options.random_pattern != "seeded" or hits + structure <= 1, "random blocks are drawn once, and among the others"
         return int(structure) + hits
 
     return masked_attention(q, k, v, times, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
