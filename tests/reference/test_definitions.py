@@ -125,7 +125,7 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Te
         "scaling": random.choice((None, None, 0.3, 1.0)),
         "score_mod": a_score_term if module.takes_score_mod and random.random() < 0.4 else None,
         "hidden_states": torch.randn(batch, length, heads * width) if module.takes_hidden_states else None,
-        "seed": random.choice((0, 0, 5)),
+        "seed": random.choice(getattr(definition, "SEEDS", (0,))),
     }
     return module, q, k, v, arguments
 

@@ -13,10 +13,12 @@ One file per mechanism, named as the mechanism is, with two functions:
 
 A file may also have
 
-    draw_options_of_heads(random, heads, length)    more options, which depend on the number of heads
+    draw_options_of_heads(random, heads, length)
+                                            more options, which depend on the number of heads
     draw_parameters(module)                 in place of the noise that is added to every parameter
     draw_inputs(random, q, k, v)            in place of Gaussian vectors
     needs_all_queries(module)               with these options there may not be fewer queries than keys
+    SEEDS                                   values of the call's seed; 0 alone where they are left out
 
 None of these files reads a mechanism's code: their authority is the paper, and the options' help where a mechanism goes beyond it.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import is_real, real_positions, scores_of
+from ._loops import real_positions, scores_of
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -22,12 +22,13 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
     spans = dict(module.named_parameters())["span_fraction"].double() * module.options.max_span
     out = []
     for b in range(batch):
+        real = real_positions(padding_mask, b, length)
         for h in range(heads):
             keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
             for row in range(q_len):
                 i = length - q_len + row
-                allowed = [j for j in real_positions(padding_mask, b, length) if j <= i or not causal]
-                if not allowed or not is_real(padding_mask, b, i):
+                allowed = [j for j in real if j <= i or not causal]
+                if i not in real:
                     out.append(torch.zeros(width, dtype=torch.float64))
                     continue
                 scores = scores_of(q[b, h, row], keys[allowed], allowed, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ._loops import first_tokens, masked_attention, real_positions
 
+SEEDS = (0, 5)
+
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, global_mask: Tensor | None,
            scaling: float | None, score_mod: Any = None, seed: int = 0, **_: Any) -> Tensor:  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import first_tokens, is_real, real_positions, scores_of
+from ._loops import first_tokens, real_positions, scores_of
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -33,24 +33,26 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
     out = torch.zeros(q.shape, dtype=torch.float64)
     for b in range(batch):
+        real = real_positions(padding_mask, b, length)
         for row in range(q_len):
             i = length - q_len + row
-            if not is_real(padding_mask, b, i):
+            if i not in real:
                 continue
             pools: dict[tuple[int, int], list[int]] = {}
-            for j in real_positions(padding_mask, b, length):
+            for j in real:
                 if j <= i or not causal:
                     level = level_of(i - starts[b], j - starts[b])
                     pools.setdefault((level, (j - starts[b]) >> level), []).append(j)
             counts = torch.tensor([len(pool) for pool in pools.values()], dtype=torch.float64)
-            last = real_positions(padding_mask, b, length)[-1]
-            places = [min(starts[b] + (number << level) + (1 << level) // 2, last) for level, number in pools]
+            places = [min(starts[b] + (number << level) + (1 << level) // 2, real[-1]) for level, number in pools]
+            mean = torch.zeros(len(pools), length, dtype=torch.float64)
+            for n, pool in enumerate(pools.values()):
+                mean[n, pool] = 1 / len(pool)
             for h in range(heads):
                 keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
-                met = torch.stack([keys[pool].amax(0) if pooling == "max" else keys[pool].mean(0) for pool in pools.values()])
-                seen = torch.stack([values[pool].mean(0) for pool in pools.values()])
+                met = torch.stack([keys[pool].amax(0) for pool in pools.values()]) if pooling == "max" else mean @ keys
                 scores = scores_of(q[b, h, row], met, places, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
-                out[b, h, row] = torch.softmax(scores + counts.log(), 0) @ seen
+                out[b, h, row] = torch.softmax(scores + counts.log(), 0) @ (mean @ values)
     return out
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import is_real, masked_attention, real_positions
+from ._loops import masked_attention, real_positions
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
@@ -34,18 +34,20 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
     for b in range(k.shape[0]):
         real = real_positions(padding_mask, b, length)
         for h in range(heads):
-            for i in range(length - q_len, length):
-                if not is_real(padding_mask, b, i):
+            rounds = []
+            for r in range(options.num_hashes):
+                order = sorted((int(hashed_keys[b, h, j, r]), j) for j in real)
+                rounds.append((order, [order[n : n + options.bucket_size] for n in range(0, len(order), options.bucket_size)]))
+            for i in real:
+                if i < length - q_len:
                     continue
                 here: list[int] = []
-                for r in range(options.num_hashes):
+                for r, (order, chunks) in enumerate(rounds):
                     bucket = int(hashed_queries[b, h, i - length + q_len, r])
                     if causal:
-                        same = [j for j in real if j <= i and int(hashed_keys[b, h, j, r]) == bucket]
+                        same = [j for of_key, j in order if of_key == bucket and j <= i]
                         here += same[-options.bucket_size :]
                         continue
-                    order = sorted((int(hashed_keys[b, h, j, r]), j) for j in real)
-                    chunks = [order[n : n + options.bucket_size] for n in range(0, len(order), options.bucket_size)]
                     place = sum(entry < (bucket, i) for entry in order)
                     own = min(place // options.bucket_size, len(chunks) - 1)
                     beside = {(own + step) % len(chunks) for step in range(-options.num_chunks_before, options.num_chunks_after + 1)}
