@@ -1,8 +1,14 @@
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
+from hf_longattn.attend import _prepare
 from hf_longattn.errors import LengthError, MaskError, OptionError, UnknownMechanismError
+from hf_longattn.mechanisms.registry import PROTOTYPES, _prototype, mechanism_class, prototype
 
 Q = torch.randn(2, 4, 10, 8)
 
@@ -68,3 +74,58 @@ def test_what_a_mechanism_needs_besides_q_k_v_is_an_argument() -> None:
     torch.testing.assert_close(attend(Q, Q, Q, "delta", **call), reference_attend(Q, Q, Q, "delta", **call).float(), atol=1e-5, rtol=0)
     with pytest.raises(OptionError, match="leave hidden_states out"):
         attend(Q, Q, Q, "window", window=4, hidden_states=hidden)
+
+
+DRAWN = [
+    *((name, mechanism_class(name).sample) for name in list_mechanisms()),
+    ("taylor", {"feature_dim": 4}),
+    ("synthesizer", {"variant": "random"}),
+    ("routing", {"router": "learned", "num_clusters": 2}),
+    ("delta", {"gate_input": "key", "expand": 2}),
+    ("hybrid", {"features": "taylor:feature_dim=4"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), DRAWN, ids=lambda value: str(value))
+class TestByName:
+    """A mechanism by name is the same for the same seed, wherever it runs, and leaves the process's random state alone."""
+
+    def call(self, name: str, options: dict[str, Any], q: Tensor, seed: int = 0, call: Any = attend) -> Tensor:
+        return call(q, q, q, name, causal=mechanism_class(name).causal in ("both", True), seed=seed, **options)
+
+    def test_no_global_generator_is_touched(self, name: str, options: dict[str, Any]) -> None:
+        states = [torch.get_rng_state()]
+        states += torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        _prototype.cache_clear()
+        prototype(name, options)
+        self.call(name, options, Q)
+        self.call(name, options, Q, seed=3, call=reference_attend)
+        now = [torch.get_rng_state()]
+        now += torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        assert all(torch.equal(a, b) for a, b in zip(states, now, strict=True))
+
+    def test_equal_seeds_give_equal_results(self, name: str, options: dict[str, Any]) -> None:
+        found = []
+        for state in (1, 2):
+            torch.manual_seed(state)
+            found.append(self.call(name, options, Q, seed=5))
+        assert torch.equal(*found)
+        with ThreadPoolExecutor(4) as pool:
+            assert all(torch.equal(one, found[0]) for one in pool.map(lambda _: self.call(name, options, Q, seed=5), range(8)))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    def test_on_another_device_and_in_any_dtype(self, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+        assert self.call(name, options, Q.to(dtype)).dtype == dtype
+        arguments: dict[str, Any] = {"causal": mechanism_class(name).causal in ("both", True), "seed": 0, "hidden_states": None}
+        arguments |= dict.fromkeys(("padding_mask", "global_mask", "scaling", "score_mod"))
+        q = Q.to("meta", dtype)
+        module, _ = _prepare(q, q, q, name, options, **arguments)
+        assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} <= {"meta"}
+
+
+def test_few_prototypes_are_kept() -> None:
+    for window in range(1, 2 * PROTOTYPES):
+        prototype("window", {"window": 2 * window})
+    assert _prototype.cache_info().currsize <= PROTOTYPES
+    for name in list_mechanisms():
+        assert all(tensor.is_meta for tensor in prototype(name, mechanism_class(name).sample).parameters())
