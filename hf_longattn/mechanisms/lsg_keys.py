@@ -90,7 +90,7 @@ def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: 
     member = group[..., None, :] == torch.arange(many, device=k.device)[:, None]  # (B, H, cells, m, b)
     number = member.sum(-1)
     precise = torch.promote_types(k.dtype, torch.float32)
-    share = (member / number.clamp(min=1)[..., None]).to(precise)
+    share = member.to(precise) / number.clamp(min=1)[..., None]
     keys, values = (
         (share.to(x.dtype) @ F.pad(x, (0, 0, 0, missing)).unflatten(2, (count, cells.size))).flatten(2, 3).to(x.dtype) for x in (k, v)
     )
