@@ -130,7 +130,7 @@ def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return None
     hidden = args[0] if args else kwargs["hidden_states"]
     caches = {name: kwargs[name] for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
-    seen = max((int(cache.get_seq_length(getattr(module, "layer_idx", 0))) for cache in caches.values()), default=0)
+    seen = sum(int(cache.get_seq_length(getattr(module, "layer_idx", 0))) for cache in caches.values())
     stops = any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms_on(module).values())
     if not stops or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
         return None

@@ -1,23 +1,27 @@
 """LSG attention: local, sparse and global keys under one softmax (Condevaux & Harispe 2022, LSG Attention, section 3).
 
-The sequence is cut into blocks of b tokens, counted from the first real token. A query of block c sees
+The sequence is cut into blocks of b tokens, counted from the first real token. Query block c sees
 
     local:   the blocks c-1, c, c+1
     sparse:  the sparse keys of the S·f/b blocks on either side beyond the local ones, S keys on each side
     global:  the global tokens; and a query that is global sees all tokens (and nothing else)
 
-where a block has b/f sparse keys for a sparsity factor f; :mod:`~hf_longattn.mechanisms.lsg_keys` has the five selections. A token counts
-once, whichever of the three it is. Keys that are means are keys of their own, besides whatever tokens they are made from; their weight
-is that of their tokens in equal shares. In the causal form, which every selection has, the blocks behind c are left out, and of block c
-the keys behind the query: sparse keys then come from complete blocks of the past.
+where a block has b/f sparse keys for a sparsity factor f; :mod:`~hf_longattn.mechanisms.lsg_keys` has the five selections. Nothing is
+added to the text: its first token is global and part of the first block, as in the authors' attention layer. The models that their
+converter writes have global tokens of their own in front, after which blocks are counted; ``block_offset`` says how many tokens stand
+before the first block. Global tokens are no sparse keys. A token counts once, whichever of the three it is. Keys that are means are keys
+of their own, besides whatever tokens they are made from; their weight is that of their tokens in equal shares. In the causal form, which
+every selection has, the blocks after c are left out, and of block c the keys after the query: sparse keys then come from complete blocks
+of the past. Of the converter, the selection ``bos_pooling`` is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.dense import dense_attention, index_grid, repeat_heads
@@ -30,7 +34,7 @@ from .base import Mechanism, softmax_over
 from .gathered import shifted, turn, turn_mask, turning
 from .layout import joined
 from .lsg_definition import sparse_definition
-from .lsg_keys import CHOSEN, MADE, Cells, at_made_keys, chosen_keys, made_keys
+from .lsg_keys import CHOSEN, MADE, Cells, Made, at_made_keys, chosen_keys, made_keys
 from .lsg_rows import KeyRows
 from .masked import first_real
 from .options import Options, one_of, option, positive
@@ -38,6 +42,8 @@ from .registry import register_mechanism
 from .turned import Globals, TurnedMechanism
 
 SELECTIONS = CHOSEN + MADE
+WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
+"""Selections that compare tokens: among min(b, S) of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +56,32 @@ class LsgOptions(Options):
         (0,), "positions, counted from the first real token, that are global when no global_attention_mask is given", "positions"
     )
     seed: int = option(0, "seed of the directions that selection='lsh' hashes with")
+    lsh_pre_rounds: int = option(
+        1, "rounds of selection='lsh' that merge near keys before the last one, as lsh_num_pre_rounds of the authors' converter", "rounds"
+    )
+    block_offset: int = option(
+        0,
+        "tokens before the first block, which are a block of their own: 0 as in the authors' layer; with global tokens in front, as in the "
+        "models of their converter, their number",
+        "tokens",
+    )
 
     def check(self) -> None:
         positive("lsg", "block_size", self)
         positive("lsg", "sparsity_factor", self)
         one_of("lsg", "selection", self.selection, SELECTIONS)
-        for name in ("sparse_block_size", "seed"):
+        for name in ("sparse_block_size", "seed", "lsh_pre_rounds", "block_offset"):
             if getattr(self, name) < 0:
                 raise OptionError(f"Option {name!r} of mechanism 'lsg' is {getattr(self, name)}, but must be at least 0.")
         if any(position < 0 for position in self.global_tokens):
             raise OptionError(
                 f"Option 'global_tokens' of mechanism 'lsg' is {self.global_tokens}, but positions count from 0; "
                 "for example global_tokens=0."
+            )
+        if self.block_offset >= self.block_size:
+            raise OptionError(
+                f"Option 'block_offset' of mechanism 'lsg' is {self.block_offset}, but must be less than block_size={self.block_size}; for "
+                "example block_offset=1 for one global token in front."
             )
         if self.sparse_block_size:
             self._check_cells()
@@ -78,11 +98,20 @@ class LsgOptions(Options):
                 f"Option 'sparse_block_size' of mechanism 'lsg' is {sparse}, but must be a multiple of block_size / sparsity_factor = "
                 f"{size // factor}, the sparse keys of one block; for example sparse_block_size={size}."
             )
-        if self.selection == "lsh" and size // factor > 1 and size // factor % 2:
+        keys = self.cells.keys
+        if self.selection == "lsh" and factor > 1 and keys > 1 and keys % 2:
             raise OptionError(
-                f"With selection='lsh' of mechanism 'lsg' a block has block_size / sparsity_factor = {size // factor} clusters, "
-                "but that must be even, one for each sign of a direction; choose another sparsity_factor."
+                f"With selection='lsh' of mechanism 'lsg', {self.cells.size} tokens have {keys} clusters, but that must be even, one for "
+                "each sign of a direction; choose another sparsity_factor."
             )
+
+    @property
+    def cells(self) -> Cells:
+        """What sparse keys are found in."""
+        size, block = min(self.block_size, self.sparse_block_size or self.block_size), self.block_size
+        if self.selection in WITHIN_SPARSE_BLOCKS and block % size == 0 and size % self.sparsity_factor == 0:
+            return Cells(size, self.sparsity_factor, block // size)
+        return Cells(block, self.sparsity_factor)
 
 
 @register_mechanism("lsg")
@@ -93,7 +122,7 @@ class Lsg(TurnedMechanism):
     paper = "Condevaux & Harispe 2022, LSG Attention, §3"
     engine = "gathered"
     cost = "N·(3b + 2S + g)"
-    exact_when = "N ≤ 2·block_size"
+    exact_when = "N ≤ 2·block_size, or block_size + block_offset where that is not 0"
     takes_globals = True
     options_type = LsgOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}
@@ -106,7 +135,12 @@ class Lsg(TurnedMechanism):
 
     @property
     def cells(self) -> Cells:
-        return Cells(self.options.block_size, self.options.sparsity_factor)
+        return self.options.cells
+
+    @property
+    def missing(self) -> int:
+        """Tokens that the block before the first one lacks."""
+        return -self.options.block_offset % self.options.block_size
 
     @property
     def beyond(self) -> int:
@@ -114,20 +148,23 @@ class Lsg(TurnedMechanism):
         return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        return length <= 2 * self.options.block_size
+        return length <= self.options.block_size + (self.options.block_offset or self.options.block_size)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         dense = Mechanism.pairs(self, length, causal)
         if self.covers(length, causal):
             return dense
-        size, block = self.options.block_size, torch.arange(length) // self.options.block_size
-        total, many = self.cells.count(length), self.cells.keys
+        many, block = (
+            self.options.block_size // self.options.sparsity_factor,
+            (torch.arange(length) + self.missing) // self.options.block_size,
+        )
+        sizes = F.pad(torch.bincount(block), (1, 1))  # of the blocks, with nothing before and after them
         sides = (block - 1).clamp(0, self.beyond)
         if causal:
-            local = torch.arange(length) % size + 1 + (block > 0) * size
+            local = torch.arange(length) - (sizes.cumsum(0) - sizes)[block + 1] + 1 + sizes[block]
         else:
-            local = size * (1 + (block > 0).int() + (block < total - 1).int()) - (block >= total - 2) * (total * size - length)
-            sides = sides + (total - 2 - block).clamp(0, self.beyond)
+            local = sizes[block] + sizes[block + 1] + sizes[block + 2]
+            sides = sides + (len(sizes) - 4 - block).clamp(0, self.beyond)
         crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
         return min(dense, int((local + sides * many).sum()) + crossing)
 
@@ -145,22 +182,39 @@ class Lsg(TurnedMechanism):
         self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
-        length, rows = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device)
-        seen = KeyRows(self.cells, self.beyond, causal)
+        if missing := self.missing:
+            moved = _moved(missing, k, v, real, tokens, arguments.pop("score_mod"))
+            given = {"real": moved.real, "tokens": moved.tokens, "score_mod": moved.score_mod, **arguments}
+            q = F.pad(q, (0, 0, missing, 0))
+            return self._blocks(q, moved.k, moved.v, causal=causal, seed=seed, **given)[:, :, missing:]
+        return self._blocks(q, k, v, causal=causal, real=real, tokens=tokens, seed=seed, **arguments)
+
+    def _blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int, **arguments: Any
+    ) -> Tensor:
+        """:meth:`whole` for sequences whose first block begins at position 0."""
+        length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
+        seen, choosable = KeyRows(self.cells, self.beyond, causal), _choosable(real, tokens)
         parts = [Part(rows, seen.local(length, q.device), causal=causal)]
         every_k, every_v, mask, more, chosen, sparse = k, v, real, dict(arguments), None, None
         if self.beyond and self.options.selection in CHOSEN:
             with torch.no_grad():
-                chosen = chosen_keys(self.options.selection, k, real, self.cells)
+                chosen = chosen_keys(self.options.selection, k, choosable, self.cells).unflatten(2, (blocks, -1)).flatten(3)
             sparse = seen.chosen(chosen)
         elif self.beyond:
-            made = made_keys(self.options.selection, k, v, real, self.cells, self.options.seed + seed)
+            made = self._made(k, v, choosable, seed)
             every_k, every_v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
             more["score_mod"] = at_made_keys(more["score_mod"], length, made.position)
-            place = torch.arange(length, length + made.keys.shape[2], device=k.device).view(1, 1, -1, self.cells.keys)
+            place = torch.arange(length, length + made.keys.shape[2], device=k.device).view(1, 1, blocks, -1)
             if real is not None:
                 mask = torch.cat([real, real.new_ones(real.shape[0], made.keys.shape[2])], 1)
-            if real is not None or self.options.selection == "lsh" or length % self.cells.factor or length % self.cells.size:
+            if (
+                real is not None
+                or self._empties_runs(tokens)
+                or self.options.selection == "lsh"
+                or length % self.cells.factor
+                or length % self.cells.block
+            ):
                 place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
             parts += [Part(rows, keys) for keys in seen.made(place)]
         if tokens is None:
@@ -172,6 +226,18 @@ class Lsg(TurnedMechanism):
         out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]
         return overwrite_global_rows(out, q, k, v, index, given, causal=causal, key_mask=real, scale=scale, **arguments)
+
+    def _empties_runs(self, tokens: Globals | None) -> bool:
+        """Whether a run of ``sparsity_factor`` tokens may be all global, and its mean a key that is not there."""
+        if tokens is None or tokens.most is None:
+            return tokens is not None
+        wanted = {position + self.missing for position in self.options.global_tokens}
+        factor = self.options.sparsity_factor
+        return any(all(position // factor * factor + other in wanted for other in range(factor)) for position in wanted)
+
+    def _made(self, k: Tensor, v: Tensor, choosable: Tensor | None, seed: int) -> Made:
+        o = self.options
+        return made_keys(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
     def small(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
@@ -187,16 +253,23 @@ class Lsg(TurnedMechanism):
             is_global = None if is_global is None else turn_mask(is_global, start)
             arguments["score_mod"] = shifted(arguments["score_mod"], start)
             i = (i - start.view(-1, 1, 1, 1)).clamp(min=0)
+        if missing := self.missing:
+            moved = _moved(missing, k, v, real, None if is_global is None else Globals(is_global, None), arguments["score_mod"])
+            k, v, real, arguments["score_mod"] = moved.k, moved.v, moved.real, moved.score_mod
+            is_global = None if moved.tokens is None else moved.tokens.mask
+            length, i = length + missing, i + missing
+            j = torch.arange(length, device=q.device)
+        choosable = _choosable(real, None if is_global is None else Globals(is_global, None))
         away = (i // self.options.block_size - j // self.options.block_size).abs()
         seen = (away <= 1).expand(batch, heads, q_len, length)
         made = None
         if self.beyond and self.options.selection in CHOSEN:
-            places = chosen_keys(self.options.selection, k, real, self.cells)
+            places = chosen_keys(self.options.selection, k, choosable, self.cells)
             places = torch.where(places < 0, length, places).flatten(2).expand(batch, -1, -1)
             taken = torch.zeros(batch, heads, length + 1, dtype=torch.bool, device=q.device).scatter(2, places, True)[:, :, None, :length]
             seen = seen | (taken & (away <= 1 + self.beyond))
         elif self.beyond:
-            made = made_keys(self.options.selection, k, v, real, self.cells, self.options.seed + seed)
+            made = self._made(k, v, choosable, seed)
         every, rows = torch.ones_like(seen), None
         if is_global is not None:
             rows = is_global.gather(1, i.expand(batch, 1, -1, 1)[:, 0, :, 0])[:, None, :, None]
@@ -206,8 +279,8 @@ class Lsg(TurnedMechanism):
         if real is not None:
             seen = seen & real[:, None, None]
         if made is not None:
-            cell = torch.arange(made.keys.shape[2], device=q.device) // self.cells.keys
-            before = i // self.options.block_size - cell
+            block = torch.arange(made.keys.shape[2], device=q.device) // (self.options.block_size // self.options.sparsity_factor)
+            before = i // self.options.block_size - block
             far = (before >= 2) & (before <= 1 + self.beyond)
             far = far if causal else far | ((before <= -2) & (before >= -1 - self.beyond))
             far = far & made.real[:, :, None]
@@ -233,13 +306,15 @@ class Lsg(TurnedMechanism):
         b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
         real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
         start = first_real(real).view(-1, 1, 1, 1)
-        away = torch.div(j - start, size, rounding_mode="floor") - torch.div(i - start, size, rounding_mode="floor")
+        first = start - self.missing
+        away = torch.div(j - first, size, rounding_mode="floor") - torch.div(i - first, size, rounding_mode="floor")
         far = (away.abs() >= 2) & (away.abs() <= 1 + self.beyond)
         seen = (away.abs() <= 1).expand(batch, heads, q_len, kv_len)
-        chosen, spread = sparse_definition(o.selection, self.cells, k.detach(), real, start, o.seed + seed)
+        tokens = self.resolve_globals(padding_mask, global_mask, k)
+        choosable = real if tokens is None else real & ~tokens.mask
+        chosen, spread = sparse_definition(o.selection, self.cells, k.detach(), choosable, first, o.seed + seed, o.lsh_pre_rounds)
         if chosen is not None:
             seen = seen | (far & chosen)
-        tokens = self.resolve_globals(padding_mask, global_mask, k)
         everything = torch.zeros_like(seen[:, :1, :, :1])
         if tokens is not None:
             everything = tokens.mask[:, None, kv_len - q_len :, None]
@@ -255,3 +330,31 @@ class Lsg(TurnedMechanism):
         near = ((far & ((away < 0) | (not causal))).to(q.dtype).expand(batch, heads, q_len, kv_len) @ spread.transpose(-1, -2)) > 0
         weights = softmax_over(torch.cat([scores, made], -1), torch.cat([seen, near & ~everything], -1))
         return weights[..., :kv_len] + weights[..., kv_len:] @ spread
+
+
+class _Moved(NamedTuple):
+    """A call whose sequences begin some places later, with padding before them."""
+
+    k: Tensor
+    v: Tensor
+    real: Tensor
+    tokens: Globals | None
+    score_mod: ScoreMod | None
+
+
+def _moved(places: int, k: Tensor, v: Tensor, real: Tensor | None, tokens: Globals | None, score_mod: ScoreMod | None) -> _Moved:
+    if real is None:
+        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
+    later = None if tokens is None else Globals(F.pad(tokens.mask, (places, 0), value=False), tokens.most)
+    mod: ScoreMod | None = None
+    if score_mod is not None:
+        mod = lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, (q_idx - places).clamp(min=0), (kv_idx - places).clamp(min=0))  # noqa: E731
+    k, v = (F.pad(x, (0, 0, places, 0)) for x in (k, v))
+    return _Moved(k, v, F.pad(real, (places, 0), value=False), later, mod)
+
+
+def _choosable(real: Tensor | None, tokens: Globals | None) -> Tensor | None:
+    """Which tokens may be sparse keys ``(B, N)``: those that are real and not global; None where all may."""
+    if tokens is None:
+        return real
+    return ~tokens.mask if real is None else real & ~tokens.mask

@@ -1,19 +1,22 @@
 """The sparse keys of LSG attention: the few that stand for a cell of tokens, chosen among them or made from them.
 
-A cell of b tokens has m = b / f sparse keys, for a sparsity factor f (Condevaux & Harispe 2022, section 3.2). Head h has, of every cell,
+A cell of c tokens has m = c / f sparse keys, for a sparsity factor f (Condevaux & Harispe 2022, section 3.2). Head h has, of every cell,
 
     strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
     block_strided:    the m tokens from the place m · (h mod f) on
     max_norm:         the m tokens whose keys have the highest norm ‖k_j‖; of equal ones the earlier
     average_pooling:  the mean key and the mean value of every f tokens, one after the other
-    lsh:              the mean key and the mean value of every cluster c of the cell, c_j = argmax [k_j R; -k_j R], R ∈ R^(D × m/2) Gaussian
+    lsh:              the mean key and the mean value of every one of m clusters, g_j = argmax [x_j R; -x_j R], R ∈ R^(D × m/2) Gaussian
 
-Padding is never chosen and never enters a mean. Choices and clusters are found in float64 and are constants for the gradient; means are
-not.
+A cell is a block, c = b, and for max_norm and lsh min(b, S), as in the authors' converter (where that is a multiple of f and divides b).
+x_j is the key k_j, or, after the pre-rounds of lsh, the sum of the keys that are in one cluster with k_j: a pre-round hashes into c
+clusters, with directions of its own. Padding and global tokens are never chosen and never enter a mean. Choices and clusters are found in
+float64 and are constants for the gradient; means are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,18 +34,28 @@ _drawn = PlanCache()
 
 
 class Cells(NamedTuple):
-    """How a sequence is cut: ``size`` tokens in a cell, of which ``factor`` give one sparse key."""
+    """How a sequence is cut: ``size`` tokens in a cell, of which ``factor`` give one sparse key, and whole cells in a block."""
 
     size: int
     factor: int
+    in_block: int = 1
 
     @property
     def keys(self) -> int:
         """Sparse keys of a cell."""
         return self.size // self.factor
 
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.size * self.in_block
+
+    def blocks(self, length: int) -> int:
+        return (length + self.block - 1) // self.block
+
     def count(self, length: int) -> int:
-        return (length + self.size - 1) // self.size
+        """Cells of so many blocks as ``length`` tokens begin."""
+        return self.blocks(length) * self.in_block
 
 
 class Made(NamedTuple):
@@ -76,13 +89,13 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
     return torch.where(place < length, place, -1)
 
 
-def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int) -> Made:
-    """The means that stand for the cells of ``k, v (B, H, N, D)``."""
+def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> Made:
+    """The means that stand for the cells of ``k, v (B, H, N, D)``, of the tokens in ``real (B, N)``."""
     (batch, heads, length, _), count, many = k.shape, cells.count(k.shape[2]), cells.keys
     if real is None:
         real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
     if selection == "lsh":
-        group = clusters(k.detach(), many, seed)
+        group = clusters(k.detach(), real, cells.size, many, pre_rounds, seed)
     else:
         group = (torch.arange(length, device=k.device) % cells.size // cells.factor).expand(batch, heads, -1)
     missing = count * cells.size - length
@@ -100,27 +113,39 @@ def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: 
 
 
 @torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
-def clusters(k: Tensor, many: int, seed: int) -> Tensor:
-    """The cluster, below ``many``, of every key ``(B, H, N, D)``: ``(B, H, N)`` int64."""
-    if many == 1:
-        return torch.zeros(k.shape[:3], dtype=torch.int64, device=k.device)
-    turned = k.to(exact_dtype(k.device)) @ directions(seed, k.shape[1], k.shape[3], many // 2, k.device)
-    return torch.cat([turned, -turned], -1).argmax(-1)
+def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, seed: int) -> Tensor:
+    """The cluster, below ``many``, of every key ``(B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64."""
+    (batch, heads, length, width), count = k.shape, -(-k.shape[2] // size)
+    place = torch.arange(size, device=k.device)
+    if many in (1, size):  # one mean of all, or every token by itself
+        return (place % many).repeat(count)[:length].expand(batch, heads, -1).clone()
+    rounds = [size] * pre_rounds + [many]
+    keys = k.to(exact_dtype(k.device)).masked_fill(~real[:, None, :, None], 0.0)
+    found = F.pad(keys, (0, 0, 0, count * size - length)).unflatten(2, (count, size))
+    group = place.expand(batch, heads, count, -1)
+    for clustered, turned in zip(rounds, directions(seed, heads, width, rounds, k.device), strict=True):
+        products = found @ turned[:, None]
+        index = torch.cat([products, -products], -1).argmax(-1)
+        group = index.gather(-1, group)
+        if clustered == size:  # a further round hashes the clusters' sums
+            found = torch.zeros_like(found).scatter_add(3, index[..., None].expand_as(found), found)
+    return group.flatten(2)[:, :, :length].contiguous()
 
 
 @clusters.register_fake
-def _(k, many, seed):  # type: ignore[no-untyped-def]
+def _(k, real, size, many, pre_rounds, seed):  # type: ignore[no-untyped-def]
     return k.new_empty(k.shape[:3], dtype=torch.int64)
 
 
-def directions(seed: int, heads: int, head_dim: int, count: int, device: torch.device) -> Tensor:
-    """R, ``(H, D, count)`` in float64: the same for a seed on every device."""
+def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], device: torch.device) -> list[Tensor]:
+    """R of every round, which has so many clusters, ``(H, D, clusters / 2)`` in float64: the same for a seed on every device."""
 
-    def make() -> Tensor:
+    def make() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(heads, head_dim, count, generator=generator, dtype=torch.float64).to(device, exact_dtype(device))
+        drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64) for many in rounds]
+        return [turned.to(device, exact_dtype(device)) for turned in drawn]
 
-    return _drawn.get((seed, heads, head_dim, count, device), make)
+    return _drawn.get((seed, heads, head_dim, tuple(rounds), device), make)
 
 
 def at_made_keys(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:

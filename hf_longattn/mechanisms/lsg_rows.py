@@ -19,13 +19,13 @@ class KeyRows(NamedTuple):
 
     def local(self, length: int, device: torch.device) -> Tensor:
         """The keys of the own block and its neighbours, ``(1, 1, blocks, 2b or 3b)``."""
-        size = self.cells.size
+        size = self.cells.block
         first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
         keys = first + torch.arange(size * (2 if self.causal else 3), device=device)
         return torch.where((keys >= 0) & (keys < length), keys, -1)
 
     def chosen(self, place: Tensor) -> Tensor:
-        """Sparse keys that are tokens, those of every cell ``place (B or 1, H or 1, cells, m)``: ``(B or 1, H or 1, blocks, ≤ 2S)``."""
+        """Sparse keys that are tokens, those of every block ``place (B or 1, H or 1, blocks, b/f)``: ``(B or 1, H or 1, blocks, ≤ 2S)``."""
         count, most = place.shape[2], self.beyond
         row = torch.arange(count, device=place.device)[:, None]
         before = (row - 1).clamp(0, most)
@@ -50,9 +50,9 @@ class KeyRows(NamedTuple):
     def global_keys(self, index: Tensor, chosen: Tensor | None, length: int) -> Tensor:
         """The global keys ``index (B, g)`` that a block does not see anyway, ``(B, H or 1, blocks, g)``.
 
-        chosen: sparse keys that are tokens, ``(B or 1, H, cells, m)``, or None.
+        chosen: sparse keys that are tokens, ``(B or 1, H, blocks, b/f)``, or None.
         """
-        away = (index // self.cells.size)[:, None, None] - torch.arange(self.cells.count(length), device=index.device)[:, None]
+        away = (index // self.cells.block)[:, None, None] - torch.arange(self.cells.blocks(length), device=index.device)[:, None]
         again = away.abs() <= 1
         if chosen is not None:
             places = torch.where(chosen < 0, length, chosen).flatten(2).expand(index.shape[0], -1, -1)

@@ -140,8 +140,8 @@ def test_means_of_runs_and_of_clusters() -> None:
     k, v = torch.randn(2, 3, 30, 6), torch.randn(2, 3, 30, 6)
     real = torch.rand(2, 30) < 0.7
     cells = Cells(8, 2)
-    runs, hashed = (made_keys(selection, k, v, real, cells, 7) for selection in ("average_pooling", "lsh"))
-    bucket = clusters(k, 4, 7)
+    runs, hashed = (made_keys(selection, k, v, real, cells, 7, 0) for selection in ("average_pooling", "lsh"))
+    bucket = clusters(k, real, 8, 4, 0, 7)
     for b in range(2):
         for h in range(3):
             for m in range(16):
@@ -156,12 +156,104 @@ def test_means_of_runs_and_of_clusters() -> None:
 
 
 def test_near_keys_share_a_cluster_and_the_seed_draws_the_directions() -> None:
-    k = torch.randn(1, 2, 50, 8)
-    assert torch.equal(clusters(k, 8, 0), clusters(k * torch.rand(1, 2, 50, 1).add(0.1), 8, 0)), "length does not matter"
-    assert (clusters(k, 8, 0) != clusters(-k, 8, 0)).all()
-    assert set(clusters(k, 8, 0).flatten().tolist()) == set(range(8))
-    assert torch.equal(directions(3, 2, 8, 4, k.device), directions(3, 2, 8, 4, k.device))
-    assert not torch.equal(directions(3, 2, 8, 4, k.device), directions(4, 2, 8, 4, k.device))
+    k, every = torch.randn(1, 2, 48, 8), torch.ones(1, 48, dtype=torch.bool)
+
+    def found(k: Tensor, rounds: int = 0, seed: int = 0) -> Tensor:
+        return clusters(k, every, 16, 8, rounds, seed)
+
+    assert torch.equal(found(k), found(k * torch.rand(1, 2, 48, 1).add(0.1))), "length does not matter"
+    assert (found(k) != found(-k)).all()
+    assert set(found(k).flatten().tolist()) == set(range(8))
+    assert not torch.equal(found(k), found(k, seed=1))
+    assert not torch.equal(found(k), found(k, rounds=1))
+    for one, same, other in zip(*(directions(seed, 2, 8, (16, 8), k.device) for seed in (3, 3, 4)), strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
+def rounds_of_the_authors(k: Tensor, real: list[bool], turned: list[Tensor]) -> list[int]:
+    """The cluster of every key of one cell ``(c, D)``: each round hashes the sums of the clusters before it, and joins whole clusters."""
+    groups = [[j] for j in range(len(k))]
+    for round_, directions_ in enumerate(turned):
+        buckets: dict[int, list[int]] = {}
+        for members in groups:
+            total = sum((k[j] for j in members if real[j]), torch.zeros(k.shape[1], dtype=k.dtype))
+            products = total @ directions_
+            buckets.setdefault(int(torch.cat([products, -products]).argmax()), []).extend(members)
+        groups = list(buckets.values())
+        if round_ == len(turned) - 1:
+            return [next(bucket for bucket, members in buckets.items() if j in members) for j in range(len(k))]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("pre_rounds", [0, 1, 2])
+def test_pre_rounds_merge_near_keys_as_in_the_authors_converter(pre_rounds: int) -> None:
+    k, real = torch.randn(1, 2, 32, 6, dtype=torch.float64), torch.rand(1, 32) < 0.8
+    turned = directions(5, 2, 6, [16] * pre_rounds + [4], k.device)
+    found = clusters(k, real, 16, 4, pre_rounds, 5)
+    for head in range(2):
+        for first in (0, 16):
+            at = slice(first, first + 16)
+            expected = rounds_of_the_authors(k[0, head, at], real[0, at].tolist(), [t[head] for t in turned])
+            got = found[0, head, at].tolist()
+            assert [g for g, r in zip(got, real[0, at], strict=True) if r] == [e for e, r in zip(expected, real[0, at], strict=True) if r]
+
+
+def test_cells_are_the_smaller_of_block_and_sparse_block_where_tokens_are_compared() -> None:
+    cells = {s: build_mechanism("lsg", num_heads=2, head_dim=4, selection=s, **SMALL).cells for s in SELECTIONS}  # type: ignore[union-attr]
+    assert {s: (c.size, c.keys, c.in_block) for s, c in cells.items()} == {
+        "strided": (16, 4, 1), "block_strided": (16, 4, 1), "max_norm": (8, 2, 2), "average_pooling": (16, 4, 1), "lsh": (8, 2, 2),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_global_tokens_are_no_sparse_keys(selection: str) -> None:
+    """As the authors mask them there: what a global token holds changes no other sparse key."""
+    q, k, _ = random(128)
+    mask = torch.zeros(2, 128, dtype=torch.bool)
+    mask[:, 100] = True
+    k[:, :, 100] *= 50  # the highest norm by far
+    module = build_mechanism("lsg", num_heads=4, head_dim=8, selection=selection, **SMALL)
+    weights = module.weights(q, k, global_mask=mask)[:, :, 56]  # of block 3; the token is in block 6
+    k[:, :, 100] = 0.0
+    again = module.weights(q, k, global_mask=mask)[:, :, 56]
+    others = torch.arange(128) != 100
+    first, second = (x[..., others] / x[..., others].sum(-1, keepdim=True) for x in (weights, again))
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-4)
+
+
+def test_blocks_begin_after_tokens_in_front() -> None:
+    """With one global token in front this is the converter's model, whose blocks are those of the text after it."""
+    q, k, _ = random(129)
+    options = {**SMALL, "selection": "max_norm"}
+    found = build_mechanism("lsg", num_heads=4, head_dim=8, block_offset=1, **options).weights(q, k)
+    text = build_mechanism("lsg", num_heads=4, head_dim=8, global_tokens=(), **options).weights(q[:, :, 1:], k[:, :, 1:])
+    inside = found[:, :, 1:, 1:]
+    torch.testing.assert_close(inside / inside.sum(-1, keepdim=True), text, atol=1e-5, rtol=1e-4)
+    assert (found[:, :, 0] > 0).all()
+    assert (found[..., 0] > 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", ["none", "left", "inside"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("length", [33, 250, 300])
+def test_an_offset_equals_the_reference(selection: str, side: str, causal: bool, length: int) -> None:
+    q, k, v = (x.requires_grad_() for x in random(length))
+    mask = padding(length, side)
+    arguments = {"causal": causal, "padding_mask": mask, "selection": selection, "block_offset": 3, "lsh_pre_rounds": 2, **SMALL}
+    arguments["score_mod"] = lambda score, b, h, i, j: score - 0.02 * (h + 1) * (i - j).abs()
+    real = mask[:, None, :, None]
+    out, expected = attend(q, k, v, "lsg", **arguments), reference_attend(q, k, v, "lsg", **arguments)
+    torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
+    weight = torch.randn_like(out) * real
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
+    few = attend(q[:, :, -5:], k, v, "lsg", **arguments)
+    torch.testing.assert_close(few * real[:, :, -5:], (out * real)[:, :, -5:], atol=1e-5, rtol=0)
+
+
+def test_the_seed_is_an_option() -> None:
     q, k, v = random(300)
     first, other = (attend(q, k, v, "lsg", selection="lsh", seed=0, **SMALL), attend(q, k, v, "lsg", selection="lsh", **SMALL))
     assert torch.equal(first, other)
@@ -204,7 +296,12 @@ def test_without_sparse_keys_it_is_local_and_global_only() -> None:
         ({"selection": "max_nrom"}, "'selection' of mechanism 'lsg' is 'max_nrom'.* max_norm"),
         ({"block_size": 128, "sparsity_factor": 3}, "must divide block_size=128"),
         ({"block_size": 128, "sparse_block_size": 48}, "must be a multiple of block_size / sparsity_factor = 32"),
-        ({"block_size": 12, "sparse_block_size": 12, "sparsity_factor": 4, "selection": "lsh"}, "3 clusters, but that must be even"),
+        (
+            {"block_size": 12, "sparse_block_size": 12, "sparsity_factor": 4, "selection": "lsh"},
+            "12 tokens have 3 clusters, but that must be even",
+        ),
+        ({"block_offset": 128}, "'block_offset' of mechanism 'lsg' is 128, but must be less than block_size=128"),
+        ({"lsh_pre_rounds": -1}, "'lsh_pre_rounds' of mechanism 'lsg' is -1, but must be at least 0"),
         ({"global_tokens": (-1,)}, "positions count from 0"),
     ],
 )
@@ -214,9 +311,10 @@ def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("offset", [0, 5])
 @pytest.mark.parametrize("length", [20, 100, 250])
-def test_pairs_count_what_is_seen(length: int, causal: bool) -> None:
-    options = {"selection": "strided", "global_tokens": (), **SMALL}
+def test_pairs_count_what_is_seen(length: int, offset: int, causal: bool) -> None:
+    options = {"selection": "strided", "global_tokens": (), "block_offset": offset, **SMALL}
     found = int((weights(length, causal, **options)[0, 0] > 0).sum())
     counted = build_mechanism("lsg", num_heads=4, head_dim=8, **options).pairs(length, causal)
     assert counted <= found + length * 4  # a last block that is not full has fewer sparse keys

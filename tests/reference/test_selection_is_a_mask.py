@@ -61,12 +61,13 @@ def test_lsg(selection: str, causal: bool) -> None:
     length, size, factor, beyond = 512, 32, 4, 2
     q, k, v = tensors(length)
     place, head = torch.arange(length), torch.arange(3).view(1, 3, 1)
+    is_global = torch.rand(2, length) < 0.02
     if selection == "max_norm":
-        norms = k.detach().norm(dim=-1).unflatten(2, (-1, size))
-        chosen = (norms >= norms.topk(size // factor, -1).values[..., -1:]).flatten(2)
+        norms = k.detach().norm(dim=-1).masked_fill(is_global[:, None], -1.0)
+        norms = norms.unflatten(2, (-1, beyond * size // factor))  # cells of as many tokens as sparse keys are seen
+        chosen = (norms >= norms.topk(beyond * size // factor // factor, -1).values[..., -1:]).flatten(2)
     else:
         chosen = (place % factor == head % factor) if selection == "strided" else place % size // (size // factor) == head % factor
-    is_global = torch.rand(2, length) < 0.02
     away = (place[:, None] // size - place // size).abs()
     mask = (away <= 1) | ((away <= 1 + beyond) & chosen[:, :, None]) | is_global[:, None, None] | is_global[:, None, :, None]
     if causal:
