@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 # Waiting threads sleep instead of spinning: when anything else runs, spinning makes every parallel operation several times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install demo test test-slow lint format bench docs gpu-check clean
+.PHONY: help install demo test test-slow test-lowest lint format bench docs gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -34,6 +34,15 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## convert, fine-tune and compare on long question answering (10 minutes on 2 cores)
 	@$(PY) scripts/demo.py $(ARGS)
+
+# The versions that pyproject.toml declares to be enough, each as old as it allows; linux wheels of torch bring CUDA's libraries along.
+LOWEST := .venv-lowest
+test-lowest: $(READY)  ## the quick tests on the oldest versions that pyproject.toml allows (downloads gigabytes)
+	$(VENV)/bin/uv pip compile -q --python $(PY) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST).txt
+	$(VENV)/bin/uv venv -q --clear --python $(PY) $(LOWEST)
+	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST).txt
+	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python --no-deps -e .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -n $(WORKERS) -m "not slow" -p no:cacheprovider $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -71,4 +80,4 @@ gpu-check: $(READY)  ## every mechanism on CUDA against float64, then timings
 	$(PY) scripts/gpu_check.py $(ARGS)
 
 clean:  ## the virtual environment, the caches and the demo's output
-	rm -rf $(VENV) .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs
+	rm -rf $(VENV) $(LOWEST) $(LOWEST).txt .tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output runs

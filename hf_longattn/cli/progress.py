@@ -15,8 +15,11 @@ __all__ = ["conversion_progress"]
 def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yields the `progress` argument of `convert_checkpoint`."""
     console = Console(stderr=True)
+    if not console.is_terminal:  # rich before 15 ends even a disabled bar with an empty line
+        yield lambda stage, done, total: None
+        return
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
