@@ -33,4 +33,4 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "results.json").write_text("not json")
     assert run(tmp_path, "--results", tmp_path / "results.json") == 1
-    assert "is not JSON" in capsys.readouterr().err
+    assert "is not valid JSON" in capsys.readouterr().err
