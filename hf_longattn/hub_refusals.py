@@ -140,7 +140,7 @@ def _sentence(repo_id: str, error: BaseException, errand: Errand) -> str:
     if not isinstance(error, OSError | ValueError | RuntimeError) or isinstance(error, UnicodeError):
         kind = type(error).__name__
         return f"{constants.ENDPOINT} did not answer as the Hub does ({kind}: {in_a_line(error)}); see to HF_ENDPOINT and proxies."  # type: ignore[arg-type]
-    return f"The Hub could not be used for {repo_id!r}: {error or type(error).__name__}"
+    return f"The Hub could not be used for {repo_id!r}: {in_a_line(error)}."
 
 
 def _refused(repo_id: str, response: Any, error: BaseException, errand: Errand) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "check_counts",
     "check_files",
     "check_link",
+    "check_name",
     "homes_of",
     "named_class",
     "read_json",
@@ -33,6 +34,18 @@ LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
 MOST_LAYERS = 1000
 """In a config whose number of tensors is not known, or smaller."""
 MOST_LABELS = 1_000_000
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a path that no file of a checkpoint can name.
+
+    Raises:
+        CheckpointError: it is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"The path {str(path)!a} is not UTF-8, in which reports and cards are written; rename it.") from None
 
 
 def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:

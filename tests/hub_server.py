@@ -31,6 +31,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         if not self._read(path):
             return
+        for end, answer in self.hub.odd.items():
+            if path.endswith(end):
+                if answer.startswith("http"):
+                    self.send_response(307)
+                    self.send_header("Location", answer)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                return self._answer(200, answer.encode(), {"Content-Type": "application/json"})
         try:
             self._route(path, parse_qs(url.query))
         except Refusal as refusal:

@@ -51,6 +51,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     received: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    odd: dict[str, str] = field(default_factory=dict)
+    """End of a path -> what is answered there in place of what the Hub says; ``https://…`` is a redirect."""
     chunk: int | None = None  # large files are sent in parts of that many bytes
     endpoint: str = ""
 

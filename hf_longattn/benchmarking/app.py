@@ -21,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+LONGEST, MOST = 2**24, 2**16
+"""Tokens, and whatever else is counted: beyond it, no device holds what would be measured."""
+
 Mechanism = Annotated[str, typer.Option(help="The mechanism to measure; `longattn mechanisms` lists them.")]
 Options = Annotated[
     list[str], typer.Option("--option", help="An option of the mechanism as name=value, for example window=512. Repeatable.")
@@ -28,18 +31,18 @@ Options = Annotated[
 Lengths = Annotated[str, typer.Option(help="Tokens, separated by commas.")]
 Against = Annotated[str, typer.Option(help="The other sides, separated by commas; '' for none.")]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Batch = Annotated[int, typer.Option(help="Sequences per pass.")]
-Heads = Annotated[int, typer.Option(help="Attention heads.")]
-HeadDim = Annotated[int, typer.Option(help="Width of a head.")]
-Layers = Annotated[int, typer.Option(help="Layers of the encoder; 12 is base size.")]
-Globals = Annotated[int, typer.Option("--globals", help="How many leading tokens are global.")]
-Repeats = Annotated[int, typer.Option(help="Timed rounds; the median is reported.")]
+Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")]
+Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
+HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
+Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
+Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="How many leading tokens are global.")]
+Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 WithMemory = Annotated[
     bool, typer.Option("--memory", help="Also measure peak memory, each length in a fresh process, and fit its exponent.")
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads inside operations; PyTorch's choice when not given.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads inside operations; PyTorch's choice when not given.")]
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
-Seed = Annotated[int, typer.Option(help="Seed of inputs and weights.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of inputs and weights.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
 
@@ -67,12 +70,17 @@ def parse_lengths(text: str) -> list[int]:
     """``"1024,4096"`` or ``"1K,4K"`` -> ``[1024, 4096]``.
 
     Raises:
-        OptionError: when an entry is not a whole number.
+        OptionError: when an entry is not a whole number from 1 to :data:`LONGEST`, or there is none.
     """
     try:
-        return [int(part[:-1]) * 1024 if part[-1] in "kK" else int(part) for part in (piece.strip() for piece in text.split(",")) if part]
+        found = [int(part[:-1]) * 1024 if part[-1] in "kK" else int(part) for part in (piece.strip() for piece in text.split(",")) if part]
     except ValueError as error:
         raise OptionError(f"The lengths {text!r} are not whole numbers separated by commas; for example --lengths 1024,4096.") from error
+    if not found or not all(1 <= length <= LONGEST for length in found):
+        raise OptionError(
+            f"A benchmark needs at least one length, each from 1 to {LONGEST} tokens, not {text[:80]!r}; for example --lengths 1024,4096."
+        )
+    return found
 
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
@@ -108,11 +116,18 @@ def measure(
 
 @contextmanager
 def refusals(folder: Path) -> Iterator[None]:
-    """What is refused, or cannot be written into ``folder``, is one sentence and exit code 1."""
+    """What is refused, does not fit into memory or cannot be written into ``folder``, is one sentence and exit code 1."""
+    import torch
+
     try:
         yield
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        typer.echo("There is not enough memory for these sizes; give smaller ones, or fewer --lengths.", err=True)
         raise typer.Exit(1) from error
     except OSError as error:
         typer.echo(f"{error.filename or folder}: {error.strerror}; choose another folder with --output-dir.", err=True)
@@ -186,8 +201,8 @@ def decode(
     layers: Layers = 2,
     heads: Heads = 8,
     head_dim: HeadDim = 64,
-    steps: Annotated[int, typer.Option(help="Tokens timed after each length.")] = 24,
-    full_up_to: Annotated[int, typer.Option(help="Longest text of full attention, whose prompt costs N².")] = 8192,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
+    full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
     threads: Threads = None,
     seed: Seed = 0,
     output_dir: OutputDir = Path("docs/results"),

@@ -59,13 +59,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, standalone_mode=True)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _fail(f"{shortened(error.filename)!r}: {error.strerror}." if error.filename else str(error))
     except ValueError as error:
         from ..errors import LongAttentionError
 
         if not isinstance(error, LongAttentionError):
             raise
         _fail(str(error))
+
+
+def shortened(name: object, limit: int = 300) -> str:
+    """A path as a sentence can hold it."""
+    text = str(name)
+    return text if len(text) <= limit else f"{text[:limit]} …"
 
 
 def _fail(sentence: str) -> None:

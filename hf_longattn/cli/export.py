@@ -16,7 +16,7 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint folder, or a Hub repository id.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[str, typer.Option(help="onnx, or torch for torch.export.load.")] = "onnx",
-    opset: Annotated[int | None, typer.Option(min=18, help="Of ONNX.", show_default="PyTorch's")] = None,
+    opset: Annotated[int | None, typer.Option(min=18, max=25, help="Of ONNX.", show_default="PyTorch's")] = None,
     task: Annotated[
         str | None, typer.Option(help="Which head, for example feature-extraction.", show_default="the one it was saved with")
     ] = None,

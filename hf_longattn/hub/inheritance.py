@@ -121,6 +121,10 @@ def check_metadata(text: str, expected: dict[str, Any]) -> None:
         LongAttentionError: when it cannot be read or differs.
     """
     try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LongAttentionError("The card cannot be written as UTF-8; check the names and values given to the card.") from None
+    try:
         found = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
     except ValueError as error:
         raise LongAttentionError(

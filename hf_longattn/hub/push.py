@@ -249,8 +249,8 @@ def _typed_for(name: str, command: str) -> str:
     name in it."""
     words, model = _words(command), _trained(command)
     if not words:
-        command = re.sub(r"(?<=^fine-tune )\S.*?(?= with )", lambda _: name, command)
-        return re.sub(r"load_generic\(.*?\)", lambda _: f"load_generic({name!r})", command)
+        generic = re.subn(r"load_generic\(.*?\)", lambda _: f"load_generic({name!r})", command)
+        return generic[0] if generic[1] else re.sub(r"(?<=^fine-tune )\S.*?(?= with )", lambda _: name, command)
     for index, word in enumerate(words):
         if word == model:
             words[index] = name

@@ -15,6 +15,7 @@ from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
 from hf_longattn.hub.usage import usage
+from hf_longattn.naming import INSTALL
 
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -155,3 +156,69 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         MeasuredResult("lookup", "loss", float("nan"))
     with pytest.raises(LongAttentionError, match="takes dataset"):
         MeasuredResult.of({"dataset": "lookup", "score": 1})
+
+
+def test_writing_a_card_anew_keeps_how_it_was_trained_and_what_was_measured(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    write_model_card(folder, training="Three steps on a text.", results=[MeasuredResult("lookup", "exact match", 50.0, "%")])
+    text = write_model_card(folder, license="mit").read_text()
+    card = ModelCard(text, ignore_metadata_errors=False)
+    assert card.data.license == "mit"
+    assert "## Training\n\nThree steps on a text." in text
+    assert "| lookup | exact match |" in text
+    assert [result.metric_value for result in card.data.eval_results] == [50.0]
+
+
+def test_every_card_says_how_the_package_is_installed_truly(tmp_path: Path) -> None:
+    text = write_model_card(saved(tmp_path / "model", "BertForMaskedLM")).read_text()
+    assert "pip install hf-longattn" not in text
+    assert INSTALL in text
+
+
+@pytest.mark.parametrize(("base", "sentence"), [("bert", "are refused or must be cut"), ("llama", "Its positions may take longer ones")])
+def test_only_models_with_a_table_are_said_to_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
+    config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": "window", "window": 8})
+    config.save_pretrained(tmp_path)
+    assert sentence in write_model_card(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("report", "sentence"),
+    [
+        ({"checks": 5}, "checks must be a list"),
+        ({"checks": [5]}, "an entry of checks must be an object"),
+        ({"checks": [{"name": "x"}]}, "an entry of checks.status must be text"),
+        ({"plan": "x"}, "plan must be an object"),
+        ({"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}}, "plan.new_length must be a whole number"),
+        ({"versions": 5}, "versions must be an object of text"),
+        ({"train_command": 5}, "train_command must be text"),
+        ({"tolerance": "x"}, "tolerance must be a number"),
+        ({"text": "\ud800"}, "not valid JSON"),
+    ],
+)
+def test_a_report_of_odd_types_is_a_sentence(report: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    (folder / "conversion_report.json").write_text(json.dumps(report))
+    with pytest.raises(CheckpointError, match=sentence):
+        write_model_card(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*(not taken over|Nothing is taken over)")
+@pytest.mark.parametrize(
+    "front",
+    [
+        "tags: 5",
+        "5: x",
+        "model-index: text",
+        "model-index: [5]",
+        "- a\n- b",
+        "license",
+        "license: [a]",
+        "language: {a: 1}",
+        'license: "\\ud800"',
+    ],
+)
+def test_front_matter_of_odd_types_is_left_out_with_a_warning(front: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "BertForMaskedLM")
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# Model\n")
+    assert "## Use" in write_model_card(folder).read_text()

@@ -73,6 +73,9 @@ def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> 
     assert "learning_rate" in card.text
     assert f'from_pretrained("{REPO}")' in card.text
     assert "More information needed" not in card.text
+    assert [line for line in card.text.splitlines() if line.startswith("# ")] == ["# tuned"]
+    assert "trained from scratch" not in card.text
+    assert "None dataset" not in card.text
 
 
 def test_a_plain_trainer_keeps_the_tags(server: Hub, folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from transformers import AutoModelForMaskedLM
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.hub import push_model
+from hf_longattn.hub.push import _typed_for as typed_for
+from hf_longattn.hub_refusals import explained
 
 from ..hub_server import serve
 from ..hub_state import READER, STRANGER, WRITER, Fault, Hub
@@ -247,3 +251,81 @@ def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, 
     server.add("writer/gated", model, gated=True)
     assert run("convert", "writer/gated", tmp_path / "out", "--token", STRANGER) == 1
     assert "is gated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'])
+@pytest.mark.parametrize(
+    "where",
+    ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"],
+)
+def test_an_answer_of_another_shape_is_a_sentence(
+    where: str, answer: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.odd = {where: answer}
+    code = run("push", model, REPO, "--token", WRITER)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert code == 0 or err.rstrip()[-1] in ".?!)"
+
+
+def test_a_large_file_that_was_led_astray_is_told_what_to_do(server: Hub, model: Path) -> None:
+    with serve(Hub()) as other:
+        oid = large(model / "model.safetensors")
+        server.odd = {f"/lfs/{oid}": f"{other.endpoint}/elsewhere"}
+        with pytest.raises(HubError) as refused:
+            push_model(model, REPO, token=WRITER)
+        assert not any(WRITER in line for line in other.requests)
+    assert str(refused.value)[-1] in ".)"
+    assert "/" in str(refused.value)
+
+
+def large(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_retry_is_announced(server: Hub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.faults = [Fault("POST", "/commit/")]
+    assert run("push", model, REPO, "--token", WRITER) == 0
+    assert "broke; trying again (2 of 3)" in capsys.readouterr().err
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_followed(server: Hub, model: Path) -> None:
+    (model.parent / "secret.txt").write_text("private")
+    (model / "notes.txt").symlink_to(model.parent / "secret.txt")
+    with pytest.raises(CheckpointError, match="outside of its checkpoint"):
+        push_model(model, REPO, token=WRITER)
+    assert REPO not in server.repos
+    (model / "notes.txt").unlink()
+    (model / "notes.txt").symlink_to("config.json")
+    push_model(model, REPO, token=WRITER)
+    files = server.repos[REPO].branches["main"]
+    assert files["notes.txt"] == files["config.json"]
+
+
+def test_a_snapshot_of_the_cache_is_sent_with_the_files_that_it_links_to(server: Hub, model: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(path for path in sorted(model.iterdir()) if path.is_file()):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(blobs / str(number))
+    push_model(snapshot, REPO, token=WRITER)
+    assert server.repos[REPO].branches["main"]["model.safetensors"] == (model / "model.safetensors").read_bytes()
+
+
+def test_a_file_that_cannot_be_read_is_no_failure_of_the_hub() -> None:
+    with pytest.raises(CheckpointError, match=r"'/some/file': Permission denied\."), explained(REPO):
+        raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [
+        ("python x.py --model /x/long --text long.txt --output /x/long-qa", f"--model {REPO} --text long.txt --output {REPO}-qa"),
+        ("python x.py --model long --text longer.txt --output long-qa", f"--model {REPO} --text longer.txt --output {REPO}-qa"),
+        ("fine-tune /x/long with transformers' Trainer on texts", f"fine-tune {REPO} with transformers' Trainer on texts"),
+        ("fine-tune hf_longattn.load_generic('/x/long') with transformers' Trainer", f"load_generic('{REPO}') with"),
+    ],
+)  # fmt: skip
+def test_only_the_model_is_renamed_in_a_command(command: str, typed: str) -> None:
+    assert typed in typed_for(REPO, command)

@@ -5,18 +5,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import CheckpointError, DestinationExistsError
+from ...reading import check_name
 from .exchange import exchange
 
 __all__ = ["check_destination", "destination_path", "staged_folder"]
 
 
+MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
+"""In the names of folders that are being built: on a shared file system, another machine's process has a number of this one's, too."""
+STALE = 24 * 3600
+"""Seconds without a change after which a folder that another machine was building is taken for left behind."""
+
+
 def destination_path(destination: str | Path) -> Path:
-    """The absolute path of a destination, links in it left as they are."""
+    """The absolute path of a destination, links in it left as they are.
+
+    Raises:
+        CheckpointError: its name is not UTF-8, so that neither the report nor the card could say it.
+    """
+    check_name(destination)
     return Path(os.path.abspath(Path(destination).expanduser()))
 
 
@@ -47,7 +62,8 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
 
-    Leftovers of a killed run are cleaned first. With `overwrite`, an existing destination and the new folder change places in one step
+    Leftovers of a killed run are cleaned first; those of another machine, on a shared file system, when nothing in them has changed for a
+    day. With `overwrite`, an existing destination and the new folder change places in one step
     where the file system can do that; elsewhere the old one is set aside, and the next run brings it back if this one is killed just then.
 
     Raises:
@@ -64,7 +80,7 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
             raise CheckpointError(
                 f"The result needs {needed_bytes / 1e6:,.0f} MB, but {str(parent)!r} has {free / 1e6:,.0f} MB free; nothing was written."
             )
-        stage = parent / f".{name}.partial-{os.getpid()}"
+        stage = parent / f".{name}.partial-{MACHINE}-{os.getpid()}"
         stage.mkdir()
     except OSError as error:
         _remove_empty(made)
@@ -105,7 +121,7 @@ def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
 
 
 def _replace(stage: Path, destination: Path) -> None:
-    aside = stage.with_name(f".{destination.name}.replaced-{os.getpid()}")
+    aside = stage.with_name(f".{destination.name}.replaced-{MACHINE}-{os.getpid()}")
     os.rename(destination, aside)
     try:
         os.rename(stage, destination)
@@ -134,7 +150,9 @@ def _literal(name: str) -> str:
 
 
 def _is_running(leftover: Path) -> bool:
-    number = leftover.name.rpartition("-")[2]
+    _, *machine, number = leftover.name.rpartition(".")[2].split("-")
+    if machine not in ([MACHINE], []) or os.name == "nt":  # where no signal asks without ending
+        return time.time() - _last_change(leftover) < STALE
     if not number.isdigit() or int(number) == os.getpid():
         return False
     try:
@@ -146,7 +164,18 @@ def _is_running(leftover: Path) -> bool:
     return True
 
 
+def _last_change(folder: Path) -> float:
+    """Seconds since the epoch, of the folder and everything in it."""
+    found = [0.0]
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found.append(path.stat().st_mtime)
+    return max(found)
+
+
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # which opens no folder, and no file for reading to be synchronised
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -99,7 +99,12 @@ def plan_reversion(
                 f"{name!r} of {source.name!r} has positions for {source.tensors[name].shape[0] - table.offset} tokens, but a plain"
                 f" {base_class} has one length for all, and {new_length} was asked for; give a smaller --max-length."
             )
-    config = _base_config(source, family, long_config, new_length, cast)
+    try:
+        config = _base_config(source, family, long_config, new_length, cast)
+    except LongAttentionError:
+        raise
+    except Exception as error:  # the config classes raise what their validators happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} makes no {base_class}: {in_a_line(error)}.") from error
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)

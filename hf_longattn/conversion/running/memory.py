@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..report import MEASURED, SKIPPED, Check
 
 __all__ = ["Running", "available_memory", "choose_running"]
@@ -23,6 +21,8 @@ LOADING = 1.2
 """Memory of a model loaded whole, beside its weights in fp32."""
 WORK = 4e8
 """Bytes for activations and outputs when a model runs from its files; the lengths at which it is checked are chosen by it."""
+UNKNOWN = 4 * 10**9
+"""Bytes taken to be free where nothing says how many are."""
 GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -81,7 +81,7 @@ def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Run
 
 def available_memory() -> int:
     """Bytes that this process can still take: what the machine has free, or less where its control group (a container) allows less."""
-    free: int = psutil.virtual_memory().available
+    free = _free()
     with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit in them ("max")
         path = next(line.partition("::")[2] for line in _text(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::"))
         group = GROUPS / path.strip("/")
@@ -90,6 +90,18 @@ def available_memory() -> int:
         cached = int(counts["inactive_file"]) + int(counts["active_file"])
         return max(0, min(free, limit - used + cached))
     return free
+
+
+def _free() -> int:
+    """Bytes that the machine has free, as Linux says it; elsewhere as psutil does, which accelerate brings along, or not at all."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        line = next(line for line in _text(Path("/proc/meminfo")).splitlines() if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    try:
+        import psutil
+    except ImportError:
+        return UNKNOWN
+    return int(psutil.virtual_memory().available)
 
 
 def _text(file: Path) -> str:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ...errors import CheckpointError
-from ...reading import check_counts, check_files
+from ...reading import check_counts, check_files, check_name
 from ..files.writing import INDEX, WEIGHTS
 from .base import SIDECARS, Place, Source
 from .gguf import open_gguf
@@ -56,6 +56,7 @@ def open_source(
 def _find_place(source: str | Path, *, revision: str | None, token: str | bool | None, headers_only: bool, allow_pickle: bool) -> Place:
     """The folder of a source, downloaded where it is on the Hub; arguments as for ``open_source``."""
     path, name = Path(source).expanduser(), str(source)
+    check_name(name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")

@@ -30,6 +30,8 @@ def export(work_dir: Path, architecture: str, destination: Path, checkpoint: str
         raise LongAttentionError(f"{source} does not exist; train the {architecture} model first")
     if destination.exists() and not overwrite:
         raise LongAttentionError(f"destination {str(destination)!r} exists; choose another or allow it to be overwritten")
+    if destination.is_symlink() or (destination.exists() and not _is_checkpoint(destination)):
+        raise LongAttentionError(f"{str(destination)!r} is not a checkpoint folder, so it is not overwritten; choose another folder")
     state = torch.load(source, map_location="cpu", weights_only=True)
     tokenizer = load_tokenizer(work_dir)
     model = build_model(architecture, len(tokenizer), state["recipe"]["seed"])
@@ -45,10 +47,17 @@ def export(work_dir: Path, architecture: str, destination: Path, checkpoint: str
     description = json.loads((work_dir / "data.json").read_text(encoding="utf-8"))
     card = write_card(destination.name, model, state, lines, description)
     (partial / "README.md").write_text(card, encoding="utf-8")
+    aside = destination.with_name(destination.name + ".replaced")
     if destination.exists():
-        shutil.rmtree(destination)
+        os.replace(destination, aside)
     os.replace(partial, destination)
+    shutil.rmtree(aside, ignore_errors=True)
     return destination
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder may be replaced: it is empty, or holds a saved model."""
+    return folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))
 
 
 def write_card(

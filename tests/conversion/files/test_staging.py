@@ -73,6 +73,21 @@ def test_leftovers_of_killed_runs_are_cleaned_and_those_of_running_ones_are_not(
     assert sorted(os.listdir(tmp_path)) == [f".long.partial-{os.getppid()}", f".longer.partial-{DEAD_PROCESS}", "long"]
 
 
+@pytest.mark.parametrize("kind", ["partial", "replaced"])
+def test_leftovers_of_another_machine_stay_until_nothing_has_changed_in_them_for_a_day(kind: str, tmp_path: Path) -> None:
+    checkpoint_folder(tmp_path / "long")
+    for name in (f".long.{kind}-elsewhere-{DEAD_PROCESS}", f".long.{kind}-elsewhere-{os.getpid()}"):
+        checkpoint_folder(tmp_path / name)
+    old = tmp_path / f".long.{kind}-another-{os.getppid()}"
+    for path in (checkpoint_folder(old) / "config.json", old):
+        os.utime(path, (0, 0))
+    with staged_folder(tmp_path / "long", overwrite=True):
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [f".long.{kind}-elsewhere-{DEAD_PROCESS}", f".long.{kind}-elsewhere-{os.getpid()}", "long"]
+    )
+
+
 def test_a_checkpoint_set_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
     checkpoint_folder(tmp_path / f".long.replaced-{DEAD_PROCESS}")
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "long"):
