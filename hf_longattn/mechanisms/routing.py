@@ -1,13 +1,15 @@
 """Routing attention: tokens meet in clusters (Roy et al. 2020, Routing Transformer, section 4.1 and algorithm 1).
 
-A token's routing vector is its query or key after layer normalisation without scale; its affinity to cluster c is a_c = x̂ · μ_c.
+A token's routing vector x̂ is its query or key after layer normalisation without scale; its affinity to cluster c is a_c = x̂ · μ_c.
 
     bidirectional:  query i sees the w keys with the greatest affinity to the cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-The w best tokens of a cluster depend on the whole sequence, so the causal form takes the latest instead. Every query is served by its
-nearest cluster; the algorithm gives a cluster its w nearest queries, so that a query in none gets nothing and one in several keeps one of
-the results. ``window`` adds the tokens around each query, in the place of the paper's local heads; a query that sees nothing has itself.
+Scores are q · k, as the checkpoint was trained with; with ``normalise`` they are q̂ · k̂, as in algorithm 1, for models that are trained
+anew. (There the causal form has one vector for both, K ← Q, which no converted model has.) The w best tokens of a cluster depend on the
+whole sequence, so the causal form takes the latest instead. Every query is served by its nearest cluster; the algorithm gives a cluster
+its w nearest queries, so that a query in none gets nothing and one in several keeps one of the results. ``window`` adds the tokens around
+each query, in the place of the paper's local heads; a query that sees nothing has itself.
 
 ``router="kmeans"``: the centroids μ are unit vectors, buffers that follow the tokens in training (never in evaluation or without
 gradients), once for each backward pass:
@@ -57,6 +59,9 @@ class RoutingOptions(Options):
     router: str = option("kmeans", "'kmeans': centroids that follow the tokens; 'learned': a trained, balanced router W_r")
     decay: float = option(0.999, "λ, how much of a centroid an update keeps")
     seed: int = option(0, "seed of the first centroids")
+    normalise: bool = option(
+        False, "scores, too, are of layer-normalised queries and keys, as in algorithm 1; without it a converted model keeps its own"
+    )
 
     def check(self) -> None:
         for name in ("num_clusters", "window_per_cluster"):
@@ -77,7 +82,7 @@ class Routing(BucketedMechanism):
     summary = "each token sees the members of its nearest cluster; clusters by online k-means or by a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     cost = "N·√N"
-    exact_when = "one cluster with window_per_cluster ≥ N"
+    exact_when = "one cluster with window_per_cluster ≥ N; never with normalise"
     options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
@@ -116,11 +121,22 @@ class Routing(BucketedMechanism):
     def learned(self) -> bool:
         return self.options.router == "learned"
 
+    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = super().prepared(q, k)
+        return self.key_vectors(queries), keys
+
+    def key_vectors(self, k: Tensor) -> Tensor:
+        """Routing vectors, where scores are of these."""
+        if not self.options.normalise:
+            return k
+        with torch.autocast(k.device.type, enabled=False):
+            return F.layer_norm(k.to(torch.promote_types(k.dtype, torch.float32)), k.shape[-1:]).to(k.dtype)
+
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
-        """Affinities ``(B, H, N, clusters)`` of ``x (B, H, N, D)``; exact: in float64, otherwise in float32 at least."""
+        """Affinities ``(B, H, N, clusters)`` of :meth:`prepared` ``x (B, H, N, D)``; exact: in float64, otherwise in float32 at least."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            middle = F.layer_norm(x.to(dtype), x.shape[-1:])
+            middle = x.to(dtype) if self.options.normalise else F.layer_norm(x.to(dtype), x.shape[-1:])
             return middle @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
 
     @torch.no_grad()
@@ -174,10 +190,10 @@ class Routing(BucketedMechanism):
         return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
 
     def key_buckets(self, k: Tensor) -> Tensor:
-        return self.clusters(repeat_heads(k, self.num_heads), None)[:, :, None]
+        return self.clusters(self.key_vectors(repeat_heads(k, self.num_heads)), None)[:, :, None]
 
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        return self.clusters(q, None)[:, :, None]
+        return self.clusters(self.key_vectors(q), None)[:, :, None]
 
     def recent(self) -> tuple[int, int]:
         return self.size, self.options.window
@@ -185,8 +201,8 @@ class Routing(BucketedMechanism):
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
         if not self.learned:
             return None
-        share = self.shares(keys.flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
-        return share.gather(-1, self.clusters(q, None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
+        share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
+        return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
         offset = self.offsets(k, causal, all_real(k) if real is None else real)
@@ -242,14 +258,14 @@ class Routing(BucketedMechanism):
 
     @torch.no_grad()
     def _sums(self, x: Tensor, real: Tensor) -> Tensor:
-        return cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), self.clusters(x, None), self.num_clusters, real)
+        return cluster_sums(F.layer_norm(x.float(), x.shape[-1:]), self.clusters(self.key_vectors(x), None), self.num_clusters, real)
 
     @torch.no_grad()
     def _follow(self, kinds: list[Tensor]) -> None:
         self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        return self.num_clusters == 1 and self.size >= length
+        return self.num_clusters == 1 and self.size >= length and not self.options.normalise
 
     def pairs(self, length: int, causal: bool = False) -> int:
         return min(Mechanism.pairs(self, length, causal), length * min(length, self.size + self.options.window))

@@ -14,7 +14,7 @@ from hf_longattn import LongAttentionConfig, build_mechanism
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing
 from tests.ranks import run_two_ranks
-from tests.reference.small_models import long_config, plain_model, tokens
+from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
 FORMS = [
@@ -24,6 +24,8 @@ FORMS = [
     {"num_clusters": 3, "window_per_cluster": 500},
     {"num_clusters": 40, "window_per_cluster": 1},
     {"window_per_cluster": 300},
+    {"normalise": True},
+    {"normalise": True, "router": "learned", "window": 9},
 ]
 
 
@@ -68,6 +70,30 @@ def test_a_query_sees_the_keys_nearest_to_the_centroid_of_its_cluster() -> None:
         cluster = routed[0][i].argmax()
         best = routed[1][:, cluster].topk(24).indices
         assert set(weights[i].nonzero().flatten().tolist()) == set(best.tolist())
+
+
+def test_normalised_scores_are_those_of_algorithm_1() -> None:
+    """With one cluster of everything there is nothing to route: what is left are the scores."""
+    module = routing(normalise=True, num_clusters=1, window_per_cluster=200)
+    for causal in (False, True):
+        q, k, v = (4 * x for x in inputs(200))
+        q_hat, k_hat = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt() for x in (q, k))
+        expected = F.scaled_dot_product_attention(q_hat, k_hat, v, is_causal=causal, enable_gqa=True)
+        torch.testing.assert_close(module(q, k, v, causal=causal), expected, atol=1e-5, rtol=0)
+        assert not module.covers(200, causal)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"normalise": True}, {"normalise": True, "router": "learned", "window": 5}], ids=str)
+def test_steps_of_a_model_are_its_one_call(options: dict) -> None:
+    choice = {"mechanism": "routing", "num_clusters": 3, "window_per_cluster": 12, **options}
+    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", choice).double(), tokens(2, 60)
+    whole, cache, steps = model(ids, use_cache=False).logits, None, []
+    for piece in ids.split([50, *[1] * 10], 1):
+        out = model(piece, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-9, rtol=1e-7)
 
 
 def test_a_causal_query_sees_the_last_keys_of_its_cluster() -> None:
