@@ -7,15 +7,17 @@ as long as these live.
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .byte_cache import KEPT
+
+CHUNK_BYTES = 800
+"""About what a :class:`Chunk` takes."""
 FAR = 1 << 30
 """Further than any distance between two positions."""
 
@@ -107,33 +109,15 @@ def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
     """Lay a part out, or return what was found before for the same index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
     versions = tuple(0 if x.is_inference() else x._version for x in tensors)
-    key = (*map(id, tensors), *versions, spec.rules, heads, q_len, limits)
-    return _kept.get(key, tensors) or _kept.put(key, tensors, _lay_out(spec, heads, q_len, limits))
-
-
-class _Kept:
-    """The most recent layouts, each forgotten with the tensors that it was made from; safe across threads."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._entries: OrderedDict[tuple, tuple[list[weakref.ref], Layout]] = OrderedDict()
-        self._lock = threading.RLock()
-
-    def get(self, key: tuple, tensors: list[Tensor]) -> Layout | None:
-        with self._lock:
-            refs, found = self._entries.get(key, ([], None))
-            return found if refs and all(ref() is x for ref, x in zip(refs, tensors, strict=True)) else None
-
-    def put(self, key: tuple, tensors: list[Tensor], made: Layout) -> Layout:
-        refs = [weakref.ref(x, lambda _: self._entries.pop(key, None)) for x in tensors]
-        with self._lock:
-            self._entries[key] = refs, made
-            while len(self._entries) > self.size:
-                self._entries.popitem(last=False)
-        return made
-
-
-_kept = _Kept(256)
+    key = ("layout", *map(id, tensors), *versions, spec.rules, heads, q_len, limits)
+    refs, found = KEPT.find(key) or ((), None)
+    if found is not None and all(ref() is x for ref, x in zip(refs, tensors, strict=True)):
+        return found
+    made = _lay_out(spec, heads, q_len, limits)
+    drop = KEPT.drop  # when the interpreter ends, modules lose their names before the last tensors go
+    refs = tuple(weakref.ref(x, lambda _: drop(key)) for x in tensors)
+    KEPT.put(key, (refs, made), CHUNK_BYTES * sum(map(len, made.chunks)))
+    return made
 
 
 def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .byte_cache import KEPT
 from .cpu_gathered_layout import KEYS, WHOLE, Chunk, Layout, Rules, Run, Spec
 from .cpu_layout import MASKED, mask_dtype
 
@@ -80,13 +80,16 @@ def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, MASKED)
 
 
-@lru_cache(maxsize=64)
 def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
-    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query lies ``shift`` behind their first key. Shared: never written to."""
-    places = (torch.arange(n, dtype=torch.int32)[None, None] * step for n, step in ((q_size, q_stride), (k_size, k_stride)))
-    queries, keys = places
-    seen = _seen(queries + (shift + FAR_ENOUGH), keys + FAR_ENOUGH, rules)
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, MASKED)
+    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query lies ``shift`` after their first key. Shared: never written to."""
+
+    def make() -> Tensor:
+        places = (torch.arange(n, dtype=torch.int32)[None, None] * step for n, step in ((q_size, q_stride), (k_size, k_stride)))
+        queries, keys = places
+        seen = _seen(queries + (shift + FAR_ENOUGH), keys + FAR_ENOUGH, rules)
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, MASKED)
+
+    return KEPT.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
 
 
 FAR_ENOUGH = 1 << 28

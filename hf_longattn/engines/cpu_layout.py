@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .byte_cache import KEPT
 
 COLUMN_ROWS = 1024
 """Query rows per call over the global columns, at most."""
@@ -110,17 +111,29 @@ def blocks(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
     )
 
 
-@lru_cache(maxsize=64)
-def band_mask(block: int, width: int, shift: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """Additive band mask ``(1, 1, block, width)`` of a slice whose first query lies ``shift`` keys into it. Shared: never written to."""
-    distance = torch.arange(block)[:, None] + shift - torch.arange(width)[None, :]
-    seen = (distance <= left) & (distance >= -right)
-    return torch.zeros(block, width, dtype=dtype).masked_fill_(~seen, MASKED)[None, None]
+def band_mask(group: Group, shift: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
+    """Additive band mask ``(1, 1, block, width)`` of a group's slices, whose first query lies ``shift`` keys into them. Shared: never
+    written to.
+
+    Slices at the edges have many widths, and all are parts of one: that of :data:`EDGE_BLOCK` queries whose first lies ``left`` keys in.
+    """
+
+    def make(block: int, width: int, shift: int) -> Tensor:
+        distance = torch.arange(block)[:, None] + shift - torch.arange(width)[None, :]
+        seen = (distance <= left) & (distance >= -right)
+        return torch.zeros(block, width, dtype=dtype).masked_fill_(~seen, MASKED)[None, None]
+
+    first, last, whole = left - shift, left - shift + group.width, EDGE_BLOCK + left + right
+    if group.count > 1 or group.block > EDGE_BLOCK or first < 0 or last > whole:
+        size = group.block, group.width, shift
+        return KEPT.get(("band", *size, left, right, dtype), lambda: make(*size))
+    edge = KEPT.get(("edge of a band", left, right, dtype), lambda: make(EDGE_BLOCK, whole, left))
+    return edge[:, :, : group.block, first:last]
 
 
 def group_mask(group: Group, seq: Sequence, left: int, right: int, dtype: torch.dtype) -> Tensor:
     """The additive mask of a group's slices, ``(1 or count, 1, block, width)``."""
-    mask = band_mask(group.block, group.width, group.first + seq.shift - group.start, left, right, dtype)
+    mask = band_mask(group, group.first + seq.shift - group.start, left, right, dtype)
     if seq.hole is not None:
         mask = mask + seq.hole.as_strided((group.count, 1, 1, group.width), (group.step, 0, 0, 1), group.start)
     return mask

@@ -9,7 +9,6 @@ output and log-sum-exp, so the backward of every block is the kernel's own backw
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .byte_cache import KEPT
 from .cpu_layout import MASKED, empty_results, mask_dtype, stable_order, token_major
 
 TOGETHER = 4096
@@ -136,10 +136,9 @@ def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtyp
         yield _Own(first, count, width, mask)
 
 
-@lru_cache(maxsize=16)
 def _future(size: int, dtype: torch.dtype) -> Tensor:
     """The additive mask ``(1, 1, size, size)`` of a block whose queries see no later key. Shared: never written to."""
-    return torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None]
+    return KEPT.get(("future", size, dtype), lambda: torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None])
 
 
 def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
+from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part
@@ -31,12 +32,10 @@ from .bigbird_parts import Blocks, block_parts, seen_blocks
 from .gathered import placed, shifted, turn, turn_mask, turning
 from .masked import MaskedMechanism, first_real
 from .options import Options, one_of, option, positive
-from .plans import PlanCache
 from .registry import register_mechanism
 
 PATTERNS = ("seeded", "hf", "hf_eval")
 LAYOUTS = ("text", "input")
-_plans = PlanCache()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +280,7 @@ class BigBird(MaskedMechanism):
             return make()
         drawn = self.options.random_pattern == "hf" and self.training
         where = (self.options, self.num_heads, self.layer + seed, self.max_length if drawn else drawn)
-        return _plans.get((type(self), *where, length, causal, device, dtype), make)
+        return KEPT.get((type(self), *where, length, causal, device, dtype), make)
 
 
 def counted(score_mod: ScoreMod | None, times: Callable[[Any, Any, Any, Any], Tensor]) -> ScoreMod:

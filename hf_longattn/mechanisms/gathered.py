@@ -10,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
+from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part
 from ..engines.pattern import ScoreMod
 from .joining import global_parts
 from .masked import MaskedMechanism, first_real
-from .plans import PlanCache
-
-_plans = PlanCache()
 
 
 class GatheredMechanism(MaskedMechanism):
@@ -41,7 +39,7 @@ class GatheredMechanism(MaskedMechanism):
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
         """:meth:`parts`, kept for the next call."""
         key = (type(self), self.options, self.num_heads, length, causal, device)
-        return _plans.get(key, lambda: self.parts(length, causal, device))
+        return KEPT.get(key, lambda: self.parts(length, causal, device))
 
     def forward(
         self,

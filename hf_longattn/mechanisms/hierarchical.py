@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
+from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part
@@ -37,12 +38,10 @@ from .base import Mechanism, softmax_over
 from .gathered import placed, turn, turn_mask, turning
 from .masked import first_real, last_real
 from .options import Options, one_of, option, positive
-from .plans import PlanCache
 from .pyramid import Pyramid
 from .registry import register_mechanism
 
 POOLINGS = ("mean", "max")
-_plans = PlanCache()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +175,7 @@ class Hierarchical(Mechanism):
     def _plan(self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, q: Tensor) -> tuple[tuple[Part, ...], Tensor | None]:
         """The parts with the logarithm of how many tokens each pool has, and the counts ``(B, all levels)`` where there is padding."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
-        parts = _plans.get((pyramid, causal, device), lambda: pyramid.parts(causal, device))
+        parts = KEPT.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
         if padding_mask is not None:
             counts = pyramid.counts(padding_mask)
             return weighted(parts, counts.to(dtype)), counts
@@ -184,7 +183,7 @@ class Hierarchical(Mechanism):
         def make() -> tuple[Part, ...]:
             return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)).to(dtype))
 
-        return _plans.get((pyramid, causal, device, dtype), make), None
+        return KEPT.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
 
 
 def weighted(parts: tuple[Part, ...], counts: Tensor) -> tuple[Part, ...]:

@@ -24,13 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.best import best, exact_dtype
+from ..engines.byte_cache import KEPT
 from ..engines.pattern import ScoreMod
 from ..naming import OPERATORS
-from .plans import PlanCache
 
 CHOSEN = ("strided", "block_strided", "max_norm")
 MADE = ("average_pooling", "lsh")
-_drawn = PlanCache()
 
 
 class Cells(NamedTuple):
@@ -145,7 +144,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
         drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64) for many in rounds]
         return [turned.to(device, exact_dtype(device)) for turned in drawn]
 
-    return _drawn.get((seed, heads, head_dim, tuple(rounds), device), make)
+    return KEPT.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
 
 
 def at_made_keys(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:

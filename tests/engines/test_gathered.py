@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines import gathered_plain
+from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.cpu_gathered import cpu_gathered, flat_rules
-from hf_longattn.engines.cpu_gathered_layout import Rules, _kept
+from hf_longattn.engines.cpu_gathered_layout import Rules
 from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.engines.gathered_plain import plain_gathered
 from hf_longattn.engines.parts import Part, rows_of
@@ -168,16 +169,19 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
 
 
 def test_layouts_live_as_long_as_the_lists() -> None:
-    before = len(_kept._entries)
+    def layouts() -> int:
+        return sum(isinstance(key, tuple) and key[0] == "layout" for key in KEPT._entries)
+
+    before = layouts()
     parts = local_parts(30)
     x = inputs(30, 30)
     for _ in range(2):
         gathered_attention(*x, parts)
-    assert len(_kept._entries) == before + 2
+    assert layouts() == before + 2
     parts[0].keys[:] = -1
     torch.testing.assert_close(gathered_attention(*x, parts), counted(*x, parts, None, WIDTH**-0.5), atol=1e-10, rtol=0)
     del parts
-    assert len(_kept._entries) == before
+    assert layouts() == before
 
 
 def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,189 @@
+"""What is kept between calls is bounded in bytes, shared by all threads, and changes no result."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn.engines import byte_cache, cpu_layout
+from hf_longattn.engines.byte_cache import BUDGET, KEPT, OVERHEAD, ByteCache, tensor_bytes
+from hf_longattn.engines.parts import Part
+from hf_longattn.mechanisms.registry import mechanism_class
+
+
+def test_the_longest_unused_goes_first() -> None:
+    kept, made = ByteCache(10 * (1024 + OVERHEAD)), []
+
+    def value(key: int) -> Tensor:
+        return kept.get(key, lambda: (made.append(key), torch.full((256,), float(key)))[1])
+
+    for key in (*range(10), 0, 10):
+        assert float(value(key)[0]) == key
+    assert made == list(range(11))
+    assert kept.nbytes <= kept.budget
+    value(0)
+    assert len(made) == 11  # used again, and so still there
+    value(1)
+    assert made[-1] == 1
+
+
+def test_what_is_larger_than_the_budget_is_not_kept() -> None:
+    kept = ByteCache(1000)
+    assert kept.get("large", lambda: torch.zeros(1000)).shape == (1000,)
+    assert len(kept) == kept.nbytes == 0
+
+
+def test_entries_without_tensors_are_bounded_too() -> None:
+    kept = ByteCache(100 * OVERHEAD)
+    for key in range(10_000):
+        kept.get(key, lambda: ())
+    assert len(kept) <= 100
+
+
+def test_memory_is_counted_once_and_whole() -> None:
+    x = torch.zeros(100, 10)
+    part = Part(x[:, :1], x[:, 1:], bias=torch.ones(5).expand(7, 5))
+    assert tensor_bytes({"parts": [part], "again": x}) == x.nbytes + 20
+    with torch._subclasses.FakeTensorMode():
+        assert tensor_bytes(torch.zeros(3)) is None
+
+
+def test_what_a_call_without_gradients_made_serves_one_with_them() -> None:
+    kept = ByteCache()
+    with torch.inference_mode():
+        weight = kept.get("weight", lambda: torch.ones(3))
+    x = torch.ones(3, requires_grad=True)
+    assert torch.equal(torch.autograd.grad((x * weight).sum(), x)[0], weight)
+
+
+def test_threads_share_it() -> None:
+    kept, failures = ByteCache(64 * (4000 + OVERHEAD)), []
+
+    def work(seed: int) -> None:
+        for step in range(2000):
+            key = (seed * 7 + step * step) % 97
+            if not bool((kept.get(key, lambda key=key: torch.full((1000,), float(key))) == key).all()):
+                failures.append(key)
+            if step % 50 == 0:
+                kept.drop(key)
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(work, range(20)))
+    assert not failures
+    assert kept.nbytes == sum(entry.nbytes for entry in kept._entries.values()) <= kept.budget
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> ByteCache:
+    """The store of the process with a budget that a few hundred calls exhaust."""
+    KEPT.clear()
+    monkeypatch.setattr(KEPT, "budget", 4 << 20)
+    return KEPT
+
+
+CALLS = [("window", {"window": 64}), ("bigbird", {"block_size": 16}), ("strided", {"window": 24, "stride": 16}), ("hierarchical", {})]
+
+
+def test_two_thousand_calls_of_changing_lengths_on_twenty_threads(small: ByteCache) -> None:
+    """Bounded memory, and the results of one thread with nothing kept."""
+    modules = [build_mechanism(name, num_heads=2, head_dim=8, **{**mechanism_class(name).sample, **options}) for name, options in CALLS]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 1, 2, 700, 8, generator=generator)
+    lengths = torch.randint(257, 700, (100,), generator=generator).tolist()
+    expected, most, lock = {}, [0], threading.Lock()
+    for number, module in enumerate(modules):
+        for length in lengths[:25]:
+            small.clear()
+            expected[number, length] = module(*x[..., :length, :], causal=True)
+
+    def work(seed: int) -> bool:
+        same = True
+        for step in range(100):
+            number, length = (seed + step) % len(modules), lengths[(seed * 13 + step * 7) % 100]
+            out = modules[number](*x[..., :length, :], causal=True)
+            if (number, length) in expected:
+                same = same and torch.allclose(out, expected[number, length], atol=1e-6, rtol=0)
+            with lock:
+                most[0] = max(most[0], small.nbytes)
+        return same
+
+    work(0)
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with ThreadPoolExecutor(20) as pool, torch.no_grad():
+        assert all(pool.map(work, range(20)))
+    assert most[0] <= small.budget
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # in KiB; loosely
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_no_mechanism_keeps_more_than_the_budget_or_other_results(name: str, small: ByteCache) -> None:
+    cls = mechanism_class(name)
+    causal = cls.causal is not False
+    torch.manual_seed(0)
+    built = build_mechanism(name, num_heads=2, head_dim=8, **{"max_length": 600, **cls.sample}).eval()
+    x = torch.randn(3, 1, 2, 600, 8)
+    for length in (300, 301, 500, 600, 300):
+        first = attend(*x[..., :length, :], built, causal=causal)
+        small.clear()
+        torch.testing.assert_close(attend(*x[..., :length, :], built, causal=causal), first, atol=1e-6, rtol=0)
+        assert small.nbytes <= small.budget
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is made from now on."""
+    made: list[Any] = []
+    put = ByteCache.put
+    monkeypatch.setattr(ByteCache, "put", lambda self, key, *rest: (made.append(key), put(self, key, *rest))[1])
+    return made
+
+
+@pytest.mark.parametrize("window", [8192, 32768])
+def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    KEPT.clear()
+    sequence = cpu_layout.Sequence(0, slice(0, 65536), slice(0, 65536), 0, None, None)
+    made = counted(monkeypatch)
+    for _ in range(2):
+        for group in cpu_layout.groups(65536, 65536, 0, window - 1, 0, 64):
+            mask = cpu_layout.group_mask(group, sequence, window - 1, 0, torch.float32)
+            assert mask.shape == (1, 1, group.block, group.width)
+    assert len(made) == 2  # that of the inner blocks, and the one of which those at the edges are parts
+    assert KEPT.nbytes < 40 << 20
+
+
+@pytest.mark.parametrize(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100)])
+def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: int) -> None:
+    KEPT.clear()
+    q_len, kv_len = 333, 333 + shift
+    sequence = cpu_layout.Sequence(0, slice(0, kv_len), slice(0, q_len), shift, None, None)
+    for group in cpu_layout.groups(q_len, kv_len, shift, min(left, kv_len), min(right, kv_len), 64):
+        mask = cpu_layout.group_mask(group, sequence, min(left, kv_len), min(right, kv_len), torch.float32)
+        distance = cpu_layout.distances(group, sequence)
+        assert torch.equal(mask[0, 0] == 0, (distance <= left) & (distance >= -right))
+
+
+def test_plans_of_many_layers_and_lengths_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BigBird's random blocks differ by layer: 24 of them at three lengths."""
+    KEPT.clear()
+    layers = [build_mechanism("bigbird", num_heads=4, head_dim=8, block_size=32, num_random_blocks=2) for _ in range(24)]
+    for number, layer in enumerate(layers):
+        layer.layer = number
+    made = counted(monkeypatch)
+    for repeat in range(2):
+        for length in (512, 768, 1024):
+            x = torch.randn(1, 4, length, 8)
+            for layer in layers:
+                layer(x, x, x)
+        if not repeat:
+            assert len(made) >= 72
+            made.clear()
+    assert not made
+    assert KEPT.nbytes <= BUDGET == byte_cache.KEPT.budget
