@@ -196,11 +196,13 @@ def _at_centres(score_mod: ScoreMod | None, centres: Tensor, start: Tensor | Non
     """``score_mod`` for positions on the keys' axis, counted from ``start (B,)``, of texts whose ``padding_mask`` is turned likewise."""
     if score_mod is None:
         return None
-    last = None if padding_mask is None else last_real(padding_mask)
+    if padding_mask is None:
+        return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, centres[kv_idx])
+    last, length = last_real(padding_mask), padding_mask.shape[-1]
+    shift = torch.zeros_like(last) if start is None else start
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        shift = 0 if start is None else start[b]
-        place = centres[kv_idx] if last is None else centres[kv_idx].clamp(max=last[b])
-        return score_mod(score, b, h, q_idx + shift, place + shift)
+        # Left padding stands at the end of what is turned, and a term that is looked up meets it at its own index all the same.
+        return score_mod(score, b, h, (q_idx + shift[b]) % length, centres[kv_idx].clamp(max=last[b]) + shift[b])
 
     return mod

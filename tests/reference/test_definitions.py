@@ -52,8 +52,8 @@ MISSING = {
     "union",
 }
 
-CASES = range(8)
-LONG_CASE = 7  # longer than what engines compute densely
+CASES = range(12)
+LONG_CASES = (7, 10)  # longer than what engines compute densely
 FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, True) if name in list_mechanisms(causal=causal)]
 
 
@@ -74,6 +74,10 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     exact = copy.deepcopy(module).double()
     inputs = [x.double().requires_grad_() for x in (q, k, v)]
     leaves = [*inputs, *(parameter for parameter in exact.parameters() if parameter.requires_grad)]
+    names = ["q", "k", "v", *(label for label, parameter in exact.named_parameters() if parameter.requires_grad)]
+    if isinstance(arguments["score_mod"], ATable):
+        leaves.append(arguments["score_mod"].table)
+        names.append("the score term")
     doubled = {key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()}
 
     expected = definition.define(exact, *inputs, **doubled) + sum(0 * leaf.sum() for leaf in leaves)  # a graph, even if all is padding
@@ -86,9 +90,8 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     assert_near(got * rows, expected * rows, 1e-10, "float64")
 
     cotangent = torch.randn_like(expected) * rows
-    wanted = torch.autograd.grad(expected + 0 * inputs[0].sum(), leaves, cotangent, allow_unused=True, materialize_grads=True)
+    wanted = torch.autograd.grad(expected, leaves, cotangent, allow_unused=True, materialize_grads=True)
     found = torch.autograd.grad(got, leaves, cotangent, allow_unused=True, materialize_grads=True)
-    names = ["q", "k", "v", *(label for label, parameter in exact.named_parameters() if parameter.requires_grad)]
     for label, gradient, want in zip(names, found, wanted, strict=True):
         assert_near(gradient, want, 1e-9, f"gradient of {label}")
 
@@ -102,9 +105,9 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Te
     random = Random(f"{name} {causal} {case}")
     torch.manual_seed(random.randrange(2**31))
     definition = definition_of(name)
-    length = random.randint(257, 300) if case == LONG_CASE else random.choice((1, 2, 3, 7, 16, 29, 48, 64, 80))
-    batch = 1 if case == LONG_CASE else random.choice((1, 2, 3))
-    heads, kv_heads = random.choice(((1, 1), (2, 1)) if case == LONG_CASE else ((1, 1), (2, 2), (2, 1), (4, 2)))
+    length = random.randint(257, 300) if case in LONG_CASES else random.choice((1, 2, 3, 7, 16, 29, 48, 64, 80))
+    batch = 1 if case in LONG_CASES else random.choice((1, 2, 3))
+    heads, kv_heads = random.choice(((1, 1), (2, 1)) if case in LONG_CASES else ((1, 1), (2, 2), (2, 1), (4, 2)))
     width = random.choice((4, 8))
     module = draw_module(name, causal, random, length, heads, width)
     getattr(definition, "draw_parameters", add_noise)(module)
@@ -123,7 +126,7 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Te
         "padding_mask": draw_padding(random, batch, length),
         "global_mask": torch.rand(batch, length) < 0.1 if module.takes_globals and random.random() < 0.5 else None,
         "scaling": random.choice((None, None, 0.3, 1.0)),
-        "score_mod": a_score_term if module.takes_score_mod and random.random() < 0.4 else None,
+        "score_mod": random.choice((None, None, a_score_term)) if module.takes_score_mod else None,
         "hidden_states": torch.randn(batch, length, heads * width) if module.takes_hidden_states else None,
         "seed": random.choice(getattr(definition, "SEEDS", (0,))),
     }
@@ -169,6 +172,16 @@ def draw_padding(random: Random, batch: int, length: int) -> Tensor | None:
 def a_score_term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
     """A term that differs in every sequence, head, query and key."""
     return score * (1 + 0.1 * torch.cos(0.5 * q_idx + b)) + 0.4 * torch.sin(0.7 * (q_idx - kv_idx) + h) - 0.01 * kv_idx
+
+
+class ATable:
+    """A learned score term, looked up by sequence, head, query and key, of which none may lie outside."""
+
+    def __init__(self, batch: int, heads: int, length: int) -> None:
+        self.table = torch.randn(batch, heads, length, length, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score + self.table[b, h, q_idx, kv_idx].to(score.dtype)
 
 
 def accepted(module: Mechanism, arguments: dict[str, Any]) -> dict[str, Any]:

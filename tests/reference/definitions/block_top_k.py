@@ -49,3 +49,7 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "num_blocks": random.randint(1, 5),
         "per": random.choice(("query", "query_block")),
     }
+
+
+def needs_all_queries(module: nn.Module) -> bool:
+    return module.options.per == "query_block"
