@@ -42,6 +42,14 @@ PARTS_WITHOUT_LOSS = ("gpt2", "esm", "big_bird")
 MECHANISMS = {"bart": "longformer", "nystromformer": "window", "mpnet": "window", "deberta-v2": "window"}
 """Of the others it is longformer where there is a masked-language head, and window in decoders."""
 
+ANY_IMPLEMENTATION = (
+    "test_can_set_attention_dynamically", "test_config_attn_implementation_setter", "test_eager_", "test_flash_", "test_flex_",
+    "test_retain_grad_hidden_states_attentions", "test_sdpa_",
+)  # fmt: skip
+"""Beginnings of the names of tests that compare attention implementations, which a Long model takes where its mechanisms are the base's attention."""
+ALL_LAYERS_SLIDE = ("mistral",)
+"""Bases whose default is a window in every layer, which these keep where nothing is chosen."""
+
 
 class Tester:
     """Tiny configs and inputs of one family, with the attribute names that the mixin reads."""
@@ -68,7 +76,10 @@ class Tester:
             return family.base_config_class(**shape)
         masked = any(head.endswith("ForMaskedLM") for head in family.heads)
         mechanism = MECHANISMS.get(self.base, "longformer" if masked and not family.two_stacks else "window")
-        return family.config_class(**shape, long_attention={"mechanism": mechanism, "window": 4})
+        chosen = {"mechanism": mechanism, "window": 4}
+        if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
+            chosen = None if self.base in ALL_LAYERS_SLIDE else {"mechanism": "full"}
+        return family.config_class(**shape, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 2) + 2
