@@ -14,6 +14,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.conversion.running.loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms.registry import mechanism_class
 
 from .conftest import LENGTH
 from .every_family import NOT_AS_IT_IS, Short, head_of
@@ -38,6 +39,7 @@ def on_the_fly(folder: Path, plan: Any) -> dict[str, Tensor]:
 
 def check(folder: Path, destination: Path, **arguments: Any) -> None:
     arguments = {"mechanism": "window", "window": 16, "max_length": NEW, **arguments}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     plan = plan_conversion(folder, **arguments)
     convert_checkpoint(folder, destination, **arguments, verify=False)
     name = auto_class_name(plan.config, plan.architecture.long_class)
@@ -80,6 +82,29 @@ def test_a_decoder_made_longer_too(short: Short, tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["bert", "roberta"])
 def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", mechanism="longformer", separate_global=True)
+
+
+@pytest.mark.parametrize("mechanism", ["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"])
+@pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
+def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
+    """Bit for bit and dtype for dtype: counters stay whole numbers, and each layer has random features of its own."""
+    options = {"heads": "adaptive_span,performer"} if mechanism == "per_head" else mechanism_class(mechanism).sample
+    check(short(base, head_of(base)), tmp_path / "long", window=None, mechanism=mechanism, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_whole_numbers_stay_whole_in_every_dtype(dtype: str, short: Short, tmp_path: Path) -> None:
+    convert_checkpoint(short("gpt2", head_of("gpt2")), tmp_path / "long", mechanism="performer", dtype=dtype, max_length=NEW)
+    for arguments in ({}, {"dtype": "auto"}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long", **arguments)
+        with torch.no_grad():
+            model.train()(torch.randint(5, 30, (1, 20)))
+        for changed in (model, model.half(), model.to(torch.bfloat16)):
+            changed.save_pretrained(tmp_path / "again")
+            for one in (changed, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")):
+                counters = [value for name, value in one.state_dict().items() if name.endswith(".passes")]
+                assert {(value.dtype, int(value)) for value in counters} == {(torch.int64, 1)}
+                assert {value.dtype for name, value in one.state_dict().items() if name.endswith(".projection")} == {one.dtype}
 
 
 @pytest.mark.parametrize("base", NOT_AS_IT_IS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -158,6 +159,37 @@ def test_a_plain_checkpoint_of_any_family(base: str, tmp_path: Path) -> None:
         assert all(torch.equal(model.state_dict()[own], value) for own, value in plain.state_dict().items())
         loaded += 1
     assert loaded
+
+
+ALL_HEADS = [(base, head) for base, family in FAMILIES.items() if base not in CONVERTED_ONLY for head in family.heads]
+
+
+@pytest.mark.parametrize(("base", "head"), ALL_HEADS, ids=[head for _, head in ALL_HEADS])
+def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) -> None:
+    """The head's own parameters are loaded, and what the mechanism adds is initialised."""
+    torch.manual_seed(0)
+    config = small_config(base, SHAPE, pad_token_id=1)
+    config.is_decoder = config.is_decoder or (not FAMILIES[base].two_stacks and head.endswith(("LMHeadModel", "ForCausalLM")))
+    plain = getattr(transformers, head)(config)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_()
+    plain.tie_weights()
+    plain.save_pretrained(tmp_path)
+    for name in ("hedgehog", "adaptive_span"):
+        try:
+            longer = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name})
+            model, report = FAMILIES[base].model_class(head).from_pretrained(tmp_path, config=longer, output_loading_info=True)
+        except OptionError:  # the family's scores have terms, and hedgehog has no scores
+            continue
+        break
+    check(model)
+    assert type(model).__name__ == f"Long{head}"
+    assert not report["unexpected_keys"]
+    assert all(".long_attention." in key for key in report["missing_keys"])
+    for key, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert all(value.isfinite().all() for value in tensors(model).values())
 
 
 MIXED = {"layers": [{"mechanism": "hedgehog"}, {"mechanism": "per_head", "heads": "taylor:feature_dim=4,adaptive_span"}]}

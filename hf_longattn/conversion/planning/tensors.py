@@ -111,13 +111,16 @@ def plan_tensors(
             found[key] = one
     for name, shape in expected.items():
         if name not in found and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
-            planned.append(_begun(name, shape, skeleton, found, cast))
+            dtype = cast or torch.float32 if floating[name] else state[name].dtype  # a counter stays a whole number
+            planned.append(_begun(name, shape, dtype, skeleton, found, cast))
     return planned
 
 
-def _begun(name: str, shape: tuple[int, ...], skeleton: nn.Module, found: dict[str, MovedTensor], cast: torch.dtype | None) -> TensorPlan:
+def _begun(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, found: dict[str, MovedTensor], cast: torch.dtype | None
+) -> TensorPlan:
     """A parameter of a mechanism, a copy of its layer's where the mechanism says so and the source has that one; or memory tokens."""
-    added = TensorPlan(name, "added", cast or torch.float32, None, shape)
+    added = TensorPlan(name, "added", dtype, None, shape)
     owner = next(((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
     if owner is None:  # memory tokens
         return added

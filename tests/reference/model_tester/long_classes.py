@@ -46,7 +46,8 @@ ANY_IMPLEMENTATION = (
     "test_can_set_attention_dynamically", "test_config_attn_implementation_setter", "test_eager_", "test_flash_", "test_flex_",
     "test_retain_grad_hidden_states_attentions", "test_sdpa_",
 )  # fmt: skip
-"""Beginnings of the names of tests that compare attention implementations, which a Long model takes where its mechanisms are the base's attention."""
+"""Beginnings of the names of tests that compare attention implementations, which a Long model takes where its
+mechanisms are the base's attention."""
 ALL_LAYERS_SLIDE = ("mistral",)
 """Bases whose default is a window in every layer, which these keep where nothing is chosen."""
 
