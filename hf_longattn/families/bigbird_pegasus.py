@@ -27,12 +27,12 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
     model_type = "long_bigbird_pegasus"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if kwargs.get("long_attention") is None:
-            blocks = {"block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
-            kwargs["long_attention"] = {"mechanism": "bigbird", **blocks}
         self.attention_type = "original_full"
         self.sparse_attention_dropout = kwargs.pop("sparse_attention_dropout", self.attention_dropout)
         super().__post_init__(**kwargs)
+
+    def _unasked(self) -> dict[str, Any]:
+        return {"mechanism": "bigbird", "block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -159,6 +159,13 @@ class LongConfig(_Base):
             values["model_type"] = cls.model_type
         return values, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the base's; a ``long_attention`` among the keyword arguments stands in place of the other one from the start, which need not
+        fit what is asked for."""
+        given = kwargs.pop("long_attention", None)
+        return super().from_dict(config_dict if given is None else {**config_dict, "long_attention": given}, **kwargs)
+
     @property
     def layer_types(self) -> list[str]:
         """What ``DynamicCache(config)`` and ``StaticCache(config)`` build each layer's memory from.

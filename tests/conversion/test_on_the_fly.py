@@ -89,7 +89,7 @@ def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -
 def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and each layer has random features of its own."""
     options = {"heads": "adaptive_span,performer"} if mechanism == "per_head" else mechanism_class(mechanism).sample
-    check(short(base, head_of(base)), tmp_path / "long", window=None, mechanism=mechanism, **options)
+    check(short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **options})
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

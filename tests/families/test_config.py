@@ -67,6 +67,21 @@ class TestEveryFamily:
         config._attn_implementation = "sdpa"
         config.output_attentions = True
 
+    def test_none_is_the_same_as_leaving_it_out(self, base: str, tmp_path: Path) -> None:
+        long_class = families.FAMILIES[base].config_class
+        values = plain_config(base).to_dict()
+        expected = long_class(**values).long_attention
+        unasked = long_class(**values, long_attention=None)
+        assert unasked.long_attention == expected
+        unasked.long_attention = CHOSEN
+        unasked.long_attention = None
+        assert unasked.long_attention == expected
+        plain_config(base).save_pretrained(tmp_path / "plain")
+        read = long_class.from_pretrained(tmp_path / "plain")
+        assert long_class.from_pretrained(tmp_path / "plain", long_attention=None).long_attention == read.long_attention
+        long_config(base, CHOSEN).save_pretrained(tmp_path / "long")
+        assert long_class.from_pretrained(tmp_path / "long", long_attention=None).long_attention == chosen_in(base)
+
 
 def chosen_in(base: str) -> LongAttentionConfig:
     """``CHOSEN`` beside the layers that keep a window of the base's own."""
