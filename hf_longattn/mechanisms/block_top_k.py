@@ -4,10 +4,10 @@ Keys are cut into blocks of b tokens, counted from the first real token. Query i
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its own block c and to the num_blocks - 1 others with the highest g. In the causal form the choice is
-among the blocks before c, which are complete, and the own block is seen up to the query. With per="query_block" the mean query of a block
-chooses for all its queries, which has no causal form. Of equal scores the earlier block is chosen. Choices are made in float64 and are
-constants for the gradient.
+and attends, under one softmax, to its own block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's,
+the choice is among the blocks before c, which are complete, and the own block is seen up to the query. With per="query_block" the mean
+query of a block chooses for all its queries, which has no causal form. Of equal scores the earlier block is chosen. Choices are made in
+float64 and are constants for the gradient.
 """
 
 from __future__ import annotations

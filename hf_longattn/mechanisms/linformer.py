@@ -3,7 +3,8 @@
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
     linear        E and F are learned. Their rows belong to the places of the text, counted from its first real token: a shorter text
-                  takes the first rows, a longer one is refused.
+                  takes the first rows, a longer one is refused. They are drawn with variance 1 / max_length, which keeps the size of
+                  values (the paper's theorem takes 1 / rank, which keeps that of products), unless a trained layer is measured first.
     convolution   one learned kernel of max_length / rank tokens, moved by its own width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer
                   text has more rows.
     pooling       the mean over each of `rank` nearly equal runs of the text, whatever its length; nothing is learned.

@@ -3,7 +3,8 @@
 Queries and keys are averaged over M segments of the text, the landmarks Q̃ and K̃. With F = softmax(Q K̃ᵀ), A = softmax(Q̃ K̃ᵀ) and
 B = softmax(Q̃ Kᵀ), all scores scaled,
 
-    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), and a depthwise convolution of V along the text where asked for
+    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), and, as in the paper's models, a depthwise convolution of V along the
+                                                       text where ``conv_kernel`` asks for it
 
 A⁺ is approximated by a fixed number of iterations (equation 14). A text of at most M tokens, whose landmarks are its tokens, gets
 softmax(Q Kᵀ) itself. There is no causal form: a landmark is an average over past and future.

@@ -1,4 +1,4 @@
-"""Different mechanisms in the heads of one layer (Child et al. 2019, Sparse Transformers, section 4.3, equation 8).
+"""Different mechanisms in the heads of one layer (Child et al. 2019, Sparse Transformers, section 5.1, equation 8).
 
     output = concatenation over heads h of  Attention_{m(h)}(Q_h, K_h, V_h)
 
@@ -75,7 +75,7 @@ class PerHead(Composite):
     """Each head, or group of heads, has a mechanism of its own."""
 
     summary = "another mechanism in each head or group of heads"
-    paper = "Child et al. 2019, Sparse Transformers, §4.3, eq. 8"
+    paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
     engine = "its members'"
     exports = "definition"
     cost = "its members'"

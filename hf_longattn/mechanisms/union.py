@@ -2,7 +2,7 @@
 
     visible(i, j) = visible_1(i, j) or visible_2(i, j) or …
 
-A union of a window and strided columns is the "merged head" of Sparse Transformers (Child et al. 2019, section 4.3, equation 7).
+A union of a window and strided columns is the "merged head" of Sparse Transformers (Child et al. 2019, section 5.1, equation 7).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Union(Composite, GatheredMechanism):
     """Several masks joined: a pair is seen when any of them lets it, and weighs once."""
 
     summary = "several masks joined under one softmax"
-    paper = "Child et al. 2019, Sparse Transformers, §4.3, eq. 7 (merged head)"
+    paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
     cost = "the sum of its members'"
     exact_when = "one member is, or the members cover every pair together"
     takes_globals = True

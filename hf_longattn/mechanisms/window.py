@@ -6,6 +6,7 @@ A window of total width w with dilation d lets query i see key j when d divides 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
 
 or when j is one of the ``num_sinks`` positions from the first real token on (and j <= i in the causal form). Each key counts once.
+Positions stay those of the text, in rotary models too, whereas StreamingLLM counts them anew inside its cache.
 """
 
 from __future__ import annotations
