@@ -19,14 +19,12 @@ def svg(path: Path, panels: int = 1, width: float = 5.2, **subplots: Any) -> Ite
     """
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise LongAttentionError("Drawing needs matplotlib, which is not installed; type: pip install matplotlib") from error
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
-        figure, axes = pyplot.subplots(1, panels, figsize=(width * panels, 3.8), squeeze=False, **subplots)
+    with matplotlib.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(width * panels, 3.8))  # without pyplot, whose backend is the caller's
+        axes = figure.subplots(1, panels, squeeze=False, **subplots)
         yield figure, list(axes[0])
         figure.tight_layout()
         figure.savefig(path, format="svg", metadata={"Date": None})
-        pyplot.close(figure)

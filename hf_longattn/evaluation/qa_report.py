@@ -29,11 +29,16 @@ def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mappi
     table = tabulate(answers)
     stem.with_suffix(".json").write_text(_to_json(answers, about, table), encoding="utf-8")
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    stem.with_suffix(".md").write_text(f"# {title}\n\n{to_markdown(table)}\n{notes}\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(f"# {title}\n\n{both_markdown(table)}\n{notes}\n", encoding="utf-8")
     if find_spec("matplotlib"):
         draw(table, stem.with_suffix(".svg"))
         draw(table, stem.with_suffix(".png"))
     return table
+
+
+def both_markdown(table: dict[str, Any]) -> str:
+    """Exact match and seconds, then F1."""
+    return to_markdown(table) + "\n" + to_markdown(table, "f1", seconds=False)
 
 
 def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:

@@ -35,8 +35,8 @@ def tabulate(answers: Iterable[ScoredAnswer], buckets: Sequence[int] = BUCKETS) 
     }
 
 
-def to_markdown(table: dict[str, Any], metric: str = "exact_match") -> str:
-    """Return one markdown table per group: metric ± standard error per bucket, then the median seconds per document."""
+def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: bool = True) -> str:
+    """Return one markdown table per group: metric ± standard error per bucket, then the median ``seconds`` per document."""
     blocks = []
     for group, rows in table.items():
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
@@ -51,7 +51,7 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match") -> str:
             shown = [f"{row[name][metric]:.1f} ± {row[name][metric + '_se']:.1f}" for name in names]
             lines.append(f"| {system}{seeds} | " + " | ".join(shown) + " |")
         timed = {system: row for system, row in rows.items() if row[ALL]["seconds"] >= 1e-3}
-        if timed:
+        if timed and seconds:
             lines += ["", f"**{group}**: seconds per document (median, text to answer)", ""]
             lines += ["| system | " + " | ".join(map(_pretty, names)) + " |", "|---" * (len(names) + 1) + "|"]
             for system, row in timed.items():
@@ -91,12 +91,10 @@ def _above(row: dict[str, Any], above: int, metric: str) -> tuple[float, float, 
 
 def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -> None:
     """Draw the metric over document length, one panel per group, and the seconds per document; needs matplotlib."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(table) + 1, figsize=(4.6 * (len(table) + 1), 4.2), squeeze=False)
+    figure = Figure(figsize=(4.6 * (len(table) + 1), 4.2))  # without pyplot, whose backend is the caller's
+    axes = figure.subplots(1, len(table) + 1, squeeze=False)
     systems = list(dict.fromkeys(system for rows in table.values() for system in rows))
     style = {s: (f"C{i % 10}", "os^vD*PX<>"[i % 10]) for i, s in enumerate(systems)}
     names = [n for rows in table.values() for row in rows.values() for n in row if n != ALL]
@@ -125,7 +123,6 @@ def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncol=3, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.06 + 0.035 * (len(handles) // 3), 1, 1))
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def _cell(answers: list[ScoredAnswer]) -> dict[str, Any]:
