@@ -33,7 +33,9 @@ def blockwise_attention(
     (batch, heads, q_len, _head_dim), kv_len = q.shape, k.shape[2]
     device, offset = q.device, kv_len - q_len
     exporting = torch.compiler.is_exporting()
-    left, right = (pattern.left, pattern.right) if exporting else (min(pattern.left, kv_len), min(pattern.right, kv_len))
+    # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    left = pattern.left if exporting or pattern.left <= kv_len else kv_len
+    right = pattern.right if exporting or pattern.right <= kv_len else kv_len
     # A graph for all lengths may not ask whether the last block is full, or the only one: there is always one more.
     blocks = q_len // BLOCK + 2 if exporting else -(-q_len // BLOCK)
     width = BLOCK + left + right
@@ -42,8 +44,7 @@ def blockwise_attention(
     def slices(x: Tensor) -> Tensor:
         """Keys (B, H, N, …) as overlapping slices (B, H, blocks, width, …); slots outside the sequence are zeros."""
         before, after = left - offset, right + missing
-        x = x[:, :, max(0, -before) :]
-        x = F.pad(x, (0, 0, max(0, before), after))
+        x = F.pad(x, (0, 0, before, after)) if before >= 0 else F.pad(x[:, :, -before:], (0, 0, 0, after))
         return x.unfold(2, width, BLOCK).transpose(-1, -2)
 
     q_blocks = F.pad(q, (0, 0, 0, missing)).unfold(2, BLOCK, BLOCK).transpose(-1, -2)
