@@ -65,32 +65,40 @@ class QACollator:
             batch[key] = torch.tensor([row.inputs[key] + [padding] * (length - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         batch["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
+        batch["document_start"] = torch.tensor(
+            [next((place for place, span in enumerate(row.offsets) if span is not None), len(row)) for row in rows]
+        )
         batch["start_positions"] = torch.tensor([row.start for row in rows])
         batch["end_positions"] = torch.tensor([row.end for row in rows])
         batch |= _pointed(rows)
-        first = torch.tensor([next((i for i, span in enumerate(row.offsets) if span is not None), len(row)) for row in rows])
-        if self.positions is not None:
-            batch["position_ids"] = self._random_positions(first, length)
-        mask = self._window_mask(first, batch["attention_mask"]) if self.windows else None
-        if mask is not None:
-            batch["attention_mask"] = mask
         batch["task"] = rows[0].task
-        return batch
+        return self.vary(batch, self.generator)
 
-    def _random_positions(self, first: torch.Tensor, length: int) -> torch.Tensor:
+    def vary(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """The batch at random positions and under a random window, where these are wanted; ``generator`` of the CPU decides."""
+        first, real = batch["document_start"].cpu(), batch["attention_mask"]
+        added: dict[str, torch.Tensor] = {}
+        if self.positions is not None:
+            added["position_ids"] = self._random_positions(first, real.shape[1], generator)
+        mask = self._window_mask(first, real.cpu(), generator) if self.windows else None
+        if mask is not None:
+            added["attention_mask"] = mask
+        return {**batch, **{name: tensor.to(real.device) for name, tensor in added.items()}}
+
+    def _random_positions(self, first: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
         """Place question and document independently in the table, the document running on from its end to its start.
 
         That is how they lie in a tiled table: anywhere, with a seam every so many tokens.
         """
         assert self.positions is not None
         places = torch.arange(length)
-        starts = torch.randint(0, self.positions.count, (len(first), 2), generator=self.generator)
+        starts = torch.randint(0, self.positions.count, (len(first), 2), generator=generator)
         start = torch.where(places < first[:, None], starts[:, :1], starts[:, 1:])
         return self.positions.first + (start + places) % self.positions.count
 
-    def _window_mask(self, first: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+    def _window_mask(self, first: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor | None:
         """Draw a window; return which tokens see which, (B, 1, L, L), or None when full attention was drawn."""
-        half = self.windows[int(torch.randint(0, len(self.windows), (1,), generator=self.generator))]
+        half = self.windows[int(torch.randint(0, len(self.windows), (1,), generator=generator))]
         if not half:
             return None
         places = torch.arange(real.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -39,22 +40,32 @@ class QATrainer(TimedTrainer):
         *,
         pad_token_id: int,
         max_minutes: float | None = None,
-        random_positions: bool = True,
+        random_positions: bool = False,
         windows: Sequence[int] = (),
         curriculum: Curriculum | None = None,
         **kwargs: Any,
     ) -> None:
-        positions = PositionRange.of(model) if random_positions else None
-        collator = QACollator(pad_token_id, positions, windows, seed=args.seed + args.process_index)
+        self.varying = QACollator(pad_token_id, PositionRange.of(model) if random_positions else None, windows)
+        self.batches = (0, 0)  # the current step, and its batches so far
+        collator = QACollator(pad_token_id)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, max_minutes=max_minutes, **kwargs)
         self.exact: dict[str, list[Tensor]] = defaultdict(list)
         self.curriculum = curriculum
         if curriculum is not None:
             self.add_callback(_CurriculumState(curriculum))
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As Trainer's. Positions and windows are drawn here by the step's own seed, so that a resumed run draws what it would have drawn
+        without the interruption; a collator has collated batches ahead by then."""
+        step = self.state.global_step
+        self.batches = (step, self.batches[1] + 1 if self.batches[0] == step else 1)
+        seed = random.Random(f"{self.args.seed}:{self.args.process_index}:{self.batches}").getrandbits(63)
+        return super().training_step(model, self.varying.vary(inputs, torch.Generator().manual_seed(seed)), *args, **kwargs)
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Return the model's loss; remember per task how many answers started at the right token."""
         task = inputs.pop("task")
+        inputs.pop("document_start")
         given = inputs
         starts = inputs.get("starts", inputs["start_positions"][:, None])
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):

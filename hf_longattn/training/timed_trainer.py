@@ -19,8 +19,7 @@ class TimedTrainer(Trainer):
         self.add_callback(StopInTime(self.clock))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, warmup)
+        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, self.args.warmup_steps)
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

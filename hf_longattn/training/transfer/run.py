@@ -12,11 +12,10 @@ import transformers
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.training.course import begin
+from hf_longattn.training.course import begin, newest_checkpoint
 from hf_longattn.training.lm_data import read_documents
 from hf_longattn.training.lm_finetune import input_length, load_lm
 from hf_longattn.training.settings import training_arguments
@@ -146,7 +145,7 @@ class Run:
         )
         if stage == 1 or self.objective == "mlm":
             average_over_batches(trainer)
-        newest = get_last_checkpoint(str(folder)) if settings.resume and folder.is_dir() else None
+        newest = newest_checkpoint(folder) if settings.resume else None
         trainer.train(resume_from_checkpoint=newest)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step

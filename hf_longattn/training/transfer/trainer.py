@@ -37,8 +37,7 @@ class TransferTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, Clock(None), num_training_steps, warmup)
+        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, Clock(None), num_training_steps, self.args.warmup_steps)
         return self.lr_scheduler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
