@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .qa_collator import QACollator
     from .qa_data import load_qa, save_qa
     from .qa_features import QAFeature, QAFormat, encode_qa
-    from .qa_finetune import describe_training, finetune_qa, load_qa_model, save_qa_model
+    from .qa_finetune import describe_training, finetune_qa, load_qa_model, longest_input, save_qa_model
     from .qa_settings import QASettings
     from .qa_spans import Span, n_best_spans
     from .qa_trainer import QATrainer
@@ -35,6 +35,7 @@ _HOME = {
     "describe_training": "qa_finetune",
     "finetune_qa": "qa_finetune",
     "load_qa_model": "qa_finetune",
+    "longest_input": "qa_finetune",
     "save_qa_model": "qa_finetune",
     "QASettings": "qa_settings",
     "Span": "qa_spans",
@@ -59,6 +60,7 @@ __all__ = [
     "iter_modules",
     "load_qa",
     "load_qa_model",
+    "longest_input",
     "n_best_spans",
     "save_qa",
     "save_qa_model",

@@ -48,7 +48,7 @@ class LMSettings(TextRunSettings):
     """What to train further on long text, and for how long."""
 
     epochs: float | None = setting(None, "Passes over the data.")
-    max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
+    max_steps: int = setting(0, "Optimiser steps, where no epochs are given; default: 1000 without max_minutes, no limit with it.")
     max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
     learning_rate: float = setting(5e-5, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
     segments: int = setting(

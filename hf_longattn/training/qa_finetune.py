@@ -60,7 +60,7 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
     trainer = QATrainer(
         model,
         # The data yield groups of features.
-        training_arguments(settings, per_device_train_batch_size=1, adam_beta2=0.98, remove_unused_columns=False),
+        training_arguments(settings, per_device_train_batch_size=1, adam_beta2=settings.adam_beta2, remove_unused_columns=False),
         data,
         pad_token_id=tokenizer.pad_token_id or 0,
         max_minutes=settings.max_minutes,
@@ -91,7 +91,9 @@ def describe_training(log: dict[str, Any]) -> str:
     settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
     usual = QASettings()
     changed = {
-        k: v for k, v in settings.items() if v != getattr(usual, k) and k not in ("model", "output", "threads", "progress", "resume")
+        k: v
+        for k, v in settings.items()
+        if v != getattr(usual, k) and k not in ("model", "output", "data", "threads", "progress", "resume")
     }
     minutes = last.get("train_runtime", 0.0) / 60
     data = ", ".join(settings["data"])
@@ -123,17 +125,22 @@ def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setti
     Raises:
         OptionError: the question is to be global in a model without global tokens.
     """
-    positions = PositionRange.of(model)
-    longest = positions.count if positions else getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
-    length = min(settings.max_length or longest, longest)
+    longest = longest_input(model, tokenizer)
+    length, question = min(settings.max_length or longest, longest), settings.max_question_tokens
     if settings.global_question is False:
         if getattr(model.config, "question_separator_id", None) is not None:
             model.config.question_separator_id = None
-        return QAFormat(length)
+        return QAFormat(length, max_question_tokens=question)
     chosen_by_model = carry_question(model, tokenizer)
     if settings.global_question and not takes_globals(model):
         raise OptionError(f"global_question was asked for, but no layer of {settings.model!r} takes global tokens; leave it out")
-    return QAFormat(length, global_question=bool(settings.global_question) and not chosen_by_model)
+    return QAFormat(length, None, bool(settings.global_question) and not chosen_by_model, question)
+
+
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that the model takes."""
+    positions = PositionRange.of(model)
+    return positions.count if positions else int(getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
 
 
 def _curriculum(settings: QASettings) -> Curriculum:

@@ -14,9 +14,9 @@ class QASettings(RunSettings):
     """What to train, on what, and for how long."""
 
     data: list[str] = setting(
-        ["docstring"],
-        "One or several of: 'docstring' and 'lookup' (built from the installed packages), a SQuAD-shaped .json, .jsonl "
-        "or .parquet file, a folder written by datasets, the name of a dataset on the Hub.",
+        [],
+        "One or several of: a SQuAD-shaped .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset on "
+        "the Hub, 'docstring' and 'lookup' (tasks built from the installed Python packages).",
     )
     split: str = setting("train", "Split to train on, where the data have several.")
     max_length: int | None = setting(None, "Longest input in tokens; default: what the model takes.")
@@ -33,7 +33,7 @@ class QASettings(RunSettings):
     max_tokens: int = setting(8000, "Longest docstring document, in tokens.")
     questions_per_module: int = setting(4, "At most so many docstring questions per module.")
     max_questions: int = setting(0, "Build so many docstring questions at most; 0 = all. They come from modules in random order.")
-    pack: int = setting(4, "Most questions that one training input asks, where a document has several.")
+    pack: int = setting(1, "Most questions that one training input asks, where a document has several.")
     lookup_share: float = setting(0.5, "Share of steps on lookup documents where there are other data as well.")
     lookup_lengths: list[int] = setting([], "Two numbers: lookup documents of so many tokens; default: a curriculum from 40 tokens to 500.")
     step_up: float = setting(0.8, "The curriculum goes one step up at this share of exact answers.")
@@ -42,22 +42,31 @@ class QASettings(RunSettings):
     )
     pointer_weight: float = setting(1.0, "Weight of the pointers' loss beside the answer's.")
     epochs: float | None = setting(None, "Passes over the data; files and docstring questions only.")
-    max_steps: int = setting(1000, "Optimiser steps, where no epochs are given.")
+    max_steps: int = setting(0, "Optimiser steps, where no epochs are given; default: 1000 without max_minutes, no limit with it.")
     max_minutes: float | None = setting(None, "Stop after so many minutes; the learning rate reaches zero by then.")
     tokens_per_step: int = setting(8192, "Tokens per forward pass and process: short documents share a batch, grouped by length.")
     gradient_accumulation: int = setting(1, "Forward passes per optimiser step.", kw_only=True)
-    learning_rate: float = setting(3e-4, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
-    random_positions: bool = setting(True, "Start every training input at a random row of the position table.")
+    learning_rate: float = setting(3e-5, "Highest learning rate; it rises over warmup_steps, then falls to zero.")
+    adam_beta2: float = setting(0.999, "AdamW's second beta.")
+    random_positions: bool = setting(False, "Start every training input at a random row of the position table.")
+    max_question_tokens: int = setting(64, "Tokens that a question may have; of a longer one the rest is cut off, with a warning.")
     windows: list[int] = setting(
         [],
         "For short models: train under the attention that their conversion will have. In every step document tokens see the "
         "question and so many tokens on either side, one of these numbers; 0 = full attention.",
     )
-    logging_steps: int = setting(20, "Steps between log lines; the curriculum moves at these.", kw_only=True)
+    logging_steps: int = setting(
+        20, "Steps between log lines, at most; the curriculum moves at these. A short run logs ten times, and every run its last step.",
+        kw_only=True,
+    )  # fmt: skip
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""
         super().check()
+        if not self.data:
+            raise OptionError("no data given; say --data with a SQuAD-shaped file, a folder or a dataset's name")
+        if self.max_question_tokens < 1:
+            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
         for name in ("crop", "lookup_lengths"):
             value = getattr(self, name)
             if value and (len(value) != 2 or value[0] > value[1] or value[0] < 1):

@@ -14,6 +14,11 @@ from hf_longattn.errors import OptionError, nearest
 
 Settings = TypeVar("Settings")
 
+DEFAULT_STEPS = 1000
+"""Optimiser steps of a run that is given neither steps nor epochs nor minutes."""
+ENDLESS = 1_000_000
+"""Optimiser steps of a run that only the clock ends."""
+
 
 def setting(default: Any, text: str, **more: Any) -> Any:
     """A field with its help text; a default of :class:`RunSettings` is changed with ``kw_only=True``."""
@@ -30,6 +35,9 @@ def parse_settings(kind: type[Settings], arguments: list[str], description: str)
     """
     parser = HfArgumentParser(kind, description=description)
     parser.add_argument("--config", type=Path, help="Recipe in YAML with the names below.")
+    for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16
+        if action.option_strings and action.option_strings[0].startswith("--no_"):
+            action.help = f"Turn --{action.dest} off, which is on by default."
     known, _ = parser.parse_known_args(arguments)
     if known.config:
         parser.set_defaults(**read_recipe(known.config, kind))
@@ -58,15 +66,15 @@ class RunSettings:
     output: str = setting("", "Folder to write the trained checkpoint to.")
     _: KW_ONLY
     gradient_accumulation: int = setting(8, "Forward passes per optimiser step.")
-    warmup_steps: int = setting(30, "Steps of rising learning rate.")
+    warmup_steps: float = setting(0.1, "Steps of rising learning rate; a number below 1 is a share of all steps, or of max_minutes.")
     weight_decay: float = setting(0.01, "AdamW's weight decay.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
     bf16: bool = setting(True, "Train under bfloat16 autocast.")
     seed: int = setting(0, "Decides the order of the data, and all else that is drawn.")
     threads: int = setting(0, "Processor threads of this process; 0 = torch's default.")
-    logging_steps: int = setting(20, "Steps between log lines.")
+    logging_steps: int = setting(20, "Steps between log lines, at most; a short run logs ten times, and every run its last step.")
     save_steps: int = setting(0, "Steps between checkpoints to resume from (in OUTPUT/checkpoints); 0 = none.")
-    resume: bool = setting(False, "Go on from the newest checkpoint in OUTPUT/checkpoints.")
+    resume: bool = setting(False, "Resume from the newest whole checkpoint in OUTPUT/checkpoints.")
     dtype: str = setting("float32", "Type of the written weights: float32, float16 or bfloat16.")
     progress: bool = setting(True, "Show a progress bar.")
 
@@ -85,7 +93,8 @@ class RunSettings:
 
 def training_arguments(settings: Any, **own: Any) -> TrainingArguments:
     """Trainer's arguments as the settings of any run have them; ``own`` are those of this kind of run."""
-    duration = {"max_steps": settings.max_steps} if settings.epochs is None else {"num_train_epochs": settings.epochs}
+    steps = settings.max_steps or (DEFAULT_STEPS if getattr(settings, "max_minutes", None) is None else ENDLESS)
+    duration = {"max_steps": steps} if settings.epochs is None else {"num_train_epochs": settings.epochs}
     usual: dict[str, Any] = {
         "output_dir": str(Path(settings.output) / "checkpoints"),
         "gradient_accumulation_steps": settings.gradient_accumulation,

@@ -117,6 +117,7 @@ def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path) -> None:
     [
         ({"model": ""}, "no model given"),
         ({"output": ""}, "no output folder"),
+        ({"data": []}, "no data given"),
         ({"crop": [100]}, "crop takes two numbers"),
         ({"data": ["lookup"], "epochs": 1.0}, "endless"),
         ({"dtype": "half"}, "float32, float16 or bfloat16"),
@@ -124,7 +125,7 @@ def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path) -> None:
 )
 def test_contradictions_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        QASettings(**{"model": "m", "output": "o", **settings}).check()
+        QASettings(**{"model": "m", "output": "o", "data": ["d.json"], **settings}).check()
 
 
 def test_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def next_step(plan: ConversionPlan, destination: Path) -> str:
     if head.endswith("ForSequenceClassification"):
         return _command("train_classification", destination, "--data YOUR_TEXTS", "trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        return _command("train_qa", destination, f"--max-length {plan.new_length}", "qa")
+        return _command("train_qa", destination, f"--data YOUR_QUESTIONS.json --epochs 2 --max-length {plan.new_length}", "qa")
     return f"fine-tune {destination} with transformers' Trainer on texts of up to {plan.new_length} tokens"
 
 
