@@ -24,12 +24,14 @@ from hf_longattn.benchmarking.report import machine
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_baselines import LexicalRule, RandomCandidate
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
-from hf_longattn.evaluation.qa_report import card_results, read_answers, write_report
+from hf_longattn.evaluation.qa_report import both_markdown, card_results, read_answers, write_report
 from hf_longattn.evaluation.qa_run import Reader, ScoredAnswer, run_readers
 from hf_longattn.evaluation.qa_sets import evaluation_set, source_name
-from hf_longattn.evaluation.qa_table import to_markdown
 from hf_longattn.hub import write_model_card
-from hf_longattn.training import describe_training, load_qa_model
+from hf_longattn.training import describe_training, load_qa_model, longest_input
+
+BUILT = ("docstring", "lookup")
+"""Tasks that are built from the installed packages; their questions have answers."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,9 +45,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
     add("--mechanism", default="longformer", help="mechanism for --convert (default: longformer)")
     add("--window", type=int, default=256, help="its window (default: 256)")
-    add("--max-length", type=int, default=8192, help="tokens that long models read (default: 8192)")
+    add("--max-length", type=int, help="tokens that long models read (default: what each takes; --convert: 8192)")
     add("--short-length", type=int, default=512, help="tokens that the short model reads (default: 512)")
     add("--stride", type=int, default=128, help="tokens that consecutive windows share, as in run_qa (default: 128)")
+    add("--max-question-tokens", type=int, default=64, help="of a longer question the rest is cut off, with a warning (default: 64)")
+    add(
+        "--null-threshold",
+        type=float,
+        help='answer "" where the best span scores less than this above "no answer" (default: 0 on files with unanswerable questions, '
+        "otherwise always answer)",
+    )
     add("--lengths", type=int, nargs="+", default=[480, 1024, 2048, 4096, 8192], help="lengths of lookup documents")
     add("--per-length", type=int, default=100, help="questions per length (default: 100)")
     add("--no-baselines", action="store_true", help="leave the random definition and the lexical rule out")
@@ -62,10 +71,11 @@ def short_readers(options: argparse.Namespace) -> list[Reader]:
     """Truncation and windows with the short model."""
     model, tokenizer = load_qa_model(options.short)
     dtype = torch.bfloat16 if options.bf16 else None
-    length = options.short_length
+    length, stride, question = options.short_length, options.stride, options.max_question_tokens
+    check_length(options.short, longest_input(model, tokenizer), length, "--short-length")
     return [
-        QAReader(f"first {length} tokens", model, tokenizer, truncated(length), dtype=dtype),
-        QAReader(f"windows of {length}, stride {options.stride}", model, tokenizer, windows(length, options.stride), dtype=dtype),
+        QAReader(f"first {length} tokens", model, tokenizer, truncated(length, question), dtype=dtype),
+        QAReader(f"windows of {length}, stride {stride}", model, tokenizer, windows(length, stride, question), dtype=dtype),
     ]
 
 
@@ -79,7 +89,7 @@ def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]
             folder / positions,
             mechanism=options.mechanism,
             window=options.window,
-            max_length=options.max_length,
+            max_length=options.max_length or 8192,
             positions=positions,
         )
         readers.append(long_reader(row, str(folder / positions), options, None))
@@ -90,7 +100,17 @@ def long_reader(row: str, path: str, options: argparse.Namespace, seed: int | No
     """A converted model that reads the whole document."""
     model, tokenizer = load_qa_model(path)
     dtype = torch.bfloat16 if options.bf16 else None
-    return QAReader(row, model, tokenizer, whole(options.max_length), seed=seed, batch_size=1, dtype=dtype)
+    longest = longest_input(model, tokenizer)
+    if options.max_length is not None:
+        check_length(path, longest, options.max_length, "--max-length")
+    form = whole(options.max_length or longest, options.stride, options.max_question_tokens)
+    return QAReader(row, model, tokenizer, form, seed=seed, batch_size=1, dtype=dtype)
+
+
+def check_length(path: str, longest: int, asked: int, option: str) -> None:
+    """Refuse a length that the model does not take, before anything is run."""
+    if asked > longest:
+        raise OptionError(f"{option} is {asked}, but {path!r} takes {longest} tokens; give at most that")
 
 
 def named_models(texts: list[str]) -> list[tuple[str, str, int | None]]:
@@ -135,6 +155,10 @@ def score(readers: list[Reader], options: argparse.Namespace) -> list[ScoredAnsw
             lengths=options.lengths,
             seed=options.seed,
         )
+        unanswerable = name not in BUILT and any(not record["answers"]["text"] for record in records)
+        for reader in readers:
+            if isinstance(reader, QAReader):
+                reader.null_threshold = 0.0 if options.null_threshold is None and unanswerable else options.null_threshold
         with Progress() as progress:
             task = progress.add_task(f"{source_name(name)}: {len(records)} questions", total=len(records))
             done = lambda count, task=task, bar=progress: bar.update(task, completed=count)  # noqa: E731
@@ -174,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     table = write_report(options.output, answers, about(options), "Long question answering")
     write_cards(options, table)
-    print(to_markdown(table))
+    print(both_markdown(table))
     return 0
 
 

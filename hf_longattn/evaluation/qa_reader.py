@@ -26,7 +26,7 @@ class QAReader:
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" when the best span's score is below this; None = always answer.
+        null_threshold: answer "" when the best span's score, less that of "no answer", is below this; None = always answer.
     """
 
     def __init__(
@@ -70,16 +70,17 @@ class QAReader:
             return self.model(**inputs)
 
 
-def truncated(max_length: int = 512) -> QAFormat:
+def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAFormat:
     """The document cut to what fits."""
-    return QAFormat(max_length)
+    return QAFormat(max_length, max_question_tokens=max_question_tokens)
 
 
-def windows(max_length: int = 512, stride: int = 128) -> QAFormat:
+def windows(max_length: int = 512, stride: int = 128, max_question_tokens: int = 64) -> QAFormat:
     """Windows of ``max_length`` that share ``stride`` tokens."""
-    return QAFormat(max_length, stride=stride)
+    return QAFormat(max_length, stride, max_question_tokens=max_question_tokens)
 
 
-def whole(max_length: int) -> QAFormat:
-    """The whole document, up to ``max_length``; the question's tokens are global in models that have global tokens."""
-    return QAFormat(max_length, global_question=True)
+def whole(max_length: int, stride: int = 128, max_question_tokens: int = 64) -> QAFormat:
+    """The whole document; beyond ``max_length`` in windows that share ``stride`` tokens, a quarter at most. The question is global in
+    models that have global tokens."""
+    return QAFormat(max_length, min(stride, max_length // 4), global_question=True, max_question_tokens=max_question_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,8 +35,9 @@ def load_qa(source: str | Path, split: str | None = None) -> Dataset:
     """Read SQuAD-shaped data.
 
     Args:
-        source: a ``.json`` file (SQuAD's own nesting, or a list of records), a ``.jsonl`` or ``.parquet`` file, a folder
-            written by ``datasets`` (``save_to_disk``), or the name of a dataset on the Hub.
+        source: a ``.json`` file (SQuAD's own nesting, or a list of records), a ``.jsonl``, ``.csv`` or ``.parquet`` file, a folder
+            written by ``datasets`` (``save_to_disk``), or the name of a dataset on the Hub. In a ``.csv`` file, ``answers`` is JSON, or
+            there are columns ``answer`` and ``answer_start`` (both empty for a question without an answer).
         split: which split, where the source has several.
 
     Returns:
@@ -50,7 +52,11 @@ def load_qa(source: str | Path, split: str | None = None) -> Dataset:
     elif path.suffix in {".json", ".jsonl"}:
         if not path.is_file():
             raise QADataError(f"data file {str(path)!r} does not exist; give a SQuAD-shaped .json, .jsonl or dataset folder")
-        data = Dataset.from_list(list(_read_json(path)))
+        data = _from_records(list(_read_json(path)), str(path))
+    elif path.suffix == ".csv":
+        if not path.is_file():
+            raise QADataError(f"data file {str(path)!r} does not exist; give a .csv with question, context, answer, answer_start")
+        data = _from_records(list(_read_csv(path)), str(path))
     elif path.suffix == ".parquet":
         if not path.is_file():
             raise QADataError(f"data file {str(path)!r} does not exist; give a SQuAD-shaped .parquet file")
@@ -77,13 +83,27 @@ def check_qa(data: Dataset, name: str = "data", sample: int = 1000) -> Dataset:
         )
     if not len(data):
         raise QADataError(f"{name} contains no questions")
+    asked = False
     for record in data.select(range(min(sample, len(data)))):
         answers = record["answers"]
+        if not isinstance(record["context"], str) or not isinstance(record["question"], str):
+            wrong = "question" if isinstance(record["context"], str) else "context"
+            raise QADataError(
+                f"{name}: {wrong} must be one text, not {type(record[wrong]).__name__}, in question {record.get('id', '?')!r}"
+            )
+        asked |= bool(str(record["question"] or "").strip())
         if not isinstance(answers, dict) or "text" not in answers or "answer_start" not in answers:
             raise QADataError(f"{name}: answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            if start is None or start < 0:
+                raise QADataError(
+                    f"{name}: the answer {text!r} of question {record.get('id', '?')!r} has answer_start {start}; an answer must be a "
+                    "stretch of the context, so leave yes and no questions out, or give them empty lists as questions without an answer"
+                )
             if not record["context"].startswith(text, start):
                 raise QADataError(f"{name}: the answer {text!r} of question {record.get('id', '?')!r} does not stand at character {start}")
+    if not asked:
+        raise QADataError(f"all questions of {name} are empty; check its column 'question'")
     if "id" not in data.column_names:
         data = data.add_column("id", [str(index) for index in range(len(data))])
     return data
@@ -99,8 +119,42 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
         if "data" not in lines:
             raise QADataError(f"{str(path)!r} has no 'data' entry; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
         lines = lines["data"]
+    if not isinstance(lines, list) or not all(isinstance(entry, dict) for entry in lines):
+        raise QADataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
     for entry in lines:
         yield from _flatten(entry) if "paragraphs" in entry else [entry]
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, with ``answers`` from JSON or from the columns ``answer`` and ``answer_start``."""
+    csv.field_size_limit(2**31 - 1)  # documents are long
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            record: dict[str, Any] = {name: value for name, value in row.items() if name and name not in ("answer", "answer_start")}
+            try:
+                if row.get("answers"):
+                    record["answers"] = json.loads(row["answers"])
+                elif "answer" in row and "answer_start" in row:
+                    found = bool(row["answer"])
+                    record["answers"] = {"text": [row["answer"]] * found, "answer_start": [int(row["answer_start"])] if found else []}
+            except (ValueError, TypeError) as error:
+                raise QADataError(f"{str(path)!r}, row {number}: no answer can be read ({error})") from error
+            yield record
+
+
+def _from_records(records: list[dict[str, Any]], name: str) -> Dataset:
+    """Records as a dataset of the columns that are needed; others may be of any shape (HotpotQA's are nested lists)."""
+    if records and any(set(record) >= {"question", "answer", "supporting_facts"} for record in records):
+        raise QADataError(
+            f"{name} looks like HotpotQA's own JSON, whose answers have no place in a text; give records with question, context (one text) "
+            "and answers {text: [...], answer_start: [...]}"
+        )
+    kept = [{column: record[column] for column in QA_FEATURES if column in record} for record in records]
+    try:
+        return Dataset.from_list(kept)
+    except Exception as error:  # pyarrow raises what it happens to raise
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise QADataError(f"the records of {name} do not have SQuAD's schema (id, context, question, answers): {why}") from error
 
 
 def _flatten(article: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -125,7 +179,7 @@ def _from_hub(name: str) -> Any:
         return load_dataset(name)
     except Exception as error:
         raise QADataError(
-            f"cannot read {name!r}: it is neither a .json, .jsonl or .parquet file nor a dataset folder, "
+            f"cannot read {name!r}: it is neither a .json, .jsonl, .csv or .parquet file nor a dataset folder, "
             f"and loading it from the Hub failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
 

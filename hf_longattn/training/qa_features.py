@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_longattn.errors import LengthError
+
+logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class QAFormat:
         max_length: longest input in tokens, special tokens included.
         stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input, the rest cut off.
         global_question: give ``global_attention_mask``: everything before the document is global.
-        max_question_tokens: a longer question is cut.
+        max_question_tokens: a longer question is cut, with a warning.
     """
 
     max_length: int = 512
@@ -90,12 +93,12 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     Raises:
         LengthError: ``form.max_length`` leaves no room for the document beside the question.
     """
-    question = _cut_question(record["question"].strip(), tokenizer, form.max_question_tokens)
+    question = cut_question(record["question"].strip(), tokenizer, form.max_question_tokens)
     room = form.max_length - len(tokenizer(question, "")["input_ids"])
     if room <= (form.stride or 0):
         raise LengthError(
             f"max_length {form.max_length} leaves {room} tokens for the document beside the question, "
-            f"not more than the stride {form.stride or 0}; raise max_length"
+            f"not more than the stride {form.stride or 0}; raise max_length, or lower stride"
         )
     encoded = tokenizer(
         question,
@@ -134,11 +137,15 @@ def token_at(offsets: Sequence[tuple[int, int] | None], character: int) -> int:
     return first + place
 
 
-def _cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+    """The question, or its first ``limit`` tokens and a warning."""
     if len(question) <= limit:
         return question
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return question if len(offsets) <= limit else question[: offsets[limit - 1][1]]
+    if len(offsets) <= limit:
+        return question
+    logger.warning_once(f"Questions of more than {limit} tokens are cut; max_question_tokens (--max-question-tokens) raises the limit.")
+    return question[: offsets[limit - 1][1]]
 
 
 def _feature(record: Mapping[str, Any], encoded: Mapping[str, Any], index: int, form: QAFormat) -> QAFeature:

@@ -7,6 +7,7 @@ the softmax is the target), and a single question is the case that inference use
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.qa_features import QAFeature, QAFormat, encode_qa, token_at
+from hf_longattn.training.qa_features import QAFeature, QAFormat, cut_question, encode_qa, token_at
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         tokenizer: a fast tokenizer.
         form: a single input (no stride).
     """
-    questions = [record["question"] for record in records]
+    questions = [cut_question(record["question"].strip(), tokenizer, form.max_question_tokens) for record in records]
     joined = {**records[0], "question": "\n".join(questions)}
-    (feature,) = encode_qa(joined, tokenizer, form)
+    (feature,) = encode_qa(joined, tokenizer, dataclasses.replace(form, max_question_tokens=len(joined["question"])))
     offsets = tokenizer(joined["question"], return_offsets_mapping=True)["offset_mapping"]
     end = -1
-    for record in records:
-        end += len(record["question"]) + 1
+    for record, question in zip(records, questions, strict=True):
+        end += len(question) + 1
         ask = max(place for place, (start, stop) in enumerate(offsets) if start < stop <= end)
         found = feature.locate(record)
         feature.packed.append(Asked(ask, *found, tuple(feature.locate_trail(record))))

@@ -21,6 +21,8 @@ from hf_longattn.training.lookup_words import NAMES, VALUES
 from hf_longattn.training.qa_features import QAFeature, QAFormat
 from hf_longattn.training.qa_packing import encode_packed
 
+LEAST_CROP = 44
+"""Tokens below which a stretch around an answer is not shortened further."""
 _TOKENS_PER_LINE = 5.0  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
 _CHARACTERS_PER_TOKEN = 3.2  # of source text; an estimate that keeps most crops within their budget
 
@@ -80,7 +82,7 @@ class QAStream(Dataset):
         tokens_per_group: about the number of tokens of a group.
         groups: the length of the stream (an epoch).
         seed: decides everything but the stage.
-        crop: (shortest, longest) crops of long documents in tokens; None = whole documents up to ``form.max_length``.
+        crop: (shortest, longest) crops of long documents in tokens; None = whole documents, and crops of those beyond ``form.max_length``.
         without_answer: probability that a crop is taken from elsewhere in the document, so that windows learn to refuse.
         pack: most questions that one input asks; see qa_packing.
     """
@@ -163,15 +165,33 @@ class QAStream(Dataset):
         total = 0
         while not features or total + max(length, len(features[-1])) <= self.tokens_per_group:
             record = self.records[rng.randrange(len(self.records))]
-            features.append(encode_packed(self._with_neighbours(record, length, rng), self.tokenizer, self.form))
+            features.append(self._encode(record, length, rng))
             total = len(features) * max(len(feature) for feature in features)
         return features
 
-    def _with_neighbours(self, record: dict[str, Any], tokens: int, rng: random.Random) -> list[dict[str, Any]]:
-        """Crop the record's document; add up to ``self.pack`` - 1 other questions that the stretch answers."""
+    def _encode(self, record: dict[str, Any], tokens: int, rng: random.Random) -> QAFeature:
+        """The document whole, or a stretch of it where it is cropped or does not fit. An answer that the stretch has is in the input: what
+        is cut off at the input's end would be learned as "no answer"."""
+        if not self.crop:
+            feature = encode_packed(self._with_neighbours(record, None, False, rng), self.tokenizer, self.form)
+            if _reaches_the_end(feature, record["context"]):
+                return feature
+        without_answer = rng.random() < self.without_answer
+        while True:
+            records = self._with_neighbours(record, tokens, without_answer, rng)
+            feature = encode_packed(records, self.tokenizer, self.form)
+            found = all(asked.start > 0 for asked, one in zip(feature.packed, records, strict=True) if one["answers"]["text"])
+            if found or tokens <= LEAST_CROP:
+                return feature
+            tokens = max(LEAST_CROP, tokens * 3 // 4)
+
+    def _with_neighbours(
+        self, record: dict[str, Any], tokens: int | None, without_answer: bool, rng: random.Random
+    ) -> list[dict[str, Any]]:
+        """Crop the record's document to about ``tokens``; add up to ``self.pack`` - 1 other questions that the stretch answers."""
         others = [self.records[place] for place in self._same_document[record["context"]]] if self.pack > 1 else []
-        if self.crop:
-            start, stop = crop_range(record, tokens, rng, rng.random() < self.without_answer)
+        if tokens is not None:
+            start, stop = crop_range(record, tokens, rng, without_answer)
             record = crop_record(record, start, stop)
             others = [crop_record(other, start, stop) for other in others]
         others = [other for other in others if other["answers"]["text"] and other["question"] != record["question"]]
@@ -180,6 +200,12 @@ class QAStream(Dataset):
         chosen = [record, *rng.sample(others, min(len(others), rng.randint(0, self.pack - 1)))]
         rng.shuffle(chosen)
         return chosen
+
+
+def _reaches_the_end(feature: QAFeature, context: str) -> bool:
+    """Whether the input holds the document's last word."""
+    ends = [span[1] for span in feature.offsets if span is not None]
+    return not context.strip() or (bool(ends) and max(ends) >= len(context.rstrip()))
 
 
 def crop_range(record: Mapping[str, Any], tokens: int, rng: random.Random, without_answer: bool = False) -> tuple[int, int]:

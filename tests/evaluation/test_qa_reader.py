@@ -61,6 +61,13 @@ def test_a_model_that_marks_the_question_or_has_no_global_tokens_is_given_no_mas
         assert "global_attention_mask" not in model.seen[0]
 
 
+def test_a_document_beyond_the_length_is_read_to_its_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
+    reader = QAReader("row", model, tokenizer, whole(160, 32), batch_size=1)  # type: ignore[arg-type]
+    assert reader.answer(RECORD) == "needle"
+    assert len(model.seen) > 1
+
+
 def test_threshold_refuses(tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     reader = QAReader("row", model, tokenizer, whole(2048), null_threshold=100.0)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "
 NESTED = {"data": [{"title": "t", "paragraphs": [{"context": RECORD["context"], "qas": QAS}]}]}
 
 
-@pytest.mark.parametrize("form", ["squad.json", "records.json", "data.jsonl", "data.parquet", "dataset", "splits"])
+@pytest.mark.parametrize("form", ["squad.json", "records.json", "data.jsonl", "data.csv", "spans.csv", "data.parquet", "dataset", "splits"])
 def test_every_form(form: str, tmp_path: Path) -> None:
     path = tmp_path / form
     data = Dataset.from_list([RECORD])
@@ -25,6 +26,10 @@ def test_every_form(form: str, tmp_path: Path) -> None:
         path.write_text(json.dumps([RECORD]))
     elif form == "data.jsonl":
         save_qa([RECORD], path)
+    elif form == "data.csv":
+        write_csv(path, {**RECORD, "answers": json.dumps(RECORD["answers"])})
+    elif form == "spans.csv":
+        write_csv(path, {**{name: RECORD[name] for name in ("id", "context", "question")}, "answer": "fox", "answer_start": 4})
     elif form == "data.parquet":
         data.to_parquet(str(path))
     elif form == "dataset":
@@ -33,6 +38,23 @@ def test_every_form(form: str, tmp_path: Path) -> None:
         DatasetDict({"train": data, "test": data}).save_to_disk(str(path))
     (record,) = load_qa(path, "train").to_list()
     assert {key: record[key] for key in RECORD} == RECORD
+
+
+def write_csv(path: Path, record: dict) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(record))
+        writer.writeheader()
+        writer.writerow(record)
+
+
+def test_a_csv_question_without_an_answer(tmp_path: Path) -> None:
+    write_csv(tmp_path / "data.csv", {"context": "c", "question": "?", "answer": "", "answer_start": ""})
+    assert load_qa(tmp_path / "data.csv")[0]["answers"] == {"text": [], "answer_start": []}
+
+
+def test_columns_of_any_shape_beside_those_that_are_needed(tmp_path: Path) -> None:
+    save_qa([{**RECORD, "meta": [["a", 1], "b"]}, {**RECORD, "meta": 5}], tmp_path / "data.jsonl")
+    assert len(load_qa(tmp_path / "data.jsonl")) == 2
 
 
 def test_squad_2_without_answer(tmp_path: Path) -> None:
@@ -48,6 +70,14 @@ def test_squad_2_without_answer(tmp_path: Path) -> None:
         ({k: v for k, v in RECORD.items() if k != "answers"}, "lacks the column 'answers'"),
         ({**RECORD, "answers": {"text": ["fox"], "answer_start": [5]}}, "does not stand at character 5"),
         ({**RECORD, "answers": ["fox"]}, "as in SQuAD"),
+        ({**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}}, "yes and no questions"),
+        ({**RECORD, "question": " "}, "all questions of .* are empty"),
+        ({**RECORD, "context": [["title", ["a sentence"]], "b"]}, "do not have SQuAD's schema"),
+        (
+            {"question": "?", "answer": "yes", "supporting_facts": [["t", 0]], "context": [["t", ["a sentence"]]]},
+            "looks like HotpotQA's own JSON",
+        ),
+        ({**RECORD, "context": ["a"]}, "context must be one text"),
     ],
 )
 def test_wrong_schema(record: dict, message: str, tmp_path: Path) -> None:

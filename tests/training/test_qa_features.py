@@ -9,8 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
+from hf_longattn.training import qa_features
 from hf_longattn.training.lookup import Filler, LookupShape, make_document
-from hf_longattn.training.qa_features import QAFormat, encode_qa
+from hf_longattn.training.qa_features import QAFormat, cut_question, encode_qa
 
 
 @pytest.fixture
@@ -64,3 +65,12 @@ def test_long_question_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(LengthError, match="raise max_length"):
         encode_qa(record, tokenizer, QAFormat(40, stride=64))
+
+
+def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(qa_features.logger, "warning_once", said.append)
+    cut_question("what is it " * 20, tokenizer, 200)
+    assert not said
+    assert len(tokenizer(cut_question("what is it " * 20, tokenizer, 8), add_special_tokens=False)["input_ids"]) == 8
+    assert "more than 8 tokens" in said[0]

@@ -73,3 +73,31 @@ def test_finite_groups_hold_every_feature_once_and_alike_in_length(records: list
     for group in groups.groups:
         lengths = [len(feature) for feature in group]
         assert len(group) == 1 or sum(lengths) <= 2048 + 32 * len(group)
+
+
+def test_an_answer_beyond_the_length_is_not_learned_as_none(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Documents that do not fit are read in stretches around the answer; the few without it do not contain it either."""
+    made = [r for seed in range(3) for r in make_document(filler, 900, LookupShape(), random.Random(seed), tokenizer)]
+    records = [{**record, "answers": record["answers"]} for record in made if record["answers"]["text"]]
+    stream = QAStream(tokenizer, QAFormat(256), records=Dataset.from_list(records), tokens_per_group=600, lookup_share=0.0, pack=1)
+    features = [feature for index in range(30) for feature in stream[index]]
+    found = 0
+    for feature in features:
+        start, end = feature.packed[0].start, feature.packed[0].end
+        assert len(feature) <= 256
+        if start:
+            assert feature.offsets[start] is not None
+            assert end >= start
+            found += 1
+    assert 0.6 * len(features) < found
+
+
+def test_documents_that_fit_stay_whole(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+    records = [r for r in make_document(filler, 200, LookupShape(), random.Random(0), tokenizer) if r["answers"]["text"]]
+    stream = QAStream(tokenizer, QAFormat(512), records=Dataset.from_list(records), tokens_per_group=600, lookup_share=0.0, pack=1)
+    for index in range(5):
+        for feature in stream[index]:
+            spans = [span for span in feature.offsets if span is not None]
+            assert spans[0][0] == 0
+            assert spans[-1][1] >= len(records[0]["context"].rstrip())
+            assert feature.packed[0].start > 0
