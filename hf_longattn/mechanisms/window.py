@@ -20,6 +20,7 @@ from torch import Tensor
 from ..engines.dense import repeat_heads
 from ..engines.distance_bias import mod_of_heads
 from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..positions.relative import Span
 from .base import Mechanism
 from .dilated import DilatedWindow, dilated_band
 from .masked import MaskedMechanism, first_tokens
@@ -53,6 +54,11 @@ class Window(WindowMask, SparseMechanism):
         """The band and the sinks' columns, without dilation."""
         pattern = Pattern.window(self.options.window, causal)
         return dataclasses.replace(pattern, has_globals=self.options.num_sinks > 0, global_rows=False)
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        back, ahead = super().span(q_len, kv_len, causal)
+        longest = max(self.dilations)  # the pattern counts in steps of the dilation
+        return min(back * longest, kv_len - 1), min(ahead * longest, q_len - 1)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         pattern = self.pattern(causal)

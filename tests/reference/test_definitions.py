@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, list_mechanisms, reference_attend
+from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines import block_sparse
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_from
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
+from tests.reference.definitions._relative import with_relative
 
 # Mechanisms whose definition is still to be written.
 MISSING = {
@@ -54,7 +58,15 @@ MISSING = {
 
 CASES = range(12)
 LONG_CASES = (7, 10)  # longer than what engines compute densely
+
+
+def form(value: str | bool) -> str:
+    return value if isinstance(value, str) else ("both ways", "causal")[value]
+
+
 FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, True) if name in list_mechanisms(causal=causal)]
+SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
+STATEFUL = [name for name, causal in FORMS if causal and build_mechanism(name, num_heads=1, head_dim=4, max_length=64).stateful]
 
 
 def test_every_mechanism_has_a_definition() -> None:
@@ -64,13 +76,52 @@ def test_every_mechanism_has_a_definition() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("name", "causal"), FORMS, ids=lambda value: value if isinstance(value, str) else ("both ways", "causal")[value])
+@pytest.mark.parametrize(("name", "causal"), FORMS, ids=form)
 def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
         monkeypatch.setattr(block_sparse, "DENSE_CELLS", 0)
         monkeypatch.setattr(block_sparse, "DENSE_KEYS", 0)
     module, q, k, v, arguments = draw_case(name, causal, case)
-    definition = definition_of(name)
+    assert_is_definition(module, definition_of(name).define, q, k, v, arguments)
+
+
+@pytest.mark.parametrize("relative", ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"])
+@pytest.mark.parametrize(("name", "causal"), SCORED_FORMS, ids=form)
+def test_relative_positions_are_their_definitions(name: str, causal: bool, relative: str) -> None:
+    """A relative term is added to the scores before anything else that is done to them."""
+    module, q, k, v, arguments = draw_case(name, causal, relative, {"relative": relative})
+
+    def define(exact: Mechanism, q: Tensor, k: Tensor, v: Tensor, *, score_mod: Any, **given: Any) -> Tensor:
+        score_mod = with_relative(exact, q, k, causal=causal, scaling=given["scaling"], score_mod=score_mod)
+        return definition_of(name).define(exact, q, k, v, score_mod=score_mod, **given)
+
+    assert_is_definition(module, define, q, k, v, arguments)
+
+
+@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("name", STATEFUL)
+def test_decoding_is_the_definition(name: str, case: int) -> None:
+    """A mechanism with a state gives, token by token and piece by piece, what its definition gives for the whole text."""
+    module, q, k, v, arguments = draw_case(name, True, f"decoding {case}", fewer_queries=False)
+    exact, (q, k, v) = module.double(), (x.double() for x in (q, k, v))
+    arguments = {key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()}
+    arguments["score_mod"] = None
+    with torch.no_grad():
+        expected = definition_of(name).define(exact, q, k, v, **arguments)
+        state, pieces, random = None, [], Random(case)
+        while (start := sum(piece.shape[2] for piece in pieces)) < k.shape[2]:
+            new = slice(start, start + (1 if case % 2 else random.randint(1, k.shape[2])))
+            given = {key: arguments[key][:, new] for key in ("padding_mask", "hidden_states") if arguments[key] is not None}
+            piece, state = exact.advance(q[:, :, new], k[:, :, new], v[:, :, new], state, scaling=arguments["scaling"], **given)
+            pieces.append(piece)
+    rows = real_rows(q, arguments["padding_mask"])
+    assert_near(torch.cat(pieces, 2) * rows, expected * rows, 1e-9, "decoding")
+
+
+def assert_is_definition(
+    module: Mechanism, define: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]
+) -> None:
+    """Outputs in float64 and float32, and the gradients of inputs and parameters, are those of ``define``."""
     exact = copy.deepcopy(module).double()
     inputs = [x.double().requires_grad_() for x in (q, k, v)]
     leaves = [*inputs, *(parameter for parameter in exact.parameters() if parameter.requires_grad)]
@@ -80,7 +131,7 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
         names.append("the score term")
     doubled = {key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in arguments.items()}
 
-    expected = definition.define(exact, *inputs, **doubled) + sum(0 * leaf.sum() for leaf in leaves)  # a graph, even if all is padding
+    expected = define(exact, *inputs, **doubled) + sum(0 * leaf.sum() for leaf in leaves)  # a graph, even if all is padding
     assert expected.dtype == torch.float64
     assert expected.shape == q.shape
     rows = real_rows(q, arguments["padding_mask"])
@@ -100,8 +151,10 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     assert_near(single * rows, expected.detach() * rows, 1e-5, "float32")
 
 
-def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Tensor, Tensor, dict[str, Any]]:
-    """A mechanism in float32 with random options and parameters, and inputs for it."""
+def draw_case(
+    name: str, causal: bool, case: int | str, options: Mapping[str, Any] = MappingProxyType({}), fewer_queries: bool = True
+) -> tuple[Mechanism, Tensor, Tensor, Tensor, dict[str, Any]]:
+    """A mechanism in float32 with random options besides ``options`` and random parameters, and inputs for it."""
     random = Random(f"{name} {causal} {case}")
     torch.manual_seed(random.randrange(2**31))
     definition = definition_of(name)
@@ -109,11 +162,11 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Te
     batch = 1 if case in LONG_CASES else random.choice((1, 2, 3))
     heads, kv_heads = random.choice(((1, 1), (2, 1)) if case in LONG_CASES else ((1, 1), (2, 2), (2, 1), (4, 2)))
     width = random.choice((4, 8))
-    module = draw_module(name, causal, random, length, heads, width)
+    module = draw_module(name, causal, random, length, heads, width, options)
     getattr(definition, "draw_parameters", add_noise)(module)
 
     q_len = length
-    fewer = module.takes_fewer_queries and not getattr(definition, "needs_all_queries", lambda module: False)(module)
+    fewer = fewer_queries and module.takes_fewer_queries and not getattr(definition, "needs_all_queries", lambda module: False)(module)
     if fewer and random.random() < 0.4:
         q_len = random.randint(1, length)
     spread = random.choice((0.3, 1.0, 2.0))
@@ -133,8 +186,8 @@ def draw_case(name: str, causal: bool, case: int) -> tuple[Mechanism, Tensor, Te
     return module, q, k, v, arguments
 
 
-def draw_module(name: str, causal: bool, random: Random, length: int, heads: int, width: int) -> Mechanism:
-    """A mechanism with random options, of those that have the form."""
+def draw_module(name: str, causal: bool, random: Random, length: int, heads: int, width: int, more_options: Mapping[str, Any]) -> Mechanism:
+    """A mechanism with random options, of those that have the form and go with ``more_options``."""
     definition = definition_of(name)
     while True:
         options = definition.draw_options(random, length)
@@ -142,8 +195,10 @@ def draw_module(name: str, causal: bool, random: Random, length: int, heads: int
         if draw_more := getattr(definition, "draw_options_of_heads", None):
             options |= draw_more(random, heads, length)
         # not build_mechanism(): its max_length is the model's, and shadows the option of that name
-        module = mechanism_from(name, options, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=longest).eval()
+        build = partial(mechanism_from, name, num_heads=heads, head_dim=width, hidden_size=heads * width, max_length=longest)
+        build(options)  # which are right by themselves, if not in this form, or not together with the others
         try:
+            module = build({**options, **more_options}).eval()
             module.check_form(causal, "this test")
         except OptionError:
             continue
