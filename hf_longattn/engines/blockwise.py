@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import masked_softmax
+from .dense import masked_softmax, products
 from .global_rows import global_index, overwrite_global_rows
 from .pattern import Pattern, ScoreMod
 
@@ -57,7 +57,7 @@ def blockwise_attention(
     q_safe, kv_safe = q_idx.clamp(max=kv_len - 1), kv_idx.clamp(0, kv_len - 1)
 
     def scored(queries: Tensor, keys: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        scores = (queries @ keys.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+        scores = products(queries, keys) * scale
         return scores if score_mod is None else score_mod(scores, b, h, i, j)
 
     seen = inside & pattern.band_mod(b, h, q_idx, kv_idx)

@@ -45,7 +45,7 @@ def dense_attention(
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * (head_dim**-0.5 if scaling is None else scaling)
+    scores = products(q, k) * (head_dim**-0.5 if scaling is None else scaling)
     if score_mod is not None:
         scores = score_mod(scores, b, h, q_idx, kv_idx)
     weights = masked_softmax(scores, seen)
@@ -61,6 +61,13 @@ def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.de
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
     """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``; a no-op when they are equal."""
     return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """``q kᵀ`` in fp32 at least, as fused kernels have it: half precision would round large scores to whole numbers."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return q.to(precise) @ k.to(precise).transpose(-1, -2)
 
 
 def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .dense import products
 from .merging import merged
 from .parts import Part
 from .pattern import ScoreMod
@@ -84,7 +85,7 @@ def _rows(
     b = torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1)
     h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
     rows, columns = part.queries.clamp(min=0), part.keys.clamp(min=0)
-    scores = (q[b, h, rows] @ k[b, h, columns].transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    scores = products(q[b, h, rows], k[b, h, columns]) * scale
     q_idx, kv_idx = rows[..., :, None], columns[..., None, :]
     if score_mod is not None:
         scores = score_mod(scores, b[..., None], h[..., None], q_idx, kv_idx)

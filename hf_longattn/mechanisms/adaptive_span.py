@@ -79,7 +79,6 @@ class AdaptiveSpan(Mechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.span_fraction = nn.Parameter(torch.empty(num_heads))
         """``(H,)``, each head's span divided by max_span."""
-        self._longest: tuple[int, float] | None = None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -103,19 +102,17 @@ class AdaptiveSpan(Mechanism):
         ramp = self.options.ramp
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
-    def longest(self) -> float:
-        """The longest span in tokens, read from the parameter when that has changed; max_span in compiled graphs."""
-        fraction = self.span_fraction
-        if torch.compiler.is_compiling() or fraction.is_meta:
-            return self.options.max_span
-        version = -1 if fraction.is_inference() else fraction._version
-        if self._longest is None or self._longest[0] != version or version < 0:
-            self._longest = version, float(fraction.detach().max().clamp(0, 1)) * self.options.max_span
-        return self._longest[1]
+    def extremes(self) -> tuple[float, float]:
+        """The shortest and the longest span in tokens, read from the parameter each time: nothing tells of a write to its data (an
+        average of weights, an assignment to ``.data``). Compiled graphs cannot read, and take the longest to be max_span."""
+        if torch.compiler.is_compiling() or self.span_fraction.is_meta:
+            return 0.0, float(self.options.max_span)
+        shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
+        return shortest * self.options.max_span, longest * self.options.max_span
 
-    def pattern(self, causal: bool) -> Pattern:
+    def pattern(self, causal: bool, longest: float | None = None) -> Pattern:
         """The band that the longest span reaches."""
-        side = math.ceil(self.longest() + self.options.ramp) - 1
+        side = math.ceil((self.extremes()[1] if longest is None else longest) + self.options.ramp) - 1
         return Pattern(side, 0 if causal else side, causal)
 
     def dense_weights(
@@ -159,20 +156,22 @@ class AdaptiveSpan(Mechanism):
     ) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         shared: dict[str, Any] = {"key_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
-        if torch.compiler.is_compiling():
-            fixed = False
-        else:
+        longest = None
+        if not torch.compiler.is_compiling():
             if self.training:
                 self.span_fraction.data.clamp_(0, 1)
+            shortest, longest = self.extremes()
             learning = torch.is_grad_enabled() and self.span_fraction.requires_grad
-            fixed = not learning and self.covers(kv_len, causal)
+            fixed = not learning and shortest >= kv_len
+        else:
+            fixed = False
         if fixed:
             return dense_attention(q, k, v, causal=causal, score_mod=score_mod, **shared)
         dtype = torch.promote_types(q.dtype, torch.float32)
         if suits_dense(q_len, kv_len):
             near, term = self._dense_terms(dtype, score_mod)
             return dense_attention(q, k, v, causal=causal, mask_mod=near, score_mod=term, **shared)
-        part = self._part(q_len, kv_len, causal, dtype, q.device)
+        part = self._part(q_len, kv_len, causal, dtype, q.device, longest)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return gathered_attention(q, k, v, [part], score_mod=_shifted(score_mod, kv_len - q_len), **shared)
 
@@ -188,9 +187,9 @@ class AdaptiveSpan(Mechanism):
 
         return near, term
 
-    def _part(self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device) -> Part:
+    def _part(self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None) -> Part:
         """Rows of queries with what the longest span reaches; the soft mask is the same for every row."""
-        band = self.pattern(causal)
+        band = self.pattern(causal, longest)
         left = min(-(-band.left // BLOCK) * BLOCK, kv_len)
         right = 0 if causal else left
         queries = rows_of(q_len, BLOCK, device)
@@ -205,7 +204,7 @@ class AdaptiveSpan(Mechanism):
 
     def covers(self, length: int, causal: bool = False) -> bool:
         """Whether all heads' spans, as they are now, hold every distance."""
-        return not self.span_fraction.is_meta and float(self.spans.detach().min()) >= length
+        return self.extremes()[0] >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """Of the longest span, which every head visits."""

@@ -183,8 +183,9 @@ class Mechanism(nn.Module, ABC):
                 f"Attention weights were asked for {k.shape[2]} tokens, but the dense matrix is returned up to {DENSE_LIMIT} only; "
                 "pass shorter inputs or output_attentions=False."
             )
-        arguments = self._with_dense_terms(q.float(), k.float(), arguments)
-        return self.dense_weights(q.float(), k.float(), **arguments).to(q.dtype)
+        precise = torch.promote_types(q.dtype, torch.float32)
+        arguments = self._with_dense_terms(q.to(precise), k.to(precise), arguments)
+        return self.dense_weights(q.to(precise), k.to(precise), **arguments).to(q.dtype)
 
     def _with_dense_terms(self, q: Tensor, k: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
         """``arguments`` whose score term has the relative positions in it, taken from their N×N definition."""

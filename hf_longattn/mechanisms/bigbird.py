@@ -251,7 +251,7 @@ class BigBird(MaskedMechanism):
             q, k, v = (turn(x, start) for x in (q, k, v))
             padding_mask = turn_mask(padding_mask, start)
             tokens = None if tokens is None else turn_mask(tokens, start)
-            arguments["score_mod"] = shifted(score_mod, start)
+            arguments["score_mod"] = shifted(score_mod, start, kv_len)
         parts = self.plan(kv_len, causal, padding_mask, tokens, q, seed)
         out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
         out = out if start is None else turn(out, -start)

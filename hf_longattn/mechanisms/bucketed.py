@@ -46,14 +46,16 @@ class BucketedMechanism(SummarisedMechanism):
     def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
         """The definition: in how many rounds query i meets key j, ``(B, H, Nq, Nk)`` int, by plain comparison of all pairs.
 
-        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``; real: ``(B, Nk)`` bool.
+        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``, before :meth:`key_vectors`, whose rounding would move keys to
+        other buckets in half precision; real: ``(B, Nk)`` bool.
         """
 
     @abstractmethod
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
         """The same for the engine, without comparing all pairs: parts, and which queries meet nothing, ``(B, H, N)`` bool by position.
 
-        ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be called lonely. None: no query is.
+        ``k`` is that of :meth:`meetings`. ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be called
+        lonely. None: no query is.
         """
 
     def affinity(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
@@ -66,7 +68,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def key_buckets(self, k: Tensor) -> Tensor:
-        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``, prepared or as it came."""
+        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``, before :meth:`key_vectors`."""
 
     @abstractmethod
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ class BucketedMechanism(SummarisedMechanism):
         return k
 
     def multiplicity(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
-        """M' of the definition, ``(B, H, Nq, Nk)`` int; rows of padding are zeros."""
+        """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
         real = all_real(k) if padding_mask is None else padding_mask
         count = self.meetings(q, k, causal, real)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
@@ -147,9 +149,10 @@ class BucketedMechanism(SummarisedMechanism):
         score_mod: ScoreMod | None = None,
         seed: int = 0,
     ) -> Tensor:
+        given = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        count = self.multiplicity(q, k, causal, padding_mask)
+        count = self.multiplicity(q, given, causal, padding_mask)
         term = self._term(q, k, causal, padding_mask, count, score_mod)
         if term is not None:
             scores = term(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
@@ -173,20 +176,25 @@ class BucketedMechanism(SummarisedMechanism):
         arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
         if self.covers(kv_len, causal):
             return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
+        given = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
         if suits_dense(q_len, kv_len):
-            count = self.multiplicity(q, k, causal, padding_mask)
+            count = self.multiplicity(q, given, causal, padding_mask)
             arguments["score_mod"] = self._term(q, k, causal, padding_mask, count, score_mod)
             return dense_attention(q, k, v, mask_mod=lambda *_: count > 0, **arguments)
         q = placed(q, kv_len)
-        return self.whole(q, k, v, q_len, causal=causal, real=padding_mask, **arguments)[:, :, kv_len - q_len :]
+        return self.whole(q, k, v, q_len, given=given, causal=causal, real=padding_mask, **arguments)[:, :, kv_len - q_len :]
 
     def whole(
-        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, causal: bool, real: Tensor | None, dropout_p: float, **arguments: Any
-    ) -> Tensor:
-        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries."""
-        parts, lonely = self.visits(q, k, causal, q_len, real)
+        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, given: Tensor, causal: bool, real: Tensor | None, dropout_p: float,
+        **arguments: Any,
+    ) -> Tensor:  # fmt: skip
+        """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries.
+
+        given: the keys before :meth:`key_vectors`.
+        """
+        parts, lonely = self.visits(q, given, causal, q_len, real)
         out = gathered_attention(q, k, v, parts, dropout_p=dropout_p, **arguments)
         if lonely is not None:
             lonely = lonely if real is None else lonely & real[:, None]

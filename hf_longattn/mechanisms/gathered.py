@@ -73,7 +73,7 @@ class GatheredMechanism(MaskedMechanism):
             assert padding_mask is not None
             q, k, v = (turn(x, start) for x in (q, k, v))
             padding_mask, tokens = turn_mask(padding_mask, start), None if tokens is None else turn_mask(tokens, start)
-            arguments["score_mod"] = shifted(score_mod, start)
+            arguments["score_mod"] = shifted(score_mod, start, kv_len)
         parts = self.plan(kv_len, causal, q.device)
         if tokens is not None:
             most = self.most_globals() if compiling else int(tokens.sum(-1).max())
@@ -107,8 +107,9 @@ def turn_mask(mask: Tensor, start: Tensor) -> Tensor:
     return turn(mask[:, None, :, None], start)[:, 0, :, 0]
 
 
-def shifted(score_mod: ScoreMod | None, start: Tensor) -> ScoreMod | None:
-    """``score_mod`` for indices that are counted from ``start (B,)``."""
+def shifted(score_mod: ScoreMod | None, start: Tensor, length: int) -> ScoreMod | None:
+    """``score_mod`` for indices of ``length`` tokens that were turned by ``start (B,)``: it meets every token at its own index, the
+    padding that came round to the end too, and none beyond the sequence."""
     if score_mod is None:
         return None
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + start[b], kv_idx + start[b])
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, (q_idx + start[b]) % length, (kv_idx + start[b]) % length)

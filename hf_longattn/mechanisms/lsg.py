@@ -217,10 +217,10 @@ class Lsg(TurnedMechanism):
             ):
                 place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
             parts += [Part(rows, keys) for keys in seen.made(place)]
-        if tokens is None:
+        index, given = (None, None) if tokens is None else tokens.places()
+        if index is None or given is None or not index.shape[1]:
             parts += [Part(rows, keys) for keys in [sparse] if keys is not None]
             return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
-        index, given = tokens.places()
         keys = seen.global_keys(torch.where(given, index, -1), chosen, length)
         parts.append(Part(rows, keys if sparse is None else joined(sparse, keys), causal=causal))
         out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
@@ -251,7 +251,7 @@ class Lsg(TurnedMechanism):
             assert padding_mask is not None
             k, v, real = turn(k, start), turn(v, start), turn_mask(padding_mask, start)
             is_global = None if is_global is None else turn_mask(is_global, start)
-            arguments["score_mod"] = shifted(arguments["score_mod"], start)
+            arguments["score_mod"] = shifted(arguments["score_mod"], start, length)
             i = (i - start.view(-1, 1, 1, 1)).clamp(min=0)
         if missing := self.missing:
             moved = _moved(missing, k, v, real, None if is_global is None else Globals(is_global, None), arguments["score_mod"])

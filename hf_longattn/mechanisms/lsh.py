@@ -119,10 +119,13 @@ class LSH(BucketedMechanism):
         return queries, self.key_vectors(x)
 
     def key_vectors(self, k: Tensor) -> Tensor:
-        return k * torch.rsqrt(k.square().mean(-1, keepdim=True) + 1e-6) if self.options.shared_qk else k
+        if not self.options.shared_qk:
+            return k
+        wide = k.to(torch.promote_types(k.dtype, torch.float32))  # squares leave the range of fp16
+        return k * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6).to(k.dtype)
 
     def key_buckets(self, k: Tensor) -> Tensor:
-        return self.hashes(self.key_vectors(repeat_heads(k, self.num_heads)))
+        return self.hashes(repeat_heads(k, self.num_heads))  # a normalised key has the same bucket, but for rounding
 
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
         return self.key_buckets(last) if self.options.shared_qk else self.hashes(q)
@@ -170,15 +173,15 @@ class LSH(BucketedMechanism):
         return met.sum(2)
 
     def whole(
-        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, causal: bool, real: Tensor | None, dropout_p: float, **arguments: Any
-    ) -> Tensor:
+        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, given: Tensor, causal: bool, real: Tensor | None, dropout_p: float,
+        **arguments: Any,
+    ) -> Tensor:  # fmt: skip
         o = self.options
         alike = o.shared_qk and o.count_duplicates and not causal and q_len == k.shape[2]
         if not alike or q.device.type != "cpu" or dropout_p > 0.0 or arguments["score_mod"] is not None:
-            return super().whole(q, k, v, q_len, causal=causal, real=real, dropout_p=dropout_p, **arguments)
-        # The queries are the keys before their normalisation, which would round them to other buckets in half precision.
+            return super().whole(q, k, v, q_len, given=given, causal=causal, real=real, dropout_p=dropout_p, **arguments)
         beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
-        return chunk_attention(q, k, v, self.hashes(q), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
+        return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)

@@ -171,6 +171,8 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
         return hint.read(mechanism, name, value)
     try:
         if origin is tuple:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                value = [value]  # one entry
             items = value.replace("+", ",").split(",") if isinstance(value, str) else list(value)
             return tuple(_coerce(mechanism, name, item, args[0]) for item in items if item != "")
         if hint is bool:
@@ -186,7 +188,8 @@ def _coerce(mechanism: str, name: str, value: Any, hint: Any) -> Any:
                 raise ValueError
             return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {_type_name(hint)}.") from None
+        wanted = "a finite number" if hint is float else _type_name(hint)
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be {wanted}.") from None
     if hint is str and not isinstance(value, str):
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be a string.")
     return value

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.dense import dense_attention, index_grid, products, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
@@ -127,7 +127,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             assert padding_mask is not None
             k, v = turn(k, start), turn(v, start)
             padding_mask = turn_mask(padding_mask, start)
-            score_mod = shifted(score_mod, start)
+            score_mod = shifted(score_mod, start, kv_len)
         made = summarise(k, v, padding_mask, self.options.block_size, *self._pooling(q.shape[-1], scaling))
         k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, made.keys), (v, made.values)))
         arguments["score_mod"] = at_summaries(score_mod, kv_len, made.position)
@@ -166,8 +166,8 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         places = torch.where(block < 0, -1, block * size + torch.arange(size, device=q.device)).expand(-1, heads, -1, -1)
         columns, there = summaries.columns(places, k.shape[2])
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
-        own = (pick(k, columns) @ q[..., None])[..., 0]
-        scores = torch.cat([own, q @ keys.transpose(-1, -2)], -1).to(torch.promote_types(q.dtype, torch.float32))
+        own = products(q[..., None, :], pick(k, columns))[..., 0, :]
+        scores = torch.cat([own, products(q, keys)], -1)
         scores = scores * self._pooling(q.shape[-1], scaling)[1]
         if score_mod is not None:
             middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.dense import dense_attention, masked_softmax
+from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows
 from ..engines.pattern import ScoreMod
 from ..engines.separate_rows import separate_rows
@@ -92,10 +92,10 @@ class GlobalProjections(nn.Module):
         """Rows ``(B, H, g, D)`` for queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``; ``seen`` broadcasts to ``(B, H, g, N)``."""
         heads = (self.num_heads, self.head_dim)
         key, value = (one.weight.unflatten(0, heads) for one in (self.key, self.value))  # (H, D, d)
-        folded = q @ key  # (B, H, g, d)
-        scores = (folded.flatten(1, 2) @ hidden.transpose(1, 2)).unflatten(1, folded.shape[1:3])
+        folded = products(q, key.mT)  # (B, H, g, d)
+        scores = products(folded.flatten(1, 2), hidden).unflatten(1, folded.shape[1:3])
         scores = scores + (q * self.key.bias.unflatten(0, heads)[:, None].to(q.dtype)).sum(-1, keepdim=True)
-        weights = masked_softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale, seen)
+        weights = masked_softmax(scores * scale, seen)
         weights = F.dropout(weights, dropout_p).to(hidden.dtype)
         gathered = (weights.flatten(1, 2) @ hidden).unflatten(1, folded.shape[1:3])  # (B, H, g, d)
         return gathered @ value.transpose(1, 2) + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, heads)[:, None]

@@ -80,7 +80,7 @@ class Strided(GatheredMechanism):
         if self.options.columns == "relative":
             classes = residues(length, stride, device)
             return (local, *cells(classes, classes, causal=causal, outside=within))
-        columns = torch.arange(stride - 1, length, stride, device=device)
+        columns = torch.arange(length, device=device)[stride - 1 :: stride]
         rows = rows_of(length, ROW, device)[0, 0]
         seen = [min((row + 1) * ROW, length) // stride if causal else len(columns) for row in range(len(rows))]
         return (local, *prefixes(rows, columns, seen, causal=causal, outside=within))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.dense import products
 from ..engines.pattern import ScoreMod
 from .base import softmax_over
 
@@ -52,8 +53,8 @@ def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: f
     precise = torch.promote_types(k.dtype, torch.float32)
     weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
     if by_attention:
-        mean = _average(weights, k)
-        scores = (k @ mean[..., None].to(k.dtype))[..., 0].to(precise) * scale
+        mean = _average(weights, k.to(precise))
+        scores = products(mean[..., None, :], k)[..., 0, :] * scale
         weights = softmax_over(scores, real[:, None])
     return _average(weights, k), _average(weights, v)
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads
+from ..engines.dense import dense_attention, index_grid, masked_softmax, products, repeat_heads
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from .base import Mechanism, softmax_over
@@ -156,7 +156,7 @@ class Synthesizer(Mechanism):
             padded = F.pad(v, (0, joined[0].shape[-1] - v.shape[-1]))
             more: dict[str, Any] = {"causal": causal, "key_mask": padding_mask, "dropout_p": dropout_p, "score_mod": score_mod}
             return dense_attention(*joined, padded, scaling=1.0, **more)[..., : v.shape[-1]]
-        scores = table if joined is None else table + joined[0] @ joined[1].transpose(-1, -2)
+        scores = table if joined is None else table + products(*joined)
         assert isinstance(scores, Tensor)
         scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
         if score_mod is not None:

@@ -127,7 +127,7 @@ class TransformerXL(GatheredMechanism):
             q, k, v = (turn(x, start) for x in (q, k, v))
             remembered = [turn(x, start) for x in remembered]
             padding_mask = turn_mask(padding_mask, start)
-            score_mod = shifted(score_mod, start)
+            score_mod = shifted(score_mod, start, length)
         k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
         arguments["key_mask"] = None if padding_mask is None else torch.cat([padding_mask, padding_mask], 1)
         arguments["score_mod"] = _folded(score_mod, length)

@@ -99,7 +99,7 @@ class TurnedMechanism(Mechanism):
             assert padding_mask is not None
             q, k, v = (turn(x, start) for x in (q, k, v))
             padding_mask, tokens = turn_mask(padding_mask, start), None if tokens is None else tokens.turned(start)
-            arguments["score_mod"] = shifted(score_mod, start)
+            arguments["score_mod"] = shifted(score_mod, start, kv_len)
             first = first - start[:, None]
         out = self.whole(q, k, v, first, causal=causal, real=padding_mask, tokens=tokens, seed=seed, **arguments)
         out = out if start is None else turn(out, -start)

@@ -120,10 +120,31 @@ def test_initial_spans() -> None:
         ({"max_span": 64, "init_span": 65}, "between 0 and max_span=64"),
         ({"init_span": -1}, "between 0 and"),
         ({"span_loss_weight": -1.0}, "must be 0 or more"),
-        ({"span_loss_weight": "nan"}, "must be 0 or more"),
+        ({"span_loss_weight": "nan"}, "must be a finite number"),
     ],
     ids=str,
 )
 def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         LongAttentionConfig("adaptive_span", **options)
+
+
+@pytest.mark.parametrize("how", ["data", "data_copy", "foreach", "swap", "load"])
+def test_however_the_spans_grow_the_band_follows(how: str) -> None:
+    module = spanned(200, 10, (0.1, 0.1, 0.2, 0.1)).eval()
+    q, k, v = (x.detach() for x in inputs(400))
+    module(q, k, v)
+    grown = torch.tensor((0.9, 0.4, 0.2, 0.7))
+    parameter = module.span_fraction
+    with torch.no_grad():
+        if how == "data":
+            parameter.data = grown
+        elif how == "data_copy":
+            parameter.data.copy_(grown)
+        elif how == "foreach":
+            torch._foreach_copy_([parameter], [grown])
+        elif how == "swap":
+            module.span_fraction = torch.nn.Parameter(grown)
+        else:
+            module.load_state_dict({"span_fraction": grown}, assign=True)
+        torch.testing.assert_close(module(q, k, v), module.reference(q, k, v).float(), atol=1e-5, rtol=0)

@@ -187,3 +187,27 @@ def test_memory_and_time_do_not_depend_on_how_tokens_fall_into_buckets() -> None
 def test_bad_options_are_refused_when_the_config_is_made(options: dict, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         LongAttentionConfig("lsh", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", FORMS[:2] + FORMS[-3:-1], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_half_precision_hashes_what_was_given_on_every_path(causal: bool, options: dict, dtype: torch.dtype) -> None:
+    """Few pairs are compared densely and many are not: a text alone has the buckets that it has in a padded batch."""
+    q, k, v = (x.to(dtype) for x in inputs(150))
+    padded = [torch.nn.functional.pad(x, (0, 0, 0, 400)) for x in (q, k, v)]
+    mask = torch.zeros(2, 550, dtype=torch.bool)
+    mask[:, :150] = True
+    module = build_mechanism("lsh", num_heads=4, head_dim=16, **{**OPTIONS, **options})
+    alone = module(q, k, v, causal=causal)
+    found = module(*padded, causal=causal, padding_mask=mask)[:, :, :150]
+    bound = 0.03 if dtype == torch.bfloat16 else 0.004
+    torch.testing.assert_close(found, alone, atol=bound, rtol=0)
+    torch.testing.assert_close(alone.double(), module.reference(q, k, v, causal=causal), atol=bound, rtol=0)
+
+
+def test_long_keys_do_not_leave_the_range_of_fp16() -> None:
+    q, k, v = (x.half() for x in inputs(60))
+    k = (400 * k.float()).half()
+    module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
+    torch.testing.assert_close(module(q, k, v, scaling=1e-3).double(), module.reference(q, k, v, scaling=1e-3), atol=0.01, rtol=0)

@@ -117,3 +117,18 @@ def test_weights_of_a_summary_are_spread_over_its_block() -> None:
 def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         build_mechanism("segmented", num_heads=1, head_dim=4, **options)
+
+
+@pytest.mark.parametrize("length", [60, 300])
+def test_summaries_weigh_half_precision_nearly_as_exactly_as_fused_attention(length: int) -> None:
+    """A summary is a key and a value in the inputs' precision, as a cache keeps it: that rounding alone is left."""
+    torch.manual_seed(0)
+    q, k, v = (size * torch.randn(2, 4, length, 16) for size in (4.0, 4.0, 1.0))
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    own = error(attend(q, k, v, "full"), reference_attend(q, k, v, "full"))
+    options = {"block_size": 16, "integration": "attention"}
+    assert error(attend(q, k, v, "segmented", **options), reference_attend(q, k, v, "segmented", **options)) < 6 * own
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).square().mean().sqrt())

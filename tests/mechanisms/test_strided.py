@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longattn import build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from tests.mechanisms.listed import picture
 
@@ -73,3 +73,11 @@ def test_absolute_columns_are_counted_from_the_first_real_token() -> None:
 def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         build_mechanism("strided", num_heads=1, head_dim=4, **options)
+
+
+@pytest.mark.parametrize("length", [300, 400, 511, 512, 700])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_stride_beyond_the_text_leaves_the_window(length: int, causal: bool) -> None:
+    q, k, v = (torch.randn(1, 2, length, 8, dtype=torch.float64) for _ in range(3))
+    options = {"window": 16, "stride": 512, "columns": "absolute", "causal": causal}
+    torch.testing.assert_close(attend(q, k, v, "strided", **options), reference_attend(q, k, v, "strided", **options))

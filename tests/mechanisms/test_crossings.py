@@ -1,0 +1,234 @@
+"""Where two features meet: every mechanism of the registry in both forms with relative terms, padding, globals, dtypes and large scores."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn.mechanisms.base import Mechanism
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.positions.relative import RELATIVE
+
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).takes_score_mod]
+every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
+every_scored_form = pytest.mark.parametrize(("name", "causal"), SCORED, ids=str)
+LENGTHS = (37, 300)  # few pairs, which are compared densely, and more
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def qkv(length: int, dtype: torch.dtype = torch.float64, size: float = 1.0, width: int = 16, grad: bool = False) -> list[Tensor]:
+    sizes = (size, size, 1.0)
+    drawn = [x * torch.randn(2, heads, length, width, dtype=torch.float64) for heads, x in zip((4, 2, 2), sizes, strict=True)]
+    return [x.to(dtype).requires_grad_(grad) for x in drawn]
+
+
+def built(name: str, width: int = 16, **options: Any) -> Mechanism:
+    torch.manual_seed(0)
+    return build_mechanism(name, num_heads=4, head_dim=width, **{**mechanism_class(name).sample, **options}).eval()
+
+
+def left_padding(length: int) -> Tensor:
+    """One text that begins later, with a hole, beside one that is whole."""
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[0, : length // 3] = False
+    mask[0, length // 2 : length // 2 + 3] = False
+    return mask
+
+
+def same(found: Tensor, expected: Tensor, mask: Tensor | None = None, atol: float = 1e-9) -> None:
+    real = torch.ones(()) if mask is None else mask[:, None, -found.shape[2] :, None]
+    torch.testing.assert_close(found.double() * real, expected.double() * real, atol=atol, rtol=0)
+
+
+def error_of_fused(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> float:
+    """:func:`distance` of PyTorch's own kernel in the inputs' precision from itself in float64."""
+    exact = F.scaled_dot_product_attention(*(x.double() for x in (q, k, v)), is_causal=causal, enable_gqa=True)
+    return distance(F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True), exact)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, relative to what was expected."""
+    return float(((found.double() - expected).square().mean() / expected.square().mean()).sqrt())
+
+
+@every_scored_form
+@pytest.mark.parametrize("kind", sorted(RELATIVE))
+@pytest.mark.parametrize("length", LENGTHS)
+def test_relative_terms_are_those_of_the_definition(name: str, causal: bool, kind: str, length: int) -> None:
+    q, k, v = qkv(length, grad=True)
+    mask = left_padding(length)
+    module = built(name, relative=kind).double()
+    parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
+    for parameter in module.relative.parameters() if module.relative is not None else ():
+        torch.nn.init.normal_(parameter, std=0.5)
+    arguments = {"causal": causal, "padding_mask": mask}
+    out, expected = module(q, k, v, **arguments), module.reference(q, k, v, **arguments)
+    same(out, expected, mask)
+    weight = torch.randn_like(expected) * mask[:, None, :, None]
+    found, wanted = (torch.autograd.grad((x * weight).sum(), (q, k, v, *parameters), allow_unused=True) for x in (out, expected))
+    for a, b in zip(found, wanted, strict=True):
+        if a is None or b is None:
+            assert all(x is None or not x.any() for x in (a, b))
+        else:
+            torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-6)
+
+
+@every_scored_form
+@pytest.mark.parametrize("q_len", [None, 1, 100])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
+    """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
+    q_len = min(q_len or length, length)
+    if q_len < length and not mechanism_class(name).takes_fewer_queries:
+        pytest.skip("it takes whole sequences only")
+    table, heads = torch.randn(2, length, length, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+
+    def looked_up(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        for index, low, high in ((b, 0, 2), (h, 0, 4), (q_idx, 0, length), (kv_idx, 0, length)):
+            assert ((low <= index) & (index < high)).all()
+        return score + table[b, q_idx, kv_idx] * heads[h]
+
+    q, k, v = qkv(length)
+    q = q[:, :, length - q_len :]
+    module = built(name).double()
+    for mask in (None, left_padding(length), left_padding(length).flip(1)):
+        arguments = {"causal": causal, "padding_mask": mask, "score_mod": looked_up}
+        same(module(q, k, v, **arguments), module.reference(q, k, v, **arguments), mask)
+
+
+@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).takes_globals], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> None:
+    q, k, v = qkv(length, grad=True)
+    for mask in (None, left_padding(length)):
+        for some in (
+            torch.zeros(2, length, dtype=torch.bool),
+            torch.zeros(2, length, dtype=torch.bool).index_fill_(1, torch.tensor(0), True),
+        ):
+            some[0] = False
+            arguments = {"causal": causal, "padding_mask": mask, "global_mask": some}
+            module = built(name).double()
+            out = module(q, k, v, **arguments)
+            same(out, module.reference(q, k, v, **arguments), mask)
+            assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), (q, k, v)))
+
+
+@every_form
+@pytest.mark.parametrize("length", LENGTHS)
+def test_large_scores_are_finite_and_right(name: str, causal: bool, length: int) -> None:
+    """Scores of ±80 and more: the definition in float64, and near it in float32."""
+    q, k, v = qkv(length, size=4.5, grad=True)
+    scores = (q @ k.repeat_interleave(2, 1).mT).detach() / 4
+    assert scores.abs().max() > 80
+    mask = left_padding(length)
+    module = built(name).double()
+    out, expected = (run(q, k, v, causal=causal, padding_mask=mask) for run in (module, module.reference))
+    same(out, expected, mask)
+    weight = torch.randn_like(out) * mask[:, None, :, None]
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
+    module = built(name)
+    q, k, v = (x.detach().float() for x in (q, k, v))
+    out, expected = (run(q, k, v, causal=causal, padding_mask=mask) for run in (module, module.reference))
+    assert out.isfinite().all()
+    same(out, expected, mask, atol=2e-3)
+
+
+@every_form
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("term", [False, True], ids=["plain", "score_mod"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_each_dtype_comes_back_as_exact_as_fused_attention(name: str, causal: bool, dtype: torch.dtype, term: bool, length: int) -> None:
+    """Scores of standard deviation 16: half precision is about as near the definition as PyTorch's fused kernel is to its own."""
+    if term and not mechanism_class(name).takes_score_mod:
+        pytest.skip("it has no scores")
+    q, k, v = qkv(length, dtype, size=4.0)
+    score_mod = (lambda score, b, h, i, j: score - 0.01 * (i - j).abs()) if term else None
+    module = built(name).to(dtype)
+    arguments = {"causal": causal, "score_mod": score_mod}
+    out = module(q, k, v, **arguments)
+    assert out.dtype == dtype
+    error = distance(out, module.reference(q, k, v, **arguments))
+    if dtype == torch.float64:
+        assert error < 1e-9
+    else:
+        assert error < 3.2 * error_of_fused(q, k, v, causal)
+
+
+@every_form
+def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None:
+    for length in LENGTHS:
+        q, k, v = qkv(length)
+        for at in (0, length // 2, length - 1):
+            mask = torch.ones(2, length, dtype=torch.bool)
+            mask[0] = False
+            mask[0, at] = True
+            module = built(name).double()
+            out = module(q, k, v, causal=causal, padding_mask=mask)
+            assert out.isfinite().all()
+            same(out, module.reference(q, k, v, causal=causal, padding_mask=mask), mask)
+
+
+@every_form
+def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
+    """After a first call, a write to any parameter's data, a copy and a loaded state are seen, however they came about."""
+    q, k, v = (x.float() for x in qkv(300))
+    module = built(name)
+    with torch.no_grad():
+        module(q, k, v, causal=causal)
+        for _ in range(2):
+            for parameter in module.parameters():
+                parameter.data = (torch.rand_like(parameter) * 0.9 + 0.05) if name == "adaptive_span" else torch.randn_like(parameter) * 0.3
+            same(module(q, k, v, causal=causal), module.reference(q, k, v, causal=causal), atol=1e-4)
+            for parameter in module.parameters():
+                parameter.data.mul_(0.3)
+            expected = module.reference(q, k, v, causal=causal)
+            same(module(q, k, v, causal=causal), expected, atol=1e-4)
+            other = copy.deepcopy(module)
+            same(other(q, k, v, causal=causal), expected, atol=1e-4)
+            fresh = built(name)
+            fresh(q, k, v, causal=causal)
+            fresh.load_state_dict(module.state_dict())
+            same(fresh(q, k, v, causal=causal), expected, atol=1e-4)
+            for parameter in other.parameters():
+                parameter.data.mul_(2.0)
+            same(module(q, k, v, causal=causal), expected, atol=1e-4)
+
+
+@every_form
+def test_options_left_out_are_the_documented_defaults(name: str, causal: bool) -> None:
+    explicit = mechanism_class(name).options_type().to_dict()
+    modules = []
+    for options in ({}, explicit):
+        torch.manual_seed(0)
+        modules.append(
+            build_mechanism(
+                name,
+                num_heads=4,
+                head_dim=16,
+                **{"max_length": 640, **{key: x for key, x in options.items() if (key, x) != ("max_length", None)}},
+            ).eval()
+        )
+    modules[1].load_state_dict(modules[0].state_dict())
+    q, k, v = (x.float() for x in qkv(300))
+    more = {"hidden_states": torch.randn(2, 300, 64)} if modules[0].takes_hidden_states else {}
+    assert modules[0].options == modules[1].options
+    assert torch.equal(*(module(q, k, v, causal=causal, **more) for module in modules))
+
+
+@every_form
+def test_attention_weights_keep_their_precision(name: str, causal: bool) -> None:
+    q, k, v = qkv(40)
+    module = built(name).double()
+    weights = module.weights(q, k, causal=causal)
+    assert weights.dtype == torch.float64
+    same(weights @ v.repeat_interleave(2, 1), module.reference(q, k, v, causal=causal), atol=1e-12)
