@@ -128,7 +128,12 @@ def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return None
-    hidden = args[0] if args else kwargs["hidden_states"]
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, Tensor):
+        raise BackendError(
+            f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states: gradients cannot stop there; "
+            "stop them at keys and values, with the mechanism's option stop_gradient=keys_values."
+        )
     caches = {name: kwargs[name] for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
     seen = sum(int(cache.get_seq_length(getattr(module, "layer_idx", 0))) for cache in caches.values())
     stops = any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms_on(module).values())

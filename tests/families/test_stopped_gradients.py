@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hf_longattn import enable_long_attention
+from hf_longattn.errors import BackendError
 from hf_longattn.families.attachment import attention_sites
 from tests.reference.small_models import BASES, long_like, plain_model, tokens
 
@@ -157,6 +158,12 @@ def test_without_gradients_nothing_is_projected_twice(monkeypatch: pytest.Monkey
     assert len(calls) == 2, "one segment has no memory"
     long(tokens(1, LENGTH))
     assert len(calls) == 4
+
+
+def test_a_module_whose_input_has_another_name_says_what_to_do() -> None:
+    module = attention_sites(model("llama"))[0].module
+    with pytest.raises(BackendError, match="stop_gradient=keys_values"):
+        module(states=torch.zeros(1, LENGTH, 64, dtype=torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("heads", ["0-1={};full", "{}"])
