@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,15 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
         CheckpointError, LongAttentionError: as :func:`model_card`.
     """
     path = Path(model_dir) / "README.md"
-    model_card(model_dir, **{**_kept(path, contents), **contents}).save(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{str(path)!r} is no regular file, so no card is written there; move it away.")
+    card = model_card(model_dir, **{**_kept(path, contents), **contents})
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        card.save(beside)
+        os.replace(beside, path)  # in the place of a link, whose file stays as it is
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

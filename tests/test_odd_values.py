@@ -1,0 +1,223 @@
+"""Whatever a field of a file holds, every command that reads it says one sentence or gives a result, soon and with nothing left over."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import peft
+import pytest
+import transformers
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_longattn.cli import main
+from tests.damage import CONVERT, convert, make_checkpoint
+from tests.hub_server import serve
+from tests.hub_state import WRITER, Hub
+
+SECONDS = 60
+"""After which a command counts as hanging; each takes seconds at most."""
+VALUES: tuple[Any, ...] = (
+    5, -1, 1.5, 10**7, 10**30, True, None, "x", "9" * 30, "\ud800", [], {}, [["a"]], {"a": 5}, {"a": [{"b": {"c": [1, None, {}]}}]},
+)  # fmt: skip
+REPO = "writer/odd"
+Command = tuple[str, ...]
+
+CARD: Command = ("card", "MODEL")
+PUSH: Command = ("push", "MODEL", REPO, "--token", WRITER)
+INSPECT: Command = ("inspect", "MODEL")
+REVERT: Command = ("revert", "MODEL", "OUT", "--no-verify")
+PLAN: Command = ("plan", "MODEL", *CONVERT)
+TURN: Command = ("convert", "MODEL", "OUT", *CONVERT)
+MERGE: Command = (*TURN, "--merge-adapter")
+EXPORT: Command = ("export", "MODEL", "OUT", "--format", "torch")
+
+FILES: dict[tuple[str, str], tuple[Command, ...]] = {
+    ("bert", "config.json"): (INSPECT, PLAN, TURN),
+    ("llama", "config.json"): (INSPECT, PLAN, TURN),
+    ("llama", "model.safetensors.index.json"): (INSPECT, PLAN, TURN),
+    ("llama", "generation_config.json"): (TURN,),
+    ("bert", "tokenizer_config.json"): (TURN,),
+    ("adapter", "adapter_config.json"): (PLAN, TURN, MERGE),
+    ("long", "config.json"): (INSPECT, CARD, REVERT, PUSH),
+    ("long", "tokenizer_config.json"): (INSPECT, CARD, REVERT, PUSH),
+    ("long", "conversion_report.json"): (CARD, REVERT, PUSH),
+    ("long", "README.md"): (CARD, REVERT, PUSH),
+}
+"""(checkpoint, file in it) -> the commands that read it."""
+
+
+@pytest.fixture(scope="module")
+def wholes() -> Iterator[dict[str, Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        made = {name: make_checkpoint(name, place / name) for name in ("bert", "llama")}
+        transformers.GenerationConfig(max_length=64).save_pretrained(made["llama"])
+        (made["bert"] / "README.md").write_text("---\nlicense: mit\nlanguage: en\ntags: [letters]\n---\n# Short\n")
+        assert convert(made["bert"], place / "long", *CONVERT)[0] == 0
+        model = transformers.AutoModelForMaskedLM.from_pretrained(made["bert"])
+        peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"])).save_pretrained(place / "adapter")
+        yield {**made, "long": place / "long", "adapter": place / "adapter"}
+
+
+@pytest.fixture
+def server(hub: Callable[[str], None]) -> Iterator[Hub]:
+    with serve(Hub()) as running:
+        hub(running.endpoint)
+        yield running
+
+
+class Hangs(BaseException):
+    """Nothing catches it."""
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    """(exit code, stderr) of a command; every other end than an exit is an error."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise Hangs(arguments)
+
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        return int(ended.code or 0), err.getvalue()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    raise AssertionError("the command line always ends with an exit code")
+
+
+def typed(command: Command, model: Path, out: Path) -> list[str]:
+    return [{"MODEL": str(model), "OUT": str(out)}.get(word, word) for word in command]
+
+
+def check(whole: Path, file: str, content: str, commands: tuple[Command, ...]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for number, command in enumerate(commands):
+            model, out = Path(folder) / f"model{number}", Path(folder) / f"out{number}"
+            shutil.copytree(whole, model)
+            (model / file).write_text(content, encoding="utf-8")
+            code, err = run(*typed(command, model, out))
+            if code:
+                assert code == 1, (command, err)
+                said = [line for line in err.splitlines() if not line.startswith("The connection")]
+                assert len(said) == 1, (command, err)
+                assert said[0].startswith("Error: "), err
+                assert said[0][-1] in ".?!)'\"", err
+                assert not out.exists()
+            assert sorted(path.name for path in Path(folder).iterdir() if path.name.startswith(".")) == []
+
+
+def places(values: Any, depth: int = 2) -> Iterator[tuple[Any, ...]]:
+    """The ways to every field of nested JSON."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values[:1]) if isinstance(values, list) else ()
+    for key, value in inner if depth else ():
+        yield (key,)
+        yield from ((key, *rest) for rest in places(value, depth - 1))
+
+
+def changed(values: Any, way: tuple[Any, ...], value: Any) -> Any:
+    copy = json.loads(json.dumps(values))
+    inner = copy
+    for key in way[:-1]:
+        inner = inner[key]
+    inner[way[-1]] = value
+    return copy
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize(("checkpoint", "file"), FILES)
+@examples(12)
+@given(data=st.data())
+def test_an_odd_value_in_a_field(checkpoint: str, file: str, data: st.DataObject, wholes: dict[str, Path], server: Hub) -> None:
+    whole = wholes[checkpoint]
+    front = file.endswith(".md")
+    text = (whole / file).read_text(encoding="utf-8")
+    values = yaml.safe_load(text.split("---")[1]) if front else json.loads(text)
+    if front:
+        values |= {"model-index": [{"name": "x", "results": []}], "base_model": "a/b", "datasets": ["c"]}
+    way = data.draw(st.sampled_from([way for way in places(values) if way != ("base_model_name_or_path",)]))
+    value = data.draw(st.sampled_from(VALUES))
+    odd = changed(values, way, value)
+    if checkpoint == "adapter":
+        odd["base_model_name_or_path"] = str(wholes["bert"])
+    content = f"---\n{json.dumps(odd)}\n---\n# Odd\n" if front else json.dumps(odd)  # JSON is YAML
+    check(whole, file, content, FILES[checkpoint, file])
+
+
+@pytest.mark.slow
+@examples(6)
+@given(data=st.data())
+def test_an_odd_value_in_what_is_exported(data: st.DataObject, wholes: dict[str, Path]) -> None:
+    values = json.loads((wholes["long"] / "config.json").read_text())
+    way, value = data.draw(st.sampled_from(list(places(values)))), data.draw(st.sampled_from(VALUES))
+    check(wholes["long"], "config.json", json.dumps(changed(values, way, value)), (EXPORT,))
+
+
+MANY = 1_000_000
+LONG = (INSPECT, CARD, REVERT, EXPORT, PUSH)
+HUGE: dict[str, tuple[str, dict[str, Any], tuple[Command, ...]]] = {
+    "layers of a long model": ("long", {"num_hidden_layers": MANY}, LONG),
+    "layers of the model it was made from": ("long", {"extended_from": {"num_hidden_layers": MANY}}, (REVERT,)),
+    "a layer's number": ("long", {"long_attention": {"mechanism": "window", "layers": {str(MANY): {"mechanism": "full"}}}}, LONG),
+    "numbers in a line": ("long", {"long_attention": {"mechanism": "window", "layers": f"0-{10**9}=full"}}, LONG),
+    "times in a line": ("long", {"long_attention": {"mechanism": "window", "layers": f"{10**9}*full"}}, LONG),
+    "layers of a short model": ("bert", {"num_hidden_layers": MANY}, (INSPECT, PLAN, TURN)),
+    "labels": ("bert", {"num_labels": 10**9}, (INSPECT, PLAN, TURN)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_a_count_beyond_all_bounds_is_refused_at_once(case: str, wholes: dict[str, Path], server: Hub) -> None:
+    checkpoint, fields, commands = HUGE[case]
+    values = json.loads((wholes[checkpoint] / "config.json").read_text())
+    check(wholes[checkpoint], "config.json", json.dumps({**values, **fields}), commands)
+
+
+@pytest.mark.parametrize(
+    "flag", [["--layers", "0-999999999=full"], ["--layers", "999999999*full"], ["--verify-text", "PIPE"], ["--config", "PIPE"]]
+)
+def test_a_flag_beyond_all_bounds_is_refused_at_once(flag: list[str], wholes: dict[str, Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, err = run("convert", wholes["bert"], tmp_path / "out", *(str(tmp_path / "pipe") if word == "PIPE" else word for word in flag))
+    assert code in (1, 2), err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["README.md", "conversion_report.json", "config.json"])
+def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tmp_path: Path, server: Hub) -> None:
+    shutil.copytree(wholes["long"], tmp_path / "model")
+    (tmp_path / "model" / file).unlink()
+    os.mkfifo(tmp_path / "model" / file)
+    for command in (CARD, PUSH, INSPECT, REVERT):
+        code, err = run(*typed(command, tmp_path / "model", tmp_path / "out"))
+        assert code in (0, 1), err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
+def test_an_option_named_as_an_argument_is_no_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
+    for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):
+        code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")
+        assert code == 1, err
+        assert "no option" in err
