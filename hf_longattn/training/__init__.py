@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .collator import DataCollatorWithGlobals
     from .corpus import Module, iter_modules
     from .docstring_qa import Rejections, build_docstring_qa
     from .lookup import build_lookup
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .qa_trainer import QATrainer
 
 _HOME = {
+    "DataCollatorWithGlobals": "collator",
     "Module": "corpus",
     "iter_modules": "corpus",
     "Rejections": "docstring_qa",
@@ -44,6 +46,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DataCollatorWithGlobals",
     "Module",
     "QACollator",
     "QAFeature",
