@@ -83,7 +83,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(small, target, format="torch")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match=r"hf-longattn\[onnx\]"):
+    with pytest.raises(ExportError, match="pip install onnx"):
         export_checkpoint(small, target)
     assert {path.name for path in tmp_path.iterdir()} == {"long", "window", "hierarchical"}
 
