@@ -14,7 +14,7 @@ import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.utils.output_capturing import _active_collector
+from transformers.utils import logging, output_capturing
 
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
@@ -33,6 +33,7 @@ PROJECT_ONLY = "project_only"
 """The keyword for a list into which the attention function puts the keys and values that it is handed, in place of attention."""
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
+logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Keywords by which FlashAttention and state-space models are told where the documents of a packed row lie; here a mask says so."""
 UNSUPPORTED = ("s_aux",)
@@ -294,7 +295,14 @@ def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     """Whether somebody collects attentions: not every model passes ``output_attentions`` down to its attention modules."""
     if kwargs.get("output_attentions"):
         return True
-    collector = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
+    active = getattr(output_capturing, "_active_collector", None)
+    if active is None:  # a private name, which another version may have changed
+        logger.warning_once(
+            "This version of transformers does not tell its attention modules whether attentions are collected; "
+            "they are returned only by models that pass output_attentions down to their attention."
+        )
+        return False
+    collector = active.global_var if torch.compiler.is_compiling() else active.get()
     return collector is not None and any("attentions" in key for key in collector)
 
 

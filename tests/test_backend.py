@@ -11,6 +11,7 @@ from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hf_longattn import backend
 from hf_longattn.attend import attend
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
 from hf_longattn.errors import BackendError, LengthError, MaskError
@@ -179,3 +180,12 @@ class TestMask:
             packed = longer(ids, position_ids=positions, use_cache=False).last_hidden_state
             alone = torch.cat([longer(part).last_hidden_state for part in ids.split([20, 30], 1)], 1)
         assert (packed - alone).abs().max() < 1e-4
+
+
+def test_another_version_of_transformers_may_collect_attentions_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its private names are looked up where they are needed, and only what they are for is lost without them."""
+    monkeypatch.delattr(backend.output_capturing, "_active_collector")
+    out, weights = longattn_attention_forward(module(window=8), *qkv(), None)
+    assert out.isfinite().all()
+    assert weights is None
+    assert longattn_attention_forward(module(window=8), *qkv(), None, output_attentions=True)[1] is not None

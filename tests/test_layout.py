@@ -149,3 +149,14 @@ def test_the_rules_catch_what_they_are_for() -> None:
     assert climbs("sources", "planning")
     assert not climbs("planning", "sources")
     assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_private_name_of_a_library_is_needed_to_import_a_module(path: Path) -> None:
+    """Such a name may move with any version: it is looked up where it is used, so that everything else goes on without it."""
+    found = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in ("torch", "transformers"):
+            found += [f"{path.name}:{node.lineno} {node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_")]
+            found += [f"{path.name}:{node.lineno} {node.module}" for part in (node.module or "").split(".") if part.startswith("_")]
+    assert not found, f"import it where it is used: {'; '.join(found)}"

@@ -25,6 +25,8 @@ from .cpu_layout import (
     column_runs,
     distances,
     empty_results,
+    flash,
+    flash_backward,
     group_mask,
     groups,
     mask_dtype,
@@ -40,9 +42,6 @@ from .distance_bias import DistanceBias, score_gradient
 FORWARD_BLOCK, FORWARD_CHUNK = 32, 64
 BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
 """Queries per block, and blocks per kernel call: what a call returns stays within the cache, and its memory is reused by the next."""
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 M = TypeVar("M", Tensor, Tensor | None)
@@ -128,7 +127,7 @@ def _band_forward(item: _Item, band: _Band) -> None:
     for g, mask, _ in _band_calls(item, band, FORWARD_BLOCK, FORWARD_CHUNK):
         queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (item.q, item.out, item.lse))
         keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
-        part, part_lse = _flash(queries, keys, values, attn_mask=mask, scale=band.scale)
+        part, part_lse = flash(queries, keys, values, attn_mask=mask, scale=band.scale)
         out.copy_(part)
         lse.copy_(part_lse)
 
@@ -149,7 +148,7 @@ def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
     keys, values = take(item.k, chosen), take(item.v, chosen)
     for first, last, mask, _ in _column_runs(item, band):
         queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
-        part, part_lse = _flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
+        part, part_lse = flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
         # The share of the part under the merged softmax is exp(part) / (exp(part) + exp(lse)).
         out.lerp_(part[0], torch.sigmoid(part_lse[0] - lse)[..., None].to(out.dtype))
         torch.logaddexp(lse, part_lse[0], out=lse)
@@ -173,7 +172,7 @@ def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
     """Put the global queries, which see every key, over their rows."""
     if len(rows):
         mask, _ = _of_rows(item, rows, band)
-        part, part_lse = _flash(take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
+        part, part_lse = flash(take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
         item.out.index_copy_(1, rows, part[0])
         item.lse.index_copy_(1, rows, part_lse[0])
 
@@ -230,7 +229,7 @@ def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> 
     if len(rows):
         mask, distance = _of_rows(item, rows, band)
         grad, queries, out, lse = (take(x, rows) for x in (into.out, item.q, item.out, item.lse))
-        part = _flash_backward(grad, queries, item.k[None], item.v[None], out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
+        part = flash_backward(grad, queries, item.k[None], item.v[None], out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
         into.q.index_add_(1, rows, part[0][0])
         into.k.add_(part[1][0])
         into.v.add_(part[2][0])
@@ -241,7 +240,7 @@ def _columns_backward(item: _Item, chosen: Tensor, band: _Band, into: _Gradients
     columns = take(item.k, chosen), take(item.v, chosen)
     for first, last, mask, distance in _column_runs(item, band):
         grad, queries, out, lse = (x[None, :, first:last] for x in (into.out, item.q, item.out, item.lse))
-        part = _flash_backward(grad, queries, *columns, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
+        part = flash_backward(grad, queries, *columns, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
         into.q[:, first:last].add_(part[0][0])
         into.k.index_add_(1, chosen, part[1][0])
         into.v.index_add_(1, chosen, part[2][0])
@@ -252,7 +251,7 @@ def _band_backward(item: _Item, band: _Band, into: _Gradients) -> None:
     for g, mask, distance in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
         grad, queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (into.out, item.q, item.out, item.lse))
         keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
-        part = _flash_backward(grad, queries, keys, values, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
+        part = flash_backward(grad, queries, keys, values, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
         blocks(into.q, g.first, g.count, g.block, g.block).add_(part[0])
         overlap_add(into.k, part[1], g)
         overlap_add(into.v, part[2], g)

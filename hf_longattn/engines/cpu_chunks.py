@@ -17,11 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .cpu_layout import MASKED, empty_results, mask_dtype, stable_order, token_major
+from .cpu_layout import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
 from .dense import same_dtype
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def chunk_attention(
@@ -155,7 +152,7 @@ def cpu_chunks(
             keys = order[item.cut.places]
             queries, keys, values = of_q.index_select(0, order), of_k.index_select(0, keys), of_v.index_select(0, keys)
             for rows in item.cut.rows:
-                part, part_lse = _flash(
+                part, part_lse = flash(
                     item.cut.queries(queries, rows),
                     *(item.cut.windows(x, rows) for x in (keys, values)),
                     attn_mask=rows.mask,
@@ -205,7 +202,7 @@ def cpu_chunks_backward(
             totals = [torch.zeros(len(cut.circle), cut.size, q.shape[-1], dtype=exact) for _ in by_key]
             for rows in cut.rows:
                 at_grad, at_q, at_out, at_lse = (cut.queries(x, rows) for x in by_query)
-                parts = _flash_backward(
+                parts = flash_backward(
                     at_grad, at_q, *(cut.windows(x, rows) for x in by_key), at_out, at_lse, 0.0, False, attn_mask=rows.mask, scale=scale
                 )
                 sums[0].append(parts[0].reshape(-1, q.shape[-1]))

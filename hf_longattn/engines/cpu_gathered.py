@@ -16,14 +16,11 @@ from ..naming import OPERATORS
 from .cpu_gathered_layout import Limits, Rules, Spec, layout
 from .cpu_gathered_masks import Call, calls
 from .cpu_gathered_tokens import Scratch, Tokens
-from .cpu_layout import MASKED, empty_results, mask_dtype, token_major
+from .cpu_layout import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 
 FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
 """Results of a call stay within the cache, and their memory is reused by the next."""
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_gathered", mutates_args=(), device_types="cpu")
@@ -57,7 +54,7 @@ def cpu_gathered(
                 x.read(call, side, scratch, name)
                 for x, side, name in ((q_tokens, "queries", "q"), (k_tokens, "keys", "k"), (v_tokens, "keys", "v"))
             )
-            part, part_lse = _flash(call_q, call_k, call_v, attn_mask=call.mask, scale=scale)
+            part, part_lse = flash(call_q, call_k, call_v, attn_mask=call.mask, scale=scale)
             _write(into, call, part, part_lse, merge=number > 0, scratch=scratch)
     nothing = lse <= MASKED / 2
     if bool(nothing.any()):
@@ -131,7 +128,7 @@ def cpu_gathered_backward(
             if call.chunk.holes:  # a weight of exp(score - lse) = 0
                 assert call.queries is not None
                 at["lse"].masked_fill_((call.queries < 0).transpose(1, 2), -MASKED)
-            parts = _flash_backward(
+            parts = flash_backward(
                 at["grad"], at["q"], at["k"], at["v"], at["out"], at["lse"], 0.0, False, attn_mask=call.mask, scale=scale
             )
             for total, side, part in zip(sums, ("queries", "keys", "keys"), parts, strict=True):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import BackendError
 from .byte_cache import KEPT
 
 COLUMN_ROWS = 1024
@@ -17,6 +19,26 @@ EDGE_BLOCK = 128
 """Queries per call where slices are clamped to the sequence: few calls, at the price of some masked pairs."""
 MASKED = -1e30
 """Additive mask: finite, so that rows which see nothing stay finite; exp(MASKED - anything real) is exactly 0."""
+
+
+def _operator(name: str) -> Any:
+    """An operator of PyTorch that is no part of its public interface."""
+    try:
+        return getattr(torch.ops.aten, name)
+    except AttributeError:
+        sentence = (
+            f"This version of torch has no operator aten::{name}, by which attention runs on the CPU; "
+            "install one that hf_longattn names in its requirements."
+        )
+
+        def missing(*_: Any, **__: Any) -> Any:
+            raise BackendError(sentence)
+
+        return missing
+
+
+flash = _operator("_scaled_dot_product_flash_attention_for_cpu")
+flash_backward = _operator("_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 @dataclass(frozen=True)

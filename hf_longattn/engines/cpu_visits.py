@@ -17,13 +17,10 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from .byte_cache import KEPT
-from .cpu_layout import MASKED, empty_results, mask_dtype, stable_order, token_major
+from .cpu_layout import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
 
 TOGETHER = 4096
 """Queries, of all heads, whose own blocks are computed in one call."""
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class _Own(NamedTuple):
@@ -83,7 +80,7 @@ def cpu_visits(
     for item in range(q.shape[0]):
         padding = _padding(key_mask, item, q)
         for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
-            part, part_lse = _flash(*(own.view(x[item]) for x in (q, k, v)), attn_mask=own.mask, scale=scale)
+            part, part_lse = flash(*(own.view(x[item]) for x in (q, k, v)), attn_mask=own.mask, scale=scale)
             own.view(out[item]).copy_(part)
             own.view(lse[item]).copy_(part_lse)
         for number, head in enumerate(_heads(chosen[item], block_size, padding)):
@@ -103,7 +100,7 @@ def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head:
     parts, lses = [q.new_zeros(head.none, q.shape[1])], [lse.new_full((head.none,), MASKED)]
     for visit in head.visits:
         keys, values = (x[None, None, visit.keys] for x in (k, v))
-        part, part_lse = _flash(queries[None, None, visit.place], keys, values, attn_mask=visit.mask, scale=scale)
+        part, part_lse = flash(queries[None, None, visit.place], keys, values, attn_mask=visit.mask, scale=scale)
         parts.append(part[0, 0])
         lses.append(part_lse[0, 0])
     if merge:
@@ -187,7 +184,7 @@ def cpu_visits_backward(
         padding = _padding(key_mask, item, q)
         for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
             blocks = [own.view(x[item]) for x in (grad, q, k, v, out, lse)]
-            for total, part in zip((dq, dk, dv), _flash_backward(*blocks, 0.0, False, attn_mask=own.mask, scale=scale), strict=True):
+            for total, part in zip((dq, dk, dv), flash_backward(*blocks, 0.0, False, attn_mask=own.mask, scale=scale), strict=True):
                 own.view(total[item]).add_(part)
         for number, head in enumerate(_heads(chosen[item], block_size, padding)):
             of_grad, of_q, of_out, of_lse = (head.sorted(x[item, number]) for x in (grad, q, out, lse))
@@ -195,7 +192,7 @@ def cpu_visits_backward(
             for visit in head.visits:
                 at_grad, at_q, at_out, at_lse = (x[None, None, visit.place] for x in (of_grad, of_q, of_out, of_lse))
                 keys, values = (x[item, number, visit.keys][None, None] for x in (k, v))
-                part = _flash_backward(at_grad, at_q, keys, values, at_out, at_lse, 0.0, False, attn_mask=visit.mask, scale=scale)
+                part = flash_backward(at_grad, at_q, keys, values, at_out, at_lse, 0.0, False, attn_mask=visit.mask, scale=scale)
                 by_choice.append(part[0][0, 0])
                 dk[item, number, visit.keys].add_(part[1][0, 0])
                 dv[item, number, visit.keys].add_(part[2][0, 0])

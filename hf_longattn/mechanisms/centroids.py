@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
@@ -45,14 +45,31 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
     """Centroids ``(H, C, D)`` after one step of the moving average, unit vectors; a cluster without tokens keeps its own.
 
     Args:
-        kinds: :func:`cluster_sums` of several kinds of tokens, which have equal say; added up over the processes of torch.distributed.
+        kinds: :func:`cluster_sums` of several kinds of tokens, which have equal say.
         decay: what is kept of the old centroid.
     """
     sums = torch.stack(tuple(kinds))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
     counts = sums[..., -1:]
     says = (counts > 0).float().sum(0)
     target = (sums[..., :-1] / counts.clamp(min=1)).sum(0) / says.clamp(min=1)
     step = F.normalize(decay * centroids.float() + (1 - decay) * target, dim=-1)
     return torch.where(says > 0, step, centroids.float()).to(centroids.dtype)
+
+
+@torch.no_grad()
+def average_centroids(model: nn.Module) -> None:
+    """Give the centroids of every layer below ``model`` their mean over the processes of torch.distributed, as unit vectors.
+
+    Every process must call it at the same point, such as after each optimizer step: the moving average itself waits for no other
+    process, since a process that skips a batch or a layer would leave the others waiting. DistributedDataParallel broadcasts buffers before
+    each forward pass, so that all processes have the first one's centroids without this call; other strategies broadcast none.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    found = [x for name, x in model.named_buffers() if name.rpartition(".")[2] == "centroids"]
+    if not found:
+        return
+    together = torch.cat([x.flatten().float() for x in found])
+    torch.distributed.all_reduce(together)
+    for centroids, mean in zip(found, together.split([x.numel() for x in found]), strict=True):
+        centroids.copy_(F.normalize(mean.view_as(centroids), dim=-1))

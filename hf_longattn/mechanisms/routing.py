@@ -16,7 +16,8 @@ gradients), once for each backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-with means where the paper has sums, so that the rate does not depend on the batch; all processes of torch.distributed average together.
+with means where the paper has sums, so that the rate does not depend on the batch. In distributed training each process moves its own;
+DistributedDataParallel broadcasts those of the first, and :func:`~hf_longattn.mechanisms.centroids.average_centroids` averages them.
 ``router="learned"``: the rows of a trained matrix W_r take the place of μ. Bidirectional, its logits are balanced by Sinkhorn's iteration
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
 

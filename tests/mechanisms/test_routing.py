@@ -177,23 +177,49 @@ def test_compiled_training_moves_the_centroids_as_well() -> None:
 
 
 AVERAGE = """
+from hf_longattn.mechanisms.centroids import average_centroids
 from tests.mechanisms.test_routing import inputs, routing
 
 torch.manual_seed(0)
-q, k, v = (x.split(1)[rank].detach().requires_grad_() for x in inputs(60))
+batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for _ in range(3)]
 module = routing(decay=0.5)
-module(q, k, v).sum().backward()
+for number, batch in enumerate(batches):
+    if rank == 0 or number != 1:  # the second process has nothing to learn from in one of them
+        module(*batch).sum().backward()
 torch.save(module.centroids, f"{rank}.pt")
+dist.barrier()
+average_centroids(module)
+torch.save(module.centroids, f"average {rank}.pt")
+
+parallel = torch.nn.parallel.DistributedDataParallel(Layer(routing(decay=0.5)))
+for number, batch in enumerate(batches):
+    parallel(*batch).sum().backward()
+moved = parallel.module.mechanism.centroids.clone()
+parallel(*batches[0])  # which broadcasts buffers first
+torch.save((moved, parallel.module.mechanism.centroids), f"parallel {rank}.pt")
+"""
+LAYER = """
+class Layer(torch.nn.Module):
+    def __init__(self, mechanism):
+        super().__init__()
+        self.mechanism, self.scale = mechanism, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, q, k, v):
+        return self.mechanism(q, k, v) * self.scale
+
 """
 
 
-def test_processes_average_their_centroids(repository: Path, tmp_path: Path) -> None:
-    run_two_ranks(AVERAGE, repository, tmp_path)
-    torch.manual_seed(0)
-    module = routing(decay=0.5)
-    module(*(x.requires_grad_() for x in inputs(60))).sum().backward()
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), module.centroids)
+def test_a_process_that_skips_a_batch_stops_no_other(repository: Path, tmp_path: Path) -> None:
+    run_two_ranks(LAYER + AVERAGE, repository, tmp_path)
+    own, average = ([torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)] for name in ("", "average "))
+    assert not torch.allclose(*own)
+    for found in average:
+        torch.testing.assert_close(found, F.normalize(own[0] + own[1], dim=-1))
+    parallel = [torch.load(tmp_path / f"parallel {rank}.pt") for rank in range(2)]
+    assert not torch.allclose(parallel[0][0], parallel[1][0])
+    for _, broadcast in parallel:
+        torch.testing.assert_close(broadcast, parallel[0][0])
 
 
 def test_the_learned_router_is_balanced_and_trained() -> None:

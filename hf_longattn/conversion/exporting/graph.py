@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 
 from ...errors import ExportError
 from ...mechanisms import Mechanism
@@ -110,6 +109,8 @@ def _traced(
     graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], max_length: int
 ) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int]:
     """The program, what it was traced on, and the least length for which it is one graph."""
+    from torch._dynamo.exc import UserError
+
     decoded, tried = longest_decoded(graph.model, max_length), _least_lengths(graph, max_length)
     for shortest in tried:
         example = example_of(min(max_length, max(EXAMPLE, shortest + 1)))
