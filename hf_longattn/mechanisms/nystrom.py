@@ -111,7 +111,7 @@ class Nystrom(Mechanism):
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
         near = softmax_over(scale * q @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, *q.shape[1:3], -1))
-        middle = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), filled[:, :, None].expand(-1, q.shape[1], count, -1))
+        middle = softmax_over(scale * q_marks @ k_marks.transpose(-1, -2), between(filled[:, 0]).expand(-1, q.shape[1], count, -1))
         far = softmax_over(scale * q_marks @ k.transpose(-1, -2), keys[:, None, None].expand(-1, q.shape[1], count, -1))
         weights = near @ self._inverse(middle) @ far
         if self.options.landmarks_over == "text" or length <= count:
@@ -191,7 +191,7 @@ class Nystrom(Mechanism):
             filled = (means > 0).any(2)[:, 0]
             q_marks, k_marks = project_length(means, q), project_length(means, k)
         scores = q_marks @ k_marks.transpose(-1, -2) * scale
-        middle = scores.softmax(-1) if filled is None else softmax_over(scores, filled[:, None, None].expand(scores.shape))
+        middle = scores.softmax(-1) if filled is None else softmax_over(scores, between(filled).expand(scores.shape))
         inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
         values = inverse @ dense_attention(q_marks, k, v, key_mask=key_mask, scaling=scale)
         if means is not None and real is not None:  # a text with a landmark for every token needs no approximation
@@ -205,3 +205,8 @@ class Nystrom(Mechanism):
         """Queries and landmark keys, landmark queries and keys, and landmarks with one another."""
         count = min(self.options.num_landmarks, length)
         return length * length if length <= self.options.num_landmarks else count * (2 * length + count)
+
+
+def between(filled: Tensor) -> Tensor:
+    """Pairs of landmarks that stand for tokens, ``(B, 1, M, M)`` for ``filled (B, M)``: others would count in the norm of the batch."""
+    return filled[:, None, :, None] & filled[:, None, None, :]

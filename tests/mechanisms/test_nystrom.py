@@ -58,6 +58,16 @@ def test_padding_changes_nothing_beside_texts_of_other_lengths() -> None:
             torch.testing.assert_close(out[row, :, mask[row]], module(*text)[0], atol=1e-5, rtol=0)
 
 
+def test_landmarks_that_a_short_text_leaves_empty_do_not_count_in_the_norm_of_the_batch() -> None:
+    """The norm of one token's matrix is 1, and no norm is less."""
+    module = built(num_landmarks=16, inv_coeff_init_option="original")
+    batch = torch.randn(3, 2, 4, 120, 8)
+    mask = torch.ones(2, 120, dtype=torch.bool)
+    mask[1, 1:] = False
+    for route in (module, module.reference):
+        torch.testing.assert_close(route(*batch, padding_mask=mask)[0], route(*batch[:, :1])[0], atol=1e-5, rtol=0)
+
+
 def test_a_convolution_begins_as_nothing() -> None:
     q, k, v = torch.randn(3, 1, 4, 100, 8)
     module = build_mechanism("nystrom", num_heads=4, head_dim=8, num_landmarks=16, conv_kernel=9)
