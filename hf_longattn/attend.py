@@ -41,7 +41,7 @@ def attend(
         dropout_p: dropout probability on the weights.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
         seed: seed of randomised mechanisms.
-        hidden_states: ``(B, Nq, hidden_size)``, the layer's input, for mechanisms that compute more than q, k and v from it.
+        hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
         options: the mechanism's options, when it is given by name; parameters that it trains are then drawn by ``seed``.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Rows of padding are finite and mean nothing.

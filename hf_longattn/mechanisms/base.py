@@ -80,7 +80,7 @@ class Mechanism(nn.Module, ABC):
     """Whether decoding needs a state of constant size in place of the keys; see :meth:`advance`."""
 
     takes_hidden_states: bool = False
-    """Whether this mechanism needs its layer's input, ``hidden_states (B, Nq, hidden_size)``, as a further argument of ``forward``."""
+    """Whether this mechanism needs its layer's input, ``hidden_states (B, Nk, hidden_size)``, as a further argument of ``forward``."""
     copies: Mapping[str, str] = MappingProxyType({})
     """Parameters that begin as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
 
