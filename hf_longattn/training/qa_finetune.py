@@ -57,11 +57,24 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings.pointer_layers:
         attach_pointers(model, settings.pointer_layers, settings.pointer_weight)
+    validation = None
+    if settings.validation:
+        records = load_qa(settings.validation, settings.validation_split)
+        windows = dataclasses.replace(form, stride=settings.stride)
+        validation = GroupedFeatures(records, tokenizer, windows, settings.tokens_per_step, settings.seed)
+    arguments = training_arguments(
+        settings,
+        per_device_train_batch_size=1,  # the data yield groups of features
+        per_device_eval_batch_size=1,
+        prediction_loss_only=True,
+        adam_beta2=settings.adam_beta2,
+        remove_unused_columns=False,
+    )
     trainer = QATrainer(
         model,
-        # The data yield groups of features.
-        training_arguments(settings, per_device_train_batch_size=1, adam_beta2=settings.adam_beta2, remove_unused_columns=False),
+        arguments,
         data,
+        eval_dataset=validation,
         pad_token_id=tokenizer.pad_token_id or 0,
         max_minutes=settings.max_minutes,
         random_positions=settings.random_positions,
@@ -71,9 +84,13 @@ def finetune_qa(settings: QASettings, on_log: Callable[[dict[str, Any]], None] |
     if on_log is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Report(on_log))
+    before = None if validation is None else trainer.evaluate()["eval_loss"]
     course.train(trainer, settings)
+    after = None if validation is None else trainer.evaluate()["eval_loss"]
     detach_pointers(model)
     log = {"settings": vars(settings), "versions": versions(), "history": trainer.state.log_history}
+    if validation is not None:
+        log["held_out_loss"] = {"before": before, "after": after}
     return course.finish(trainer, model, tokenizer, settings, log)
 
 
@@ -103,6 +120,9 @@ def describe_training(log: dict[str, Any]) -> str:
     if exact:
         found = ", ".join(f"{task} {100 * share:.0f} %" for task, share in exact.items())
         lines += ["", f"Answers found in the last training batches: {found}."]
+    if "held_out_loss" in log:
+        loss = log["held_out_loss"]
+        lines += ["", f"Loss on `{settings['validation']}`: {loss['before']:.3f} before, {loss['after']:.3f} after."]
     lines += ["", log["note"]] if "note" in log else []
     return "\n".join(lines)
 

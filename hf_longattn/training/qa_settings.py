@@ -19,6 +19,8 @@ class QASettings(RunSettings):
         "the Hub, 'docstring' and 'lookup' (tasks built from the installed Python packages).",
     )
     split: str = setting("train", "Split to train on, where the data have several.")
+    validation: str = setting("", "Data to measure the loss on, before and after, in one of the forms of a file of --data.")
+    validation_split: str = setting("validation", "Split of --validation, where that has several.")
     max_length: int | None = setting(None, "Longest input in tokens; default: what the model takes.")
     stride: int = setting(128, "Tokens shared by the windows that a document too long for the model is cut into (files).")
     global_question: bool | None = setting(

@@ -15,7 +15,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.course import LOG_NAME
 from hf_longattn.training.lookup import Filler, LookupShape, make_document
 from hf_longattn.training.qa_data import save_qa
-from hf_longattn.training.qa_finetune import finetune_qa
+from hf_longattn.training.qa_finetune import describe_training, finetune_qa
 from hf_longattn.training.qa_settings import QASettings
 
 FAST = {"bf16": False, "progress": False, "logging_steps": 1, "threads": 1, "warmup_steps": 1}
@@ -77,6 +77,13 @@ def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_pa
     settings.global_question = True
     with pytest.raises(OptionError, match="takes global tokens; leave it out"):
         finetune_qa(settings)
+
+
+def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
+    settings = QASettings(checkpoint, str(tmp_path / "out"), [data], validation=data, max_steps=12, learning_rate=1e-2, **FAST)
+    log = finetune_qa(settings)
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
+    assert "before" in describe_training(log)
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:
