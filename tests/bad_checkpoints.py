@@ -125,11 +125,18 @@ CONFIGS: Cases = {
     "quantised in words": (edit_json(CONFIG, quantization_config="4 bits"), "quantised"),
 }
 
+
+def big_tokenizer(source: Path) -> None:
+    with open(source / "tokenizer.json", "rb+") as file:
+        file.truncate(2 * 10**9)  # takes no room on the disk
+
+
 COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")
 NUMBERS: tuple[Any, ...] = (None, "", "many", -1, 0, 10**9, 2**70, 1.5, True, [], {}, float("inf"), float("nan"))
 """What stands where a config has a count."""
 
 TOKENIZERS: Cases = {
+    "2 GB": (big_tokenizer, "too large for a tokenizer: 2,000 MB"),
     "no JSON": (write("tokenizer.json", "{"), "tokenizer"),
     "no bytes": (write("tokenizer.json", ""), "tokenizer"),
     "not UTF-8": (write("tokenizer.json", b"\xff\xfe"), "tokenizer"),

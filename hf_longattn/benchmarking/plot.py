@@ -25,7 +25,8 @@ def plot(result: BenchmarkResult, path: Path) -> Path:
                 line = [(length, value) for name, length, value in points if name == side]
                 panel.plot(*zip(*line, strict=True), marker="o", linewidth=2.2 if side.startswith("longattn") else 1.3, label=side)
             lengths = sorted({length for _, length, _ in points})
-            panel.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label, xticks=lengths)
+            scale = "log" if any(value > 0 for _, _, value in points) else "linear"  # so little memory that none was measured
+            panel.set(xscale="log", yscale=scale, xlabel="tokens", ylabel=label, xticks=lengths)
             panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}"))
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.grid(alpha=0.3)

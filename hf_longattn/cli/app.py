@@ -66,6 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not isinstance(error, LongAttentionError):
             raise
         _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        _fail("There is not enough memory for what was asked; give smaller options or lengths.")
 
 
 def shortened(name: object, limit: int = 300) -> str:

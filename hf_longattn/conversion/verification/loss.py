@@ -96,6 +96,8 @@ def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float, logi
 
 
 def _why_not(plan: ConversionPlan, text: VerificationText, count: int, lengths: Lengths) -> str | None:
+    if lengths.old < 2:
+        return "the source takes one token at a time, of which nothing is predicted"
     if text.tokenizer is None:
         return f"{text.why_seeded}, and a loss needs real text"
     if not plan.shape.causal and text.tokenizer.mask_token_id is None:

@@ -144,6 +144,15 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
         plan_conversion(whole)
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_file_that_takes_hardly_any_tokens_is_converted(length: int, built: Built, tmp_path: Path) -> None:
+    source = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", "F32")
+    key = b"llama.context_length" + (4).to_bytes(4, "little")
+    raw = source.read_bytes()
+    source.write_bytes(raw.replace(key + LENGTH.to_bytes(4, "little"), key + length.to_bytes(4, "little")))
+    assert convert_checkpoint(source, tmp_path / "long", **ARGUMENTS).passed
+
+
 def test_the_file_is_never_written(built: Built, tmp_path: Path) -> None:
     source = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", "F32")
     with pytest.raises(CheckpointError, match="overlap"):
