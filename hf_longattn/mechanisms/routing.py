@@ -167,6 +167,7 @@ class Routing(BucketedMechanism):
         return self.shares(x, offset, exact=True).argmax(-1)
 
     def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
+        k = self.key_vectors(k)
         offset = self.offsets(k, causal, real)
         cluster = self.clusters(q, offset)
         if causal:
@@ -206,6 +207,7 @@ class Routing(BucketedMechanism):
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
+        k = self.key_vectors(k)
         offset = self.offsets(k, causal, all_real(k) if real is None else real)
         cluster = self.clusters(q, offset)
         band = self._band(causal) if self.options.window else None

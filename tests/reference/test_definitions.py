@@ -179,7 +179,7 @@ def draw_case(
         "padding_mask": draw_padding(random, batch, length),
         "global_mask": torch.rand(batch, length) < 0.1 if module.takes_globals and random.random() < 0.5 else None,
         "scaling": random.choice((None, None, 0.3, 1.0)),
-        "score_mod": random.choice((None, None, a_score_term)) if module.takes_score_mod else None,
+        "score_mod": random.choice((None, None, a_score_term, ATable(batch, heads, length))) if module.takes_score_mod else None,
         "hidden_states": torch.randn(batch, length, heads * width) if module.takes_hidden_states else None,
         "seed": random.choice(getattr(definition, "SEEDS", (0,))),
     }

@@ -61,7 +61,7 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
         score = score if score_mod is None else score_mod(score, b, h, i, j)
         return score + log_p[int(b), int(h), int(i)][j] if learned else score
 
-    if getattr(options, "normalise", False):
+    if options.normalise:
         q, k = layer_norm(q), layer_norm(k)
     return masked_attention(
         q, k, v, lambda b, h, i, j: j in met.get((b, h, i), ()), causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=term
@@ -93,5 +93,6 @@ def draw_options(random: Random, length: int) -> dict[str, Any]:
         "window_per_cluster": random.choice((None, random.randint(1, length))),
         "window": random.choice((0, 0, 2, 6)),
         "router": random.choice(("kmeans", "learned")),
+        "normalise": random.random() < 0.4,
         "seed": random.randint(0, 9),
     }
