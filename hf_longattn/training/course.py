@@ -90,6 +90,8 @@ def damage(checkpoint: Path) -> str | None:
         return "has a damaged trainer_state.json"
     if f"checkpoint-{step}" != checkpoint.name:
         return f"has the trainer_state.json of step {step}"
+    if any(path.is_dir() for path in checkpoint.iterdir()):  # FSDP and DeepSpeed keep weights and optimiser in folders of their own
+        return None
     indexes = list(checkpoint.glob("*.index.json"))
     try:
         parts = {name for index in indexes for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -98,7 +100,8 @@ def damage(checkpoint: Path) -> str | None:
     weights = sorted(parts) or [name for name in WEIGHTS if (checkpoint / name).exists()]
     if not weights:
         return "has no weights"
-    for name in [*weights, "optimizer.pt", "scheduler.pt", *(path.name for path in checkpoint.glob("rng_state*.pth"))]:
+    others = [path.name for pattern in ("rng_state*.pth", "*.safetensors") for path in sorted(checkpoint.glob(pattern))]
+    for name in dict.fromkeys([*weights, "optimizer.pt", "scheduler.pt", *others]):
         whole = _whole_tensors if name.endswith(".safetensors") else zipfile.is_zipfile
         if not (checkpoint / name).is_file():
             return f"has no {name}"

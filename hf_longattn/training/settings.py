@@ -49,7 +49,7 @@ def parse_settings(kind: type[Settings], arguments: list[str], description: str)
 def read_recipe(path: Path, kind: type[Any]) -> dict[str, Any]:
     """Read a YAML recipe; unknown names are refused."""
     if not path.is_file():
-        raise OptionError(f"recipe {str(path)!r} does not exist; the ready ones are in configs/")
+        raise OptionError(f"recipe {str(path)!r} does not exist; the ready ones are in configs/ of the project's repository")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     names = [each.name for each in fields(kind) if each.init]
     for name in recipe:

@@ -76,6 +76,7 @@ DAMAGES = {
         f"half of {name}": (lambda folder, name=name: cut(folder / name))
         for name in ("model.safetensors", "optimizer.pt", "trainer_state.json")
     },
+    "half of a memory": lambda folder: (folder / "segment_memory_0.safetensors").write_bytes(b"half"),
     "without optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
     "state of another step": lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 1}'),
 }
