@@ -17,7 +17,7 @@ FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).takes_score_mod]
 every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
 every_scored_form = pytest.mark.parametrize(("name", "causal"), SCORED, ids=str)
-LENGTHS = (37, 300)  # few pairs, which are compared densely, and more
+LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,8 @@ def error_of_fused(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> float:
 
 def distance(found: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference, relative to what was expected."""
-    return float(((found.double() - expected).detach().square().mean() / expected.square().mean()).sqrt())
+    found, expected = found.detach().double(), expected.detach()
+    return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
 
 
 @every_scored_form
@@ -83,7 +84,7 @@ def test_relative_terms_are_those_of_the_definition(name: str, causal: bool, kin
 
 
 @every_scored_form
-@pytest.mark.parametrize("q_len", [None, 1, 100])
+@pytest.mark.parametrize("q_len", [None, 1])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
