@@ -40,6 +40,10 @@ def block_mask(
     lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
 ) -> BlockMask:
     """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones."""
+    if torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu":  # whose compiled kernel wants room for every block in a row
+        rows, columns = (-(-length // size) for length in lengths)
+        by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
+        by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
     (partial, full), (partial_by_key, full_by_key) = by_query, by_key
     return BlockMask(
         seq_lengths=lengths,
@@ -54,3 +58,14 @@ def block_mask(
         BLOCK_SIZE=(size, size),
         mask_mod=mask_mod,
     )
+
+
+def _widened(lists: Lists, blocks: int) -> Lists:
+    """``lists`` whose rows have room for ``blocks``."""
+    counts, indices = lists
+    return counts, torch.nn.functional.pad(indices, (0, blocks - indices.shape[-1])) if indices.shape[-1] < blocks else indices
+
+
+def mask_bytes(mask: BlockMask) -> int:
+    """Memory of a mask's lists."""
+    return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
+import threading
+import types
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .block_lists import Lists, block_mask, packed
+from .block_lists import Lists, block_mask, mask_bytes, packed
+from .byte_cache import KEPT
 from .global_rows import gather_tokens, global_index, overwrite_global_rows
 from .merging import merged
 from .pattern import Pattern, ScoreMod
@@ -17,10 +20,42 @@ from .pattern import Pattern, ScoreMod
 BLOCK = 128
 
 
-@cache
-def kernel(device_type: str) -> Any:
-    """flex_attention, compiled where that gives a fused forward and backward."""
-    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
+MOST_KERNELS = 64
+"""Kinds of calls that have a compiled function of their own; further ones share one."""
+_kernels: dict[Hashable, Any] = {}
+_lock = threading.Lock()
+
+
+def kernel(device_type: str, kind: Hashable = None) -> Any:
+    """flex_attention, compiled where that gives a fused forward and backward; in a graph that is being compiled, as it is.
+
+    ``kind`` is what a mask's closure holds besides tensors and lengths. PyTorch compiles a function for a few such closures only, counted
+    by its code, and then runs it without a fused kernel, in N×N memory: so every kind has a function, and a code, of its own.
+    """
+    if device_type != "cuda" or torch.compiler.is_compiling():
+        return flex_attention
+    found = _kernels.get(kind)
+    if found is None:
+        with _lock:
+            kind = kind if len(_kernels) < MOST_KERNELS else None
+            found = _kernels.setdefault(kind, compiled_kernel(len(_kernels)))
+    return found
+
+
+def compiled_kernel(number: int, **how: Any) -> Any:
+    """flex_attention compiled under a code of its own."""
+    own = types.FunctionType(_attention.__code__.replace(co_name=f"flex_attention_{number}"), globals())
+    return torch.compile(own, **{"dynamic": True, **how})
+
+
+def _attention(*tensors, **arguments):  # type: ignore[no-untyped-def]
+    return flex_attention(*tensors, **arguments)
+
+
+def kind_of(score_mod: Any) -> Hashable:
+    """What tells score terms apart in :func:`kernel`."""
+    code: Hashable = getattr(score_mod, "__code__", None)
+    return type(score_mod).__name__ if code is None else code
 
 
 def flex_band(
@@ -36,10 +71,11 @@ def flex_band(
 ) -> Tensor:
     """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout."""
     q_len, kv_len = q.shape[2], k.shape[2]
-    offset = kv_len - q_len
-    attention = kernel(q.device.type)
+    offset = _offset(q_len, kv_len)
+    kind = pattern, key_mask is None, kind_of(score_mod)
+    attention, of_columns = (kernel(q.device.type, (part, *kind)) for part in ("band", "columns"))
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
-    band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device)
+    band = kept_band_block_mask(pattern, q_len, kv_len, key_mask, q.device)
     if global_mask is None:
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
     index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
@@ -50,11 +86,23 @@ def flex_band(
     columns = column_block_mask(pattern, q_len, kv_len, index, real)
     out, aux = attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale, return_aux=AuxRequest(lse=True))
     at = [gather_tokens(x, index) for x in (k, v)]
-    column_out, column_aux = attention(q, *at, score_mod=at_column, block_mask=columns, scale=scale, return_aux=AuxRequest(lse=True))
+    column_out, column_aux = of_columns(q, *at, score_mod=at_column, block_mask=columns, scale=scale, return_aux=AuxRequest(lse=True))
     out = merged([out, column_out], [aux.lse, column_aux.lse])
     if not pattern.global_rows:
         return out
     return overwrite_global_rows(out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, score_mod=score_mod)
+
+
+def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:
+    """:func:`band_block_mask`, made once for all layers and calls where no padding changes it."""
+    if key_mask is not None or torch.compiler.is_compiling():
+        return band_block_mask(pattern, q_len, kv_len, key_mask, device)
+    key = ("band block mask", pattern, q_len, kv_len, device)
+    found = KEPT.find(key)
+    if found is None:
+        found = band_block_mask(pattern, q_len, kv_len, None, device)
+        KEPT.put(key, found, mask_bytes(found))
+    return found
 
 
 def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:
@@ -62,7 +110,7 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
 
     Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there.
     """
-    offset = kv_len - q_len
+    offset = _offset(q_len, kv_len)
     some, every = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
 
     def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
@@ -99,7 +147,7 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
 
 def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
     """All blocks of the global columns, gathered from positions ``index (B, g)``: those that the band has not shown are seen."""
-    offset = kv_len - q_len
+    offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BLOCK), -(-index.shape[1] // BLOCK)
 
     def everything(rows: int, others: int) -> Lists:
@@ -113,6 +161,12 @@ def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, 
 
     by_query, by_key = (everything(q_blocks, k_blocks), None), (everything(k_blocks, q_blocks), None)
     return block_mask((q_len, index.shape[1]), BLOCK, mask_mod, by_query=by_query, by_key=by_key)
+
+
+def _offset(q_len: int, kv_len: int) -> int:
+    """Position of the first query: a plain 0 for whole sequences, also where lengths are symbols, whose difference the CPU's kernel does
+    not take."""
+    return 0 if q_len == kv_len else kv_len - q_len
 
 
 def _per_block(mask: Tensor, reduce: Any) -> Tensor:

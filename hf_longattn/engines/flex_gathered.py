@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from functools import cache
+import logging
+import re
+import weakref
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest
 
 from .block_lists import Lists, block_mask, packed, transposed
-from .flex import kernel
+from .byte_cache import KEPT
+from .flex import kernel, kind_of
 from .merging import merged
 from .parts import Part
 from .pattern import ScoreMod
@@ -24,14 +26,20 @@ SIZES = (128, 64, 32)
 def flex_gathered(
     q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Part], *, key_mask: Tensor | None, scale: float, score_mod: ScoreMod | None = None
 ) -> Tensor | None:
-    """As :func:`hf_longattn.engines.gathered.gathered_attention`; None where a part is not made of whole blocks, or the kernel of this
-    machine cannot be compiled (said once)."""
-    found = [block_lists(part, q.shape[2], k.shape[2]) for part in parts]
-    if not all(found) or not _works.get(q.device.type, True):
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`; None where a part is not made of whole blocks, or this machine supports
+    no such kernel (logged once for each kind). Every other error, such as a lack of memory, is the caller's."""
+    found = [kept_block_lists(part, q.shape[2], k.shape[2]) for part in parts]
+    if not all(found):
+        return None
+    shared = (q.device.type, q.dtype, q.shape[-1], key_mask is None, kind_of(score_mod))
+    kinds = [
+        ("part", *shared, part.causal, part.inside, part.outside, blocks and blocks[0]) for part, blocks in zip(parts, found, strict=True)
+    ]
+    if not _unsupported.isdisjoint(kinds):
         return None
     single = len(parts) == 1
     outs, lses = [], []
-    for part, blocks in zip(parts, found, strict=True):
+    for part, blocks, kind in zip(parts, found, kinds, strict=True):
         assert blocks is not None
         size, lists = blocks
         mask = block_mask(
@@ -42,13 +50,17 @@ def flex_gathered(
             by_key=(transposed(lists, -(-k.shape[2] // size)), None),
         )
         try:
-            result = kernel(q.device.type)(
+            result = kernel(q.device.type, kind)(
                 q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, **_tiles(size), **({} if single else _WITH_LSE)
             )
-        except Exception as error:  # whatever the compiler raises: the plain path is equal
-            _works[q.device.type] = False
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"flex_attention cannot be compiled here ({reason}): block patterns run in plain PyTorch.", stacklevel=3)
+        except Exception as error:
+            if not says_unsupported(error):
+                raise
+            _unsupported.add(kind)
+            reason = str(error).strip().splitlines()[0]
+            logger.warning(
+                "flex_attention does not support blocks of %d here (%s): they run in plain PyTorch, which is equal.", size, reason
+            )
             return None
         if single:
             return result
@@ -57,8 +69,48 @@ def flex_gathered(
     return merged(outs, lses)
 
 
-_works: dict[str, bool] = {}
+logger = logging.getLogger(__name__)
+_unsupported: set[Hashable] = set()
+"""Kinds of parts whose kernel this machine does not support; as many as there are compiled kernels at most."""
+UNSUPPORTED = re.compile(
+    r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
+    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources",
+    re.IGNORECASE,
+)
+"""How PyTorch and Triton say that a machine has no such kernel."""
+
+
+def says_unsupported(error: BaseException) -> bool:
+    """Whether an error says that the kernel does not exist here, in itself or in what it was raised from; a lack of memory does not."""
+    causes = _causes(error)
+    if any(isinstance(one, torch.OutOfMemoryError | MemoryError) for one in causes):
+        return False
+    return any(isinstance(one, NotImplementedError) or UNSUPPORTED.search(str(one)) for one in causes)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found = [error]
+    while (following := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(following)
+    return found
+
+
 _WITH_LSE = {"return_aux": AuxRequest(lse=True)}
+
+
+def kept_block_lists(part: Part, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
+    """:func:`block_lists`, found once for the parts of a static plan: it looks at values, for which a GPU is waited for."""
+    tensors = [x for x in (part.queries, part.keys) if not x.is_inference()]
+    if len(tensors) < 2 or torch.compiler.is_compiling() or part.bias is not None:
+        return block_lists(part, q_len, kv_len)
+    key = ("block lists", *map(id, tensors), *(x._version for x in tensors), q_len, kv_len)
+    refs, found = KEPT.find(key) or ((), None)
+    if refs and all(ref() is x for ref, x in zip(refs, tensors, strict=True)):
+        return found
+    found, drop = block_lists(part, q_len, kv_len), KEPT.drop
+    refs = tuple(weakref.ref(x, lambda _: drop(key)) for x in tensors)
+    KEPT.put(key, (refs, found), 0 if found is None else sum(x.nbytes for x in found[1]))
+    return found
 
 
 def block_lists(part: Part, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
@@ -106,7 +158,6 @@ def rules_mod(part: Part, key_mask: Tensor | None) -> Any:
     return mask_mod
 
 
-@cache
 def _tiles(size: int) -> dict[str, Any]:
     """Tiles no larger than a block; the kernel's own choice suits blocks of 128."""
     if size == 128:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from typing import Any
 
 import pytest
@@ -118,7 +117,7 @@ def by_the_lists(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scal
 
 
 def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_gathered, "kernel", lambda device: by_the_lists)
+    monkeypatch.setattr(flex_gathered, "kernel", lambda *_: by_the_lists)
     (q, k, v), mask = cases()
     blocks = torch.where(torch.rand(2, 2, 4, 3) < 0.7, torch.rand(2, 2, 4, 4).argsort(-1)[..., :3], -1)
     rows = rows_of(200, 64)
@@ -128,16 +127,44 @@ def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, key_mask=mask, scale=0.3), atol=1e-5, rtol=0)
 
 
-def test_a_kernel_that_cannot_be_compiled_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no compiler\nand a long trace")
+def test_a_kernel_that_is_not_supported_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """For blocks of that kind alone; other blocks are tried."""
+    tried = []
 
-    monkeypatch.setattr(flex_gathered, "kernel", lambda device: broken)
-    monkeypatch.setattr(flex_gathered, "_works", {})
+    def broken(*_: Any, block_mask: BlockMask, **__: Any) -> None:
+        tried.append(block_mask.BLOCK_SIZE[0])
+        raise RuntimeError("BACKEND: blocks of 32 are not supported\nand a long trace")
+
+    monkeypatch.setattr(flex_gathered, "kernel", lambda *_: broken)
+    monkeypatch.setattr(flex_gathered, "_unsupported", set())
+    (q, k, v), _ = cases()
+    for _ in range(2):
+        for size in (32, 64):
+            part = Part(rows_of(200, size), rows_of(200, size))
+            assert flex_gathered.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3) is None
+    assert tried == [32, 64]
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"flex_attention does not support blocks of {size} here" for size in (32, 64)
+    ]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("illegal memory access"), MemoryError()])
+def test_other_errors_are_the_caller_s_and_change_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     (q, k, v), _ = cases()
     part = Part(rows_of(200, 32), rows_of(200, 32))
-    with pytest.warns(UserWarning, match=r"cannot be compiled here \(no compiler\)"):
-        assert flex_gathered.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3) is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert flex_gathered.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3) is None
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the backend does not support this") from error
+
+    monkeypatch.setattr(flex_gathered, "_unsupported", set())
+    monkeypatch.setattr(flex_gathered, "kernel", lambda *_: fails if not isinstance(error, RuntimeError) else _raising(error))
+    with pytest.raises(type(error) if isinstance(error, RuntimeError) else RuntimeError):
+        flex_gathered.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3)
+    assert not flex_gathered._unsupported
+
+
+def _raising(error: Exception) -> Any:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fails
