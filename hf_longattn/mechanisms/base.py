@@ -199,7 +199,12 @@ class Mechanism(nn.Module, ABC):
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
 
-        return {**arguments, "score_mod": _both(mod, arguments.get("score_mod"))}
+        return {**arguments, "score_mod": both(mod, arguments.get("score_mod"))}
+
+    def with_relative_term(self, q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of ``forward``, whose score term has the relative positions in it; a hook calls this."""
+        mod = self.relative_mod(q, k, arguments.get("causal", False), arguments.get("scaling"))
+        return arguments if mod is None else {**arguments, "score_mod": both(mod, arguments.get("score_mod"))}
 
     def relative_mod(self, q: Tensor, k: Tensor, causal: bool, scaling: float | None) -> ScoreMod | None:
         """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
@@ -325,13 +330,11 @@ def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
 
 def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: the relative positions join the score term of the call."""
-    q, k, *_ = args
-    mod = module.relative_mod(q, k, kwargs.get("causal", False), kwargs.get("scaling"))
-    assert mod is not None
-    return args, {**kwargs, "score_mod": _both(mod, kwargs.get("score_mod"))}
+    q, k, v, *_ = args
+    return args, module.with_relative_term(q, k, v, kwargs)
 
 
-def _both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
+def both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
     """One score term after the other."""
     if second is None:
         return first

@@ -29,7 +29,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.parts import Part, rows_of
 from ..engines.pattern import MaskMod, ScoreMod
 from ..positions.relative import Span
-from .base import softmax_over
+from .base import both, softmax_over
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
 from .layout import cells
@@ -114,12 +114,12 @@ class TransformerXL(GatheredMechanism):
     ) -> Tensor:
         """``stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, are what the memory is of; ``None`` detaches k and v."""
         arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
-        stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
-        if not stops or k.shape[2] <= self.options.segment_length:
+        if not self._stops(k, v):
             return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, score_mod=score_mod, **arguments)
         # The memory's keys stand after the segments' own: each query meets a key in one of the two places.
         (_, heads, q_len, _), length = q.shape, k.shape[2]
         remembered = _remembered(k, v, stopped)
+        mods = self._score_mods(q, (k, remembered[0]), causal, scaling, score_mod)
         q = F.pad(q, (0, 0, length - q_len, 0))
         start = turning(padding_mask)
         if start is not None:
@@ -127,10 +127,10 @@ class TransformerXL(GatheredMechanism):
             q, k, v = (turn(x, start) for x in (q, k, v))
             remembered = [turn(x, start) for x in remembered]
             padding_mask = turn_mask(padding_mask, start)
-            score_mod = shifted(score_mod, start, length)
+            mods = [shifted(mod, start, length) for mod in mods]
         k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
         arguments["key_mask"] = None if padding_mask is None else torch.cat([padding_mask, padding_mask], 1)
-        arguments["score_mod"] = _folded(score_mod, length)
+        arguments["score_mod"] = _folded(mods, length)
         if suits_dense(length, length):
             places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
             out = dense_attention(q, k, v, mask_mod=self._folded_mod(length, causal), q_idx=places, **arguments)
@@ -138,6 +138,24 @@ class TransformerXL(GatheredMechanism):
             out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), **arguments)
         out = out if start is None else turn(out, -start)
         return out[:, :, length - q_len :]
+
+    def _stops(self, k: Tensor, v: Tensor) -> bool:
+        """Whether a pass over these keys and values has a memory into which no gradient may go."""
+        stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
+        return stops and k.shape[2] > self.options.segment_length
+
+    def with_relative_term(self, q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A term may read the key (u·k of Transformer-XL's own positions), and the memory's keys are not the segment's."""
+        return arguments if self._stops(k, v) else super().with_relative_term(q, k, v, arguments)
+
+    def _score_mods(
+        self, q: Tensor, keys: tuple[Tensor, Tensor], causal: bool, scaling: float | None, score_mod: ScoreMod | None
+    ) -> list[ScoreMod | None]:
+        """What changes the scores of the segment's own keys and of the memory's, the relative positions in it."""
+        if self.relative is None:
+            return [score_mod]
+        terms = [self.relative_mod(q, k, causal, scaling) for k in keys]
+        return [both(term, score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
         """The pairs within segments, and those with the memory, whose keys stand ``length`` further on."""
@@ -164,19 +182,20 @@ class TransformerXL(GatheredMechanism):
         if self.options.bptt:
             return super().reference(q, k, v, **arguments)
         memory_k, memory_v = (repeat_heads(x.double(), q.shape[1]) for x in _remembered(k, v, stopped))
-        arguments = self._with_dense_terms(q.double(), k.double(), arguments)
-        (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+        terms = [self._with_dense_terms(q.double(), x.double(), arguments).get("score_mod") for x in (k, _remembered(k, v, stopped)[0])]
+        (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
         q, k, v = q.double(), repeat_heads(k.double(), heads), repeat_heads(v.double(), heads)
         b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
         padding_mask, causal = arguments.get("padding_mask"), arguments.get("causal", False)
         start = torch.zeros(batch, dtype=torch.long, device=q.device) if padding_mask is None else first_real(padding_mask)
         size, start = self.options.segment_length, start.view(-1, 1, 1, 1)
         own = (q_idx - start) // size == (kv_idx - start) // size
-        scores = torch.where(own, q @ k.transpose(-1, -2), q @ memory_k.transpose(-1, -2))
-        scaling, score_mod = arguments.get("scaling"), arguments.get("score_mod")
-        scores = scores * (head_dim**-0.5 if scaling is None else scaling)
-        if score_mod is not None:
-            scores = score_mod(scores, b, h, q_idx, kv_idx)
+        scale = self.scale(arguments.get("scaling"))
+        in_segment, in_memory = (
+            scores if mod is None else mod(scores, b, h, q_idx, kv_idx)
+            for scores, mod in zip((q @ k.mT * scale, q @ memory_k.mT * scale), terms, strict=True)
+        )
+        scores = torch.where(own, in_segment, in_memory)
         seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=None)
         weights = softmax_over(scores, seen.expand(scores.shape))
         return (weights * own) @ v + (weights * ~own) @ memory_v
@@ -208,6 +227,16 @@ def _remembered(k: Tensor, v: Tensor, stopped: tuple[Tensor, Tensor] | None) -> 
     return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), stopped, strict=True)]
 
 
-def _folded(score_mod: ScoreMod | None, length: int) -> ScoreMod | None:
-    """``score_mod`` for keys of which those from ``length`` on are the same tokens again."""
-    return None if score_mod is None else lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, kv_idx % length)
+def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:
+    """The first of ``mods`` for the keys before ``length``, the last for those from there on, which are the same tokens again."""
+    own, memory = mods[0], mods[-1]
+    if own is None or memory is None:
+        return None
+    if own is memory:
+        return lambda score, b, h, q_idx, kv_idx: own(score, b, h, q_idx, kv_idx % length)
+
+    def folded(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        place = kv_idx % length
+        return torch.where(kv_idx < length, own(score, b, h, q_idx, place), memory(score, b, h, q_idx, place))
+
+    return folded

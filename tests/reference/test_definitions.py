@@ -62,7 +62,10 @@ def test_relative_positions_are_their_definitions(name: str, causal: bool, relat
     module, q, k, v, arguments = draw_case(name, causal, relative, {"relative": relative})
 
     def define(exact: Mechanism, q: Tensor, k: Tensor, v: Tensor, *, score_mod: Any, **given: Any) -> Tensor:
-        score_mod = with_relative(exact, q, k, causal=causal, scaling=given["scaling"], score_mod=score_mod)
+        more = {"scaling": given["scaling"], "score_mod": score_mod}
+        if (constant := getattr(definition_of(name), "is_constant", None)) is not None:
+            more["is_constant"] = partial(constant, exact, given["padding_mask"], k)
+        score_mod = with_relative(exact, q, k, causal=causal, **more)
         return definition_of(name).define(exact, q, k, v, score_mod=score_mod, **given)
 
     assert_is_definition(module, define, q, k, v, arguments)

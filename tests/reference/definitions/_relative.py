@@ -8,6 +8,7 @@ Transformer-XL: Dai et al. 2019, section 3.3; both directions as in Yang et al. 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
@@ -53,8 +54,20 @@ def sinusoid(distance: int, width: int) -> Tensor:
     return torch.cat([(distance * frequencies).sin(), (distance * frequencies).cos()])
 
 
-def with_relative(module: nn.Module, q: Tensor, k: Tensor, *, causal: bool, scaling: float | None, score_mod: ScoreMod | None) -> ScoreMod:
-    """``score_mod`` of scores to which the relative term of ``module`` has been added."""
+def with_relative(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    *,
+    causal: bool,
+    scaling: float | None,
+    score_mod: ScoreMod | None,
+    is_constant: Callable[[int, int, int], bool] = lambda b, i, j: False,
+) -> ScoreMod:
+    """``score_mod`` of scores to which the relative term of ``module`` has been added.
+
+    is_constant: whether key j of item b is a constant to the gradient where query i meets it.
+    """
     name, _, rest = module.options.relative.partition(":")
     settings = {key: int(value) for key, value in (pair.split("=") for pair in rest.split(",") if pair)}
     learned = {key.removeprefix("relative."): value.double() for key, value in module.named_parameters()}
@@ -74,7 +87,8 @@ def with_relative(module: nn.Module, q: Tensor, k: Tensor, *, causal: bool, scal
         assert name == "transformer_xl"
         waves = torch.stack([sinusoid(i - j, learned["projection"].shape[-1]) for j in keys])
         positions = waves @ learned["projection"][h].T
-        return scale * (positions @ (query + learned["position"][h]) + own[keys] @ learned["content"][h])
+        met = torch.stack([own[j].detach() if is_constant(b, i, j) else own[j] for j in keys])
+        return scale * (positions @ (query + learned["position"][h]) + met @ learned["content"][h])
 
     def added(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         score = score + terms(int(b), int(h), int(q_idx), kv_idx.flatten().tolist()).reshape(kv_idx.shape)

@@ -37,6 +37,12 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
     return torch.stack(out).reshape(batch, heads, q_len, width)
 
 
+def is_constant(module: nn.Module, padding_mask: Tensor | None, k: Tensor, b: int, i: int, j: int) -> bool:
+    """Whether query i meets key j in the memory, which no gradient enters."""
+    start, segment = first_tokens(padding_mask, k.shape[0], k.shape[2])[b], module.options.segment_length
+    return not module.options.bptt and j < start + (i - start) // segment * segment
+
+
 def draw_options(random: Random, length: int) -> dict[str, Any]:
     return {
         "segment_length": random.randint(1, length + 2),
