@@ -202,6 +202,8 @@ def _check_packing(mechanism: Mechanism, dense_mask: Tensor | None, kv_len: int,
                 f"{told} says that several documents are packed into one row, but nothing else keeps them apart; pass position_ids that "
                 "restart with each document and use_cache=False without an attention_mask, or give each document a row of its own."
             )
+    elif torch.compiler.is_compiling():  # the mask is not known yet, and asking for the length would tie the graph to it
+        return
     elif not (mechanism.takes_packed or mechanism.covers(kv_len, causal)) and separates_documents(dense_mask):
         raise MaskError(packing_refused(mechanism, causal))
 
@@ -230,11 +232,12 @@ def separates_documents(mask: Tensor) -> bool:
     """
     if mask.shape[2] != mask.shape[3] or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    found: bool | None = getattr(mask, "_separates_documents", None)
-    if found is None:
-        found = _falls_apart(mask)
-        mask._separates_documents = found  # type: ignore[attr-defined]
-    return found
+    version = 0 if mask.is_inference() else mask._version  # a mask that is written to again is looked at again
+    known: tuple[int, bool] | None = getattr(mask, "_separates_documents", None)
+    if known is None or known[0] != version:
+        known = version, _falls_apart(mask)
+        mask._separates_documents = known  # type: ignore[attr-defined]
+    return known[1]
 
 
 def _falls_apart(mask: Tensor) -> bool:

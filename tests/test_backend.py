@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longattn import backend
 from hf_longattn.attend import attend
-from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask
+from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask, separates_documents
 from hf_longattn.errors import BackendError, LengthError, MaskError
 from hf_longattn.mechanisms.registry import build_mechanism
 from tests.reference.small_models import pair, plain_model, tokens
@@ -171,6 +171,12 @@ class TestMask:
             made = self.mask(kv_length=64, q_offset=offset, q_length=1, mask_function=causal_mask_function)
             assert made is not None
             assert made.shape == (2, 8)
+
+    def test_a_mask_that_was_written_to_is_looked_at_again(self) -> None:
+        mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        assert not separates_documents(mask)
+        mask[..., 4:, :4] = False
+        assert separates_documents(mask)
 
     def test_packed_sequences_stay_apart(self) -> None:
         longer = pair("llama", None, {"mechanism": "window", "window": 16})[1]

@@ -74,7 +74,8 @@ class ByteCache:
         with self._lock:
             self.drop(key)
             if self.nbytes + nbytes > self.budget:
-                for oldest in sorted(self._entries, key=lambda one: self._entries[one].used):
+                used = {one: entry.used for one in list(self._entries) if (entry := self._entries.get(one)) is not None}
+                for oldest in sorted(used, key=used.__getitem__):  # from a copy: what is freed meanwhile drops entries here
                     self.drop(oldest)
                     if self.nbytes + nbytes <= self.budget * SPARED:
                         break

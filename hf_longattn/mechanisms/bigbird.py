@@ -30,7 +30,7 @@ from .base import softmax_over
 from .bigbird_blocks import seeded_blocks, transformers_blocks
 from .bigbird_parts import Blocks, block_parts, seen_blocks
 from .gathered import placed, shifted, turn, turn_mask, turning
-from .masked import MaskedMechanism, first_real
+from .masked import MaskedMechanism, first_real, last_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -169,7 +169,7 @@ class BigBird(MaskedMechanism):
             if over_text:
                 assert padding_mask is not None
                 start = first_real(padding_mask)
-                ends = length - first_real(padding_mask.flip(-1)) - start
+                ends = last_real(padding_mask) + 1 - start
                 row, column = q_idx - start[b], kv_idx - start[b]
             rows = (length + size - 1) // size
             blocks = self.blocks(-(-ends // size), rows, causal, kv_idx.device, seed)
@@ -269,7 +269,7 @@ class BigBird(MaskedMechanism):
             varies = not bool(padding_mask[:, -1].all())
         if varies:
             assert padding_mask is not None
-            ends = length - first_real(padding_mask.flip(-1))
+            ends = last_real(padding_mask) + 1
             return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens, dtype=dtype)
 
         def make() -> tuple[Part, ...]:

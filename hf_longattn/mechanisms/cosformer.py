@@ -22,6 +22,7 @@ from torch import Tensor
 from ..engines.best import exact_dtype
 from ..errors import LengthError, OptionError
 from .feature_map import At, LinearMechanism
+from .masked import first_real, last_real
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -90,10 +91,10 @@ class Cosformer(LinearMechanism):
 
 
 def _length(mask: Tensor | None, length: int) -> Tensor | int:
-    """Tokens from the first real one of ``mask (B, N)`` to the last, ``(B,)``; at least 1."""
+    """Tokens from the first real one of ``mask (B, N)`` to the last, ``(B,)``; all where there is none."""
     if mask is None:
         return length
-    return (length - mask.int().argmax(1) - mask.flip(1).int().argmax(1)).clamp(min=1)
+    return last_real(mask) - first_real(mask) + 1
 
 
 def _quarter(horizon: Tensor | int, like: Tensor) -> Tensor | float:

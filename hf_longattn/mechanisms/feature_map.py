@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.best import exact_dtype
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.pattern import ScoreMod
@@ -193,11 +194,13 @@ class LinearMechanism(Mechanism):
     def _run_logarithms(self, q: Tensor, source: _Keys, state: State | None, at: At) -> tuple[Tensor, State]:
         """A causal pass over features that are exponentials: a piece ends where a key exceeds the ones before it by :data:`RISE`.
 
-        A graph can end nothing where the data say so. It computes in float64, which holds logarithms some 700 apart.
+        A graph can end nothing where the data say so. It computes in float64, which holds logarithms some 700 apart (on devices without
+        float64 in float32, some 80).
         """
         if _in_graph(q):
-            wider = None if state is None else {name: x.double() for name, x in state.items()}
-            out, after = self._pass(q.double(), source._replace(k=source.k.double(), v=source.v.double()), wider, True, at, None)
+            exact = exact_dtype(q.device)
+            wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
+            out, after = self._pass(q.to(exact), source._replace(k=source.k.to(exact), v=source.v.to(exact)), wider, True, at, None)
             return out.to(q.dtype), {name: wide(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
         if q.device.type == "cpu":
             return self._pass(q, source, state, True, at, _Rises(look=True))

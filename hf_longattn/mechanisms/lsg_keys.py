@@ -141,7 +141,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
     def make() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64) for many in rounds]
+        drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64, device="cpu") for many in rounds]
         return [turned.to(device, exact_dtype(device)) for turned in drawn]
 
     return KEPT.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)

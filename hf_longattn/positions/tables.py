@@ -56,8 +56,8 @@ def _before_interpolation(long: Tensor, rows: int) -> Tensor:
 
     The normal equations of linear interpolation are tridiagonal, so they are solved by one elimination from row to row.
     """
-    if rows <= 2:
-        return long[[0, -1][:rows]]
+    if rows <= 2 or long.is_meta:  # without values, the shape is all there is to find
+        return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
     target = long.to(torch.float64)
     at = torch.arange(len(long), dtype=torch.float64) * (rows - 1) / (len(long) - 1)
     below = at.floor().long().clamp(max=rows - 2)

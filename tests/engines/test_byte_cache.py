@@ -35,6 +35,28 @@ def test_the_longest_unused_goes_first() -> None:
     assert made[-1] == 1
 
 
+def test_an_entry_may_go_while_the_oldest_is_looked_for() -> None:
+    """The garbage collector may free a tensor anywhere, and what was made from it is dropped in the thread that holds the lock."""
+    kept = ByteCache(10 * (1024 + OVERHEAD))
+
+    class Key:
+        freed: Key | None = None
+
+        def __hash__(self) -> int:
+            if Key.freed is not None and self is keys[0]:  # asked for in the middle of the search
+                gone, Key.freed = Key.freed, None
+                kept.drop(gone)
+            return id(self)
+
+    keys = [Key() for _ in range(10)]
+    for key in keys:
+        kept.get(key, lambda: torch.zeros(256))
+    Key.freed = keys[-1]
+    kept.put(new := Key(), torch.zeros(512), 2048)
+    assert kept.find(new) is not None
+    assert 0 < kept.nbytes <= kept.budget
+
+
 def test_what_is_larger_than_the_budget_is_not_kept() -> None:
     kept = ByteCache(1000)
     assert kept.get("large", lambda: torch.zeros(1000)).shape == (1000,)

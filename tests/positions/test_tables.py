@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn.errors import PositionError
-from hf_longattn.positions import STRATEGIES, extend_table, keeps_old_rows, shorten_table
+from hf_longattn.positions import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table
 
 
 def table(rows: int = 10, width: int = 4) -> torch.Tensor:
@@ -71,6 +71,14 @@ def test_an_interpolated_table_is_solved_back(rows: int, more: int, offset: int,
     back = shorten_table(long, rows + offset, offset=offset, strategy="interpolate")
     assert back.dtype == dtype
     assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("strategy", SHORTER)
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_table_without_storage_is_shortened_to_the_same_shape(strategy: str, rows: int) -> None:
+    long = torch.empty(102, 8, dtype=torch.bfloat16, device="meta")
+    short = shorten_table(long, rows + 2, offset=2, strategy=strategy)
+    assert (short.shape, short.dtype, short.is_meta) == ((rows + 2, 8), torch.bfloat16, True)
 
 
 @pytest.mark.parametrize(
