@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn.attend import reference_attend
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms import mechanism_class, registry
 from scripts import update_docs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,3 +44,21 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)(?: |`|\n|,)", "\n".join(re.findall(r"`+[^`]*`+", text)))) <= targets
     assert not [name for name in re.findall(r"\b(?:scripts|configs)/\w+\.(?:py|yaml)", text) if not (ROOT / name).exists()]
+
+
+def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(\"\"\"My attention.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert code is not None
+    (tmp_path / "my_attention.py").write_text(code[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    list_mechanisms()  # all of the package's are found before
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setitem(sys.modules, "my_attention", importlib.import_module("my_attention"))
+
+    q, k, v = torch.randn(3, 2, 4, 300, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    for causal in (False, True):
+        expected = reference_attend(q, k, v, "window", window=32, causal=causal)
+        torch.testing.assert_close(attend(q, k, v, "mine", window=32, causal=causal).double(), expected, atol=1e-5, rtol=0)
+        assert build_mechanism("mine", num_heads=4, head_dim=16, **mechanism_class("mine").covering(300, causal)).covers(300, causal)
+    with pytest.raises(OptionError, match="must be at least 1"):
+        build_mechanism("mine", num_heads=4, head_dim=16, window=0)
