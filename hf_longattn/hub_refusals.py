@@ -75,7 +75,7 @@ def explained(repo_id: str, token: str | bool | None = None, errand: Errand = SE
         yield
     except LongAttentionError:
         raise
-    except Exception as error:  # an answer of another shape makes the client raise whatever it happens to
+    except Exception as error:  # an unexpected answer can make the client raise anything
         local = _local(error)
         if local is not None:
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
@@ -95,7 +95,7 @@ def _broken(error: BaseException) -> bool:
 
 
 def _local(error: BaseException) -> OSError | None:
-    """An error of a file of this machine, which is none of the Hub's."""
+    """The error of a local file, which has nothing to do with the Hub."""
     if _response(error) is not None or is_broken_connection(error):
         return None
     return next((one for one in _chain(error) if isinstance(one, OSError) and one.filename is not None), None)
@@ -139,7 +139,7 @@ def _sentence(repo_id: str, error: BaseException, errand: Errand) -> str:
         return errand.broken.format(repr(repo_id), endpoint=constants.ENDPOINT, kind=kind, again=errand.again)
     if not isinstance(error, OSError | ValueError | RuntimeError) or isinstance(error, UnicodeError):
         kind = type(error).__name__
-        return f"{constants.ENDPOINT} did not answer as the Hub does ({kind}: {in_a_line(error)}); see to HF_ENDPOINT and proxies."  # type: ignore[arg-type]
+        return f"{constants.ENDPOINT} did not answer as the Hub does ({kind}: {in_a_line(error)}); check HF_ENDPOINT and your proxy."  # type: ignore[arg-type]
     return f"The Hub could not be used for {repo_id!r}: {in_a_line(error)}."
 
 
@@ -149,7 +149,7 @@ def _refused(repo_id: str, response: Any, error: BaseException, errand: Errand) 
     if status == 400 and "does not exist" in said:
         return (
             f"A large file did not arrive in the Hub's storage, so nothing was put into {repo_id!r} ({said.rstrip('.')}): is there a proxy"
-            " that redirects uploads? Run the same command again, from another network if this comes again."
+            " that redirects uploads? Run the same command again, from another network if this happens again."
         )
     if status == 400:
         return f"The Hub did not take what was sent to {repo_id!r}: {said or error}"

@@ -17,9 +17,9 @@ BACKEND = PLAIN_BACKEND + COPY
 """The name of the attention function and the mask function, and how the names of cache layer types begin."""
 OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
-INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is on no package index yet"
-"""How this package is installed, as cards and messages say it."""
+INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
+"""How to install this package, for cards and messages."""
 CLONE = "in a clone of the hf_longattn repository (the scripts are not installed with the package)"
-"""Where a command that begins with `python scripts/` is typed."""
+"""Where commands that begin with `python scripts/` are run."""
 TAGS = ("hf_longattn", "long-context")
 """Of every long model on the Hub."""

@@ -1,4 +1,4 @@
-"""Files are somebody else's: what may be opened among them, and text, JSON and counts that may be anything."""
+"""Reading files that others wrote: which ones may be opened, and bounds for their text, JSON and counts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 LARGEST_JSON = 256 * 2**20
-"""Bytes; the index of the largest checkpoints takes a few millions, a tokenizer some tens."""
+"""Bytes; the index of the largest checkpoints takes a few MB, a tokenizer tens of MB."""
 DEEPEST = 100
-"""Levels of JSON; configs have about five, and everything that is done to them goes down by recursion."""
+"""Levels of JSON; configs have about five, and whatever handles them is recursive."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
-"""Fields of a config that count parts of which each is built."""
+"""Fields of a config that count parts, each of which is built."""
 MOST_LAYERS = 1000
-"""In a config whose number of tensors is not known, or smaller."""
+"""At most so many, unless the checkpoint has more tensors."""
 MOST_LABELS = 1_000_000
 
 
@@ -60,7 +60,7 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
         folders: in it, taken with everything below them.
 
     Raises:
-        CheckpointError: a link that is broken or leads outside, something that is no regular file, or no permission to read.
+        CheckpointError: a link that is broken or leads outside, something that is not a regular file, or a file without read permission.
     """
     homes = homes_of(folder)
     folders = list(folders)
@@ -72,11 +72,11 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
             check_link(path, homes)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{str(path)!r} is a folder, where a file is expected; move it away.")
+            raise CheckpointError(f"{str(path)!r} is a folder, but a file is expected; remove it.")
         if not stat.S_ISREG(mode):
-            raise CheckpointError(f"{str(path)!r} is no regular file; move it away.")
+            raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise CheckpointError(f"{str(path)!r} cannot be read; give yourself the permission to.")
+            raise CheckpointError(f"{str(path)!r} cannot be read; check its permissions.")
 
 
 def homes_of(folder: Path) -> list[Path]:
@@ -120,8 +120,8 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
-            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "no regular file"
-            raise CheckpointError(f"{str(path)!r} is {kind}, where a file is expected; move it away or name another.")
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
+            raise CheckpointError(f"{str(path)!r} is {kind}; remove it, or name another file.")
         if about.st_size > largest:
             raise CheckpointError(
                 f"{str(path)!r} is too large: {about.st_size / 1e6:,.0f} MB, where at most {largest / 1e6:,.0f} are read."
@@ -136,7 +136,7 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file: nested no deeper than what is done to it can go, and text that can be written again.
+    """The JSON in a file, with bounded nesting and text that can be written again.
 
     Raises:
         CheckpointError: it is not JSON, or too large to be a checkpoint's; or it cannot be read.
@@ -184,12 +184,12 @@ def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None
     """Refuse counts by which a model of any size could be asked for before a tensor is looked at.
 
     Args:
-        values: of a config.json; what it holds inside is looked at, too.
+        values: of a config.json; nested objects are checked, too.
         name: of the checkpoint.
         tensors: that it has.
 
     Raises:
-        CheckpointError: one of them is more than its tensors can be.
+        CheckpointError: one of them is larger than the number of tensors allows.
     """
     for field, value in values.items():
         if isinstance(value, Mapping) and field not in ("label2id", "id2label"):
@@ -197,7 +197,7 @@ def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None
         limit = MOST_LABELS if field == "num_labels" else max(MOST_LAYERS, tensors) if LAYERS.search(field) else None
         for one in value if isinstance(value, list) else [value]:
             if limit is not None and isinstance(one, int | float) and not one <= limit:
-                less = f"which its {tensors} tensors cannot be" if tensors else f"where at most {limit} are built"
+                less = f"which is more than its {tensors} tensors allow" if tensors else f"but at most {limit} are built"
                 raise CheckpointError(f"The config.json of {name!r} says {field}={one}, {less}.")
 
 

@@ -99,7 +99,7 @@ CONFIGS: Cases = {
     "a number of 10,000 digits": (write(CONFIG, '{"hidden_size": ' + "9" * 10_000 + "}"), "not valid JSON"),
     "3 GB": (big, "too large"),
     "a folder": (instead(CONFIG, Path.mkdir), "is a folder"),
-    "a pipe": (instead(CONFIG, os.mkfifo), "is no regular file"),
+    "a pipe": (instead(CONFIG, os.mkfifo), "is not a regular file"),
     "a link to nowhere": (instead(CONFIG, dangling), "link"),
     "a link to itself": (instead(CONFIG, loop), "link"),
     "a link to another folder": (instead(CONFIG, outside), "outside"),

@@ -133,7 +133,7 @@ WEIGHTS: Cases = {
     "a pickle": (instead_of_weights(b"PK\x03\x04" + b"\0" * 200), BROKEN),
     "zeros": (instead_of_weights(b"\0" * 5000), BROKEN),
     "a folder": (instead("weights", Path.mkdir), "is a folder"),
-    "a pipe": (instead("weights", os.mkfifo), "is no regular file"),
+    "a pipe": (instead("weights", os.mkfifo), "is not a regular file"),
     "a link to nowhere": (instead("weights", dangling), "link"),
     "a link to itself": (instead("weights", loop), "link"),
     "a link to another folder": (instead("weights", outside), "outside"),

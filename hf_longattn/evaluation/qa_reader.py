@@ -26,7 +26,7 @@ class QAReader:
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" when the best span's score, less that of "no answer", is below this; None = always answer.
+        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = always answer.
     """
 
     def __init__(

@@ -20,20 +20,20 @@ else:
     _Base = object
 
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
 
 IMPLEMENTATION = "_attn_implementation_internal"
 """Where transformers keeps a config's attention implementation."""
 BASE_ATTENTION = "_base_attention"
 """Set while the attention of the plain base was asked for on purpose; not written to files."""
 DEFAULTS = ("sdpa", "eager")
-"""The implementations that transformers falls back to, and that scripts choose without meaning another attention."""
+"""The implementations that transformers falls back to, and that scripts name without wanting a different attention."""
 
 
 class LongConfig(_Base):
     """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
-    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None``, as leaving it out, gives the family's default: that of
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None``, or leaving it out, gives the family's default: that of
         :meth:`default_attention`, the base's own windows where all layers have one, otherwise Longformer's defaults. Kept as the latter,
         written to ``config.json`` as a mapping. Layers with a window of the base's own keep it unless they are named
         (:mod:`hf_longattn.families.own_windows`). Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
@@ -144,7 +144,7 @@ class LongConfig(_Base):
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     def _unasked(self) -> LongAttentionConfig | Mapping[str, Any] | None:
-        """What runs with this config where nothing was chosen."""
+        """The attention of this config where none was chosen."""
         return self.default_attention()
 
     @classmethod
@@ -161,8 +161,8 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base's; a ``long_attention`` among the keyword arguments stands in place of the other one from the start, which need not
-        fit what is asked for."""
+        """As the base's; a ``long_attention`` among the keyword arguments replaces the dictionary's before anything is checked, since that
+        one need not fit the other arguments."""
         given = kwargs.pop("long_attention", None)
         return super().from_dict(config_dict if given is None else {**config_dict, "long_attention": given}, **kwargs)
 

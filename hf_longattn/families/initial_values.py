@@ -1,7 +1,7 @@
-"""Values for what a model's mechanisms and memory tokens add to its base, wherever a checkpoint has none.
+"""Initial values of what a model's mechanisms and memory tokens add to its base, wherever a checkpoint has none.
 
-transformers initialises module by module, by rules for the layers it knows, and takes a module without tensors of its own for done. What
-is ours gives itself values as a whole (``reset_parameters``); these functions see to it that this happens for exactly what was not loaded.
+transformers initialises module by module, by rules for the layers it knows, and considers a module without tensors of its own initialised.
+Ours are initialised as a whole (``reset_parameters``); these functions see to it that this happens to exactly what was not loaded.
 """
 
 from __future__ import annotations

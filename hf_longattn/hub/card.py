@@ -47,7 +47,7 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     """
     path = Path(model_dir) / "README.md"
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is no regular file, so no card is written there; move it away.")
+        raise CheckpointError(f"{str(path)!r} is not a regular file, so no card was written; remove it.")
     card = model_card(model_dir, **{**_kept(path, contents), **contents})
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -59,7 +59,7 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
 
 
 def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a card that is there already and is written anew, what nothing else says: how the model was trained, and what was measured."""
+    """What is kept of a card that is written again, since nothing else says it: how the model was trained, and what was measured."""
     if not readme.is_file():
         return {}
     try:
@@ -75,7 +75,7 @@ def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading of a card, up to the next one of its level."""
+    """The text under a heading of a card, up to the next heading of its level."""
     found = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return found[1].strip() if found else ""
 
@@ -225,7 +225,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     report = read_json_object(folder / REPORT)
     wrong = _misfit(report, REPORT_FIELDS, "")
     if wrong:
-        raise CheckpointError(f"{str(folder / REPORT)!r} is no report of a conversion: {wrong}; restore it, or delete it.")
+        raise CheckpointError(f"{str(folder / REPORT)!r} is not the report of a conversion: {wrong}; restore it, or delete it.")
     return report
 
 
@@ -284,9 +284,7 @@ def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, lengt
     if family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
         limits = [f"Inputs of more than {length:,} tokens are refused or must be cut."]
     else:
-        limits = [
-            f"It was made for inputs of up to {length:,} tokens. Its positions may take longer ones, with results that nobody checked."
-        ]
+        limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but nothing was verified for them."]
     if attention is not None:
         exact = mechanism_class(attention.mechanism).exact_when
         limits.append(f"`{attention.mechanism}` equals full attention when: {exact}. Otherwise a layer does not see the tokens outside it.")

@@ -87,7 +87,7 @@ def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> Non
 
 
 def introduction(text: str, source: str) -> str:
-    """What Trainer's card says first, without its comment and its title, and without what it does not know: a model that was loaded was not
+    """The first paragraphs of Trainer's card, without its comment and title, and without its wrong guesses: a model that was loaded was not
     trained from scratch, and a data set may have no name."""
     said = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).strip().partition("\n## ")[0]
     said = re.sub(r"^# .*$", "", said, flags=re.MULTILINE).strip()

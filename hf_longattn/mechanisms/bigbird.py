@@ -41,7 +41,7 @@ LAYOUTS = ("text", "input")
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
     block_size: int = option(64, "tokens in a block", "tokens")
-    num_random_blocks: int = option(3, "random key blocks of each query block, for each head its own", "blocks", most=4096)
+    num_random_blocks: int = option(3, "random key blocks of each query block, drawn independently for each head", "blocks", most=4096)
     num_window_blocks: int = option(3, "width of the window, the query's block in the middle, or at the end when causal", "blocks")
     num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at its beginning when causal", "blocks")
     seed: int = option(0, "seed of the random blocks; layer l draws with seed + l")

@@ -9,10 +9,10 @@ The sequence is cut into blocks of b tokens, counted from the first real token. 
 where a block has b/f sparse keys for a sparsity factor f; :mod:`~hf_longattn.mechanisms.lsg_keys` has the five selections. Nothing is
 added to the text: its first token is global and part of the first block, as in the authors' attention layer. The models that their
 converter writes have global tokens of their own in front, after which blocks are counted; ``block_offset`` says how many tokens stand
-before the first block. Global tokens are no sparse keys. A token counts once, whichever of the three it is. Keys that are means are keys
+before the first block. Global tokens are never sparse keys. A token counts once, whichever of the three it is. Keys that are means are keys
 of their own, besides whatever tokens they are made from; their weight is that of their tokens in equal shares. In the causal form, which
 every selection has, the blocks after c are left out, and of block c the keys after the query: sparse keys then come from complete blocks
-of the past. Of the converter, the selection ``bos_pooling`` is left out.
+of the past. The converter's selection ``bos_pooling`` is not implemented.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class LSHOptions(Options):
     )
     shared_qk: bool = option(False, "one vector per token, the key, serves as query and as key; published form")
     num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024)
-    num_chunks_after: int = option(0, "chunks seen behind the query's own; bidirectional only", "chunks", most=1024)
+    num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024)
     count_duplicates: bool = option(False, "a key met in several rounds counts as often")
     seed: int = option(0, "seed of the rotations")
 

@@ -64,7 +64,7 @@ def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
         for choice in _joined(split(piece, ","), ",", lambda part: not OPTION.match(part)):
             times, choice = repeated.groups() if (repeated := REPEATED.fullmatch(choice)) else ("1", choice)
             if len(times) > 4:
-                raise OptionError(f"{piece.strip()!r} repeats a mechanism more than {LARGEST} times, which no model has layers for.")
+                raise OptionError(f"{piece.strip()!r} repeats a mechanism more than {LARGEST} times, but no model has so many layers.")
             rules += [(None, read_choice(choice)) for _ in range(int(times))]
     if not rules:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")

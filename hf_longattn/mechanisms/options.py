@@ -35,7 +35,7 @@ class OptionInfo:
 def option(default: Any, help: str, unit: str = "", most: int = LARGEST) -> Any:
     """Declare a field of an ``Options`` dataclass with its meaning and unit (tokens, blocks, rows …).
 
-    ``most`` bounds whole numbers by which memory or time grow whatever the length of the input, so that a slip of the finger is
+    ``most`` bounds whole numbers by which memory or time grow whatever the length of the input, so that a typing error is
     refused where it is made; all others may be as large as the index arithmetic of the engines allows.
     """
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "most": most})

@@ -5,7 +5,7 @@
 
 for m random directions w_m, Gaussian and orthogonal in blocks. Exponents are taken relative to the row's largest for queries, and for keys
 to the largest that the feature had so far; both cancel in the quotient, so that pieces of a text, one token at a time too, give what the
-whole gives, whatever the size of q and k: fp32 is left only in the digits of the exponents themselves, which are about -scale |k|² / 2. A
+whole gives, whatever the size of q and k: what remains is the rounding of the exponents in fp32, which are about -scale |k|² / 2. A
 graph (torch.compile, export) computes the causal form in float64 and holds exponents of keys that are up to some 700 apart; rows that see
 only keys further below the largest of the text are zeros there. Nothing is added to features (the authors' code adds 10⁻³ to those of
 relu, 10⁻⁶ to those of softmax): a row whose relu features meet none of its keys' is zeros. The directions are a buffer of the checkpoint.

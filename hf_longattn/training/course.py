@@ -1,4 +1,4 @@
-"""The course of every fine-tuning: how it begins, resumes from a checkpoint, and what it writes."""
+"""What every fine-tuning has in common: how it starts, how it resumes from a checkpoint, and what it writes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def newest_checkpoint(folder: Path) -> str | None:
             return str(path)
         torn.append(f"{path.name} {why}")
     if torn:
-        raise CheckpointError(f"No checkpoint in {str(folder)!r} is whole: {'; '.join(torn)}; leave --resume out to start anew.")
+        raise CheckpointError(f"No checkpoint in {str(folder)!r} is whole: {'; '.join(torn)}; leave --resume out to start again.")
     return None
 
 

@@ -98,7 +98,7 @@ def check_qa(data: Dataset, name: str = "data", sample: int = 1000) -> Dataset:
             if start is None or start < 0:
                 raise QADataError(
                     f"{name}: the answer {text!r} of question {record.get('id', '?')!r} has answer_start {start}; an answer must be a "
-                    "stretch of the context, so leave yes and no questions out, or give them empty lists as questions without an answer"
+                    "span of the context, so leave yes and no questions out, or give them empty lists as questions without an answer"
                 )
             if not record["context"].startswith(text, start):
                 raise QADataError(f"{name}: the answer {text!r} of question {record.get('id', '?')!r} does not stand at character {start}")
@@ -146,8 +146,8 @@ def _from_records(records: list[dict[str, Any]], name: str) -> Dataset:
     """Records as a dataset of the columns that are needed; others may be of any shape (HotpotQA's are nested lists)."""
     if records and any(set(record) >= {"question", "answer", "supporting_facts"} for record in records):
         raise QADataError(
-            f"{name} looks like HotpotQA's own JSON, whose answers have no place in a text; give records with question, context (one text) "
-            "and answers {text: [...], answer_start: [...]}"
+            f"{name} looks like HotpotQA's own JSON, whose answers have no position in a text; give records with question, context (one "
+            "text) and answers {text: [...], answer_start: [...]}"
         )
     kept = [{column: record[column] for column in QA_FEATURES if column in record} for record in records]
     try:

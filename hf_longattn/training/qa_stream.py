@@ -170,8 +170,8 @@ class QAStream(Dataset):
         return features
 
     def _encode(self, record: dict[str, Any], tokens: int, rng: random.Random) -> QAFeature:
-        """The document whole, or a stretch of it where it is cropped or does not fit. An answer that the stretch has is in the input: what
-        is cut off at the input's end would be learned as "no answer"."""
+        """The document whole, or a stretch of it where it is cropped or does not fit. An answer that the stretch has is in the input: one
+        that is cut off at the end would be learned as "no answer"."""
         if not self.crop:
             feature = encode_packed(self._with_neighbours(record, None, False, rng), self.tokenizer, self.form)
             if _reaches_the_end(feature, record["context"]):

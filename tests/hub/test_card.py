@@ -175,7 +175,9 @@ def test_every_card_says_how_the_package_is_installed_truly(tmp_path: Path) -> N
     assert INSTALL in text
 
 
-@pytest.mark.parametrize(("base", "sentence"), [("bert", "are refused or must be cut"), ("llama", "Its positions may take longer ones")])
+@pytest.mark.parametrize(
+    ("base", "sentence"), [("bert", "are refused or must be cut"), ("llama", "Longer ones may run, but nothing was verified")]
+)
 def test_only_models_with_a_table_are_said_to_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
     config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": "window", "window": 8})
     config.save_pretrained(tmp_path)

@@ -32,7 +32,7 @@ def all_options(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> d
     """The options of a mechanism from a mapping and from further arguments.
 
     Raises:
-        OptionError: one is in both, or one is no option of a mechanism, but what chooses it.
+        OptionError: one is given in both, or one is not an option, but chooses the mechanism.
     """
     given = dict(options or {})
     twice = sorted(given.keys() & more.keys())
@@ -40,7 +40,7 @@ def all_options(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> d
         raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
     for name in ("mechanism", "long_attention"):
         if name in given or name in more:
-            raise OptionError(f"{name!r} is no option of a mechanism; give it as --mechanism (mechanism=…).")
+            raise OptionError(f"{name!r} is not an option of a mechanism; pass it as --mechanism (mechanism=…).")
     return {**given, **more}
 
 

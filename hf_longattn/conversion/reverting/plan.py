@@ -28,9 +28,9 @@ from ..transforming.adapter import ADAPTER_FOLDER
 __all__ = ["AUTO", "RESTORED", "RevertPlan", "plan_reversion"]
 
 AUTO = "auto"
-"""The positions that the conversion began from, as far as the long model still has them."""
+"""The positions before the conversion, as far as the long model still has them."""
 RESTORED = "restored"
-"""What becomes of an interpolated table then: it is solved back to the rows it was interpolated from."""
+"""An interpolated table is then solved back to the rows that it was interpolated from."""
 
 OWN_PARTS = (".long_attention.", "long_memory.")
 """In the names of parameters that only a Long model has."""

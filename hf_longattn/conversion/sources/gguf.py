@@ -83,10 +83,10 @@ COUNTS = ("block_count", "expert_count")
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a header whose counts lead beyond the file, or to a model of any size: the gguf package believes each of them.
+    """Refuse a header whose counts point past the end of the file, or ask for a model of any size: the gguf package trusts them.
 
     Raises:
-        CheckpointError: no GGUF, damaged, without tensors, or with counts that its tensors cannot be.
+        CheckpointError: no GGUF, damaged, without tensors, or with counts that its tensors do not allow.
     """
     try:
         with open(file, "rb") as opened:
@@ -98,7 +98,7 @@ def _check_header(file: Path) -> None:
         raise CheckpointError(f"{str(file)!r} holds no tensors, only what describes a model; download the file with its weights.")
     for key, value in counts.items():
         if value > max(MOST_LAYERS, tensors):
-            raise CheckpointError(f"{str(file)!r} says {key}={value}, which its {tensors} tensors cannot be.")
+            raise CheckpointError(f"{str(file)!r} says {key}={value}, which is more than its {tensors} tensors allow.")
 
 
 class _Header:
@@ -149,7 +149,7 @@ class _Header:
             raw = self.take(SIZES[kind])
             return int.from_bytes(raw, "little" if self.order == "<" else "big") if whole else None
         else:
-            raise ValueError(f"{key!r} is of type {kind}, which there is not")
+            raise ValueError(f"{key!r} is of unknown type {kind}")
         return None
 
     def take(self, count: int) -> bytes:

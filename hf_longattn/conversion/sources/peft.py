@@ -56,11 +56,11 @@ FIELDS = {
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict, "an object of numbers by regular expression")),
     "auto_mapping": (dict, "an object"),
 }
-"""Fields of an adapter's config: the types that peft takes, `None` beside them, and what they are in words."""
+"""Fields of an adapter's config: the types that peft takes, besides `None`, and their names for messages."""
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse what peft would only stumble over, now or when somebody loads the result.
+    """Refuse what would make peft fail, now or when somebody loads the result.
 
     Raises:
         CheckpointError: naming the field, and what it must be.
@@ -77,7 +77,9 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             try:
                 re.compile(pattern if isinstance(pattern, str) else "")
             except (re.error, RecursionError, OverflowError) as error:
-                raise CheckpointError(f"{str(file)!r} says {field}={pattern!r:.80}, which is no regular expression ({error}).") from error
+                raise CheckpointError(
+                    f"{str(file)!r} says {field}={pattern!r:.80}, which is not a regular expression ({error})."
+                ) from error
     if not config.get("peft_type"):
         raise CheckpointError(f"{str(file)!r} names no peft_type, for example LORA; was it saved by peft?")
     with contextlib.suppress(ImportError):  # without peft, an adapter is carried along as it is

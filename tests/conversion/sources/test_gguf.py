@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
         tmp_path / "half.gguf": "not a whole GGUF file",
         tmp_path / "text.gguf": "not a whole GGUF file",
         tmp_path / "part-00001-of-00002.gguf": "join the parts first",
-        tmp_path / "blocks.gguf": "block_count=4294967295, which its 21 tensors cannot be",
+        tmp_path / "blocks.gguf": "block_count=4294967295, which is more than its 21 tensors allow",
         tmp_path / "list.gguf": "not a whole GGUF file",
         tmp_path / "keys.gguf": "not a whole GGUF file",
         tmp_path / "empty.gguf": "holds no tensors",
