@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -45,20 +46,35 @@ class ByteCache:
         self._clock = itertools.count()
         self._lock = threading.RLock()  # a value that is freed may drop another entry, in the thread that holds the lock
 
-    def get(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What ``make`` returned for ``key``. While PyTorch compiles or exports, it is made anew and not kept."""
+    def get(self, key: Hashable, make: Callable[[], Made], size: Callable[[Made], int | None] | None = None) -> Made:
+        """What ``make`` returned for ``key``. While PyTorch compiles or exports, it is made anew and not kept.
+
+        Args:
+            size: bytes of what was made, or None if it is not to be kept; :func:`tensor_bytes` by default.
+        """
         if torch.compiler.is_compiling():
             return make()
         entry = self._entries.get(key)
         if entry is not None:
             entry.used = next(self._clock)
             return entry.value
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves calls that take gradients, too
-            made = make()
-        nbytes = tensor_bytes(made)
+        made = _made(make)
+        nbytes = (size or tensor_bytes)(made)
         return made if nbytes is None else self.put(key, made, nbytes)
 
-    def find(self, key: Hashable) -> Any | None:
+    def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Made], size: Callable[[Made], int]) -> Made:
+        """What ``make`` returned for ``key`` and these very tensors as they are now; it is forgotten when one of them goes."""
+        versions = (0 if x.is_inference() else x._version for x in tensors)
+        whole = (*key, *map(id, tensors), *versions)
+        held = self.find(whole)
+        if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
+            return held[1]
+        made, drop = _made(make), self.drop  # when the interpreter ends, modules lose their names before the last tensors go
+        refs = tuple(weakref.ref(x, lambda _: drop(whole)) for x in tensors)
+        self.put(whole, (refs, made), size(made))
+        return made
+
+    def find(self, key: Hashable) -> Any:
         """What was put under ``key``, or None."""
         entry = self._entries.get(key)
         if entry is None:
@@ -98,6 +114,12 @@ class ByteCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _made(make: Callable[[], Made]) -> Made:
+    """What is kept serves calls that take gradients, too, whichever call makes it."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make()
 
 
 KEPT = ByteCache()

@@ -7,7 +7,6 @@ as long as these live.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -108,16 +107,12 @@ class Layout(NamedTuple):
 def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
     """Lay a part out, or return what was found before for the same index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
-    versions = tuple(0 if x.is_inference() else x._version for x in tensors)
-    key = ("layout", *map(id, tensors), *versions, spec.rules, heads, q_len, limits)
-    refs, found = KEPT.find(key) or ((), None)
-    if found is not None and all(ref() is x for ref, x in zip(refs, tensors, strict=True)):
-        return found
-    made = _lay_out(spec, heads, q_len, limits)
-    drop = KEPT.drop  # when the interpreter ends, modules lose their names before the last tensors go
-    refs = tuple(weakref.ref(x, lambda _: drop(key)) for x in tensors)
-    KEPT.put(key, (refs, made), CHUNK_BYTES * sum(map(len, made.chunks)))
-    return made
+    return KEPT.of(
+        tensors,
+        ("layout", len(tensors), spec.rules, heads, q_len, limits),
+        lambda: _lay_out(spec, heads, q_len, limits),
+        lambda made: CHUNK_BYTES * sum(map(len, made.chunks)),
+    )
 
 
 def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:

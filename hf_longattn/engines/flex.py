@@ -95,14 +95,10 @@ def flex_band(
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:
     """:func:`band_block_mask`, made once for all layers and calls where no padding changes it."""
-    if key_mask is not None or torch.compiler.is_compiling():
+    if key_mask is not None:
         return band_block_mask(pattern, q_len, kv_len, key_mask, device)
     key = ("band block mask", pattern, q_len, kv_len, device)
-    found = KEPT.find(key)
-    if found is None:
-        found = band_block_mask(pattern, q_len, kv_len, None, device)
-        KEPT.put(key, found, mask_bytes(found))
-    return found
+    return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
 
 
 def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import weakref
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -103,14 +102,12 @@ def kept_block_lists(part: Part, q_len: int, kv_len: int) -> tuple[int, Lists] |
     tensors = [x for x in (part.queries, part.keys) if not x.is_inference()]
     if len(tensors) < 2 or torch.compiler.is_compiling() or part.bias is not None:
         return block_lists(part, q_len, kv_len)
-    key = ("block lists", *map(id, tensors), *(x._version for x in tensors), q_len, kv_len)
-    refs, found = KEPT.find(key) or ((), None)
-    if refs and all(ref() is x for ref, x in zip(refs, tensors, strict=True)):
-        return found
-    found, drop = block_lists(part, q_len, kv_len), KEPT.drop
-    refs = tuple(weakref.ref(x, lambda _: drop(key)) for x in tensors)
-    KEPT.put(key, (refs, found), 0 if found is None else sum(x.nbytes for x in found[1]))
-    return found
+    return KEPT.of(
+        tensors,
+        ("block lists", q_len, kv_len),
+        lambda: block_lists(part, q_len, kv_len),
+        lambda found: 0 if found is None else sum(x.nbytes for x in found[1]),
+    )
 
 
 def block_lists(part: Part, q_len: int, kv_len: int) -> tuple[int, Lists] | None:

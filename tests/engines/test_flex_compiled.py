@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines import block_sparse, flex
+from hf_longattn.engines import block_sparse, flex, flex_gathered
 from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.parts import Part
 from hf_longattn.engines.pattern import Pattern
 
 PATTERN = Pattern.window(160, causal=True)
@@ -84,3 +85,15 @@ def test_a_graph_that_is_being_compiled_takes_flex_attention_as_it_is(monkeypatc
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert flex.kernel("cuda", "any") is flex.flex_attention
     assert block_sparse.suits_dense(1, 10_000)
+
+
+def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
+    """Tensors made under inference mode cannot be saved for a backward pass."""
+    part = Part(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))
+    with torch.inference_mode():
+        mask = flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu"))
+        found = flex_gathered.kept_block_lists(part, 256, 256)
+    assert found is not None
+    assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
+    assert flex_gathered.kept_block_lists(part, 256, 256) is found
+    assert not any(x.is_inference() for x in (*found[1], *(x for x in vars(mask).values() if isinstance(x, torch.Tensor))))
