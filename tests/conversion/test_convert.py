@@ -242,7 +242,12 @@ def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: 
 
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)
-            self.gain = torch.nn.Parameter(torch.randn(3))
+            self.gain = torch.nn.Parameter(torch.empty(3))
+            self.reset_parameters()
+
+        def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+            super().reset_parameters(generator)
+            torch.nn.init.normal_(self.gain, generator=generator)
 
     for folder in ("one", "two"):
         report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / folder, mechanism="window_with_gain", max_length=128)

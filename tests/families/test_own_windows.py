@@ -144,7 +144,7 @@ class TestCappedScores:
         plain = plain_model("gemma2", attn_logit_softcapping=None)
         long_like(plain, "gemma2", {"mechanism": "hedgehog"}, attn_logit_softcapping=None)
         enabled = families.enable_long_attention(plain_model("gemma2"), {"mechanism": "hedgehog"})
-        with pytest.raises(MaskError, match="a cap on the scores was given, but mechanism 'hedgehog' has no"):
+        with pytest.raises(MaskError, match="A cap on the scores was given, but mechanism 'hedgehog' has no"):
             enabled(tokens(1, 10))
 
     @pytest.mark.parametrize("global_tokens", [[], [0, 1]])

@@ -71,14 +71,16 @@ def test_padding_and_gradients_of_every_parameter(variant: str, causal: bool) ->
     torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
     alone = module(*(x[:1, :, 30:] for x in leaves), causal=causal)
     torch.testing.assert_close(out[:1, :, 30:], alone, atol=1e-5, rtol=0)
-    weight, wanted = torch.randn_like(out) * real, [*leaves, *module.parameters()]
-    found, exact = (torch.autograd.grad((x * weight).sum(), wanted, allow_unused=True) for x in (out, expected))
+    last = module(leaves[0][:, :, -3:], *leaves[1:], causal=causal, padding_mask=mask)
+    torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
+    leaves, module, weight = [x.detach().double().requires_grad_() for x in leaves], module.double(), torch.randn_like(expected) * real
+    wanted = [*leaves, *module.parameters()]  # in float64: what is added up here rounds by more than a mistake would show
+    outputs = [f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend)]
+    found, exact = (torch.autograd.grad((x * weight).sum(), wanted, allow_unused=True) for x in outputs)
     for a, b in zip(found, exact, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    last = module(leaves[0][:, :, -3:], *leaves[1:], causal=causal, padding_mask=mask)
-    torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
+            torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
 def test_a_fixed_matrix_is_saved_and_never_trained(tmp_path: Path) -> None:
