@@ -146,10 +146,16 @@ class LongAttentionMixin(_Base):
         Args:
             implementation: one that the base has; ``sdpa`` by default, or ``eager`` where it has no other.
         """
-        for module in self.modules():
-            if isinstance(module, LongAttentionMixin):
-                setattr(module.config, BASE_ATTENTION, True)
-        self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
+        configs = [module.config for module in self.modules() if isinstance(module, LongAttentionMixin)]
+        for config in configs:
+            setattr(config, BASE_ATTENTION, True)
+        try:
+            self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
+        except BaseException:  # one that is not installed: the mechanisms stay, and were not given up
+            for config in configs:
+                if config._runs_mechanisms:
+                    config.__dict__.pop(BASE_ATTENTION, None)
+            raise
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

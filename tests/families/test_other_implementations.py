@@ -101,6 +101,10 @@ class TestEveryFamily:
         assert torch.equal(hidden(model), expected)
         with pytest.raises(BackendError, match="'mine' does not compute"):
             model.set_attn_implementation("mine")
+        with pytest.raises(ValueError, match="nonsense"):
+            model.use_base_attention("nonsense")
+        model.set_attn_implementation("sdpa")
+        assert torch.equal(hidden(model), expected), "a base that cannot run was not chosen"
 
     def test_mechanisms_that_are_the_bases_attention_take_any(self, base: str) -> None:
         model = built(base, long_attention={"mechanism": "full"}, **({"sliding_window": None} if "mistral" in base else {}))

@@ -55,6 +55,13 @@ def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.C
     assert ("global_attention_mask" in code) == (kind == "BertForQuestionAnswering")
 
 
+def test_the_blocks_that_a_query_sees_are_not_parts_of_the_model(tmp_path: Path) -> None:
+    attention = {"mechanism": "block_top_k", "num_blocks": 4000, "layers": {1: {"num_blocks": 2000}}}
+    config = LongBertConfig(**SIZES, max_position_embeddings=64, long_attention=attention)
+    config.save_pretrained(tmp_path)
+    assert "block_top_k" in write_model_card(tmp_path).read_text()
+
+
 def test_every_head_has_a_usage() -> None:
     without = [long for family in FAMILIES.values() for long in family.heads.values() if not shown(long)]
     assert not without
