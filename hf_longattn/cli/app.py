@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -56,6 +57,8 @@ app.add_typer(bench, name="bench")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(arguments, standalone_mode=True)
     except OSError as error:
@@ -79,5 +82,6 @@ def shortened(name: object, limit: int = 300) -> str:
 
 
 def _fail(sentence: str) -> None:
-    print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+    words = " ".join(sentence.split()).encode("utf-8", "backslashreplace").decode()  # a path may hold bytes that are no text
+    print(f"Error: {words}", file=sys.stderr)
     raise SystemExit(1)
