@@ -36,6 +36,12 @@ class DecodeShape:
     steps: int = 24
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise OptionError(
+                f"--head-dim is {self.head_dim}, but rotary positions turn pairs of numbers; give an even one, for example 64."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
