@@ -15,6 +15,18 @@ class Composite(Mechanism):
     """A mechanism made of ``members``: their forms, their training, their global tokens and the longest of their reaches are its own."""
 
     members: nn.ModuleList
+    _layer = 0
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer, by which seeded members differ from those of other layers."""
+        return self._layer
+
+    @layer.setter
+    def layer(self, index: int) -> None:
+        self._layer = index
+        for member in self.mechanisms:
+            member.layer = index
 
     def adopt(self, members: Iterable[Mechanism]) -> None:
         """Called once by ``__init__``.

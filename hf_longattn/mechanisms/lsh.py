@@ -18,7 +18,7 @@ form here depends on earlier tokens only, so that token-by-token decoding equals
 With ``shared_qk``, the published form, a token has one vector x, taken from the keys (which a cache keeps): its query is x, its key
 x / rms(x), and it sees itself only when it sees nothing else. Without it, queries and keys are hashed by the same rotations after plain
 normalisation, which the argmax makes needless; the asymmetric transformations of inner-product search (Neyshabur and Srebro 2015) need
-the largest norm of all keys, and so the future.
+the largest norm of all keys, and so the future. There, a causal query that meets no key sees itself.
 """
 
 from __future__ import annotations

@@ -114,3 +114,14 @@ def test_relative_positions_need_scores_in_every_head() -> None:
     with pytest.raises(OptionError, match=r"its member 'linear' has no scores to which relative positions could be added"):
         build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear", relative="alibi")
     assert not build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear").takes_score_mod
+
+
+def test_seeded_members_differ_from_layer_to_layer() -> None:
+    heads = ["bigbird:block_size=4,num_random_blocks=2", "window:window=4"]
+    modules = [build_mechanism("per_head", num_heads=2, head_dim=8, heads=heads) for _ in range(3)]
+    modules[1].layer = 1
+    q, k, v = torch.randn(3, 1, 2, 300, 8).unbind(0)
+    first, second, again = (module(q, k, v) for module in modules)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second, modules[1].reference(q, k, v).float(), atol=1e-5, rtol=0)
