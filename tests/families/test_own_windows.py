@@ -126,6 +126,17 @@ def test_a_wider_window_than_the_base_has_is_not_called_equal(tmp_path: Path) ->
     assert found["at the old length"] == ("needs training", 512)
 
 
+def test_windows_once_taken_are_the_long_configs_own() -> None:
+    """They stand in long_attention, which says what runs, whatever the base's fields are changed to afterwards."""
+    shape = {"num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    config = families.LongQwen2Config(**shape, long_attention={"mechanism": "full"})
+    written = {name: value for name, value in config.to_dict().items() if name != "layer_types"}
+    again = families.LongQwen2Config(**{**written, "use_sliding_window": False})
+    assert again.long_attention.for_layer(1) == config.long_attention.for_layer(1) == ("window", {"window": 3})
+    chosen = families.LongQwen2Config(**{**written, "use_sliding_window": False, "long_attention": {"mechanism": "full"}})
+    assert chosen.long_attention.for_layer(1) == ("full", {})
+
+
 class TestCappedScores:
     def test_the_cap_is_applied(self) -> None:
         plain, longer = both("gemma2")
