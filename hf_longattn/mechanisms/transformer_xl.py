@@ -151,10 +151,10 @@ class TransformerXL(GatheredMechanism):
     def _score_mods(
         self, q: Tensor, keys: tuple[Tensor, Tensor], causal: bool, scaling: float | None, score_mod: ScoreMod | None
     ) -> list[ScoreMod | None]:
-        """What changes the scores of the segment's own keys and of the memory's, the relative positions in it."""
+        """What changes the scores, the relative positions in it: of all keys, or of the segment's own and of the memory's."""
         if self.relative is None:
             return [score_mod]
-        terms = [self.relative_mod(q, k, causal, scaling) for k in keys]
+        terms = [self.relative_mod(q, k, causal, scaling) for k in (keys if self.relative.reads_keys else keys[:1])]
         return [both(term, score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
@@ -181,8 +181,9 @@ class TransformerXL(GatheredMechanism):
         """The definition in float64; without ``bptt`` the memory's keys and values are ``stopped``, or constants to the gradient."""
         if self.options.bptt:
             return super().reference(q, k, v, **arguments)
-        memory_k, memory_v = (repeat_heads(x.double(), q.shape[1]) for x in _remembered(k, v, stopped))
-        terms = [self._with_dense_terms(q.double(), x.double(), arguments).get("score_mod") for x in (k, _remembered(k, v, stopped)[0])]
+        remembered = _remembered(k, v, stopped)
+        memory_k, memory_v = (repeat_heads(x.double(), q.shape[1]) for x in remembered)
+        terms = [self._with_dense_terms(q.double(), x.double(), arguments).get("score_mod") for x in (k, remembered[0])]
         (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
         q, k, v = q.double(), repeat_heads(k.double(), heads), repeat_heads(v.double(), heads)
         b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)

@@ -31,6 +31,8 @@ class RelativePositions(nn.Module, ABC):
     """Name of every setting, a whole number: its default and its meaning."""
     neutral: ClassVar[bool] = True
     """Whether the terms begin at zero, so that a converted checkpoint gives what it gave."""
+    reads_keys: ClassVar[bool] = False
+    """Whether the term depends on what a key holds, and not on its position alone."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class TransformerXL(QueryDependent):
     name = "transformer_xl"
     summary = "the query's product with a projected sinusoid of the distance, and learned content and position biases"
     paper = "Dai et al. 2019, Transformer-XL, §3.3"
+    reads_keys = True
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__(num_heads, head_dim, hidden_size, settings)
