@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._rows import heads, together
+
 Sees = Callable[[int, int, int, int], "bool | int"]
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -44,22 +46,19 @@ def masked_attention(
 
     Padding is never seen, and in the causal form no key after the query.
     """
-    batch, heads, q_len, width = q.shape
-    kv_len, group = k.shape[2], heads // k.shape[1]
-    out = []
-    for b in range(batch):
-        real = real_positions(padding_mask, b, kv_len)
-        for h in range(heads):
-            for row in range(q_len):
-                i = kv_len - q_len + row
-                allowed = [j for j in real if j <= i or not causal] if is_real(padding_mask, b, i) else []
-                counted = [(j, int(sees(b, h, i, j))) for j in allowed]
-                keys = [j for j, times in counted if times]
-                if not keys:
-                    out.append(torch.zeros(width, dtype=torch.float64))
-                    continue
-                scores = scores_of(q[b, h, row], k[b, h // group, keys], keys, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
-                times = torch.tensor([float(times) for _, times in counted if times], dtype=torch.float64)
-                weights = times * torch.exp(scores - scores.max())
-                out.append(weights / weights.sum() @ v[b, h // group, keys])
-    return torch.stack(out).reshape(batch, heads, q_len, width)
+    outputs = []
+    for head in heads(q, k, v, padding_mask):
+        rows = []
+        for row, i in enumerate(head.queries):
+            allowed = head.seen(i, causal) if i in head.real else []
+            counted = [(j, int(sees(head.b, head.h, i, j))) for j in allowed]
+            keys = [j for j, times in counted if times]
+            if not keys:
+                rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
+                continue
+            scores = scores_of(head.q[row], head.k[keys], keys, scaling=scaling, score_mod=score_mod, b=head.b, h=head.h, i=i)
+            times = torch.tensor([float(times) for _, times in counted if times], dtype=torch.float64)
+            weights = times * torch.exp(scores - scores.max())
+            rows.append(weights / weights.sum() @ head.v[keys])
+        outputs.append(rows)
+    return together(outputs, q)

@@ -12,30 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._loops import real_positions, scores_of
+from ._loops import scores_of
+from ._rows import heads, together
 
 
 def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, scaling: float | None,
            score_mod: Any = None, **_: Any) -> Tensor:  # fmt: skip
-    batch, heads, q_len, width = q.shape
-    length, ramp = k.shape[2], module.options.ramp
+    ramp = module.options.ramp
     spans = dict(module.named_parameters())["span_fraction"].double() * module.options.max_span
-    out = []
-    for b in range(batch):
-        real = real_positions(padding_mask, b, length)
-        for h in range(heads):
-            keys, values = k[b, h * k.shape[1] // heads], v[b, h * k.shape[1] // heads]
-            for row in range(q_len):
-                i = length - q_len + row
-                allowed = [j for j in real if j <= i or not causal]
-                if i not in real:
-                    out.append(torch.zeros(width, dtype=torch.float64))
-                    continue
-                scores = scores_of(q[b, h, row], keys[allowed], allowed, scaling=scaling, score_mod=score_mod, b=b, h=h, i=i)
-                distance = torch.tensor([abs(i - j) for j in allowed])
-                weights = ((ramp + spans[h] - distance) / ramp).clamp(0, 1) * torch.exp(scores - scores.max())
-                out.append(weights / weights.sum() @ values[allowed])
-    return torch.stack(out).reshape(q.shape)
+    outputs = []
+    for head in heads(q, k, v, padding_mask):
+        rows = []
+        for row, i in enumerate(head.queries):
+            allowed = head.seen(i, causal)
+            if i not in head.real:
+                rows.append(torch.zeros(q.shape[-1], dtype=torch.float64))
+                continue
+            scores = scores_of(head.q[row], head.k[allowed], allowed, scaling=scaling, score_mod=score_mod, b=head.b, h=head.h, i=i)
+            distance = torch.tensor([abs(i - j) for j in allowed])
+            weights = ((ramp + spans[head.h] - distance) / ramp).clamp(0, 1) * torch.exp(scores - scores.max())
+            rows.append(weights / weights.sum() @ head.v[allowed])
+        outputs.append(rows)
+    return together(outputs, q)
 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
