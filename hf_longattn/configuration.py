@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
-from .mechanisms.notation import LARGEST, read_choice, read_rules, write_choices
+from .mechanisms.notation import HIGHEST_LAYER, read_choice, read_rules, write_choices
 from .mechanisms.registry import check_options, mechanism_class, prototype
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
@@ -170,9 +170,9 @@ def _layer_index(key: int | str) -> int:
         index = int(key)
     except (TypeError, ValueError):
         index = -1
-    if not 0 <= index <= LARGEST:
+    if not 0 <= index <= HIGHEST_LAYER:
         raise OptionError(
-            f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {LARGEST}, for example"
+            f"A layer of long_attention is called {key!r}, but layers are numbered from 0 to {HIGHEST_LAYER}, for example"
             " layers={0: {'window': 64}}."
         )
     return index

@@ -58,10 +58,20 @@ class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses what was asked."""
 
 
+def shortened(text: str, limit: int = 300) -> str:
+    """``text`` as a sentence can hold it: cut where it goes on and on."""
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory; PyTorch says so with a RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
+
+
 def in_a_line(error: Exception, limit: int = 300) -> str:
     """What another library's error says, as a part of a sentence: one line without its last full stop, cut where it goes on and on."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]} …"
+    return shortened(text, limit)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

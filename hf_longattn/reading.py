@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, shortened
 
 __all__ = [
     "check_config",
@@ -230,15 +230,10 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
             "a list of one class name": isinstance(value, list) and len(value) == 1 and isinstance(value[0], str),
         }[expected]
         if value is not None and not right and value != []:
-            raise CheckpointError(f"The config.json of {name!r} says {field}={_short(value)}, which must be {expected}.")
+            raise CheckpointError(f"The config.json of {name!r} says {field}={shortened(repr(value), 60)}, which must be {expected}.")
     check_counts(values, name)
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:
     """The class that a config.json names, or `default` where it names none; checked by :func:`check_config`."""
     return (values.get("architectures") or [default])[0]
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]} …"

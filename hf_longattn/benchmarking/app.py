@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import LongAttentionError, OptionError
+from ..errors import LongAttentionError, OptionError, lacks_memory
 
 if TYPE_CHECKING:
     from .report import BenchmarkResult
@@ -117,15 +117,13 @@ def measure(
 @contextmanager
 def refusals(folder: Path) -> Iterator[None]:
     """What is refused, does not fit into memory or cannot be written into ``folder``, is one sentence and exit code 1."""
-    import torch
-
     try:
         yield
     except LongAttentionError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate" not in str(error):
+        if not lacks_memory(error):
             raise
         typer.echo("There is not enough memory for these sizes; give smaller ones, or fewer --lengths.", err=True)
         raise typer.Exit(1) from error

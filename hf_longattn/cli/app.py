@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..benchmarking.app import app as bench
+from ..errors import LongAttentionError, lacks_memory, shortened
 from . import card, convert, export, inspect, mechanisms, plan, push, revert
 
 __all__ = ["app", "main"]
@@ -62,23 +63,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, standalone_mode=True)
     except OSError as error:
-        _fail(f"{shortened(error.filename)!r}: {error.strerror}." if error.filename else str(error))
+        _fail(f"{shortened(str(error.filename))!r}: {error.strerror}." if error.filename else str(error))
     except ValueError as error:
-        from ..errors import LongAttentionError
-
         if not isinstance(error, LongAttentionError):
             raise
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+        if not lacks_memory(error):
             raise
         _fail("There is not enough memory for what was asked; give smaller options or lengths.")
-
-
-def shortened(name: object, limit: int = 300) -> str:
-    """A path as a sentence can hold it."""
-    text = str(name)
-    return text if len(text) <= limit else f"{text[:limit]} …"
 
 
 def _fail(sentence: str) -> None:

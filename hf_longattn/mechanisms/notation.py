@@ -20,7 +20,7 @@ from ..errors import OptionError
 
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
 REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
-LARGEST = 9999
+HIGHEST_LAYER = 9999
 """Number of a layer or head; no model has as many, and each is kept by itself."""
 OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
@@ -64,7 +64,9 @@ def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
         for choice in _joined(split(piece, ","), ",", lambda part: not OPTION.match(part)):
             times, choice = repeated.groups() if (repeated := REPEATED.fullmatch(choice)) else ("1", choice)
             if len(times) > 4:
-                raise OptionError(f"{piece.strip()!r} repeats a mechanism more than {LARGEST} times, but no model has so many layers.")
+                raise OptionError(
+                    f"{piece.strip()!r} repeats a mechanism more than {HIGHEST_LAYER} times, but no model has so many layers."
+                )
             rules += [(None, read_choice(choice)) for _ in range(int(times))]
     if not rules:
         raise OptionError(f"{text!r} names no mechanism; write for example 0-5=window:window=64;6-11=full.")
@@ -75,20 +77,20 @@ def read_numbers(where: str | int | Sequence[int]) -> list[int]:
     """``0-3,7`` as ``[0, 1, 2, 3, 7]``."""
     if not isinstance(where, str):
         numbers: list[Any] = [where] if isinstance(where, int) else list(where) if isinstance(where, Sequence) else []
-        if numbers and all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= LARGEST for one in numbers):
+        if numbers and all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= HIGHEST_LAYER for one in numbers):
             return numbers
-        raise OptionError(f"{where!r} must be numbers from 0 to {LARGEST}, for example '0-3,7'.")
+        raise OptionError(f"{where!r} must be numbers from 0 to {HIGHEST_LAYER}, for example '0-3,7'.")
     found: list[int] = []
     for part in where.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not _is_number(first) or (dash and (not _is_number(last) or int(last) < int(first))):
-            raise OptionError(f"{where.strip()!r} must be numbers from 0 to {LARGEST}, for example 0-3,7.")
+            raise OptionError(f"{where.strip()!r} must be numbers from 0 to {HIGHEST_LAYER}, for example 0-3,7.")
         found += range(int(first), int(last or first) + 1)
     return found
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= LARGEST
+    return text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= HIGHEST_LAYER
 
 
 def write_choice(values: Mapping[str, Any]) -> str:
