@@ -30,7 +30,7 @@ def kernel(device_type: str, kind: Hashable = None) -> Any:
     """flex_attention, compiled where that gives a fused forward and backward; in a graph that is being compiled, as it is.
 
     ``kind`` is what a mask's closure holds besides tensors and lengths. PyTorch compiles a function for a few such closures only, counted
-    by its code, and then runs it without a fused kernel, in N×N memory: so every kind has a function, and a code, of its own.
+    by its code object, and then falls back to an unfused kernel with N×N memory; so each kind gets a separate function and code object.
     """
     if device_type != "cuda" or torch.compiler.is_compiling():
         return flex_attention
@@ -43,7 +43,7 @@ def kernel(device_type: str, kind: Hashable = None) -> Any:
 
 
 def compiled_kernel(number: int, **how: Any) -> Any:
-    """flex_attention compiled under a code of its own."""
+    """flex_attention compiled under a separate code object."""
     own = types.FunctionType(_attention.__code__.replace(co_name=f"flex_attention_{number}"), globals())
     return torch.compile(own, **{"dynamic": True, **how})
 

@@ -22,7 +22,7 @@ __all__ = ["check_destination", "destination_path", "staged_folder"]
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
 """In the names of folders that are being built: on a shared file system, another machine's process has a number of this one's, too."""
 STALE = 24 * 3600
-"""Seconds without a change after which a folder that another machine was building is taken for left behind."""
+"""Seconds without a change after which a folder that another machine was building counts as abandoned."""
 
 
 def destination_path(destination: str | Path) -> Path:
