@@ -1,6 +1,11 @@
 """Measure attention, whole models or training: `python scripts/benchmark.py attention --lengths 1024,4096 --against sdpa,flex`."""
 
-from hf_longattn.benchmarking.app import app
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is part of the checkout, not of the installed package
+
+from benchmarks.app import app
 
 if __name__ == "__main__":
     app()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from hf_longattn.benchmarking.report import markdown_table
+from benchmarks.report import markdown_table
 from hf_longattn.conversion.quiet import quiet_libraries
 from hf_longattn.families import FAMILIES
 

@@ -120,7 +120,7 @@ def show_log(entry: dict[str, Any]) -> None:
 
 def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namespace, started: float) -> None:
     """Print the tables, draw them, write the model card."""
-    from hf_longattn.benchmarking.report import machine
+    from benchmarks.report import machine
     from hf_longattn.evaluation.qa_report import card_results, write_report
     from hf_longattn.evaluation.qa_table import to_markdown
     from hf_longattn.hub import write_model_card

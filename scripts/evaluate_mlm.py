@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_longattn
-from hf_longattn.benchmarking.report import machine
+from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.mlm import MaskedText, masked_loss, masked_texts, mlm_markdown, mlm_table
 from hf_longattn.training import iter_modules

@@ -19,8 +19,8 @@ import torch
 import typer
 import yaml
 
+from benchmarks.report import machine
 from hf_longattn import LongAttentionConfig
-from hf_longattn.benchmarking.report import machine
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.probes import (
     Mqar,

@@ -20,7 +20,7 @@ import torch
 from rich.progress import Progress
 
 import hf_longattn
-from hf_longattn.benchmarking.report import machine
+from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_baselines import LexicalRule, RandomCandidate
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from hf_longattn.benchmarking.report import machine
+from benchmarks.report import machine
 
 HIDDEN, INTERMEDIATE, HEADS, KEY_HEADS, VOCABULARY, LENGTH = 2560, 6912, 20, 4, 32_000, 2048
 ARGUMENTS = {"mechanism": "window", "window": LENGTH, "max_length": 16 * LENGTH}

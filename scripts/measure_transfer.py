@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
-from hf_longattn.benchmarking.report import machine
+from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.clm import next_token_loss
 from hf_longattn.evaluation.mlm import first_tokens, masked_loss, masked_texts

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.report import markdown_table
 from hf_longattn import list_mechanisms, mechanism_info
-from hf_longattn.benchmarking.report import markdown_table
 from hf_longattn.cli.plot import draw_patterns
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.decoding import decoding_table
+from benchmarks.footprint import footprint_table
+from benchmarks.report import markdown_table, memory_table, timing_table
 from hf_longattn import list_mechanisms, mechanism_info
-from hf_longattn.benchmarking.decoding import decoding_table
-from hf_longattn.benchmarking.footprint import footprint_table
-from hf_longattn.benchmarking.report import markdown_table, memory_table, timing_table
 from hf_longattn.evaluation.mlm import mlm_markdown
 from hf_longattn.evaluation.probes import recall_markdown
 from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
@@ -95,9 +95,9 @@ def benchmarks() -> str:
         if record["memory"]:
             text += f"\nPeak memory on top of the inputs, each length in a fresh process; memory grows as Nᵖ:\n\n{memory_table(record)}\n"
         for left in record["left_out"]:
-            text += f"\nLeft out: {left['side']} at {left['length']:,} ({left['reason']})."
+            text += f"\nLeft out: {left['implementation']} at {left['length']:,} ({left['reason']})."
         if worst:
-            text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['side']}, {worst['what']}).\n"
+            text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['implementation']}, {worst['what']}).\n"
         sections.append(f"{text}\n![{path.stem}](results/{path.stem}.svg)\n\n*{where(record)}*")
     return "\n\n".join(sections) or "*Nothing is stored yet: type `make bench`.*"
 

@@ -25,7 +25,7 @@ FLOORS = (
     ("memory",),
     ("backend",),
     ("families",),
-    ("conversion", "training", "evaluation", "hub", "benchmarking"),
+    ("conversion", "training", "evaluation", "hub"),
     ("cli",),
     ("__main__",),
 )
@@ -48,11 +48,14 @@ CONVERSION = (
 )
 CONVERSION_FLOOR = {room: number for number, rooms in enumerate(CONVERSION) for room in rooms}
 
+# Beside the package in a checkout, and not in the wheel.
+CHECKOUT = ("benchmarks", "research", "scripts", "tests", "tools")
+
 NAME_OF_MECHANISM = re.compile(r"(^|[._])mechanism([._]name)?$")
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted target) of every import of our own package in a file, relative ones resolved."""
+def imports(path: Path, packages: tuple[str, ...] = ("hf_longattn",)) -> Iterator[tuple[int, str]]:
+    """(line, dotted target) of every import of ``packages`` in a file, relative ones resolved."""
     package = ["hf_longattn", *path.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -63,7 +66,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "hf_longattn")
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] in packages)
 
 
 def is_module(*parts: str) -> bool:
@@ -102,6 +105,12 @@ def test_imports_inside_conversion_go_one_way(path: Path) -> None:
 
 def climbs(here: str, room: str) -> bool:
     return CONVERSION_FLOOR[room] >= CONVERSION_FLOOR[here]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_imports_nothing_that_only_a_checkout_has(path: Path) -> None:
+    found = [f"{path.name}:{line} {name}" for line, name in imports(path, CHECKOUT)]
+    assert not found, f"{', '.join(CHECKOUT)} import hf_longattn, never the other way round: {'; '.join(found)}"
 
 
 def test_no_file_imports_itself_through_others() -> None:

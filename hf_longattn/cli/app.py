@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from ..benchmarking.app import app as bench
 from ..errors import LongAttentionError, lacks_memory, shortened
 from . import card, convert, export, inspect, mechanisms, plan, push, revert
 
@@ -52,7 +51,6 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
-app.add_typer(bench, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.app import app as bench
 from hf_longattn.cli import app, main
 
 from ..damage import CONVERT, convert, make_checkpoint
@@ -53,7 +54,8 @@ def commands(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield path, found
 
 
-COMMANDS = dict(commands(typer.main.get_command(app)))
+COMMANDS = dict(commands(typer.main.get_command(app))) | dict(commands(typer.main.get_command(bench), ("bench",)))
+"""Those of `longattn`, and those of `python -m benchmarks` under the name bench."""
 FLAGS: list[Any] = [
     pytest.param(path, parameter, id=f"{' '.join(path)} {(*parameter.opts, parameter.name)[0]}")
     for path, command in COMMANDS.items()
@@ -119,7 +121,7 @@ def run(typed: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
     signal.alarm(SECONDS)
     try:
         with pytest.raises(SystemExit) as ended:
-            main(typed)
+            bench(typed[1:]) if typed[0] == "bench" else main(typed)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,50 @@
+"""The block-sparse self-attention of transformers' own BigBird, with our projections and the same random blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_longattn.mechanisms.bigbird import BigBird
+
+from ..case import AttentionInputs
+from ..implementations import Implementation, LeftOut, register_implementation
+
+
+@register_implementation("attention", "hf-big-bird")
+class HFBigBird(Implementation):
+    """Starts from hidden states, so it is compared with our attention plus the same three projections. In training mode, since
+    transformers draws no random blocks in evaluation; it draws them anew in every pass, as it does in use."""
+
+    summary = "BigBirdBlockSparseAttention of transformers in training mode, without dropout"
+    baseline = "longattn+projections"
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        case = inputs.case
+        if not isinstance(inputs.mechanism, BigBird) or inputs.mechanism.options.random_pattern != "hf":
+            raise LeftOut("its random blocks are those of mechanism bigbird with random_pattern=hf")
+        options = inputs.mechanism.options
+        if case.length % options.block_size or inputs.mechanism.covers(case.length) or case.num_globals:
+            raise LeftOut(f"its block-sparse form takes more than {case.length} tokens, multiples of {options.block_size}, no globals")
+        from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdConfig, BigBirdModel
+
+        config = BigBirdConfig(
+            hidden_size=case.hidden_size,
+            num_attention_heads=case.heads,
+            block_size=options.block_size,
+            num_random_blocks=options.num_random_blocks,
+            max_position_embeddings=case.length,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.module = BigBirdBlockSparseAttention(config, seed=options.seed).to(case.device, case.torch_dtype).requires_grad_(False)
+        for name, projection in zip(("query", "key", "value"), inputs.projections, strict=True):
+            getattr(self.module, name).load_state_dict(projection.state_dict())
+        self.inputs = inputs
+        self.leaves = (inputs.hidden,)
+        self.upstream = inputs.upstream_heads()
+        ones = torch.ones(case.batch, case.length, device=case.device, dtype=case.torch_dtype)
+        blocked, band, rows, columns = BigBirdModel.create_masks_for_block_sparse_attn(ones, options.block_size)
+        self.masks = (band, rows, columns, blocked, blocked)
+
+    def forward(self) -> Tensor:
+        return self.inputs.split(self.module(self.inputs.hidden, *self.masks)[0])

@@ -1,0 +1,118 @@
+"""What is measured: the shapes, dtype and seed of one comparison, and the tensors that all its implementations share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.masked import MaskedMechanism
+from hf_longattn.mechanisms.registry import mechanism_from
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One length of a comparison. Lengths in tokens; ``num_globals`` leading tokens are global."""
+
+    mechanism: str = "window"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    length: int = 1024
+    batch: int = 1
+    heads: int = 12
+    head_dim: int = 64
+    layers: int = 12
+    dtype: str = "fp32"
+    causal: bool = False
+    num_globals: int = 0
+    backward: bool = False
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise OptionError(f"The dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}.")
+        kind = self.device.partition(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise OptionError("There is no CUDA device here; leave --device out.")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise OptionError(f"The device {self.device!r} is not known; choose cpu or cuda.") from error
+        if not 0 <= self.num_globals <= self.length:
+            raise OptionError(
+                f"There cannot be {self.num_globals} global tokens in {self.length}; give --globals between 0 and the length."
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def at(self, **changes: Any) -> Case:
+        """The same case with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+class AttentionInputs:
+    """Hidden states, their projections, and the q, k, v (B, H, N, D) that come out of them, equal for every implementation."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(case.seed)
+        shape = (case.batch, case.length, case.hidden_size)
+        self.case = case
+        self.hidden = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype).requires_grad_(case.backward)
+        self.upstream = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype)
+        self.projections = [nn.Linear(case.hidden_size, case.hidden_size) for _ in range(3)]
+        for projection in self.projections:
+            weight = torch.randn(projection.weight.shape, generator=generator) * case.hidden_size**-0.5
+            projection.weight.data.copy_(weight)
+            nn.init.zeros_(projection.bias)
+            projection.to(case.device, case.torch_dtype).requires_grad_(False)
+        with torch.no_grad():
+            q, k, v = (self.split(projection(self.hidden)).contiguous() for projection in self.projections)
+        self.qkv = (q, k, v)
+        for tensor in self.qkv:
+            tensor.requires_grad_(case.backward)
+        self.mechanism = mechanism_from(
+            case.mechanism,
+            case.options,
+            num_heads=case.heads,
+            head_dim=case.head_dim,
+            hidden_size=case.hidden_size,
+            max_length=case.length,
+        ).to(case.device)
+        self.global_mask: Tensor | None = None
+        if case.num_globals:
+            self.global_mask = torch.zeros(case.batch, case.length, dtype=torch.bool, device=case.device)
+            self.global_mask[:, : case.num_globals] = True
+
+    @property
+    def resolved_globals(self) -> Tensor | None:
+        """The tokens (B, N) that are global in this case, whether the call or the mechanism's options say so."""
+        if not isinstance(self.mechanism, MaskedMechanism):
+            return self.global_mask
+        return self.mechanism.resolve_globals(None, self.global_mask, (self.case.batch, self.case.length), self.hidden.device)
+
+    @property
+    def beyond(self) -> dict[str, Any]:
+        """What the mechanism takes besides q, k and v: global tokens where the case has some, the layer's input where it wants that."""
+        found: dict[str, Any] = {} if self.global_mask is None else {"global_mask": self.global_mask}
+        return {**found, "hidden_states": self.hidden} if self.mechanism.takes_hidden_states else found
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, H·D) -> (B, H, N, D)."""
+        return x.view(*x.shape[:2], self.case.heads, self.case.head_dim).transpose(1, 2)
+
+    def upstream_heads(self) -> Tensor:
+        """The gradient that flows into the output, (B, H, N, D)."""
+        return self.split(self.upstream)

@@ -1,0 +1,61 @@
+"""Peak memory of many mechanisms over doublings of the length, forward and backward, each pass in a fresh process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.notation import read_choice
+
+from .case import Case
+from .memory import Memory, exponent, measure_memory
+from .report import machine, markdown_table
+
+
+def run_footprint(
+    mechanisms: Sequence[str], lengths: Sequence[int], case: Case, *, log: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Measure each mechanism (``window:window=512``) at every length.
+
+    Args:
+        case: shapes, dtype and whether the backward pass runs; mechanism, options and length are replaced.
+    Returns:
+        The record that is stored: machine, case, and for each mechanism MiB on top of the inputs and the exponent of their growth.
+    Raises:
+        OptionError: no mechanism or fewer than two lengths; an unknown mechanism or option.
+    """
+    if not mechanisms or len(lengths) < 2:
+        raise OptionError("Growth of memory needs a mechanism and two lengths or more; for example --mechanism window --lengths 4K,16K.")
+    results = []
+    for line in mechanisms:
+        chosen = read_choice(line)
+        own = case.at(mechanism=chosen.pop("mechanism"), options=chosen)
+        measured: list[Memory] = []
+        for length in lengths:
+            measured.append(measure_memory("attention", "longattn", own.at(length=length)))
+            log(f"{length:>7} {line:<40} {measured[-1].extra:10.1f} MiB on top of the inputs")
+        growth = exponent(measured)
+        results.append({"mechanism": line, "mebibytes": [round(one.extra, 1) for one in measured], "exponent": growth})
+    about = {key: value for key, value in dataclasses.asdict(case).items() if key not in ("mechanism", "options", "length")}
+    return {"machine": machine(), "kind": "memory", "case": about, "lengths": list(lengths), "results": results}
+
+
+def save_footprint(record: dict[str, Any], folder: Path) -> Path:
+    """Write ``memory.json`` (``memory-causal.json``) into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"memory{'-causal' if record['case']['causal'] else ''}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def footprint_table(record: dict[str, Any]) -> str:
+    """Mechanisms × lengths in MiB, and the exponent."""
+    rows = []
+    for one in record["results"]:
+        growth = "–" if one["exponent"] is None else f"{one['exponent']:.2f}"
+        rows.append([f"`{one['mechanism']}`", *(f"{size:,.0f}" for size in one["mebibytes"]), growth])
+    return markdown_table(["MiB", *(f"{length:,}" for length in record["lengths"]), "exponent"], rows)

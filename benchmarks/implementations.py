@@ -1,0 +1,83 @@
+"""An implementation of a comparison: something that computes, from shared inputs, what can be checked and timed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_longattn.errors import LongAttentionError, OptionError, nearest
+
+
+class LeftOut(LongAttentionError):
+    """This implementation cannot do this case; the message says why and goes into the results."""
+
+
+class Implementation(ABC):
+    """Built once per case (what is built is not timed), then called many times.
+
+    ``baseline`` names the one of our own implementations that does the same work from the same inputs; ``computes`` is what the
+    result is checked against: ``"mechanism"`` (the definition of the case's mechanism), ``"full"`` (softmax over all keys) or
+    ``"band"`` (the mechanism's window without its global tokens).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    baseline: ClassVar[str] = "longattn"
+    computes: ClassVar[str] = "mechanism"
+    leaves: Sequence[Tensor] = ()
+    """What gradients are taken of when the backward pass is measured."""
+    upstream: Tensor
+    """The gradient of the output, of the output's shape."""
+    gradients: tuple[Tensor, ...] = ()
+    """Those of ``leaves``, after a run with the backward pass."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """One forward pass."""
+
+    def run(self, backward: bool) -> Tensor:
+        """What is timed: the forward pass alone without a graph, or the forward and the backward pass."""
+        if not backward:
+            with torch.no_grad():
+                return self.forward()
+        output = self.forward()
+        self.gradients = torch.autograd.grad(output, list(self.leaves), self.upstream)
+        return output.detach()
+
+
+_IMPLEMENTATIONS: dict[str, dict[str, type[Implementation]]] = {"attention": {}, "model": {}}
+
+
+def register_implementation(kind: str, name: str) -> Callable[[type[Implementation]], type[Implementation]]:
+    """Register an implementation for ``--against NAME``; ``kind`` is ``attention`` or ``model``. A name is given once."""
+
+    def add(cls: type[Implementation]) -> type[Implementation]:
+        if name in _IMPLEMENTATIONS[kind]:
+            raise OptionError(f"There is already an implementation named {name!r} for {kind}; choose another name.")
+        cls.name = name
+        _IMPLEMENTATIONS[kind][name] = cls
+        return cls
+
+    return add
+
+
+def list_implementations(kind: str) -> list[str]:
+    """The names that ``--against`` takes for this kind."""
+    return [name for name in _IMPLEMENTATIONS[kind] if not name.startswith("longattn")]
+
+
+def build_implementation(kind: str, name: str, inputs: Any) -> Implementation:
+    """Build one implementation over shared inputs.
+
+    Raises:
+        OptionError: for a name that is not registered.
+        LeftOut: when the implementation cannot do this case.
+    """
+    if name not in _IMPLEMENTATIONS[kind]:
+        known = ", ".join(list_implementations(kind))
+        raise OptionError(f"There is no implementation {name!r} for `{kind}`; choose from {known}.{nearest(name, _IMPLEMENTATIONS[kind])}")
+    return _IMPLEMENTATIONS[kind][name](inputs)  # type: ignore[call-arg]

@@ -1,0 +1,141 @@
+"""The stored result: what was measured, on which machine, in JSON; with the tables that documents show."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .case import Case
+from .memory import Memory
+from .timing import Timing
+from .verify import Check
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads, versions and date: what a reader needs to place the numbers."""
+    about: dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    if torch.cuda.is_available():
+        about |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return about
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@dataclasses.dataclass
+class BenchmarkResult:
+    """One run of the benchmark: checks, timings, ratios and, if asked for, memory."""
+
+    kind: str
+    case: Case
+    lengths: list[int]
+    checks: list[Check] = dataclasses.field(default_factory=list)
+    timings: list[Timing] = dataclasses.field(default_factory=list)
+    ratios: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    memory: list[Memory] = dataclasses.field(default_factory=list)
+    exponents: dict[str, float] = dataclasses.field(default_factory=dict)
+    left_out: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    machine: dict[str, Any] = dataclasses.field(default_factory=machine)
+
+    @property
+    def equal(self) -> bool:
+        """Whether every comparison with the definition held."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def name(self) -> str:
+        """The stem of the files: kind, mechanism, options and what deviates from the defaults."""
+        case = self.case
+        options = [f"{name}{value}" for name, value in sorted(case.options.items())]
+        marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
+        marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
+        marks += ["memory"] * bool(self.memory)
+        return "-".join([self.kind, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
+
+    def to_dict(self) -> dict[str, Any]:
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        case = {key: value for key, value in dataclasses.asdict(self.case).items() if key != "length"}
+        return record | {
+            "case": case,
+            "equal": self.equal,
+            "checks": [dataclasses.asdict(check) | {"passed": check.passed} for check in self.checks],
+            "timings": [
+                {
+                    "implementation": t.implementation,
+                    "length": t.length,
+                    "median_ms": round(t.median, 3),
+                    "rounds_ms": [round(r, 3) for r in t.rounds],
+                }
+                for t in self.timings
+            ],
+            "memory": [dataclasses.asdict(one) for one in self.memory],
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write ``NAME.json`` into ``folder`` and return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers aligned right."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def timing_table(record: dict[str, Any]) -> str:
+    """Implementations × lengths in milliseconds, with how many times faster ours is, from a stored record."""
+    lengths = record["lengths"]
+    times = {(t["implementation"], t["length"]): t["median_ms"] for t in record["timings"]}
+    ratio = {(r["implementation"], r["length"]): r["times_faster"] for r in record["ratios"]}
+    names = list(dict.fromkeys(t["implementation"] for t in record["timings"]))
+
+    def cell(name: str, length: int) -> str:
+        if (name, length) not in times:
+            return "–"
+        shown = f"{times[name, length]:,.1f}" if times[name, length] < 100 else f"{times[name, length]:,.0f}"
+        return f"{shown} ({ratio[name, length]:.1f}×)" if (name, length) in ratio else shown
+
+    return markdown_table(
+        ["ms", *(f"{length:,}" for length in lengths)],
+        [[name, *(cell(name, n) for n in lengths)] for name in names],
+    )
+
+
+def memory_table(record: dict[str, Any]) -> str:
+    """Implementations × lengths in MiB above the inputs, with the fitted exponent, from a stored record."""
+    extra = {(m["implementation"], m["length"]): m["extra"] for m in record["memory"]}
+    lengths = sorted({length for _, length in extra})
+    rows = []
+    for name in dict.fromkeys(name for name, _ in extra):
+        cells = [f"{extra[name, n]:,.0f}" if (name, n) in extra else "–" for n in lengths]
+        rows.append([name, *cells, f"{record['exponents'][name]:.2f}" if name in record["exponents"] else "–"])
+    return markdown_table(["MiB", *(f"{length:,}" for length in lengths), "exponent"], rows)

@@ -1,0 +1,118 @@
+"""The course of a benchmark: for every length build the implementations, check them, then time them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from hf_longattn.errors import OptionError
+
+from .case import Case
+from .implementations import Implementation, LeftOut, build_implementation
+from .inputs import build_inputs
+from .memory import exponent, measure_memory
+from .report import BenchmarkResult
+from .timing import time_in_turn, times_faster
+from .verify import verify_attention
+
+Log = Callable[[str], None]
+
+
+def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **settings: Any) -> BenchmarkResult:
+    """Attention alone: our ``attend`` against others, on equal q, k, v (or equal hidden states and projections).
+
+    Args:
+        case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
+        lengths: tokens.
+        against: names of implementations (see :func:`benchmarks.list_implementations`).
+        settings: ``repeats`` (timed rounds, default 5), ``memory`` (measure peak memory too), ``log`` (called with progress lines).
+
+    Raises:
+        OptionError: for an unknown implementation, mechanism or option.
+    """
+    return _run("attention", case, lengths, against, verify_attention, **settings)
+
+
+def run_model(case: Case, lengths: Sequence[int], against: Sequence[str], **settings: Any) -> BenchmarkResult:
+    """Whole encoders with equal random weights: LongBert against BERT and others; settings as in :func:`run_attention`."""
+    from .models.verify import verify_model
+
+    return _run("train" if case.backward else "model", case, lengths, against, verify_model, **settings)
+
+
+def _run(
+    name: str,
+    case: Case,
+    lengths: Sequence[int],
+    against: Sequence[str],
+    verify: Callable[[Any, Sequence[Implementation]], list[Any]],
+    *,
+    repeats: int = 5,
+    memory: bool = False,
+    log: Log = lambda line: None,
+) -> BenchmarkResult:
+    if not lengths or min(lengths) < 1 or repeats < 1:
+        raise OptionError("A benchmark needs at least one length and one repeat, all of them 1 or more; for example --lengths 1024,4096.")
+    kind = "attention" if name == "attention" else "model"
+    result = BenchmarkResult(name, case, list(lengths))
+    for length in lengths:
+        inputs = build_inputs(kind, case.at(length=length))
+        candidates = _build(kind, inputs, against, length, result, log)
+        checks = verify(inputs, candidates)
+        result.checks += checks
+        for check in checks:
+            verdict = "" if check.passed else "  NOT EQUAL"
+            log(f"{length:>7} {check.implementation:<22} {check.what}: {check.error:.1e} (allowed {check.tolerance:.0e}){verdict}")
+        if not result.equal:
+            return result
+        timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device)
+        timings = {timing.implementation: timing for timing in timed}
+        result.timings += timed
+        for candidate in candidates:
+            line = f"{length:>7} {candidate.name:<22} {timings[candidate.name].median:10.2f} ms"
+            if candidate.name != candidate.baseline and not candidate.name.startswith("longattn"):
+                ratio = times_faster(timings[candidate.baseline], timings[candidate.name])
+                faster = round(ratio, 3)
+                result.ratios.append(
+                    {"implementation": candidate.name, "length": length, "ours": candidate.baseline, "times_faster": faster}
+                )
+                line += f"   {candidate.baseline} is {ratio:.2f}× as fast"
+            log(line)
+        del inputs, candidates
+    if memory:
+        _measure_memory(kind, result, log)
+    return result
+
+
+def _build(kind: str, inputs: Any, against: Sequence[str], length: int, result: BenchmarkResult, log: Log) -> list[Implementation]:
+    """Ours first, then the others, then those of ours that the others are compared with."""
+    candidates = [build_implementation(kind, "longattn", inputs)]
+    for name in against:
+        try:
+            candidates.append(build_implementation(kind, name, inputs))
+        except LeftOut as reason:
+            result.left_out.append({"implementation": name, "length": length, "reason": str(reason)})
+            log(f"{length:>7} {name:<22} left out: {reason}")
+    baselines = {candidate.baseline for candidate in candidates} - {candidate.name for candidate in candidates}
+    return candidates + [build_implementation(kind, name, inputs) for name in sorted(baselines)]
+
+
+def _measure_memory(kind: str, result: BenchmarkResult, log: Log) -> None:
+    for name in dict.fromkeys(timing.implementation for timing in result.timings):
+        done = [timing.length for timing in result.timings if timing.implementation == name]
+        measured = []
+        for length in done:
+            measured.append(measure_memory(kind, name, result.case.at(length=length)))
+            log(f"{length:>7} {name:<22} {measured[-1].extra:10.1f} MiB on top of the inputs")
+        result.memory += measured
+        if (growth := exponent(measured)) is not None:
+            result.exponents[name] = round(growth, 3)
+            log(f"        {name:<22} memory grows as N^{growth:.2f}")
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many threads inside operations; ``None`` leaves PyTorch's own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)

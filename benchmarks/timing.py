@@ -1,0 +1,68 @@
+"""Timing several implementations in turn, so that a drift of the machine's speed meets all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from .implementations import Implementation
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one implementation at one length; ``rounds`` holds every repeat in order."""
+
+    implementation: str
+    length: int
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+REWARM_SECONDS = 1.0
+
+
+def time_in_turn(candidates: Sequence[Implementation], length: int, *, backward: bool, repeats: int, device: str = "cpu") -> list[Timing]:
+    """Warm every implementation up once, then run A B C A B C …; a pass is timed with the device synchronised.
+
+    Right before its timed pass an implementation runs once more untimed, if it takes less than :data:`REWARM_SECONDS`: otherwise it
+    would pay for the caches and the memory that a heavier one before it has taken.
+    """
+    rewarm = []
+    for candidate in candidates:
+        start = time.perf_counter()
+        candidate.run(backward)
+        rewarm.append(time.perf_counter() - start < REWARM_SECONDS)
+    rounds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            for candidate, again in zip(candidates, rewarm, strict=True):
+                if again:
+                    candidate.run(backward)
+                _synchronise(device)
+                start = time.perf_counter()
+                candidate.run(backward)
+                _synchronise(device)
+                rounds[candidate.name].append((time.perf_counter() - start) * 1e3)
+    finally:
+        gc.enable()
+    return [Timing(name, length, tuple(values)) for name, values in rounds.items()]
+
+
+def times_faster(ours: Timing, other: Timing) -> float:
+    """How many times faster ours is: the median over the rounds of the quotient within a round."""
+    return statistics.median(theirs / mine for mine, theirs in zip(ours.rounds, other.rounds, strict=True))
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
