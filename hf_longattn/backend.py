@@ -20,7 +20,7 @@ from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .mechanisms.registry import packing_mechanisms
 from .memory import Call
-from .naming import BACKEND
+from .naming import BACKEND, LOGGER
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
@@ -33,7 +33,7 @@ PROJECT_ONLY = "project_only"
 """The keyword for a list into which the attention function puts the keys and values that it is handed, in place of attention."""
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
-logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
+logger = logging.get_logger(LOGGER)
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Keywords by which FlashAttention and state-space models are told where the documents of a packed row lie; here a mask says so."""
 UNSUPPORTED = ("s_aux",)

@@ -1,25 +1,41 @@
-"""Names under which this package enters tables of the whole process: transformers' attention functions and cache layers, torch's operators;
-and the Hub's.
+"""What differs between the installed package and a copy bundled with a model: the names it registers, and how its modules are found.
 
 A model that was pushed with its code (:func:`hf_longattn.hub.bundle_remote_code`) brings a copy of this package, perhaps of another
-version. Every copy has names of its own, so that several of them work in one process.
+version. Each copy enters the tables of the process (transformers' attention functions and cache layers, torch's operators) under its own
+names, so that several of them work side by side.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import pkgutil
+from types import ModuleType
 
 PLAIN_BACKEND = "longattn"
 """What users type as ``attn_implementation``; it means the copy that the model comes from."""
 
 COPY = "" if __package__ == "hf_longattn" else f"_{hashlib.sha256(str(__package__).encode()).hexdigest()[:8]}"
 BACKEND = PLAIN_BACKEND + COPY
-"""The name of the attention function and the mask function, and how the names of cache layer types begin."""
+"""The name of the attention function and the mask function, and the prefix of the names of cache layer types."""
 OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
-INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
-"""How to install this package, for cards and messages."""
-CLONE = "in a clone of the hf_longattn repository (the scripts are not installed with the package)"
-"""Where commands that begin with `python scripts/` are run."""
+LOGGER = "transformers.hf_longattn"
+"""Below transformers' logger, whose verbosity applies."""
 TAGS = ("hf_longattn", "long-context")
 """Of every long model on the Hub."""
+
+FLAT_FILES: dict[str, dict[str, str]] = {}
+"""Package -> module -> flat file name. Filled in a bundled copy, which has no folders (:mod:`hf_longattn.hub.remote_code`)."""
+
+
+def module_names(package: str) -> list[str]:
+    """The modules of a sub-package (``mechanisms``, ``families``), sorted: adding one is adding a file."""
+    if FLAT_FILES:
+        return sorted(FLAT_FILES[package])
+    return sorted(found.name for found in pkgutil.iter_modules(importlib.import_module(f"{__package__}.{package}").__path__))
+
+
+def load_module(package: str, name: str) -> ModuleType:
+    """Import one of them."""
+    return importlib.import_module(f"{__package__}.{FLAT_FILES[package][name] if FLAT_FILES else f'{package}.{name}'}")

@@ -16,8 +16,8 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # A room imports from lower floors only. The rooms of the top floor see one another's front door
 # (`hf_longattn.evaluation`), never what is behind it; `cli` and the scripts stand on everything.
 FLOORS = (
-    ("errors", "naming", "discovery"),
-    ("drawing", "hub_refusals", "reading"),
+    ("errors", "naming"),
+    ("drawing", "hub_errors", "reading"),
     ("engines",),
     ("positions",),
     ("mechanisms",),

@@ -9,7 +9,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import output_capturing
 
-from ..discovery import load_module
+from ..naming import load_module
 from .base_mixin import LongBaseModelMixin, LongDecoderMixin
 from .loading import inherit_renaming, register_loading
 from .mixin import LongAttentionMixin, LongGenerationMixin

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
-from ..naming import BACKEND, COPY, PLAIN_BACKEND
+from ..naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
 from .own_windows import equals_base, own_windows, with_own_windows
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ else:
     _Base = object
 
 
-logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
+logger = logging.get_logger(LOGGER)
 
 IMPLEMENTATION = "_attn_implementation_internal"
 """Where transformers keeps a config's attention implementation."""

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
-from ..hub_refusals import READING, explained
+from ..hub_errors import DOWNLOAD, translated_errors
 from .attachment import attach_mechanisms
 from .enable import check_interface, enable_long_attention
 from .places import ON
@@ -84,7 +84,7 @@ def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
     if path.is_dir():
         return path
     given = {name: arguments.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only") if name in arguments}
-    with explained(str(folder), given.get("token"), READING):
+    with translated_errors(str(folder), given.get("token"), DOWNLOAD):
         return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **given))
 
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND
-from ..discovery import load_module
 from ..errors import OptionError
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
-from ..naming import COPY, TAGS
+from ..naming import COPY, TAGS, load_module
 from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
 from .forward import with_long_arguments
@@ -75,7 +74,7 @@ class LongAttentionMixin(_Base):
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Part of ``push_to_hub``: a repository that has no card yet gets ours in place of transformers' empty one."""
         if not COPY:
-            load_module("hub", "completed").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
+            load_module("hub", "trainer_card").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..discovery import module_names
+from ..naming import module_names
 
 NO_FAMILIES = {"encoder_decoder"}
 """Modules of this package that are no family although a model type of transformers, there a pair of any two models, has their name."""

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from ..discovery import load_module
+from ..naming import load_module
 from .names import family_names, module_name
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")

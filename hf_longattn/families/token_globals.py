@@ -14,8 +14,9 @@ from transformers.utils import logging
 from ..errors import MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.token_rules import TokenRule
+from ..naming import LOGGER
 
-logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
+logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
 """Tokens of a first text that is longer than the second, beyond which it is taken for the document in the question's place."""

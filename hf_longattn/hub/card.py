@@ -15,7 +15,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
-from ..naming import CLONE, INSTALL, TAGS
+from ..naming import TAGS
 from ..reading import check_config, named_class, read_json_object
 from .inheritance import check_metadata, inherited_metadata, read_card, source_card, with_inherited
 from .results import MeasuredResult
@@ -34,6 +34,9 @@ from .usage import (
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = "conversion_report.json"
+INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
+CLONE = "in a clone of the hf_longattn repository (the scripts are not installed with the package)"
+"""Where commands that begin with `python scripts/` are run."""
 
 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ..errors import CheckpointError, HubError
-from ..hub_refusals import TOKEN, explained, is_broken_connection
+from ..hub_errors import TOKEN, is_broken_connection, translated_errors
 from ..reading import check_link, homes_of, read_json_object, read_text
 from .card import REPORT, model_card, read_config, read_report
 from .inheritance import read_card
@@ -112,7 +112,7 @@ def push_model(
 
 def check_login(repo_id: str, token: str | bool | None = None) -> None:
     """Raise :class:`HubError` when nobody is logged in to the Hub, before the work that is to be sent there."""
-    with explained(repo_id, token):
+    with translated_errors(repo_id, token):
         HfApi(token=token).whoami()
 
 
@@ -127,7 +127,7 @@ def _push(
     message: str,
     token: str | bool | None,
 ) -> PushReport:
-    with explained(repo_id, token):
+    with translated_errors(repo_id, token):
         name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         info = api.model_info(name)
         if private and not info.private:
@@ -138,7 +138,7 @@ def _push(
             api.create_branch(name, branch=revision, exist_ok=True)
         described = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, described)
-    with explained(repo_id, token):
+    with translated_errors(repo_id, token):
         changed = {**_adapter(place, name), **_conversion(place, name), **({"README.md": text} if text is not None else {})}
         operations = [CommitOperationAdd(path, place / path) for path in files if path not in ("README.md", *changed)]
         operations += [CommitOperationAdd(path, content.encode()) for path, content in changed.items()]

@@ -3,22 +3,28 @@
     bundle_remote_code("my-long-bert")
     AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)     # without hf_longattn
 
-The files are those of this package that the model needs, each with its imports made flat (:mod:`hf_longattn.hub.sources`) under a
-header that says what it was made from. ``config.json`` names them under ``auto_map``, as transformers expects.
+The files are the modules of this package that the model's family and mechanisms import, and no others. transformers loads files that lie
+side by side and follows ``from .name import`` only, so ``from ..engines.dense import x`` becomes ``from .longattn_engines_dense import x``;
+nothing else of a file changes. A header names its origin, and ``config.json`` lists the classes under ``auto_map``.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
 import importlib.metadata
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
@@ -26,14 +32,14 @@ from ..families.places import CROSS_MECHANISM
 from ..families.registry import family_of
 from ..mechanisms import check_options, mechanism_class
 from .card import read_config
-from .provenance import provenance
-from .sources import PACKAGE, Module, closure, flat_name, package_module
 
 __all__ = ["BUNDLED", "bundle_remote_code", "check_remote_code"]
 
+PACKAGE = "hf_longattn"
+DISTRIBUTION = "hf-longattn"
+ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ("longattn_*.py", "modeling_long_*.py")
 """Patterns of the files that a bundle consists of."""
-DISCOVERY = f"{PACKAGE}.discovery"
 LICENSE = """\
 # Copyright the authors of hf_longattn.
 #
@@ -50,197 +56,345 @@ LICENSE = """\
 # limitations under the License.
 #
 """
-FOUND = '''\
-"""Find and import the modules that were bundled with this model, by their names in the package."""
-
-from __future__ import annotations
-
-import importlib
-from types import ModuleType
-
-FILES: dict[str, dict[str, str]] = {files}
-
-
-def module_names(room: str) -> list[str]:
-    """The modules of a room, sorted."""
-    return sorted(FILES[room])
-
-
-def load_module(room: str, name: str) -> ModuleType:
-    """Import one of them."""
-    return importlib.import_module(f"{{__package__}}.{{FILES[room][name]}}")
-'''
 
 
 def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[str]:
-    """Write the modelling code of a saved Long model into its folder and name it in ``config.json``.
+    """Write the modelling code of a saved Long model into its folder, and name it in ``config.json``.
 
     Args:
-        folder: of a saved Long model. Files of an earlier bundle are replaced; nothing else is touched but ``config.json``.
-        user_code: bundle also what is not as this package was published: files of it that were changed, and mechanisms that were
-            registered from other modules.
+        folder: of a saved Long model. Files of an earlier bundle are replaced; of the others, only ``config.json`` changes.
+        user_code: also bundle modified files of this package, and mechanisms that were registered from other modules.
 
     Returns:
         The names of the files written, ``config.json`` last.
 
     Raises:
         CheckpointError: the folder has no readable ``config.json``, or that of another model.
-        RemoteCodeError: code that is not as published and ``user_code`` is off, or a user's module that does not stand alone.
+        RemoteCodeError: modified or custom code without ``user_code``, or a custom module that imports other files.
     """
     place = Path(folder)
-    values = _config_values(place)
-    family = FAMILIES[values["model_type"].removeprefix("long_")]
+    values = read_config(place)
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or not model_type.startswith("long_") or model_type.removeprefix("long_") not in FAMILIES:
+        raise CheckpointError(
+            f"{str(folder)!r} holds a model of type {model_type!r}, which needs no code of this package; omit --remote-code."
+        )
+    family = FAMILIES[model_type.removeprefix("long_")]
     config = family.config_class.from_pretrained(place, local_files_only=True)
     modules, origin = check_remote_code(config, user_code=user_code)
     entry = f"modeling_long_{family.module.rpartition('.')[2]}"
-    stems = {name: entry if name == family.module else flat_name(name) for name in modules}
+    files = {name: entry if name == family.module else flat_name(name) for name in modules}
     for pattern in BUNDLED:
         for old in place.glob(pattern):
             old.unlink()
     for name, module in modules.items():
-        text = FOUND.format(files=json.dumps(_by_room(stems), indent=4)) if name == DISCOVERY else module.flattened(stems)
-        if name == family.module:
-            text += _all_files(sorted(set(stems.values()) - {entry}))
-        (place / f"{stems[name]}.py").write_text(_header(module, origin) + text, encoding="utf-8")
+        text = _header(module, origin) + module.flattened(files)
+        if name == f"{PACKAGE}.naming":
+            text += f"\nFLAT_FILES.update({json.dumps(_by_package(files), indent=4)})\n"
+        if name == family.module:  # transformers copies and downloads the files that it finds in import statements
+            imports = "".join(f"    from .{file} import __name__ as _\n" for file in sorted(set(files.values()) - {entry}))
+            text += f"\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:  # never run: lists every file of this model\n{imports}"
+        (place / f"{files[name]}.py").write_text(text, encoding="utf-8")
     _write_config(place / "config.json", {**values, "auto_map": _auto_map(family, config.model_type, entry)})
-    return [*(f"{stem}.py" for stem in sorted(stems.values())), "config.json"]
+    return [*(f"{file}.py" for file in sorted(files.values())), "config.json"]
 
 
 def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str, Module], str]:
-    """The modules that a model with this config needs, by name, and where they come from.
+    """The modules that a model with this config needs, by name, and their origin.
 
     Args:
         config: of a Long model.
-        user_code: whether code may be among them that is not as it was published.
+        user_code: whether modified and custom code is allowed.
 
     Raises:
         RemoteCodeError: as :func:`bundle_remote_code`.
     """
     modules = closure(_seeds(family_of(config), config))
-    outside = [module for module in modules.values() if not module.own]
-    for module in outside:
-        _check_alone(module)
-    return modules, _origin([module for module in modules.values() if module.own], outside, user_code)
+    custom = [module for module in modules.values() if not module.own]
+    for module in custom:
+        _check_self_contained(module)
+    return modules, _origin([module for module in modules.values() if module.own], custom, user_code)
 
 
-def _config_values(folder: Path) -> dict[str, Any]:
-    values = read_config(folder)
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind.removeprefix("long_") not in FAMILIES or not kind.startswith("long_"):
-        raise CheckpointError(
-            f"{str(folder)!r} holds a model of type {kind!r}, which needs no code of this package; leave --remote-code out."
-        )
-    return values
+# ---- which modules
 
 
 def _seeds(family: Family, config: Any) -> Iterator[Module]:
-    """The modules that nothing imports by an import statement: the family's and the mechanisms'."""
-    names = {family.module, DISCOVERY}
+    """The modules that are imported by name at run time: the family's and the mechanisms'."""
+    names = {family.module, *(mechanism_class(mechanism).__module__ for mechanism in _mechanisms(config, family))}
     if family.own_mixin is not None:
         names.add(f"{PACKAGE}.families.{family.own_mixin.split('.')[0]}")
-    names |= {mechanism_class(mechanism).__module__ for mechanism in _mechanisms(config, family)}
     for name in sorted(names):
-        yield package_module(name) if name.split(".")[0] == PACKAGE else _outside(name)  # type: ignore[misc]
+        yield package_module(name) if name.split(".")[0] == PACKAGE else _custom_module(name)  # type: ignore[misc]
 
 
 def _mechanisms(config: Any, family: Family) -> set[str]:
-    """Every mechanism of the model, those that others are made of, and those of a default config, which transformers makes: the family's
-    own, and the one for all, since the family's may follow from defaults of transformers that change from version to version."""
+    """Every mechanism of the model, with the members of composite ones, and those of a default config, which transformers creates: the
+    family's, and the package's, since the family's may follow from defaults of transformers that change with its version."""
     found = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
     for one in (config, family.config_class()):
         for attention in (one.long_attention, getattr(one, "decoder_long_attention", None)):
             if isinstance(attention, LongAttentionConfig):
-                found |= set(_named({"mechanism": attention.mechanism, **attention.options}))
+                found |= set(_members({"mechanism": attention.mechanism, **attention.options}))
                 for layer in {*range(layers), *attention.layers, *range(len(attention.turns))}:
                     name, options = attention.for_layer(layer)
-                    found |= set(_named({"mechanism": name, **options}))
+                    found |= set(_members({"mechanism": name, **options}))
     return found
 
 
-def _named(choice: Mapping[str, Any]) -> Iterator[str]:
-    """The mechanism of a choice and, with every option in force, those inside it."""
+def _members(choice: Mapping[str, Any]) -> Iterator[str]:
+    """The mechanism of a choice and, with its options' defaults filled in, the mechanisms among them."""
     given = {name: value for name, value in choice.items() if name not in ("mechanism", "heads")}
     yield choice["mechanism"]
     for value in check_options(choice["mechanism"], given).to_dict().values():
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, Mapping) and "mechanism" in inner:
-                yield from _named(inner)
+                yield from _members(inner)
 
 
-def _outside(name: str) -> Module:
+def _custom_module(name: str) -> Module:
     file = getattr(sys.modules.get(name), "__file__", None)
     if name == "__main__" or file is None:
         raise RemoteCodeError(
-            f"A mechanism of this model is defined in {name}, which cannot be bundled; move it into a file of its own and import it."
+            f"A mechanism of this model is defined in {name}, which cannot be bundled; move it into its own file and import it."
         )
     return Module(name, Path(file))
 
 
-def _check_alone(module: Module) -> None:
-    """A user's file may import this package and installed ones, but no other file of theirs."""
-    installed = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions()}
+def _check_self_contained(module: Module) -> None:
+    """A custom file may import this package and installed ones, but no other file of its author's."""
+    installed = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), PACKAGE}
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            named = ["." * node.level + (node.module or "")]
-        elif isinstance(node, ast.ImportFrom):
-            named = [(node.module or "").split(".")[0]]
+        if isinstance(node, ast.ImportFrom):
+            named = ["." * node.level + (node.module or "") if node.level else (node.module or "").split(".")[0]]
         else:
             named = [alias.name.split(".")[0] for alias in node.names] if isinstance(node, ast.Import) else []
         for name in named:
-            if name not in installed and name != PACKAGE:
+            if name not in installed:
                 raise RemoteCodeError(
-                    f"{module.path.name} imports {name!r}, which is in no installed package, so the bundle would not load elsewhere; "
+                    f"{module.path.name} imports {name!r}, which is not an installed package, so the bundle would not load elsewhere; "
                     "put what it needs into that one file."
                 )
 
 
-def _origin(own: list[Module], outside: list[Module], user_code: bool) -> str:
-    """What the headers say the code comes from; refuses what was changed unless that was asked for."""
+@dataclass(frozen=True)
+class Module:
+    """A module by its dotted name and its file: of this package, or a user's that imports from it."""
+
+    name: str
+    path: Path
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def own(self) -> bool:
+        """Whether it belongs to this package."""
+        return self.name.split(".")[0] == PACKAGE
+
+    @cached_property
+    def imports(self) -> tuple[tuple[ast.ImportFrom, tuple[Import, ...]], ...]:
+        """Every import statement about this package, with the names it imports."""
+        return tuple(self._imports())
+
+    def _imports(self) -> Iterator[tuple[ast.ImportFrom, tuple[Import, ...]]]:
+        parts = self.name.split(".")
+        package = parts if self.path.name == "__init__.py" else parts[:-1]
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == PACKAGE for alias in node.names):
+                raise RemoteCodeError(
+                    f"{self.path.name}, line {node.lineno}, reads {ast.unparse(node)!r}, which cannot be bundled; "
+                    f"import the names that it needs, for example 'from {PACKAGE} import register_mechanism'."
+                )
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            base = package[: len(package) + 1 - node.level] if node.level and self.own else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            if base[:1] == [PACKAGE] and (self.own or not node.level):
+                yield node, tuple(_resolved(base, alias, f"{self.path.name}, line {node.lineno},") for alias in node.names)
+
+    def flattened(self, files: Mapping[str, str]) -> str:
+        """The text with every import of this package replaced; ``files`` maps dotted names to flat file names without ``.py``."""
+        lines = self.text.splitlines()
+        for node, imports in sorted(self.imports, key=lambda pair: -pair[0].lineno):
+            written = [" " * node.col_offset + line for line in _flat_imports(imports, files)]
+            lines[node.lineno - 1 : node.end_lineno or node.lineno] = written
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name."""
+
+    module: str  # dotted
+    name: str | None  # None: the module itself
+    alias: str | None
+
+
+def package_module(name: str) -> Module | None:
+    """The module of this package with a dotted name, if there is one."""
+    path = ROOT.joinpath(*name.split(".")[1:])
+    if path.is_dir():
+        return Module(name, path / "__init__.py")
+    return Module(name, path.with_suffix(".py")) if path.with_suffix(".py").is_file() else None
+
+
+def closure(seeds: Iterable[Module]) -> dict[str, Module]:
+    """The given modules and every module of this package that they import, directly or not; sorted by name."""
+    found: dict[str, Module] = {}
+    waiting = list(seeds)
+    while waiting:
+        module = waiting.pop()
+        if module.name not in found:
+            found[module.name] = module
+            named = {one.module for _, imports in module.imports for one in imports}
+            waiting += [other for name in named if (other := package_module(name)) is not None]
+    return dict(sorted(found.items()))
+
+
+def flat_name(name: str) -> str:
+    """``hf_longattn.engines.dense`` -> ``longattn_engines_dense``; a user's ``mine.attention`` -> ``longattn_user_mine_attention``."""
+    first, *inner = name.split(".")
+    return "_".join(["longattn", *inner] if first == PACKAGE else ["longattn_user", first, *inner])
+
+
+def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
+    """What ``from base import alias`` imports: a module, or a name of one; public names of the package are traced to their module."""
+    whole = ".".join([*base, alias.name])
+    if base == [PACKAGE] and alias.name not in ("families", "mechanisms"):
+        from .. import _MODULE_OF
+
+        if alias.name in _MODULE_OF:
+            return Import(f"{PACKAGE}.{_MODULE_OF[alias.name]}", alias.name, alias.asname)
+    if package_module(whole) is not None:
+        return Import(whole, None, alias.asname or alias.name)
+    if base == [PACKAGE] or package_module(".".join(base)) is None:
+        raise RemoteCodeError(f"{where} imports {whole!r}, which is in no module that can be bundled.")
+    return Import(".".join(base), alias.name, alias.asname)
+
+
+def _flat_imports(imports: Iterable[Import], files: Mapping[str, str]) -> Iterator[str]:
+    by_module: dict[str, list[str]] = {}
+    for one in imports:
+        if one.name is None:
+            yield f"from . import {files[one.module]} as {one.alias}"
+        else:
+            by_module.setdefault(files[one.module], []).append(one.name + (f" as {one.alias}" if one.alias else ""))
+    yield from (f"from .{file} import {', '.join(names)}" for file, names in by_module.items())
+
+
+def _by_package(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Flat file names of the modules that are imported by name, as ``hf_longattn.naming`` looks them up."""
+    packages: dict[str, dict[str, str]] = {"families": {}, "mechanisms": {}}
+    for name, file in files.items():
+        parts = name.split(".")
+        if parts[0] != PACKAGE:
+            packages["mechanisms"][file] = file
+        elif len(parts) == 3 and parts[1] in packages:
+            packages[parts[1]][parts[2]] = file
+    return packages
+
+
+# ---- where they come from
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Attributes:
+    origin: readable, for example "hf_longattn 0.1.0, git commit 0123456789ab".
+    modified: files that differ from it.
+    """
+
+    origin: str
+    modified: tuple[Path, ...]
+
+
+def provenance(files: Iterable[Path]) -> Provenance | None:
+    """Compare files of this package with the record of the installed distribution or, in a checkout, with git's last commit.
+
+    Args:
+        files: absolute paths.
+
+    Returns:
+        ``None`` when neither knows them.
+    """
+    paths = [path.resolve() for path in files]
+    return _of_distribution(paths) or _of_checkout(paths)
+
+
+def _of_distribution(files: list[Path]) -> Provenance | None:
+    try:
+        recorded = importlib.metadata.distribution(DISTRIBUTION).files or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    hashes = {Path(str(file.locate())).resolve(): file.hash for file in recorded if file.hash is not None}
+    if not any(path in hashes for path in files):
+        return None
+
+    def unchanged(path: Path) -> bool:
+        known = hashes.get(path)
+        if known is None:
+            return False
+        return base64.urlsafe_b64encode(hashlib.new(known.mode, path.read_bytes()).digest()).decode().rstrip("=") == known.value
+
+    return Provenance(f"{PACKAGE} {__version__}", tuple(path for path in files if not unchanged(path)))
+
+
+def _of_checkout(files: list[Path]) -> Provenance | None:
+    if not files:
+        return None
+    folder, names = files[0].parent, [str(path) for path in files]
+    commit, tracked = _git(folder, "rev-parse", "HEAD"), _git(folder, "ls-files", "--full-name", "--", *names)
+    if not commit or not tracked:
+        return None
+    top = Path((_git(folder, "rev-parse", "--show-toplevel") or "").strip()).resolve()
+    known = {top / name for name in tracked.splitlines()}
+    changed = {top / name for name in (_git(folder, "diff", "--name-only", "HEAD", "--", *names) or "").splitlines()}
+    modified = tuple(path for path in files if path not in known or path in changed)
+    return Provenance(f"{PACKAGE} {__version__}, git commit {commit.strip()[:12]}", modified)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _origin(own: list[Module], custom: list[Module], user_code: bool) -> str:
+    """The origin for the headers; modified and custom code is refused unless it was asked for."""
     known = provenance(module.path for module in own)
     changed = [os.path.relpath(path) for path in known.modified] if known is not None else []
-    foreign = [f"{module.name} ({os.path.relpath(module.path)})" for module in outside]
-    if not user_code and (foreign or changed or known is None):
-        if foreign:
-            what = f"This model uses a mechanism of your own, from {', '.join(foreign)}"
+    if not user_code and (custom or changed or known is None):
+        if custom:
+            files = ", ".join(f"{module.name} ({os.path.relpath(module.path)})" for module in custom)
+            what = f"This model uses a custom mechanism, from {files}"
         elif changed:
-            what = f"The code to bundle is not as it was published: {', '.join(changed[:3])} {'differ' if len(changed) > 1 else 'differs'}"
+            what = f"The code to bundle differs from the published version: {', '.join(changed[:3])}"
         else:
-            what = "Neither an installed distribution nor a git checkout says where the running hf_longattn comes from"
-        raise RemoteCodeError(f"{what}; add --bundle-user-code (user_code=True) if it is to be published with the model.")
+            what = "Neither an installed distribution nor a git checkout tells the origin of the running hf_longattn"
+        raise RemoteCodeError(f"{what}; add --bundle-user-code (user_code=True) to publish it with the model.")
     if known is None:
-        return "hf_longattn of unknown origin"
+        return f"{PACKAGE} of unknown origin"
     return known.origin + (", with local changes" if changed else "")
 
 
 def _header(module: Module, origin: str) -> str:
     digest = hashlib.sha256(module.text.encode()).hexdigest()
     if not module.own:
-        return (
-            f"# Bundled with this model: a module of its author's, {module.path.name}, sha256 {digest}.\n# It is no part of hf_longattn.\n"
-        )
-    made = "in place of" if module.name == DISCOVERY else "by making its imports flat, from"
-    file = "/".join([PACKAGE, *module.path.parts[len(module.path.parts) - len(module.name.split(".")) + 1 :]])
-    if module.path.name == "__init__.py":
-        file = f"{module.name.replace('.', '/')}/__init__.py"
-    return f"{LICENSE}# Bundled with this model by {origin}: made {made}\n# {file}, sha256 {digest}.\n"
+        return f"# Bundled with this model: a module by its author, {module.path.name}, sha256 {digest}.\n# It is not part of {PACKAGE}.\n"
+    file = f"{PACKAGE}/{module.path.relative_to(ROOT).as_posix()}"
+    return f"{LICENSE}# Bundled with this model by {origin}: {file},\n# sha256 {digest}, with its imports flattened.\n"
 
 
-def _by_room(stems: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    rooms: dict[str, dict[str, str]] = {"families": {}, "mechanisms": {}}
-    for name, stem in stems.items():
-        parts = name.split(".")
-        if parts[0] != PACKAGE:
-            rooms["mechanisms"][stem] = stem
-        elif len(parts) == 3 and parts[1] in rooms:
-            rooms[parts[1]][parts[2]] = stem
-    return rooms
-
-
-def _all_files(stems: list[str]) -> str:
-    """Import statements that are never run: transformers copies and downloads the files that it reads in them."""
-    named = "".join(f"    from .{stem} import __name__ as _\n" for stem in stems)
-    return f"\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:  # every file of this model, for transformers to find\n{named}"
+# ---- config.json
 
 
 def _auto_map(family: Family, model_type: str, entry: str) -> dict[str, str]:

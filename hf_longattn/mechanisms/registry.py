@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..discovery import load_module, module_names
 from ..errors import OptionError, UnknownMechanismError, nearest
+from ..naming import load_module, module_names
 from .base import Mechanism, reset
 from .options import LARGEST, RELATIVE, OptionInfo, Options
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.utils import logging
 
 from hf_longattn.errors import CheckpointError
+from hf_longattn.naming import LOGGER
 from hf_longattn.training.settings import RunSettings
 
 LOG_NAME = "training_log.json"
@@ -24,7 +25,7 @@ LEAST_LOGS = 10
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
-logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
+logger = logging.get_logger(LOGGER)
 
 
 def begin(settings: RunSettings) -> None:

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_longattn.errors import LengthError
+from hf_longattn.naming import LOGGER
 
-logger = logging.get_logger("transformers.hf_longattn")  # its verbosity is transformers' own
+logger = logging.get_logger(LOGGER)
 
 
 @dataclass(frozen=True)

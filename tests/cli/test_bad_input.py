@@ -78,7 +78,7 @@ def test_a_bad_request_is_refused(case: str, source: Path, tmp_path: Path, capsy
     [
         ("/nowhere/bert", "There is no folder '/nowhere/bert'"),
         ("../bert", "There is no folder '../bert'"),
-        ("someone/bert", "is not a folder here, and the Hub cannot be reached"),
+        ("someone/bert", "is not a folder, and it cannot be downloaded"),
     ],
 )
 def test_a_source_that_is_nowhere(name: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

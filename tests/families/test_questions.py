@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hf_longattn import list_mechanisms
 from hf_longattn.families.token_globals import carry_question, question_separator, token_rule
 from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.naming import LOGGER
 from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model
 
 SEPARATOR, PADDING = 2, 1
@@ -124,7 +125,7 @@ def test_the_separator_is_the_tokenizer_s(template: str | None, separator: int |
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     messages: list[str] = []
-    monkeypatch.setattr(logging.get_logger("transformers.hf_longattn"), "warning_once", messages.append)
+    monkeypatch.setattr(logging.get_logger(LOGGER), "warning_once", messages.append)
     return messages
 
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
+from hf_longattn.hub.card import INSTALL
 from hf_longattn.hub.usage import usage
-from hf_longattn.naming import INSTALL
 
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 

@@ -17,7 +17,7 @@ from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
 from hf_longattn.hub import push_model
 from hf_longattn.hub.push import _typed_for as typed_for
-from hf_longattn.hub_refusals import explained
+from hf_longattn.hub_errors import translated_errors
 
 from ..hub_server import serve
 from ..hub_state import READER, STRANGER, WRITER, Fault, Hub
@@ -168,11 +168,11 @@ def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp
     ("repo", "token", "sentence"),
     [
         (REPO, None, "needs a token"),
-        (REPO, "hf_unknownUNKNOWNunknown", "does not know the token"),
+        (REPO, "hf_unknownUNKNOWNunknown", "does not know this token"),
         (REPO, READER, "may not write"),
         (REPO, STRANGER, "may not write"),
-        ("writer/closed", STRANGER, "may not write|can see with this token"),
-        ("a/b/c", WRITER, "is no repository id"),
+        ("writer/closed", STRANGER, "may not write|can see with your token"),
+        ("a/b/c", WRITER, "is not a valid Hub repository id"),
     ],
 )
 def test_no_access_is_a_sentence(
@@ -314,7 +314,7 @@ def test_a_snapshot_of_the_cache_is_sent_with_the_files_that_it_links_to(server:
 
 
 def test_a_file_that_cannot_be_read_is_no_failure_of_the_hub() -> None:
-    with pytest.raises(CheckpointError, match=r"'/some/file': Permission denied\."), explained(REPO):
+    with pytest.raises(CheckpointError, match=r"'/some/file': Permission denied\."), translated_errors(REPO):
         raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
 
 

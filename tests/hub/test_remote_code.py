@@ -1,7 +1,11 @@
-"""A model with its code loads where the package is not installed, and gives the same numbers."""
+"""A model with its code loads where the package is not installed, with equal outputs; code counts as published where the installed
+distribution's record or git's last commit contains it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -24,6 +28,7 @@ from hf_longattn.conversion.running.loading import auto_class_name
 from hf_longattn.errors import CheckpointError, RemoteCodeError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
 from hf_longattn.hub import bundle_remote_code, push_model, remote_code
+from hf_longattn.hub.remote_code import Provenance, provenance
 
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub
@@ -225,11 +230,11 @@ def my_model(own_registry: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_mechanism_of_the_users_own_is_bundled_when_that_is_said(my_model: Callable[[str], Path], tmp_path: Path) -> None:
     repo = my_model("")
-    with pytest.raises(RemoteCodeError, match=r"mechanism of your own.*mine_attention.*--bundle-user-code"):
+    with pytest.raises(RemoteCodeError, match=r"custom mechanism.*mine_attention.*--bundle-user-code"):
         bundle_remote_code(repo)
     assert not list(repo.glob("*.py"))
     bundle_remote_code(repo, user_code=True)
-    assert "no part of hf_longattn" in (repo / "longattn_user_mine_attention.py").read_text()
+    assert "not part of hf_longattn" in (repo / "longattn_user_mine_attention.py").read_text()
     assert "Licensed" not in (repo / "longattn_user_mine_attention.py").read_text()
     results = loaded_by_a_stranger(tmp_path, {"bert": repo}, tokenizers=False)
     check_against_the_package("bert", repo, results["bert"], tokenizers=False)
@@ -246,3 +251,63 @@ def test_what_is_no_long_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="needs no code of this package"):
         bundle_remote_code(tmp_path)
+
+
+def test_files_of_an_installed_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, record = tmp_path / "hf_longattn", tmp_path / "hf_longattn-0.1.0.dist-info"
+    package.mkdir()
+    record.mkdir()
+    good, bad, new = (package / name for name in ("good.py", "bad.py", "new.py"))
+    for path in (good, bad, new):
+        path.write_text(path.name)
+    digest = {path: base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).decode().rstrip("=") for path in (good, bad)}
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: hf-longattn\nVersion: 0.1.0\n")
+    (record / "RECORD").write_text("".join(f"hf_longattn/{path.name},sha256={digest[path]},7\n" for path in digest))
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: importlib.metadata.PathDistribution(record))
+    assert provenance([good]) == Provenance("hf_longattn 0.1.0", ())
+    bad.write_text("changed")
+    assert provenance([good, bad, new]) == Provenance("hf_longattn 0.1.0", (bad, new))
+
+
+def test_files_of_a_checkout(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
+
+    kept, changed, new = (tmp_path / name for name in ("kept.py", "changed.py", "new.py"))
+    kept.write_text("1")
+    changed.write_text("2")
+    assert provenance([kept]) is None
+    git("init")
+    assert provenance([kept]) is None
+    git("add", ".")
+    git("commit", "-m", "first")
+    known = provenance([kept, changed])
+    assert known is not None
+    assert not known.modified
+    assert "git commit" in known.origin
+    changed.write_text("3")
+    new.write_text("4")
+    known = provenance([kept, changed, new])
+    assert known is not None
+    assert known.modified == (changed, new)
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        (None, "Neither an installed distribution nor a git checkout"),
+        (Provenance("hf_longattn 0.1.0", (Path("hf_longattn/engines/dense.py"),)), r"differs from the published version: \S*dense\.py"),
+    ],
+)
+def test_what_is_not_as_published_is_bundled_only_when_that_is_said(
+    known: Provenance | None, sentence: str, converted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(converted("bert"), tmp_path / "bert")
+    monkeypatch.setattr(remote_code, "provenance", lambda files: known)
+    with pytest.raises(RemoteCodeError, match=sentence):
+        bundle_remote_code(tmp_path / "bert")
+    assert not list((tmp_path / "bert").glob("*.py"))
+    bundle_remote_code(tmp_path / "bert", user_code=True)
+    header = (tmp_path / "bert" / "modeling_long_bert.py").read_text()[:1500]
+    assert ("unknown origin" if known is None else "with local changes") in header

@@ -12,7 +12,7 @@ import pytest
 
 from hf_longattn.errors import HubError
 from hf_longattn.hub import push_model
-from hf_longattn.hub_refusals import TOKEN, explained, without_tokens
+from hf_longattn.hub_errors import TOKEN, redacted, translated_errors
 
 from ..hub_server import serve
 from ..hub_state import READER, WRITER, Fault, Hub
@@ -60,11 +60,11 @@ def test_nothing_that_is_said_or_written_holds_a_token(converted: Callable[[str]
 
 
 def test_a_token_in_an_error_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HubError) as refused, explained("me/model", WRITER):
+    with pytest.raises(HubError) as refused, translated_errors("me/model", WRITER):
         raise ValueError(f"the server said: bad header Bearer {WRITER}")
     assert WRITER not in str(refused.value)
     assert refused.value.__cause__ is None, "the traceback would print it"
-    assert without_tokens("secret-of-another-shape", "secret-of-another-shape") == "hf_***"
+    assert redacted("secret-of-another-shape", "secret-of-another-shape") == "hf_***"
     assert TOKEN.search("hf_longattn and hf_hub_download") is None
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from ...errors import CheckpointError
-from ...hub_refusals import READING, explained
+from ...hub_errors import DOWNLOAD, translated_errors
 from ..files.tensors import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS
 
@@ -38,13 +38,13 @@ def fetch_snapshot(repo_id: str, patterns: Sequence[str], revision: str | None, 
     Raises:
         CheckpointError: no such folder or repository, no access, or no connection.
     """
-    with explained(repo_id, token, READING):
+    with translated_errors(repo_id, token, DOWNLOAD):
         return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(patterns)))
 
 
 def fetch_headers(repo_id: str, folder: Path, revision: str | None, token: str | bool | None) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
-    with explained(repo_id, token, READING):
+    with translated_errors(repo_id, token, DOWNLOAD):
         try:
             metadata = HfApi(token=token).get_safetensors_metadata(repo_id, revision=revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
