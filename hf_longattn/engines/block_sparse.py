@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blockwise import blockwise_attention
 from .cpu_band import cpu_band
 from .dense import dense_attention, same_dtype
-from .distance_bias import DistanceBias
 from .flex import flex_band
-from .pattern import Pattern, ScoreMod
+from .pattern import DistanceBias, Pattern, ScoreMod
+from .plain import blockwise_attention
 
 DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the next

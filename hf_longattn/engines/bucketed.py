@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .parts import Part, rows_of
+from .pattern import GatherTile, rows_of
 
 ROW = 128
 """Most queries in one row."""
@@ -105,7 +105,7 @@ class Rounds(ABC):
     def seen(self) -> Tensor:
         """How many keys a query sees in a round, ``(B, H, R, N)`` by position; what is no query has any number."""
 
-    def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[Part, ...]:
+    def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
         """One part for each round, each with the rule ``outside``; a pair met in an earlier round is left out unless duplicates count."""
         queries, group = self._rows()
         places = self.run(group)
@@ -119,7 +119,7 @@ class Rounds(ABC):
             for earlier in range(0 if count_duplicates else r):
                 new = ~self.meets(earlier, rows, columns)
                 bias = new if bias is None else bias & new
-            made.append(Part(rows, columns, outside=outside, bias=bias))
+            made.append(GatherTile(rows, columns, outside=outside, bias=bias))
         return tuple(made)
 
     def lonely(self) -> Tensor:
@@ -244,14 +244,48 @@ def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len
     return rows[:, :, 0], group[:, :, 0]
 
 
-def band_part(length: int, left: int, right: int, device: torch.device) -> Part:
+def band_part(length: int, left: int, right: int, device: torch.device) -> GatherTile:
     """The band ``-right <= query - key <= left`` in rows of 64 queries."""
     queries = rows_of(length, 64, device)
     start = torch.arange(queries.shape[2], device=device)[:, None] * 64 - left
     keys = start + torch.arange(64 + left + right, device=device)
-    return Part(queries, torch.where((keys >= 0) & (keys < length), keys, -1)[None, None], inside=(-right, left))
+    return GatherTile(queries, torch.where((keys >= 0) & (keys < length), keys, -1)[None, None], inside=(-right, left))
 
 
 def taken(values: Tensor, positions: Tensor) -> Tensor:
     """``values (B, H, N)`` at ``positions (B, H, rows, T)``; anything where a position is -1."""
     return values.gather(-1, positions.clamp(min=0).flatten(-2)).view(positions.shape)
+
+
+def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) -> Tensor:
+    """The last ``size`` keys at or before each query whose bucket is the query's, in every round.
+
+    Args:
+        keys: ``(B, H, R, N)``, bucket of the key at each position; negative where there is no key to be seen.
+        queries: ``(B, H, R, Nq)`` of the same dtype; positions: ``(B, Nq)`` of the queries.
+    Returns:
+        ``(B, H, R, Nq, size)`` int64, positions, latest first; -1 where a bucket holds fewer.
+    """
+    batch, heads, rounds, length = keys.shape
+    q_len = queries.shape[-1]
+    same = keys[:, :, :, None] == queries[..., None]
+    if q_len > 1 or bool((positions < length - 1).any()):
+        same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
+    row, place = same.view(-1, length).nonzero().unbind(1)  # by row, and rising in each
+    behind = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
+    kept = behind < size
+    found = place.new_full((batch * heads * rounds * q_len, size), -1)
+    found[row[kept], behind[kept]] = place[kept]
+    return found.view(batch, heads, rounds, q_len, size)
+
+
+def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    """Which of ``places``, as :func:`last_in_bucket` returned them, an earlier round has found as well; same shape, bool."""
+    rounds = places.shape[2]
+    twice = torch.zeros_like(places, dtype=torch.bool)
+    for earlier in range(rounds - 1):
+        later = places[:, :, earlier + 1 :].clamp(min=0)
+        bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
+        oldest = places[:, :, earlier, :, -1]  # -1, so that every key of the bucket was found, where it holds fewer than `size`
+        twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
+    return twice & (places >= 0)

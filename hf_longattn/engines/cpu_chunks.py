@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .cpu_layout import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
+from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
 from .dense import same_dtype
 
 

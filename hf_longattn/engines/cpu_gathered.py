@@ -1,24 +1,469 @@
-"""CPU engine for parts: PyTorch's fused flash kernel over rows of gathered or strided tokens, forward and backward.
+"""CPU engine for tiles: PyTorch's fused flash kernel over rows of gathered or strided tokens, forward and backward.
 
-Rows are computed a few at a time, so that what is gathered stays in the cache and its memory is used again. Each part is a softmax of
-its own; outputs merge exactly by their log-sum-exp. A softmax gradient needs only the merged output and log-sum-exp, so the backward of
-every part is the kernel's own backward with the merged values.
+Rows whose tokens lie at a constant distance from one another, and whose next row lies at a constant distance from them, are read as a
+strided *view*; all others are gathered by their list of positions. This layout depends on the tile's index tensors alone and is cached for
+as long as they live. Rows are computed a few at a time, so that what is gathered stays in the cache and its memory is reused.
+
+Each tile has its own softmax; outputs merge exactly by their log-sum-exp. A softmax gradient needs only the merged output and log-sum-exp,
+so the backward pass of every tile is the kernel's backward with the merged values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .cpu_gathered_layout import Limits, Rules, Spec, layout
-from .cpu_gathered_masks import Call, calls
-from .cpu_gathered_tokens import Scratch, Tokens
-from .cpu_layout import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
+from .byte_cache import KEPT
+from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
+
+CHUNK_BYTES = 800
+"""About what a :class:`Chunk` takes."""
+
+
+FAR = 1 << 30
+"""Further than any distance between two positions."""
+
+
+SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
+"""What a row needs: nothing is seen in it; no mask; some keys are hidden from all its queries; some pairs are hidden."""
+
+
+class Rules(NamedTuple):
+    """Pairs with ``low <= query - key <= high`` are seen, except those with ``left_out[0] <= query - key <= left_out[1]``."""
+
+    low: int
+    high: int
+    left_out: tuple[int, int]
+
+    @classmethod
+    def of(cls, causal: bool, inside: tuple[int, int] | None, outside: tuple[int, int] | None) -> Rules:
+        low, high = inside or (-FAR, FAR)
+        low, high, *left_out = (max(-FAR, min(FAR, x)) for x in (max(low, 0) if causal else low, high, *(outside or (FAR, -FAR))))
+        return cls(low, high, (left_out[0], left_out[1]))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether every pair is seen."""
+        return self.low == -FAR and self.high == FAR and self.left_out[0] > self.left_out[1]
+
+
+class Spec(NamedTuple):
+    """One part as the operator receives it; see :class:`hf_longattn.engines.pattern.GatherTile`."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    rules: Rules
+
+
+class Run(NamedTuple):
+    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the first one's place in the row's list."""
+
+    start: int
+    step: int
+    stride: int
+    size: int
+    slot: int
+
+    def row(self, number: int) -> Run:
+        return self._replace(start=self.start + number * self.step)
+
+    def part(self, first: int, size: int) -> Run:
+        return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
+
+
+class Chunk(NamedTuple):
+    """What one kernel call computes: some heads, some rows, some slots of the rows' queries; all keys of these rows."""
+
+    heads: slice
+    rows: slice
+    slots: slice
+    queries: Run | None
+    """None: the tokens are gathered by their list."""
+    keys: Run | None
+    need: int
+    """WHOLE, KEYS or PAIRS."""
+    holes: bool
+    """Whether some listed query is an empty slot."""
+
+
+class Limits(NamedTuple):
+    """The size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
+
+    queries: int
+    keys: int
+    """Of keys that are gathered."""
+    viewed: int
+    """Of keys that are views."""
+    mask: int = 1 << 18
+
+
+class Layout(NamedTuple):
+    """The calls of one part: one list for every batch item, or a single one for all; and whether every query is in the part."""
+
+    chunks: tuple[tuple[Chunk, ...], ...]
+    complete: bool
+
+    def of(self, item: int) -> tuple[Chunk, ...]:
+        return self.chunks[item % len(self.chunks)]
+
+
+def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    """Lay a part out, or return what was found before for the same index tensors."""
+    tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
+    return KEPT.of(
+        tensors,
+        ("layout", len(tensors), spec.rules, heads, q_len, limits),
+        lambda: _lay_out(spec, heads, q_len, limits),
+        lambda made: CHUNK_BYTES * sum(map(len, made.chunks)),
+    )
+
+
+def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
+    needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
+    empty = (spec.queries < 0).any(-1).expand(needs.shape)
+    by_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+    shared = needs.shape[:2] == (1, 1)
+    listed = int((spec.queries >= 0).sum((-1, -2)).min())
+    items = []
+    for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
+        signature = need[0] if shared else [max(map(max, need))] * len(need[0])
+        chunks = []
+        for first, count in _groups(signature, query_runs, key_runs):
+            if signature[first] == SKIP:
+                continue
+            q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
+            for chunk in _cut(spec, first, count, q_run, k_run, heads, by_head, limits, signature[first]):
+                rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
+                low, high = min(rows), max(rows)
+                if high != SKIP:
+                    some = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=max(high, KEYS) if low == SKIP else high, holes=some))
+        items.append(tuple(chunks))
+    return Layout(tuple(items), listed == q_len and not bool((needs == SKIP).any()))
+
+
+def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
+    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty slots of keys that are views are never visited."""
+    queries, keys, bias, rules = spec
+    real = queries >= 0
+    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
+    if rules.trivial and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+        return torch.full(shape, WHOLE)
+    nearest = queries.masked_fill(~real, FAR).amin(-1, keepdim=True) - keys
+    farthest = queries.amax(-1, keepdim=True) - keys
+    empty = keys < 0
+    never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
+    always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
+    never = never | ((nearest >= rules.left_out[0]) & (farthest <= rules.left_out[1]))
+    always = always & ((farthest < rules.left_out[0]) | (nearest > rules.left_out[1]))
+    if bias is not None and bias.dtype == torch.bool:
+        never, always = never | ~bias.any(-2), always & bias.all(-2)
+    hidden = never & ~(empty & torch.tensor(viewed)[:, None])
+    need = torch.where((~never & ~always).any(-1), PAIRS, torch.where(hidden.any(-1), KEYS, WHOLE))
+    if bias is not None and bias.dtype != torch.bool:
+        need = need.clamp(min=PAIRS if bias.shape[-2] > 1 else KEYS)
+    return need.masked_fill(never.all(-1), SKIP).expand(shape)
+
+
+def _runs(index: Tensor) -> list[Run | None] | None:
+    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are not, or not worth it, or differ by item or head."""
+    if index.shape[:2] != (1, 1):
+        return None
+    index = index[0, 0]
+    real = index >= 0
+    size, slot = real.sum(-1), real.int().argmax(-1)
+    start = index.gather(1, slot[:, None])[:, 0]
+    following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
+    stride = torch.where(size > 1, following - start, 1)
+    place = torch.arange(index.shape[1]) - slot[:, None]
+    within = (place >= 0) & (place < size[:, None])
+    exact = (real == within).all(-1) & (~real | (index == start[:, None] + place * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
+        return None
+    numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
+    return [Run(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+
+
+def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple[int, int]]:
+    """Cut the rows into stretches of equal shape and need, whose runs lie one constant step apart: (first row, number of rows)."""
+
+    def kind(row: int) -> tuple:
+        runs = (None if side is None else side[row] for side in sides)
+        return needs[row], *(None if run is None else run[2:] for run in runs)
+
+    def steps(row: int) -> tuple:
+        pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
+        return tuple(0 if a is None or b is None else b.start - a.start for a, b in pairs)
+
+    first = 0
+    while first < len(needs):
+        last = first
+        while last + 1 < len(needs) and kind(last + 1) == kind(first) and min(steps(last), default=0) >= 0 and steps(last) == steps(first):
+            last += 1
+        yield first, last + 1 - first
+        first = last + 1
+
+
+def _joined(runs: list[Run | None], first: int, count: int) -> Run | None:
+    run, following = runs[first], runs[min(first + 1, first + count - 1)]
+    return None if run is None or following is None else run._replace(step=following.start - run.start)
+
+
+def _cut(
+    spec: Spec, first: int, count: int, queries: Run | None, keys: Run | None, heads: int, by_head: bool, limits: Limits, need: int
+) -> Iterator[Chunk]:
+    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less."""
+    size = spec.queries.shape[-1] if queries is None else queries.size
+    width = spec.keys.shape[-1] if keys is None else keys.size
+    aligned = queries is not None and keys is not None and queries.step == keys.step
+    slots = min(size, limits.queries)
+    if need == PAIRS:
+        slots = min(slots, max(32, limits.mask // width))
+    units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
+    if need == PAIRS and not aligned:
+        units = min(units, limits.mask // (slots * width) * (1 if by_head else heads))
+    units = max(1, units)
+    if by_head:
+        at_once = min(count, units)
+        together = min(heads, max(1, units // at_once))
+    else:
+        together = min(heads, units)
+        at_once = min(count, max(1, units // together))
+    for low in range(0, size, slots):
+        some = min(slots, size - low)
+        at = (queries.slot if queries is not None else 0) + low
+        for head in range(0, heads, together):
+            for row in range(first, first + count, at_once):
+                yield Chunk(
+                    slice(head, min(heads, head + together)),
+                    slice(row, min(first + count, row + at_once)),
+                    slice(at, at + some),
+                    None if queries is None else queries.row(row - first).part(low, some),
+                    None if keys is None else keys.row(row - first),
+                    need,
+                    False,
+                )
+
+
+SHARED = 1 << 17
+"""Masks of at most so many entries are kept for the next call."""
+
+
+class Call:
+    """One call of the kernel: a chunk of one batch item, the listed positions of its tokens, and its mask."""
+
+    def __init__(self, spec: Spec, item: int, chunk: Chunk) -> None:
+        self.item, self.chunk = item, chunk
+        self.heads = chunk.heads.stop - chunk.heads.start
+        self.queries = None if chunk.queries is not None else _listed(spec.queries, item, chunk, chunk.slots)
+        self.keys = None if chunk.keys is not None else _listed(spec.keys, item, chunk, slice(None))
+        self.mask: Tensor | None = None
+        self.places: dict[tuple, Tensor] = {}
+
+    def side(self, name: str) -> tuple[Run | None, Tensor | None]:
+        """The ``"queries"`` or ``"keys"`` as a run, or as listed positions ``(rows, T, heads or 1)`` with -1 where empty."""
+        return (self.chunk.queries, self.queries) if name == "queries" else (self.chunk.keys, self.keys)
+
+
+def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[Call]:
+    """The calls of one part; those that see nothing but padding are left out."""
+    dtype = mask_dtype(q)
+    for item in range(q.shape[0]):
+        padding = None if key_mask is None or bool(key_mask[item].all()) else Padding(key_mask[item], dtype)
+        for chunk in plan.of(item):
+            call = Call(spec, item, chunk)
+            hidden = None if padding is None else padding.of(chunk, call.keys)
+            if hidden is not None and not bool(hidden.any()):
+                hidden = None
+            elif hidden is not None and bool(hidden.all()):
+                continue
+            mask = chunk_mask(spec, call, dtype)
+            call.mask = hidden if mask is None else mask if hidden is None else mask + hidden
+            yield call
+
+
+def _listed(index: Tensor, item: int, chunk: Chunk, slots: slice) -> Tensor:
+    """The listed positions of a chunk, ``(rows, T, heads or 1)``; -1 where empty."""
+    heads = chunk.heads if index.shape[1] > 1 else slice(None)
+    return index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
+
+
+def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where everything is seen."""
+    chunk = call.chunk
+    if chunk.need == WHOLE:
+        return None
+    q_run, k_run = chunk.queries, chunk.keys
+    single = chunk.need == KEYS
+    if q_run is not None and k_run is not None and spec.bias is None:
+        rows = chunk.rows.stop - chunk.rows.start
+        q_size = 1 if single else q_run.size
+        if (rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= SHARED:
+            return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
+    queries = _places(chunk, q_run, call.queries)
+    keys = _places(chunk, k_run, call.keys)
+    if single:  # the same for all queries of a row: any of them will do
+        queries = queries.amax(-1, keepdim=True)
+    seen = _seen(queries, keys, spec.rules)
+    if spec.bias is not None:
+        bias = _bias(spec.bias, call.item, chunk, single)
+        if bias.dtype == torch.bool:
+            seen = seen & bias
+        else:
+            return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, MASKED)
+
+
+def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
+    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query lies ``shift`` after their first key. Shared: never written to."""
+
+    def make() -> Tensor:
+        places = (torch.arange(n, dtype=torch.int32)[None, None] * step for n, step in ((q_size, q_stride), (k_size, k_stride)))
+        queries, keys = places
+        seen = _seen(queries + (shift + FAR_ENOUGH), keys + FAR_ENOUGH, rules)
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, MASKED)
+
+    return KEPT.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
+
+
+FAR_ENOUGH = 1 << 28
+"""Keeps relative positions above 0, where -1 would mean an empty slot."""
+
+
+def _places(chunk: Chunk, run: Run | None, listed: Tensor | None) -> Tensor:
+    """Positions ``(rows, heads or 1, T)`` int32."""
+    if run is None:
+        assert listed is not None
+        return listed.transpose(1, 2).to(torch.int32)
+    rows = torch.arange(chunk.rows.stop - chunk.rows.start, dtype=torch.int32)[:, None, None] * run.step
+    return rows + (torch.arange(run.size, dtype=torch.int32) * run.stride + run.start)
+
+
+def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
+    distance = queries[..., :, None] - keys[..., None, :]
+    seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
+    seen &= distance <= rules.high
+    if rules.left_out[0] <= rules.left_out[1]:
+        seen &= (distance < rules.left_out[0]) | (distance > rules.left_out[1])
+    return seen
+
+
+def _bias(bias: Tensor, item: int, chunk: Chunk, single: bool) -> Tensor:
+    """The part's bias for a chunk, ``(rows or 1, heads or 1, Tq or 1, Tk)``."""
+    first = chunk.keys.slot if chunk.keys is not None else 0
+    size = chunk.keys.size if chunk.keys is not None else bias.shape[-1]
+    slots = slice(0, 1) if single else chunk.slots
+    heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
+    return bias[item % bias.shape[0], heads, rows, slots, first : first + size].transpose(0, 1)
+
+
+class Padding:
+    """The padding of one batch item's keys."""
+
+    def __init__(self, real: Tensor, dtype: torch.dtype) -> None:
+        self.hidden = torch.zeros(len(real), dtype=dtype).masked_fill_(~real, MASKED)
+
+    def of(self, chunk: Chunk, listed_keys: Tensor | None) -> Tensor:
+        """The additive mask of a chunk's keys, ``(rows, heads or 1, 1, Tk)``."""
+        if chunk.keys is None:
+            assert listed_keys is not None
+            return self.hidden[listed_keys.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
+        run, rows = chunk.keys, chunk.rows.stop - chunk.rows.start
+        view = self.hidden.as_strided((rows, 1, 1, run.size), (run.step, 0, 0, run.stride), run.start)
+        return view if run.stride == 1 else view.contiguous()
+
+
+class Scratch:
+    """Buffers that every call of the kernel uses again, by name."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+class Tokens:
+    """``x (B, H, N)`` or ``(B, H, N, D)``; what a call reads is ``(rows, heads, T, …)``."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.width = math.prod(x.shape[3:])
+        uneven = any(n > 1 and step % self.width for n, step in zip(x.shape[:3], x.stride(), strict=False))
+        if uneven or (x.dim() == 4 and x.stride(3) != 1):
+            x = x.contiguous()
+        self.x = x
+        self.steps = tuple(step // self.width for step in x.stride()[:3])
+        rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
+        self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
+
+    def index(self, call: Call, side: str) -> Tensor:
+        """Places in the table of a call's listed tokens, ``(rows · T · heads,)``, as the kernel stores its results."""
+        key = side, self.steps
+        if key not in call.places:
+            _, listed = call.side(side)
+            assert listed is not None
+            by_item, by_head, by_token = self.steps
+            offset = torch.arange(call.chunk.heads.start, call.chunk.heads.stop) * by_head + call.item * by_item
+            call.places[key] = (listed.clamp(min=0) * by_token + offset).flatten()
+        return call.places[key]
+
+    def view(self, item: int, chunk: Chunk, run: Run) -> Tensor:
+        """The tokens of ``run`` for every row and head of a chunk."""
+        x = self.x[item, chunk.heads]
+        by_head, by_token, *inner = x.stride()
+        shape = (chunk.rows.stop - chunk.rows.start, x.shape[0], run.size, *x.shape[2:])
+        return x.as_strided(shape, (run.step * by_token, by_head, run.stride * by_token, *inner), x.storage_offset() + run.start * by_token)
+
+    def read(self, call: Call, side: str, scratch: Scratch, name: str) -> Tensor:
+        """The tokens of a call; empty slots hold some token."""
+        run, listed = call.side(side)
+        if run is not None:
+            return self.view(call.item, call.chunk, run)
+        assert listed is not None
+        index = self.index(call, side)
+        flat = scratch.take(name, (len(index), *self.x.shape[3:]), self.x)
+        torch.index_select(self.table, 0, index, out=flat)
+        return flat.view(*listed.shape[:2], call.heads, *self.x.shape[3:]).transpose(1, 2)
+
+    def add(self, call: Call, side: str, more: Tensor) -> None:
+        """Add ``more (rows, heads, T, D)`` to the tokens of a call; a token may be met several times."""
+        more = more.to(self.x.dtype)
+        run, _ = call.side(side)
+        if run is None:
+            self.table.index_add_(0, self.index(call, side), more.transpose(1, 2).reshape(-1, self.width))
+            return
+        rows = more.shape[0]
+        if rows > 1 and run.step == 0:
+            more, rows = more.sum(0, keepdim=True), 1
+        if rows == 1 or (rows - 1) * run.step < run.stride or run.step % run.stride == 0:
+            self._add_stripes(call.item, call.chunk, run, more)
+        else:
+            for row in range(rows):
+                self._add_stripes(call.item, call.chunk, run.row(row), more[row : row + 1])
+
+    def _add_stripes(self, item: int, chunk: Chunk, run: Run, more: Tensor) -> None:
+        """Rows overlap only where they are longer than a step: stripes of one step never do."""
+        chunk = chunk._replace(rows=slice(0, more.shape[0]))
+        step = run.step // run.stride if more.shape[0] > 1 and run.step % run.stride == 0 else run.size
+        for at in range(0, run.size, step):
+            size = min(step, run.size - at)
+            self.view(item, chunk, run.part(at, size)).add_(more[:, :, at : at + size])
+
 
 FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
+
+
 BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
 """Results of a call stay within the cache, and their memory is reused by the next."""
 
@@ -33,7 +478,7 @@ def cpu_gathered(
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
-        queries, keys, biases: one per part, as in :class:`hf_longattn.engines.parts.Part`.
+        queries, keys, biases: one per part, as in :class:`hf_longattn.engines.pattern.GatherTile`.
         rules: four numbers per part, see :func:`flat_rules`.
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``, 0 where a query

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear_fla import fla_gated_delta_rule, fla_runs_delta
+from .linear import fla_gated_delta_rule, fla_runs_delta
 
 CHUNK = 64
 """Tokens per triangular system."""

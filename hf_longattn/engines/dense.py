@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,3 +87,12 @@ def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
         dtype = torch.get_autocast_dtype(kind)
         return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
     return tensors
+
+
+def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
+    """Outputs ``(…, N, D)`` weighted by ``exp(lse)`` with log-sum-exps ``(…, N)``; zeros where all of these are -inf."""
+    lse = torch.stack(list(lses))
+    highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
+    shares = (lse - highest).exp()
+    shares = shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)
+    return sum(share[..., None].to(out.dtype) * out for share, out in zip(shares, outs, strict=True))

@@ -1,28 +1,100 @@
-"""CUDA engine: compiled flex_attention over a block list of the band, and over the global columns; global rows are computed densely."""
+"""CUDA engine: compiled flex_attention over lists of blocks, never a square of blocks.
+
+A band is listed from its width, with the global columns in a separate call and the global rows computed densely; a tile is listed where its
+rows are whole blocks.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .block_lists import Lists, block_mask, mask_bytes, packed
 from .byte_cache import KEPT
+from .dense import merged
 from .global_rows import gather_tokens, global_index, overwrite_global_rows
-from .merging import merged
-from .pattern import Pattern, ScoreMod
+from .pattern import GatherTile, Pattern, ScoreMod
+
+Lists = tuple[Tensor, Tensor]
+"""Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; what counts stands first."""
+
+
+def packed(chosen: Tensor, indices: Tensor) -> Lists:
+    """The ``indices (…, rows, width)`` that are ``chosen (B, H, rows, width)``, in their order."""
+    order = (~chosen).int().argsort(dim=-1, stable=True)
+    return chosen.sum(-1, dtype=torch.int32), indices.expand(chosen.shape).gather(-1, order).to(torch.int32).contiguous()
+
+
+def transposed(lists: Lists, columns: int) -> Lists:
+    """Which rows visit each of ``columns`` blocks, from which blocks each row visits; as often as it does."""
+    counts, indices = lists
+    batch, heads, rows, width = indices.shape
+    places = torch.arange(rows * width, device=indices.device)
+    used = places[:width] < counts[..., None]
+    column = torch.where(used, indices, columns).flatten(2).long()
+    order = column.argsort(dim=-1, stable=True)
+    column = column.gather(-1, order)
+    totals = column.new_zeros(batch, heads, columns + 1).scatter_add_(2, column, torch.ones_like(column))
+    longest = max(1, int(totals[..., :columns].max()))
+    slot = places - (totals.cumsum(-1) - totals).gather(-1, column)
+    target = torch.where(column < columns, column * longest + slot, columns * longest)
+    found = column.new_zeros(batch, heads, columns * longest + 1).scatter_(2, target, order // width)
+    found = found[..., :-1].unflatten(-1, (columns, longest))
+    return totals[..., :columns].to(torch.int32), found.to(torch.int32).contiguous()
+
+
+def block_mask(
+    lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
+) -> BlockMask:
+    """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones."""
+    if torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu":  # whose compiled kernel wants room for every block in a row
+        rows, columns = (-(-length // size) for length in lengths)
+        by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
+        by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
+    (partial, full), (partial_by_key, full_by_key) = by_query, by_key
+    return BlockMask(
+        seq_lengths=lengths,
+        kv_num_blocks=partial[0],
+        kv_indices=partial[1],
+        full_kv_num_blocks=None if full is None else full[0],
+        full_kv_indices=None if full is None else full[1],
+        q_num_blocks=partial_by_key[0],
+        q_indices=partial_by_key[1],
+        full_q_num_blocks=None if full_by_key is None else full_by_key[0],
+        full_q_indices=None if full_by_key is None else full_by_key[1],
+        BLOCK_SIZE=(size, size),
+        mask_mod=mask_mod,
+    )
+
+
+def _widened(lists: Lists, blocks: int) -> Lists:
+    """``lists`` whose rows have room for ``blocks``."""
+    counts, indices = lists
+    return counts, torch.nn.functional.pad(indices, (0, blocks - indices.shape[-1])) if indices.shape[-1] < blocks else indices
+
+
+def mask_bytes(mask: BlockMask) -> int:
+    """Memory of a mask's lists."""
+    return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))
+
 
 BLOCK = 128
 
 
 MOST_KERNELS = 64
 """Kinds of calls that have a compiled function of their own; further ones share one."""
+
+
 _kernels: dict[Hashable, Any] = {}
+
+
 _lock = threading.Lock()
 
 
@@ -170,3 +242,161 @@ def _per_block(mask: Tensor, reduce: Any) -> Tensor:
     missing = -mask.shape[1] % BLOCK
     blocks = torch.nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, BLOCK))
     return blocks.any(-1) if reduce is any else blocks.all(-1)
+
+
+SIZES = (128, 64, 32)
+"""Blocks that the compiled kernel can be cut into."""
+
+
+def flex_gathered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    parts: Sequence[GatherTile],
+    *,
+    key_mask: Tensor | None,
+    scale: float,
+    score_mod: ScoreMod | None = None,
+) -> Tensor | None:
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`.
+
+    Returns None where a tile is not made of whole blocks, or this machine supports no such kernel (logged once for each kind). Every other
+    error, such as a lack of memory, is raised."""
+    found = [kept_block_lists(part, q.shape[2], k.shape[2]) for part in parts]
+    if not all(found):
+        return None
+    shared = (q.device.type, q.dtype, q.shape[-1], key_mask is None, kind_of(score_mod))
+    kinds = [
+        ("part", *shared, part.causal, part.inside, part.outside, blocks and blocks[0]) for part, blocks in zip(parts, found, strict=True)
+    ]
+    if not _unsupported.isdisjoint(kinds):
+        return None
+    single = len(parts) == 1
+    outs, lses = [], []
+    for part, blocks, kind in zip(parts, found, kinds, strict=True):
+        assert blocks is not None
+        size, lists = blocks
+        mask = block_mask(
+            (q.shape[2], k.shape[2]),
+            size,
+            rules_mod(part, key_mask),
+            by_query=(lists, None),
+            by_key=(transposed(lists, -(-k.shape[2] // size)), None),
+        )
+        try:
+            result = kernel(q.device.type, kind)(
+                q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, **_tiles(size), **({} if single else _WITH_LSE)
+            )
+        except Exception as error:
+            if not says_unsupported(error):
+                raise
+            _unsupported.add(kind)
+            reason = str(error).strip().splitlines()[0]
+            logger.warning(
+                "flex_attention does not support blocks of %d here (%s): they run in plain PyTorch, which is equal.", size, reason
+            )
+            return None
+        if single:
+            return result
+        outs.append(result[0])
+        lses.append(result[1].lse)
+    return merged(outs, lses)
+
+
+logger = logging.getLogger(__name__)
+
+
+_unsupported: set[Hashable] = set()
+"""Kinds of parts whose kernel this machine does not support; as many as there are compiled kernels at most."""
+
+
+UNSUPPORTED = re.compile(
+    r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
+    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources",
+    re.IGNORECASE,
+)
+"""How PyTorch and Triton say that a machine has no such kernel."""
+
+
+def says_unsupported(error: BaseException) -> bool:
+    """Whether an error says that the kernel does not exist here, in itself or in what it was raised from; a lack of memory does not."""
+    causes = _causes(error)
+    if any(isinstance(one, torch.OutOfMemoryError | MemoryError) for one in causes):
+        return False
+    return any(isinstance(one, NotImplementedError) or UNSUPPORTED.search(str(one)) for one in causes)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found = [error]
+    while (following := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(following)
+    return found
+
+
+_WITH_LSE = {"return_aux": AuxRequest(lse=True)}
+
+
+def kept_block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
+    """:func:`block_lists`, found once for the parts of a static plan: it looks at values, for which a GPU is waited for."""
+    tensors = [x for x in (part.queries, part.keys) if not x.is_inference()]
+    if len(tensors) < 2 or torch.compiler.is_compiling() or part.bias is not None:
+        return block_lists(part, q_len, kv_len)
+    return KEPT.of(
+        tensors,
+        ("block lists", q_len, kv_len),
+        lambda: block_lists(part, q_len, kv_len),
+        lambda found: 0 if found is None else sum(x.nbytes for x in found[1]),
+    )
+
+
+def block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
+    """The block size of a part and the key blocks of every block of queries; None where its rows are not whole blocks.
+
+    A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
+    """
+    size = part.queries.shape[3]
+    if size not in SIZES or part.keys.shape[3] % size or part.bias is not None:
+        return None
+    keys = part.keys.unflatten(-1, (-1, size))
+    row, row_whole = _blocks(part.queries, size, q_len)
+    block, whole = _blocks(keys, size, kv_len)
+    empty = (keys < 0).all(-1)
+    if not bool(row_whole.all() & (whole | empty).all()):
+        return None
+    batch, heads, rows, width = torch.broadcast_shapes(row[..., None].shape, block.shape)
+    chosen = torch.zeros(batch, heads, -(-q_len // size), width, dtype=torch.bool, device=keys.device)
+    indices = chosen.to(torch.int64)
+    place = row[..., None].expand(batch, heads, rows, width)
+    chosen = chosen.scatter(2, place, (~empty).expand(place.shape))
+    return size, packed(chosen, indices.scatter(2, place, block.clamp(min=0).expand(place.shape)))
+
+
+def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
+    """Which block each list ``index (…, size)`` begins with, and whether it is that whole block."""
+    first = index[..., 0]
+    places = first[..., None] + torch.arange(size, device=index.device)
+    whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
+    return first.div(size, rounding_mode="floor"), whole
+
+
+def rules_mod(part: GatherTile, key_mask: Tensor | None) -> Any:
+    """The rules of a part and the padding as flex_attention's ``mask_mod``."""
+
+    def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        distance = q_idx - kv_idx
+        seen = distance >= 0 if part.causal else distance == distance
+        if part.inside is not None:
+            seen = seen & (distance >= part.inside[0]) & (distance <= part.inside[1])
+        if part.outside is not None:
+            seen = seen & ((distance < part.outside[0]) | (distance > part.outside[1]))
+        return seen if key_mask is None else seen & key_mask[b, kv_idx]
+
+    return mask_mod
+
+
+def _tiles(size: int) -> dict[str, Any]:
+    """Tiles no larger than a block; the kernel's own choice suits blocks of 128."""
+    if size == 128:
+        return {}
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
+    return {"kernel_options": dict.fromkeys(names, size)}

@@ -1,6 +1,6 @@
 """The gathered engine: softmax attention of rows of queries over rows of keys, both given as lists of positions.
 
-Every static or dynamic block pattern, every set of columns, every bucket of a hash is a :class:`~hf_longattn.engines.parts.Part`:
+Every static or dynamic block pattern, every set of columns, every bucket of a hash is a :class:`~hf_longattn.engines.pattern.GatherTile`:
 R rows, each of which pairs some queries with some keys. A query may appear in several parts; what it sees is the union of their keys
 under *one* softmax, because the parts' outputs are merged by their log-sum-exp. So the cost is the number of listed pairs, whatever
 their arrangement.
@@ -13,20 +13,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cpu_gathered import cpu_gathered, flat_rules
-from .cpu_gathered_layout import Rules
+from .cpu_gathered import Rules, cpu_gathered, flat_rules
 from .dense import same_dtype
-from .flex_gathered import flex_gathered
-from .gathered_plain import plain_gathered
-from .parts import Part
-from .pattern import ScoreMod
+from .flex import flex_gathered
+from .pattern import GatherTile, ScoreMod
+from .plain import plain_gathered
 
 
 def gathered_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[GatherTile],
     *,
     key_mask: Tensor | None = None,
     scaling: float | None = None,

@@ -14,7 +14,7 @@ PIECE = 2048
 """Queries that are worked on at a time."""
 
 
-def near_terms(
+def local_softmax_terms(
     q: Tensor, k: Tensor, v: Tensor, left: int, right: int, key_mask: Tensor | None, scale: float, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i the largest of their s_ij.

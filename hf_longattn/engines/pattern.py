@@ -1,18 +1,21 @@
-"""What the block-sparse engine visits: a band around the diagonal, and global tokens."""
+"""What an engine is asked for: masks and score terms as functions, a band with global tokens, or tiles of listed pairs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 """``mask_mod(b, h, q_idx, kv_idx) -> bool tensor``, as in ``torch.nn.attention.flex_attention``."""
 
+
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
+
 
 UNBOUNDED = 1 << 40
 
@@ -68,3 +71,71 @@ class Pattern:
             return seen & (kv_idx <= q_idx) if self.causal else seen
 
         return mod
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceBias:
+    """``score_mod`` that adds ``table[h, (q_idx - kv_idx) + ahead]``.
+
+    Engines that know it lay the table over their blocks; for the others it is a ``score_mod`` like any.
+
+    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond take the value at the end.
+    """
+
+    table: Tensor
+    ahead: int
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def of_heads(self, heads: Sequence[int]) -> DistanceBias:
+        """The same for some heads, counted from 0."""
+        return DistanceBias(self.table[list(heads)], self.ahead)
+
+    def over(self, distance: Tensor) -> Tensor:
+        """``(H, rows, columns)`` for distances ``(rows, columns)``."""
+        return self.table[:, (distance + self.ahead).clamp(0, self.table.shape[1] - 1)]
+
+    def add_gradient(self, total: Tensor, distance: Tensor, of_scores: Tensor) -> None:
+        """Add to ``total``, shaped as the table, the gradient of scores ``(H, rows, columns)`` at these distances."""
+        index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
+        total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
+
+
+def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod | None:
+    """``score_mod`` for a group of heads that counts them from 0."""
+    if score_mod is None or isinstance(score_mod, DistanceBias):
+        return None if score_mod is None else score_mod.of_heads(heads)
+    numbers = torch.tensor(heads)
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers.to(h.device)[h], q_idx, kv_idx)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatherTile:
+    """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
+
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one part.
+    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
+        What has been listed is not written to afterwards: how it is best visited is found once and kept with the tensors.
+    causal: leave out the keys behind the query.
+    inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
+    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another part has them.
+    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False leaves a pair out) or float added to the scores; may need gradients.
+
+    A key that a query meets in two parts, or twice in one row, counts twice: leave it out by ``outside`` or ``bias`` where the
+    definition counts it once.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    causal: bool = False
+    inside: tuple[int, int] | None = None
+    outside: tuple[int, int] | None = None
+    bias: Tensor | None = None
+
+
+def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
+    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row filled up with -1."""
+    count = -(-length // size)
+    places = torch.arange(count * size, device=device)
+    return torch.where(places < length, places, -1).view(1, 1, count, size)

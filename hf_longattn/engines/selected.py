@@ -1,10 +1,13 @@
-"""The selected engine: every query has a list of keys of its own. Scores, softmax and sums over N·k pairs, in memory N·k.
+"""The selected engine: each query over its own list of keys. Scores, softmax and sums over N·k pairs, in memory N·k.
 
 Three operations, each other's gradients, never hold more than a slice of the gathered keys:
 
     pair_scores(q, k, index)[i, j] = q_i · k[index_ij]
     pair_sum(w, v, index)[i]       = Σ_j w_ij v[index_ij]
     pair_spread(w, x, index)[m]    = Σ_{i, j: index_ij = m} w_ij x_i
+
+For the few queries of a decoding step, :func:`gather_kv` reads the listed rows of a long cache and :func:`gathered_kv_attention` attends to
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .dense import masked_softmax
+from .dense import index_grid, masked_softmax
 from .pattern import ScoreMod
 
 SLICE = 1 << 20
@@ -152,5 +155,53 @@ def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 pair_scores.register_autograd(_scores_backward, setup_context=_save)
+
+
 pair_sum.register_autograd(_sum_backward, setup_context=_save)
+
+
 pair_spread.register_autograd(_spread_backward, setup_context=_save)
+
+
+def gather_kv(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a cache.
+
+    Args:
+        x: ``(B, H_kv, N, D)``; a view of a larger buffer is read in place.
+        index: ``(B, H, …)`` int64, positions below N, with ``H_kv`` dividing ``H``: the heads of a group read the same head of x.
+    Returns:
+        ``(B, H, …, D)``.
+    """
+    batch, kv_heads, length, width = x.shape
+    if x.stride(3) != 1 or any(size > 1 and step % width for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)):
+        x = x.contiguous()
+    steps = [step // width if size > 1 else 0 for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    rows = 1 + sum((size - 1) * step for size, step in zip((batch, kv_heads, length), steps, strict=True))
+    items = torch.arange(batch, device=x.device)[:, None] * steps[0]
+    heads = torch.arange(index.shape[1], device=x.device) // (index.shape[1] // kv_heads) * steps[1]
+    first = (items + heads).view(batch, index.shape[1], *[1] * (index.dim() - 2))
+    return F.embedding(index * steps[2] + first, x.as_strided((rows, width), (width, 1)))
+
+
+def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:
+    """What ``score_mod`` adds to the scores of keys at ``columns (B, H, Nq, K)``, for the last Nq of ``kv_len`` positions."""
+    batch, heads, q_len, _ = columns.shape
+    b, h, q_idx, _ = index_grid(batch, heads, q_len, kv_len, columns.device)
+    return score_mod(torch.zeros(columns.shape, device=columns.device), b, h, q_idx, columns)
+
+
+def gathered_kv_attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, *, scaling: float | None = None) -> Tensor:
+    """Softmax attention of every query over its own keys, ``(B, H, Nq, D)``; zeros where it sees none.
+
+    Args:
+        q: ``(B, H, Nq, D)``.
+        keys, values: ``(B, H, Nq, K, D)``.
+        seen: ``(B, H, Nq, K)`` bool, or a bias that is -inf where a key is not seen: the scores then have its dtype, if that is wider.
+    """
+    (batch, heads, q_len, width), dtype = q.shape, q.dtype
+    if seen.is_floating_point():
+        wider = torch.promote_types(dtype, seen.dtype)
+        q, keys, values, seen = (x.to(wider) for x in (q, keys, values, seen))
+    queries, mask = q.reshape(batch, heads * q_len, 1, width), seen.flatten(1, 2)[:, :, None]
+    out = F.scaled_dot_product_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling)
+    return out.view(batch, heads, q_len, values.shape[-1]).to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
 from ..backend import BACKEND
-from ..engines.distance_bias import DistanceBias
+from ..engines.pattern import DistanceBias
 from ..positions.relative.t5_buckets import buckets
 from .own_attention import OnTheBackend, attend_by_mechanism, split_heads
 

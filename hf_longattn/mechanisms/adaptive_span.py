@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, rows_of
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
 from .counting import band_pairs
@@ -187,7 +186,9 @@ class AdaptiveSpan(Mechanism):
 
         return near, term
 
-    def _part(self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None) -> Part:
+    def _part(
+        self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
+    ) -> GatherTile:
         """Rows of queries with what the longest span reaches; the soft mask is the same for every row."""
         band = self.pattern(causal, longest)
         left = min(-(-band.left // BLOCK) * BLOCK, kv_len)
@@ -200,7 +201,7 @@ class AdaptiveSpan(Mechanism):
         h = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1, 1)
         mask = self.soft_mask(distance.abs(), h, dtype)
         seen = (mask > 0) & ((distance >= 0) | (not causal))
-        return Part(queries, keys[None, None], bias=logarithm(mask).masked_fill(~seen, float("-inf")))
+        return GatherTile(queries, keys[None, None], bias=logarithm(mask).masked_fill(~seen, float("-inf")))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         """Whether all heads' spans, as they are now, hold every distance."""

@@ -23,8 +23,7 @@ from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part
-from ..engines.pattern import MaskMod, ScoreMod
+from ..engines.pattern import GatherTile, MaskMod, ScoreMod
 from ..errors import OptionError
 from .base import softmax_over
 from .bigbird_blocks import seeded_blocks, transformers_blocks
@@ -259,7 +258,9 @@ class BigBird(MaskedMechanism):
             out = out * padding_mask[:, None, :, None]
         return out[:, :, kv_len - q_len :]
 
-    def plan(self, length: int, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int) -> tuple[Part, ...]:
+    def plan(
+        self, length: int, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int
+    ) -> tuple[GatherTile, ...]:
         """What the engine visits. Kept for the next call where it depends on the length alone."""
         size = self.options.block_size
         rows, device, dtype = -(-length // size), q.device, torch.promote_types(q.dtype, torch.float32)
@@ -272,7 +273,7 @@ class BigBird(MaskedMechanism):
             ends = last_real(padding_mask) + 1
             return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens, dtype=dtype)
 
-        def make() -> tuple[Part, ...]:
+        def make() -> tuple[GatherTile, ...]:
             count = torch.full((1,), rows, device=device)
             return block_parts(self.blocks(count, rows, causal, device, seed), length, tokens, even=True, dtype=dtype)
 

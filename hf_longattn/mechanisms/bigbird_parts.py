@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engines.global_rows import global_index
-from ..engines.parts import Part
+from ..engines.pattern import GatherTile
 from .layout import joined
 
 
@@ -75,7 +75,7 @@ def seen_blocks(blocks: Blocks) -> Tensor:
 
 def block_parts(
     blocks: Blocks, length: int, tokens: Tensor | None, *, even: bool = False, dtype: torch.dtype = torch.float32
-) -> tuple[Part, ...]:
+) -> tuple[GatherTile, ...]:
     """The parts that visit ``blocks`` in an input of ``length`` tokens whose sequences begin at position 0.
 
     Args:
@@ -93,21 +93,21 @@ def block_parts(
     active = long & ((row >= 0) if causal else (row < total - edge))
     queries = positions(torch.where(active, row, -1)[:, :, inner], size, length)
     keys = positions(seen_blocks(blocks)[:, :, inner], size, length)
-    parts: list[Part] = []
+    parts: list[GatherTile] = []
     if tokens is not None:
         tokens = tokens & long.view(-1, 1)
         index, real = global_index(tokens)
         index = torch.where(real, index, -1)[:, None, None]
         queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
-    parts.append(Part(queries, keys, causal=causal, bias=counted_again(blocks, keys, dtype)))
+    parts.append(GatherTile(queries, keys, causal=causal, bias=counted_again(blocks, keys, dtype)))
     everywhere = torch.arange(length, device=total.device)
     ends = global_rows(blocks, length, tokens, long)
     if ends is not None:
-        parts.append(Part(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
+        parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
     if not (even or causal) and (torch.compiler.is_compiling() or not bool(long.all())):
         few = min(blocks.full, rows)
         short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
-        parts.append(Part(positions(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
+        parts.append(GatherTile(positions(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
     return tuple(parts)
 
 

@@ -18,13 +18,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import best, best_blocks, exact_dtype, ranking
+from ..engines.block_selected import block_selected_attention
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import ScoreMod
-from ..engines.picked import pick, picked_attention, term_at
-from ..engines.visits import visiting_attention
+from ..engines.pattern import GatherTile, ScoreMod, rows_of
+from ..engines.selected import gather_kv, gathered_kv_attention, term_at
+from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
 from .base import Mechanism, softmax_over
 from .masked import first_real
@@ -102,14 +101,14 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
             means, kept = block_means(k, real, o.block_size)
             count = min(o.num_blocks, means.shape[2]) - 1
             if o.per == "query":
-                chosen = best_blocks(q, means, kept, count, o.block_size, causal)
+                chosen = topk_blocks(q, means, kept, count, o.block_size, causal)
                 asked = torch.arange(length, device=q.device)[None] >= first
                 chosen = chosen.masked_fill(~asked[:, None, :, None], -1)
             else:
-                chosen = best_blocks(block_means(q, real, o.block_size)[0], means, kept, count, 1, False)
+                chosen = topk_blocks(block_means(q, real, o.block_size)[0], means, kept, count, 1, False)
         if o.per == "query":
-            return visiting_attention(q, k, v, chosen, o.block_size, causal=causal, key_mask=real, **arguments)
-        parts = [Part(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
+            return block_selected_attention(q, k, v, chosen, o.block_size, causal=causal, key_mask=real, **arguments)
+        parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
         return gathered_attention(q, k, v, parts, key_mask=real, **arguments)
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
@@ -146,14 +145,14 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of a group beside one another
         gates = (grouped @ means.transpose(-1, -2)).view(*q.shape[:3], -1)
         allowed = (torch.arange(means.shape[2], device=q.device) < own[..., None]) & filled
-        chosen = best(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
+        chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
         blocks = torch.cat([chosen, own[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)[..., None]
         places = torch.where(blocks < 0, -1, blocks * size + torch.arange(size, device=q.device)).flatten(3)
         columns, there = summaries.columns(places, k.shape[2])
         seen = there & (places <= positions[:, None, :, None])
         if score_mod is not None:
             seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
-        return picked_attention(q, pick(k, columns), pick(v, columns), seen, scaling=scaling)
+        return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=scaling)
 
     def dense_weights(
         self,

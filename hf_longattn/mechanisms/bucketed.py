@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
+from ..engines.bucketed import found_in_earlier_rounds, last_in_bucket
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part
-from ..engines.pattern import ScoreMod
-from ..engines.picked import pick, picked_attention, term_at
-from ..engines.recent import met_before, recent_places
+from ..engines.pattern import GatherTile, ScoreMod
+from ..engines.selected import gather_kv, gathered_kv_attention, term_at
 from .base import softmax_over
 from .gathered import placed
 from .summarised import Summaries, SummarisedMechanism
@@ -51,7 +50,7 @@ class BucketedMechanism(SummarisedMechanism):
         """
 
     @abstractmethod
-    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
+    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The same for the engine, without comparing all pairs: parts, and which queries meet nothing, ``(B, H, N)`` bool by position.
 
         ``k`` is that of :meth:`meetings`. ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be called
@@ -103,9 +102,9 @@ class BucketedMechanism(SummarisedMechanism):
         positions = summaries.positions(q_len, kv_len)
         table = summaries.tables["buckets"].unflatten(1, (heads, -1))
         asked = self.query_buckets(q, k[:, :, kv_len - q_len :]).to(table.dtype)
-        found = recent_places(table, asked, positions, size)
+        found = last_in_bucket(table, asked, positions, size)
         if not self.count_duplicates:
-            found = found.masked_fill(met_before(found, table, asked), -1)
+            found = found.masked_fill(found_in_earlier_rounds(found, table, asked), -1)
         own = positions[:, None, :, None].expand(-1, heads, -1, 1)
         places = found.transpose(2, 3).flatten(3)
         if not self.sees_itself:
@@ -116,13 +115,13 @@ class BucketedMechanism(SummarisedMechanism):
         lonely = (places < 0).all(-1, keepdim=True)
         places = torch.where(lonely & (torch.arange(places.shape[-1], device=q.device) == 0), own, places)
         columns, seen = summaries.columns(places, kv_len)
-        queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], pick(k, columns)
+        queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], gather_kv(k, columns)
         bias = self.picked_affinity(q, keys)
         if score_mod is not None:
             term = term_at(score_mod, columns, kv_len)
             bias = term if bias is None else bias + term
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
-        return picked_attention(queries, self.key_vectors(keys), pick(v, columns), seen, scaling=scaling)
+        return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=scaling)
 
     def key_vectors(self, k: Tensor) -> Tensor:
         """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.best import exact_dtype
+from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
 from .feature_map import At, LinearMechanism
 from .masked import first_real, last_real

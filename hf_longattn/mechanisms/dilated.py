@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines.parts import Part
-from ..engines.pattern import MaskMod, Pattern
+from ..engines.pattern import GatherTile, MaskMod, Pattern
 from .gathered import GatheredMechanism
 from .layout import band
 from .window_mask import WindowMask
@@ -32,7 +31,7 @@ class DilatedWindow(WindowMask, GatheredMechanism):
 
         return mod
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         each = sorted(set(self.dilations))
         if len(each) == 1:
             return tuple(self._parts_of(each[0], length, causal, device))
@@ -43,7 +42,7 @@ class DilatedWindow(WindowMask, GatheredMechanism):
             for part in self._parts_of(dilation, length, causal, device)
         )
 
-    def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[Part]:
+    def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[GatherTile]:
         pattern = Pattern.window(self.options.window, causal)
         near = band(length, pattern.left, pattern.right, device, dilation)
         yield near
@@ -53,9 +52,9 @@ class DilatedWindow(WindowMask, GatheredMechanism):
         sinks = torch.arange(min(self.options.num_sinks, length), device=device)
         own = near.queries[..., :1] % dilation == sinks % dilation
         within = (-pattern.right * dilation, pattern.left * dilation)
-        yield Part(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
+        yield GatherTile(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
         if dilation > 1:
-            yield Part(near.queries, torch.where(own, -1, sinks), causal=causal)
+            yield GatherTile(near.queries, torch.where(own, -1, sinks), causal=causal)
 
 
 def dilated_band(pattern: Pattern, dilations: tuple[int, ...], h: Any, q_idx: Any, kv_idx: Any) -> Any:

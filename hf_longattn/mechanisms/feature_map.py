@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.best import exact_dtype
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.pattern import ScoreMod
+from ..engines.topk import exact_dtype
 from .base import Mechanism, State, softmax_over
 from .options import Options
 from .token_positions import positions_of

@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod
+from ..engines.pattern import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism
@@ -61,7 +60,7 @@ class Fixed(GatheredMechanism):
         size, first = self.options.block_size, self.options.block_size - self.options.num_summary
         return lambda b, h, q_idx, kv_idx: (q_idx // size == kv_idx // size) | (kv_idx % size >= first)
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         size, summary = self.options.block_size, self.options.num_summary
         blocks = rows_of(length, size, device)[0, 0]
         rows, columns = in_rows(blocks, WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()

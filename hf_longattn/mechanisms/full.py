@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.dense import dense_attention
-from ..engines.distance_bias import DistanceBias
-from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..engines.pattern import DistanceBias, MaskMod, Pattern, ScoreMod
 from .registry import register_mechanism
 from .sparse import SparseMechanism
 

@@ -13,14 +13,13 @@ from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part
-from ..engines.pattern import ScoreMod
+from ..engines.pattern import GatherTile, ScoreMod
 from .joining import global_parts
 from .masked import MaskedMechanism, first_real
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism whose pairs are :class:`~hf_longattn.engines.parts.Part`, a function of the length alone.
+    """A mechanism whose pairs are :class:`~hf_longattn.engines.pattern.GatherTile`, a function of the length alone.
 
     The engine always meets a whole sequence from its first real token on: padding on the left is turned to the right, and queries
     that are the last of a longer sequence are put in their place, before :meth:`parts` is asked.
@@ -31,12 +30,12 @@ class GatheredMechanism(MaskedMechanism):
     exports = "definition"
 
     @abstractmethod
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """How the engine visits the pairs of a sequence of ``length`` tokens; together exactly those of ``mask_mod`` (and, when
         causal, ``key <= query``), without the global tokens of a call. Kept per length and device, so it must not depend on anything
         but ``self.options`` and heads."""
 
-    def plan(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """:meth:`parts`, kept for the next call."""
         key = (type(self), self.options, self.num_heads, length, causal, device)
         return KEPT.get(key, lambda: self.parts(length, causal, device))

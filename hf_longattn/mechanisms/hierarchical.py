@@ -31,8 +31,7 @@ from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part
-from ..engines.pattern import ScoreMod
+from ..engines.pattern import GatherTile, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
 from .gathered import placed, turn, turn_mask, turning
@@ -172,7 +171,7 @@ class Hierarchical(Mechanism):
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]
 
-    def _plan(self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, q: Tensor) -> tuple[tuple[Part, ...], Tensor | None]:
+    def _plan(self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The parts with the logarithm of how many tokens each pool has, and the counts ``(B, all levels)`` where there is padding."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         parts = KEPT.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
@@ -180,13 +179,13 @@ class Hierarchical(Mechanism):
             counts = pyramid.counts(padding_mask)
             return weighted(parts, counts.to(dtype)), counts
 
-        def make() -> tuple[Part, ...]:
+        def make() -> tuple[GatherTile, ...]:
             return weighted(parts, pyramid.counts(torch.ones(1, pyramid.length, dtype=torch.bool, device=device)).to(dtype))
 
         return KEPT.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
 
 
-def weighted(parts: tuple[Part, ...], counts: Tensor) -> tuple[Part, ...]:
+def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile, ...]:
     """Add to the scores of pooled keys the logarithm of their ``counts (B or 1, Nk)``; the first part has none."""
     weights = counts.clamp(min=1).log()
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.near import near_terms
+from ..engines.near import local_softmax_terms
 from ..engines.pattern import Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, State
@@ -152,7 +152,7 @@ class Hybrid(Mechanism):
     ) -> Tensor:
         pattern, dtype, scale = Pattern.window(self.options.window, causal), q.dtype, self._scale(scaling)
         q, k, v = wide(q), wide(k), wide(v)
-        total, weight, most = near_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
+        total, weight, most = local_softmax_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:

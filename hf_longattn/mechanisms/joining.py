@@ -8,24 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod, Pattern
+from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
 
 BLOCK = 64
 """Queries per row."""
 
 
-def band_parts(band: Pattern, length: int, device: torch.device) -> list[Part]:
+def band_parts(band: Pattern, length: int, device: torch.device) -> list[GatherTile]:
     """The band of ``band``: every row of queries meets one run of keys."""
     queries = rows_of(length, BLOCK, device)
     left, right = min(band.left, length - 1), min(band.right, length - 1)
     first = torch.arange(queries.shape[2], device=device)[:, None] * BLOCK - left
     keys = first + torch.arange(left + BLOCK + right, device=device)
     keys = torch.where((keys >= 0) & (keys < length), keys, -1)
-    return [Part(queries, keys[None, None], causal=band.causal, inside=(-right, left))]
+    return [GatherTile(queries, keys[None, None], causal=band.causal, inside=(-right, left))]
 
 
-def without(part: Part, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> Part:
+def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
     """``part`` without the pairs of ``band`` and without those that any of ``mods`` lets through."""
     mods = list(mods)
     if band is not None:
@@ -48,7 +47,7 @@ def without(part: Part, band: Pattern | None, mods: Sequence[MaskMod], num_heads
     return dataclasses.replace(part, bias=bias)
 
 
-def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[Part, ...]:
+def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
     """The rows and columns of the global ``tokens (B, N)`` bool, at most ``most`` of an item, without the pairs that ``seen`` lets
     through already."""
     length, device = tokens.shape[1], tokens.device
@@ -61,8 +60,8 @@ def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causa
     everything = torch.arange(length, device=device).view(1, 1, 1, -1)
     rows_only = ~_any([seen], chosen, everything, num_heads) & ~tokens[:, None, None, None, :]
     return (
-        Part(queries, keys, causal=causal, bias=~_any([seen], queries, keys, num_heads)),
-        Part(chosen, everything, causal=causal, bias=rows_only),
+        GatherTile(queries, keys, causal=causal, bias=~_any([seen], queries, keys, num_heads)),
+        GatherTile(chosen, everything, causal=causal, bias=rows_only),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.parts import Part
+from ..engines.pattern import GatherTile
 
 ROW = 128
 """Queries per row, at most, where what they see differs: wider rows would be masked for longer."""
@@ -25,7 +25,7 @@ BAND_ROW = 64
 """Queries per row of a band: its keys are the row and both sides."""
 
 
-def band(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> Part:
+def band(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
     """Pairs at distances ``-right … left`` times ``dilation``: in every residue class of positions, a plain band."""
     members = -(-length // dilation)
     left, right = min(left, members - 1), min(right, members - 1)
@@ -33,7 +33,7 @@ def band(length: int, left: int, right: int, device: torch.device, dilation: int
     first = torch.arange(0, members, size, device=device)[:, None]
     queries = _members(first + torch.arange(size, device=device), dilation, length)
     keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
-    return Part(queries, keys, inside=(-right * dilation, left * dilation))
+    return GatherTile(queries, keys, inside=(-right * dilation, left * dilation))
 
 
 def residues(length: int, stride: int, device: torch.device) -> Tensor:
@@ -48,7 +48,7 @@ def _members(steps: Tensor, stride: int, length: int) -> Tensor:
     return torch.where((steps >= 0) & (places < length), places, -1).flatten(0, 1)[None, None]
 
 
-def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[Part]:
+def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, int] | None = None) -> Iterator[GatherTile]:
     """Queries ``(C, n)`` of each cell with the keys ``(C, m)`` of the same cell. When causal, queries and keys end together."""
     count, total = queries.shape[1], keys.shape[1]
     size = ROW * -(-count // (ROW * STEPS)) if causal else count
@@ -58,7 +58,7 @@ def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, in
         seen = keys[:, : total - count + last] if causal else keys
         # The first rows of all cells, then their second rows …: neighbours are as far apart as the cells.
         repeated = seen.repeat(rows.shape[1], 1)
-        yield Part(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
+        yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
 
 
 def in_rows(cells: Tensor, row: int) -> Tensor:
@@ -87,7 +87,7 @@ def joined(*lists: Tensor) -> Tensor:
 
 def prefixes(
     rows: Tensor, keys: Tensor, seen: Sequence[int], *, causal: bool = False, outside: tuple[int, int] | None = None
-) -> Iterator[Part]:
+) -> Iterator[GatherTile]:
     """Row r of ``rows (R, T)`` sees the first ``seen[r]`` of ``keys (K)``, which never falls from row to row."""
     count = len(seen)
     size = count if seen[0] == seen[-1] else -(-count // STEPS)
@@ -98,4 +98,4 @@ def prefixes(
             continue
         limit = torch.tensor(seen[first:last], device=keys.device)[:, None]
         listed = torch.where(torch.arange(widest, device=keys.device) < limit, keys[:widest], -1)
-        yield Part(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)
+        yield GatherTile(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)

@@ -27,8 +27,7 @@ from torch import Tensor
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import overwrite_global_rows
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import ScoreMod
+from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
 from .gathered import shifted, turn, turn_mask, turning
@@ -195,7 +194,7 @@ class Lsg(TurnedMechanism):
         """:meth:`whole` for sequences whose first block begins at position 0."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         seen, choosable = KeyRows(self.cells, self.beyond, causal), _choosable(real, tokens)
-        parts = [Part(rows, seen.local(length, q.device), causal=causal)]
+        parts = [GatherTile(rows, seen.local(length, q.device), causal=causal)]
         every_k, every_v, mask, more, chosen, sparse = k, v, real, dict(arguments), None, None
         if self.beyond and self.options.selection in CHOSEN:
             with torch.no_grad():
@@ -216,13 +215,13 @@ class Lsg(TurnedMechanism):
                 or length % self.cells.block
             ):
                 place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
-            parts += [Part(rows, keys) for keys in seen.made(place)]
+            parts += [GatherTile(rows, keys) for keys in seen.made(place)]
         index, given = (None, None) if tokens is None else tokens.places()
         if index is None or given is None or not index.shape[1]:
-            parts += [Part(rows, keys) for keys in [sparse] if keys is not None]
+            parts += [GatherTile(rows, keys) for keys in [sparse] if keys is not None]
             return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         keys = seen.global_keys(torch.where(given, index, -1), chosen, length)
-        parts.append(Part(rows, keys if sparse is None else joined(sparse, keys), causal=causal))
+        parts.append(GatherTile(rows, keys if sparse is None else joined(sparse, keys), causal=causal))
         out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
         scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]
         return overwrite_global_rows(out, q, k, v, index, given, causal=causal, key_mask=real, scale=scale, **arguments)

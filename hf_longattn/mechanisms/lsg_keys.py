@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.best import best, exact_dtype
 from ..engines.byte_cache import KEPT
 from ..engines.pattern import ScoreMod
+from ..engines.topk import exact_dtype, topk
 from ..naming import OPERATORS
 
 CHOSEN = ("strided", "block_strided", "max_norm")
@@ -80,7 +80,7 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
         if real is not None:
             norms = norms.masked_fill(~real[:, None], float("-inf"))
         norms = F.pad(norms, (0, count * cells.size - length), value=float("-inf"))
-        place = best(norms.unflatten(2, (count, cells.size)), many)
+        place = topk(norms.unflatten(2, (count, cells.size)), many)
         return torch.where(place >= 0, place + first, -1)
     turn = (torch.arange(heads, device=k.device) % cells.factor).view(1, -1, 1, 1)
     slot = torch.arange(many, device=k.device)

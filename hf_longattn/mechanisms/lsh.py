@@ -29,11 +29,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import exact_dtype
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
 from ..engines.cpu_chunks import chunk_attention
 from ..engines.dense import repeat_heads
-from ..engines.parts import Part
+from ..engines.pattern import GatherTile
+from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, recent_in_bucket
@@ -183,7 +183,7 @@ class LSH(BucketedMechanism):
         beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
         return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
 
-    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor]:
+    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)
         return rounds.parts(self.options.count_duplicates), rounds.lonely()
 

@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.distance_bias import mod_of_heads
-from ..engines.pattern import ScoreMod
+from ..engines.pattern import ScoreMod, mod_of_heads
 from ..errors import OptionError
 from .base import Mechanism
 from .choice import HeadChoice

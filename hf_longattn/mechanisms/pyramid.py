@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.parts import Part, rows_of
+from ..engines.pattern import GatherTile, rows_of
 from .layout import without_gaps
 
 ROWS = 128
@@ -83,13 +83,13 @@ class Pyramid:
             out.append((torch.where(count > 0, levels, 0.0) if largest else levels / count.clamp(min=1)).to(x.dtype))
         return out
 
-    def parts(self, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs of every level: tokens with the tokens of three blocks, and with pooled tokens farther off."""
         queries = rows_of(self.length, self.block, device)
         first = (torch.arange(queries.shape[2], device=device)[:, None] - 1) * self.block
         near = first + torch.arange((2 if causal else 3) * self.block, device=device)
         near = torch.where((near >= 0) & (near < self.length), near, -1)
-        parts = [Part(queries, near[None, None], causal=causal)]
+        parts = [GatherTile(queries, near[None, None], causal=causal)]
         for levels in ([1], list(range(2, self.top + 1))):
             levels = [level for level in levels if level <= self.top]
             if levels:
@@ -99,7 +99,7 @@ class Pyramid:
                 rows = rows_of(self.length, size, device)
                 starts = torch.arange(rows.shape[2], device=device) * size
                 keys = torch.cat([self._far(level, starts, causal) for level in levels], -1)
-                parts.append(Part(rows, without_gaps(keys)[None, None]))
+                parts.append(GatherTile(rows, without_gaps(keys)[None, None]))
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:

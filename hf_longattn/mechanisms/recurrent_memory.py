@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod
+from ..engines.pattern import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .base import Recursion, State
 from .counting import block_sizes, triangle
@@ -76,7 +75,7 @@ class RecurrentMemory(GatheredMechanism):
         size = self.options.segment_length
         return lambda b, h, q_idx, kv_idx: q_idx // size == kv_idx // size
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         blocks = rows_of(length, self.options.segment_length, device)[0, 0]
         return tuple(cells(blocks, blocks, causal=causal))
 

@@ -36,10 +36,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.best import best, exact_dtype, ranking
 from ..engines.bucketed import ROW, RecentRounds, band_part, cluster_rows, taken
 from ..engines.dense import index_grid, repeat_heads
-from ..engines.parts import Part
+from ..engines.pattern import GatherTile
+from ..engines.topk import exact_dtype, ranking, topk
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, all_real, recent_in_bucket
@@ -206,7 +206,7 @@ class Routing(BucketedMechanism):
         share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
-    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[Part, ...], Tensor | None]:
+    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         k = self.key_vectors(k)
         offset = self.offsets(k, causal, all_real(k) if real is None else real)
         cluster = self.clusters(q, offset)
@@ -232,17 +232,17 @@ class Routing(BucketedMechanism):
 
     def _members(
         self, cluster: Tensor, k: Tensor, offset: Tensor | None, q_len: int, real: Tensor | None, band: tuple[int, int] | None
-    ) -> Part:
+    ) -> GatherTile:
         """Rows of queries of one cluster, and the cluster's keys."""
         with torch.no_grad():
             ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
         if real is not None:
             ranked = ranked.masked_fill(~real[:, None, None, :], float("-inf"))
-        members = best(ranked, self.size).sort(-1).values  # in the order of the sequence
+        members = topk(ranked, self.size).sort(-1).values  # in the order of the sequence
         rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, ROW) // 2))
-        return Part(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)
+        return GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)
 
-    def _with_affinity(self, part: Part, cluster: Tensor, k: Tensor, offset: Tensor | None) -> Part:
+    def _with_affinity(self, part: GatherTile, cluster: Tensor, k: Tensor, offset: Tensor | None) -> GatherTile:
         """The part with log p_j(c(i)) as its bias."""
         batch, heads = cluster.shape[:2]
         share = self.shares(k, offset, exact=False).flatten(2)

@@ -27,9 +27,8 @@ from torch import Tensor
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, products, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod, ScoreMod
-from ..engines.picked import pick, term_at
+from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
+from ..engines.selected import gather_kv, term_at
 from .base import softmax_over
 from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, placed, shifted, turn, turn_mask, turning
@@ -93,7 +92,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
         return mod
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         size = self.options.block_size
         blocks = rows_of(length, size, device)[0, 0]
         if self.options.integration == "none":
@@ -166,7 +165,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         places = torch.where(block < 0, -1, block * size + torch.arange(size, device=q.device)).expand(-1, heads, -1, -1)
         columns, there = summaries.columns(places, k.shape[2])
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
-        own = products(q[..., None, :], pick(k, columns))[..., 0, :]
+        own = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
         scores = torch.cat([own, products(q, keys)], -1)
         scores = scores * self._pooling(q.shape[-1], scaling)[1]
         if score_mod is not None:
@@ -175,7 +174,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             scores = scores + term_at(score_mod, torch.cat([columns, meant], -1), k.shape[2])
         seen = torch.cat([there & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
         weights = softmax_over(scores, seen).to(v.dtype)
-        return (weights[..., None, :size] @ pick(v, columns))[..., 0, :] + weights[..., size:] @ values
+        return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
         """Which of the keys, and of the summaries behind them, a query sees."""
@@ -251,7 +250,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return own
 
 
-def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Part]:
+def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
     """The rows of ``blocks (M, b)`` with the summaries, behind ``length`` keys, of the other blocks."""
     rows, count = in_rows(blocks, WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
@@ -261,4 +260,4 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Part]:
         return
     own = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
     others = torch.arange(count - 1, device=blocks.device)
-    yield Part(rows[None, None], (length + others + (others >= own))[None, None])
+    yield GatherTile(rows[None, None], (length + others + (others >= own))[None, None])

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.dense import dense_attention, masked_softmax, products
-from ..engines.global_rows import global_index, put_rows
+from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..engines.pattern import ScoreMod
-from ..engines.separate_rows import separate_rows
 from ..errors import LengthError
 
 

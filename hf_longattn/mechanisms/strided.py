@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod, Pattern
+from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
 from .counting import band_pairs, column_pairs
 from .gathered import GatheredMechanism
 from .layout import ROW, band, cells, prefixes, residues
@@ -73,7 +72,7 @@ class Strided(GatheredMechanism):
 
         return mod
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         near, stride = self.window(causal), self.options.stride
         within = (-near.right, near.left)
         local = band(length, near.left, near.right, device)

@@ -4,7 +4,7 @@ With the scores s_ij = scale · q_i · k_j (and the score term, where there is o
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Of equal scores the earlier key is kept. The choice is that of float64 (:mod:`hf_longattn.engines.narrowing` says when float32 suffices)
+Of equal scores the earlier key is kept. The choice is that of float64 (:mod:`hf_longattn.engines.topk` says when float32 suffices)
 and is a constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward
 pass take N·k pairs of time and memory. A decode cache keeps the greatest length of the keys of every unit, which bounds the rounding errors
 of float32 without reading all keys once more.
@@ -18,12 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.best import best_keys, narrowed_search, ranking, search_keys
 from ..engines.dense import dense_attention, index_grid, repeat_heads
-from ..engines.narrowing import float32_products
 from ..engines.pattern import ScoreMod
-from ..engines.picked import pick, picked_attention, term_at
-from ..engines.selected import selected_attention
+from ..engines.selected import gather_kv, gathered_kv_attention, selected_attention, term_at
+from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, topk_keys
 from .base import softmax_over
 from .options import Options, option, positive
 from .registry import register_mechanism
@@ -85,7 +83,7 @@ class TopK(SummarisedMechanism):
         scale = q.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.no_grad():
             if score_mod is None:
-                index = best_keys(q, k, padding_mask, self.options.num_keys, causal, scale)
+                index = topk_keys(q, k, padding_mask, self.options.num_keys, causal, scale)
             else:
                 repeated = repeat_heads(k, q.shape[1])
                 index = search_keys(q, repeated, padding_mask, self.options.num_keys, causal, scale, score_mod)
@@ -108,13 +106,13 @@ class TopK(SummarisedMechanism):
         if score_mod is not None:
             index = search_keys(q, repeat_heads(k, q.shape[1]), summaries.real, count, True, scale, score_mod)
         elif float32_products(q):
-            index = narrowed_search(q, k, summaries.real, count, True, scale, _longest_key(summaries, k.shape[2]))
+            index = prefiltered_topk_keys(q, k, summaries.real, count, True, scale, _longest_key(summaries, k.shape[2]))
         else:
-            index = best_keys(q, k, summaries.real, count, True, scale)
+            index = topk_keys(q, k, summaries.real, count, True, scale)
         columns, seen = index.clamp(min=0), index >= 0
         if score_mod is not None:
             seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
-        return picked_attention(q, pick(k, columns), pick(v, columns), seen, scaling=scale)
+        return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=scale)
 
     def dense_weights(
         self,

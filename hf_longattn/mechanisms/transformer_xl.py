@@ -26,8 +26,7 @@ from torch import Tensor
 from ..engines.block_sparse import suits_dense
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.parts import Part, rows_of
-from ..engines.pattern import MaskMod, ScoreMod
+from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..positions.relative import Span
 from .base import both, softmax_over
 from .counting import block_sizes, triangle
@@ -86,7 +85,7 @@ class TransformerXL(GatheredMechanism):
 
         return mod
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         blocks, memory = self._rows(length, device)
         return tuple(cells(blocks, torch.cat([memory, blocks], 1), causal=causal))
 
@@ -157,7 +156,7 @@ class TransformerXL(GatheredMechanism):
         terms = [self.relative_mod(q, k, causal, scaling) for k in (keys if self.relative.reads_keys else keys[:1])]
         return [both(term, score_mod) for term in terms if term is not None]
 
-    def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs within segments, and those with the memory, whose keys stand ``length`` further on."""
         blocks, memory = self._rows(length, device)
         return (*cells(blocks, blocks, causal=causal), *cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False))

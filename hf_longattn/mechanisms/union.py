@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.dense import repeat_heads
-from ..engines.parts import Part
-from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism
 from .choice import Choice
@@ -118,7 +117,7 @@ class Union(Composite, GatheredMechanism):
     def _masks(self) -> list[MaskedMechanism]:
         return list(self.members)  # type: ignore[arg-type]
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The band, then each member's parts without the pairs of those before it."""
         band = self.pattern(causal)
         laid = [] if band is None else band_parts(band, length, device)

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ..engines.dense import repeat_heads
-from ..engines.distance_bias import mod_of_heads
-from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..engines.pattern import MaskMod, Pattern, ScoreMod, mod_of_heads
 from ..positions.relative import Span
 from .base import Mechanism
 from .dilated import DilatedWindow, dilated_band

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
-from ..engines.picked import pick
+from ..engines.selected import gather_kv
 from ..mechanisms.base import Mechanism
 from ..mechanisms.summarised import FEW_QUERIES, Summaries, SummarisedMechanism
 from ..naming import BACKEND
@@ -91,7 +91,7 @@ class SummaryLayer(AnchoredLayer):
         if real is not None:
             there = there & real.gather(1, columns.flatten(1)).view(columns.shape)
         places = columns[:, None].expand(-1, self.keys.shape[1], -1, -1)
-        made = mechanism.summarise_units(pick(self.keys, places), pick(self.values, places), there, scaling)
+        made = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, scaling)
         for name, entries in made.items():
             held = self.tables.get(name)
             table = self._room.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)

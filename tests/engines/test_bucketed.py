@@ -1,4 +1,4 @@
-"""The bucketed engine: sorting, rows, what stays out."""
+"""The bucketed engine: sorting, rows, what stays out, the last keys of a bucket."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sorted
-from hf_longattn.engines.gathered_plain import allowed
-from hf_longattn.engines.parts import Part
+from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sorted, found_in_earlier_rounds, last_in_bucket
+from hf_longattn.engines.pattern import GatherTile
+from hf_longattn.engines.plain import allowed
+from hf_longattn.mechanisms.bucketed import recent_in_bucket
 
 BUCKETS, ROUNDS = 5, 3
 
@@ -18,7 +19,7 @@ def some(length: int, shared: bool) -> tuple[Tensor, Tensor]:
     return (keys if shared else torch.randint(BUCKETS, keys.shape)), keys
 
 
-def met(part: Part, length: int) -> Tensor:
+def met(part: GatherTile, length: int) -> Tensor:
     """How often the part lists each pair, (2, 2, N, N)."""
     seen = allowed(part, None, torch.arange(2).view(-1, 1, 1, 1))
     seen = seen if part.bias is None else seen & part.bias
@@ -88,3 +89,22 @@ def test_queries_that_are_not_the_keys_meet_the_chunks_in_which_they_would_stand
     (part,) = ChunkRounds(queries, keys, 4, real=None, q_len=8, size=2, shared=False, before=0).parts(True)
     found = {int(i): set(row.tolist()) for row, slots in zip(part.keys[0, 0], part.queries[0, 0], strict=True) for i in slots if i >= 0}
     assert found == {i: {2, 3} if i == 7 else {6, 7} for i in range(8)}
+
+
+@pytest.mark.parametrize("size", [1, 4, 40])
+def test_the_last_of_a_bucket_are_those_of_all_pairs(size: int) -> None:
+    torch.manual_seed(0)
+    keys, queries = torch.randint(4, (2, 3, 2, 40)), torch.randint(5, (2, 3, 2, 6))
+    real = torch.rand(2, 40) < 0.8
+    hidden = keys.masked_fill(~real[:, None, None], -1)
+    positions = torch.arange(34, 40).expand(2, -1)
+    found = last_in_bucket(hidden, queries, positions, size)
+    expected = recent_in_bucket(queries, keys, real, size)
+    marks = torch.zeros(*found.shape[:-1], 41).scatter(-1, found.masked_fill(found < 0, 40), 1.0)[..., :40] > 0
+    assert torch.equal(marks, expected)
+    both = expected[:, :, 0] & expected[:, :, 1]
+    twice = found_in_earlier_rounds(found, hidden, queries)
+    assert not twice[:, :, 0].any()
+    again = found[:, :, 1].masked_fill(~twice[:, :, 1], 40)
+    again = again.masked_fill(again < 0, 40)
+    assert torch.equal(torch.zeros(*again.shape[:-1], 41).scatter(-1, again, 1.0)[..., :40] > 0, both)

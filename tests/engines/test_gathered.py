@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_longattn.engines import gathered_plain
 from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.cpu_gathered import cpu_gathered, flat_rules
-from hf_longattn.engines.cpu_gathered_layout import Rules
+from hf_longattn.engines.cpu_gathered import Rules, cpu_gathered, flat_rules
 from hf_longattn.engines.gathered import gathered_attention
-from hf_longattn.engines.gathered_plain import plain_gathered
-from hf_longattn.engines.parts import Part, rows_of
+from hf_longattn.engines.pattern import GatherTile, rows_of
+from hf_longattn.engines.plain import plain_gathered
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 
 
-def counted(q: Tensor, k: Tensor, v: Tensor, parts: list[Part], key_mask: Tensor | None, scale: float) -> Tensor:
+def counted(q: Tensor, k: Tensor, v: Tensor, parts: list[GatherTile], key_mask: Tensor | None, scale: float) -> Tensor:
     """The definition, slot by slot: weights proportional to the sum of exp(score + bias) over all listings of a pair."""
     q, k, v = q.double(), k.double(), v.double()
     scores = q @ k.transpose(-1, -2) * scale
@@ -52,7 +50,7 @@ def counted(q: Tensor, k: Tensor, v: Tensor, parts: list[Part], key_mask: Tensor
 
 
 @st.composite
-def parts_and_mask(draw: Callable) -> tuple[list[Part], Tensor | None, int, int]:
+def parts_and_mask(draw: Callable) -> tuple[list[GatherTile], Tensor | None, int, int]:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 30)))
     q_len = draw(st.integers(1, 14))
     kv_len = q_len + draw(st.integers(0, 5))
@@ -86,7 +84,7 @@ def parts_and_mask(draw: Callable) -> tuple[list[Part], Tensor | None, int, int]
             "inside": draw(st.sampled_from([None, (low - 3, high + 3)])),
             "outside": draw(st.sampled_from([None, (low, high)])),
         }
-        parts.append(Part(queries, keys, **rules, bias=bias))
+        parts.append(GatherTile(queries, keys, **rules, bias=bias))
     mask = torch.rand(BATCH, kv_len, generator=generator) < draw(st.sampled_from([0.3, 0.8]))
     return parts, draw(st.sampled_from([None, mask])), q_len, kv_len
 
@@ -105,7 +103,7 @@ def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64, stored: 
     return tuple(found)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, parts: list[Part], *, key_mask: Tensor | None, scaling: float) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, parts: list[GatherTile], *, key_mask: Tensor | None, scaling: float) -> Tensor:
     return plain_gathered(q, k, v, parts, key_mask=key_mask, scale=scaling)
 
 
@@ -123,12 +121,12 @@ def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, sto
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-9, rtol=0)
 
 
-def local_parts(length: int) -> list[Part]:
+def local_parts(length: int) -> list[GatherTile]:
     """Blocks of 8 with their neighbours, and 4 scattered keys for every row and head, in causal order."""
     rows = rows_of(length, 8)
     near = rows[..., :1] + torch.arange(-8, 16)
     far = (torch.arange(HEADS * rows.shape[2] * 4) * 7919 % length).view(1, HEADS, -1, 4)
-    return [Part(rows, torch.where((near >= 0) & (near < length), near, -1)), Part(rows, far, causal=True, outside=(-15, 15))]
+    return [GatherTile(rows, torch.where((near >= 0) & (near < length), near, -1)), GatherTile(rows, far, causal=True, outside=(-15, 15))]
 
 
 @pytest.mark.parametrize("path", [gathered_attention, plain])
@@ -188,7 +186,7 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
     x = inputs(40, 40)
     parts = local_parts(40)
     bias = torch.randn(1, HEADS, 5, 8, 24, dtype=torch.float64, requires_grad=True)
-    parts[0] = Part(parts[0].queries, parts[0].keys, bias=bias)
+    parts[0] = GatherTile(parts[0].queries, parts[0].keys, bias=bias)
 
     def run(**arguments: object) -> tuple[Tensor, ...]:
         torch.manual_seed(3)
@@ -196,7 +194,7 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
         return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
 
     whole, dropped = run(), run(dropout_p=0.5)
-    monkeypatch.setattr(gathered_plain, "PAIRS", 400)
+    monkeypatch.setattr("hf_longattn.engines.plain.PAIRS", 400)
     for got, wanted in zip(run(), whole, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
     again = run(dropout_p=0.5)
@@ -221,11 +219,11 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""
-    monkeypatch.setattr(gathered_plain, "PAIRS", 1 << 18)
+    monkeypatch.setattr("hf_longattn.engines.plain.PAIRS", 1 << 18)
     length, width = 16384, 16
     rows = rows_of(length, 64)
     keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))
     x = [torch.randn(1, 1, length, width, requires_grad=True) for _ in range(3)]
     with Largest() as seen:
-        gathered_attention(*x, [Part(rows, keys)], dropout_p=dropout_p).sum().backward()
+        gathered_attention(*x, [GatherTile(rows, keys)], dropout_p=dropout_p).sum().backward()
     assert seen.size <= 4 * length * width

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.linear import linear_attention
-from hf_longattn.engines.linear_fla import fla_installed, fla_runs
+from hf_longattn.engines.linear import fla_installed, fla_runs, linear_attention
 
 
 def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from hf_longattn import build_mechanism, reference_attend
-from hf_longattn.engines.blockwise import blockwise_attention
 from hf_longattn.engines.cpu_band import cpu_band
 from hf_longattn.engines.flex import flex_band
 from hf_longattn.engines.pattern import Pattern
+from hf_longattn.engines.plain import blockwise_attention
 
 MECHANISMS = {
     "band": ("window", {}),

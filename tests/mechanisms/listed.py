@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.gathered_plain import allowed
-from hf_longattn.engines.parts import Part
+from hf_longattn.engines.pattern import GatherTile
+from hf_longattn.engines.plain import allowed
 
 
-def listed(parts: Iterable[Part], queries: int, keys: int) -> Tensor:
+def listed(parts: Iterable[GatherTile], queries: int, keys: int) -> Tensor:
     """Counts ``(Nq, Nk)`` of parts that serve all items and heads alike."""
     counts = torch.zeros(queries, keys, dtype=torch.long)
     for part in parts:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.dense import index_grid
-from hf_longattn.engines.parts import Part, rows_of
+from hf_longattn.engines.pattern import GatherTile, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.gathered import GatheredMechanism
@@ -36,9 +36,9 @@ class Residues(GatheredMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> Any:
         return lambda b, h, q_idx, kv_idx: (q_idx - kv_idx) % 8 == 0
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         rows = rows_of(length, 8, device).transpose(-1, -2)
-        return (Part(rows, rows, causal=causal),)
+        return (GatherTile(rows, rows, causal=causal),)
 
 
 class HeadBlocks(GatheredMechanism):
@@ -50,10 +50,10 @@ class HeadBlocks(GatheredMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> Any:
         return lambda b, h, q_idx, kv_idx: (q_idx // 16 == kv_idx // 16) & (h % 2 == 1) & (q_idx != kv_idx)
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         rows = rows_of(length, 16, device)
         odd = torch.arange(self.num_heads, device=device).view(1, -1, 1, 1) % 2 == 1
-        return (Part(rows, torch.where(odd, rows, -1), causal=causal, outside=(0, 0)),)
+        return (GatherTile(rows, torch.where(odd, rows, -1), causal=causal, outside=(0, 0)),)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_the_parts_list_every_visible_pair_exactly_once(causal: bool) -> None:
     union = build_mechanism("union", num_heads=4, head_dim=8, of="residues+window:window=20+head_blocks+window:window=6")
     counts = torch.zeros(4, 100, 100, dtype=torch.long)
     for part in union.parts(100, causal, torch.device("cpu")):
-        from hf_longattn.engines.gathered_plain import allowed
+        from hf_longattn.engines.plain import allowed
 
         seen = allowed(part, None, torch.zeros(1, 1, 1, 1, dtype=torch.long))
         seen = seen if part.bias is None else seen & part.bias

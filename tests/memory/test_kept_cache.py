@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from hf_longattn.engines.parts import Part, rows_of
-from hf_longattn.engines.pattern import MaskMod
+from hf_longattn.engines.pattern import GatherTile, MaskMod, rows_of
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.gathered import GatheredMechanism
 from hf_longattn.mechanisms.options import Options, option
@@ -38,10 +37,10 @@ class Scattered(GatheredMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return lambda b, h, i, j: (i - j < self.options.window) | (j < 2) | (j % 5 == 4)
 
-    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[Part, ...]:
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         places = torch.arange(length, device=device)
         seen = self.mask_mod(causal, None)(0, 0, places[:, None], places)
-        return (Part(rows_of(length, length, device), rows_of(length, length, device), causal=causal, bias=seen[None, None, None]),)
+        return (GatherTile(rows_of(length, length, device), rows_of(length, length, device), causal=causal, bias=seen[None, None, None]),)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor:
         return (positions > upcoming - self.options.window) | (positions < 2) | (positions % 5 == 4)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
-from hf_longattn.engines.blockwise import blockwise_attention
-from hf_longattn.engines.distance_bias import DistanceBias
+from hf_longattn.engines.pattern import DistanceBias
+from hf_longattn.engines.plain import blockwise_attention
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from

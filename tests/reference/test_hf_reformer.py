@@ -15,7 +15,7 @@ from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 from hf_longattn import build_mechanism
 from hf_longattn.engines.bucketed import Sorted
 from hf_longattn.engines.gathered import gathered_attention
-from hf_longattn.engines.parts import Part
+from hf_longattn.engines.pattern import GatherTile
 from hf_longattn.mechanisms.lsh import LSH
 
 LENGTH, CHUNK, HEADS, WIDTH, SEED = 320, 32, 3, 16, 11
@@ -88,7 +88,7 @@ def test_several_rounds_joined_into_one_circle(causal: bool) -> None:
         chunks = Sorted.of(mechanism.hashes(x), 8, None).order.unflatten(-1, (-1, CHUNK)).flatten(2, 3)
         seen = torch.cat([chunks.roll(1, 2), chunks], -1)
         rows = [(a, b) for a, b in zip(chunks.chunk(3, 2), seen.chunk(3, 2), strict=True)]
-        parts = [Part(a, b, causal=causal, outside=(0, 0)) for a, b in rows]
+        parts = [GatherTile(a, b, causal=causal, outside=(0, 0)) for a, b in rows]
         out = gathered_attention(queries, keys, v, parts)
     alone = torch.zeros(2, HEADS, LENGTH, dtype=torch.bool)
     if causal:  # a token that sees nothing else sees itself

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...engines.distance_bias import DistanceBias
-from ...engines.pattern import ScoreMod
+from ...engines.pattern import DistanceBias, ScoreMod
 from ...errors import OptionError
 
 Span = tuple[int, int]

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hf_longattn.engines.best import best, best_keys, search_keys
-from hf_longattn.engines.narrowing import narrowed_best
+from hf_longattn.engines.topk import prefiltered_topk, search_keys, topk, topk_keys
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 40, 64])
@@ -12,14 +11,14 @@ from hf_longattn.engines.narrowing import narrowed_best
 def test_it_is_the_head_of_a_stable_sort(k: int, levels: int) -> None:
     torch.manual_seed(0)
     scores = torch.randint(levels, (5, 7, 40)).double()
-    assert torch.equal(best(scores, k), scores.argsort(dim=-1, descending=True, stable=True)[..., :k])
+    assert torch.equal(topk(scores, k), scores.argsort(dim=-1, descending=True, stable=True)[..., :k])
 
 
 def test_what_is_minus_infinity_is_never_chosen() -> None:
     scores = torch.tensor([[1.0, float("-inf"), 1.0, 2.0, 1.0], [float("-inf")] * 5])
-    assert best(scores, 2).tolist() == [[3, 0], [-1, -1]]
-    assert best(scores, 4).tolist() == [[3, 0, 2, 4], [-1] * 4]
-    assert best(scores, 5).tolist() == [[3, 0, 2, 4, -1], [-1] * 5]
+    assert topk(scores, 2).tolist() == [[3, 0], [-1, -1]]
+    assert topk(scores, 4).tolist() == [[3, 0, 2, 4], [-1] * 4]
+    assert topk(scores, 5).tolist() == [[3, 0, 2, 4, -1], [-1] * 5]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -27,10 +26,10 @@ def test_steps_of_any_size_find_the_same_keys(causal: bool, monkeypatch: pytest.
     torch.manual_seed(0)
     q, k = torch.randn(2, 3, 30, 4), torch.randn(2, 3, 50, 4)
     mask = torch.rand(2, 50) < 0.8
-    whole = best_keys(q, k, mask, 6, causal, 0.5)
+    whole = topk_keys(q, k, mask, 6, causal, 0.5)
     assert whole.shape == (2, 3, 30, 6)
     for cells in (1, 120, 50 * 40):
-        monkeypatch.setattr("hf_longattn.engines.best.SCORE_CELLS", cells)
+        monkeypatch.setattr("hf_longattn.engines.topk.SCORE_CELLS", cells)
         assert torch.equal(search_keys(q, k, mask, 6, causal, 0.5, None).sort(-1).values, whole)
 
 
@@ -50,11 +49,11 @@ def test_float32_finds_what_float64_finds(keys: str, causal: bool) -> None:
     elif keys == "all equal":
         k[:] = k[:, :, :1]
     mask = torch.rand(2, 1300) < 0.8
-    found = best_keys(q, k, mask, 6, causal, 0.5)
+    found = topk_keys(q, k, mask, 6, causal, 0.5)
     expected = search_keys(q, k.repeat_interleave(2, 1), mask, 6, causal, 0.5, None).sort(-1).values
     assert torch.equal(found, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(best_keys(q, k, mask, 6, causal, 0.5), expected)
+        assert torch.equal(topk_keys(q, k, mask, 6, causal, 0.5), expected)
 
 
 @pytest.mark.parametrize("length", [5, 1024, 3001, 20000])
@@ -63,10 +62,10 @@ def test_rows_narrowed_by_blocks(length: int) -> None:
     scores = torch.randn(7, length)
     scores[0, 3:] = float("-inf")
     scores[1, length // 2] = scores[1].max() + 1
-    index, doubtful = narrowed_best(scores, 5, torch.full((7, 1), 1e-7))
-    expected = best(scores.double(), 5).sort(-1).values
+    index, doubtful = prefiltered_topk(scores, 5, torch.full((7, 1), 1e-7))
+    expected = topk(scores.double(), 5).sort(-1).values
     assert torch.equal(index, expected)
     assert not doubtful.any()
     scores[2] = 1.0
-    assert narrowed_best(scores, 4, torch.full((7, 1), 1e-7))[1].tolist() == [False, False, True, False, False, False, False]
-    assert narrowed_best(scores, 4, torch.full((7, 1), 1e3))[1].tolist() == [False, *[True] * 6]
+    assert prefiltered_topk(scores, 4, torch.full((7, 1), 1e-7))[1].tolist() == [False, False, True, False, False, False, False]
+    assert prefiltered_topk(scores, 4, torch.full((7, 1), 1e3))[1].tolist() == [False, *[True] * 6]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn.engines.cpu_chunks import chunk_attention
-from hf_longattn.engines.cpu_layout import stable_order
+from hf_longattn.engines.cpu_flash import stable_order
 from hf_longattn.engines.dense import masked_softmax
 
 

@@ -1,8 +1,12 @@
-"""Block lists for flex_attention: exactly the blocks that a pattern touches, from both sides, in linear memory."""
+"""flex_attention where there is no GPU: its block lists, and the CUDA paths on the CPU's kernel, also compiled, at changing lengths.
+
+The CPU's kernel has no backward pass and no log-sum-exp, so training and global columns, which are merged by it, are not tested here.
+"""
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import pytest
@@ -10,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from hf_longattn.engines import flex_gathered
-from hf_longattn.engines.block_lists import Lists, packed, transposed
-from hf_longattn.engines.flex import BLOCK, band_block_mask
-from hf_longattn.engines.gathered_plain import plain_gathered
-from hf_longattn.engines.parts import Part, rows_of
-from hf_longattn.engines.pattern import Pattern
+from hf_longattn.engines import block_sparse, flex
+from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
+from hf_longattn.engines.pattern import GatherTile, Pattern, rows_of
+from hf_longattn.engines.plain import blockwise_attention, plain_gathered
 
 
 def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
@@ -74,12 +77,12 @@ def whole_blocks(length: int, size: int, keys: Tensor) -> Tensor:
 def test_only_parts_of_whole_blocks_are_listed() -> None:
     rows = rows_of(300, 64)
     keys = whole_blocks(300, 64, torch.tensor([[0, 4], [1, -1], [3, 1], [2, 3], [4, 0]])[None, None])
-    size, lists = flex_gathered.block_lists(Part(rows, keys), 300, 300)
+    size, lists = flex.block_lists(GatherTile(rows, keys), 300, 300)
     assert size == 64
     assert pairs(lists) == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
     for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
-        assert flex_gathered.block_lists(Part(queries, others), 300, 300) is None
-    assert flex_gathered.block_lists(Part(rows, keys, bias=torch.ones(1, 1, 1, 1, 128, dtype=torch.bool)), 300, 300) is None
+        assert flex.block_lists(GatherTile(queries, others), 300, 300) is None
+    assert flex.block_lists(GatherTile(rows, keys, bias=torch.ones(1, 1, 1, 1, 128, dtype=torch.bool)), 300, 300) is None
 
 
 def cases() -> tuple[list[Tensor], Tensor]:
@@ -95,9 +98,9 @@ def test_rules_and_merging_equal_the_plain_path() -> None:
     (q, k, v), mask = cases()
     rows = rows_of(200, 32)
     keys = whole_blocks(200, 32, torch.arange(7).expand(1, 1, 7, 7))
-    parts = [Part(rows, keys, causal=True, inside=(0, 40)), Part(rows, keys, outside=(-60, 60))]
+    parts = [GatherTile(rows, keys, causal=True, inside=(0, 40)), GatherTile(rows, keys, outside=(-60, 60))]
     arguments: dict[str, Any] = {"key_mask": mask, "scale": 0.3, "score_mod": lambda score, b, h, i, j: score - 0.02 * (i - j).abs()}
-    out = flex_gathered.flex_gathered(q, k, v, parts, **arguments)
+    out = flex.flex_gathered(q, k, v, parts, **arguments)
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, **arguments), atol=1e-5, rtol=0)
 
 
@@ -117,12 +120,12 @@ def by_the_lists(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scal
 
 
 def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_gathered, "kernel", lambda *_: by_the_lists)
+    monkeypatch.setattr(flex, "kernel", lambda *_: by_the_lists)
     (q, k, v), mask = cases()
     blocks = torch.where(torch.rand(2, 2, 4, 3) < 0.7, torch.rand(2, 2, 4, 4).argsort(-1)[..., :3], -1)
     rows = rows_of(200, 64)
-    parts = [Part(rows, whole_blocks(200, 64, blocks), outside=(3, 20)), Part(rows, rows, causal=True)]
-    out = flex_gathered.flex_gathered(q, k, v, parts, key_mask=mask, scale=0.3)
+    parts = [GatherTile(rows, whole_blocks(200, 64, blocks), outside=(3, 20)), GatherTile(rows, rows, causal=True)]
+    out = flex.flex_gathered(q, k, v, parts, key_mask=mask, scale=0.3)
     assert out is not None
     torch.testing.assert_close(out, plain_gathered(q, k, v, parts, key_mask=mask, scale=0.3), atol=1e-5, rtol=0)
 
@@ -135,13 +138,13 @@ def test_a_kernel_that_is_not_supported_is_said_once(monkeypatch: pytest.MonkeyP
         tried.append(block_mask.BLOCK_SIZE[0])
         raise RuntimeError("BACKEND: blocks of 32 are not supported\nand a long trace")
 
-    monkeypatch.setattr(flex_gathered, "kernel", lambda *_: broken)
-    monkeypatch.setattr(flex_gathered, "_unsupported", set())
+    monkeypatch.setattr(flex, "kernel", lambda *_: broken)
+    monkeypatch.setattr(flex, "_unsupported", set())
     (q, k, v), _ = cases()
     for _ in range(2):
         for size in (32, 64):
-            part = Part(rows_of(200, size), rows_of(200, size))
-            assert flex_gathered.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3) is None
+            part = GatherTile(rows_of(200, size), rows_of(200, size))
+            assert flex.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3) is None
     assert tried == [32, 64]
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
         f"flex_attention does not support blocks of {size} here" for size in (32, 64)
@@ -151,16 +154,16 @@ def test_a_kernel_that_is_not_supported_is_said_once(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("illegal memory access"), MemoryError()])
 def test_other_errors_are_the_caller_s_and_change_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     (q, k, v), _ = cases()
-    part = Part(rows_of(200, 32), rows_of(200, 32))
+    part = GatherTile(rows_of(200, 32), rows_of(200, 32))
 
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("the backend does not support this") from error
 
-    monkeypatch.setattr(flex_gathered, "_unsupported", set())
-    monkeypatch.setattr(flex_gathered, "kernel", lambda *_: fails if not isinstance(error, RuntimeError) else _raising(error))
+    monkeypatch.setattr(flex, "_unsupported", set())
+    monkeypatch.setattr(flex, "kernel", lambda *_: fails if not isinstance(error, RuntimeError) else _raising(error))
     with pytest.raises(type(error) if isinstance(error, RuntimeError) else RuntimeError):
-        flex_gathered.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3)
-    assert not flex_gathered._unsupported
+        flex.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3)
+    assert not flex._unsupported
 
 
 def _raising(error: Exception) -> Any:
@@ -168,3 +171,85 @@ def _raising(error: Exception) -> Any:
         raise error
 
     return fails
+
+
+PATTERN = Pattern.window(160, causal=True)
+
+
+def band(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return flex.flex_band(q, k, v, PATTERN, key_mask=mask, global_mask=None, scale=0.25)
+
+
+def inputs(length: int) -> list[Tensor]:
+    return list(torch.randn(3, 2, 2, length, 16, generator=torch.Generator().manual_seed(length)))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_lengths_change_under_one_compiled_callable(backend: str, padded: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(band, backend=backend, dynamic=True, fullgraph=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*")
+        for length in (300, 700, 513, 300):
+            mask = torch.arange(length) < torch.tensor([[length], [length - 37]]) if padded else None
+            found = compiled(*inputs(length), mask)
+            expected = blockwise_attention(*inputs(length), PATTERN, key_mask=mask, global_mask=None, scale=0.25)
+            real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
+            torch.testing.assert_close(found * real[:, None, :, None], expected * real[:, None, :, None], atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_mask_of_a_shape_is_made_once_for_all_layers() -> None:
+    KEPT.clear()
+    made = [flex.kept_band_block_mask(PATTERN, 300, 300, None, torch.device("cpu")) for _ in range(24)]
+    assert all(mask is made[0] for mask in made)
+    mask = torch.ones(2, 300, dtype=torch.bool)
+    assert flex.kept_band_block_mask(PATTERN, 300, 300, mask, torch.device("cpu")) is not made[0]
+    torch.testing.assert_close(band(*inputs(300)), band(*inputs(300), mask), atol=1e-6, rtol=0)
+
+
+def test_every_kind_of_call_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch counts what it compiles by code and stops at a limit: many windows in one process must not share one."""
+    torch._dynamo.reset()
+    counts = torch._dynamo.utils.counters
+    monkeypatch.setattr(flex, "_kernels", {})
+    made = flex.compiled_kernel
+    monkeypatch.setattr(flex, "compiled_kernel", lambda number: made(number, backend="aot_eager"))
+    q, k, v = inputs(130)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for window in range(20, 90, 10):
+            pattern = Pattern.window(window, causal=True)
+            mask = flex.band_block_mask(pattern, 130, 130, None, q.device)
+            kernel = flex.kernel("cuda", ("band", pattern))
+            assert kernel is flex.kernel("cuda", ("band", pattern))
+            expected = blockwise_attention(q, k, v, pattern, key_mask=None, global_mask=None, scale=0.25)
+            torch.testing.assert_close(kernel(q, k, v, block_mask=mask, scale=0.25), expected, atol=1e-5, rtol=0)
+    assert len(flex._kernels) == 7
+    assert counts is not None
+
+
+def test_kernels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_kernels", {})
+    monkeypatch.setattr(flex, "compiled_kernel", lambda number: number)
+    for window in range(500):
+        flex.kernel("cuda", window)
+    assert len(flex._kernels) == flex.MOST_KERNELS + 1
+
+
+def test_a_graph_that_is_being_compiled_takes_flex_attention_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert flex.kernel("cuda", "any") is flex.flex_attention
+    assert block_sparse.suits_dense(1, 10_000)
+
+
+def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
+    """Tensors made under inference mode cannot be saved for a backward pass."""
+    part = GatherTile(*(torch.arange(256).view(1, 1, 2, 128) for _ in range(2)))
+    with torch.inference_mode():
+        mask = flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu"))
+        found = flex.kept_block_lists(part, 256, 256)
+    assert found is not None
+    assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
+    assert flex.kept_block_lists(part, 256, 256) is found
+    assert not any(x.is_inference() for x in (*found[1], *(x for x in vars(mask).values() if isinstance(x, torch.Tensor))))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
 from hf_longattn.engines.dense import masked_softmax
-from hf_longattn.engines.visits import visiting_attention, visits
 
 
 @pytest.mark.parametrize(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])
@@ -19,7 +19,7 @@ def test_every_choice_once(length: int, size: int, ranks: int, rows: int, missin
         block = int(chosen[b, h, i, j])
         expected[b, h, i, block * size : (block + 1) * size] += 1
     found = torch.zeros_like(expected)
-    for part in visits(chosen, blocks, size, length, rows):
+    for part in selected_block_tiles(chosen, blocks, size, length, rows):
         queries = part.queries[part.queries >= 0]
         assert len(queries) <= 2 * 3 * length
         for b, h, r in torch.cartesian_prod(*(torch.arange(n) for n in part.queries.shape[:3])).tolist():
@@ -31,7 +31,7 @@ def test_every_choice_once(length: int, size: int, ranks: int, rows: int, missin
 def test_few_rows_stay_unfilled() -> None:
     torch.manual_seed(0)
     chosen = torch.rand(1, 4, 4096, 32).argsort(-1)[..., :3]
-    slots = sum(part.queries.numel() for part in visits(chosen, 32, 128, 4096, 64))
+    slots = sum(part.queries.numel() for part in selected_block_tiles(chosen, 32, 128, 4096, 64))
     assert slots < 1.5 * chosen.numel()
 
 
@@ -51,7 +51,7 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
     seen = seen & mask[:, None, None]
     expected = masked_softmax(q @ k.transpose(-1, -2) * 0.3, seen) @ v
     same = (lambda score, b, h, i, j: score) if path == "parts" else None
-    out = visiting_attention(q, k, v, chosen, size, causal=causal, key_mask=mask if padded else None, scaling=0.3, score_mod=same)
+    out = block_selected_attention(q, k, v, chosen, size, causal=causal, key_mask=mask if padded else None, scaling=0.3, score_mod=same)
     torch.testing.assert_close(out, expected)
     weight = torch.randn_like(out)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):

@@ -1,4 +1,10 @@
-"""The k best of a row of scores, by a rule that leaves nothing to chance: of equal scores the one with the lower index wins."""
+"""Deterministic top-k of rows of scores; ties go to the lower index.
+
+Long rows are prefiltered in float32. The k highest of a row lie in the k blocks with the highest maxima, so the maxima of blocks of 32 are
+compared first, then those of blocks of 8 inside the chosen ones, and only what is left is ranked. A float32 product q·k is off by at most
+γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham 2002, Accuracy and Stability of Numerical Algorithms, §3.1). Where the k-th and the next score are
+further apart than twice that, the choice is that of exact arithmetic; all other rows are ranked again in float64.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,6 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from .dense import repeat_heads
-from .narrowing import float32_products, narrowed_best, product_margin
 from .pattern import ScoreMod
 
 SCORE_CELLS = 1 << 19
@@ -26,7 +31,7 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def best(scores: Tensor, k: int) -> Tensor:
+def topk(scores: Tensor, k: int) -> Tensor:
     """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first; -1 where fewer than k are above -inf.
 
     Of equal scores the lower index comes first, as in a stable sort.
@@ -61,8 +66,8 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(-1, by_score)
 
 
-@torch.library.custom_op(f"{OPERATORS}::best_keys", mutates_args=())
-def best_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
+@torch.library.custom_op(f"{OPERATORS}::topk_keys", mutates_args=())
+def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
     """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64 in rising order, -1 where a query sees fewer.
 
     Args:
@@ -70,12 +75,12 @@ def best_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
         key_mask: ``(B, Nk)`` bool, True = real token.
     """
     if float32_products(q):
-        return narrowed_search(q, k, key_mask, count, causal, scale)
+        return prefiltered_topk_keys(q, k, key_mask, count, causal, scale)
     return search_keys(q, repeat_heads(k, q.shape[1]), key_mask, count, causal, scale, None).sort(-1).values
 
 
-@torch.library.custom_op(f"{OPERATORS}::best_blocks", mutates_args=())
-def best_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: int, causal: bool) -> Tensor:
+@torch.library.custom_op(f"{OPERATORS}::topk_blocks", mutates_args=())
+def topk_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: int, causal: bool) -> Tensor:
     """The ``count`` best blocks of every query besides its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
 
     Args:
@@ -97,14 +102,16 @@ def _fake(q, k, mask, count, *_):  # type: ignore[no-untyped-def]
     return q.new_empty((*q.shape[:3], count), dtype=torch.int64)
 
 
-best_keys.register_fake(_fake)
-best_blocks.register_fake(_fake)
+topk_keys.register_fake(_fake)
+
+
+topk_blocks.register_fake(_fake)
 
 
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """As :func:`best_keys`, best first, with a score term. N² scores are computed, and never more than a few rows of them are kept."""
+    """As :func:`topk_keys`, best first, with a score term. N² scores are computed, and never more than a few rows of them are kept."""
     offset = k.shape[2] - q.shape[2]
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -120,10 +127,10 @@ def search_keys(
     return _search(q, k, count, visible, offset if causal else None)
 
 
-def narrowed_search(
+def prefiltered_topk_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
 ) -> Tensor:
-    """As :func:`best_keys`, by scores in float32; rows whose choice these leave in doubt are searched again in float64.
+    """As :func:`topk_keys`, by scores in float32; rows whose choice these leave in doubt are searched again in float64.
 
     longest: ``(B, H_kv)``, the greatest length of the keys; None: it is found.
     """
@@ -142,7 +149,7 @@ def narrowed_search(
 
 
 def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
-    """:func:`narrowed_search` of the queries ``(g, Nq, D)`` that share the keys ``(Nk, D)``; hidden: ``(Nk,)`` bool."""
+    """:func:`prefiltered_topk_keys` of the queries ``(g, Nq, D)`` that share the keys ``(Nk, D)``; hidden: ``(Nk,)`` bool."""
     (group, length, _), kv_len = q.shape, len(k)
     last = torch.arange(kv_len - length, kv_len, device=q.device)[:, None] if causal else None
     rows = max(1, SCORE_CELLS // (kv_len * group))
@@ -155,7 +162,7 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
         scores = memory[: group * (these.stop - row) * stop].view(-1, stop)
         torch.mm(q[:, these].flatten(0, 1).float() * scale, keys[:stop].T, out=scores)
         _hide(scores, None if last is None else last[these].repeat(group, 1), hidden, kv_len - length + row)
-        index, doubt = narrowed_best(scores, min(count, stop), margins[:, these].flatten(0, 1))
+        index, doubt = prefiltered_topk(scores, min(count, stop), margins[:, these].flatten(0, 1))
         found[:, these, : index.shape[1]] = index.unflatten(0, (group, -1))
         doubtful[:, these] = doubt.unflatten(0, (group, -1))
     if bool(doubtful.any()):
@@ -163,7 +170,7 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
         for heads, places in zip(*(x.split(max(1, SCORE_CELLS // kv_len)) for x in doubtful.nonzero().unbind(1)), strict=True):
             scores = (q[heads, places].double() @ exact) * scale
             _hide(scores, None if last is None else last[places], hidden, 0)
-            found[heads, places] = F.pad(best(scores, count), (0, max(0, count - kv_len)), value=-1).sort(-1).values
+            found[heads, places] = F.pad(topk(scores, count), (0, max(0, count - kv_len)), value=-1).sort(-1).values
     return found
 
 
@@ -196,7 +203,61 @@ def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int |
                 i = torch.arange(row, row + queries.shape[1], device=q.device)[:, None]
                 stop = k.shape[2] if diagonal is None else row + queries.shape[1] + diagonal
                 j = torch.arange(stop, device=q.device)[None]
-                index = best(visible(queries @ keys[..., :stop], item, some, i, j), count)
+                index = topk(visible(queries @ keys[..., :stop], item, some, i, j), count)
                 steps.append(F.pad(index, (0, count - index.shape[-1]), value=-1))
             found.append(torch.cat(steps, 1))
     return torch.cat(found).view(batch, heads, length, count)
+
+
+WIDTHS = (32, 8)
+"""Scores in a block, first and then."""
+
+
+LEAST = 1024
+"""Shortest row for which blocks are compared."""
+
+
+def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Tensor]:
+    """The k highest of every row, in rising order of their index.
+
+    Args:
+        scores: ``(R, N)`` float32, -inf where hidden; k ≤ N.
+        margin: ``(R, 1)``, how far a score may be from the exact one.
+    Returns:
+        Indices ``(R, k)`` int64, -1 where fewer than k are visible, and which rows are in doubt, ``(R,)`` bool.
+    """
+    (rows, length), left, place = scores.shape, scores, None
+    if k == length:
+        index = torch.arange(k, device=scores.device).masked_fill(scores == float("-inf"), -1)
+        return index.sort(-1).values, torch.zeros(rows, dtype=torch.bool, device=scores.device)
+    for width in WIDTHS:
+        blocks = -(-left.shape[1] // width)
+        if left.shape[1] < LEAST or blocks < 2 * (k + 1):
+            continue
+        missing = blocks * width - left.shape[1]
+        left = (F.pad(left, (0, missing), value=float("-inf")) if missing else left).view(rows * blocks, width)
+        best = left.amax(1).view(rows, blocks).topk(k + 1, sorted=False).indices
+        first = torch.arange(rows, device=scores.device)[:, None] * blocks
+        left = F.embedding(best + first, left).flatten(1)
+        inside = (best[..., None] * width + torch.arange(width, device=scores.device)).flatten(1)
+        place = inside if place is None else place.gather(1, inside)
+    values, index = left.topk(k + 1)
+    index = index[:, :k] if place is None else place.gather(1, index[:, :k])
+    gap = values[:, k - 1] - values[:, k]
+    doubtful = ~(gap > 2 * margin[:, 0]) & (values[:, k] != float("-inf"))
+    return index.masked_fill(values[:, :k] == float("-inf"), -1).sort(-1).values, doubtful
+
+
+def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
+    """How far float32 scores ``scale · q·k`` may be from the exact ones, for ``q (…, n, D)`` and keys not longer than ``longest (…)``.
+
+    Returns ``(…, n, 1)`` float32. The lengths, the product and the factor are rounded as well, for which D + 2 is taken as D + 8.
+    """
+    rounding = (q.shape[-1] + 8) * torch.finfo(torch.float32).eps / 2
+    length = torch.linalg.vector_norm(q, dim=-1, keepdim=True, dtype=torch.float32)
+    return length * longest[..., None, None] * (abs(scale) * rounding) + torch.finfo(torch.float32).tiny
+
+
+def float32_products(x: Tensor) -> bool:
+    """Whether products of ``x`` in float32 are what :func:`product_margin` expects: on a CPU, without a faster, coarser mode."""
+    return x.device.type == "cpu" and x.dtype != torch.float64 and torch.get_float32_matmul_precision() == "highest"

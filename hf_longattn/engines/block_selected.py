@@ -1,9 +1,10 @@
-"""CPU engine for queries that choose blocks of keys: PyTorch's fused flash kernel on views of the keys, forward and backward.
+"""The block-selected engine: each query sees its own block of keys and the blocks it selected.
 
-A block of keys is one contiguous slice. The queries of a head are copied in the order of the blocks that they chose, so that those of one
-block are one slice too. Without causality a query's own block is one more choice; causal queries meet it apart, in views on both sides,
-under one mask. What a query sees in its blocks merges exactly by log-sum-exp. A softmax gradient needs only the merged
-output and log-sum-exp, so the backward of every block is the kernel's own backward with the merged values.
+On the CPU this is PyTorch's fused flash kernel on views of the keys, forward and backward: a block of keys is one contiguous slice, and the
+queries of a head are copied in the order of their selected blocks, so those of one block are one slice too. Without causality a query's own
+block is one more selection; causal queries meet it separately, in views on both sides, under one mask. The results of several blocks merge
+exactly by log-sum-exp, and the backward pass of every block is the kernel's backward with the merged output and log-sum-exp. Elsewhere the
+selection becomes tiles of the gathered engine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,83 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from .byte_cache import KEPT
-from .cpu_layout import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
+from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
+from .dense import same_dtype
+from .gathered import gathered_attention
+from .pattern import GatherTile, ScoreMod, rows_of
+
+ROW = 64
+"""Queries per row that meet one block, at most."""
+
+
+def block_selected_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Tensor,
+    block_size: int,
+    *,
+    causal: bool,
+    key_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """Softmax attention of every query over its own block and the blocks it chose.
+
+    Args:
+        q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
+        chosen: ``(B, H, N, K)`` int64, blocks besides the own one, none twice in a row; -1 is none.
+        causal: leave out the keys behind the query of its own block.
+        key_mask: ``(B, N)`` bool, True = real token.
+    Returns:
+        ``(B, H, N, D)``; zeros where a query sees nothing.
+    """
+    length = k.shape[2]
+    if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
+        return cpu_block_selected(q, k, v, key_mask, chosen, block_size, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)[0]
+    rows = rows_of(length, block_size, q.device)
+    parts = [GatherTile(rows, rows, causal=causal)]
+    if chosen.shape[3]:
+        parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(ROW, block_size))
+    return gathered_attention(q, k, v, parts, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+
+
+def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:
+    """Parts in which query i meets every block of ``chosen[i]``.
+
+    Args:
+        chosen: ``(B, H, N, K)`` int64, no block twice in a row; -1 is none.
+        blocks: how many blocks there are.
+        block_size: block m holds the keys ``m * block_size …``, below ``length``.
+        rows: queries per row.
+    Returns:
+        K parts, since a query stands once in a part. Part j has the j-th of each query's blocks in ascending order, so that the queries
+        of a part share few blocks and few rows remain unfilled.
+    """
+    batch, heads, count, ranks = chosen.shape
+    chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
+    block, query = chosen.sort(dim=-1, stable=True)
+    size = torch.zeros(ranks, batch, heads, blocks + 1, dtype=torch.int64, device=chosen.device)
+    size.scatter_add_(-1, chosen, torch.ones_like(chosen))
+    begin = size.cumsum(-1) - size
+    filled = (size + rows - 1) // rows
+    filled[..., blocks] = 0
+    end = filled.cumsum(-1)
+    # Where a query goes: behind the rows of the blocks before its own. Queries without a block go to one slot behind the last row.
+    most = count // rows + blocks if torch.compiler.is_compiling() else int(end[..., -1].max())
+    place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
+    place = torch.where(block < blocks, place, most * rows)
+    listed = torch.full((ranks, batch, heads, most * rows + 1), -1, device=chosen.device).scatter(-1, place, query)
+    row = torch.arange(most, device=chosen.device).expand(ranks, batch, heads, most).contiguous()
+    met = torch.searchsorted(end, row, right=True)
+    keys = (met * block_size)[..., None] + torch.arange(block_size, device=chosen.device)
+    keys = torch.where((met < blocks)[..., None] & (keys < length), keys, -1)
+    queries = listed[..., :-1].unflatten(-1, (most, rows))
+    used = [most] * ranks if torch.compiler.is_compiling() else end[..., -1].amax((1, 2)).tolist()
+    return [GatherTile(queries[j, :, :, :n], keys[j, :, :, :n]) for j, n in enumerate(used) if n]
+
 
 TOGETHER = 4096
 """Queries, of all heads, whose own blocks are computed in one call."""
@@ -60,8 +137,8 @@ class _Head(NamedTuple):
         return x.contiguous().index_select(0, self.queries)
 
 
-@torch.library.custom_op(f"{OPERATORS}::cpu_visits", mutates_args=(), device_types="cpu")
-def cpu_visits(
+@torch.library.custom_op(f"{OPERATORS}::cpu_block_selected", mutates_args=(), device_types="cpu")
+def cpu_block_selected(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, chosen: Tensor, block_size: int, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query to its own block and to the blocks it chose.
@@ -167,17 +244,17 @@ def _padding(key_mask: Tensor | None, item: int, q: Tensor) -> Tensor | None:
     return torch.zeros(key_mask.shape[1], dtype=mask_dtype(q)).masked_fill_(~key_mask[item], MASKED)
 
 
-@cpu_visits.register_fake
+@cpu_block_selected.register_fake
 def _(q, k, v, key_mask, chosen, block_size, causal, scale):  # type: ignore[no-untyped-def]
     return empty_results(q)
 
 
-@torch.library.custom_op(f"{OPERATORS}::cpu_visits_backward", mutates_args=(), device_types="cpu")
-def cpu_visits_backward(
+@torch.library.custom_op(f"{OPERATORS}::cpu_block_selected_backward", mutates_args=(), device_types="cpu")
+def cpu_block_selected_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, chosen: Tensor,
     block_size: int, causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_visits` with respect to q, k, v, added up in float32 or finer."""
+    """Gradients of :func:`cpu_block_selected` with respect to q, k, v, added up in float32 or finer."""
     dq, dk, dv = (x.zero_() for x in token_major(mask_dtype(q), q, k, v))
     chosen = chosen if causal else _with_own(chosen, block_size)
     for item in range(q.shape[0]):
@@ -200,7 +277,7 @@ def cpu_visits_backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-@cpu_visits_backward.register_fake
+@cpu_block_selected_backward.register_fake
 def _(grad, q, k, v, out, lse, key_mask, chosen, block_size, causal, scale):  # type: ignore[no-untyped-def]
     return token_major(q.dtype, q, k, v)
 
@@ -212,8 +289,8 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    gradients = cpu_visits_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    gradients = cpu_block_selected_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return *gradients, None, None, None, None, None
 
 
-cpu_visits.register_autograd(_backward, setup_context=_setup_context)
+cpu_block_selected.register_autograd(_backward, setup_context=_setup_context)

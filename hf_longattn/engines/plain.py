@@ -1,0 +1,202 @@
+"""Linear paths in plain PyTorch operations, on every device: with dropout, score terms and learned biases, where no fused kernel applies.
+
+For a band, blocks of queries meet their slice of keys (a view), global columns are appended, and global rows are computed against all keys.
+For tiles, pairs are computed :data:`PAIRS` at a time and recomputed in the backward pass. Memory is linear, N times the visited keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .dense import masked_softmax, merged, products
+from .global_rows import global_index, overwrite_global_rows
+from .pattern import GatherTile, Pattern, ScoreMod
+
+BLOCK = 128
+
+
+def blockwise_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    key_mask: Tensor | None,
+    global_mask: Tensor | None,
+    scale: float,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
+    (batch, heads, q_len, _head_dim), kv_len = q.shape, k.shape[2]
+    device, offset = q.device, kv_len - q_len
+    exporting = torch.compiler.is_exporting()
+    # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    left = pattern.left if exporting or pattern.left <= kv_len else kv_len
+    right = pattern.right if exporting or pattern.right <= kv_len else kv_len
+    # A graph for all lengths may not ask whether the last block is full, or the only one: there is always one more.
+    blocks = q_len // BLOCK + 2 if exporting else -(-q_len // BLOCK)
+    width = BLOCK + left + right
+    missing = blocks * BLOCK - q_len
+
+    def slices(x: Tensor) -> Tensor:
+        """Keys (B, H, N, …) as overlapping slices (B, H, blocks, width, …); slots outside the sequence are zeros."""
+        before, after = left - offset, right + missing
+        x = F.pad(x, (0, 0, before, after)) if before >= 0 else F.pad(x[:, :, -before:], (0, 0, 0, after))
+        return x.unfold(2, width, BLOCK).transpose(-1, -2)
+
+    q_blocks = F.pad(q, (0, 0, 0, missing)).unfold(2, BLOCK, BLOCK).transpose(-1, -2)
+    b = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1)
+    h = torch.arange(heads, device=device).view(1, -1, 1, 1, 1)
+    start = torch.arange(blocks, device=device).view(1, 1, -1, 1, 1) * BLOCK + offset
+    q_idx = start + torch.arange(BLOCK, device=device).view(1, 1, 1, -1, 1)
+    kv_idx = start - left + torch.arange(width, device=device).view(1, 1, 1, 1, -1)
+    inside = (kv_idx >= 0) & (kv_idx < kv_len) & (q_idx < kv_len)
+    q_safe, kv_safe = q_idx.clamp(max=kv_len - 1), kv_idx.clamp(0, kv_len - 1)
+
+    def scored(queries: Tensor, keys: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        scores = products(queries, keys) * scale
+        return scores if score_mod is None else score_mod(scores, b, h, i, j)
+
+    seen = inside & pattern.band_mod(b, h, q_idx, kv_idx)
+    if key_mask is not None:
+        seen = seen & key_mask[b, kv_safe]
+    scores, values = scored(q_blocks, slices(k), q_safe, kv_safe), slices(v)
+    if global_mask is None:
+        weights = masked_softmax(scores, seen)
+        return first_rows((F.dropout(weights, dropout_p).to(v.dtype) @ values).flatten(2, 3), q_len)
+
+    index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
+    columns = index[:, None, None, None, :]
+    column_seen = real[:, None, None, None, :] & (q_idx < kv_len) & ~pattern.band_mod(b, h, q_idx, columns)
+    if pattern.causal:
+        column_seen = column_seen & (columns <= q_idx)
+    k_global, v_global = (x[torch.arange(batch, device=device)[:, None], :, index].transpose(1, 2)[:, :, None] for x in (k, v))
+    scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
+    shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
+    seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
+    weights = F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype)
+    out = first_rows((weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3), q_len)
+    if not pattern.global_rows:
+        return out
+    return overwrite_global_rows(
+        out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
+    )
+
+
+def first_rows(x: Tensor, count: int) -> Tensor:
+    """``x (B, H, N, D)`` cut to its first ``count`` tokens; in an exported graph by an index, since a slice asks whether it is all of x."""
+    return x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
+
+
+PAIRS = 1 << 24
+"""Pairs, over all heads and batch items, that are in memory at once; the backward pass computes them again."""
+
+
+def plain_gathered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    parts: Sequence[GatherTile],
+    *,
+    key_mask: Tensor | None,
+    scale: float,
+    dropout_p: float = 0.0,
+    score_mod: ScoreMod | None = None,
+) -> Tensor:
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`.
+
+    Pairs are computed PAIRS at a time: memory grows with the listed tokens.
+    """
+    outs, lses = zip(*(_part(q, k, v, part, key_mask, scale, dropout_p, score_mod) for part in parts), strict=True)
+    return merged(outs, lses)
+
+
+def _part(
+    q: Tensor, k: Tensor, v: Tensor, part: GatherTile, key_mask: Tensor | None, scale: float, dropout_p: float, score_mod: ScoreMod | None
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one part, -inf where a query sees nothing."""
+    batch, heads, q_len, head_dim = q.shape
+    pieces = list(_pieces(part, batch * heads))
+    again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    outs, lses = [], []
+    for piece in pieces:
+        arguments = (q, k, v, piece, key_mask, scale, dropout_p, score_mod)
+        out, lse = checkpoint(_rows, *arguments, use_reentrant=False) if again else _rows(*arguments)
+        outs.append(out.flatten(2, 3))
+        lses.append(lse.flatten(2))
+    # Empty slots go to one row behind the last.
+    listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
+    place = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
+    out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
+    out = out.new_zeros(batch, heads, q_len + 1, head_dim).scatter(2, place[..., None].expand(-1, -1, -1, head_dim), out)
+    lse = lse.new_full((batch, heads, q_len + 1), float("-inf")).scatter(2, place, lse)
+    return out[:, :, :q_len], lse[:, :, :q_len]
+
+
+def _pieces(part: GatherTile, copies: int) -> Iterator[GatherTile]:
+    """The part cut into some rows, or some slots of one row's queries, of at most PAIRS pairs in ``copies`` heads."""
+    rows, slots = part.queries.shape[2:]
+    width = copies * part.keys.shape[3]
+    if rows * slots * width <= PAIRS:
+        yield part
+        return
+    some_slots = max(1, min(slots, PAIRS // width))
+    some_rows = max(1, PAIRS // (width * some_slots))
+    for row in range(0, rows, some_rows):
+        for slot in range(0, slots, some_slots):
+            at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)
+            bias = part.bias
+            if bias is not None:
+                bias = bias[:, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)]
+            queries, keys = part.queries[:, :, at, within], part.keys[:, :, at]
+            yield type(part)(queries, keys, part.causal, part.inside, part.outside, bias)
+
+
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, part: GatherTile, key_mask: Tensor | None, scale: float, dropout_p: float, score_mod: ScoreMod | None
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, R, Tq, D) and log-sum-exp (B, H, R, Tq) of a part's rows."""
+    b = torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1)
+    h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
+    rows, columns = part.queries.clamp(min=0), part.keys.clamp(min=0)
+    scores = products(q[b, h, rows], k[b, h, columns]) * scale
+    q_idx, kv_idx = rows[..., :, None], columns[..., None, :]
+    if score_mod is not None:
+        scores = score_mod(scores, b[..., None], h[..., None], q_idx, kv_idx)
+    seen = allowed(part, key_mask, b)
+    if part.bias is not None:
+        if part.bias.dtype == torch.bool:
+            seen = seen & part.bias
+        else:
+            scores = scores + part.bias
+    scores = scores.masked_fill(~seen, float("-inf"))
+    highest = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - highest).exp()
+    total = weights.sum(-1, keepdim=True)
+    empty = total == 0
+    weights = F.dropout(weights / total.masked_fill(empty, 1.0), dropout_p)
+    out = weights.to(v.dtype) @ v[b, h, columns]
+    lse = (highest + total.masked_fill(empty, 1.0).log()).masked_fill(empty, float("-inf"))
+    return out, lse[..., 0]
+
+
+def allowed(part: GatherTile, key_mask: Tensor | None, b: Tensor) -> Tensor:
+    """Which pairs the part's rules and the padding leave, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
+    q_idx, kv_idx = part.queries[..., :, None], part.keys[..., None, :]
+    seen = (q_idx >= 0) & (kv_idx >= 0)
+    distance = q_idx - kv_idx
+    if part.causal:
+        seen = seen & (distance >= 0)
+    if part.inside is not None:
+        seen = seen & (distance >= part.inside[0]) & (distance <= part.inside[1])
+    if part.outside is not None:
+        seen = seen & ~((distance >= part.outside[0]) & (distance <= part.outside[1]))
+    if key_mask is not None:
+        seen = seen & key_mask[b, part.keys.clamp(min=0)][..., None, :]
+    return seen
