@@ -74,7 +74,7 @@ bench: $(READY)  ## measure attention, models and training; results go to docs/r
 	$(MAKE) docs
 
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
-	$(PY) scripts/update_docs.py
+	$(PY) -m tools.update_docs
 
 gpu-check: $(READY)  ## every mechanism on CUDA against float64, then timings
 	$(PY) scripts/gpu_check.py $(ARGS)

@@ -15,7 +15,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class, registry
-from scripts import update_docs
+from tools import update_docs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,7 +43,9 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)(?: |`|\n|,)", "\n".join(re.findall(r"`+[^`]*`+", text)))) <= targets
-    assert not [name for name in re.findall(r"\b(?:scripts|configs)/\w+\.(?:py|yaml)", text) if not (ROOT / name).exists()]
+    named = re.findall(r"\b(?:configs|research|scripts|tools)/\w+\.(?:py|yaml)", text)
+    named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:research|tools)\.[\w.]+\w)", text)]
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""transformers' own ModelTesterMixin on the Long families; the same run with a stored table is scripts/run_transformers_tests.py."""
+"""transformers' own ModelTesterMixin on the Long families; the same run with a stored table is tools/run_transformers_tests.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from scripts import run_transformers_tests as suite
+from tools import run_transformers_tests as suite
 
 ONE_OF_EACH = ["bert", "llama", "bart"]
 QUICK = (

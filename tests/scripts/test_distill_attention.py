@@ -1,4 +1,4 @@
-"""scripts/distill_attention.py and scripts/measure_transfer.py: from the command line, in one process and in two."""
+"""scripts/distill_attention.py and tools/measure_transfer.py: from the command line, in one process and in two."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hf_longattn.training.settings import parse_settings
 from hf_longattn.training.tokenizer import train_tokenizer
 from hf_longattn.training.transfer.settings import TransferSettings
 from tests.training.conftest import SOURCES, checkpoint
+from tools import measure_transfer
 
 FAST = (
     "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --bf16 False --progress False --threads 1 --logging_steps 1 --held_out_inputs 2"
@@ -74,15 +75,16 @@ def test_mistakes_are_one_sentence(repository: Path, tmp_path: Path, given: list
 
 @pytest.mark.parametrize(("kind", "fixed"), [("mlm", "nystrom:num_landmarks=4"), ("clm", "window:window=8")])
 def test_the_table_of_stages(
-    kind: str, fixed: str, repository: Path, tmp_path: Path, given: list[str], tokenizer: PreTrainedTokenizerBase
+    kind: str, fixed: str, tmp_path: Path, given: list[str], tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, output = load(repository, "measure_transfer"), tmp_path / "results" / "transfer"
+    script, output = measure_transfer, tmp_path / "results" / "transfer"
     articles = tmp_path / "wiki.txt"
     articles.write_text("".join(f" = Article {number} = \n\n{source}\n" for number, source in enumerate(SOURCES)))
     options = ["--work", str(tmp_path / "work"), "--wikitext", str(articles), "--documents", "2", "--batch-size", "1"]
     options += ["--transfer-steps", "2", "--finetune-steps", "2", "--output", str(output)]
     model, texts = checkpoint(kind, tmp_path / kind, tokenizer), given[3 : 3 + len(SOURCES)]
-    script.held_out_texts = lambda options: {"code": SOURCES, "WikiText-2": script.ARTICLE.split(articles.read_text())}
+    held_out = {"code": SOURCES, "WikiText-2": script.ARTICLE.split(articles.read_text())}
+    monkeypatch.setattr(script, "held_out_texts", lambda options: held_out)
     assert script.main(["--model", model, "--mechanisms", "hedgehog", fixed, "--text", *texts, *options]) == 0
     stored = json.loads(output.with_suffix(".json").read_text())[model]
     assert set(stored["original"]) == {"code", "WikiText-2"}

@@ -1,4 +1,4 @@
-"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `scripts/run_transformers_tests.py`
+"""transformers' own ModelTesterMixin on the Long families. Runs inside the unpacked sdist, where `tools/run_transformers_tests.py`
 puts it beside the stand-ins; it is no test module of this project's own suite."""
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.families import FAMILIES
-from scripts import check_families, family_checkpoints
+from tools import check_families, family_checkpoints
 
 
 def stored(folder: Path) -> dict:

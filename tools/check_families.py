@@ -1,8 +1,8 @@
 """Check every family on a realistic random checkpoint of its base, and store the table.
 
-    python scripts/check_families.py                          what is not stored yet, or failed
-    python scripts/check_families.py bert gpt2 --again        these, from the beginning
-    python scripts/check_families.py --no-model-tester        leave transformers' own suite out: it takes minutes for each family
+    python -m tools.check_families                          what is not stored yet, or failed
+    python -m tools.check_families bert gpt2 --again        these, from the beginning
+    python -m tools.check_families --no-model-tester        leave transformers' own suite out: it takes minutes for each family
 
 Each cell is stored as soon as it is known, in families.json and families.md, so that a run that was ended goes on where it was.
 Exit code 1 when a stored cell of these families says "failed".
@@ -24,13 +24,8 @@ import transformers
 from benchmarks.report import markdown_table
 from hf_longattn.conversion.quiet import quiet_libraries
 from hf_longattn.families import FAMILIES
-
-try:
-    from scripts import family_checks
-    from scripts.family_checkpoints import make_checkpoint
-except ImportError:  # run as a script
-    import family_checks  # type: ignore[no-redef]
-    from family_checkpoints import make_checkpoint  # type: ignore[no-redef]
+from tools import family_checks
+from tools.family_checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -48,7 +43,7 @@ TITLES = {
 INTRODUCTION = """\
 # Every family, checked
 
-Written by `python scripts/check_families.py` (torch {torch}, transformers {transformers}). Each base is a random checkpoint of its default
+Written by `python -m tools.check_families` (torch {torch}, transformers {transformers}). Each base is a random checkpoint of its default
 shape, scaled down, as transformers saves it; the command line converts it to four times its length.
 
 - *equal at old length*: largest difference from the base

@@ -20,13 +20,8 @@ from hf_longattn import export_checkpoint
 from hf_longattn.conversion.adopters import adopters
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
-
-try:
-    from scripts import run_transformers_tests as suite
-    from scripts.family_checkpoints import ROOT, Checkpoint, training_text
-except ImportError:  # run as a script
-    import run_transformers_tests as suite  # type: ignore[no-redef]
-    from family_checkpoints import ROOT, Checkpoint, training_text  # type: ignore[no-redef]
+from tools import run_transformers_tests as suite
+from tools.family_checkpoints import ROOT, Checkpoint, training_text
 
 PASSED, FAILED, NOT_RUN, NOT_APPLICABLE = "passed", "failed", "not run", "not applicable"
 TOLERANCE = 1e-4

@@ -1,6 +1,6 @@
 """What a conversion costs and what attention transfer wins back: held-out loss by mechanism and stage.
 
-    python scripts/measure_transfer.py --model assets/bert-python-512 --mechanisms hedgehog taylor nystrom linformer
+    python -m tools.measure_transfer --model assets/bert-python-512 --mechanisms hedgehog taylor nystrom linformer
 
 Each mechanism is put into the model, trained by scripts/distill_attention.py's two stages on the training packages of the reference
 corpus, and scored on its test packages and on WikiText-2, on the same tokens for every row. Encoders are scored by masked tokens,

@@ -1,8 +1,8 @@
 """Run transformers' own model test suite (ModelTesterMixin, from the pinned sdist) on the Long families and store the table.
 
-    python scripts/run_transformers_tests.py                       all families
-    python scripts/run_transformers_tests.py bert gpt2 --jobs 2    some of them
-    python scripts/run_transformers_tests.py --with-base           the plain classes as well, for comparison
+    python -m tools.run_transformers_tests                       all families
+    python -m tools.run_transformers_tests bert gpt2 --jobs 2    some of them
+    python -m tools.run_transformers_tests --with-base           the plain classes as well, for comparison
 
 The sdist is downloaded once into ``--cache``. It lacks a few helper modules; empty stand-ins for them are put beside it (generation
 and export are tested by this project's own tests). What is skipped on purpose stands with its reason in
@@ -113,7 +113,7 @@ def markdown(result: dict[str, dict], version: str) -> str:
     lines = [
         f"# transformers {version}: ModelTesterMixin on the Long families",
         "",
-        "Written by `python scripts/run_transformers_tests.py`.",
+        "Written by `python -m tools.run_transformers_tests`.",
         "",
     ]
     lines += ["| family | passed | failed | skipped |", "|---|---|---|---|"]

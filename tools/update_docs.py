@@ -22,13 +22,7 @@ from hf_longattn.evaluation.mlm import mlm_markdown
 from hf_longattn.evaluation.probes import recall_markdown
 from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
 from hf_longattn.families import FAMILIES
-
-try:
-    from scripts import check_families, measure_transfer, mechanism_pages
-except ImportError:  # run as a script
-    import check_families  # type: ignore[no-redef]
-    import measure_transfer  # type: ignore[no-redef]
-    import mechanism_pages  # type: ignore[no-redef]
+from tools import check_families, measure_transfer, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -144,7 +138,7 @@ def footprint(name: str) -> str:
 def transfer(name: str) -> str:
     """What attention transfer wins back."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python scripts/measure_transfer.py") if record is None else measure_transfer.tables(record)
+    return NOT_MEASURED.format(name, "python -m tools.measure_transfer") if record is None else measure_transfer.tables(record)
 
 
 def recall(name: str) -> str:
@@ -165,7 +159,7 @@ def families() -> str:
         cells = {} if record is None else record["families"].get(base, {}).get("cells", {})
         rows.append([f"`{base}`", f"`{prefix}…`, {len(family.heads)} classes", positions, check_families.in_brief(cells)])
     table = left(markdown_table(["base", "Long classes", "positions", "checks passed"], rows))
-    command = "`python scripts/check_families.py`"
+    command = "`python -m tools.check_families`"
     return f"{table}\n\nThe checks, made by {command} on a random checkpoint of each base: [every cell](docs/results/families.md)."
 
 

@@ -1,11 +1,11 @@
 """Memory and speed of converting a large checkpoint with random weights, beside copying the same files.
 
-    python scripts/measure_conversion.py --gigabytes 3
+    python -m tools.measure_conversion --gigabytes 3
 
 Writes a Llama-shaped checkpoint tensor by tensor, converts it in processes of their own in several ways, and takes turns with `cp`, both
 synced to the disk and both beginning with the source out of the page cache. Writes OUTPUT.json and OUTPUT.md.
 
-    python scripts/measure_conversion.py --rounds 0 --ways "kept, verified" "kept, verified whole"
+    python -m tools.measure_conversion --rounds 0 --ways "kept, verified" "kept, verified whole"
 
 measures some ways anew and keeps the rest of OUTPUT.json.
 """
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,10 +90,11 @@ def build(folder: Path, gigabytes: float) -> tuple[int, int]:
     config.architectures = ["LlamaForCausalLM"]
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    outputs = [
-        OutputTensor(name, torch.bfloat16, shape, lambda shape=shape: torch.randn(shape, dtype=torch.bfloat16).mul_(0.02))
-        for name, shape in shapes.items()
-    ]
+
+    def random(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.bfloat16).mul_(0.02)
+
+    outputs = [OutputTensor(name, torch.bfloat16, shape, partial(random, shape)) for name, shape in shapes.items()]
     folder.mkdir()
     write_weights(folder, split_by_size(outputs, "1GB"))
     config.save_pretrained(folder)
@@ -105,7 +107,7 @@ def pickle_of(folder: Path, target: Path) -> Path:
 
     target.mkdir()
     shutil.copyfile(folder / "config.json", target / "config.json")
-    names = {}
+    names: dict[str, str] = {}
     for number, shard in enumerate(sorted(folder.glob("*.safetensors")), start=1):
         tensors = load_file(shard)  # mapped
         file = f"pytorch_model-{number:05}.bin"
@@ -151,7 +153,7 @@ def converted(source: Path, target: Path, way: str) -> dict[str, Any]:
 def measure(options: argparse.Namespace, folder: Path, before: dict[str, Any]) -> dict[str, Any]:
     """Everything that the result file holds; `before`: what it held."""
     size, largest = build(folder / "source", options.gigabytes)
-    turns = []
+    turns: list[dict[str, Any]] = []
     for _ in range(options.rounds):
         seconds = copied(folder / "source", folder / "copy")
         turns.append({"copy_seconds": seconds, "conversion": converted(folder / "source", folder / "long", "kept")})
