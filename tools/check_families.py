@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from benchmarks.report import markdown_table
-from hf_longattn.conversion.quiet import quiet_libraries
+from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.families import FAMILIES
 from tools import family_checks
 from tools.family_checkpoints import make_checkpoint

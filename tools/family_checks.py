@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import export_checkpoint
-from hf_longattn.conversion.adopters import adopters
+from hf_longattn.conversion.long_models import checkpoint_converters
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from tools import run_transformers_tests as suite
@@ -77,9 +77,9 @@ class Subject:
         try:
             found = self.long_class.from_pretrained(self.checkpoint.folder, config=config).state_dict()
         except CheckpointError as error:
-            if not self._adopted:
+            if not self._has_converter:
                 raise
-            raise NotApplicable("checkpoints of its base are adopted by the converter, which renames tensors") from error
+            raise NotApplicable("checkpoints of its base go through a checkpoint converter, which renames tensors") from error
         if list(found) != list(expected):
             raise Differs(f"other tensors: {sorted(set(found) ^ set(expected))[:3]}")
         if unequal := [key for key, value in expected.items() if not torch.equal(value, found[key])]:
@@ -123,7 +123,7 @@ class Subject:
         labels = inputs.get("decoder_input_ids", inputs["input_ids"])
         before = self._logits(model.eval(), inputs)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        for _ in range(2):  # the first step moves B, which begins at zero, and the second A
+        for _ in range(2):  # the first step renamed B, which begins at zero, and the second A
             loss = model.train()(**inputs, labels=labels).loss
             loss.backward()
             optimizer.step()
@@ -167,7 +167,7 @@ class Subject:
         takes_globals = self.checkpoint.kind == "encoder" and self.long_class.hands_globals_down
         window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)  # all that the base sees, and nothing farther
         command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), str(self.checkpoint.folder), str(self.room / "long")]
-        if not self._adopted:
+        if not self._has_converter:
             command += ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
         command += ["--max-length", str(GROWTH * length), "--json"]
         if self.family.rope:  # scaled ones, which `auto` takes for global tokens, are not equal to the base's
@@ -178,9 +178,9 @@ class Subject:
         return json.loads(done.stdout), time.perf_counter() - begun
 
     @property
-    def _adopted(self) -> bool:
+    def _has_converter(self) -> bool:
         """Whether the base has a long attention of its own, which the result takes over."""
-        return any(adopter.model_type == self.checkpoint.base for adopter in adopters())
+        return any(converter.model_type == self.checkpoint.base for converter in checkpoint_converters())
 
     @property
     def _converted(self) -> Path:

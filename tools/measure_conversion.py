@@ -43,7 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
 CHILD = """
 import json, sys
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion.running import memory
+from hf_longattn.conversion import disk_offload
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -55,7 +55,7 @@ def note(stage, done, total):
 
 source, destination, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 if arguments.pop("whole", False):
-    memory.IN_MEMORY, memory.SHARE = float("inf"), 1
+    disk_offload.IN_MEMORY, disk_offload.SHARE = float("inf"), 1
 report = convert_checkpoint(source, destination, progress=note, **arguments)
 checks = {check.name: check.detail for check in report.checks}
 print(json.dumps({"peaks": {**peaks, "end": peak()}, "seconds": report.seconds, "bytes": report.bytes_written, "checks": checks}))
@@ -79,7 +79,7 @@ def build(folder: Path, gigabytes: float) -> tuple[int, int]:
     """Write the checkpoint in shards of 1 GB, one tensor in memory at a time; (bytes, bytes of the largest tensor)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hf_longattn.conversion.files.writing import OutputTensor, split_by_size, write_weights
+    from hf_longattn.conversion.tensor_files import OutputTensor, split_by_size, write_weights
 
     sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS}
     config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=LENGTH, dtype="bfloat16", num_hidden_layers=1)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..conversion import ConversionPlan
-from ..conversion.planning.comparison import LENGTHS, MechanismCost, compare_mechanisms, matrix_speed
+from ..conversion.flops import LENGTHS, MechanismCost, compare_mechanisms, matrix_speed
 from .show import print_json, show_plan, size
 
 __all__ = ["print_plan"]
@@ -20,7 +20,7 @@ SHOWN = (0, 2, 4, 6)
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     """What would happen, and the costs of all mechanisms at 1K to 64K tokens."""
-    rows = compare_mechanisms(plan)
+    rows = compare_mechanisms(plan.attention, plan.shape)
     if as_json:
         comparison = {"lengths": LENGTHS, "mechanisms": [asdict(row) for row in rows]}
         print_json({**plan.to_dict(), "comparison": comparison})

@@ -14,7 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
-    from ..conversion.costs.counts import LengthCost
+    from ..conversion.flops import LengthCost
     from ..mechanisms import MechanismInfo
 
 __all__ = ["print_json", "show_costs", "show_inspection", "show_mechanism", "show_mechanisms", "show_plan", "show_report"]

@@ -1,13 +1,14 @@
 """From a short checkpoint to a long one, and back: plan → transform → write → verify."""
 
+from __future__ import annotations
+
 from .convert import convert_checkpoint
-from .exporting.export import ExportReport, export_checkpoint
+from .export import ExportReport, export_checkpoint
 from .inspection import Inspection, inspect_checkpoint
-from .planning.conversion import plan_conversion
-from .planning.plan import ConversionPlan
-from .planning.result import TensorPlan
+from .plan import ConversionPlan, plan_conversion
+from .plan_tensors import TensorPlan
 from .report import Check, ConversionReport
-from .reverting.revert import revert_checkpoint
+from .revert import revert_checkpoint
 
 __all__ = [
     "Check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,24 +14,17 @@ from torch import Tensor
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
-from .files.staging import destination_path, staged_folder
-from .files.writing import write_json, write_weights
-from .planning.attention import all_options
-from .planning.conversion import plan_conversion
-from .planning.next_step import next_step
-from .planning.plan import ConversionPlan
-from .quiet import quiet_libraries
+from .flops import layer_mechanisms
+from .init_from_text import initial_values
+from .model_loading import quiet_libraries
+from .plan import ConversionPlan, all_options, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.opening import open_source
+from .staging import destination_path, staged_folder
+from .tensor_files import write_json, write_weights
 from .text import VerificationText, beginning, load_tokenizer, verification_text
-from .transforming.adapter import write_adapter
-from .transforming.initial import initial_values
-from .transforming.sentence import write_sentence_modules
-from .transforming.sidecars import write_sidecars
-from .transforming.values import added_values, files_of
-from .verification.checks import verify as verify_result
-
-__all__ = ["convert_checkpoint"]
+from .verify import verify as verify_result
+from .writing import added_values, files_of, write_adapter, write_sentence_modules, write_sidecars
 
 
 @quiet_libraries()
@@ -186,3 +180,34 @@ def _report(
         versions=versions(),
         train_command=next_step(plan, target) if needs_training else None,
     )
+
+
+LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
+
+
+def next_step(plan: ConversionPlan, destination: Path) -> str:
+    """The command that trains the result: further on long text where it predicts tokens, by attention transfer where its mechanisms have
+    something to learn; on classes or questions where it has a head for those, on questions where it has none."""
+    if plan.generic:
+        return f"fine-tune hf_longattn.load_generic({str(destination)!r}) with transformers' Trainer"
+    head = plan.architecture.source_class
+    if plan.source.sentence is not None:
+        return f"fine-tune {destination} with sentence-transformers' trainer on texts of up to {plan.new_length} tokens"
+    skeleton: Any = plan.architecture.skeleton(plan.config)
+    if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
+        learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+        script = "distill_attention" if learns else "train_lm"
+        return _command(script, destination, f"--text YOUR_TEXTS --max-length {plan.new_length}", "trained")
+    if head.endswith("ForConditionalGeneration"):
+        return f"fine-tune {destination} with transformers' Seq2SeqTrainer on texts of up to {plan.new_length} tokens"
+    if head.endswith("ForSequenceClassification"):
+        return _command("train_classification", destination, "--data YOUR_TEXTS", "trained")
+    if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
+        return _command("train_qa", destination, f"--data YOUR_QUESTIONS.json --epochs 2 --max-length {plan.new_length}", "qa")
+    return f"fine-tune {destination} with transformers' Trainer on texts of up to {plan.new_length} tokens"
+
+
+def _command(script: str, model: Path, arguments: str, ending: str) -> str:
+    """What to type, with paths as a shell takes them."""
+    given, made = shlex.quote(str(model)), shlex.quote(f"{model}-{ending}")
+    return f"python scripts/{script}.py --model {given} {arguments} --output {made}"

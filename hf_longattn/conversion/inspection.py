@@ -9,17 +9,12 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..families.registry import Family
 from ..mechanisms import Mechanism
-from .architectures.families import find_architecture
-from .architectures.long import read_long
-from .costs.counts import LengthCost, cost_at, layer_mechanisms, lengths_up_to
-from .costs.decode_state import DecodeState, decode_states
-from .costs.shape import model_shape
-from .planning.lengths import longest
-from .quiet import quiet_libraries
+from .architectures import find_architecture, read_long
+from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
+from .model_loading import quiet_libraries
+from .plan_positions import longest
 from .sources.base import Source
 from .sources.opening import open_source
-
-__all__ = ["Inspection", "inspect_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,6 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 def _short(source: Source) -> tuple[Any, str, Family, Any]:
     architecture = find_architecture(source)
-    attention = architecture.adopted_attention() or LongAttentionConfig("full")
+    attention = architecture.original_attention() or LongAttentionConfig("full")
     config = architecture.long_config(attention, {}, None, "tile")
     return config, architecture.source_class, architecture.family, architecture.skeleton(config)

@@ -10,8 +10,6 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-__all__ = ["REPORT", "Check", "ConversionReport", "StageProgress", "require_passed", "seconds", "versions"]
-
 REPORT = "conversion_report.json"
 TOLERANCE = 1e-4
 """Largest difference called equal, relative to the largest output (at least 1): fp32 sums in another order."""

@@ -12,8 +12,6 @@ from torch import Tensor
 from ..errors import CheckpointError, in_a_line
 from ..reading import read_text
 
-__all__ = ["VerificationText", "beginning", "load_tokenizer", "verification_text"]
-
 LARGEST_TEXT = 2**30
 """Bytes of a text of the user's own, which is held whole."""
 LARGEST_TOKENIZER = 256 * 2**20
@@ -33,7 +31,7 @@ rebuild it in stone; others said that the money should go to the school, because
 a chart is of no use. In the end they did both, slowly: the school was finished first, and its oldest pupils measured
 the sea bed and drew the plans from which the pier was built.
 
-Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat moves on by one length, and
+Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat renamed on by one length, and
 the line is lowered again. A single reading says little, since waves lift the boat and currents bend the line; only
 when many of them are put side by side does the shape of the ground appear. The keeper compared it to her notebooks:
 no page is interesting, she said, but the shelf is.

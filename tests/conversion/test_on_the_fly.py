@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.running.loading import auto_class_name
+from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.registry import mechanism_class

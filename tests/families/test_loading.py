@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 import hf_longattn.families as families
-from hf_longattn.conversion.running.loading import auto_class_name
+from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.positions.tables import extend_table
 from tests.reference.small_models import BASES, HEADS, LANGUAGE_MODELS, SHAPE, head_inputs, plain_config, plain_model, tokens
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..files.tensors import TensorHeader
-
-__all__ = ["SIDECARS", "Place", "Source"]
+from ..tensor_files import TensorHeader
 
 SIDECARS = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",

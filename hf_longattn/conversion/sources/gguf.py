@@ -19,11 +19,8 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, LongAttentionError
 from ...reading import MOST_LAYERS, check_counts
-from ..files.tensors import SAFETENSORS_DTYPES, TensorHeader
-from ..quiet import quiet_libraries
+from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader
 from .base import Source
-
-__all__ = ["open_gguf"]
 
 KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """GGUF types that hold plain values; the others hold blocks, which are unpacked to fp32."""
@@ -31,7 +28,6 @@ KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat1
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
-@quiet_libraries()
 def open_gguf(name: str, files: Sequence[Path]) -> Source:
     """Open a GGUF file: its config and tokenizer are written into a temporary folder, which lives as long as the source.
 

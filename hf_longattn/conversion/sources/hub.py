@@ -10,10 +10,8 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 
 from ...errors import CheckpointError
 from ...hub_errors import DOWNLOAD, translated_errors
-from ..files.tensors import TORCH_DTYPES, TensorHeader
+from ..tensor_files import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS
-
-__all__ = ["fetch_headers", "fetch_source"]
 
 READ = (*SIDECARS, "README.md")
 WEIGHTS = "*.safetensors"

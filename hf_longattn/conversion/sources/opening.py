@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError
 from ...reading import check_counts, check_files, check_name
-from ..files.writing import INDEX, WEIGHTS
+from ..tensor_files import INDEX, WEIGHTS
 from .base import SIDECARS, Place, Source
 from .gguf import open_gguf
 from .hub import fetch_headers, fetch_source
@@ -15,8 +15,6 @@ from .peft import ADAPTER_CONFIG, base_of, with_adapter
 from .quantised import refuse_quantised
 from .sentence import SENTENCE_MODULES, transformer_folder
 from .weights import read_json, weight_headers
-
-__all__ = ["open_source"]
 
 READ = (*SIDECARS, "README.md", "*.safetensors", "pytorch_model*.bin")
 """Names of the files of a checkpoint that may be read or copied."""

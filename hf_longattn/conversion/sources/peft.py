@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, in_a_line, nearest
 from ...reading import check_config, named_class, read_json_object
-from ..files.tensors import TensorHeader, read_headers
+from ..tensor_files import TensorHeader, read_headers
 from .base import Place, Source
-
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "base_of", "with_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"

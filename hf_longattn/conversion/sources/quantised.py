@@ -7,8 +7,6 @@ from typing import Any
 
 from ...errors import CheckpointError
 
-__all__ = ["refuse_quantised"]
-
 UNPACK = "AutoModelForCausalLM.from_pretrained(folder, quantization_config={}).save_pretrained(new_folder)"
 WAYS_BACK = {
     "bitsandbytes": "AutoModelForCausalLM.from_pretrained(folder).dequantize().save_pretrained(new_folder)",

@@ -8,8 +8,6 @@ from typing import Any
 from ...errors import CheckpointError
 from ...reading import read_json
 
-__all__ = ["SENTENCE_MODULES", "sentence_modules", "transformer_folder"]
-
 SENTENCE_MODULES = "modules.json"
 
 

@@ -8,11 +8,8 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...reading import read_json_object
-from ..files.pickled import read_pickled_headers
-from ..files.tensors import TensorHeader, read_headers
-from ..files.writing import INDEX, WEIGHTS
-
-__all__ = ["read_json", "weight_headers"]
+from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
+from .pickled import read_pickled_headers
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"

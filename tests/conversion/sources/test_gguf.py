@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.files.tensors import read_tensor
+from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
 
 from ..conftest import LENGTH

@@ -1,0 +1,343 @@
+"""The class of a source and the long class that takes its weights: configs, models without storage, mechanisms in them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from ..configuration import LongAttentionConfig
+from ..errors import BackendError, CheckpointError, LongAttentionError, in_a_line, nearest
+from ..families.enable import check_interface, enable_long_attention
+from ..families.memory_tokens import MemoryTokens
+from ..families.registry import FAMILIES, MODEL_NAME, Family
+from ..mechanisms import Mechanism
+from ..positions import DROPPED, STRATEGIES
+from ..reading import check_config, named_class
+from .long_models import CheckpointConverter, checkpoint_converters, converter_of
+from .sources.base import Source
+from .tensor_files import TensorHeader
+
+NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
+"""Fields of a config that say whose it is."""
+OWN_FIELDS = (
+    "long_attention",
+    "decoder_long_attention",
+    "position_extension",
+    "question_separator_id",
+    "max_decoder_position_embeddings",
+    "extended_from",
+)
+"""Fields that only a Long config has."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The family of a source and the class of its weights, before and after."""
+
+    family: Family
+    source_config: Any  # the family's base config with the source's values
+    source_class: str  # "BertForQuestionAnswering"
+    long_class: str  # "LongBertForQuestionAnswering"
+    converter: CheckpointConverter | None = None  # for a source that is no plain model of the family
+    original_config: Any = None  # the source's own config then
+
+    def original_attention(self) -> LongAttentionConfig | None:
+        """The attention that does what an adopted source does; ``None`` for a plain model."""
+        return None if self.converter is None else self.converter.attention(self.original_config, self.source_class)
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the source is an encoder and a decoder, and not the decoder of such a base alone."""
+        return self.family.two_stacks and not self.long_class.endswith("ForCausalLM")
+
+    @property
+    def decoder_reads_text(self) -> bool:
+        """Whether the head looks at the decoder's output for every token of the text, so that the decoder is as long as the encoder."""
+        return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
+
+    def long_config(
+        self,
+        attention: LongAttentionConfig,
+        lengths: dict[str, int],
+        rope: dict[str, Any] | None,
+        rule: str,
+        decoder_attention: LongAttentionConfig | None = None,
+    ) -> Any:
+        """The config of the result: everything of the source's, the attention, and the new positions.
+
+        Args:
+            attention, decoder_attention: of the model, and of its decoder beside an encoder.
+            lengths: field of the config -> its new value.
+            rope: rotary parameters; ``None`` for position tables.
+            rule: how position tables are extended.
+        """
+        values = self.source_config.to_dict()
+        for name in NAMES:
+            values.pop(name, None)
+        if decoder_attention is not None:
+            values["decoder_long_attention"] = decoder_attention.to_dict()
+        try:
+            config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
+        except LongAttentionError:
+            raise
+        except Exception as error:  # the config classes raise what their validators happen to raise
+            raise CheckpointError(f"The source's config does not make a {self.long_class}: {in_a_line(error)}.") from error
+        for field, value in lengths.items():
+            setattr(config, field, value)
+        if rope is None:
+            config.position_extension = rule if rule in STRATEGIES else "none" if rule in DROPPED else "tile"
+        else:
+            config.rope_parameters = dict(rope)
+            trained = rope.get("original_max_position_embeddings")
+            if trained is not None and hasattr(config, "original_max_position_embeddings"):
+                config.original_max_position_embeddings = trained  # Phi-3 has it here as well, and this one is believed
+        config.architectures = [self.long_class]
+        result = config.to_dict()
+        config.extended_from = {
+            name: value for name, value in values.items() if name not in (*OWN_FIELDS, "dtype") and result.get(name, ...) != value
+        }
+        return config
+
+    @cached_property
+    def model_class(self) -> type[nn.Module]:
+        return self.family.model_class(self.long_class)
+
+    def skeleton(self, config: Any) -> nn.Module:
+        """The long model without storage, for its names and shapes.
+
+        Raises:
+            CheckpointError: the config contradicts itself, so that no model can be made from it.
+        """
+        try:
+            with torch.device("meta"):
+                return self.model_class(config)
+        except LongAttentionError:
+            raise
+        except Exception as error:  # the constructors raise what they happen to raise
+            raise CheckpointError(f"The source's config does not make a {self.source_class}: {in_a_line(error)}.") from error
+
+
+def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
+    """Module name -> mechanism, in layer order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Mechanism)}
+
+
+def attached_memory(model: nn.Module) -> dict[str, MemoryTokens]:
+    """Module name -> memory tokens."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MemoryTokens)}
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "vocab_size")
+
+
+def find_architecture(source: Source) -> Architecture:
+    """The family and classes for a source.
+
+    Raises:
+        CheckpointError: no model_type, unsupported or already converted, or a config that contradicts itself.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    model_type = source.config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"The config.json of {source.name!r} names no model_type; it was not saved by transformers.")
+    if "long_attention" in source.config:
+        raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was made from.")
+    converter = converter_of(source)
+    if converter is None and model_type not in FAMILIES:
+        known = sorted({*FAMILIES, *(one.model_type for one in checkpoint_converters())})
+        raise CheckpointError(
+            f"{source.name!r} is a {model_type!r} model, {generic_hint(source)}; Long classes have:"
+            f" {', '.join(known)}.{nearest(model_type, known)}"
+        )
+    family = FAMILIES[model_type if converter is None else converter.family]
+    try:
+        adopted = None if converter is None else converter.read_config(dict(source.config))
+        values = dict(source.config) if converter is None else _without_names(converter.config_values(adopted))
+        config = family.base_config_class.from_dict(values)
+    except Exception as error:  # the config classes raise what their validators happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
+    for name in SIZES:
+        value = getattr(config, name, 1)
+        if isinstance(value, int) and value < 1:
+            raise CheckpointError(f"The config.json of {source.name!r} says {name}={value}, which must be at least 1.")
+    named = source.config.get("architectures")
+    if not named:
+        named = [MODEL_MAPPING_NAMES[model_type] if converter is not None else class_of_tensors(family, config, source.tensors)]
+    source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
+    base_class = source_class if converter is None or not isinstance(source_class, str) else converter.base_class(source_class)
+    if not isinstance(source_class, str) or base_class not in family.heads:
+        raise CheckpointError(
+            f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which has no long form;"
+            f" the supported {model_type} classes are:"
+            f" {', '.join(_supported(family, converter, model_type))}."
+        )
+    return Architecture(family, config, source_class, family.heads[base_class], converter, adopted)
+
+
+def _supported(family: Family, converter: CheckpointConverter | None, model_type: str) -> list[str]:
+    """The source's model classes that have a long form."""
+    if converter is None:
+        return list(family.heads)
+    package = importlib.import_module(f"transformers.models.{model_type}")
+    return [name for name in dir(package) if MODEL_NAME.search(name) and converter.base_class(name) in family.heads]
+
+
+def _without_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Config values without those that name the source itself."""
+    return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+
+
+@dataclass(frozen=True)
+class GenericArchitecture(Architecture):
+    """A class of transformers that keeps its name, its config and its weights."""
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Both stacks have the same attention, so that the second is not spoken of."""
+        return False
+
+    @property
+    def model_class(self) -> type[nn.Module]:
+        return getattr(transformers, self.source_class)
+
+    def skeleton(self, config: Any) -> nn.Module:
+        """The plain model without storage, with its mechanisms."""
+        plain: Any = super().skeleton(config)
+        with torch.device("meta"):
+            return enable_long_attention(plain, config.long_attention)
+
+
+def generic_architecture(source: Source) -> GenericArchitecture:
+    """The class of a source.
+
+    Raises:
+        CheckpointError: no class of transformers, or one that has a family.
+        BackendError: it is not on transformers' AttentionInterface.
+    """
+    model_type = source.config.get("model_type")
+    if model_type in FAMILIES:
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes of its own; leave --generic out.")
+    if "long_attention" in source.config:
+        raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was made from.")
+    base = _class_of(source)
+    if base is None:
+        raise CheckpointError(f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json.")
+    check_interface(base)
+    try:
+        config = AutoConfig.for_model(**dict(source.config))
+    except Exception as error:  # the config classes raise what their validators happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
+    return GenericArchitecture(Family(type(config)), config, base.__name__, base.__name__)
+
+
+def generic_hint(source: Source) -> str:
+    """What can be done with a source without a family, as a clause about it."""
+    base = _class_of(source)
+    if base is None:
+        return f"which is not supported: transformers {transformers.__version__} has no class of this type"
+    try:
+        check_interface(base)
+    except BackendError:
+        own = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
+        return f"which has no Long classes, not even with --generic, since {own}"
+    return "which has no Long classes, but --generic puts mechanisms into the plain class"
+
+
+def _class_of(source: Source) -> type[PreTrainedModel] | None:
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    named = source.config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(source.config.get("model_type")))]
+    found: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+        return None
+    known = getattr(found, "config_class", None)
+    return found if known is not None and known.model_type == source.config.get("model_type") else None
+
+
+def read_long(source: Source) -> tuple[Any, str, Family, Any]:
+    """Config, class name, family and skeleton of a long checkpoint.
+
+    Raises:
+        CheckpointError: a model that this version does not know, or whose config makes none.
+    """
+    check_config(source.config, source.name)
+    model_type = source.config.get("model_type")
+    family = next((one for one in FAMILIES.values() if one.config_class.model_type == model_type), None)
+    if family is None and "long_attention" in source.config:
+        raise CheckpointError(
+            f"{source.name!r} was converted with --generic and has no Long class to inspect; hf_longattn.load_generic loads it, and its "
+            "conversion_report.json says what was checked."
+        )
+    if family is None:
+        known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which this version does not know; it knows {known}.")
+    try:
+        config = family.config_class.from_dict(dict(source.config))
+    except LongAttentionError:
+        raise
+    except Exception as error:  # the config classes raise what their validators happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
+    named = named_class(source.config, "none")
+    if named not in family.heads.values():
+        raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
+    try:
+        with torch.device("meta"):
+            return config, named, family, family.model_class(named)(config)
+    except LongAttentionError:
+        raise
+    except Exception as error:  # the constructors raise what they happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} does not make a {named}: {in_a_line(error)}.") from error
+
+
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+"""Of the parameters of a LayerNorm in the first checkpoints."""
+FIRST = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Endings of classes that come after the base model, in this order, where several fit as well."""
+
+
+def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHeader]) -> str:
+    """The class of the base that takes the most tensors of a checkpoint and lacks the fewest.
+
+    Args:
+        family: of the source.
+        config: the source's, as the base's config class reads it.
+        tensors: headers by name.
+
+    Raises:
+        CheckpointError: the config makes no model.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    held = {_plain(name): header.shape for name, header in tensors.items()}
+
+    def fit(name: str) -> int:
+        try:
+            with torch.device("meta"):
+                model: Any = getattr(transformers, name)(config)
+        except Exception as error:  # the constructors raise what they happen to raise
+            raise CheckpointError(f"The source's config does not make a {name}: {in_a_line(error)}.") from error
+        prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
+        wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}
+        found = {key.removeprefix(prefix): shape for key, shape in held.items()}
+        taken = sum(found.get(key) == shape for key, shape in wanted.items())
+        return taken - (len(wanted) - taken)
+
+    base = MODEL_MAPPING_NAMES[family.base_model_type]
+    others = sorted(family.heads.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
+    ordered = [base, *others]
+    return max(ordered, key=fit)
+
+
+def _plain(name: str) -> str:
+    stem, dot, last = name.rpartition(".")
+    return f"{stem}{dot}{OLD_NAMES.get(last, last) if stem.endswith('LayerNorm') else last}"

@@ -1,1 +1,0 @@
-"""What a model costs at each length and keeps while it decodes, counted from its shape."""

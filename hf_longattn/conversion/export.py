@@ -1,0 +1,446 @@
+"""A long checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import importlib.util
+import inspect
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..mechanisms import Mechanism
+from .architectures import attached_mechanisms
+from .inspection import inspect_checkpoint
+from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
+from .report import FAILED, PASSED, TOLERANCE, Check
+from .sources.base import SIDECARS, Source
+from .staging import check_destination, destination_path, staged_folder
+from .tensor_files import write_json
+from .text import VerificationText, load_tokenizer, verification_text
+
+TASKS = {
+    "feature-extraction": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+}
+"""The Hub's names of tasks, and the Auto class that gives a checkpoint the head of each."""
+REPORT = "export_report.json"
+EXTRA = "pip install onnx onnxscript onnxruntime"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A finished export.
+
+    inputs, outputs: names, in order. min_length, max_length: tokens the graph takes at least (pad shorter texts) and at most.
+    """
+
+    destination: Path
+    format: str
+    class_name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    min_length: int
+    max_length: int
+    opset: int | None
+    checks: tuple[Check, ...]
+    files: tuple[str, ...]
+    bytes_written: int
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, as in export_report.json."""
+        return {**self.__dict__, "destination": str(self.destination), "checks": [check.to_dict() for check in self.checks]}
+
+
+@quiet_libraries()
+def export_checkpoint(
+    model: str | Path,
+    destination: str | Path,
+    *,
+    format: str = "onnx",
+    opset: int | None = None,
+    task: str | None = None,
+    global_attention_mask: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> ExportReport:
+    """Write a long checkpoint as one graph, and compare it with the model at three lengths before it is put in place.
+
+    Weights are written in float32. A decoder is exported as one pass over a whole text, without a cache.
+
+    Args:
+        model: the folder of a long checkpoint, or a Hub repository id.
+        destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
+        format: "onnx", or "torch" for ``torch.export.load``.
+        opset: of ONNX; None takes PyTorch's default.
+        task: which head, one of ``TASKS``; None takes the one that the checkpoint was saved with.
+        global_attention_mask: give the graph this input as well; otherwise the global tokens are those of the configuration.
+        overwrite: replace an existing folder, once the new one is complete.
+        revision, token: of a Hub repository.
+
+    Raises:
+        ExportError: a mechanism or an architecture that cannot be written so, a missing package, a result that differs from the model.
+        CheckpointError, DestinationExistsError: a source that cannot be read, a destination that must not be written.
+    """
+    if format not in FORMATS:
+        raise ExportError(f"The format is {format!r}, but must be one of {', '.join(map(repr, FORMATS))}.")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    if format == "onnx" and missing:
+        raise ExportError(f"The ONNX format needs the package {missing[0]!r}, which is not installed; type {EXTRA}.")
+    target = destination_path(destination)
+    found = inspect_checkpoint(model, revision=revision, token=token)
+    check_destination(target, found.source.folder, overwrite=overwrite)
+    if "long_attention" not in found.source.config:
+        raise ExportError(f"{found.source.name!r} is a short checkpoint; convert it first (longattn convert {found.source.name} DST).")
+    loaded = _load(found.source, found.class_name, task)
+    _check_mechanisms(loaded)
+    text, origin = verification_text(None)
+    words = VerificationText(text, origin, load_tokenizer(found.source.folder), loaded.config.vocab_size)
+    names = input_names(loaded, words.tokenizer, global_attention_mask)
+    with staged_folder(target, needed_bytes=5 * sum(p.numel() for p in loaded.parameters()), overwrite=overwrite) as stage:
+        example_of = partial(example_inputs, loaded, names, words, 2)
+        outputs, shortest, used = write_graph(loaded, example_of, stage / FILES[format], format, found.max_length, opset)
+        checks = check_export(loaded, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
+        if failed := [check for check in checks if check.status == FAILED]:
+            raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
+        files = _sidecars(found.source.folder, stage)
+        written = sum(path.stat().st_size for path in stage.iterdir())
+        report = ExportReport(
+            target, format, type(loaded).__name__, names, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
+            written, _versions(format),
+        )  # fmt: skip
+        write_json(stage / REPORT, report.to_dict())
+    return report
+
+
+def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
+    """The inputs of the graph: what the tokenizer gives and the model takes."""
+    taken = inspect.signature(model.forward).parameters
+    given = [] if tokenizer is None else tokenizer.model_input_names
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if "token_type_ids" in given and "token_type_ids" in taken else [])]
+    if global_attention_mask:
+        if not any(mechanism.takes_globals for mechanism in attached_mechanisms(model).values()):
+            raise ExportError("No layer of this model takes global tokens, so there is no global_attention_mask to give; leave it out.")
+        names.append("global_attention_mask")
+    if getattr(model.config, "is_encoder_decoder", False):
+        names.append("decoder_input_ids")
+    return tuple(names)
+
+
+def _load(source: Source, class_name: str, task: str | None) -> Any:
+    """The model with the head of the task, in float32."""
+    import transformers
+
+    from ..families import FAMILIES
+
+    family = next(one for one in FAMILIES.values() if one.config_class.model_type == source.config["model_type"])
+    model_class = family.model_class(class_name)
+    if task is not None:
+        if task not in TASKS:
+            raise ExportError(f"The task is {task!r}, but must be one of {', '.join(TASKS)}.")
+        heads = getattr(transformers, TASKS[task])._model_mapping
+        if family.config_class not in heads:
+            raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}.")
+        chosen = heads[family.config_class]
+        model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
+    model, info = model_class.from_pretrained(
+        source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+    )
+    missing = without_random_pooler(model, set(info["missing_keys"]))
+    if newly_initialised(missing, model):
+        raise ExportError(
+            f"{source.name!r} was saved as {class_name} and has no weights for {min(missing)!r} of {type(model).__name__}; "
+            "export the head that it has, or fine-tune this one first."
+        )
+    return model.eval()
+
+
+def _check_mechanisms(model: nn.Module) -> None:
+    from ..mechanisms import list_mechanisms
+    from ..mechanisms.registry import mechanism_class
+
+    refused = sorted({mechanism.name for mechanism in attached_mechanisms(model).values() if not mechanism.exports})
+    if refused:
+        good = ", ".join(name for name in list_mechanisms() if mechanism_class(name).exports)
+        raise ExportError(
+            f"Mechanism {refused[0]!r} decides while it runs how its work is laid out, which one graph for all lengths cannot say; "
+            f"these can be exported: {good}."
+        )
+
+
+def _sidecars(folder: Path, stage: Path) -> list[str]:
+    """The config, the tokenizer and the rest of what is small."""
+    for path in sorted({path for pattern in SIDECARS for path in folder.glob(pattern) if path.is_file()}):
+        if not path.name.endswith(("_report.json", ".index.json")):
+            shutil.copyfile(path, stage / path.name)
+    return sorted(path.name for path in stage.iterdir())
+
+
+def _versions(format: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    from .. import __version__
+
+    used = ["torch", "transformers", *(["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else [])]
+    return {"hf_longattn": __version__, **{name: version(name) for name in used}}
+
+
+FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
+FORMATS = tuple(FILES)
+SHORTEST = (2, 129, 513)
+"""Least lengths to try: PyTorch fixes sizes of 0 and 1 when it traces, and some definitions need a few blocks to be one graph."""
+EXAMPLE = 600
+"""Tokens of the text that is traced, unless the least length asks for more."""
+
+
+class ModelGraph(nn.Module):
+    """A model as a function of named tensors that returns a dictionary of tensors: without cache, without classes of transformers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.fixed: dict[str, Any] = {"return_dict": True}
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            self.fixed["use_cache"] = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        given = {
+            "token_type_ids": token_type_ids,
+            "global_attention_mask": global_attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **given, **self.fixed)
+        return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+
+
+def write_graph(
+    model: nn.Module, example_of: Callable[[int], dict[str, Tensor]], file: Path, format: str, max_length: int, opset: int | None
+) -> tuple[tuple[str, ...], int, int | None]:
+    """Trace the model and write it to ``file``.
+
+    Args:
+        model, file, format: what is written, where, and as which of ``FORMATS``.
+        example_of: inputs of a length, to trace the model on.
+        max_length: tokens that the graph takes.
+        opset: of ONNX; ``None`` takes PyTorch's default.
+
+    Returns:
+        The names of the outputs, the least length, and the opset of an ONNX file.
+
+    Raises:
+        ExportError: PyTorch cannot write this model as one graph.
+    """
+    graph = ModelGraph(model).eval()
+    with torch.no_grad(), _hushed():
+        try:
+            program, example, shortest = _traced(graph, example_of, max_length)
+            outputs = tuple(graph(**example))
+            if format == "torch":
+                torch.export.save(program, file)
+                return outputs, shortest, None
+            onnx = torch.onnx.export(
+                program, kwargs=example, input_names=list(example), output_names=list(outputs), opset_version=opset, verbose=False
+            )
+        except OSError:
+            raise
+        except Exception as error:  # whatever the traced code, the translation or its checks raise
+            raise ExportError(
+                f"PyTorch cannot write this {type(model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
+                "run the model itself, or export one with other attention, for example mechanism='longformer'."
+            ) from error
+        assert onnx is not None
+        onnx.save(str(file))
+        return outputs, shortest, onnx.model.opset_imports[""]
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong in the first place; the errors raised from it carry advice for PyTorch's developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:160]}" if lines else type(error).__name__
+
+
+def _traced(
+    graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], max_length: int
+) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int]:
+    """The program, what it was traced on, and the least length for which it is one graph."""
+    from torch._dynamo.exc import UserError
+
+    decoded, tried = longest_decoded(graph.model, max_length), _least_lengths(graph, max_length)
+    for shortest in tried:
+        example = example_of(min(max_length, max(EXAMPLE, shortest + 1)))
+        try:
+            program = torch.export.export(graph, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
+            return program, example, shortest
+        except (UserError, AssertionError):  # a guard on the length; PyTorch asserts where the guards contradict each other
+            if shortest == tried[-1]:
+                raise
+    raise AssertionError("the longest input is longer than the least length")
+
+
+def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
+    """``SHORTEST``, and where mechanisms that are full attention on short inputs, by a path of their own, no longer are."""
+    ends = set(SHORTEST)
+    for mechanism in attached_mechanisms(graph).values():
+        for causal in (False, True):
+            ends.add(1 + bisect.bisect_right(range(1, max_length + 1), 0, key=partial(_uncovered, mechanism, causal)))
+    return sorted(length for length in ends if 2 <= length < max_length)
+
+
+def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> int:
+    return int(not mechanism.covers(length, causal))
+
+
+def longest_decoded(model: Any, max_length: int) -> int:
+    """Tokens that the decoder takes, beside an encoder that takes ``max_length``."""
+    return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
+
+
+def free_sizes(example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int) -> dict[str, dict[int, Any]]:
+    """Which axes of the inputs are free: the batch first, the tokens last (the decoder's their own), and choices between."""
+    batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
+    length = torch.export.Dim("length", min=shortest, max=max_length)
+    decoder_length = torch.export.Dim("decoder_length", min=2, max=decoder_max)
+    sizes = {}
+    for name, value in example.items():
+        tokens = decoder_length if name.startswith("decoder") else length
+        sizes[name] = {0: batch, **({1: choices} if value.dim() == 3 else {}), value.dim() - 1: tokens}
+    return sizes
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """The exporters report their steps and what is not installed as warnings."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+SHAPES = ((3, 7), (2, 333), (1, 2048))
+"""Batch sizes and lengths that are compared, where the graph takes them: its least length, one between, and its longest."""
+Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
+    """Rows of text of different length, padded on the right to ``(batch, length)``; choices between, where the head takes them."""
+    ids = words.tokens(length).repeat(batch, 1)
+    real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
+    mask = torch.arange(length)[None] < real
+    config = model.config
+    ids = torch.where(mask, ids, config.pad_token_id or 0)
+    if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder look for where it ends
+        ids = ids.masked_fill(ids == config.eos_token_id, min(5, config.vocab_size - 1)).scatter(1, real - 1, config.eos_token_id)
+    separator = getattr(config, "question_separator_id", None)
+    if separator is not None and length > 2:  # a question, whose tokens the graph has to find
+        ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
+    made = {"input_ids": ids, "attention_mask": mask.long()}
+    if "token_type_ids" in names:
+        made["token_type_ids"] = torch.zeros_like(ids)
+    if "global_attention_mask" in names:
+        made["global_attention_mask"] = (torch.arange(length)[None] < 2 + torch.arange(batch)[:, None]).long() * mask
+    if "MultipleChoice" in type(model).__name__:
+        made = {name: value[:, None].repeat(1, 2, 1) for name, value in made.items()}
+    if "decoder_input_ids" in names:
+        text_in_decoder = any(head in type(model).__name__ for head in ("SequenceClassification", "QuestionAnswering"))
+        made["decoder_input_ids"] = (
+            ids if text_in_decoder else ids[:, : min(max(2, length // 2), longest_decoded(model, length))].contiguous()
+        )
+    return made
+
+
+def check_export(
+    model: nn.Module,
+    names: tuple[str, ...],
+    outputs: tuple[str, ...],
+    file: Path,
+    format: str,
+    words: VerificationText,
+    limits: tuple[int, int],
+) -> list[Check]:
+    """The graph in ``file`` against the model, once for each of ``SHAPES``."""
+    run = _onnx_runner(file, outputs) if format == "onnx" else _torch_runner(file)
+    graph = ModelGraph(model).eval()
+    compared: list[Check] = []
+    for batch, length in SHAPES:
+        if length < limits[0] and compared:
+            length = sum(limits) // 2
+        compared.append(_compare(graph, run, example_inputs(model, names, words, batch, min(max(length, limits[0]), limits[1]))))
+    return compared
+
+
+def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
+    batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
+    with torch.no_grad():
+        expected = graph(**inputs)
+        try:
+            found = run(inputs)
+        except Exception as error:  # a runtime has errors of its own
+            why = f"{batch} × {length:,} tokens: the runtime cannot run it ({type(error).__name__})"
+            return Check("equal to the model", FAILED, why, {"batch": batch, "length": length, "difference": None})
+    worst = 0.0
+    for name, want in expected.items():
+        mask = inputs["attention_mask"] != 0
+        rows = mask if want.shape[: mask.dim()] == mask.shape else ...  # what stands at padding means nothing
+        difference = (found[name] - want)[rows].abs().max().item() / max(1.0, want[rows].abs().max().item())
+        worst = max(worst, difference if difference == difference else float("inf"))
+    detail = f"{batch} × {length:,} tokens with padding: largest difference {worst:.1e} of the largest output"
+    status = PASSED if worst <= TOLERANCE else FAILED
+    return Check("equal to the model", status, detail, {"batch": batch, "length": length, "difference": worst})
+
+
+def _torch_runner(file: Path) -> Runner:
+    program = torch.export.load(file).module()
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return program(**inputs)
+
+    return run
+
+
+def _onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    taken = {value.name for value in session.get_inputs()}
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        given = {name: value.numpy() for name, value in inputs.items() if name in taken}  # an input without influence is no input
+        return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), given)), strict=True))
+
+    return run

@@ -1,1 +1,0 @@
-"""A long checkpoint as one graph: ONNX, or a program of torch.export."""

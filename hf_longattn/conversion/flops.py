@@ -1,0 +1,304 @@
+"""What each layer keeps while a text is decoded, in bytes of one sequence: a window, what a pattern reaches, a state, or everything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..configuration import LongAttentionConfig
+from ..errors import LongAttentionError
+from ..families.attachment import attention_sites
+from ..families.places import AttentionSite
+from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.registry import mechanism_from
+from .architectures import attached_mechanisms
+
+Found = TypeVar("Found")
+
+FAR = 45 << 16
+"""A length that most block and segment sizes divide."""
+DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+
+@dataclass(frozen=True)
+class KeyShape:
+    """The keys and values that a layer makes of a token."""
+
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    element_bytes: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's key and value."""
+        return 2 * self.kv_heads * self.head_dim * self.element_bytes
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """One layer after ``length`` tokens: its bytes, and how many each further token adds (0: the state is of constant size)."""
+
+    bytes: int
+    per_token: int
+
+
+def decode_states(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> list[DecodeState]:
+    """The state of every layer after ``length`` tokens."""
+    return _of_each(mechanisms, lambda one: DecodeState(_bytes(one, shape, length), _growth(one, shape)))
+
+
+def state_bytes(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> int:
+    """What all layers keep of ``length`` tokens, in bytes of one sequence."""
+    return sum(_of_each(mechanisms, lambda one: _bytes(one, shape, length)))
+
+
+def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]) -> list[Found]:
+    """What is found for every layer, looked for once where layers have the same options."""
+    known: dict[object, Found] = {}
+    found = []
+    for mechanism in mechanisms:
+        key = (mechanism.name, mechanism.options)
+        if key not in known:
+            known[key] = find(mechanism)
+        found.append(known[key])
+    return found
+
+
+def _bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
+    """What one layer keeps of ``length`` tokens, in bytes of one sequence."""
+    if mechanism.recursion is not None:
+        recursion = mechanism.recursion
+        return (recursion.length - recursion.memory) * shape.token_bytes
+    if mechanism.stateful:
+        return _measured(mechanism, shape)
+    reach = mechanism.reach(True)
+    if reach is not None:
+        return min(length, reach) * shape.token_bytes
+    none = torch.zeros(1, 1, dtype=torch.long)
+    if mechanism.kept(none, none) is None:
+        return length * shape.token_bytes
+    positions = torch.arange(length)[None]
+    kept = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    return max(length if one is None else int(one.sum()) for one in kept) * shape.token_bytes
+
+
+def _growth(mechanism: Mechanism, shape: KeyShape) -> int:
+    """Bytes that a further token adds on average, far behind any window or segment."""
+    if mechanism.stateful or mechanism.reach(True) is not None:
+        return 0
+    one, two = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
+    return (two - one) // FAR if two - one > FAR * shape.token_bytes // 1000 else 0
+
+
+def _measured(mechanism: Mechanism, shape: KeyShape) -> int:
+    """The size of the state that a token leaves; it is the same after any number of them."""
+    dtype = DTYPES[shape.element_bytes]
+    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # anew, since the one at hand may have no values
+    q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
+    k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
+    hidden: dict[str, Any] = {"hidden_states": torch.zeros(1, 1, shape.hidden, dtype=dtype)} if layer.takes_hidden_states else {}
+    with torch.no_grad():
+        _, state = layer.advance(q, k, k, None, **hidden)
+    return sum(tensor.nbytes for tensor in state.values())
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a transformer that its cost follows from."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    causal: bool
+    matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
+    element_bytes: int
+    cross_layers: int = 0  # layers of a decoder that keep keys and values of the whole text
+
+    @property
+    def keys(self) -> KeyShape:
+        """What a layer makes of a token."""
+        return KeyShape(self.kv_heads, self.head_dim, self.hidden, self.element_bytes)
+
+    @classmethod
+    def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
+        """Read a transformers config; of one with an encoder and a decoder, the stack that is asked for."""
+        stack = "decoder" if causal else "encoder"
+        heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
+        hidden = config.hidden_size
+        return cls(
+            layers=getattr(config, f"{stack}_layers", config.num_hidden_layers),
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or hidden // heads,
+            hidden=hidden,
+            intermediate=getattr(config, f"{stack}_ffn_dim", None)
+            or getattr(config, "intermediate_size", None)
+            or getattr(config, "n_inner", None)
+            or 4 * hidden,
+            causal=causal,
+            matrix_parameters=matrix_parameters,
+            element_bytes=element_bytes,
+            cross_layers=cross_layers,
+        )
+
+
+def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
+    """The shape of a long model, given as its skeleton and the dtypes it is stored in."""
+    sites = attention_sites(skeleton)
+    causal = all(site.module.is_causal for site in sites if not site.cross)
+    crossing = [site for site in sites if site.cross] if not causal else []
+    elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
+    if crossing:  # the text meets the encoder, and the projections by which the decoder's cross-attention reads it
+        met = {id(p) for site in crossing for name, p in site.module.named_parameters() if name.startswith(("k_proj", "v_proj"))}
+        backbone: Any = skeleton.base_model
+        encoder = {id(p) for p in backbone.get_encoder().parameters()}
+        elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
+    times = {id(p): count for layer, count in _shared_layers(sites).items() for p in skeleton.get_submodule(layer).parameters()}
+    matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
+    floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
+    return ModelShape.of(
+        config, causal=causal, matrix_parameters=matrices, element_bytes=max(floating, default=4), cross_layers=len(crossing)
+    )
+
+
+def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
+    """Name of every module that several layers run as theirs -> how many do."""
+    return Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
+
+
+def generic_shape(skeleton: nn.Module) -> ModelShape:
+    """The shape of the attention, of the first layer, for tables of layers."""
+    mechanisms = list(attached_mechanisms(skeleton).values())
+    first, matrices = mechanisms[0], sum(p.numel() for p in skeleton.parameters() if p.ndim == 2)
+    width = first.num_heads * first.head_dim
+    layers = 1 + max(one.layer or 0 for one in mechanisms)
+    return ModelShape(layers, first.num_heads, first.num_heads, first.head_dim, width, 4 * width, False, matrices, 4)
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """One row of a plan's cost table, for one sequence."""
+
+    length: int
+    attention_flops: int
+    full_attention_flops: int
+    other_flops: int
+    activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
+    cache_bytes: int | None  # keys and values kept for decoding; None when the model does not decode
+
+    @property
+    def total_flops(self) -> int:
+        return self.attention_flops + self.other_flops
+
+
+def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int) -> list[Mechanism]:
+    """The mechanism of every layer; layers with equal options share one, since a cost does not depend on the layer."""
+    sizes: dict[str, Any] = {"num_heads": shape.heads, "head_dim": shape.head_dim, "hidden_size": shape.hidden, "max_length": max_length}
+    built: dict[str, Mechanism] = {}
+    layers = []
+    for name, options in map(attention.for_layer, range(shape.layers)):
+        key = json.dumps([name, options], sort_keys=True)
+        if key not in built:
+            built[key] = mechanism_from(name, options, **sizes)
+        layers.append(built[key])
+    return layers
+
+
+def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> LengthCost:
+    """Multiply–adds (counted as two) and bytes for one sequence of `length` tokens."""
+    layers = list(mechanisms)
+    per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
+    dense = length * (length + 1) // 2 if shape.causal else length * length
+    width = 4 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + shape.intermediate
+    pairs = {layer: layer.pairs(length, shape.causal) for layer in set(layers)}
+    cache = None
+    if shape.causal:
+        cache = state_bytes(layers, shape.keys, length)
+    elif shape.cross_layers:
+        cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
+    return LengthCost(
+        length=length,
+        attention_flops=per_pair * sum(pairs[layer] for layer in layers),
+        full_attention_flops=per_pair * dense * len(layers),
+        other_flops=2 * shape.matrix_parameters * length,
+        activation_bytes=length * width * shape.element_bytes,
+        cache_bytes=cache,
+    )
+
+
+def lengths_up_to(old_length: int, new_length: int) -> list[int]:
+    """The lengths a plan lists: the old one, its doublings, and the new one."""
+    lengths = [old_length]
+    while lengths[-1] * 2 < new_length:
+        lengths.append(lengths[-1] * 2)
+    return lengths + [new_length] * (new_length > old_length)
+
+
+LENGTHS = tuple(1024 * 2**power for power in range(7))
+"""1K to 64K tokens."""
+
+
+@dataclass(frozen=True)
+class MechanismCost:
+    """What a model with one mechanism in every layer costs at the lengths of a comparison, for one sequence.
+
+    mechanism: its name; the first row is the plan's own attention.
+    flops: of the whole model.
+    bytes: of the widest layer's activations and, where the model decodes, of its cache.
+    refused: why it cannot be had without further options; empty when it can.
+    """
+
+    mechanism: str
+    flops: tuple[int, ...] = ()
+    bytes: tuple[int, ...] = ()
+    refused: str = ""
+
+
+def compare_mechanisms(attention: LongAttentionConfig, shape: ModelShape, lengths: tuple[int, ...] = LENGTHS) -> list[MechanismCost]:
+    """The planned attention, then every mechanism that the model can take with its default options; counted from shapes."""
+    names = list_mechanisms(causal=shape.causal)
+    return [
+        _cost("as planned", lambda: attention, shape, lengths),
+        *(_cost(name, partial(LongAttentionConfig, name), shape, lengths) for name in names),
+    ]
+
+
+def _cost(name: str, attention: Callable[[], LongAttentionConfig], shape: ModelShape, lengths: tuple[int, ...]) -> MechanismCost:
+    try:
+        chosen = attention()
+        costs = [cost_at(length, shape, _without_values(chosen, shape, length)) for length in lengths]
+    except LongAttentionError as error:
+        return MechanismCost(name, refused=str(error))
+    flops = tuple(cost.total_flops for cost in costs)
+    return MechanismCost(name, flops, tuple(cost.activation_bytes + (cost.cache_bytes or 0) for cost in costs))
+
+
+def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
+    """The mechanisms of a model for this length. Parameters of many depend on it, and can be larger than the model."""
+    with torch.device("meta"):
+        return layer_mechanisms(attention, shape, length)
+
+
+def matrix_speed(size: int = 1024, rounds: int = 5) -> float:
+    """Floating-point operations a second of this machine's matrix product in fp32, the best of some rounds: what no model exceeds."""
+    a = torch.ones(size, size)
+    a @ a
+    best = float("inf")
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best

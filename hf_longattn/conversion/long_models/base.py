@@ -1,0 +1,159 @@
+"""What an converter says about a source architecture: which family it becomes, its config, its tensors, and how the two are compared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...configuration import LongAttentionConfig
+
+if TYPE_CHECKING:
+    from ..sources.base import Source
+    from ..text import VerificationText
+
+
+DECODED = 24
+"""Tokens of a decoder beside an encoder in a comparison."""
+
+
+@dataclass(frozen=True)
+class WeightRenaming:
+    """What becomes of one tensor of the source.
+
+    target: its name in the result; ``None`` drops it.
+    change: from its values to those of the result, a linear map (rows put in front, a transpose), also run on ``meta`` for the shape.
+    reason: why it is dropped.
+    """
+
+    target: str | None
+    change: Callable[[Tensor], Tensor] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One call of the source and of the result whose outputs are compared.
+
+    name: what is special about it, for the report: "padding and global tokens".
+    inputs: the arguments of both forward passes.
+    real: ``(B, N)`` bool, the tokens whose rows are compared; outputs without token rows are compared whole.
+    decoder_real: the same for the decoder's tokens, of an encoder-decoder.
+    result_inputs: arguments of the result where they are not ``inputs``.
+    """
+
+    name: str
+    inputs: dict[str, Tensor]
+    real: Tensor
+    decoder_real: Tensor | None = None
+    result_inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, name: str, output: Tensor) -> Tensor:
+        """The rows of real tokens of the output called ``name``; the whole of an output that has no row for each token."""
+        own = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
+        return output[own] if output.shape[:2] == own.shape else output
+
+
+class CheckpointConverter(ABC):
+    """One source architecture. What the attributes do not say, the methods do; everything runs before a tensor is read.
+
+    ``config`` is the source's config as transformers' own class reads it, so that values left out of config.json are there.
+    """
+
+    model_type: ClassVar[str]
+    """transformers' model_type of the source."""
+    family: ClassVar[str]
+    """The base model type of the family that it becomes, a key of ``FAMILIES``."""
+    takes_globals: ClassVar[bool] = True
+    """Whether the source's forward takes ``global_attention_mask``."""
+
+    def recognises(self, source: Source) -> bool:
+        """Whether this is such a source; by its model_type unless something else decides."""
+        return source.config.get("model_type") == self.model_type
+
+    def read_config(self, values: dict[str, Any]) -> Any:
+        """The source's config from its config.json."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(self.model_type, **{name: value for name, value in values.items() if name != "model_type"})
+
+    @abstractmethod
+    def base_class(self, source_class: str) -> str | None:
+        """The class of the family's base that has the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM"; it need not exist."""
+
+    @abstractmethod
+    def config_values(self, config: Any) -> dict[str, Any]:
+        """The values of the family's base config."""
+
+    @abstractmethod
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        """The mechanism and options that do what the source does."""
+
+    @abstractmethod
+    def rename(self, name: str, config: Any) -> WeightRenaming:
+        """What becomes of the source's tensor called ``name``. A target that the result does not have is dropped where it belongs
+        to another mechanism than the user chose, and otherwise kept under its new name."""
+
+    def max_length(self, config: Any) -> int | None:
+        """Tokens the source takes, where its position table does not say so (no table, or several of different lengths)."""
+        return None
+
+    def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
+        """transformers' own class of the source, and further arguments of its ``from_pretrained``."""
+        import transformers
+
+        return getattr(transformers, source_class), {}
+
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
+        """What to run both models on: real text, two texts of which one is padded, without and with a global mask."""
+        ids, real = padded_texts(text, length, config.pad_token_id)
+        ids = self.segmented(ids, real, config, source_class)
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        marks = torch.zeros_like(ids)
+        marks[:, :3] = 1
+        marks[0, length // 2] = marks[0, length - 1] = 1
+        if "MultipleChoice" in source_class:  # the two texts are the choices of one example
+            inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
+        found = [Probe("with padding", inputs, real)]
+        if self.takes_globals:
+            found.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
+        return found
+
+    def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """``ids (B, N)`` with what a head needs to find in them, such as separators; as they are by default."""
+        return ids
+
+
+def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) -> tuple[Tensor, Tensor]:
+    """Two texts as ``(2, length)`` ids and a bool mask of real tokens; the second has two thirds of them and padding on the right."""
+    short = max(1, 2 * length // 3)
+    ids = text.tokens(length + short)[0]
+    batch = torch.full((2, length), pad_token_id if pad_token_id is not None and pad_token_id >= 0 else 0)
+    batch[0], batch[1, :short] = ids[:length], ids[length:]
+    real = torch.ones(2, length, dtype=torch.bool)
+    real[1, short:] = False
+    return batch, real
+
+
+def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
+    """The probes with a short text for the decoder: the text's own beginning, one place to the right."""
+    found = []
+    for probe in probes:
+        ids = probe.inputs["input_ids"]
+        start = torch.full_like(ids[:, :1], config.decoder_start_token_id)
+        decoded = torch.cat([start, ids[:, : DECODED - 1]], dim=1)
+        inputs = {**probe.inputs, "decoder_input_ids": decoded}
+        found.append(Probe(probe.name, inputs, probe.real, torch.ones_like(decoded, dtype=torch.bool)))
+    return found
+
+
+def layer_options(mechanism: str, name: str, values: int | Sequence[int], **options: Any) -> LongAttentionConfig:
+    """A configuration in which the option ``name`` has one value, or one for each layer; ``options`` are the same in all."""
+    listed = list(values) if isinstance(values, Sequence) else [values]
+    usual = max(listed, key=listed.count)
+    layers = {index: {name: value} for index, value in enumerate(listed) if value != usual}
+    return LongAttentionConfig(mechanism, layers=layers, **{name: usual}, **options)

@@ -1,0 +1,57 @@
+"""transformers' BigBird-Pegasus (Zaheer et al. 2020, section 4) becomes LongBigBirdPegasus: the same tensors, the encoder as `bigbird`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...configuration import LongAttentionConfig
+from .base import CheckpointConverter, Probe, WeightRenaming, with_decoder
+
+if TYPE_CHECKING:
+    from ..text import VerificationText
+
+
+class BigBirdPegasusConverter(CheckpointConverter):
+    """BigBirdPegasusModel and all its heads."""
+
+    model_type = "bigbird_pegasus"
+    family = "bigbird_pegasus"
+    takes_globals = False
+
+    def base_class(self, source_class: str) -> str | None:
+        return source_class
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        values = config.to_dict()
+        return {**values, **{name: value for name, value in _adopted(config).items() if name != "long_attention"}}
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        return LongAttentionConfig.from_dict(_adopted(config)["long_attention"])
+
+    def rename(self, name: str, config: Any) -> WeightRenaming:
+        return WeightRenaming(name)
+
+    def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """Classification looks for the end token in every text: one each, the last."""
+        if not source_class.endswith("ForSequenceClassification"):
+            return ids
+        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
+        for row, count in enumerate(real.sum(-1).tolist()):
+            ids[row, count - 1] = config.eos_token_id
+        return ids
+
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
+        found = super().probes(config, source_class, text, length)
+        whole = source_class.endswith(("ForSequenceClassification", "ForCausalLM"))  # the decoder reads the text itself
+        return found if whole else with_decoder(found, config)
+
+
+def _adopted(config: Any) -> dict[str, Any]:
+    from ...families.bigbird_pegasus import adopted_encoder
+
+    return adopted_encoder(config.to_dict())
+
+
+CONVERTER = BigBirdPegasusConverter()

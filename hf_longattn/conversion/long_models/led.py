@@ -1,0 +1,61 @@
+"""transformers' LED (Beltagy et al. 2020, section 7) becomes LongBart: Longformer's self-attention in the encoder of a BART.
+
+LED keeps no rows in front of its position tables, BART two; no head marks global tokens itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...configuration import LongAttentionConfig
+from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, with_decoder
+
+if TYPE_CHECKING:
+    from ..text import VerificationText
+
+NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
+OFFSET = 2
+PARTS: dict[str, Any] = {
+    r"^led\.": "model.",
+    r"\.longformer_self_attn\.(query|key|value)_global\.": r".long_attention.separate.\1.",
+    r"\.longformer_self_attn\.(query|key|value)\.": lambda found: f".{found[1][0]}_proj.",
+    r"\.self_attn\.output\.": ".self_attn.out_proj.",
+}
+
+
+class LEDConverter(CheckpointConverter):
+    """LEDModel and its heads."""
+
+    model_type = "led"
+    family = "bart"
+
+    def base_class(self, source_class: str) -> str | None:
+        return source_class.replace("LED", "Bart", 1) if source_class.startswith("LED") else None
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        values = {name: value for name, value in config.to_dict().items() if name not in NOT_BARTS}
+        own = {"scale_embedding": False, "forced_eos_token_id": None}  # where BART has another default, or none
+        return {**own, **values, "max_position_embeddings": config.max_encoder_position_embeddings}
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        return layer_options("longformer", "window", config.attention_window, global_tokens=(), separate_global=True)
+
+    def rename(self, name: str, config: Any) -> WeightRenaming:
+        moved = name
+        for pattern, replacement in PARTS.items():
+            moved = re.sub(pattern, replacement, moved)
+        return WeightRenaming(moved, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
+
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
+        return with_decoder(super().probes(config, source_class, text, length), config)
+
+
+def _two_rows_in_front(table: Tensor) -> Tensor:
+    """``(P, d)`` -> ``(P + 2, d)``: BART begins its tables with two rows that no token takes."""
+    return nn.functional.pad(table, (0, 0, OFFSET, 0))
+
+
+CONVERTER = LEDConverter()

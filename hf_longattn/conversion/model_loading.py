@@ -1,0 +1,215 @@
+"""Load the two sides of a comparison through transformers' own doors."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, in_a_line
+from .architectures import Architecture
+from .disk_offload import WeightsInFiles
+from .sources.base import Source
+from .sources.opening import open_source
+from .tensor_files import TensorHeader
+
+
+def auto_class_name(config: Any, class_name: str) -> str | None:
+    """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
+    from transformers.models.auto import modeling_auto
+
+    for name in sorted(dir(modeling_auto), key=lambda name: name == "AutoModelForPreTraining"):  # that one gives other heads too
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if mapping is None or not name.startswith("AutoModel") or type(config) not in mapping:
+            continue
+        found = mapping[type(config)]
+        if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:
+            return name
+    return None
+
+
+def load_source(
+    source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None
+) -> tuple[nn.Module, set[str]]:
+    """The source as transformers itself loads it, computing in fp32.
+
+    Args:
+        source: opened.
+        architecture: of the source.
+        dtype: that its weights are rounded to; `None` leaves them.
+        scratch: a folder by which the weights stay in their files (see `WeightsInFiles`), read as the source's `tensors`: those of a .bin
+            or GGUF file and of a merged adapter by this package's readers.
+
+    Returns:
+        The model, and the names of its parameters that the source lacks.
+
+    Raises:
+        CheckpointError: it does not load, or lacks weights below its head.
+    """
+    import transformers
+
+    own: dict[str, Any] = {}
+    if architecture.converter is not None:
+        model_class, own = architecture.converter.source_model(architecture.original_config, architecture.source_class)
+    else:
+        model_class = getattr(transformers, architecture.source_class)
+    if architecture.family.config_class.score_cap is not None:
+        own["attn_implementation"] = "eager"  # SDPA leaves the cap out; transformers before 5.23 takes it all the same
+    model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
+    _check_complete(missing, model, source.folder, architecture)
+    return model, missing
+
+
+def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None) -> nn.Module:
+    """The same of an architecture without a family, which says nothing of heads."""
+    return _model_of(source, architecture.model_class, architecture, dtype, scratch, {})[0]
+
+
+def _model_of(
+    source: Source, model_class: Any, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None, own: Mapping[str, Any]
+) -> tuple[nn.Module, set[str]]:
+    """`own`: arguments of the loading beside the source's."""
+    arguments = {**source.loading, **own}
+    if scratch is None:
+        model, missing = _load(model_class, source.folder, dtype, **arguments)
+        return (model if source.finish is None else source.finish(model)), missing
+    if arguments.pop("gguf_file", None):  # whose names and values transformers would read itself
+        arguments |= {"config": architecture.source_config, "state_dict": {}}
+    return _load_from_files(model_class, source.folder, dtype, source.tensors, scratch, **arguments)
+
+
+def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
+    """A head may be missing, a pooler and tables that are computed; layers that begin at random make no model."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    own = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    tables = {name: architecture.family.table(name) for name in own}
+    computed = {name for name, table in tables.items() if table is not None and not table.learned}
+    lost = sorted(name for name in own - tied - computed if "pooler" not in name)
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} tensors that a {type(model).__name__} needs are missing in {str(folder)!r}, the first is {lost[0]!r};"
+            " is every weight file there, and does its config.json belong to it?"
+        )
+
+
+def load_result(
+    folder: Path,
+    architecture: Architecture,
+    config: Any,
+    dtype: torch.dtype | None = None,
+    scratch: Path | None = None,
+    *,
+    config_instead: Any = None,
+) -> tuple[nn.Module, set[str]]:
+    """The result through the Auto class of its head, computing in fp32; `dtype` and `scratch` as in `load_source`.
+
+    config_instead: load it with this config in place of its own.
+    """
+    import transformers
+
+    arguments = {"use_safetensors": True, **({} if config_instead is None else {"config": config_instead})}
+    if scratch is not None:
+        tensors = open_source(folder).tensors
+        return _load_from_files(architecture.model_class, folder, dtype, tensors, scratch, **arguments)
+    name = auto_class_name(config, architecture.long_class)
+    return _load(getattr(transformers, name) if name else architecture.model_class, folder, dtype, **arguments)
+
+
+def newly_initialised(missing: set[str], model: nn.Module) -> bool:
+    """Whether the checkpoint left parameters of the head to chance, so that its outputs cannot be compared."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return bool(missing - tied)
+
+
+def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
+    try:
+        model, info = model_class.from_pretrained(
+            None if "state_dict" in arguments else folder,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            **arguments,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
+    # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
+    return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
+
+
+def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> WeightsInFiles:
+    """Those of one of several models, with a folder of its own in `scratch`."""
+    return WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
+
+
+def _load_from_files(
+    model_class: Any, folder: Path, dtype: torch.dtype | None, tensors: Mapping[str, TensorHeader], scratch: Path, **arguments: Any
+) -> tuple[nn.Module, set[str]]:
+    weights = weights_in_files(tensors, scratch)
+    model, missing = _load(weights.loading(model_class), folder, dtype, **arguments)
+    model.__class__ = model_class  # the class that loaded it adds no state
+    weights.give_to(model)
+    return model, missing
+
+
+def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
+    """Take the pooler out of a model that was saved without one, since it would begin at random; its class can do without.
+
+    Returns:
+        What is missing still; below a head, all of it.
+    """
+    base = model.base_model
+    pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
+    found = {name for name in missing if name.startswith(pooler)}
+    if found:
+        base.pooler = None
+    return missing - found if base is model else missing
+
+
+def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
+    """All tensors that one forward pass returns, by name; the cache left out.
+
+    Args:
+        model: any model of transformers.
+        ids: ``(B, N)``.
+        decoder_tokens: how many of the tokens, moved one place to the right, the decoder beside an encoder is given; ``None`` gives it all.
+        arguments: of the forward pass.
+    """
+    if "MultipleChoice" in type(model).__name__:
+        ids = ids.unsqueeze(1)
+    if model.config.is_encoder_decoder:
+        if type(model).__name__.endswith("ForSequenceClassification"):  # it looks for the end of the text
+            ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
+        first = model.config.decoder_start_token_id  # of mBART it is a language, which the caller of generate chooses
+        start = torch.full_like(ids[:, :1], model.config.eos_token_id if first is None else first)
+        arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
+    with torch.no_grad():
+        returned = model(input_ids=ids, return_dict=True, **arguments)
+    return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within, transformers and huggingface_hub log errors only, and transformers draws no bars. Also a decorator."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    verbosity, hub_verbosity, bars = logging.get_verbosity(), hub_logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)\b")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,435 @@
+"""Plan a conversion: bring what was asked for and what the source is together. Reads headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configuration import IN_TURN, LongAttentionConfig
+from ..errors import CheckpointError, LengthError, OptionError, PositionError
+from ..families.own_windows import own_windows, with_own_windows
+from ..families.token_globals import question_separator, takes_globals
+from ..mechanisms.options import RELATIVE
+from ..positions import DROPPED
+from ..positions.relative import relative_kind
+from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
+from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, model_shape
+from .model_loading import quiet_libraries
+from .plan_positions import StackLength, decoder_length, plan_positions, plan_rotary, text_length
+from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
+from .sources.base import Source
+from .sources.opening import open_source
+from .sources.peft import ADAPTER_WEIGHTS
+from .staging import check_destination
+from .tensor_files import read_headers
+from .text import load_tokenizer
+
+
+@quiet_libraries()
+def plan_conversion(
+    source: str | Path | Source,
+    destination: str | Path | None = None,
+    *,
+    mechanism: str | None = None,
+    long_attention: LongAttentionConfig | dict[str, Any] | None = None,
+    max_length: int | None = None,
+    decoder_long_attention: LongAttentionConfig | dict[str, Any] | None = None,
+    max_decoder_length: int | None = None,
+    positions: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: str | int | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    verify_text: str | Path | None = None,
+    init_from_text: str | Path | None = None,
+    allow_pickle: bool = False,
+    merge_adapter: bool = False,
+    remote_code: bool = False,
+    user_code: bool = False,
+    generic: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: object = None,
+    options: Mapping[str, Any] | None = None,
+    **more_options: Any,
+) -> ConversionPlan:
+    """Say what a conversion would do, from the source's config and the headers of its tensors.
+
+    Args:
+        source: a folder or a Hub repository id.
+        destination, overwrite: when given, checked as a conversion would.
+        mechanism: its name; its options, `layers` among them, are further arguments or stand in the mapping `options`.
+        options: as for :func:`~hf_longattn.convert_checkpoint`.
+        long_attention: or a whole configuration instead.
+        max_length: tokens the result takes; None keeps the source's.
+        decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
+            source's length except under heads that read the whole text in the decoder.
+        positions: "auto", "tile", "interpolate", "random" (learned tables), "none" or "alibi" (any table) or "rope:<kind>" (rotary).
+        dtype: cast floating tensors to it; None keeps each tensor's own.
+        max_shard_size: bytes or "5GB"; None keeps the files of the source.
+        revision, token: of a Hub repository.
+        generic: plan for an architecture without a family, whose class and config stay as they are with mechanisms beside them.
+        allow_pickle, merge_adapter: of the conversion; where a Hub repository holds only pickled weights, they are downloaded.
+        verify, verify_text, init_from_text, remote_code, user_code, progress: taken so that the arguments of a conversion can be
+            planned as they are.
+
+    Raises:
+        LongAttentionError: with one sentence, for anything that would make the conversion fail later.
+    """
+    options = all_options(options, more_options)
+    if mechanism is not None or long_attention is not None:  # a mistyped name is refused before anything is fetched
+        resolve_attention(mechanism, long_attention, options)
+    cast = parse_dtype(dtype)
+    how = {"allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
+    opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True, **how)
+    if destination is not None:
+        check_destination(Path(destination), *opened.places, overwrite=overwrite)
+    if generic:
+        given = resolve_attention(mechanism, long_attention, options)
+        unasked = mechanism is None and long_attention is None and not options
+        whole = (decoder_long_attention, max_decoder_length, init_from_text) == (None, None, None) and opened.adapter is None
+        return plan_generic(opened, given, unasked, positions, max_length, cast, max_shard_size, whole=whole)
+    architecture = find_architecture(opened)
+    base = architecture.source_config
+    adopted = architecture.original_attention()
+    attention = resolve_attention(mechanism, long_attention, options, adopted)
+    unasked = mechanism is None and long_attention is None and not options and adopted is None
+    attention = with_own_windows(architecture.family.config_class.default_attention() if unasked else attention, own_windows(base))
+    decoder_attention = decoder_choice(architecture, decoder_long_attention)
+    alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
+    attention.check_layers(getattr(base, alone))
+    answers = architecture.source_class.endswith("ForQuestionAnswering") and adopted is None
+    unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
+    tokenizer = load_tokenizer(opened.folder) if answers or unseparated else None
+    separator = None if tokenizer is None else question_separator(tokenizer)
+    if unseparated and separator is not None:
+        attention = with_separator(attention, separator)
+
+    renamed = renamed_tensors(opened, architecture)
+    tables = {one.target: table for one in renamed if one.target and (table := architecture.family.table(one.target)) is not None}
+    length = text_length(opened, architecture, renamed, tables, max_length)
+    decoder = decoder_length(opened, architecture, renamed, tables, max_decoder_length, length)
+    planned = plan_positions(architecture, attention, positions, length, decoder)
+    if planned.rule == ALIBI:
+        attention = with_alibi(attention)
+        decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
+    moved = planned.moved
+    stacks = [attention] if decoder_attention is None else [attention, decoder_attention]
+    changing = [choice for stack in stacks for choice in relative_choices(stack) if not relative_kind(choice).neutral]
+    if changing and not moved:
+        moved = f"relative={changing[0]} changes every score"
+    config = architecture.long_config(attention, planned.lengths, planned.rope, planned.rule, decoder_attention)
+    if cast is not None:
+        config.dtype = cast
+    skeleton = architecture.skeleton(config)
+    if answers and takes_globals(skeleton):  # the question sees the whole document, and the whole document the question
+        config.question_separator_id = separator
+    if opened.adapter is not None:
+        check_adapter(opened.adapter, architecture, skeleton)
+
+    tensors = plan_tensors(
+        opened,
+        renamed,
+        skeleton,
+        {name: (table.offset, table.rows(config)) for name, table in tables.items()},
+        length.old,
+        cast,
+        zeroed=planned.rule in DROPPED,
+    )
+    shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
+    mechanisms = layer_mechanisms(attention, shape, length.new)
+    costs = tuple(cost_at(one, shape, mechanisms) for one in lengths_up_to(length.old, length.new))
+    return ConversionPlan(
+        source=opened,
+        architecture=architecture,
+        config=config,
+        old_length=length.old,
+        new_length=length.new,
+        positions=planned.rule,
+        tensors=tuple(tensors),
+        max_shard_size=max_shard_size,
+        attention=attention,
+        moved=moved,
+        shape=shape,
+        costs=costs,
+        decoder=decoder,
+    )
+
+
+@dataclass(frozen=True)
+class ConversionPlan(ResultPlan):
+    """Everything that is decided before a byte is written."""
+
+    attention: LongAttentionConfig
+    moved: str  # why positions below the old length do not give what they gave; empty when they do
+    shape: ModelShape
+    costs: tuple[LengthCost, ...]
+    decoder: StackLength | None = None  # of the decoder beside an encoder, whose lengths are those above
+    generic: bool = False  # the plain class keeps its name, with mechanisms in it
+
+    @property
+    def positions_exact(self) -> bool:
+        """Whether positions below the old length give what they gave."""
+        return not self.moved
+
+    @property
+    def decoder_shape(self) -> ModelShape:
+        """The shape of the decoder beside an encoder."""
+        return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "source": self.source.name,
+            "source_class": self.architecture.source_class,
+            "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
+            "long_class": self.architecture.long_class,
+            "model_type": self.config.model_type,
+            **({"generic": True} if self.generic else {}),
+            "long_attention": self.attention.to_dict(),
+            "old_length": self.old_length,
+            "new_length": self.new_length,
+            **({"decoder": self._decoder()} if self.decoder is not None else {}),
+            "positions": self.positions,
+            **self.sizes(),
+            "costs": [asdict(cost) for cost in self.costs],
+        }
+
+    def _decoder(self) -> dict[str, Any]:
+        assert self.decoder is not None
+        attention = self.config.decoder_attention.to_dict()
+        return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
+
+
+def plan_generic(
+    source: Source,
+    given: LongAttentionConfig,
+    unasked: bool,
+    positions: str,
+    max_length: int | None,
+    cast: torch.dtype | None,
+    max_shard_size: str | int | None,
+    *,
+    whole: bool,
+) -> ConversionPlan:
+    """For an architecture without a family; ``whole`` is that nothing was asked for which needs to know more of it."""
+    if not whole:
+        raise OptionError(
+            "--generic puts one attention into a plain class and knows nothing else of it; leave the options of decoders, "
+            "--init-from-text and adapters out."
+        )
+    architecture = generic_architecture(source)
+    attention = _attention(architecture, given, unasked)
+    config, length, rule, moved = _config(architecture, attention, positions, max_length)
+    if cast is not None:
+        config.dtype = cast
+    skeleton = architecture.skeleton(config)
+    tensors = plan_tensors(source, renamed_tensors(source, architecture), skeleton, {}, length.old, cast)
+    return ConversionPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        old_length=length.old,
+        new_length=length.new,
+        positions=rule,
+        tensors=tuple(tensors),
+        max_shard_size=max_shard_size,
+        attention=attention,
+        moved=moved,
+        shape=generic_shape(skeleton),
+        costs=(),
+        generic=True,
+    )
+
+
+def _config(
+    architecture: GenericArchitecture, attention: LongAttentionConfig, positions: str, max_length: int | None
+) -> tuple[Any, StackLength, str, str]:
+    """The config of the result, the tokens of text that it takes (0 where it does not say), the rule for positions, and why positions
+    below the old length change.
+
+    Raises:
+        PositionError, LengthError: longer positions than the source has, where those are not rotary.
+    """
+    config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
+    config.long_attention = attention.to_dict()
+    config.architectures = [architecture.source_class]
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    old = said if isinstance(said, int) else 0
+    new = old if max_length is None else int(max_length)
+    if isinstance(getattr(config, "rope_parameters", None), dict) and old:
+        if new < old:
+            raise LengthError(f"The source takes {old} tokens and conversion only extends: --max-length {new} is too small.")
+        rope = plan_rotary(config, attention, positions, StackLength(old, new))
+        config.rope_parameters, config.max_position_embeddings = rope.parameters, rope.max_position_embeddings
+        moved = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
+        return config, StackLength(old, new), f"rope:{rope.kind}", moved
+    if new != old or positions != "auto":
+        raise PositionError(
+            f"--generic leaves the positions of a {architecture.source_class} as they are, since it does not know them; "
+            "leave --max-length and --positions out."
+        )
+    return config, StackLength(old, old), "as they were", ""
+
+
+def _attention(architecture: GenericArchitecture, asked: LongAttentionConfig, unasked: bool) -> LongAttentionConfig:
+    """What was asked for, with the windows that the source has of its own where nothing else was."""
+    config = architecture.source_config
+    windows = own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []
+    return with_own_windows(None if unasked else asked, windows)
+
+
+SEGMENTS = ("global_first_segment", "global_second_segment")
+"""Options by which a whole segment is global."""
+SEPARATOR = "separator_token_id"
+ALIBI = "alibi"
+"""The relative positions that take the place of a position table, and the rule for positions that says so."""
+
+
+def all_options(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a mechanism from a mapping and from further arguments.
+
+    Raises:
+        OptionError: one is given in both, or one is not an option, but chooses the mechanism.
+    """
+    given = dict(options or {})
+    twice = sorted(given.keys() & more.keys())
+    if twice:
+        raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
+    for name in ("mechanism", "long_attention"):
+        if name in given or name in more:
+            raise OptionError(f"{name!r} is not an option of a mechanism; pass it as --mechanism (mechanism=…).")
+    return {**given, **more}
+
+
+def resolve_attention(
+    mechanism: str | None,
+    long_attention: LongAttentionConfig | Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    adopted: LongAttentionConfig | None = None,
+) -> LongAttentionConfig:
+    """Either a mechanism with options and `layers`, or a whole configuration; of an adopted source, its own attention in which the
+    options given replace its own, unless another mechanism is named.
+
+    Raises:
+        OptionError: both were given.
+        UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
+    """
+    if long_attention is None and adopted is not None and mechanism in (None, adopted.mechanism):
+        return _with_options(adopted, options)
+    if long_attention is None:
+        return LongAttentionConfig(**options) if mechanism is None else LongAttentionConfig(mechanism, **options)
+    if mechanism is not None or options:
+        given = ["mechanism"] * (mechanism is not None) + list(options)
+        raise OptionError(f"long_attention was given together with {', '.join(given)}; put everything into long_attention.")
+    return LongAttentionConfig.from_dict(long_attention)
+
+
+def _with_options(adopted: LongAttentionConfig, options: Mapping[str, Any]) -> LongAttentionConfig:
+    """An adopted attention in which the options given stand in all layers, and `layers` given above its own."""
+    given = LongAttentionConfig(adopted.mechanism, **options).to_dict()
+    layers = {index: {k: v for k, v in one.items() if k not in options} for index, one in adopted.layers.items()}
+    kept = {str(index): one for index, one in layers.items() if one}
+    return LongAttentionConfig.from_dict({**adopted.options, **given, "layers": {**kept, **given.get("layers", {})}})
+
+
+def decoder_choice(
+    architecture: Architecture, long_attention: LongAttentionConfig | Mapping[str, Any] | None
+) -> LongAttentionConfig | None:
+    """The attention asked for in the decoder beside an encoder; ``None`` is full attention.
+
+    Raises:
+        OptionError: there is no such decoder, or it does not have a layer that is named.
+    """
+    if long_attention is None:
+        return None
+    if not architecture.encoder_decoder:
+        raise OptionError(f"{architecture.source_class} has no decoder beside an encoder; give its attention as --mechanism (mechanism=…).")
+    chosen = LongAttentionConfig.from_dict(long_attention)
+    chosen.check_layers(architecture.source_config.decoder_layers)
+    return chosen
+
+
+def relative_choices(attention: LongAttentionConfig) -> list[str]:
+    """The relative positions that an attention names, in any of its layers."""
+    given = [attention.options, *attention.turns, *attention.layers.values()]
+    return [values[RELATIVE] for values in given if values.get(RELATIVE) is not None]
+
+
+def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
+    """The same attention with ALiBi in every layer.
+
+    Raises:
+        PositionError: it names other relative positions.
+        OptionError: a mechanism without scores to which it could be added.
+    """
+    others = [choice for choice in relative_choices(attention) if choice != ALIBI]
+    if others:
+        raise PositionError(
+            f"positions='alibi' was asked for together with relative={others[0]!r}; give positions='none' to keep the latter alone."
+        )
+    values = attention.to_dict()
+    layers = values.pop("layers", {})
+    turns, overrides = layers.pop(IN_TURN, None), layers
+    for one in [*(turns or ()), *overrides.values()]:
+        if "mechanism" in one:
+            one[RELATIVE] = ALIBI
+    changed = {**({} if turns is None else {IN_TURN: turns}), **overrides}
+    return LongAttentionConfig.from_dict({**values, RELATIVE: ALIBI, **({"layers": changed} if changed else {})})
+
+
+def needs_separator(attention: LongAttentionConfig) -> bool:
+    """Whether a segment is global somewhere in the attention, but nothing says which token ends it."""
+    return with_separator(attention, 0).to_dict() != attention.to_dict()
+
+
+def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
+    """The same attention with ``separator`` wherever a segment is global and nothing says which token ends it."""
+    if attention.options.get(SEPARATOR) is not None:
+        return attention
+
+    def completed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            inside = {name: completed(one) for name, one in value.items()}
+            lacking = any(inside.get(name) for name in SEGMENTS) and inside.get(SEPARATOR) is None
+            return {**inside, SEPARATOR: separator} if lacking else inside
+        return [completed(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return LongAttentionConfig.from_dict(completed(attention.to_dict()))
+
+
+PEFT_PREFIX = "base_model.model."
+"""Before the base's own names in an adapter's tensors."""
+
+
+def check_adapter(adapter: Path, architecture: Architecture, skeleton: nn.Module) -> None:
+    """Refuse an adapter that the result cannot carry.
+
+    Args:
+        adapter: its folder; on the Hub, its weights may not have been downloaded, and nothing is checked then.
+        architecture, skeleton: of the result.
+
+    Raises:
+        CheckpointError: it holds a position table, which has the old length, or nothing in it belongs to a module of the result.
+    """
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        return
+    names = list(read_headers(adapter / ADAPTER_WEIGHTS))
+    tables = [name for name in names if architecture.family.table(name) is not None]
+    if tables:
+        raise CheckpointError(f"The adapter holds the position table {tables[0]!r}, which has the old length; add --merge-adapter.")
+    modules = {name for name, _ in skeleton.named_modules() if name}
+    prefix = f"{getattr(skeleton, 'base_model_prefix', '')}."
+    modules |= {f"{prefix}{name}" for name in modules} | {name.removeprefix(prefix) for name in modules}
+    if not any(set(_parents(name.removeprefix(PEFT_PREFIX))) & modules for name in names):
+        raise CheckpointError(f"The adapter {str(adapter)!r} belongs to another base: this one has no module for {names[0]!r}.")
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]

@@ -1,0 +1,272 @@
+"""What becomes of every tensor: where the values of each one in the result come from, and why one of the source is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, nearest
+from ..families.places import ON
+from ..families.projections import copied_parameters
+from .architectures import Architecture, attached_mechanisms, attached_memory
+from .long_models import WeightRenaming
+from .sources.base import Source
+from .tensor_files import TensorHeader
+
+
+@dataclass(frozen=True)
+class RenamedTensor:
+    """A tensor of the source under the name and in the shape that it has in a model of the family."""
+
+    header: TensorHeader
+    target: str | None
+    shape: tuple[int, ...]
+    change: Callable[[Tensor], Tensor] | None = None
+    reason: str = ""
+
+
+def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedTensor]:
+    """Every tensor of the source, by the converter's rules; of a plain model, as it is.
+
+    Raises:
+        CheckpointError: two tensors with one target.
+    """
+    moved: list[RenamedTensor] = []
+    targets: dict[str, str] = {}
+    for name, header in source.tensors.items():
+        converter = architecture.converter
+        move = WeightRenaming(name) if converter is None else converter.rename(name, architecture.original_config)
+        shape = header.shape
+        if move.change is not None:
+            shape = tuple(move.change(torch.empty(shape, dtype=header.torch_dtype, device="meta")).shape)
+        if move.target is not None and targets.setdefault(move.target, name) != name:
+            raise CheckpointError(f"The tensors {targets[move.target]!r} and {name!r} of {source.name!r} both become {move.target!r}.")
+        moved.append(RenamedTensor(header, move.target, shape, move.change, move.reason))
+    return moved
+
+
+def plan_tensors(
+    source: Source,
+    renamed: list[RenamedTensor],
+    skeleton: Any,
+    tables: dict[str, tuple[int, int]],
+    old_length: int,
+    cast: torch.dtype | None,
+    *,
+    zeroed: bool = False,
+) -> list[TensorPlan]:
+    """What becomes of every tensor.
+
+    Args:
+        source, renamed: the source, and its tensors as ``renamed_tensors`` gives them.
+        skeleton: the result without storage.
+        tables: name of a position table in the result -> its special rows, and all its rows.
+        old_length: tokens the source takes.
+        cast: the dtype that floating tensors are stored in; ``None`` keeps each one's own.
+        zeroed: whether the position tables become zeros.
+
+    Raises:
+        CheckpointError: a tensor whose shape is not what the config asks for.
+    """
+    state = skeleton.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    floating = {name: tensor.is_floating_point() for name, tensor in state.items()}
+    own = tuple(f"{name}." for name in (*attached_mechanisms(skeleton), *attached_memory(skeleton)))
+    planned: list[TensorPlan] = []
+    found: dict[str, RenamedTensor] = {}
+    keys = {one.header.name: None if one.target is None else model_key(one.target, expected, skeleton) for one in renamed}
+    shared = {key: one.header.shared for one in renamed if (key := keys[one.header.name]) is not None and one.header.shared}
+    old_rows = max((one.shape[0] for one in renamed if one.target in tables), default=old_length)
+    for one in renamed:
+        header = one.header
+        dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
+        key = keys[header.name]
+        reason = _why_dropped(one, key, {old_length, old_rows}) or _why_tied(key, shared, skeleton)
+        if one.target is None or reason:
+            planned.append(TensorPlan(header.name, "dropped", dtype, header.shape, None, header, reason=reason))
+            continue
+        offset, rows = tables.get(one.target, (0, 0))
+        new_shape = (rows, *one.shape[1:]) if one.target in tables else one.shape
+        if key is not None and expected[key] != new_shape:
+            raise CheckpointError(
+                f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config asks for"
+                f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
+            )
+        if key is not None and floating[key] and not header.torch_dtype.is_floating_point:
+            raise CheckpointError(
+                f"Tensor {header.name!r} of {source.name!r} holds {str(header.torch_dtype).removeprefix('torch.')} numbers,"
+                " but its model computes with floating ones; convert the checkpoint that it was quantised from."
+            )
+        action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
+        action = "zeroed" if zeroed and one.target in tables else action
+        planned.append(TensorPlan(one.target, action, dtype, header.shape, new_shape, header, offset, one.change))
+        if key is not None:
+            found[key] = one
+    for name, shape in expected.items():
+        if name not in found and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
+            dtype = cast or torch.float32 if floating[name] else state[name].dtype  # a counter stays a whole number
+            planned.append(_begun(name, shape, dtype, skeleton, found, cast))
+    return planned
+
+
+def _begun(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, found: dict[str, RenamedTensor], cast: torch.dtype | None
+) -> TensorPlan:
+    """A parameter of a mechanism, a copy of its layer's where the mechanism says so and the source has that one; or memory tokens."""
+    added = TensorPlan(name, "added", dtype, None, shape)
+    owner = next(((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
+    if owner is None:  # memory tokens
+        return added
+    prefix, mechanism = owner
+    layer = prefix.partition(f".{ON}")[0]
+    copied = copied_parameters(skeleton.get_submodule(layer), mechanism.copies).get(name.removeprefix(f"{prefix}."))
+    one = None if copied is None else found.get(f"{layer}.{copied.name}")
+    if copied is None or one is None:
+        return added
+    before, part = one.change, copied
+    change = part if before is None else lambda values: part(before(values))
+    return TensorPlan(name, "copied", cast or one.header.torch_dtype, one.header.shape, shape, one.header, change=change)
+
+
+def _why_dropped(one: RenamedTensor, key: str | None, lengths: set[int]) -> str:
+    """Why a tensor is left out; empty when it is not."""
+    if one.target is None:
+        return one.reason or "the result has no use for it"
+    if key is None and _is_length_buffer(one.shape, lengths):
+        return "today's models build it themselves"
+    if key is None and ".long_attention." in one.target:
+        return "the chosen mechanism has no such parameter"
+    return ""
+
+
+def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
+    """Why a tensor that the file holds under two names is left out under this one; empty when it is not."""
+    tied = skeleton.all_tied_weights_keys.get(key)
+    return f"the model ties it to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
+
+
+def model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:
+    """The model's own name for a tensor: as it is, or with the base model's prefix put in front or taken away."""
+    prefix = getattr(skeleton, "base_model_prefix", "")
+    for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+        if candidate in expected:
+            return candidate
+    return None
+
+
+def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
+    """Old checkpoints store position ids (1, P) and causal masks (1, 1, P, P), which today's models build themselves."""
+    return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
+
+
+ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "zeroed", "copied", "added", "dropped")
+"""What can become of a tensor: "changed" is a renamed one whose values are laid out anew, "zeroed" a position table that the result does
+without, "copied" a mechanism's own parameter that begins as one of its layer's, "added" one that begins with values of its own."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """What becomes of one tensor."""
+
+    name: str
+    action: str  # one of ACTIONS
+    dtype: torch.dtype  # as written
+    old_shape: tuple[int, ...] | None
+    new_shape: tuple[int, ...] | None
+    header: TensorHeader | None = None  # of the source's tensor that its values come from
+    offset: int = 0
+    change: Callable[[Tensor], Tensor] | None = None  # from the source's values to those of the result
+    reason: str = ""  # why it was dropped
+
+    @property
+    def streamed(self) -> TensorHeader | None:
+        """The source's tensor where its file holds the values in the order in which they are to be written."""
+        return self.header if self.action in ("kept", "renamed") and self.header is not None and self.header.start is not None else None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.new_shape is None else torch.Size(self.new_shape).numel() * self.dtype.itemsize
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "action": self.action,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "old_shape": self.old_shape,
+            "new_shape": self.new_shape,
+            **({"from": self.header.name} if self.header is not None and self.header.name != self.name else {}),
+            **({"reason": self.reason} if self.reason else {}),
+        }
+
+
+@dataclass(frozen=True)
+class ResultPlan:
+    """What is to be written, in either direction."""
+
+    source: Source
+    architecture: Architecture
+    config: Any  # the config of the result
+    old_length: int  # tokens the source takes
+    new_length: int  # tokens the result takes
+    positions: str  # what becomes of the positions
+    tensors: tuple[TensorPlan, ...]
+    max_shard_size: str | int | None
+
+    def counts(self) -> dict[str, int]:
+        """Tensors per action."""
+        found = Counter(tensor.action for tensor in self.tensors)
+        return {action: found.get(action, 0) for action in ACTIONS}
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
+
+    @property
+    def largest_tensor(self) -> int:
+        """How many numbers the largest tensor of source and result has."""
+        shapes = [shape for tensor in self.tensors for shape in (tensor.old_shape, tensor.new_shape) if shape is not None]
+        return max(torch.Size(shape).numel() for shape in shapes)
+
+    def sizes(self) -> dict[str, Any]:
+        """What is kept and changed, JSON-serialisable."""
+        return {
+            "source_bytes": self.source.total_bytes,
+            "result_bytes": self.total_bytes,
+            "parameters": self.parameters,
+            "tensor_counts": self.counts(),
+            "kept_tensors": [tensor.name for tensor in self.tensors if tensor.action == "kept"],
+            "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
+        }
+
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's own.
+
+    Raises:
+        CheckpointError: not one of the floating dtypes a checkpoint is stored in.
+    """
+    if dtype is None:
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype.removeprefix("torch.").lower())
+    if found not in DTYPES.values():
+        raise CheckpointError(f"Unknown dtype {str(dtype)!r}; expected one of {', '.join(DTYPES)}.{nearest(str(dtype), DTYPES)}")
+    return found

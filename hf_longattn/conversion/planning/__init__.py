@@ -1,1 +1,0 @@
-"""Everything that is decided before a byte is written: attention, lengths, positions, and what becomes of every tensor."""

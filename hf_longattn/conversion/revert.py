@@ -1,0 +1,560 @@
+"""The way back, planned: what becomes of every tensor of a long checkpoint in a plain one of its base."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, LengthError, LongAttentionError, PositionError, in_a_line, nearest
+from ..families.registry import Family, PositionTable
+from ..hub import write_model_card
+from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
+from ..positions.relative import relative_kind
+from ..reading import read_json_object
+from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
+from .disk_offload import choose_running
+from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
+from .plan import relative_choices
+from .plan_positions import StackLength, longest
+from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
+from .report import (
+    FAILED,
+    MEASURED,
+    PASSED,
+    REPORT,
+    SKIPPED,
+    TOLERANCE,
+    Check,
+    ConversionReport,
+    StageProgress,
+    require_passed,
+    seconds,
+    versions,
+)
+from .sources.base import Source
+from .sources.opening import open_source
+from .staging import check_destination, destination_path, staged_folder
+from .tensor_files import read_tensor, write_json, write_weights
+from .text import VerificationText, beginning, load_tokenizer, verification_text
+from .verify import check_tensors, check_tokenizer, run_steps
+from .verify_outputs import difference, length_from_files
+from .writing import ADAPTER_FOLDER, files_of, write_sentence_modules, write_sidecars
+
+AUTO = "auto"
+"""The positions before the conversion, as far as the long model still has them."""
+RESTORED = "restored"
+"""An interpolated table is then solved back to the rows that it was interpolated from."""
+
+OWN_PARTS = (".long_attention.", "long_memory.")
+"""In the names of parameters that only a Long model has."""
+
+
+@dataclass(frozen=True)
+class RevertPlan(ResultPlan):
+    """Everything that is decided before a byte is written; ``architecture.source_class`` is the class of the result."""
+
+    long_config: Any
+    warnings: tuple[str, ...]  # what the plain model does not do as the long one did
+    changed: str  # why the two differ even with full attention; empty when they must not
+    length_before: int | None  # tokens of the model that the long one was made from; None where the config does not say
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "source": self.source.name,
+            "long_class": self.architecture.long_class,
+            "class": self.architecture.source_class,
+            "model_type": self.config.model_type,
+            "old_length": self.old_length,
+            "new_length": self.new_length,
+            "positions": self.positions,
+            "length_before_conversion": self.length_before,
+            "warnings": list(self.warnings),
+            **self.sizes(),
+        }
+
+
+def plan_reversion(
+    source: Source,
+    *,
+    max_length: int | None = None,
+    positions: str = AUTO,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: str | int | None = None,
+) -> RevertPlan:
+    """Say what the plain model of a long checkpoint is; arguments as of :func:`~hf_longattn.revert_checkpoint`.
+
+    Raises:
+        CheckpointError: no long checkpoint, or one of a base that has parameters which the Long model does without.
+        LengthError: a length that is unknown or cannot be had.
+        PositionError: an unknown way to shorten positions.
+    """
+    if "long_attention" not in source.config:
+        raise CheckpointError(f"{source.name!r} is no long checkpoint of this package: its config.json has no long_attention.")
+    cast = parse_dtype(dtype)
+    if positions != AUTO and positions not in SHORTER:
+        known = (AUTO, *SHORTER)
+        raise PositionError(
+            f"Unknown way {positions!r} to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
+        )
+    long_config, long_class, family, long_skeleton = read_long(source)
+    base_class = next(name for name, one in family.heads.items() if one == long_class)
+    tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
+    old_length = longest(family, long_config)
+    before = _length_before(source, family, long_config)
+    new_length = _length(source, before if max_length is None else max_length, old_length)
+    if positions == AUTO:
+        stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
+        positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
+    for name, table in tables.items():
+        if source.tensors[name].shape[0] < new_length + table.offset:
+            raise LengthError(
+                f"{name!r} of {source.name!r} has positions for {source.tensors[name].shape[0] - table.offset} tokens, but a plain"
+                f" {base_class} has one length for all, and {new_length} was asked for; give a smaller --max-length."
+            )
+    try:
+        config = _base_config(source, family, long_config, new_length, cast)
+    except LongAttentionError:
+        raise
+    except Exception as error:  # the config classes raise what their validators happen to raise
+        raise CheckpointError(f"The config.json of {source.name!r} makes no {base_class}: {in_a_line(error)}.") from error
+    config.architectures = [base_class]
+    architecture = Architecture(family, config, base_class, long_class)
+    skeleton = _base_skeleton(source, base_class, config, long_skeleton)
+    restored = before if positions == RESTORED else None
+    tensors = [_planned(source, name, skeleton, tables.get(name), new_length, positions, restored, cast) for name in source.tensors]
+    changed = _changed(long_config, config, tensors, new_length, positions)
+    return RevertPlan(
+        source=source,
+        architecture=architecture,
+        config=config,
+        old_length=old_length,
+        new_length=new_length,
+        positions=positions,
+        tensors=tuple(tensors),
+        max_shard_size=max_shard_size,
+        long_config=long_config,
+        warnings=(
+            *_warnings(base_class, long_config, tensors, long_skeleton),
+            *_moved_positions(long_config, config, tensors, new_length, before, positions),
+            *_left_behind(source),
+        ),
+        changed=changed,
+        length_before=before,
+    )
+
+
+def _length_before(source: Source, family: Family, config: Any) -> int | None:
+    """Tokens of the model that the long one was made from, as its config or the conversion's report says."""
+    before = getattr(config, "extended_from", None)
+    if isinstance(before, dict):
+        values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
+        try:
+            found: Any = longest(family, family.config_class.from_dict({**values, **before}))
+        except LongAttentionError:
+            raise
+        except Exception as error:  # the config classes raise what their validators happen to raise
+            raise CheckpointError(f"extended_from in the config.json of {source.name!r} makes no config: {in_a_line(error)}.") from error
+        return found if isinstance(found, int) else None
+    if (source.folder / REPORT).is_file():
+        plan = read_json_object(source.folder / REPORT).get("plan")
+        found = plan.get("old_length") if isinstance(plan, dict) else None
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
+    return None
+
+
+def _length(source: Source, asked: int | None, longest_possible: int) -> int:
+    """Tokens of the result: what was asked for, or what the long model was made from."""
+    if asked is None:
+        raise LengthError(f"{source.name!r} does not say what length it was converted from; give --max-length.")
+    if not 1 <= asked <= longest_possible:
+        raise LengthError(f"{source.name!r} takes {longest_possible} tokens; give --max-length between 1 and that, not {asked}.")
+    return asked
+
+
+def _base_config(source: Source, family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
+    """The plain config: the long one's without our fields, and with what conversion had changed as it was."""
+    own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
+    values = {name: value for name, value in long_config.to_dict().items() if name not in {*NAMES, *OWN_FIELDS, *own}}
+    before = getattr(long_config, "extended_from", None) or {}
+    plain = family.base_config_class.from_dict({**values, **before})
+    table = next(iter(family.position_tables), None)
+    short = plain.max_position_embeddings - (table.config_value(0) if table is not None else 0)
+    if length > short:  # longer than it was: rotary positions stay as they were stretched
+        plain = family.base_config_class.from_dict(
+            {**values, **{k: v for k, v in before.items() if "rope" not in k and "position" not in k}}
+        )
+    if length != short or table is not None:
+        plain.max_position_embeddings = length if table is None else table.config_value(length)
+    if cast is not None:
+        plain.dtype = cast
+    return plain
+
+
+def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: nn.Module) -> nn.Module:
+    """The plain model without storage.
+
+    Raises:
+        CheckpointError: it has parameters that the Long model does without.
+    """
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            skeleton = getattr(transformers, base_class)(config)
+    except Exception as error:  # the constructors raise what they happen to raise
+        raise CheckpointError(f"The config of {source.name!r} does not make a {base_class}: {in_a_line(error)}.") from error
+    lacking = sorted(set(dict(skeleton.named_parameters())) - set(dict(long_skeleton.named_parameters())))
+    if lacking:
+        raise CheckpointError(
+            f"{source.name!r} cannot go back: a plain {base_class} needs {lacking[0]!r}, which the long model does without;"
+            " its checkpoint is the one that it was converted from."
+        )
+    return skeleton
+
+
+def _planned(
+    source: Source,
+    name: str,
+    skeleton: nn.Module,
+    table: PositionTable | None,
+    length: int,
+    positions: str,
+    restored: int | None,
+    cast: torch.dtype | None,
+) -> TensorPlan:
+    """restored: tokens of the table that an interpolated one is solved back to, before it is cut to `length`."""
+    header = source.tensors[name]
+    dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
+    expected = {one: tuple(tensor.shape) for one, tensor in skeleton.state_dict().items()}
+    key = model_key(name, expected, skeleton)
+    if key is None and any(part in name for part in OWN_PARTS):
+        return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="the plain model has no such parameter")
+    action, shape = "kept", header.shape
+    change: Callable[[Tensor], Tensor] | None = None
+    if table is not None and header.shape[0] > length + table.offset:
+        offset = table.offset
+
+        def shorter(values: Tensor) -> Tensor:
+            if restored is not None:
+                if restored + offset < len(values):
+                    values = shorten_table(values, restored + offset, offset=offset, strategy="interpolate")
+                return shorten_table(values, length + offset, offset=offset)
+            return shorten_table(values, length + offset, offset=offset, strategy=positions)
+
+        action, shape, change = "shortened", (length + offset, *header.shape[1:]), shorter
+    if key is not None and expected[key] != shape:
+        raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config asks for {expected[key]}.")
+    return TensorPlan(name, action, dtype, header.shape, shape, header, 0 if table is None else table.offset, change)
+
+
+def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:
+    """Why outputs at the new length differ although both models attend to everything; empty when they must not."""
+    if positions != "truncate" and any(tensor.action == "shortened" for tensor in tensors):
+        return "its positions go back to those before the interpolation" if positions == RESTORED else "its positions are interpolated"
+    if getattr(long_config, "rope_parameters", None) != getattr(config, "rope_parameters", None):
+        return "its rotary positions are no longer stretched"
+    if any(tensor.action == "dropped" and "long_memory." in tensor.name for tensor in tensors):
+        return "its memory tokens are gone"
+    return ""
+
+
+def _moved_positions(
+    long_config: Any, config: Any, tensors: list[TensorPlan], length: int, before: int | None, positions: str
+) -> tuple[str, ...]:
+    """What becomes of positions that the conversion had changed, in a sentence for each kind."""
+    found = []
+    lost = "what was learned with them since is lost"
+    shortened = [tensor for tensor in tensors if tensor.action == "shortened"]
+    if long_config.position_extension == "none":
+        found.append("The conversion dropped the position table, which stays zeros: this is not the model that was converted.")
+    elif long_config.position_extension == "interpolate" and positions == RESTORED and shortened:
+        found.append(f"The interpolated position table is solved back to the {before} positions before the conversion; {lost}.")
+    elif long_config.position_extension == "interpolate" and positions == "truncate" and before is not None:
+        way = "" if length > before else "; --positions auto solves them back"
+        found.append(f"The first {length} rows of an interpolated position table are not those of the model that was converted{way}.")
+    elif long_config.position_extension != "interpolate" and positions == "interpolate" and shortened:
+        found.append(
+            "The position table, which was not interpolated, is squeezed into fewer positions: outputs differ from those of the long"
+            " model, and of the one that it was made from."
+        )
+    rope, plain = getattr(long_config, "rope_parameters", None), getattr(config, "rope_parameters", None)
+    if rope != plain:
+        found.append(
+            f"The rotary positions go back from {_rope(rope)} to {_rope(plain)}, as before the conversion; {lost}."
+            + (f" --max-length {before + 1} or more keeps them." if before is not None else "")
+        )
+    elif before is not None and length > before and "rope_parameters" in (getattr(long_config, "extended_from", None) or {}):
+        found.append(
+            f"The rotary positions stay {_rope(rope)}, since the result takes more than the {before} tokens before the conversion."
+        )
+    return tuple(found)
+
+
+def _rope(parameters: Any) -> str:
+    """`yarn, factor 4`, as a user knows it."""
+    if not isinstance(parameters, dict):
+        return "none"
+    kind = parameters.get("rope_type", "default")
+    return f"{kind!r}" + (f" with factor {parameters['factor']:g}" if isinstance(parameters.get("factor"), int | float) else "")
+
+
+def _left_behind(source: Source) -> tuple[str, ...]:
+    adapter = source.folder / ADAPTER_FOLDER
+    return (f"The adapter in {str(adapter)!r} is left out; it fits the plain model as well.",) if adapter.is_dir() else ()
+
+
+def _warnings(base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> tuple[str, ...]:
+    found = []
+    dropped = [tensor for tensor in tensors if tensor.action == "dropped"]
+    if dropped:
+        named = f"{len(dropped)} parameters of the mechanism are left out ({dropped[0].name}, …)"
+        found.append(f"{named}: what it learned with them is not in the plain model.")
+    mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
+    if mechanisms:
+        found.append(f"The plain model attends as a {base_class} does, where the long one has {', '.join(mechanisms)}.")
+    stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
+    relative = [choice for stack in stacks if stack is not None for choice in relative_choices(stack) if not relative_kind(choice).neutral]
+    if relative:
+        found.append(f"Its relative positions ({relative[0]}) are left out: a plain model trained without them knows no order from them.")
+    return tuple(found)
+
+
+REVERT_REPORT = "revert_report.json"
+
+
+def revert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    max_length: int | None = None,
+    positions: str = AUTO,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: str | int | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    verify_text: str | Path | None = None,
+    progress: StageProgress | None = None,
+) -> ConversionReport:
+    """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
+
+    The result attends to everything. Parameters of the mechanisms are left out, and positions become those before the conversion; a
+    ``UserWarning`` says what is lost by either. A conversion and its reversal give the tensors of the source; a table that was interpolated
+    is solved back, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot come back.
+
+    Args:
+        source: a folder, or a Hub repository id.
+        destination: a folder that does not exist yet; it appears complete or not at all.
+        max_length: tokens the result takes, at most the long model's; None takes the length that it was converted from. Rotary
+            positions become what they were; above that length they stay as they were stretched.
+        positions: of a table: "auto" gives the rows before the conversion, "truncate" keeps the first rows, "interpolate" squeezes all of
+            them into the new length.
+        dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress: as for `convert_checkpoint`.
+
+    Returns:
+        The report, which is also in the destination's revert_report.json.
+
+    Raises:
+        LongAttentionError: with one sentence; nothing was written then.
+    """
+    report = _reverted(
+        source, destination, max_length, positions, dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress
+    )
+    for sentence in report.plan["warnings"]:
+        warnings.warn(sentence, stacklevel=2)
+    return report
+
+
+@quiet_libraries()
+def _reverted(
+    source: str | Path,
+    destination: str | Path,
+    max_length: int | None,
+    positions: str,
+    dtype: str | torch.dtype | None,
+    max_shard_size: str | int | None,
+    verify: bool,
+    overwrite: bool,
+    revision: str | None,
+    token: str | bool | None,
+    verify_text: str | Path | None,
+    progress: StageProgress | None,
+) -> ConversionReport:
+    target = destination_path(destination)
+    clock = {"start": time.perf_counter()}
+    text, origin = verification_text(verify_text)
+    opened = open_source(source, revision=revision, token=token)
+    for place in opened.places:
+        check_destination(target, place, overwrite=overwrite)
+    plan = plan_reversion(opened, max_length=max_length, positions=positions, dtype=dtype, max_shard_size=max_shard_size)
+    text = beginning(text, plan.new_length)
+    tokens = VerificationText(text, origin, load_tokenizer(plan.source.folder), plan.config.vocab_size) if verify else None
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
+        files = _write(plan, stage, progress)
+        clock["written"] = time.perf_counter()
+        checks: list[Check] = verify_reversion(plan, stage, tokens) if tokens else []
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        report = ConversionReport(
+            destination=target,
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text=tokens.describe() if tokens is not None else "not verified",
+            files=(*files, REVERT_REPORT, "README.md"),
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            train_command=None,
+        )
+        write_json(stage / REVERT_REPORT, report.to_dict())
+        _write_card(plan, stage, str(source), str(destination), report)
+    return report
+
+
+def _write_card(plan: RevertPlan, stage: Path, source: str, destination: str, report: ConversionReport) -> None:
+    """The card, with the licence, language, datasets and tags of the long model's but for those that say it is long."""
+    on_the_hub = not Path(source).expanduser().exists()
+    called = source if on_the_hub else plan.source.folder.name
+    grown = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
+    write_model_card(
+        stage,
+        base_model=source if on_the_hub else None,
+        source=plan.source.sentence or plan.source.folder,
+        report=report.to_dict(),
+        name=destination,
+        introduction=f"A plain `{plan.architecture.source_class}` {grown}, made from the long model `{called}` by `longattn revert`.",
+    )
+
+
+def _write(plan: RevertPlan, stage: Path, progress: StageProgress | None) -> list[str]:
+    advance = None if progress is None else (lambda done, total: progress("write", done, total))
+    files = write_weights(stage, files_of(plan, {}), advance)
+    lengths = StackLength(plan.old_length, plan.new_length)
+    base_type = plan.architecture.family.base_model_type
+    files += write_sidecars(
+        plan.source.folder, stage, plan.config, base_type=base_type, old_length=lengths.old, new_length=lengths.new, generated=lengths
+    )
+    if plan.source.sentence is not None:
+        files += write_sentence_modules(plan.source.sentence, stage, plan.new_length)
+    return list(dict.fromkeys(files))
+
+
+LONGEST = 1024
+"""Tokens compared at most: both models attend to everything."""
+
+
+def verify_reversion(plan: RevertPlan, result: Path, text: VerificationText) -> list[Check]:
+    """Check the written folder `result`: every tensor, the tokenizer, and outputs equal to the long model's with full attention."""
+    opened = open_source(result)
+    running = choose_running(plan.parameters, plan.largest_tensor)
+    with running.scratch(result) as scratch:
+        steps = [
+            lambda: check_tensors(plan, opened),
+            lambda: _check_positions(plan, opened),
+            lambda: check_tokenizer(plan, result, text),
+            lambda: [running.check()],
+        ]
+        if not running.why_not:
+            steps.append(lambda: _check_outputs(plan, result, text, scratch))
+        return run_steps(steps)
+
+
+def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
+    """The written tables, extended as the conversion did, are the long model's again: then they are those of the source."""
+    name, rule, before = "positions of the model that was converted", plan.long_config.position_extension, plan.length_before
+    tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
+    if before is None or not tables:
+        return []
+    if rule not in STRATEGIES:
+        return [Check(name, MEASURED, "the conversion dropped the position table, so that its values cannot come back")]
+    if plan.new_length != before:
+        return [Check(name, SKIPPED, f"the model that was converted took {before} tokens, and the result takes {plan.new_length}")]
+    largest = bound = 0.0
+    for tensor in tables:
+        assert tensor.header is not None
+        long, short = read_tensor(tensor.header).double(), read_tensor(result.tensors[tensor.name])
+        table = plan.architecture.family.table(tensor.name)
+        strategy = rule if table is None or table.learned else SINUSOIDAL
+        again = extend_table(short, len(long), offset=tensor.offset, strategy=strategy).double()
+        largest = max(largest, float((again - long).abs().max()))
+        bound = max(bound, 4 * max(torch.finfo(dtype).eps for dtype in (short.dtype, tensor.header.torch_dtype)) * float(long.abs().max()))
+    detail = f"extended by {rule!r} again, the table differs from the long model's by {largest:.1e}"
+    if largest <= bound:
+        return [Check(name, PASSED, f"{detail}, which is rounding: they are the source's", {"max_abs_difference": largest})]
+    why = "it was trained further, or extended in another way, so they are not the source's"
+    return [Check(name, MEASURED, f"{detail}: {why}", {"max_abs_difference": largest})]
+
+
+def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scratch: Path | None) -> list[Check]:
+    name = "equal to the long model with full attention"
+    length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan)))
+    ids = text.tokens(length)
+    rounded = any(tensor.header is not None and tensor.dtype != tensor.header.torch_dtype for tensor in plan.tensors)
+    dtype = plan.config.dtype if rounded else None
+    expected, chance = _full_attention(plan, None, ids, dtype, scratch)
+    source = _as_before(plan)
+    as_source = {} if source is None else _full_attention(plan, source, ids, dtype, scratch)[0]
+    plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
+    found = outputs(plain.base_model if chance else plain, ids, decoder_tokens=length)
+    checks = [_compared(name, "the long model with full attention", expected, found, ids, plan.changed)]
+    if source is not None:
+        other = "the long model with full attention and the rotary positions that it was converted from"
+        checks.append(_compared("equal to the model that was converted, with these weights", other, as_source, found, ids, ""))
+    return checks
+
+
+def _full_attention(
+    plan: RevertPlan, config: Any, ids: Tensor, dtype: torch.dtype | None, scratch: Path | None
+) -> tuple[dict[str, Tensor], bool]:
+    """Outputs of the long model with full attention, and whether its head was left to chance, so that they are the base's.
+
+    config: to load it with; `None` takes its own.
+    """
+    model: Any
+    model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, dtype, scratch, config_instead=config)
+    model.use_base_attention()
+    chance = newly_initialised(missing, model)
+    return outputs(model.base_model if chance else model, ids, decoder_tokens=ids.shape[1]), chance
+
+
+def _as_before(plan: RevertPlan) -> Any:
+    """The long model's config with the rotary positions of the model that was converted; `None` where the result must not have them."""
+    before = getattr(plan.long_config, "extended_from", None)
+    if not isinstance(before, dict) or not before.get("rope_parameters") or plan.length_before is None:
+        return None
+    if plan.new_length > plan.length_before or before["rope_parameters"] == plan.long_config.rope_parameters:
+        return None
+    config = copy.deepcopy(plan.long_config)
+    for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings"):
+        if name in before:
+            setattr(config, name, before[name])
+    return config
+
+
+def _compared(name: str, other: str, expected: dict[str, Tensor], found: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
+    """changed: why the outputs differ; empty when they must not."""
+    largest, relative = difference({one: expected[one] for one in expected if one in found}, found)
+    length = ids.shape[1]
+    values = {
+        "length": length,
+        "tokens": int(ids.numel()),
+        "max_abs_difference": largest,
+        "relative_difference": relative,
+        "tolerance": TOLERANCE,
+    }
+    detail = f"outputs at {length} tokens: largest difference from {other} {largest:.1e}"
+    if relative <= TOLERANCE:
+        return Check(name, PASSED, f"{detail}, equal", values)
+    if changed:
+        return Check(name, MEASURED, f"{detail}, since {changed}", values)
+    return Check(name, FAILED, f"{detail}, but they must be equal", values)

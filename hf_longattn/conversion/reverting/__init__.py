@@ -1,1 +1,0 @@
-"""From a long checkpoint back to a plain one of its base: plan → write → verify."""

@@ -1,1 +1,0 @@
-"""Source and result as models: loaded through transformers' own doors, and called on a text."""

@@ -1,0 +1,112 @@
+"""Tensors in files of `torch.save`: their headers without their values, by torch's own restricted unpickler."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import zipfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
+from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader, read_span
+
+
+def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:
+    """The headers of all tensors of a state dict; no code of the file runs (`weights_only=True`).
+
+    A zip archive, as torch writes it since 1.6, is read like a safetensors file: each tensor when its turn comes. A file in the older
+    format has to be loaded whole.
+
+    Raises:
+        CheckpointError: damaged, no flat dictionary of tensors, or objects in it that are no tensors.
+    """
+    archive = zipfile.is_zipfile(file)
+    if archive:
+        _check_archive(file)
+    state = _load(file, "meta" if archive else "cpu")
+    if not isinstance(state, dict) or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise CheckpointError(
+            f"{str(file)!r} holds no flat dictionary of tensors, but {_described(state)}; save model.state_dict() alone, or use"
+            " save_pretrained."
+        )
+    size = file.stat().st_size
+    headers = {name: _header(name, file, value, size if archive else None) for name, value in state.items()}
+    shared = _shared(state)
+    return {name: replace(header, shared=shared[name]) for name, header in headers.items()}
+
+
+def _shared(state: dict[str, Tensor]) -> dict[str, str]:
+    """Name of a tensor -> the first one that is the same memory; empty where there is no other."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in state.items():
+        groups.setdefault((_begin(value), value.storage_offset(), value.shape, value.stride()), []).append(name)
+    return {name: names[0] if len(names) > 1 else "" for names in groups.values() for name in names}
+
+
+def _check_archive(file: Path) -> None:
+    """The bytes of tensors can be read in place: uncompressed, and in this machine's order."""
+    try:
+        with zipfile.ZipFile(file) as opened:
+            records = opened.infolist()
+            orders = {opened.read(record).decode("latin-1") for record in records if record.filename.endswith("/byteorder")}
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+        raise CheckpointError(_damaged(file, error)) from error
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CheckpointError(f"{str(file)!r} is a compressed archive, which torch.save does not write; save it again with torch.save.")
+    if orders - {sys.byteorder}:
+        raise CheckpointError(f"{str(file)!r} was written on a {orders.pop()}-endian machine; load it with torch and save it again here.")
+
+
+def _load(file: Path, device: str) -> Any:
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{str(file)!r} holds more than tensors, or is damaged, and is not opened: torch refuses it with weights_only=True."
+        ) from error
+    except Exception as error:  # torch.load raises what its readers happen to raise
+        raise CheckpointError(_damaged(file, error)) from error
+
+
+def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHeader:
+    """size: of the file in bytes; `None` where the values are in memory already."""
+    if value.dtype not in SAFETENSORS_DTYPES or value.layout != torch.strided:
+        raise CheckpointError(f"Tensor {name!r} of {str(file)!r} is {value.dtype}, {value.layout}, which safetensors cannot hold.")
+    described = TensorHeader(name, file, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape))
+    if size is None:
+        return replace(described, values=lambda: value.detach().contiguous())
+    span = sum((length - 1) * stride for length, stride in zip(value.shape, value.stride(), strict=True)) + 1 if value.numel() else 0
+    start = int(_begin(value) + value.storage_offset() * value.dtype.itemsize)
+    if start + span * value.dtype.itemsize > size:
+        raise CheckpointError(f"Tensor {name!r} lies beyond the end of {str(file)!r}; download or copy the file again.")
+    if value.is_contiguous():
+        return replace(described, start=start)
+    return replace(described, values=partial(_strided, described, start, int(span), tuple(value.stride())))
+
+
+def _begin(value: Tensor) -> int:
+    """Where the memory of a tensor begins: in the file when it was loaded on the meta device (torch.load notes it there)."""
+    storage: Any = value.untyped_storage()
+    return storage._checkpoint_offset if value.is_meta else storage.data_ptr()
+
+
+def _strided(header: TensorHeader, start: int, span: int, stride: tuple[int, ...]) -> Tensor:
+    values = read_span(header, start, span * header.torch_dtype.itemsize).view(header.torch_dtype)
+    return values.as_strided(header.shape, stride).contiguous()
+
+
+def _described(state: Any) -> str:
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    return f"{other!r}, which is a {type(state[other]).__name__}" if other is not None else "names that are no text"
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    return f"{str(file)!r} is not a whole file of torch.save ({' '.join(str(error).split())[:200]}); download or copy it again."

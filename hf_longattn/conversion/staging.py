@@ -1,0 +1,185 @@
+"""Build a folder beside its destination and rename it into place when it is complete, so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import CheckpointError, DestinationExistsError
+from ..reading import check_name
+
+MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
+"""In the names of folders that are being built: on a shared file system, another machine's process has a number of this one's, too."""
+STALE = 24 * 3600
+"""Seconds without a change after which a folder that another machine was building counts as abandoned."""
+
+
+def destination_path(destination: str | Path) -> Path:
+    """The absolute path of a destination, links in it left as they are.
+
+    Raises:
+        CheckpointError: its name is not UTF-8, so that neither the report nor the card could say it.
+    """
+    check_name(destination)
+    return Path(os.path.abspath(Path(destination).expanduser()))
+
+
+def check_destination(destination: Path, *sources: Path, overwrite: bool) -> None:
+    """Refuse a destination that must not be written.
+
+    Raises:
+        DestinationExistsError: it exists and `overwrite` is off, or it is not a checkpoint folder that could be replaced.
+        CheckpointError: it is a source, contains one, or lies in a folder that does not exist and cannot be made.
+    """
+    resolved = destination.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if origin == resolved or resolved in origin.parents or origin in resolved.parents:
+            raise CheckpointError(f"The destination {str(destination)!r} and the source {str(source)!r} overlap; choose another.")
+    if not os.path.lexists(destination):
+        return
+    if not overwrite:
+        raise DestinationExistsError(f"{str(destination)!r} already exists; choose another folder or add --overwrite.")
+    replaceable = destination.is_dir() and not destination.is_symlink()
+    if not replaceable or (any(destination.iterdir()) and not (destination / "config.json").is_file()):
+        raise DestinationExistsError(
+            f"{str(destination)!r} is not a checkpoint folder, so --overwrite does not replace it; choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
+
+    Leftovers of a killed run are cleaned first; those of another machine, on a shared file system, when nothing in them has changed for a
+    day. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
+    place; a run killed between the two renames leaves the old one aside, and the next run restores it.
+
+    Raises:
+        DestinationExistsError: the destination came into being meanwhile.
+        CheckpointError: not enough room on the disk, before or while writing, or no permission.
+    """
+    parent, name = destination.resolve().parent, destination.name
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _clean(parent, name)
+        free = shutil.disk_usage(parent).free
+        if needed_bytes > free:
+            raise CheckpointError(
+                f"The result needs {needed_bytes / 1e6:,.0f} MB, but {str(parent)!r} has {free / 1e6:,.0f} MB free; nothing was written."
+            )
+        stage = parent / f".{name}.partial-{MACHINE}-{os.getpid()}"
+        stage.mkdir()
+    except OSError as error:
+        _remove_empty(made)
+        raise CheckpointError(_sentence(error, parent)) from error
+    except CheckpointError:
+        _remove_empty(made)
+        raise
+    try:
+        yield stage
+        for path in [*stage.rglob("*"), stage]:
+            _sync(path)
+        _swap(stage, destination, overwrite)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise CheckpointError(_sentence(error, parent)) from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Take back the parent folders made for a result that did not come."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty: the result is in it; or never made
+            folder.rmdir()
+
+
+def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
+    replaces = os.path.lexists(destination)
+    if replaces and not overwrite:
+        raise DestinationExistsError(f"{str(destination)!r} was made by someone else meanwhile; choose another folder or add --overwrite.")
+    if not replaces:
+        os.rename(stage, destination)
+    else:
+        _replace(stage, destination)
+    _sync(destination.resolve().parent)
+
+
+def _replace(stage: Path, destination: Path) -> None:
+    aside = stage.with_name(f".{destination.name}.replaced-{MACHINE}-{os.getpid()}")
+    os.rename(destination, aside)
+    try:
+        os.rename(stage, destination)
+    except OSError:
+        os.rename(aside, destination)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clean(parent: Path, name: str) -> None:
+    """Remove what killed runs left; a destination set aside by one that never put the new one in place comes back."""
+    for leftover in sorted(parent.glob(f".{_literal(name)}.replaced-*")):
+        if _is_running(leftover):
+            continue
+        if not (parent / name).exists():
+            os.rename(leftover, parent / name)
+        else:
+            shutil.rmtree(leftover)
+    for leftover in sorted(parent.glob(f".{_literal(name)}.partial-*")):
+        if not _is_running(leftover):
+            shutil.rmtree(leftover)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _is_running(leftover: Path) -> bool:
+    _, *machine, number = leftover.name.rpartition(".")[2].split("-")
+    if machine not in ([MACHINE], []) or os.name == "nt":  # where no signal asks without ending
+        return time.time() - _last_change(leftover) < STALE
+    if not number.isdigit() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _last_change(folder: Path) -> float:
+    """Seconds since the epoch, of the folder and everything in it."""
+    found = [0.0]
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found.append(path.stat().st_mtime)
+    return max(found)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt":  # which opens no folder, and no file for reading to be synchronised
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sentence(error: OSError, parent: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk of {str(parent)!r} is full; free some space or choose another place. Nothing was left behind."
+    return f"Cannot write in {str(parent)!r}: {error.strerror or error}; nothing was written."

@@ -1,0 +1,317 @@
+"""Tensors in files: their headers, and one at a time or block by block, read so that nothing of the file stays in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+BLOCK = 2**20
+"""Bytes that are copied, cast or compared at once; blocks of many megabytes are written several times slower."""
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Names of dtypes in safetensors headers."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LARGEST_HEADER = 100_000_000
+"""Bytes: the limit of safetensors itself."""
+
+SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor as the file's header describes it.
+
+    start: where its bytes begin in the file, row after row; `None` where the file holds it in another form.
+    values: reads it then.
+    shared: the first tensor of the file that is the same memory; empty where there is no other.
+    """
+
+    name: str
+    file: Path
+    dtype: str  # as in the header: "F32", "BF16", …
+    shape: tuple[int, ...]
+    start: int | None = None
+    values: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
+    shared: str = ""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.torch_dtype.itemsize
+
+
+def read_headers(file: Path) -> dict[str, TensorHeader]:
+    """The headers of all tensors of a safetensors file, in the order of their bytes. No tensor is read.
+
+    Raises:
+        CheckpointError: the file is truncated, damaged, or holds a dtype that torch does not have.
+    """
+    headers = {}
+    try:
+        start = _data_start(file)
+        with safe_open(file, framework="numpy") as opened:  # sees to it that the tensors fill the file in this order
+            for name in opened.offset_keys():
+                part = opened.get_slice(name)
+                if part.get_dtype() not in TORCH_DTYPES:
+                    raise CheckpointError(
+                        f"Tensor {name!r} of {str(file)!r} has the dtype {part.get_dtype()}, which is not supported;"
+                        f" expected one of {', '.join(TORCH_DTYPES)}."
+                    )
+                headers[name] = TensorHeader(name, file, part.get_dtype(), tuple(part.get_shape()), start)
+                start += headers[name].nbytes
+    except SafetensorError as error:
+        raise CheckpointError(_damaged(file, error)) from error
+    return headers
+
+
+def read_tensor(header: TensorHeader) -> Tensor:
+    """One tensor, in memory of its own.
+
+    Read and not mapped: the pages of a mapped file count as the process's memory for as long as they stay.
+
+    Raises:
+        CheckpointError: the file ends before the tensor does.
+    """
+    if header.values is not None:
+        return header.values()
+    return read_span(header, _start(header), header.nbytes).view(header.torch_dtype).reshape(header.shape)
+
+
+def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK) -> Iterator[memoryview]:
+    """The bytes of a tensor that its file holds row after row; a block is valid until the next one is asked for.
+
+    Args:
+        header: of the tensor.
+        dtype: cast to it; `None` keeps the file's.
+        size: bytes read at once, a multiple of 8.
+    """
+    buffer = memoryview(bytearray(min(size, header.nbytes)))
+    with open(header.file, "rb", buffering=0) as file:
+        file.seek(_start(header))
+        for done in range(0, header.nbytes, size):
+            block = buffer[: min(size, header.nbytes - done)]
+            _fill(file, block, header)
+            if dtype in (None, header.torch_dtype):
+                yield block
+            else:
+                yield torch.frombuffer(block, dtype=header.torch_dtype).to(dtype).view(torch.uint8).numpy().data
+
+
+def read_span(header: TensorHeader, start: int, count: int) -> Tensor:
+    """(count,) uint8: bytes of the file that the tensor is in."""
+    raw = torch.empty(count, dtype=torch.uint8)
+    with open(header.file, "rb", buffering=0) as file:
+        file.seek(start)
+        _fill(file, raw.numpy().data, header)
+    return raw
+
+
+def _fill(file: FileIO, block: memoryview, header: TensorHeader) -> None:
+    done = 0
+    while done < len(block):
+        count = file.readinto(block[done:])
+        if not count:
+            raise CheckpointError(f"{str(header.file)!r} ends inside the tensor {header.name!r}; it was changed while it was read.")
+        done += count
+
+
+def _start(header: TensorHeader) -> int:
+    assert header.start is not None, f"{header.name} is known by its header only"
+    return header.start
+
+
+def _data_start(file: Path) -> int:
+    """Where the tensors begin; refuses what safetensors' own reader lets pass, and says it when only a pointer to the file was fetched.
+
+    Raises:
+        CheckpointError: a header that names a tensor twice, or a pointer of Git LFS.
+    """
+    twice: list[str] = []
+
+    def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        if length <= LARGEST_HEADER:
+            with contextlib.suppress(ValueError, RecursionError):  # safetensors refuses what is not JSON
+                json.loads(opened.read(length), object_pairs_hook=noted)
+    if start == LFS_POINTER[:8]:
+        raise CheckpointError(f"{str(file)!r} is only a pointer of Git LFS; fetch the file itself with `git lfs pull`.")
+    if twice:
+        raise CheckpointError(f"The header of {str(file)!r} names {twice[0]!r} twice; download or copy the file again.")
+    return 8 + length
+
+
+def _damaged(file: Path, error: SafetensorError) -> str:
+    return f"{str(file)!r} is not a whole safetensors file ({str(error).rstrip('.')}); download or copy it again."
+
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+Progress = Callable[[int, int], None]
+"""`progress(bytes written so far, bytes in all)`."""
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to write: what its header says, and how to get its values when its turn comes.
+
+    streamed: where its values stand in their order, so that they are copied or cast block by block and `load` is not called.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+    streamed: TensorHeader | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) -> dict[str, list[OutputTensor]]:
+    """Distribute tensors over files of at most `max_shard_size` (bytes, or "5GB"), in their order.
+
+    Raises:
+        CheckpointError: the size cannot be read.
+    """
+    if isinstance(max_shard_size, str) and max_shard_size.isascii() and max_shard_size.isdigit():
+        max_shard_size = int(max_shard_size)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    try:
+        split = split_state_dict_into_shards_factory(
+            by_name,
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{max_shard_size!r} is not a shard size; give bytes, or for example 500MB or 5GB.") from error
+    return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
+
+
+def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: Progress | None = None) -> list[str]:
+    """Write each file, and an index when there are several; everything is on the disk (fsync) when this returns.
+
+    Args:
+        folder: an existing folder.
+        files: file name -> its tensors.
+        progress: called after each block of bytes.
+
+    Returns:
+        The names of the files written.
+    """
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
+    written = 0
+
+    def advance(count: int) -> None:
+        nonlocal written
+        written += count
+        if progress is not None:
+            progress(written, total)
+
+    for file, tensors in files.items():
+        _write_file(folder / file, tensors, advance)
+    names = list(files)
+    if names != [WEIGHTS]:
+        weight_map = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        names.append(INDEX)
+    return names
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON and have it on the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_file(path: Path, tensors: Iterable[OutputTensor], advance: Callable[[int], None]) -> None:
+    # Wide dtypes first keeps every tensor aligned, as safetensors itself does.
+    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    with open(path, "wb") as file:
+        file.write(_header(ordered))
+        for tensor in ordered:
+            if tensor.streamed is not None:
+                for block in read_blocks(tensor.streamed, tensor.dtype):
+                    file.write(block)
+                    advance(len(block))
+                continue
+            values = tensor.load()
+            if values.dtype != tensor.dtype or tuple(values.shape) != tensor.shape:
+                raise CheckpointError(
+                    f"Tensor {tensor.name!r} came as {values.dtype} {tuple(values.shape)}, but was planned as"
+                    f" {tensor.dtype} {tensor.shape}; the source changed while it was read."
+                )
+            _write_bytes(file, values, advance)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(tensors: Sequence[OutputTensor]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for tensor in tensors:
+        end = start + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_bytes(file: BinaryIO, values: Tensor, advance: Callable[[int], None]) -> None:
+    if values.numel() == 0:
+        return
+    raw = values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    for start in range(0, len(raw), BLOCK):
+        block = raw[start : start + BLOCK]
+        file.write(block)
+        advance(len(block))

@@ -1,1 +1,0 @@
-"""What goes into the folder of the result: values of tensors, and the files beside them."""

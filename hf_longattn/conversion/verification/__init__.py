@@ -1,1 +1,0 @@
-"""Source and written result compared: tensors, outputs, gradients, loss."""

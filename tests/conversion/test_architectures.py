@@ -1,0 +1,241 @@
+"""Architectures without a family: the plain class keeps its config and weights, with mechanisms beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import hf_longattn
+from hf_longattn.cli.app import app
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion
+from hf_longattn.conversion.verify_outputs import seeded_inputs
+from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
+from hf_longattn.mechanisms.base import Mechanism
+
+TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
+SOUND = {
+    "vocab_size": 200, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 60, "num_mel_bins": 8, "pad_token_id": 1, "bos_token_id": 0,
+    "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+SAMPLES = {"conv_dim": [16] * 3, "conv_stride": [5, 4, 4], "conv_kernel": [10, 4, 4], "num_conv_pos_embedding_groups": 2}
+CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ViTForImageClassification": ("ViTConfig", IMAGE, 2),
+    "CLIPModel": ("CLIPConfig", {"text_config": TEXT, "vision_config": IMAGE}, 4),
+    "WhisperForConditionalGeneration": ("WhisperConfig", SOUND, 6),
+    "Wav2Vec2Model": ("Wav2Vec2Config", {**TEXT, **SAMPLES, "num_conv_pos_embeddings": 8}, 2),
+    "GPTBigCodeForCausalLM": ("GPTBigCodeConfig", {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4}, 2),
+    "Starcoder2ForCausalLM": ("Starcoder2Config", {**TEXT, "num_key_value_heads": 2, "max_position_embeddings": 64}, 2),
+}
+"""Class -> its config, and how many attention modules it has."""
+
+
+def saved(name: str, folder: Path, **changes: Any) -> Path:
+    config_class, values, _ = CASES[name] if name in CASES else (name.replace("ForCausalLM", "Config"), TEXT, 0)
+    torch.manual_seed(0)
+    getattr(transformers, name)(getattr(transformers, config_class)(**{**values, **changes})).save_pretrained(folder)
+    return folder
+
+
+def run(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return next(value for value in model.eval()(**seeded_inputs(model)).values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -> None:
+    source = saved(name, tmp_path / "plain")
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
+    assert "hf_longattn.load_generic(" in (tmp_path / "long" / "README.md").read_text()
+    assert {check.name: check.status for check in report.checks}["equal with the source's own attention"] == "passed"
+    assert report.plan["generic"]
+    assert report.plan["tensor_counts"]["added"] >= 4
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == (json.loads((source / "config.json").read_text())["model_type"], [name])
+    assert config["long_attention"] == {"mechanism": "hedgehog"}
+
+    model = hf_longattn.load_generic(tmp_path / "long")
+    assert type(model) is getattr(transformers, name)
+    assert sum(isinstance(module, Mechanism) for module in model.modules()) == CASES[name][2]
+    written = load_file(tmp_path / "long" / "model.safetensors")
+    own = {key: values for key, values in written.items() if ".long_attention." in key}
+    assert own
+    assert all(torch.equal(model.state_dict()[key], values) for key, values in own.items())
+
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert len(again) == len(written)
+    read = hf_longattn.load_generic(tmp_path / "again").state_dict()
+    assert all(torch.equal(read[key], values) for key, values in model.state_dict().items())
+
+    plain = getattr(transformers, name).from_pretrained(tmp_path / "long")  # as where hf_longattn is not installed
+    assert torch.allclose(run(plain), run(getattr(transformers, name).from_pretrained(source)), atol=1e-6)
+    assert (run(plain) - run(model)).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_full_attention_is_the_source(name: str, tmp_path: Path) -> None:
+    report = convert_checkpoint(saved(name, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full")
+    assert not report.needs_training
+    assert {check.name: check.status for check in report.checks}["with the mechanism"] == "passed"
+    files = [(folder / "model.safetensors") for folder in (tmp_path / "plain", tmp_path / "long")]
+    assert all(torch.equal(load_file(files[1])[key], values) for key, values in load_file(files[0]).items())
+
+
+def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
+    source = saved("Starcoder2ForCausalLM", tmp_path / "plain", sliding_window=20)
+    report = convert_checkpoint(source, tmp_path / "long", generic=True, max_length=256)
+    assert not report.needs_training
+    config = hf_longattn.load_generic(tmp_path / "long").config
+    assert (config.max_position_embeddings, config.long_attention) == (256, {"mechanism": "window", "window": 20})
+    convert_checkpoint(source, tmp_path / "yarn", generic=True, mechanism="full", max_length=256, positions="rope:yarn")
+    scaled = hf_longattn.load_generic(tmp_path / "yarn")
+    assert scaled.config.rope_parameters["rope_type"] == "yarn"
+    assert scaled(torch.randint(5, 200, (1, 200))).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "sentence"),
+    [
+        (
+            "ViTForImageClassification",
+            {"max_length": 4096},
+            PositionError,
+            "leaves the positions of a ViTForImageClassification as they are",
+        ),
+        ("ViTForImageClassification", {"remote_code": True}, OptionError, "--generic makes none; leave one of them out"),
+        ("ViTForImageClassification", {"max_decoder_length": 9}, OptionError, "leave the options of decoders"),
+        ("ViTForImageClassification", {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
+        ("Starcoder2ForCausalLM", {"max_length": 8}, LongAttentionError, "--max-length 8 is too small"),
+        ("LlamaForCausalLM", {}, CheckpointError, "has Long classes of its own; leave --generic out"),
+        ("GPTJForCausalLM", {}, BackendError, "GPTJForCausalLM does not take its attention from transformers' AttentionInterface"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    name: str, arguments: dict[str, Any], error: type[Exception], sentence: str, tmp_path: Path
+) -> None:
+    changes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4} if name.startswith("GPTJ") else {}
+    source = saved(name, tmp_path / "plain", **changes)
+    with pytest.raises(error, match=sentence) as caught:
+        convert_checkpoint(source, tmp_path / "long", generic=True, **arguments)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("ViTForImageClassification", "'vit' model, which has no Long classes, but --generic puts mechanisms into the plain class; Long"),
+        ("GPTJForCausalLM", "'gptj' model, which has no Long classes, not even with --generic, since GPTJForCausalLM does not take its"),
+    ],
+)
+def test_without_the_flag_it_is_named(name: str, sentence: str, tmp_path: Path) -> None:
+    changes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4} if name.startswith("GPTJ") else {}
+    with pytest.raises(CheckpointError, match=sentence):
+        plan_conversion(saved(name, tmp_path / "plain", **changes), mechanism="window")
+
+
+class TestLoading:
+    def test_folders_that_are_none(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="is neither a folder nor a Hub repository"):
+            hf_longattn.load_generic(tmp_path / "nothing")
+        with pytest.raises(CheckpointError, match=r"is no folder with a config\.json"):
+            hf_longattn.load_generic(tmp_path)
+        with pytest.raises(CheckpointError, match="needs long_attention beside the name of a class"):
+            hf_longattn.load_generic(saved("ViTForImageClassification", tmp_path / "plain"))
+
+    def test_from_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        convert_checkpoint(
+            saved("ViTForImageClassification", tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full", verify=False
+        )
+        asked = {}
+
+        def snapshot(name: str, **arguments: Any) -> str:
+            asked.update(arguments, name=name)
+            return str(tmp_path / "long")
+
+        monkeypatch.setattr("hf_longattn.families.generic.snapshot_download", snapshot)
+        model = hf_longattn.load_generic("someone/vit", revision="abc", dtype="bfloat16")
+        assert (asked["name"], asked["revision"], model.dtype) == ("someone/vit", "abc", torch.bfloat16)
+
+    def test_lost_parameters(self, tmp_path: Path) -> None:
+        source = saved("ViTForImageClassification", tmp_path / "plain")
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps({**config, "long_attention": {"mechanism": "hedgehog"}}))
+        with pytest.raises(CheckpointError, match=r"4 tensors of .* are missing, the first is .*long_attention"):
+            hf_longattn.load_generic(source)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    source = saved("ViTForImageClassification", tmp_path / "plain")
+    arguments = ["convert", str(source), str(tmp_path / "long"), "--generic", "--mechanism", "window", "--option", "window=8"]
+    planned = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert planned.exit_code == 0
+    assert "any number of tokens" in planned.output
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["train_command"].startswith("fine-tune hf_longattn.load_generic(")
+    assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
+    with pytest.raises(CheckpointError, match="load_generic loads it"):
+        inspect_checkpoint(tmp_path / "long")
+
+
+def unnamed(folder: Path, **values: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": None, **values}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertForMaskedLM",
+        "BertForQuestionAnswering",
+        "BertModel",
+        "RobertaForSequenceClassification",
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "BartForConditionalGeneration",
+        "ElectraForPreTraining",
+    ],
+)
+def test_the_class_is_that_of_the_weights(name: str, checkpoint: Callable[..., Path]) -> None:
+    plan = plan_conversion(unnamed(checkpoint(name)))
+    assert plan.architecture.source_class == {"GPT2LMHeadModel": "GPT2Model"}.get(name, name)
+    assert not plan.counts()["dropped"]
+
+
+def test_names_of_the_first_checkpoints(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = unnamed(checkpoint("BertForMaskedLM"))
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(source / "model.safetensors")
+    for new, name in old.items():
+        tensors = {key.replace(new, name): value for key, value in tensors.items()}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert report.plan["source_class"] == "BertForMaskedLM"
+    assert report.passed
+
+
+def test_a_model_saved_without_its_pooler_is_compared_by_what_it_has(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("BertModel")
+    tensors = {name: value for name, value in load_file(source / "model.safetensors").items() if "pooler" not in name}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    [check] = [check for check in report.checks if check.name == "equal at the old length with full attention"]
+    assert check.status == "passed"
+    assert check.values["outputs"] == ["last_hidden_state"]
+
+
+def test_an_unknown_class_is_named_as_it_stands(checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"is a MyBert, which has no long form; the supported bert classes are: BertForMaskedLM"):
+        plan_conversion(unnamed(checkpoint("BertModel"), architectures=["MyBert"]))

@@ -1,0 +1,239 @@
+"""Models run from their files as they do in memory, and a verification of either gives the same report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_longattn.conversion import convert_checkpoint, disk_offload, revert_checkpoint
+from hf_longattn.conversion.disk_offload import WeightsInFiles, available_memory, choose_running
+from hf_longattn.conversion.model_loading import outputs
+from hf_longattn.conversion.sources.opening import open_source
+from hf_longattn.conversion.tensor_files import read_tensor
+from hf_longattn.errors import CheckpointError
+
+from .conftest import LENGTH
+
+Built = Callable[[str], Path]
+LENGTHS: dict[str, Any] = {"max_length": 200}
+WINDOW: dict[str, Any] = {"mechanism": "window", "window": 16, **LENGTHS}
+HOW = "how the models were run"
+
+
+def small(folder: Path, name: str, **config: Any) -> Path:
+    """A checkpoint of several shards."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
+    torch.manual_seed(0)
+    model_class = getattr(transformers, name)
+    model = model_class(model_class.config_class(**sizes, max_position_embeddings=LENGTH, **config))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+def from_files_of(folder: Path, model_class: Any, scratch: Path) -> tuple[Any, set[str]]:
+    scratch.mkdir()
+    weights = WeightsInFiles(open_source(folder).tensors, scratch)
+    model, info = weights.loading(model_class).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    weights.give_to(model)
+    return model.eval(), set(info["missing_keys"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BertForMaskedLM", "LlamaForCausalLM", "BartForConditionalGeneration", "MarianMTModel", "DebertaV2ForTokenClassification"],
+)
+def test_outputs_are_those_of_the_model_in_memory(name: str, built: Built, tmp_path: Path) -> None:
+    model_class = getattr(transformers, name)
+    whole, info = model_class.from_pretrained(built(name), output_loading_info=True)
+    model, missing = from_files_of(built(name), model_class, tmp_path / "scratch")
+    assert missing == set(info["missing_keys"])
+    ids = torch.arange(5, 5 + LENGTH)[None]
+    expected, found = outputs(whole.eval(), ids), outputs(model, ids)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(found[one], expected[one], rtol=1e-5, atol=1e-6) for one in expected)
+
+
+def test_one_tensor_is_in_memory_at_a_time_and_each_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small(tmp_path / "source", "LlamaForCausalLM", num_key_value_heads=2)
+    model, _ = from_files_of(folder, transformers.LlamaForCausalLM, tmp_path / "scratch")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert list((tmp_path / "scratch").iterdir()) == []
+    names: list[str] = []
+    read: list[weakref.ref[Any]] = []
+    given = disk_offload._FileParameters.__getitem__
+
+    def noted(parameters: Any, name: str) -> Any:
+        found = given(parameters, name)
+        if name in parameters.stored:
+            assert not any(one() is not None for one in read)
+            names.append(parameters.stored[name].header.name)
+            read.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(disk_offload._FileParameters, "__getitem__", noted)
+    outputs(model, torch.arange(5, 40)[None])
+    assert sorted(names) == sorted(open_source(folder).tensors)
+
+
+def rounded(value: Any) -> Any:
+    """A report without the last digits of its measurements."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def checked(report: Any) -> tuple[str, list[Any]]:
+    """How the models were run, and name, status and values of all other checks."""
+    how = next(check.detail for check in report.checks if check.name == HOW)
+    return how, [(check.name, check.status, rounded(check.values)) for check in report.checks if check.name != HOW]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("BertForMaskedLM", WINDOW),
+        ("LlamaForCausalLM", {**WINDOW, "dtype": "bf16", "max_shard_size": "20KB"}),
+        ("GPT2LMHeadModel", {**LENGTHS, "mechanism": "delta"}),
+        ("BartForConditionalGeneration", WINDOW),
+    ],
+)
+def test_the_report_is_that_of_models_in_memory(
+    name: str, arguments: dict[str, Any], built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same_reports(built(name), arguments, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("mechanism", ["hedgehog", "synthesizer"])
+def test_the_report_is_the_same_without_a_family(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small(tmp_path / "source", "Starcoder2ForCausalLM", num_key_value_heads=2)
+    same_reports(folder, {"generic": True, "mechanism": mechanism}, tmp_path, monkeypatch)
+
+
+def same_reports(source: Path, arguments: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert twice, and run the models whole and from their files."""
+    in_memory, expected = checked(convert_checkpoint(source, folder / "whole", **arguments))
+    monkeypatch.setattr(disk_offload, "IN_MEMORY", 0)
+    how, found = checked(convert_checkpoint(source, folder / "files", **arguments))
+    assert in_memory.endswith("whole in memory")
+    assert "with the weights in their files" in how
+    assert found == expected
+    assert {path.name for path in (folder / "files").iterdir()} == {path.name for path in (folder / "whole").iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:The plain model attends:UserWarning")
+@pytest.mark.usefixtures("from_their_files")
+def test_the_way_back_is_verified_from_the_files_too(built: Built, tmp_path: Path) -> None:
+    convert_checkpoint(built("LlamaForCausalLM"), tmp_path / "long", **WINDOW, verify=False)
+    report = revert_checkpoint(tmp_path / "long", tmp_path / "back", dtype="bf16")
+    assert any("with the weights in their files" in check.detail for check in report.checks)
+    assert report.checks[-1].detail.endswith("equal")
+
+
+@pytest.mark.usefixtures("from_their_files")
+def test_a_result_that_differs_is_found_from_the_files(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = disk_offload.StoredTensor.read
+
+    def other(stored: disk_offload.StoredTensor) -> Tensor:
+        values = read(stored)
+        return values * 2 if "long" in str(stored.header.file) and "value.weight" in stored.header.name else values
+
+    monkeypatch.setattr(disk_offload.StoredTensor, "read", other)
+    with pytest.raises(CheckpointError, match="they must be equal"):
+        convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_of_another_shape_is_refused(built: Built, tmp_path: Path) -> None:
+    config = transformers.BertConfig.from_pretrained(built("BertModel"))
+    config.intermediate_size += 1
+    weights = WeightsInFiles(open_source(built("BertModel")).tensors, tmp_path)
+    model = weights.loading(transformers.BertModel).from_pretrained(built("BertModel"), config=config)
+    with pytest.raises(CheckpointError, match="but its model asks for"):
+        weights.give_to(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_are_rounded_as_asked_for(dtype: torch.dtype, built: Built) -> None:
+    header = next(iter(open_source(built("BertModel")).tensors.values()))
+    expected = read_tensor(header).to(dtype).float()
+    assert torch.equal(disk_offload.StoredTensor(header, dtype).read(), expected)
+
+
+@pytest.mark.parametrize(
+    ("free", "parameters", "largest", "whole", "expected"),
+    [
+        (20e9, 110e6, 24e6, False, "memory"),
+        (20e9, 350e6, 31e6, False, "files"),
+        (1e9, 110e6, 24e6, False, "files"),
+        (20e9, 70e9, 500e6, False, "files"),
+        (4e9, 70e9, 500e6, False, "not"),
+        (20e9, 350e6, 31e6, True, "memory"),
+        (1e9, 350e6, 31e6, True, "not"),
+    ],
+)
+def test_how_models_are_run(
+    free: float, parameters: float, largest: float, whole: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_offload, "available_memory", lambda: int(free))
+    found = choose_running(int(parameters), int(largest), whole=whole)
+    assert ("not" if found.why_not else "files" if found.from_files else "memory") == expected
+    assert found.check().status == ("skipped" if found.why_not else "measured")
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = next(line.partition("::")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    folder = tmp_path / group.strip("/")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in {"memory.max": "1000000\n", "memory.current": "400000\n"}.items():
+        (folder / name).write_text(text)
+    (folder / "memory.stat").write_text("anon 250000\nactive_file 50000\ninactive_file 100000\n")
+    monkeypatch.setattr(disk_offload, "GROUPS", tmp_path)
+    assert available_memory() == 750_000
+    (folder / "memory.max").write_text("max\n")
+    assert available_memory() > 1_000_000
+
+
+CONVERT = """
+import json, sys
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import disk_offload
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def note(stage, done, total):
+    peaks.append(peak())
+
+peaks = []
+disk_offload.IN_MEMORY = 0
+report = convert_checkpoint(sys.argv[1], sys.argv[2], mechanism="window", window=64, max_length=128, progress=note)
+print(json.dumps({"grown": peak() - peaks[0], "checks": {check.name: check.status for check in report.checks}}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
+def test_models_larger_than_the_memory_taken_are_run(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": 16, "vocab_size": 8000}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64)).to(torch.bfloat16)
+    in_fp32 = 4 * sum(parameter.numel() for parameter in model.parameters())
+    largest = 4 * max(parameter.numel() for parameter in model.parameters())
+    model.save_pretrained(tmp_path / "source")
+    command = [sys.executable, "-c", CONVERT, str(tmp_path / "source"), str(tmp_path / "long")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    found = json.loads(done.stdout)
+    assert found["checks"]["equal where the mechanism covers the input"] == "passed"
+    assert found["grown"] < 2 * largest + 100e6 < in_fp32

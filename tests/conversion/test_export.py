@@ -1,0 +1,122 @@
+"""A long checkpoint as one graph: equal to the model in the runtime it is for, or one sentence and nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hf_longattn.families as families
+from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn.cli import main
+from hf_longattn.conversion import export
+from hf_longattn.errors import DestinationExistsError, ExportError
+from hf_longattn.mechanisms.registry import mechanism_class
+from tests.reference.small_models import long_config, padding, tokens
+
+LENGTH = 1024
+OWN_LENGTH = {"cosformer": {"max_length": LENGTH}, "linformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}}
+
+
+def saved(folder: Path, mechanism: str = "longformer", base: str = "bert", head: str = "LongBertModel", **options: Any) -> Path:
+    chosen = {"mechanism": mechanism, **{**mechanism_class(mechanism).sample, **OWN_LENGTH.get(mechanism, {}), **options}}
+    config = long_config(base, chosen, num_hidden_layers=1, max_position_embeddings=LENGTH)
+    torch.manual_seed(0)
+    getattr(families, head)(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return saved(tmp_path / "long", head="LongBertForSequenceClassification")
+
+
+def test_onnx_is_equal_at_three_lengths_with_padding(small: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    report = export_checkpoint(small, tmp_path / "graph")
+    assert [check.values["length"] for check in report.checks] == [7, 333, LENGTH]
+    assert all(check.status == "passed" and check.values["difference"] <= 1e-4 for check in report.checks)
+    assert (report.inputs, report.outputs, report.max_length) == (("input_ids", "attention_mask"), ("logits",), LENGTH)
+    assert {"model.onnx", "config.json", "export_report.json"} <= {path.name for path in (tmp_path / "graph").iterdir()}
+    assert json.loads((tmp_path / "graph" / "export_report.json").read_text())["opset"] == report.opset
+
+
+def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_for(small: Path, tmp_path: Path) -> None:
+    report = export_checkpoint(small, tmp_path / "graph", format="torch", global_attention_mask=True)
+    assert report.inputs == ("input_ids", "attention_mask", "global_attention_mask")
+    exported = torch.export.load(tmp_path / "graph" / "model.pt2")
+    assert not [node for node in exported.graph.nodes if "longattn" in str(node.target)]
+    program = exported.module()
+    model = families.LongBertForSequenceClassification.from_pretrained(small).eval()
+    inputs = {"input_ids": tokens(2, 200), "attention_mask": padding(2, 200)}
+    for chosen in (0, 1, 5):
+        given = {**inputs, "global_attention_mask": (torch.arange(200)[None] < chosen).long().expand(2, -1).contiguous()}
+        with torch.no_grad():
+            assert (program(**given)["logits"] - model(**given).logits).abs().max() < 1e-4
+
+
+def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more(tmp_path: Path) -> None:
+    source = saved(tmp_path / "long", "bigbird", block_size=64, num_random_blocks=3, blocks_over="input")
+    report = export_checkpoint(source, tmp_path / "graph", format="torch")
+    assert report.min_length == 705
+    assert [check.values["length"] for check in report.checks] == [705, 864, LENGTH]
+
+
+def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "graph"
+    for arguments, sentence in (
+        ({"format": "tflite"}, "must be one of 'onnx', 'torch'"),
+        ({"task": "summary"}, "must be one of feature-extraction"),
+        ({"task": "fill-mask"}, "has no weights for"),
+        ({"task": "text2text-generation"}, "has no head for the task"),
+    ):
+        with pytest.raises(ExportError, match=sentence):
+            export_checkpoint(small, target, **arguments)
+    with pytest.raises(ExportError, match="No layer of this model takes global tokens"):
+        export_checkpoint(saved(tmp_path / "window", "window"), target, global_attention_mask=True)
+    with pytest.raises(ExportError, match="one graph for all lengths"):
+        export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(ExportError, match="differs from the model"):
+        export_checkpoint(small, target, format="torch")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="pip install onnx"):
+        export_checkpoint(small, target)
+    assert {path.name for path in tmp_path.iterdir()} == {"long", "window", "hierarchical"}
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = saved(tmp_path / "long", "window", "gpt2", "LongGPT2LMHeadModel")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(source), str(tmp_path / "graph"), "--format", "torch", "--json"])
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert (report["class_name"], report["outputs"]) == ("LongGPT2LMHeadModel", ["logits"])
+    with pytest.raises(DestinationExistsError, match="--overwrite"):
+        export_checkpoint(source, tmp_path / "graph", format="torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", list_mechanisms(causal=False))
+def test_every_mechanism_is_exported_to_onnx_or_refused(mechanism: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    source = saved(tmp_path / "long", mechanism)
+    if not mechanism_class(mechanism).exports:
+        with pytest.raises(ExportError, match="one graph for all lengths"):
+            export_checkpoint(source, tmp_path / "graph")
+        return
+    assert all(check.status == "passed" for check in export_checkpoint(source, tmp_path / "graph").checks)
+
+
+@pytest.mark.slow
+def test_an_encoder_and_its_decoder(tmp_path: Path) -> None:
+    config = families.LongBartConfig(
+        vocab_size=200, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LENGTH, long_attention={"mechanism": "window", "window": 32},
+    )  # fmt: skip
+    families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
+    assert "decoder_input_ids" in report.inputs

@@ -1,0 +1,70 @@
+"""What layers keep while decoding is what their caches hold, for every causal mechanism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hf_longattn import list_mechanisms
+from hf_longattn.conversion import plan_conversion
+from hf_longattn.conversion.flops import LENGTHS, DecodeState, KeyShape, compare_mechanisms, decode_states, matrix_speed
+from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
+from hf_longattn.memory.kept_cache import SLACK
+from tests.memory.test_kept_cache import HEAD
+from tests.reference.small_models import long_like, plain_model, tokens
+
+SHAPE = KeyShape(kv_heads=2, head_dim=16, hidden=64, element_bytes=4)
+LENGTH = 400
+
+
+def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
+    mechanism = mechanism_from(name, options, num_heads=4, head_dim=16, hidden_size=64, max_length=512)
+    return decode_states([mechanism], SHAPE, length)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list_mechanisms(causal=True))
+def test_the_state_is_what_the_cache_holds(name: str) -> None:
+    sample = mechanism_class(name).sample
+    longer = long_like(plain_model("llama", HEAD["llama"]), "llama", {"mechanism": name, **sample})
+    cache, ids = DynamicCache(config=longer.config), tokens(1, LENGTH)
+    for first in range(0, LENGTH, 20):
+        longer(ids[:, first : first + 20], past_key_values=cache)
+    layer = cache.layers[-1]  # the first one also has what belongs to the whole model
+    held = layer.state_bytes() if hasattr(layer, "state_bytes") else layer.keys.nbytes + layer.values.nbytes
+    state = state_of(name, **sample)
+    assert state.bytes - 2 * SHAPE.token_bytes <= held <= state.bytes + 2 * (SLACK + 20) * SHAPE.token_bytes
+    assert (state.per_token == 0) or state.per_token <= SHAPE.token_bytes
+
+
+def test_what_grows_and_what_does_not() -> None:
+    assert state_of("full") == DecodeState(400 * 256, 256)
+    assert state_of("window", window=100) == DecodeState(100 * 256, 0)
+    assert state_of("window", length=50, window=100) == DecodeState(50 * 256, 0)
+    assert state_of("transformer_xl", segment_length=50, memory_length=70) == DecodeState((70 + 50) * 256, 0)
+    assert state_of("recurrent_memory", segment_length=50, num_memory_tokens=5).per_token == 0
+    assert state_of("infini", segment_length=64).per_token == 0
+    assert state_of("strided", window=8, stride=16, columns="absolute").per_token == 16
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
+def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
+    plan = plan_conversion(built(name), mechanism="window", window=16, max_length=128)
+    rows = {row.mechanism: row for row in compare_mechanisms(plan.attention, plan.shape)}
+    assert LENGTHS == (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    assert next(iter(rows)) == "as planned"
+    assert not [row.refused for row in rows.values() if row.refused]
+    assert rows["as planned"].flops < rows["window"].flops < rows["full"].flops
+    growth = {mechanism: row.flops[-1] / row.flops[-2] for mechanism, row in rows.items()}
+    assert growth["full"] == pytest.approx(4, rel=0.05)
+    for linear in ("window", "linear", "performer"):
+        assert growth[linear] == pytest.approx(2, rel=0.05)
+    assert all(len(row.bytes) == len(LENGTHS) for row in rows.values())
+
+
+def test_the_speed_of_this_machine_is_a_number_of_operations_a_second() -> None:
+    assert matrix_speed(size=64, rounds=2) > 1e6

@@ -1,0 +1,148 @@
+"""Verification finds what is wrong with the written files, and a failed one leaves no destination."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn.conversion import convert, convert_checkpoint, disk_offload, plan_conversion, verify_loss, verify_outputs, writing
+from hf_longattn.conversion.verify_outputs import choose_lengths
+from hf_longattn.errors import CheckpointError
+from hf_longattn.mechanisms import register_mechanism
+from hf_longattn.mechanisms.window import Window
+
+from .conftest import LENGTH, damaged
+
+pytestmark = pytest.mark.usefixtures("own_registry")
+
+Built = Callable[[str], Path]
+Checkpoint = Callable[..., Path]
+
+
+def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        convert_checkpoint(source, folder / "long", max_length=200, **{"mechanism": "window", "window": 16, **arguments})
+    assert os.listdir(folder) == []
+
+
+def test_a_damaged_value_is_found(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "write_weights", damaged(convert.write_weights))
+    refused(built("BertModel"), tmp_path, "differs from the source's values")
+
+
+def test_lost_rows_are_found_although_the_rule_that_lost_them_agrees_with_itself(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reverse(weight: torch.Tensor, rows: int, **arguments: Any) -> torch.Tensor:
+        return weight.flip(0).repeat(4, 1)[:rows]
+
+    monkeypatch.setattr(writing, "extend_table", reverse)
+    refused(built("BertModel"), tmp_path, "lost its first 64 rows")
+
+
+def broken(name: str, **methods: Any) -> str:
+    """Register a window mechanism with something wrong in it."""
+    register_mechanism(name)(type(name, (Window,), methods))
+    return name
+
+
+def test_a_mechanism_that_claims_to_be_exact_and_is_not_is_found(built: Built, tmp_path: Path) -> None:
+    name = broken("boastful", covers=lambda self, length, causal=False: True)
+    refused(built("BertForMaskedLM"), tmp_path, "but they must be equal", mechanism=name)
+
+
+def test_a_mechanism_that_looks_at_padding_is_found(built: Built, tmp_path: Path) -> None:
+    def forward(self: Window, q: Any, k: Any, v: Any, *, padding_mask: Any = None, **arguments: Any) -> Any:
+        return Window.forward(self, q, k, v, **arguments)
+
+    refused(built("BertModel"), tmp_path, "padded to 200", mechanism=broken("careless", forward=forward))
+
+
+def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> None:
+    def forward(self: Window, q: Any, k: Any, v: Any, **arguments: Any) -> Any:
+        out = Window.forward(self, q, k, v, **arguments)
+        return out / 0 if k.shape[2] > LENGTH else out
+
+    refused(built("BertModel"), tmp_path, "are not finite", mechanism=broken("infinite", forward=forward))
+
+
+def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    write = convert.write_sidecars
+
+    def forget(folder: Path, stage: Path, config: Any, **arguments: Any) -> list[str]:
+        return write(folder, stage, config, **{**arguments, "new_length": LENGTH})
+
+    monkeypatch.setattr(convert, "write_sidecars", forget)
+    (tmp_path / "results").mkdir()
+    refused(source, tmp_path / "results", "model_max_length 64")
+
+
+@pytest.mark.parametrize("in_memory", [disk_offload.IN_MEMORY, 0])
+def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
+    in_memory: float, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_offload, "IN_MEMORY", in_memory)
+    source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
+    check = next(check for check in report.checks if check.name == verify_loss.NAME)
+    buckets = check.values["buckets"]
+    assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(0, 64), (64, 128), (128, 256)]
+    assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
+
+
+def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
+    report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
+    check = next(check for check in report.checks if check.name == verify_loss.NAME)
+    assert (check.status, check.detail) == ("skipped", "the source has no tokenizer, and a loss needs real text")
+
+
+def test_a_text_of_the_users_own_is_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Much ado about nothing. " * 50)
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    report = convert_checkpoint(source, tmp_path / "long", max_length=128, verify_text=tmp_path / "mine.txt")
+    assert report.text == "mine.txt"
+
+
+def test_head_weights_that_the_source_lacks_are_not_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("BertModel")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForQuestionAnswering"]}))
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=128)
+    assert report.passed
+    assert any("hidden states (the source has no weights for its head)" in check.detail for check in report.checks)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_run_and_that_is_said(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Little:
+        available = 1000
+
+    monkeypatch.setattr(disk_offload, "_free", lambda: Little.available)
+    report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
+    skipped = [check.detail for check in report.checks if check.status == "skipped"]
+    assert any("the models were not run" in detail for detail in skipped)
+
+
+def test_lengths_are_what_the_mechanism_covers_and_what_can_be_afforded(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_conversion(built("BertModel"), mechanism="window", window=16, max_length=4096)
+    found = choose_lengths(plan)
+    assert (found.covered, found.old, found.new) == (9, LENGTH, 4096)
+    monkeypatch.setattr(verify_outputs, "FLOPS_AT_NEW_LENGTH", 1e8)
+    assert LENGTH <= choose_lengths(plan).new < 4096
+
+
+def test_lengths_are_shorter_where_logits_are_large_beside_weights_in_files(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_conversion(built("BertForMaskedLM"), mechanism="full", max_length=4096)
+    monkeypatch.setattr(verify_outputs, "FLOPS_AT_OLD_LENGTH", 1e15)
+    plan = dataclasses.replace(plan, old_length=1024)
+    assert choose_lengths(plan).old == 1024
+    assert choose_lengths(plan, from_files=True).old == int(verify_outputs.LOGITS_FROM_FILES / 4 / plan.config.vocab_size)
