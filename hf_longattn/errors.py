@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable
+from typing import Any
 
 
 class LongAttentionError(ValueError):
@@ -46,6 +48,10 @@ class ExportError(LongAttentionError):
     """A model that cannot be written as a graph, or a graph that differs from its model."""
 
 
+class RegistrationError(LongAttentionError):
+    """A mechanism, family or source that cannot be registered: a missing method, or a name that is taken."""
+
+
 class BackendError(LongAttentionError):
     """The attention backend was selected on a model that does not carry mechanisms."""
 
@@ -78,3 +84,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string when nothing is close."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def defined_at(value: Any) -> str:
+    """``file:line`` of a class or function, for a sentence about it; its dotted name where Python does not know the file."""
+    try:
+        return f"{inspect.getsourcefile(value)}:{inspect.getsourcelines(value)[1]}"
+    except (OSError, TypeError):  # typed at a prompt
+        return f"{value.__module__}.{value.__qualname__}"
