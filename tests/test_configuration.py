@@ -40,7 +40,7 @@ def test_prints_a_readable_table() -> None:
     ("arguments", "error", "says"),
     [
         ({"mechanism": "longfromer"}, UnknownMechanismError, "Did you mean 'longformer'?"),
-        ({"mechanism": "based"}, UnknownMechanismError, "configs/based.yaml"),
+        ({"mechanism": "based"}, UnknownMechanismError, "--config based"),
         ({"mechanism": "delta", "expand": 0}, OptionError, "for example expand=1"),
         ({"mechanism": "lsh", "num_hashes": 0}, OptionError, "for example num_hashes=4"),
         ({"mechanism": "window", "windwo": 3}, OptionError, "Did you mean 'window'?"),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, shortened
-from . import card, convert, export, inspect, mechanisms, plan, push, revert
+from . import convert, export, hub, inspect, plan
 
 __all__ = ["app", "main"]
 
@@ -44,10 +44,10 @@ COMMANDS = (
     export.export,
     plan.plan,
     inspect.inspect,
-    revert.revert,
-    mechanisms.mechanisms,
-    card.card,
-    push.push,
+    export.revert,
+    inspect.mechanisms,
+    hub.card,
+    hub.push,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from . import options as flags
-from .recipe import Recipe
 
 __all__ = ["convert"]
 
@@ -18,7 +17,7 @@ def convert(
         str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
-    config: Recipe = None,
+    config: flags.Recipe = None,
     mechanism: flags.Mechanism = None,
     max_length: flags.MaxLength = None,
     option: flags.OptionFlag = None,
@@ -60,10 +59,8 @@ def convert(
 
     from ..conversion import convert_checkpoint, plan_conversion
     from ..hub import check_login
-    from .comparison import print_plan
-    from .progress import conversion_progress
-    from .push import push_converted
-    from .show import print_json, show_report
+    from .hub import push_converted
+    from .show import conversion_progress, print_json, print_plan, show_report
 
     shared = {
         "generic": generic,

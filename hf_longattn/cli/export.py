@@ -1,7 +1,8 @@
-"""`longattn export MODEL OUT`."""
+"""`longattn export MODEL OUT` and `longattn revert MODEL DST`: what a long checkpoint is turned into."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from . import options as flags
 
-__all__ = ["export"]
+__all__ = ["export", "revert"]
 
 
 def export(
@@ -40,3 +41,51 @@ def export(
         revision=revision, token=token,
     )  # fmt: skip
     print_json(report.to_dict()) if as_json else show_export(report)
+
+
+def revert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint folder, or a Hub repository id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens the result takes.", min=1, show_default="what the model was converted from")
+    ] = None,
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="Of a table: auto gives the rows before the conversion, truncate keeps the first ones, "
+            "interpolate squeezes all of them into the new length."
+        ),
+    ] = "auto",
+    dtype: flags.Dtype = None,
+    max_shard_size: flags.ShardSize = None,
+    verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the written files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST once the new one is complete.")] = False,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Turn a long checkpoint back into a plain one of its base, which loads without this package.
+
+    DST appears complete and verified, or not at all.
+    """
+    from ..conversion import revert_checkpoint
+    from .show import conversion_progress, print_json, show_report
+
+    with conversion_progress() as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # they stand in the report
+        report = revert_checkpoint(
+            model,
+            destination,
+            max_length=max_length,
+            positions=positions,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            verify=not no_verify,
+            overwrite=overwrite,
+            revision=revision,
+            token=token,
+            verify_text=verify_text,
+            progress=progress,
+        )
+    print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_report(report)

@@ -1,7 +1,8 @@
-"""`longattn inspect MODEL`, and the drawing of a mechanism."""
+"""`longattn inspect MODEL`, which also draws attention patterns, and `longattn mechanisms [NAME]`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from . import options as flags
 
-__all__ = ["inspect"]
+__all__ = ["inspect", "mechanisms"]
 
 
 def inspect(
@@ -61,3 +62,19 @@ def inspect(
     show_inspection(found)
     if plot is not None:
         print(f"drawn: {plot}")
+
+
+def mechanisms(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One mechanism in full.", show_default=False)] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """List the attention mechanisms, or describe one with its options."""
+    from ..mechanisms import list_mechanisms, mechanism_info
+    from .show import print_json, show_mechanism, show_mechanisms
+
+    if name is not None:
+        info = mechanism_info(name)
+        print_json(asdict(info)) if as_json else show_mechanism(info)
+        return
+    infos = [mechanism_info(one) for one in list_mechanisms()]
+    print_json({"mechanisms": [asdict(info) for info in infos]}) if as_json else show_mechanisms(infos)

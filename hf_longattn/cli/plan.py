@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from . import options as flags
-from .recipe import Recipe
 
 __all__ = ["plan"]
 
@@ -16,7 +15,7 @@ def plan(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")
     ],
-    config: Recipe = None,
+    config: flags.Recipe = None,
     mechanism: flags.Mechanism = None,
     max_length: flags.MaxLength = None,
     option: flags.OptionFlag = None,
@@ -37,7 +36,7 @@ def plan(
     attention = flags.attention_arguments(mechanism, option, layers)
 
     from ..conversion import plan_conversion
-    from .comparison import print_plan
+    from .show import print_plan
 
     planned = plan_conversion(
         source,

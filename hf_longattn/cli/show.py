@@ -1,24 +1,39 @@
-"""Readable output: tables on stdout, or one JSON object."""
+"""Readable output: tables or one JSON object on stdout, a progress bar on stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
-    from ..conversion.flops import LengthCost
+    from ..conversion.flops import LengthCost, MechanismCost
     from ..mechanisms import MechanismInfo
 
-__all__ = ["print_json", "show_costs", "show_inspection", "show_mechanism", "show_mechanisms", "show_plan", "show_report"]
+__all__ = [
+    "print_json",
+    "print_plan",
+    "show_costs",
+    "show_inspection",
+    "show_mechanism",
+    "show_mechanisms",
+    "show_plan",
+    "show_report",
+    "conversion_progress",
+]
 
+SHOWN_LENGTHS = (0, 2, 4, 6)
+"""Of the lengths at which mechanisms are compared, in the table; the JSON object has all of them."""
 STYLES = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
 
 
@@ -54,6 +69,51 @@ def show_plan(plan: ConversionPlan) -> None:
     if plan.costs:
         console.print()
         show_costs(plan.costs)
+
+
+def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
+    """What would happen, and the costs of all mechanisms at 1K to 64K tokens."""
+    from ..conversion.flops import LENGTHS, compare_mechanisms, matrix_speed
+
+    rows = compare_mechanisms(plan.attention, plan.shape)
+    if as_json:
+        comparison = {"lengths": LENGTHS, "mechanisms": [asdict(row) for row in rows]}
+        print_json({**plan.to_dict(), "comparison": comparison})
+        return
+    show_plan(plan)
+    _console().print(_comparison(rows, LENGTHS, matrix_speed()), highlight=False)
+
+
+def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> Table:
+    counted = [row for row in rows if not row.refused]
+    same = len({row.bytes for row in counted}) == 1  # an encoder keeps nothing, and its widest layer is none of attention's
+    title = f"one sequence through the whole model: least seconds at this machine's {speed / 1e9:,.0f} GFLOP/s"
+    title = title if same else f"{title} / memory beside the weights"
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
+    table.add_column("mechanism", no_wrap=True)
+    for index in SHOWN_LENGTHS:
+        table.add_column(f"{lengths[index] // 1024}K", justify="right", no_wrap=True)
+    for row in rows:
+        if row.refused:
+            table.add_row(row.mechanism, row.refused)
+        else:
+            seconds = [_number(row.flops[index] / speed) for index in SHOWN_LENGTHS]
+            beside = ["" if same else f" / {_round(row.bytes[index])}" for index in SHOWN_LENGTHS]
+            table.add_row(row.mechanism, *map("".join, zip(seconds, beside, strict=True)))
+    if same:
+        table.add_section()
+        table.add_row("memory beside the weights", *(_round(counted[0].bytes[index]) for index in SHOWN_LENGTHS))
+    return table
+
+
+def _round(count: int) -> str:
+    """A size without decimals, so that four columns stand beside the names in 80 characters."""
+    number, unit = size(count).split()
+    return f"{float(number.replace(',', '')):,.0f} {unit}"
+
+
+def _number(seconds: float) -> str:
+    return f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}"
 
 
 def _grown(old: int, new: int) -> str:
@@ -242,3 +302,23 @@ def _facts(*pairs: tuple[str, str]) -> Table:
 
 def _console() -> Console:
     return Console(soft_wrap=False)
+
+
+@contextlib.contextmanager
+def conversion_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields the `progress` argument of `convert_checkpoint`."""
+    console = Console(stderr=True)
+    if not console.is_terminal:  # rich before 15 ends even a disabled bar with an empty line
+        yield lambda stage, done, total: None
+        return
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task({"write": "Writing", "verify": "Verifying"}[stage], total=total, count="")
+            count = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if stage == "write" else f"{done} of {total} checks"
+            bars.update(tasks[stage], completed=done, count=count)
+
+        yield advance

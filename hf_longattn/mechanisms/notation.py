@@ -13,7 +13,7 @@ into plain mappings such as ``{"mechanism": "window", "window": "256"}``; the me
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import OptionError
@@ -35,17 +35,22 @@ def read_choice(text: str) -> dict[str, Any]:
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """``window=256,dilation=2`` as a mapping of text to text; a list takes a plus, ``global_tokens=0+7``."""
-    options: dict[str, Any] = {}
-    for pair in split(text, ","):
+    """``window=256,dilation=2`` as a mapping of text to text; a list is joined by plus signs, ``global_tokens=0+7``."""
+    return {name: _unwrapped(value) for name, value in read_pairs(split(text, ",")).items()}
+
+
+def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
+    """``["window=256", "dilation=2"]`` as a mapping of text to text; a dash in a name is an underscore."""
+    values: dict[str, str] = {}
+    for pair in pairs:
         name, sign, value = pair.partition("=")
         name = name.strip().replace("-", "_")
         if not sign or not name:
             raise OptionError(f"{pair!r} must read NAME=VALUE, for example window=512.")
-        if name in options:
-            raise OptionError(f"{name!r} is given twice in {text!r}.")
-        options[name] = _unwrapped(value)
-    return options
+        if name in values:
+            raise OptionError(f"{name!r} is given twice.")
+        values[name] = value.strip()
+    return values
 
 
 def read_members(text: str) -> list[dict[str, Any]]:

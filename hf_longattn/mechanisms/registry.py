@@ -20,9 +20,9 @@ from .options import LARGEST, RELATIVE, OptionInfo, Options
 
 _REGISTRY: dict[str, type[Mechanism]] = {}
 COMPOSED = {
-    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config configs/based.yaml",
-    "lolcats": "'hybrid' with features=hedgehog, or --config configs/lolcats.yaml",
-    "streaming_llm": "'window' with num_sinks=4, or --config configs/streaming-llm.yaml",
+    "based": "layers of two in turn: layers='taylor:feature_dim=16,window:window=64', or --config based",
+    "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
+    "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
 """Names of the field for what is a setting of mechanisms."""
 PROTOTYPE_WIDTH = 64

@@ -1,4 +1,4 @@
-"""`--config FILE`: every ready recipe works, what is typed wins, mistakes are one sentence."""
+"""`--config RECIPE`: every ready recipe works, by name or as a file; what is typed takes precedence; mistakes are one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from hf_longattn.cli import main
+from hf_longattn.reading import CONFIGS, ready_recipes
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "positions" in yaml.safe_load(path.read_text())]
+RECIPES = [name for name in ready_recipes() if "positions" in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())]
 SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
 
 
@@ -32,19 +32,18 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_ready_recipe_gives_a_plan(recipe: Path, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    values = yaml.safe_load(recipe.read_text())
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
     plan = planned(capsys, sources["rope" in values["positions"]], "--config", recipe)
     assert plan["new_length"] == values["max_length"]
     assert plan["positions"] == values["positions"]
     assert plan["long_attention"]["mechanism"] == values["mechanism"]
-    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1}.get(recipe.stem, 0)
+    assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1}.get(recipe, 0)
 
 
 def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = ROOT / "configs/longformer-base-4096.yaml"
-    plan = planned(capsys, sources[False], "--config", recipe, "--max-length", 128, "--option", "window=32")
+    plan = planned(capsys, sources[False], "--config", "longformer-base-4096", "--max-length", 128, "--option", "window=32")
     assert plan["new_length"] == 128
     assert plan["long_attention"]["window"] == 32
 
@@ -55,7 +54,8 @@ def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFix
         ("mechanism: [", "cannot be read"),
         ("just words", "names and values"),
         ("mechansm: window", "Did you mean 'mechanism'?"),
-        (None, "ready ones"),
+        ("maximum-length: 7", "sets 'maximum_length'"),
+        (None, "cannot be read"),
     ],
 )
 def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,3 +66,10 @@ def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Pa
         main(["plan", "somewhere", "--config", str(recipe)])
     assert stopped.value.code == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_a_recipe_is_found_by_its_name_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "somewhere", "--config", "baesd"])
+    assert stopped.value.code == 1
+    assert "There is no recipe 'baesd'" in capsys.readouterr().err

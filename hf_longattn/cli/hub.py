@@ -1,4 +1,4 @@
-"""`longattn push MODEL REPO`."""
+"""`longattn push MODEL REPO` and `longattn card MODEL`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import options as flags
 if TYPE_CHECKING:
     from ..hub import PushReport
 
-__all__ = ["push", "push_converted"]
+__all__ = ["card", "push", "push_converted"]
 
 
 def push(
@@ -30,8 +30,8 @@ def push(
 ) -> None:
     """Send a model to the Hub, in one commit, with its card.
 
-    Files that the repository has and the folder has not stay. When the connection breaks, the same command goes on: large files that
-    have arrived are not sent again.
+    Files of the repository that the folder does not have stay. After a broken connection, run the same command again: large files that
+    have arrived are not uploaded again.
     """
     flags.check_user_code(remote_code, bundle_user_code)
     from ..hub import push_model
@@ -52,7 +52,7 @@ def push(
 
 
 def push_converted(destination: Path, repo: str, *, private: bool, token: str | None, quiet: bool) -> dict[str, Any]:
-    """Push what `longattn convert` has just made; where that fails, the sentence says how to go on."""
+    """Push what `longattn convert` has just made; where that fails, the sentence says how to retry."""
     from ..errors import HubError
     from ..hub import push_model
 
@@ -70,3 +70,29 @@ def _show(report: PushReport) -> None:
     left_out = f"; left out: {', '.join(report.left_out)}" if report.left_out else ""
     typer.echo(report.url)
     typer.echo(f"{len(report.files)} files in commit {report.commit[:12]} on {report.revision}; card: {report.card}{left_out}.")
+
+
+def card(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
+    base_model: Annotated[str | None, typer.Option(help="Hub name of the model it was made from.")] = None,
+    name: Annotated[str | None, typer.Option(help="What a reader types to load it.", show_default="the folder as given")] = None,
+    results: Annotated[Path | None, typer.Option(help="Measured rows, a JSON list of {dataset, metric, value, ...}.")] = None,
+    license: Annotated[str | None, typer.Option(help="License identifier, for example apache-2.0.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language code, for example en.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub name of a data set it was trained on. Repeatable.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag. Repeatable.")] = None,
+) -> None:
+    """Write the model card, README.md, from the model's config, its conversion report and measured results."""
+    from ..errors import LongAttentionError
+    from ..hub import write_model_card
+    from ..reading import read_json
+
+    rows = []
+    if results is not None:
+        rows = read_json(results)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise LongAttentionError(f"{results} must hold a JSON list of rows with dataset, metric and value.")
+    path = write_model_card(
+        model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
+    )
+    typer.echo(path)
