@@ -1,7 +1,7 @@
 """Efficient attention and checkpoint conversion for transformers: short checkpoints become long-context models.
 
 ``import hf_longattn`` makes every family known to transformers' Auto classes, and the attention backend to its models. It is cheap:
-torch is imported with the first name that needs it (see :mod:`hf_longattn.families.registration`).
+torch is imported with the first name that needs it (see :mod:`hf_longattn.modeling.registration`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from .families.registration import register as _register
+from .modeling.registration import register as _register
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
         revert_checkpoint,
     )
     from .errors import LongAttentionError
-    from .families.enable import enable_long_attention
-    from .families.generic import load_generic
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
+    from .modeling.generic import enable_long_attention, load_generic
 
 __version__ = "0.1.0"
 
@@ -68,9 +67,8 @@ _WHERE = {
         "revert_checkpoint",
     ),
     "errors": ("LongAttentionError",),
-    "families.enable": ("enable_long_attention",),
-    "families.generic": ("load_generic",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
+    "modeling.generic": ("enable_long_attention", "load_generic"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -24,6 +24,7 @@ FLOORS = (
     ("configuration", "attend"),
     ("memory",),
     ("backend",),
+    ("modeling",),
     ("families",),
     ("conversion", "training", "evaluation", "hub"),
     ("cli",),

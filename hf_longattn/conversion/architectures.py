@@ -15,10 +15,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, LongAttentionError, in_a_line, nearest
-from ..families.enable import check_interface, enable_long_attention
-from ..families.memory_tokens import MemoryTokens
-from ..families.registry import FAMILIES, MODEL_NAME, Family
 from ..mechanisms import Mechanism
+from ..modeling.family import FAMILIES, MODEL_NAME, Family
+from ..modeling.generic import check_interface, enable_long_attention
+from ..modeling.recurrence import MemoryTokens
 from ..positions import DROPPED, STRATEGIES
 from ..reading import check_config, named_class
 from .long_models import CheckpointConverter, checkpoint_converters, converter_of

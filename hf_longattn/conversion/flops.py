@@ -15,10 +15,9 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..errors import LongAttentionError
-from ..families.attachment import attention_sites
-from ..families.places import AttentionSite
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.registry import mechanism_from
+from ..modeling.attention_sites import AttentionSite, attention_sites
 from .architectures import attached_mechanisms
 
 Found = TypeVar("Found")

@@ -11,9 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..engines.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
-from ..families.attachment import attention_sites
-from ..families.enable import enable_long_attention
 from ..mechanisms.base import Mechanism
+from ..modeling.attention_sites import attention_sites
+from ..modeling.generic import enable_long_attention
 from .architectures import attached_mechanisms
 from .model_loading import load_source
 from .plan import ConversionPlan

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..families.registry import Family
 from ..mechanisms import Mechanism
+from ..modeling.family import Family
 from .architectures import find_architecture, read_long
 from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries

@@ -12,9 +12,9 @@ from torch import nn
 
 from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError
-from ..families.own_windows import own_windows, with_own_windows
-from ..families.token_globals import question_separator, takes_globals
 from ..mechanisms.options import RELATIVE
+from ..modeling.sliding_window import own_windows, with_own_windows
+from ..modeling.token_globals import question_separator, takes_globals
 from ..positions import DROPPED
 from ..positions.relative import relative_kind
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, nearest
-from ..families.registry import Family, PositionTable
 from ..mechanisms import Mechanism
+from ..modeling.family import Family, PositionTable
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
 from .architectures import Architecture
 from .flops import ModelShape, layer_mechanisms

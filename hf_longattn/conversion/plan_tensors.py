@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
-from ..families.places import ON
-from ..families.projections import copied_parameters
+from ..modeling.attention_sites import ON, copied_parameters
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models import WeightRenaming
 from .sources.base import Source

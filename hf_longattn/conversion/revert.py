@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LengthError, LongAttentionError, PositionError, in_a_line, nearest
-from ..families.registry import Family, PositionTable
 from ..hub import write_model_card
+from ..modeling.family import Family, PositionTable
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..families.generic import OWN, load_generic, load_generic_with
-from ..families.own_windows import keeps_window, own_windows
 from ..mechanisms.base import Mechanism
+from ..modeling.generic import OWN, load_generic, load_generic_with
+from ..modeling.sliding_window import keeps_window, own_windows
 from .architectures import attached_mechanisms
 from .flops import cost_at, layer_mechanisms
 from .model_loading import load_plain, load_result, load_source, newly_initialised, outputs, weights_in_files

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families.memory_tokens import MemoryTokens
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
+from ..modeling.recurrence import MemoryTokens
 from ..positions import extend_table
 from ..reading import read_json_object
 from .architectures import Architecture, attached_mechanisms, attached_memory

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.families.token_globals import takes_globals, token_rule
+from hf_longattn.modeling.token_globals import takes_globals, token_rule
 from hf_longattn.training import QACollator, QAFormat, encode_qa, n_best_spans
 
 

@@ -10,10 +10,10 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "FAMILIES": "registry",
-    "Family": "registry",
-    "PositionTable": "registry",
-    "enable_long_attention": "enable",
+    "FAMILIES": "family",
+    "Family": "family",
+    "PositionTable": "family",
+    "enable_long_attention": "generic",
     "load_generic": "generic",
     "register": "registration",
 }
@@ -21,9 +21,9 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+        return getattr(importlib.import_module(f"..modeling.{_WHERE[name]}", __name__), name)
     if name.startswith("Long"):
-        from .registry import family_with
+        from ..modeling.family import family_with
 
         family = family_with(name)
         if family is not None:
@@ -32,6 +32,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from .registry import FAMILIES
+    from ..modeling.family import FAMILIES
 
     return sorted([*_WHERE, *(name for family in FAMILIES.values() for name in family.exports)])

@@ -2,11 +2,25 @@
 narrower than the layers (``embedding_size``). Every layer has a mechanism of its own all the same.
 """
 
-from transformers.models.albert.configuration_albert import AlbertConfig
+from __future__ import annotations
 
-from .config import LongEncoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.albert.configuration_albert import AlbertConfig
+from transformers.models.albert.modeling_albert import AlbertAttention, AlbertTransformer
+
+from ..backend import LAYER
+from ..modeling.attention_sites import SERVED
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderConfig
+from ..modeling.family import Family, PositionTable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
 
 
 class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
@@ -15,10 +29,42 @@ class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
     model_type = "long_albert"
 
 
+class LongAlbertTransformer(AlbertTransformer):
+    """Runs the groups of AlbertTransformer in its order."""
+
+    def group_of(self, layer: int) -> int:
+        """The group whose weights a layer has."""
+        return int(layer / (self.config.num_hidden_layers / self.config.num_hidden_groups))
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
+        states = self.embedding_hidden_mapping_in(hidden_states)
+        for layer in range(self.config.num_hidden_layers):
+            states = self.albert_layer_groups[self.group_of(layer)](states, attention_mask, **kwargs, **{LAYER: layer})
+        return BaseModelOutput(last_hidden_state=states)
+
+    def note_layers(self) -> None:
+        """Tell every attention module which layers it serves."""
+        for number, group in enumerate(self.albert_layer_groups):
+            served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)
+            for attention in (module for module in group.modules() if isinstance(module, AlbertAttention)):
+                setattr(attention, SERVED, served)
+
+
+class AlbertCountsItsLayers(_Base):
+    """Stands before the mixin of the Long classes: puts :class:`LongAlbertTransformer` in place before mechanisms are attached."""
+
+    def post_init(self) -> None:
+        for module in self.modules():
+            if type(module) is AlbertTransformer:  # the subclass adds no parameters, so the instance can become one
+                module.__class__ = LongAlbertTransformer
+                module.note_layers()
+        super().post_init()
+
+
 FAMILY = Family(
     LongAlbertConfig,
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
-    own_mixin="albert_layers.AlbertCountsItsLayers",
+    mixin=AlbertCountsItsLayers,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

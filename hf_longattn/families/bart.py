@@ -4,9 +4,9 @@ positions. ``max_position_embeddings`` leaves those out, as in BartConfig: 4,096
 
 from transformers.models.bart.configuration_bart import BartConfig
 
-from .encoder_decoder import LongEncoderDecoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderDecoderConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongBartConfig(LongEncoderDecoderConfig, BartConfig):

@@ -2,9 +2,9 @@
 
 from transformers.models.bert.configuration_bert import BertConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongBertConfig(LongConfig, BertConfig):

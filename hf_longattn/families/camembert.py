@@ -4,9 +4,9 @@
 
 from transformers.models.camembert.configuration_camembert import CamembertConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongCamembertConfig(LongConfig, CamembertConfig):

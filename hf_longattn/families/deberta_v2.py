@@ -5,13 +5,22 @@ The relative positions keep the buckets of the short model: distances beyond its
 there is a position table besides.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
+from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
 
-from .config import LongEncoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..backend import BACKEND, longattn_mask
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderConfig
+from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.family import Family, PositionTable
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
@@ -33,10 +42,110 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
         super().__post_init__(**kwargs)
 
 
+@dataclass(frozen=True)
+class Disentangled:
+    """``score_mod`` that adds the two relative terms; a term that the model does without is ``None``.
+
+    The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
+
+        (q_i · k_j + q_i · P^k_δ(i-j) + k_j · P^q_δ(i-j)) / sqrt(D · number of terms)
+
+    The last two are tables ``(B, H, N, buckets)``, looked up by query or key and bucket: linear in N.
+
+    of_query, of_key: ``(B, H, N, buckets)``.
+    bucket: ``(2N - 1,)`` of the distances -(N - 1) … N - 1.
+    """
+
+    of_query: Tensor | None
+    of_key: Tensor | None
+    bucket: Tensor
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        ahead = self.bucket.shape[0] // 2
+        at = self.bucket[(q_idx - kv_idx + ahead).clamp(0, 2 * ahead)]
+        for term, row in ((self.of_query, q_idx), (self.of_key, kv_idx)):
+            if term is not None:
+                score = score + term[b, h, row.clamp(0, ahead), at]
+        return score
+
+
+class LongDebertaV2Encoder(DebertaV2Encoder):
+    """DebertaV2Encoder that makes nothing of size N×N for a mechanism."""
+
+    config: Any
+
+    def get_attention_mask(self, attention_mask: Tensor) -> Any:
+        """The padding mask as it is, ``None`` where all tokens are real; for another implementation the pairs of real tokens."""
+        if self.config._attn_implementation != BACKEND:
+            return super().get_attention_mask(attention_mask)
+        batch, length = attention_mask.shape[0], attention_mask.shape[-1]
+        return longattn_mask(batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask)
+
+    def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
+        """``None``: the attention modules look distances up."""
+        if self.config._attn_implementation != BACKEND:
+            return super().get_rel_pos(hidden_states, query_states, relative_pos)
+        return None
+
+
+class LongDisentangledSelfAttention(DisentangledSelfAttention):
+    """The projections of DisentangledSelfAttention around the mechanism."""
+
+    config: Any
+    is_causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Tensor | None = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
+        if self.config._attn_implementation != BACKEND:
+            return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
+        asking = hidden_states if query_states is None else query_states
+        inputs = ((self.query_proj, asking), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
+        query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
+        kinds = [kind for kind in ("c2p", "p2c") if kind in self.pos_att_type]
+        scaling = (self.attention_head_size * (1 + len(kinds))) ** -0.5
+        terms = None
+        if self.relative_attention and rel_embeddings is not None:
+            places = self.pos_dropout(rel_embeddings)[: 2 * self.pos_ebd_size]
+            terms = self._terms(query, key, places, kinds, scaling)
+        output, weights = attend_by_mechanism(
+            self, query, key, value, attention_mask, scaling=scaling, position_bias=terms, output_attentions=output_attentions
+        )
+        return output.flatten(2), weights if output_attentions else None
+
+    def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> Disentangled:
+        by_key, by_query = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
+
+        def term(kind: str, states: Tensor, projection: str) -> Tensor | None:
+            if kind not in kinds:
+                return None
+            return states @ split_heads(self, getattr(self, projection)(places)).transpose(-1, -2) * scaling
+
+        length = key.shape[2]
+        distance = torch.arange(1 - length, length, device=key.device)
+        if self.position_buckets > 0 and self.max_relative_positions > 0:
+            distance = make_log_bucket_position(distance, self.position_buckets, self.max_relative_positions).long()
+        bucket = (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
+        return Disentangled(term("c2p", query, by_key), term("p2c", key, by_query), bucket)
+
+
+class DebertaV2OnTheBackend(OnTheBackend):
+    """Stands before the mixin of the Long classes: puts the classes above in place before mechanisms are attached."""
+
+    replaced = {DebertaV2Encoder: LongDebertaV2Encoder, DisentangledSelfAttention: LongDisentangledSelfAttention}
+
+
 FAMILY = Family(
     LongDebertaV2Config,
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
-    own_mixin="deberta_v2_attention.DebertaV2OnTheBackend",
+    mixin=DebertaV2OnTheBackend,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -4,9 +4,9 @@ with ``sinusoidal_pos_embds`` begins as sinusoids and is trained like any other.
 
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig
 
-from .config import LongEncoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongDistilBertConfig(LongEncoderConfig, DistilBertConfig):

@@ -4,9 +4,9 @@ narrower than the layers (``embedding_size``).
 
 from transformers.models.electra.configuration_electra import ElectraConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongElectraConfig(LongConfig, ElectraConfig):

@@ -7,9 +7,9 @@ pairs of tokens, has no long form.
 
 from transformers.models.esm.configuration_esm import EsmConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongEsmConfig(LongConfig, EsmConfig):

@@ -2,9 +2,9 @@
 
 from transformers.models.gemma.configuration_gemma import GemmaConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongGemmaConfig(LongConfig, GemmaConfig):

@@ -2,9 +2,9 @@
 
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongGemma2Config(LongConfig, Gemma2Config):

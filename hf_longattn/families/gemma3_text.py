@@ -4,9 +4,9 @@
 
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongGemma3TextConfig(LongConfig, Gemma3TextConfig):

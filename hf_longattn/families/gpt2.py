@@ -2,9 +2,9 @@
 
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongGPT2Config(LongConfig, GPT2Config):

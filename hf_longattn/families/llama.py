@@ -2,9 +2,9 @@
 
 from transformers.models.llama.configuration_llama import LlamaConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongLlamaConfig(LongConfig, LlamaConfig):

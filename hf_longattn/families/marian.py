@@ -4,9 +4,9 @@ for any length.
 
 from transformers.models.marian.configuration_marian import MarianConfig
 
-from .encoder_decoder import LongEncoderDecoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderDecoderConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongMarianConfig(LongEncoderDecoderConfig, MarianConfig):

@@ -4,9 +4,9 @@ are no positions. ``max_position_embeddings`` leaves those out.
 
 from transformers.models.mbart.configuration_mbart import MBartConfig
 
-from .encoder_decoder import LongEncoderDecoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderDecoderConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongMBartConfig(LongEncoderDecoderConfig, MBartConfig):

@@ -1,14 +1,14 @@
 """LongModernBert: ModernBERT (Warner et al. 2024), rotary positions (``rope_parameters`` of its global and of its local layers).
 
-Two of three layers are local: they see ``local_attention`` tokens around. They stay so (:mod:`hf_longattn.families.own_windows`); without
+Two of three layers are local: they see ``local_attention`` tokens around. They stay so (:mod:`hf_longattn.modeling.sliding_window`); without
 ``long_attention`` the others attend to everything, and all is as in ModernBERT.
 """
 
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
 
-from .config import LongEncoderConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderConfig
+from ..modeling.family import Family
 
 
 class LongModernBertConfig(LongEncoderConfig, ModernBertConfig):

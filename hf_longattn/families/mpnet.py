@@ -4,11 +4,22 @@ Besides a position table, which begins with two rows that are no positions, all 
 that are far apart have its last bucket in common, so that it serves long texts as it is.
 """
 
-from transformers.models.mpnet.configuration_mpnet import MPNetConfig
+from __future__ import annotations
 
-from .config import LongEncoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.mpnet.configuration_mpnet import MPNetConfig
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
+
+from ..backend import BACKEND
+from ..engines.pattern import DistanceBias
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderConfig
+from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.family import Family, PositionTable
+from ..positions.relative.t5_buckets import buckets
 
 
 class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
@@ -18,10 +29,56 @@ class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
     default_mechanism = "window"
 
 
+NUM_BUCKETS, FURTHEST = 32, 128
+"""What transformers' MPNet counts by, whatever its config says; all distances from the latter on have one bucket."""
+
+
+class LongMPNetEncoder(MPNetEncoder):
+    """MPNetEncoder whose position bias is one number for each head and distance, where a mechanism takes it."""
+
+    def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
+        """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""
+        if self.config._attn_implementation != BACKEND:
+            return super().compute_position_bias(x, position_ids, num_buckets)
+        distance = torch.arange(-FURTHEST, FURTHEST + 1, device=x.device)
+        return DistanceBias(self.relative_attention_bias(buckets(distance, False, num_buckets, FURTHEST)).T, FURTHEST)
+
+
+class LongMPNetSelfAttention(MPNetSelfAttention):
+    """The projections of MPNetSelfAttention around the mechanism."""
+
+    config: Any
+    is_causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Any = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, ...]:
+        """Attention output ``(B, N, width)``, and the weights where they are asked for."""
+        if self.config._attn_implementation != BACKEND:
+            return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
+        query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.q, self.k, self.v))
+        output, weights = attend_by_mechanism(
+            self, query, key, value, attention_mask, position_bias=position_bias, output_attentions=output_attentions
+        )
+        output = self.o(output.flatten(2))
+        return (output, weights) if output_attentions else (output,)
+
+
+class MPNetOnTheBackend(OnTheBackend):
+    """Stands before the mixin of the Long classes: puts the classes above in place before mechanisms are attached."""
+
+    replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}
+
+
 FAMILY = Family(
     LongMPNetConfig,
     position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),),
-    own_mixin="mpnet_attention.MPNetOnTheBackend",
+    mixin=MPNetOnTheBackend,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -4,9 +4,9 @@ those itself, and ``max_position_embeddings`` leaves them out. Padding takes no 
 
 from transformers.models.opt.configuration_opt import OPTConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongOPTConfig(LongConfig, OPTConfig):

@@ -2,9 +2,9 @@
 
 from transformers.models.pegasus.configuration_pegasus import PegasusConfig
 
-from .encoder_decoder import LongEncoderDecoderConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongEncoderDecoderConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongPegasusConfig(LongEncoderDecoderConfig, PegasusConfig):

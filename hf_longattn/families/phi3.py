@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongPhi3Config(LongConfig, Phi3Config):

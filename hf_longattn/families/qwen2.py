@@ -2,9 +2,9 @@
 
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongQwen2Config(LongConfig, Qwen2Config):

@@ -2,9 +2,9 @@
 
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongQwen3Config(LongConfig, Qwen3Config):

@@ -5,9 +5,9 @@
 
 from transformers.models.roberta.configuration_roberta import RobertaConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongRobertaConfig(LongConfig, RobertaConfig):

@@ -2,9 +2,9 @@
 
 from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
 
 
 class LongSmolLM3Config(LongConfig, SmolLM3Config):

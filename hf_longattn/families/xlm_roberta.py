@@ -4,9 +4,9 @@ no positions, and ``max_position_embeddings`` counts them.
 
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig
 
-from .config import LongConfig
-from .lazy import lazy_classes
-from .registry import Family, PositionTable
+from ..modeling.classes import lazy_classes
+from ..modeling.config import LongConfig
+from ..modeling.family import Family, PositionTable
 
 
 class LongXLMRobertaConfig(LongConfig, XLMRobertaConfig):

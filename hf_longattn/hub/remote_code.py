@@ -28,9 +28,9 @@ from .. import __version__
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
-from ..families.places import CROSS_MECHANISM
-from ..families.registry import family_of
 from ..mechanisms import check_options, mechanism_class
+from ..modeling.attention_sites import CROSS_MECHANISM
+from ..modeling.family import family_of
 from .card import read_config
 
 __all__ = ["BUNDLED", "bundle_remote_code", "check_remote_code"]
@@ -122,8 +122,6 @@ def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str
 def _seeds(family: Family, config: Any) -> Iterator[Module]:
     """The modules that are imported by name at run time: the family's and the mechanisms'."""
     names = {family.module, *(mechanism_class(mechanism).__module__ for mechanism in _mechanisms(config, family))}
-    if family.own_mixin is not None:
-        names.add(f"{PACKAGE}.families.{family.own_mixin.split('.')[0]}")
     for name in sorted(names):
         yield package_module(name) if name.split(".")[0] == PACKAGE else _custom_module(name)  # type: ignore[misc]
 

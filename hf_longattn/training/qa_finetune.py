@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.families.token_globals import carry_question, takes_globals
+from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.training import corpus, course
 from hf_longattn.training.docstring_qa import build_docstring_qa
 from hf_longattn.training.lookup import Filler

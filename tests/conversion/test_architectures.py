@@ -163,7 +163,7 @@ class TestLoading:
             asked.update(arguments, name=name)
             return str(tmp_path / "long")
 
-        monkeypatch.setattr("hf_longattn.families.generic.snapshot_download", snapshot)
+        monkeypatch.setattr("hf_longattn.modeling.generic.snapshot_download", snapshot)
         model = hf_longattn.load_generic("someone/vit", revision="abc", dtype="bfloat16")
         assert (asked["name"], asked["revision"], model.dtype) == ("someone/vit", "abc", torch.bfloat16)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError, PositionError
-from hf_longattn.families.registry import family_of
+from hf_longattn.modeling.family import family_of
 
 WITH_TABLES = [
     "BertForMaskedLM",

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_longattn.families.auxiliary import auxiliary_loss
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
+from hf_longattn.modeling.mixin import auxiliary_loss
 from tests.families.test_mixin import long_model
 from tests.reference.small_models import tokens
 

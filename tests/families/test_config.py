@@ -15,8 +15,8 @@ import hf_longattn
 import hf_longattn.families as families
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
-from hf_longattn.families.config import LongConfig
-from hf_longattn.families.own_windows import own_windows, with_own_windows
+from hf_longattn.modeling.config import LongConfig
+from hf_longattn.modeling.sliding_window import own_windows, with_own_windows
 from tests.reference.small_models import BASES, long_config, plain_config
 
 CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}

@@ -16,12 +16,10 @@ from transformers import AutoConfig, AutoModel
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES, initial_values
-from hf_longattn.families.attachment import attention_sites
-from hf_longattn.families.places import CROSS_MECHANISM
-from hf_longattn.families.projections import copied_parameters
-from hf_longattn.families.small import Shape, small_config
 from hf_longattn.mechanisms.base import Mechanism, reset
 from hf_longattn.mechanisms.registry import has_tensors, mechanism_class, prototype
+from hf_longattn.modeling.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
+from hf_longattn.modeling.small import Shape, small_config
 
 CONVERTED_ONLY = ("nystromformer",)
 """Their plain checkpoints have other names and are refused; the result of a conversion has every tensor."""

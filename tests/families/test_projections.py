@@ -8,8 +8,7 @@ from torch import Tensor
 from transformers import GPTBigCodeConfig, GPTBigCodeModel
 
 import hf_longattn.families as families
-from hf_longattn.families.attachment import attention_sites
-from hf_longattn.families.projections import attention_projections, own_projections
+from hf_longattn.modeling.attention_sites import attention_projections, attention_sites, own_projections
 from tests.reference.small_models import BASES, OFF_THE_INTERFACE, plain_model, tokens
 
 ROTATED = [base for base in BASES if families.FAMILIES[base].rope]

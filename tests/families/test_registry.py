@@ -11,7 +11,7 @@ from transformers import GenerationMixin
 from transformers.models.auto import modeling_auto
 
 import hf_longattn.families as families
-from hf_longattn.families.registry import FAMILIES, family_of
+from hf_longattn.modeling.family import FAMILIES, family_of
 from tests.reference.small_models import BASES, HEADS
 
 
@@ -64,5 +64,6 @@ def test_a_user_s_own_config_belongs_to_its_family() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_family_is_one_short_file(family: families.Family, repository: Path) -> None:
+    """Short, unless attention modules of the base are replaced by subclasses."""
     file = repository / f"{family.module.replace('.', '/')}.py"
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 80, file
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= (40 if family.mixin is None else 160), file

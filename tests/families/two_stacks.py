@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 import hf_longattn.families as families
-from hf_longattn.families.small import language_model
+from hf_longattn.modeling.small import language_model
 from tests.reference import small_models
 from tests.reference.small_models import TOKENS, tokens
 

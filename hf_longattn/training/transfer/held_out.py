@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_longattn.families.attachment import attention_sites
+from hf_longattn.modeling.attention_sites import attention_sites
 from hf_longattn.training.transfer.inputs import Batch
 from hf_longattn.training.transfer.matching import Matching, matching
 

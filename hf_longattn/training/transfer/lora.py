@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_longattn.errors import OptionError
-from hf_longattn.families.attachment import attention_sites
-from hf_longattn.families.projections import attention_projections
 from hf_longattn.mechanisms import Mechanism
+from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_longattn.errors import OptionError
-from hf_longattn.families.attachment import attention_sites
 from hf_longattn.mechanisms import Mechanism, build_mechanism
+from hf_longattn.modeling.attention_sites import attention_sites
 
 TINY = 1e-12
 

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.families.attachment import attention_sites
+from hf_longattn.modeling.attention_sites import attention_sites
 from hf_longattn.training.timed import Clock, timed_schedule
 
 LAYER = re.compile(r".*?\.\d+\.")

@@ -15,7 +15,7 @@ import transformers
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.families.small import Shape, small_values
+from hf_longattn.modeling.small import Shape, small_values
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,21 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND
-from ..errors import OptionError
+from ..backend import BACKEND, packing_refused
+from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
 from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
-from .forward import with_long_arguments
-from .initial_values import initialise, without_values
-from .limits import check_tables, refuse_scoreless
-from .loading import drop_tables, freeze_tables
-from .recurrence import new_memory
-from .registry import Family
-from .sharing import separate_parameters, shared_parameters
+from .family import Family, PositionTable
+from .recurrence import MemoryTokens, attach_memory_tokens, new_memory, run_in_segments, run_with_memory
 from .token_globals import global_tokens_of, token_rule
+from .validation import check_length, check_tables, refuse_scoreless
+from .weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
@@ -216,3 +215,186 @@ class LongGenerationMixin(_Base):
 
 
 __all__ = ["LongAttentionMixin", "LongGenerationMixin"]
+
+
+class LongBaseModelMixin(LongAttentionMixin):
+    """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
+
+    The attention implementation is ``longattn``: no other one knows mechanisms. ``use_base_attention`` computes the plain base's.
+    """
+
+    position_table: ClassVar[PositionTable | None]
+
+    @property
+    def recursion(self) -> Recursion | None:
+        """How this model runs over a text in segments with memory tokens; ``None`` when it runs over the whole text."""
+        tokens = getattr(self, "long_memory", None)
+        return tokens.recursion if isinstance(tokens, MemoryTokens) else None
+
+    def equip(self) -> None:
+        """Memory tokens, where its mechanisms pass any from segment to segment; layers that contradict one another are refused."""
+        token_rule(self)
+        attach_memory_tokens(self, self.position_table)
+
+    def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """As the mixin's: the text fits, tokens that are global by their ids are marked, and memory tokens mean segment after segment."""
+        self._check_inputs(args, kwargs)
+        self._find_globals(args, kwargs)
+        if self.recursion is None or self.config._attn_implementation != BACKEND:
+            return base_forward
+        return functools.partial(run_in_segments, forward=base_forward)
+
+    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Without a ``global_attention_mask``, the tokens that are global by their ids."""
+        if kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
+            rule = token_rule(self)
+            if rule is not None:
+                kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs)
+
+    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.position_table is not None and (self.recursion is None or self.config._attn_implementation != BACKEND):
+            check_length(self.position_table, self.config, args, kwargs)
+        if kwargs.get("global_attention_mask") is not None and self.config._attn_implementation == BACKEND:
+            mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
+            length = kwargs["global_attention_mask"].shape[-1]
+            if not any(m.takes_globals or m.covers(length) for m in mechanisms):
+                raise MaskError(
+                    "global_attention_mask was given, but no layer of this model takes global tokens "
+                    f"(its mechanism is {self.config.long_attention.mechanism!r}); "
+                    "leave it out, or choose a mechanism with takes_globals=True in hf_longattn.mechanism_info."
+                )
+        if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
+            self._rule_out_packing(args, kwargs)
+        if kwargs.get("position_ids") is not None and self.config._attn_implementation == BACKEND:
+            self._check_packing(args, kwargs)
+
+    def _check_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Positions that restart within a row and no attention_mask are documents packed into it. A decoder without a cache gets a mask
+        from transformers that keeps them apart, and attention decides whether that is enough for its mechanism; nothing else does."""
+        positions = kwargs["position_ids"]
+        unmasked = len(args) <= 1 and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+        if not unmasked or not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] < 2:
+            return
+        restarts = (positions[:, 1:] <= positions[:, :-1]).any()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not traced and not restarts:
+            return
+        refusal = self._refusal_of_packing(positions.shape[1], kwargs.get("use_cache"))
+        if refusal is None or torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return
+        if not traced:
+            raise MaskError(refusal)
+        torch._assert_async(~restarts, refusal)  # positions are not known yet
+        self._rule_out_packing(args, kwargs)
+
+    def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
+        """Why this model does not take rows of ``length`` tokens with several documents; None where it does."""
+        causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
+        if not causal:
+            return (
+                "Several documents are packed into one row (position_ids restart in it), but nothing keeps them apart in an encoder; "
+                "give each document a row of its own with padding."
+            )
+        for mechanism in self.modules():
+            if not isinstance(mechanism, Mechanism):
+                continue
+            if self.recursion is not None or not (mechanism.takes_packed or mechanism.covers(length, causal)):
+                return packing_refused(mechanism, causal)
+        if self.config.use_cache if use_cache is None else use_cache:
+            return (
+                "Several documents are packed into one row (position_ids restart in it), but with a cache nothing keeps them apart; "
+                "pass use_cache=False, or give each document a row of its own with padding."
+            )
+        return None
+
+    def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """While it is compiled, a causal model without attention_mask prepares for packed sequences with an N×N mask; without
+        position_ids there are none, and a mask of ones says so."""
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        if len(args) <= 1 and kwargs.get("past_key_values") is None and isinstance(tokens, Tensor):
+            kwargs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+
+
+class LongDecoderMixin(LongBaseModelMixin):
+    """its ``forward`` takes what the base's takes; ``global_attention_mask`` is the encoder's, where there is one."""
+
+    embed_positions: Any
+
+    def adapt(self) -> None:
+        """The base makes encoder and decoder equally long; the decoder's table gets its own length, before it is initialised."""
+        old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
+        if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
+            with torch.device(old.weight.device):
+                self.embed_positions = type(old)(self.position_table.tokens(self.config), old.embedding_dim)
+
+    def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.config.is_encoder_decoder:
+            kwargs.pop("global_attention_mask", None)
+        super()._check_inputs(args, kwargs)
+
+    def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.config.is_encoder_decoder:
+            super()._find_globals(args, kwargs)
+
+
+def with_long_arguments(base_forward: Any) -> Any:
+    """``base_forward`` with our arguments in its signature: Trainer drops the columns that it does not find there."""
+
+    @functools.wraps(base_forward)
+    def forward(
+        self: Any,
+        *args: Any,
+        global_attention_mask: Tensor | None = None,
+        memory: SegmentMemory | None = None,
+        memory_reset: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if global_attention_mask is not None and not self.hands_globals_down:
+            raise MaskError(f"{type(self).__name__} has no way to hand a global_attention_mask to its attention; leave it out.")
+        if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
+            several = global_attention_mask.dim() == 3
+            kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
+        if memory is not None:
+            return run_with_memory(self, forward, args, kwargs, memory, memory_reset)
+        if memory_reset is not None:
+            raise MemoryMismatchError("memory_reset says which rows begin anew, but no memory was given; pass memory=model.new_memory().")
+        outputs = self.prepared(base_forward, args, kwargs)(self, *args, **kwargs)
+        return with_auxiliary_loss(self, outputs, kwargs) if self.training and self.config._attn_implementation == BACKEND else outputs
+
+    signature = inspect.signature(base_forward)
+    parameters = list(signature.parameters.values())
+    own = inspect.signature(forward, follow_wrapped=False).parameters.values()
+    added = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
+    forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
+    return forward
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
+    losses = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism)]
+    found = [loss for loss in losses if loss is not None]
+    return sum(found[1:], found[0]) if found else None
+
+
+def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: dict[str, Any]) -> Any:
+    """``outputs`` of a forward pass with the auxiliary loss in their loss, where they have one.
+
+    With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch brings its share.
+    """
+    by_name = hasattr(outputs, "loss")
+    loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        return outputs
+    added = auxiliary_loss(model)
+    if added is None:
+        return outputs
+    labels, items = arguments.get("labels"), arguments.get("num_items_in_batch")
+    if isinstance(labels, Tensor) and items is not None:
+        added = added * (labels != -100).sum() / torch.as_tensor(items, device=labels.device)
+    loss = loss + added.to(loss)
+    if not by_name:
+        return (loss, *outputs[1:])
+    outputs.loss = loss
+    return outputs

@@ -1,11 +1,8 @@
-"""Find the attention modules of any architecture on transformers' AttentionInterface, number them, and put mechanisms on them."""
+"""Put mechanisms on the attention modules of any architecture on transformers' AttentionInterface."""
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,36 +14,20 @@ from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..memory import AttendingLayer
-from .places import CROSS_MECHANISM, SERVED, AttentionSite, mechanisms_on
-from .projections import copied_parameters, copy_projections, input_width
-from .sharing import share_parameters
+from .attention_sites import (
+    CROSS_MECHANISM,
+    AttentionSite,
+    attention_sites,
+    copied_parameters,
+    copy_projections,
+    input_width,
+    mechanisms_on,
+)
+from .weights import share_parameters
 
-CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
-
-
-def attention_sites(model: nn.Module) -> list[AttentionSite]:
-    """The attention of every layer of ``model``. Encoder and decoder count their layers separately."""
-    return list(_sites(model))
-
-
-def _sites(model: nn.Module) -> Iterator[AttentionSite]:
-    counted: Counter[tuple[str, bool]] = Counter()
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        if not hasattr(module, "is_causal") or "attention" not in kind.lower() or isinstance(module, Mechanism):
-            continue
-        cross = bool(getattr(module, "is_cross_attention", False)) or bool(CROSS.search(f"{name.rpartition('.')[2]} {kind}"))
-        if served := getattr(module, SERVED, ()):
-            yield from (AttentionSite(name, module, layer, cross, shared=True) for layer in served)
-            continue
-        stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
-        ordinal = counted[stack, cross]
-        counted[stack, cross] += 1
-        layer = getattr(module, "layer_idx", None)
-        yield AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross)
 
 
 def attach_mechanisms(

@@ -1,8 +1,10 @@
-"""The query, key, value and output projections of an attention module, wherever its architecture keeps them."""
+"""Where the attention of a model is: its modules, layer by layer, their mechanisms, and their projections."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,86 @@ from transformers import initialization
 from transformers.pytorch_utils import Conv1D
 
 from ..mechanisms.base import Mechanism
+
+ON = "long_attention"
+"""The attribute of an attention module that holds its mechanism, or, where it serves several layers, theirs by number."""
+CROSS_MECHANISM = "full"
+"""Queries and keys of cross-attention come from different sequences, so that nearness between them means nothing."""
+CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+"""What cross-attention is called."""
+SERVED = "layers_served"
+"""The attribute by which an attention module says which layers it serves, where those are several."""
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """The attention of one layer: its module, the layer's place in its stack, and whether it attends to another sequence.
+
+    shared: whether the module serves other layers as well, each of which is a site of its own.
+    """
+
+    name: str
+    module: nn.Module
+    layer: int
+    cross: bool
+    shared: bool = False
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is part of a decoder."""
+        return bool(self.module.is_causal) or self.cross
+
+    @property
+    def mechanism_name(self) -> str:
+        """The name of its mechanism, as a module of the model."""
+        return f"{self.name}.{ON}.{self.layer}" if self.shared else f"{self.name}.{ON}"
+
+    @property
+    def mechanism(self) -> nn.Module:
+        """What stands there."""
+        owner, name = self._place
+        return getattr(owner, name)
+
+    def put(self, mechanism: nn.Module) -> None:
+        """Put a mechanism there, in place of what stands there."""
+        if self.shared and not isinstance(getattr(self.module, ON, None), nn.ModuleDict):
+            setattr(self.module, ON, nn.ModuleDict())
+        setattr(*self._place, mechanism)
+
+    @property
+    def _place(self) -> tuple[nn.Module, str]:
+        return (getattr(self.module, ON), str(self.layer)) if self.shared else (self.module, ON)
+
+
+def attention_sites(model: nn.Module) -> list[AttentionSite]:
+    """The attention of every layer of ``model``. Encoder and decoder count their layers separately."""
+    return list(_sites(model))
+
+
+def _sites(model: nn.Module) -> Iterator[AttentionSite]:
+    counted: Counter[tuple[str, bool]] = Counter()
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if not hasattr(module, "is_causal") or "attention" not in kind.lower() or isinstance(module, Mechanism):
+            continue
+        cross = bool(getattr(module, "is_cross_attention", False)) or bool(CROSS.search(f"{name.rpartition('.')[2]} {kind}"))
+        if served := getattr(module, SERVED, ()):
+            yield from (AttentionSite(name, module, layer, cross, shared=True) for layer in served)
+            continue
+        stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
+        ordinal = counted[stack, cross]
+        counted[stack, cross] += 1
+        layer = getattr(module, "layer_idx", None)
+        yield AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross)
+
+
+def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
+    """Name below an attention module -> mechanism; none on other modules."""
+    found = getattr(attention, ON, None)
+    if isinstance(found, nn.ModuleDict):
+        return {f"{ON}.{layer}": one for layer, one in found.items() if isinstance(one, Mechanism)}
+    return {ON: found} if isinstance(found, Mechanism) else {}
+
 
 SEPARATE = {
     "query": ("query", "q_proj", "q_lin", "q"),

@@ -1,23 +1,40 @@
-"""Make the Long classes of a family from the base's own: each is its base class with the mixin in front."""
+"""Make the Long classes of a family from the base's own: each is its base class with the mixin in front.
+
+They are made on first use, in the family's own module; until then no model is imported, here either.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-from transformers.utils import output_capturing
+from .family import Family
 
-from ..naming import load_module
-from .base_mixin import LongBaseModelMixin, LongDecoderMixin
-from .loading import inherit_renaming, register_loading
-from .mixin import LongAttentionMixin, LongGenerationMixin
-from .registry import Family
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
+    """A module ``__getattr__`` for ``namespace`` that makes the Long classes, and keeps them there."""
+
+    def module_getattr(name: str) -> Any:
+        if name not in (*family.heads.values(), *family.parts.values()):
+            raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
+        namespace.update(make_classes(family))
+        return namespace[name]
+
+    return module_getattr
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     """Every Long model class of ``family``, by name; where there are an encoder and a decoder, theirs as well."""
+    from transformers import PreTrainedModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    from .mixin import LongAttentionMixin, LongBaseModelMixin, LongDecoderMixin
+    from .weights import inherit_renaming, register_loading
+
     package = importlib.import_module(family.base_package)
     modeling = importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
     base_model = MODEL_MAPPING_NAMES[family.base_model_type]
@@ -37,10 +54,14 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
+    from transformers import GenerationMixin
+    from transformers.utils import output_capturing
+
+    from .mixin import LongDecoderMixin, LongGenerationMixin
+
     bases: list[type] = [mixin, base]
-    if family.own_mixin is not None:
-        module, own = family.own_mixin.split(".")
-        bases.insert(0, getattr(load_module("families", module), own))
+    if family.mixin is not None:
+        bases.insert(0, family.mixin)
     if issubclass(base, GenerationMixin):
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers asks for the latter among the direct bases
     namespace: dict[str, Any] = {

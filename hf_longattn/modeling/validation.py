@@ -11,7 +11,7 @@ from transformers import Cache, PreTrainedConfig
 
 from ..errors import LengthError, OptionError, PositionError
 from ..mechanisms.base import Mechanism
-from .registry import Family, PositionTable
+from .family import Family, PositionTable
 
 
 def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from .names import family_names, module_name
+from .family import family_names, module_name
+
+PACKAGE = __name__.rpartition(".modeling")[0]
 
 
 def register_configs() -> None:
@@ -28,7 +30,7 @@ def register_configs() -> None:
 
     for base in family_names(CONFIG_MAPPING_NAMES):
         CONFIG_MAPPING_NAMES[f"long_{base}"] = f"Long{CONFIG_MAPPING_NAMES[base]}"
-        CONFIG_MAPPING._modules[module_name(f"long_{base}")] = sys.modules[__package__]
+        CONFIG_MAPPING._modules[module_name(f"long_{base}")] = _families()
 
 
 def register_models() -> None:
@@ -37,7 +39,7 @@ def register_models() -> None:
 
     for table in vars(modeling_auto).values():
         if isinstance(table, modeling_auto._LazyAutoMapping):
-            _enter(table, sys.modules[__package__], "Long")
+            _enter(table, _families(), "Long")
 
 
 def register_tokenizers() -> None:
@@ -46,6 +48,11 @@ def register_tokenizers() -> None:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
     _enter(TOKENIZER_MAPPING, transformers, "")
+
+
+def _families() -> ModuleType:
+    """The module that resolves every ``Long…`` name."""
+    return importlib.import_module(f"{PACKAGE}.families")
 
 
 def _enter(table: Any, module: ModuleType, prefix: str) -> None:
@@ -65,7 +72,7 @@ def _first_word(config: str) -> str:
 
 def register_attention() -> None:
     """``attn_implementation="longattn"`` is known."""
-    importlib.import_module("hf_longattn.backend")
+    importlib.import_module(f"{PACKAGE}.backend")
 
 
 def register_adapters() -> None:

@@ -1,22 +1,23 @@
-"""``load_generic``: a model of an architecture without a family, with the mechanisms that its folder names."""
+"""Long attention in a model of any architecture, without a Long class: ``enable_long_attention``, and ``load_generic`` to load it again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedModel
 
+from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError
+from ..errors import BackendError, CheckpointError
 from ..hub_errors import DOWNLOAD, translated_errors
 from .attachment import attach_mechanisms
-from .enable import check_interface, enable_long_attention
-from .places import ON
-from .sharing import shared_parameters
+from .attention_sites import ON
+from .recurrence import recursion_of
+from .weights import shared_parameters
 
 OWN = f".{ON}."
 """What the names of the mechanisms' own parameters have in them."""
@@ -96,3 +97,57 @@ def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig) 
         base.post_init(self)
 
     return type(base.__name__, (base,), {"__module__": base.__module__, "post_init": post_init})
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
+    """Replace the self-attention of ``model`` in place; positions, weights and cross-attention stay as they are.
+
+        model = ViTModel.from_pretrained(...)
+        enable_long_attention(model, {"mechanism": "window", "window": 64})
+
+    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). A window of the model's
+    own gives way to the mechanism. The choice is not written into the model's config: call it again after loading. The decode cache
+    keeps every token; the Long classes have the bounded one. ``model.set_attn_implementation("sdpa")`` switches back.
+
+    Args:
+        model: any model of transformers.
+        long_attention: which mechanism in which layer; encoder and decoder count their layers separately.
+
+    Returns:
+        The same model.
+
+    Raises:
+        BackendError: the architecture is not on the AttentionInterface, or has no attention.
+        UnknownMechanismError, OptionError: from ``long_attention``.
+    """
+    chosen = LongAttentionConfig.from_dict(long_attention)
+    check_interface(type(model))
+    sites = attach_mechanisms(model, chosen)
+    if recursion_of(model) is not None:
+        raise BackendError(
+            f"Mechanism {chosen.mechanism!r} passes memory tokens through a whole model, for which only the Long classes are made; "
+            "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
+        )
+    if shared := shared_parameters(model):
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
+    for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
+        submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have configs of their own
+    deaf = [site.name for site in sites if getattr(getattr(site.module, "config", None), "_attn_implementation", BACKEND) != BACKEND]
+    if deaf:
+        raise BackendError(
+            f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
+            "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
+        )
+    return model
+
+
+def check_interface(model_class: type[Any]) -> None:
+    """Raise :class:`BackendError` for a class whose attention modules do not call what the config names."""
+    if not issubclass(model_class, PreTrainedModel) or not model_class._can_set_attn_implementation():
+        raise BackendError(
+            f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
+            "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."
+        )

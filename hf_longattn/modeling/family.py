@@ -1,19 +1,18 @@
-"""What a family is, and the table of all of them."""
+"""What a family is, the table of all of them, and how their model classes are made on first use."""
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from ..naming import load_module, module_names
 
-from ..naming import load_module
-from .names import family_names, module_name
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
 
@@ -76,8 +75,8 @@ class Family:
     package: where transformers keeps the base, where that is not named after its model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, where that package holds others as well.
     inner: further model classes of the base inside its models (``OPTDecoder``), beside the encoder and decoder of one that has both.
-    own_mixin: ``"module.Class"`` of this package that stands before every Long class of this family, where the base needs more than
-        a mechanism on its attention modules; imported with the first model.
+    mixin: comes first among the bases of every Long class of this family, where the base needs more than a mechanism on its attention
+        modules.
     """
 
     config_class: type[PreTrainedConfig]
@@ -86,7 +85,7 @@ class Family:
     package: str | None = None
     classes: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
-    own_mixin: str | None = None
+    mixin: type | None = None
 
     @property
     def base_config_class(self) -> type[PreTrainedConfig]:
@@ -154,12 +153,25 @@ class Family:
         return self.model_class(base.__name__) if known else None
 
 
+def family_names(model_types: Collection[str]) -> list[str]:
+    """The base model types that have a family: those that a module of :mod:`hf_longattn.families` is named after."""
+    modules = set(module_names("families"))
+    return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
+
+
+def module_name(model_type: str) -> str:
+    """The module of a model type, in transformers and here: ``"xlm-roberta"`` -> ``"xlm_roberta"``."""
+    return model_type.replace("-", "_")
+
+
 class _Families(Mapping[str, Family]):
     """Base model type -> family. A module of this package that is named after a model type of transformers is a family; it is imported
     when it is asked for."""
 
     @cached_property
     def _names(self) -> list[str]:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
         return family_names(CONFIG_MAPPING_NAMES)
 
     def __getitem__(self, base_model_type: str) -> Family:
@@ -183,6 +195,8 @@ FAMILIES: Mapping[str, Family] = _Families()
 def family_with(name: str) -> Family | None:
     """The family that has a public class called ``name``. Those that it begins with are asked first, so that no others are imported."""
 
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
     def other(base: str) -> bool:
         return not name.startswith(f"Long{CONFIG_MAPPING_NAMES[base].removesuffix('Config')}")
 
@@ -191,5 +205,4 @@ def family_with(name: str) -> Family | None:
 
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
     """The family whose Long config this is (or derives from)."""
-    config_class = config if isinstance(config, type) else type(config)
-    return next(family for family in FAMILIES.values() if issubclass(config_class, family.config_class))
+    return FAMILIES[config.base_model_type]

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .registry import FAMILIES
+from .family import FAMILIES
 
 
 @dataclass(frozen=True)

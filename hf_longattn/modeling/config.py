@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
-from .own_windows import equals_base, own_windows, with_own_windows
+from .sliding_window import equals_base, own_windows, with_own_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -36,14 +36,14 @@ class LongConfig(_Base):
     long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None``, or leaving it out, gives the family's default: that of
         :meth:`default_attention`, the base's own windows where all layers have one, otherwise Longformer's defaults. Kept as the latter,
         written to ``config.json`` as a mapping. Layers with a window of the base's own keep it unless they are named
-        (:mod:`hf_longattn.families.own_windows`). Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
+        (:mod:`hf_longattn.modeling.sliding_window`). Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
         has no causal (bidirectional) form where one is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
 
     question_separator_id: in a model that answers questions, the token that stands between the question and the document. Every token
         before the document is global then, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
-        Conversion and ``train_qa`` set it from the tokenizer (:func:`hf_longattn.families.token_globals.question_separator`).
+        Conversion and ``train_qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
 
     extended_from: what the config of the short model said where this one differs, so that the way back is known
         (:func:`hf_longattn.revert_checkpoint`); kept by itself.
@@ -69,7 +69,9 @@ class LongConfig(_Base):
         super().__init_subclass__(**kwargs)
         if view or not hasattr(cls.__bases__[-1], "model_type"):
             return  # not yet joined with a base
-        cls.base_model_type = cls.__bases__[-1].model_type
+        base: Any = cls.__bases__[-1]
+        if not issubclass(base, LongConfig):
+            cls.base_model_type = base.model_type
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
         cls.keys_to_ignore_at_inference = [*getattr(cls.__bases__[-1], "keys_to_ignore_at_inference", []), "memory"]
@@ -262,3 +264,66 @@ class LongEncoderConfig(LongConfig):
     """:class:`LongConfig` before the config of a base that is always an encoder, and therefore says nothing of ``is_decoder``."""
 
     is_decoder = False
+
+
+class LongEncoderDecoderConfig(LongConfig):
+    """Stands before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
+
+    long_attention: of the encoder's self-attention; of the decoder's where it stands alone (``LongBartForCausalLM``).
+    decoder_long_attention: of the decoder's self-attention beside an encoder; ``None`` is full attention. Cross-attention is full.
+    max_position_embeddings: tokens that the encoder takes.
+    max_decoder_position_embeddings: tokens that the decoder takes; ``None`` is as many as the encoder. A config read from a folder of
+        the base keeps the base's number, since a summary does not grow with its document.
+    """
+
+    if TYPE_CHECKING:
+        decoder_long_attention: LongAttentionConfig | None
+        max_decoder_position_embeddings: int
+    else:
+        decoder_long_attention = None  # `get_text_config(decoder=True)` takes a copy's own away
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
+        own = kwargs.pop("max_decoder_position_embeddings", None)
+        super().__post_init__(**kwargs)
+        self.max_decoder_position_embeddings = self.max_position_embeddings if own is None else own
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "decoder_long_attention" and value is not None:
+            value = LongAttentionConfig.from_dict(value)
+            value.check_forms(self.decoder_layers, True)
+        super().__setattr__(name, value)
+        if name == "decoder_long_attention":
+            self._check_implementation()
+
+    @property
+    def _computes_as_base(self) -> bool:
+        decodes = equals_base(self.decoder_attention, [None] * self.decoder_layers, True)
+        return decodes and (not self.is_encoder_decoder or super()._computes_as_base)
+
+    def to_dict(self) -> dict[str, Any]:
+        values, chosen = super().to_dict(), self.decoder_long_attention
+        return values if chosen is None else {**values, "decoder_long_attention": chosen.to_dict()}
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if "long_attention" not in values:
+            default = cls.__dataclass_fields__["max_position_embeddings"].default
+            values.setdefault("max_decoder_position_embeddings", values.get("max_position_embeddings", default))
+        return values, kwargs
+
+    @property
+    def decoder_attention(self) -> LongAttentionConfig:
+        """What the decoder's self-attention runs."""
+        if self.decoder_long_attention is not None:
+            return self.decoder_long_attention
+        return LongAttentionConfig("full") if self.is_encoder_decoder else self.long_attention
+
+    @property
+    def _attending(self) -> tuple[int, bool]:
+        return (self.encoder_layers, False) if self.is_encoder_decoder else (self.decoder_layers, True)
+
+    @property
+    def _decoding(self) -> tuple[LongAttentionConfig, int]:
+        return self.decoder_attention, self.decoder_layers

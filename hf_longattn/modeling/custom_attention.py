@@ -1,4 +1,4 @@
-"""What families have in common whose bases have attention modules of their own, not on transformers' AttentionInterface."""
+"""For families whose base has attention modules that are not on transformers' AttentionInterface: what their subclasses share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..backend import BACKEND, longattn_attention_forward
-from .limits import refuse_scoreless
+from .validation import refuse_scoreless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base

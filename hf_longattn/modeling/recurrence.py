@@ -1,0 +1,506 @@
+"""How a Long model takes and returns a memory, ``model(input_ids, memory=memory).memory``, and runs in segments with memory tokens.
+
+With memory tokens (Bulatov et al. 2022) the base's own ``forward`` runs on each segment; here the text is cut, and the last hidden states
+are concatenated again, so that every head finds as many as there are tokens. Rows are cut from their first real token on, and positions
+restart in each segment. In an encoder the first token ([CLS]) is repeated in every segment, and its hidden state is that of the row's last
+one, which has seen everything.
+
+While decoding, the cache holds the memory of each row and the keys of its current segment, whatever the text's length. A row fills the
+slots of its segment by position: first its memory tokens to read, then its text. When the segment is full and another token comes, the
+memory tokens to write run after it, and the row starts a new segment. Rows with different padding are at different
+places of their segments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ..backend import BACKEND
+from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..mechanisms.base import Mechanism, Recursion
+from ..mechanisms.gathered import turn
+from ..mechanisms.segment_state import leading
+from ..memory import CacheMemory, SegmentMemory, StateLayer, TokenMemory
+from .attention_sites import attention_sites
+from .family import PositionTable
+from .validation import check_positions
+
+INNER = "segment_memory"
+"""Keyword under which a head hands the memory tokens of this call to the model inside it."""
+POSITIONS = ("continue", "restart")
+
+
+def new_memory(model: Any, positions: str | None) -> SegmentMemory:
+    """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
+    if model.config._attn_implementation != BACKEND:
+        raise MemoryMismatchError(
+            f"The model runs attn_implementation={model.config._attn_implementation!r}, which has no memory of segments; "
+            f"choose model.set_attn_implementation({BACKEND!r})."
+        )
+    if any(isinstance(module, MemoryTokens) for module in model.modules()):
+        if positions is not None:
+            raise OptionError("Positions begin anew in every segment where memory tokens pass between them; leave positions out.")
+        return TokenMemory()
+    if model.config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in attention_sites(model)):
+        raise MemoryMismatchError(
+            f"{type(model).__name__} is no decoder, and only what comes before a token can be remembered for it; "
+            "use a decoder, or memory tokens (recurrent_memory) in an encoder."
+        )
+    if positions not in (None, *POSITIONS):
+        raise OptionError(f"positions is {positions!r}, but must be one of: {', '.join(POSITIONS)}.")
+    return CacheMemory(model.config, continues=model.family.rope if positions is None else positions == "continue")
+
+
+def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], memory: Any, reset: Any) -> Any:
+    """``forward`` on one call's input with the memory of the call before; the outputs hold the next one as ``outputs.memory``."""
+    if not isinstance(memory, SegmentMemory):
+        raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
+    if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
+        raise MemoryMismatchError("The memory is that of another kind of model; begin anew with memory=model.new_memory().")
+    given = _named(forward, model, args, kwargs)
+    if given.get("past_key_values") is not None:
+        raise MemoryMismatchError("Both memory and past_key_values were given, and each holds what came before; leave one of them out.")
+    ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
+    tokens: Tensor = ids if ids is not None else embeddings  # type: ignore[assignment]
+    following = memory.begin(tokens.shape[0], reset)
+    if isinstance(following, TokenMemory):
+        given[INNER] = following
+    elif isinstance(following, CacheMemory):
+        _refuse_checkpointing(model)
+        given |= following.extend(_real(given.get("attention_mask"), tokens))
+        table = next((table for table in model.family.position_tables if not table.decoder), None)
+        if table is not None:
+            given["position_ids"] = given["position_ids"] + table.offset
+            check_positions(table, model.config, given["position_ids"])
+    returns_tuple = given.get("return_dict") is False
+    outputs = forward(model, **{**given, "return_dict": True})
+    if isinstance(following, CacheMemory):
+        following.close()
+    kind: Any = type(outputs)
+    outputs = _remembering(kind)(**outputs, memory=following)
+    return outputs.to_tuple() if returns_tuple else outputs
+
+
+def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwargs: Any) -> Any:
+    """``forward`` of a base model with memory tokens on its whole input, segment after segment."""
+    given = _named(forward, model, args, kwargs)
+    remembered: TokenMemory | None = given.pop(INNER, None)
+    wants_dict = given.pop("return_dict", None)
+    wants_dict = model.config.return_dict if wants_dict is None else wants_dict
+    text = Text.of(model, given)
+    causal = any(site.module.is_causal for site in attention_sites(model))
+    recursion, learned = model.long_memory.recursion, model.long_memory.tokens
+    batch = text.real.shape[0]
+    memory = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
+    memory = memory.to(text.embeddings.dtype)
+
+    def run(**arguments: Any) -> Any:
+        return forward(model, **arguments)
+
+    if causal and (text.others.get("past_key_values") is not None or text.others.get("use_cache")):
+        if remembered is not None:
+            raise MemoryMismatchError("A memory was given together with a cache, which holds its own; leave use_cache out.")
+        outputs = SegmentDecoder(model, run, recursion, text).run(memory)
+    else:
+        remember = remembered is not None
+        outputs, memory = run_segments(model, run, text, recursion, memory, causal=causal, remember=remember)
+        if remembered is not None:
+            remembered.take(memory)
+    return outputs if wants_dict else outputs.to_tuple()
+
+
+@cache
+def _remembering(kind: type[Any]) -> type[Any]:
+    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can put them together again."""
+    fields: dict[str, Any] = {"__annotations__": {"memory": SegmentMemory | None}, "memory": None}
+    fields |= {"__module__": __name__, "__doc__": kind.__doc__}
+    fields["__reduce__"] = lambda self: (_remembered, (kind, dict(self)))  # the class is in no module, where a pickle would look for it
+    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), fields))
+
+
+def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
+    """The pickled outputs of a call with a memory."""
+    return _remembering(kind)(**fields)
+
+
+def _named(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    names = [name for name in inspect.signature(forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _real(mask: Any, tokens: Tensor) -> Tensor:
+    if mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if mask.shape != tokens.shape[:2]:
+        raise MaskError(
+            f"attention_mask has shape {tuple(mask.shape)}, but with a memory it must be that of the new tokens, {tuple(tokens.shape[:2])}."
+        )
+    return mask.bool()
+
+
+def _refuse_checkpointing(model: Any) -> None:
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise MemoryMismatchError(
+            "Gradient checkpointing runs every layer without what it remembers; call model.gradient_checkpointing_disable() to train "
+            "with a memory."
+        )
+
+
+class MemoryTokens(nn.Module):
+    """What a text's first segment remembers: ``tokens (M, hidden_size)``, in place of embeddings of ids."""
+
+    def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
+        super().__init__()
+        self.recursion, self.std = recursion, std
+        self.tokens = nn.Parameter(torch.empty(recursion.memory, hidden_size))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.tokens, std=self.std, generator=generator)
+
+    def begun(self, generator: torch.Generator) -> MemoryTokens:
+        """Others of this shape, drawn from ``generator``, on its device."""
+        with torch.device("meta"):
+            drawn = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
+        drawn.to_empty(device=generator.device).reset_parameters(generator)
+        return drawn
+
+
+def recursion_of(model: nn.Module) -> Recursion | None:
+    """How the layers below ``model`` ask for the model to run; ``None`` when it runs once over the whole text.
+
+    Raises:
+        OptionError: layers that ask for different things.
+    """
+    found = {module.recursion for module in model.modules() if isinstance(module, Mechanism)}
+    if len(found) > 1:
+        raise OptionError(
+            "Memory tokens pass through all layers of a model, but the layers have different mechanisms or options; "
+            'give every layer the same, for example long_attention={"mechanism": "recurrent_memory", "segment_length": 512}.'
+        )
+    return found.pop() if found else None
+
+
+def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
+    """Give a model its memory tokens, as ``stack.long_memory``, where its mechanisms pass any from segment to segment.
+
+    Raises:
+        OptionError: an encoder-decoder, or segments that are longer than the position table.
+    """
+    recursion = recursion_of(stack)
+    if recursion is None:
+        return
+    if stack.config.is_encoder_decoder:
+        raise OptionError(
+            f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} is one of two stacks; "
+            "choose another mechanism, for example window or transformer_xl."
+        )
+    if table is not None and recursion.length > table.tokens(stack.config):
+        raise OptionError(
+            f"A segment has {recursion.length} tokens, but the model {table.tokens(stack.config)} positions; "
+            f"give segment_length={table.tokens(stack.config)} or less."
+        )
+    weight: Tensor = stack.get_input_embeddings().weight
+    std = getattr(stack.config, "initializer_range", 0.02)
+    stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)
+
+
+ALONG_THE_TEXT = ("token_type_ids",)
+"""Arguments ``(B, N)`` that are cut as the text is."""
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Text:
+    """The input of a call: embeddings ``(B, N, d)``, real tokens ``(B, N)``, what else runs along the text, and all other arguments."""
+
+    embeddings: Tensor
+    real: Tensor
+    along: dict[str, Tensor]
+    others: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, arguments: dict[str, Any]) -> Text:
+        """Read the arguments of a base's ``forward``.
+
+        Raises:
+            OptionError: attentions are asked for.
+            MaskError: the mask is not one of padding.
+        """
+        others = dict(arguments)
+        ids, embeddings, mask = (others.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        others.pop("position_ids", None)  # they begin anew in each segment
+        if others.get("output_attentions") or (others.get("output_attentions") is None and model.config.output_attentions):
+            raise OptionError(
+                "Attentions were asked for, but the model runs over one segment after the other and has none between them; "
+                "leave output_attentions out."
+            )
+        if embeddings is None:
+            if ids is None:
+                raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
+            embeddings = model.get_input_embeddings()(ids)
+        batch, length = embeddings.shape[:2]
+        if mask is not None and (mask.dim() != 2 or mask.shape[1] < length):
+            raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+        real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask[:, -length:].bool()
+        along = {name: others.pop(name) for name in ALONG_THE_TEXT if others.get(name) is not None}
+        return cls(embeddings, real, along, others)
+
+    def turned(self, start: Tensor) -> Text:
+        """With row b turned to the left by ``start[b]``."""
+        along = {name: _turned(value, start) for name, value in self.along.items()}
+        return Text(_turned(self.embeddings, start), _turned(self.real, start), along, self.others)
+
+    def piece(self, where: slice, *, after_first: bool) -> Text:
+        """A part of it, behind its first token where that is to stand in front of every part."""
+
+        def cut(x: Tensor) -> Tensor:
+            return torch.cat([x[:, :1], x[:, where]], 1) if after_first else x[:, where]
+
+        return Text(cut(self.embeddings), cut(self.real), {name: cut(x) for name, x in self.along.items()}, self.others)
+
+
+def run_segments(
+    model: Any, forward: Forward, text: Text, recursion: Recursion, memory: Tensor, *, causal: bool, remember: bool
+) -> tuple[Any, Tensor]:
+    """Run ``forward``, the base's, over all segments of ``text``.
+
+    Args:
+        memory: ``(B, M, d)``, what the first segment reads.
+        causal: whether memory tokens to write stand behind each segment.
+        remember: whether the memory after the last segment is wanted.
+    Returns:
+        The outputs, as for the whole text, and the memory ``(B, M, d)``: of each row, after its last segment that has a real token.
+    """
+    start = leading(text.real) % text.real.shape[1]
+    turned = torch.compiler.is_compiling() or bool(start.any())
+    text = text.turned(start) if turned else text
+    pieces = _pieces(text, recursion.text(causal), causal)
+    parts: list[Any] = []
+    for index, piece in enumerate(pieces):
+        left = len(pieces) - 1 - index
+        out = _segment(forward, piece, memory, write=causal and (left > 0 or remember))
+        count, size = memory.shape[1], piece.real.shape[1]
+        hidden = out.last_hidden_state
+        written = hidden[:, count + size :] if causal else hidden[:, :count]
+        if left or remember:
+            own = piece.real if causal or index == 0 else piece.real[:, 1:]
+            memory = torch.where(own.any(1)[:, None, None], written, memory)
+        if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
+            memory = memory.detach()
+        parts.append(out)
+    return _joined(model, parts, pieces, memory.shape[1], causal, -start if turned else None), memory
+
+
+def _pieces(text: Text, size: int, causal: bool) -> list[Text]:
+    length = text.real.shape[1]
+    if causal:
+        return [text.piece(slice(first, first + size), after_first=False) for first in range(0, length, size)]
+    rest = [text.piece(slice(first, first + size - 1), after_first=True) for first in range(size, length, size - 1)]
+    return [text.piece(slice(0, size), after_first=False), *rest]
+
+
+def _segment(forward: Forward, piece: Text, memory: Tensor, *, write: bool) -> Any:
+    """The base's outputs for one segment with its memory tokens."""
+    behind = memory.shape[1] if write else 0
+    embeddings = torch.cat([memory, piece.embeddings, memory[:, :behind]], 1)
+    mask = torch.nn.functional.pad(piece.real.long(), (memory.shape[1], behind), value=1)
+    along = {name: torch.nn.functional.pad(value, (memory.shape[1], behind)) for name, value in piece.along.items()}
+    others = {**piece.others, "return_dict": True, "use_cache": False}
+    return forward(inputs_embeds=embeddings, attention_mask=mask, **along, **others)
+
+
+def _joined(model: Any, parts: list[Any], pieces: list[Text], memory: int, causal: bool, back: Tensor | None) -> Any:
+    """The outputs of all segments as those of one text."""
+
+    def text(states: list[Tensor]) -> Tensor:
+        cut = [state[:, memory : memory + piece.real.shape[1]] for state, piece in zip(states, pieces, strict=True)]
+        first = cut[0][:, :1]
+        for state, piece in zip(cut[1:], pieces[1:], strict=True) if not causal else ():
+            first = torch.where(piece.real[:, 1:].any(1)[:, None, None], state[:, :1], first)
+        whole = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
+        return whole if back is None else _turned(whole, back)
+
+    out = parts[-1]
+    out.last_hidden_state = text([part.last_hidden_state for part in parts])
+    if out.get("hidden_states") is not None:
+        out.hidden_states = tuple(text(list(states)) for states in zip(*(part.hidden_states for part in parts), strict=True))
+    if out.get("pooler_output") is not None:
+        out.pooler_output = model.pooler(out.last_hidden_state)
+    return out
+
+
+def _turned(x: Tensor, start: Tensor) -> Tensor:
+    """Turn ``x (B, N)`` or ``(B, N, d)`` to the left by ``start (B,)``."""
+    return turn(x[:, None, :, None], start)[:, 0, :, 0] if x.dim() == 2 else turn(x[:, None], start)[:, 0]
+
+
+@dataclass
+class _Rows:
+    """Keys and values of every layer ``(B, H_kv, C, D)``, slots in use ``(B, C)`` and taken ``(B,)``, memory ``(B, M, d)``."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    real: Tensor
+    filled: Tensor
+    memory: Tensor
+
+    def select(self, rows: Tensor) -> _Rows:
+        keys, values = ([x[rows] for x in layers] for layers in (self.keys, self.values))
+        return _Rows(keys, values, self.real[rows], self.filled[rows], self.memory[rows])
+
+    def put(self, rows: Tensor, other: _Rows) -> None:
+        """Replace ``rows`` by those of ``other``."""
+        for name in ("keys", "values"):
+            pairs = zip(getattr(self, name), getattr(other, name), strict=True)
+            setattr(self, name, [_shaped(x, y).index_copy(0, rows, y) for x, y in pairs])
+        for name in ("real", "filled", "memory"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(other, name)))
+
+
+class SegmentDecoder:
+    """One call of a causal model with a cache."""
+
+    def __init__(self, model: Any, forward: Forward, recursion: Recursion, text: Text) -> None:
+        self.model, self.forward, self.text = model, forward, text
+        self.slots, self.count = recursion.length - recursion.memory, recursion.memory
+        if text.others.get("output_hidden_states"):
+            raise OptionError("Hidden states of every layer were asked for while decoding with memory tokens; pass use_cache=False.")
+        past = text.others.pop("past_key_values", None)
+        self.cache = DynamicCache(config=model.config) if past is None else past
+        for name in ("return_dict", "use_cache"):
+            text.others.pop(name, None)
+
+    def run(self, memory: Tensor) -> Any:
+        """The base's outputs for all tokens of the text; ``memory (B, M, d)`` is what a text without a past begins with."""
+        rows = self._load(memory)
+        embeddings, real = self.text.embeddings, self.text.real
+        length = real.shape[1]
+        at = torch.where(rows.filled == 0, leading(real), 0)
+        out, hidden = None, embeddings.new_zeros(embeddings.shape)
+        while bool((at < length).any()):
+            waiting = at < length
+            self._roll_over((waiting & (rows.filled == self.slots)).nonzero()[:, 0], rows)
+            self._begin((waiting & (rows.filled == 0)).nonzero()[:, 0], rows)
+            step = min(int((self.slots - rows.filled)[waiting].min()), int((length - at).max()))
+            places = at[:, None] + torch.arange(step, device=at.device)
+            there = places < length
+            places = places.clamp(max=length - 1)
+            along = {name: x.gather(1, places) for name, x in self.text.along.items()}
+            picked = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
+            out = self._forward(rows, picked, real.gather(1, places) & there, there, along)
+            index = torch.where(there, places, length)[..., None].expand_as(out.last_hidden_state)
+            room = torch.cat([hidden, hidden[:, :1]], 1).to(out.last_hidden_state)
+            hidden = room.scatter(1, index, out.last_hidden_state)[:, :length]
+            at = at + there.sum(1)
+        if out is None:  # nothing but padding before the first token
+            out = self._forward(rows, embeddings, real, torch.zeros_like(real), self.text.along)
+        self._store(rows)
+        out.last_hidden_state = hidden
+        out.past_key_values = self.cache
+        return out
+
+    def _forward(self, rows: _Rows, embeddings: Tensor, real: Tensor, there: Tensor, along: dict[str, Tensor]) -> Any:
+        """Run tokens ``(B, n)`` behind those in the slots, of which ``there`` take a slot. Rows without a real one take no part."""
+        used, count = int((rows.filled * real.any(1)).max()), embeddings.shape[1]
+        inner = DynamicCache()
+        # What a row has taken stands right before its new tokens, so that distances between columns are those between tokens.
+        columns = torch.arange(used, device=real.device) - (used - rows.filled)[:, None]
+        for layer, (keys, values) in enumerate(zip(rows.keys, rows.values, strict=True)) if used else ():
+            inner.update(_take(keys, columns), _take(values, columns), layer)
+        positions = rows.filled[:, None] + torch.arange(count, device=real.device)
+        before = rows.real.gather(1, columns.clamp(0, self.slots - 1)) & (columns >= 0)
+        mask = torch.cat([before, real], 1).long()
+        out = self.forward(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions.clamp(max=self.slots + self.count - 1),
+            past_key_values=inner, use_cache=True, return_dict=True, **along, **self.text.others,
+        )  # fmt: skip
+        slots = torch.where(there, positions, self.slots)
+        rows.keys = [_put(old, layer.keys[:, :, used:], slots) for old, layer in zip(rows.keys, inner.layers, strict=True)]
+        rows.values = [_put(old, layer.values[:, :, used:], slots) for old, layer in zip(rows.values, inner.layers, strict=True)]
+        rows.real = _put(rows.real[:, None, :, None], real[:, None, :, None], slots)[:, 0, :, 0]
+        rows.filled = rows.filled + there.sum(1)
+        return out
+
+    def _roll_over(self, which: Tensor, rows: _Rows) -> None:
+        """Write the memory of rows whose segment is full, and empty their slots."""
+        if not len(which):
+            return
+        full = rows.select(which)
+        if self.count:
+            real = torch.ones(len(which), self.count, dtype=torch.bool, device=which.device)
+            full.memory = self._forward(full, full.memory, real, ~real, self._without_along(len(which))).last_hidden_state
+        full.real, full.filled = torch.zeros_like(full.real), torch.zeros_like(full.filled)
+        rows.put(which, full)
+
+    def _begin(self, which: Tensor, rows: _Rows) -> None:
+        """Read the memory of rows whose slots are empty."""
+        if not len(which) or not self.count:
+            return
+        empty = rows.select(which)
+        real = torch.ones(len(which), self.count, dtype=torch.bool, device=which.device)
+        self._forward(empty, empty.memory, real, real, self._without_along(len(which)))
+        rows.put(which, empty)
+
+    def _without_along(self, batch: int) -> dict[str, Tensor]:
+        """Memory tokens have zeros for what runs along the text."""
+        return {name: x.new_zeros(batch, self.count) for name, x in self.text.along.items()}
+
+    def _layers(self) -> list[StateLayer]:
+        layers = getattr(self.cache, "layers", [])
+        if len(layers) != self.model.config.num_hidden_layers or not all(isinstance(layer, StateLayer) for layer in layers):
+            raise MemoryMismatchError(
+                "The cache is not one for memory tokens; leave past_key_values out, or make it with DynamicCache(config=model.config)."
+            )
+        return layers
+
+    def _load(self, memory: Tensor) -> _Rows:
+        layers, batch = self._layers(), len(memory)
+        states = [layer.state for layer in layers]
+        if states[0] is not None:
+            if len(states[0]["memory"]) != batch:
+                raise MemoryMismatchError(f"The cache is of a batch of {len(states[0]['memory'])}, but the input has {batch} rows.")
+            own = {name: states[0][name] for name in ("real", "filled", "memory")}
+            keys, values = ([state[name] for state in states if state is not None] for name in ("keys", "values"))
+            return _Rows(keys, values, **own)
+        real = torch.zeros(batch, self.slots, dtype=torch.bool, device=memory.device)
+        # No key has come yet: shapes and dtypes are known when the first token has run.
+        empty = memory.new_zeros(batch, 0, self.slots, 0)
+        filled = torch.zeros(batch, dtype=torch.long, device=memory.device)
+        return _Rows([empty] * len(layers), [empty] * len(layers), real, filled, memory)
+
+    def _store(self, rows: _Rows) -> None:
+        count = self.text.real.shape[1]
+        for layer, keys, values in zip(self._layers(), rows.keys, rows.values, strict=True):
+            layer.update(keys[:, :, :1].expand(-1, -1, count, -1), values[:, :, :1].expand(-1, -1, count, -1))
+            layer.state = {"keys": keys.detach(), "values": values.detach()}
+        own = {"real": rows.real, "filled": rows.filled, "memory": rows.memory.detach()}
+        first = self._layers()[0]
+        assert first.state is not None
+        first.state |= own
+
+
+def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """Write ``new (B, H, n, D)`` into the slots ``(B, n)`` of ``old (B, H, C, D)``; slot C takes what is not kept."""
+    old = _shaped(old, new)
+    room = torch.cat([old, old.new_zeros(*old.shape[:2], 1, old.shape[3])], 2)
+    return room.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
+
+
+def _take(x: Tensor, slots: Tensor) -> Tensor:
+    """Slots ``(B, n)`` of ``x (B, H, C, D)``; any where they are negative."""
+    return x.gather(2, slots.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _shaped(old: Tensor, new: Tensor) -> Tensor:
+    """``old`` slots, or empty ones of the heads and widths of ``new`` where no key has come yet."""
+    return old if old.shape[1] else new.new_zeros(old.shape[0], new.shape[1], old.shape[2], new.shape[3])

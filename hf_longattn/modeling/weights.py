@@ -1,0 +1,183 @@
+"""The weights of a Long model that its checkpoint does not have as they are.
+
+Position tables are extended while ``from_pretrained`` reads them. What mechanisms and memory tokens add is initialised where the
+checkpoint has none: transformers initialises module by module, by rules for the layers it knows, and considers a module without tensors of
+its own initialised; ours are initialised as a whole (``reset_parameters``). Parameters that mechanisms share across layers are tied, and
+saved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+
+from ..mechanisms.base import Mechanism
+from ..positions.tables import DROPPED, SINUSOIDAL, extend_table
+from .attention_sites import copy_projections, mechanisms_on
+from .family import Family, PositionTable
+from .recurrence import MemoryTokens
+
+
+class Unchanged(ConversionOps):
+    """Passes tensors on: what saving does with a table that loading has extended."""
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return self
+
+
+class ExtendPositions(Unchanged):
+    """Extends a position table ``(P, d)`` to the length that the config says, by ``config.position_extension`` where it is learned."""
+
+    def __init__(self, table: PositionTable) -> None:
+        self.table = table
+
+    def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return {key: self._extended(weight, config) for key, weight in super().convert(input_dict).items()}
+
+    def _extended(self, weight: Tensor, config: Any) -> Tensor:
+        rows = self.table.rows(config)
+        if config.position_extension in DROPPED and weight.device != torch.device("meta"):
+            return weight.new_zeros(rows, weight.shape[1])
+        if weight.shape[0] >= rows or weight.device == torch.device("meta"):
+            return weight
+        strategy = config.position_extension if self.table.learned else SINUSOIDAL
+        return extend_table(weight.cpu(), rows, offset=self.table.offset, strategy=strategy).to(weight.device)
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return Unchanged()
+
+
+def drop_tables(model: PreTrainedModel, family: Family) -> None:
+    """Zeros in the position tables of a new model that does without them."""
+    if model.config.position_extension in DROPPED:
+        for name, parameter in model.named_parameters():
+            if family.table(name) is not None:
+                initialization.zeros_(parameter)
+
+
+def freeze_tables(model: PreTrainedModel, family: Family) -> None:
+    """Position tables that are computed, or that the model does without, are not trained."""
+    for name, parameter in model.named_parameters():
+        table = family.table(name)
+        if table is not None and (not table.learned or model.config.position_extension in DROPPED):
+            parameter.requires_grad_(False)
+
+
+def register_loading(family: Family, base_class: type[Any], long_class: type[Any]) -> None:
+    """Tell transformers, by the Long class's name, to pass the family's position tables through `ExtendPositions`.
+
+    Registered by class name because a model inside another is looked up by it; what the plain base registers for old
+    checkpoints is kept.
+    """
+    inherited = get_checkpoint_conversion_mapping(base_class.__name__) or get_checkpoint_conversion_mapping(family.base_model_type) or []
+    tables = [
+        WeightConverter(source, source, operations=[ExtendPositions(table)])
+        for table in family.position_tables
+        for source in [table.pattern.replace("\\.", ".").rstrip("$")]
+    ]
+    register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
+
+
+def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
+    """A head whose base class stores tensors under names of its own (GPT-NeoX: ``embed_out`` for ``lm_head``) does so as well."""
+    inherited = get_checkpoint_conversion_mapping(base_class.__name__)
+    if inherited:
+        register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
+
+
+LOADED = "_is_hf_initialized"
+"""transformers' mark on tensors that it has loaded, and on modules that are initialised."""
+OURS = (Mechanism, MemoryTokens)
+
+
+def without_values(model: nn.Module) -> list[nn.Module]:
+    """The mechanisms and memory tokens below ``model`` that are not initialised; not those inside another."""
+    return list(_outermost(model))
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if not isinstance(child, OURS):
+            yield from _outermost(child)
+        elif not getattr(child, LOADED, False):
+            yield child
+
+
+def give_values(module: nn.Module) -> None:
+    """Initialise all tensors of a module of ours that were not loaded, buffers included, by its ``reset_parameters``."""
+    loaded: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    missing = False
+    for owner in module.modules():
+        for store in (owner._parameters, owner._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and getattr(tensor, LOADED, False):
+                    loaded.append((store, name, tensor))  # type: ignore[arg-type]
+                else:
+                    missing = missing or tensor is not None
+    if not missing:
+        return
+    for store, name, tensor in loaded:
+        store[name] = _stand_in(tensor)
+    module.reset_parameters()  # type: ignore[operator]
+    for store, name, tensor in loaded:
+        store[name] = tensor
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    """What is initialised in place of a loaded tensor, and thrown away."""
+    if not isinstance(tensor, nn.Parameter):
+        return torch.empty_like(tensor)
+    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
+    return nn.Parameter(torch.empty(tensor.shape, dtype=dtype, device=tensor.device))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
+    """Give values to ``modules``, of :func:`without_values`, when everything else in ``model`` has some."""
+    for module in modules:
+        give_values(module)
+    chosen = {id(module) for module in modules}
+    for attention in model.modules():
+        for mechanism in mechanisms_on(attention).values():
+            if id(mechanism) in chosen:
+                copy_projections(attention, mechanism)
+
+
+def shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Name of every parameter that is another layer's -> the name of that one, the first of the mechanisms with equal options."""
+    first: dict[object, str] = {}
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        for place, mechanism in mechanisms_on(module).items():
+            for parameter in mechanism.shared_by_layers:
+                own = f"{name}.{place}.{parameter}".removeprefix(".")
+                key = (type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
+                if first.setdefault(key, own) != own:
+                    found[own] = first[key]
+    return found
+
+
+def share_parameters(model: nn.Module) -> None:
+    """Put one parameter in the place of those that mechanisms say all layers share."""
+    for target, source in shared_parameters(model).items():
+        mechanism, _, name = target.rpartition(".")
+        setattr(model.get_submodule(mechanism), name, model.get_parameter(source))
+
+
+def separate_parameters(model: nn.Module) -> None:
+    """Undo :func:`share_parameters`; the parameters put in the place of the shared ones have no values yet."""
+    for target, source in shared_parameters(model).items():
+        mechanism, _, name = target.rpartition(".")
+        if model.get_parameter(target) is model.get_parameter(source):
+            setattr(model.get_submodule(mechanism), name, nn.Parameter(torch.empty_like(model.get_parameter(source))))
