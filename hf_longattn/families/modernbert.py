@@ -1,7 +1,7 @@
 """LongModernBert: ModernBERT (Warner et al. 2024), rotary positions (``rope_parameters`` of its global and of its local layers).
 
-Two of three layers are local: they see ``local_attention`` tokens around. They stay so (:mod:`hf_longattn.modeling.sliding_window`); without
-``long_attention`` the others attend to everything, and all is as in ModernBERT.
+Two of three layers are local: they see ``local_attention`` tokens around them, and stay so (:mod:`hf_longattn.modeling.sliding_window`).
+Without ``long_attention`` the others attend to everything, and all is as in ModernBERT.
 """
 
 from transformers.models.modernbert.configuration_modernbert import ModernBertConfig
