@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.pattern import Pattern
-from hf_longattn.mechanisms.masked import MaskedMechanism
-from hf_longattn.mechanisms.sparse import SparseMechanism
+from hf_longattn.mechanisms.masked import MaskedMechanism, SparseMechanism
 
 from .case import AttentionInputs
 from .implementations import LeftOut

@@ -61,7 +61,7 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
     q, k, v = (torch.randn(BATCH, h, length, HEAD_DIM, generator=generator).to(device, DTYPES[dtype]).requires_grad_() for h in heads)
     real = torch.arange(length, device=device) < torch.tensor([[length], [max(1, 2 * length // 3)]], device=device)
     upstream = torch.randn(q.shape, generator=generator).to(device, DTYPES[dtype]) * real[:, None, :, None]
-    longest = max(length, check_options(name, {}).telling_length())
+    longest = max(length, check_options(name, {}).sample_length())
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=HEAD_DIM, max_length=longest).to(device).eval()
     try:
         arguments: dict[str, Any] = {"causal": causal, "padding_mask": real}

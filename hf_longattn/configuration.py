@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError
-from .mechanisms.notation import HIGHEST_LAYER, read_choice, read_rules, write_choices
+from .mechanisms.composite import HIGHEST_LAYER, read_choice, read_rules, write_choices
 from .mechanisms.registry import check_options, mechanism_class, prototype
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]
@@ -31,7 +31,7 @@ class LongAttentionConfig:
     Args:
         mechanism: the default; ``longformer``, or the first of those in turn.
         layers: overrides by layer number (``{0: {...}}``), a list to take in turn (``[{...}, {...}]``), both
-            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.notation`).
+            (``{"in_turn": [...], 11: {...}}``), or all of it in one line (see :mod:`hf_longattn.mechanisms.composite`).
         options: of the default mechanism.
 
     Raises:

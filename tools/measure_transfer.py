@@ -27,7 +27,7 @@ from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.clm import next_token_loss
 from hf_longattn.evaluation.mlm import first_tokens, masked_loss, masked_texts
-from hf_longattn.mechanisms.notation import read_choice
+from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
 from hf_longattn.training import iter_modules
 from hf_longattn.training.lm_finetune import input_length, load_lm

@@ -52,3 +52,35 @@ def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
         inner = torch.baddbmm((13 * eye).expand_as(product), product, inner, alpha=-1)
         z = torch.bmm(z, inner) * 0.25
     return z.view(shape)
+
+
+def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Averages over ``count`` nearly equal runs (segments) of each sequence's real tokens, as a matrix ``(B, M, N)``.
+
+    An entry is 1 / (tokens of the segment) where a real token of ``real (B, N)`` is in it. Of n real tokens, M segments take ⌊n/M⌋ or one
+    more, the shorter ones first; of fewer than M tokens, each is a segment and the remaining segments are empty.
+    """
+    number = real.sum(-1, keepdim=True)
+    token = real.long().cumsum(-1) - 1
+    size = number // count
+    shorter = (size + 1) * count - number
+    boundary = shorter * size
+    segment = torch.where(token < boundary, token // size.clamp(min=1), shorter + (token - boundary) // (size + 1))
+    within = (segment[:, None] == torch.arange(count, device=real.device)[:, None]) & real[:, None]
+    return within.to(dtype) / within.sum(-1, keepdim=True).clamp(min=1)
+
+
+def segment_means(x: Tensor, count: int) -> Tensor:
+    """The means of the segments of ``x (B, H, N, D)``, all of whose tokens are real, ``(B, H, M, D)``; of fewer than M tokens, ``x``."""
+    length = x.shape[2]
+    if length <= count:
+        return x
+    if torch.compiler.is_exporting():  # slices at places that follow from the length cannot stand in one graph for all lengths
+        everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
+        return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
+    size = length // count
+    shorter = (size + 1) * count - length
+    means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]
+    if shorter < count:
+        means.append(x[:, :, shorter * size :].unflatten(2, (count - shorter, size + 1)).mean(3))
+    return torch.cat(means, 2)

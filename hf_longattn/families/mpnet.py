@@ -19,7 +19,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderConfig
 from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.family import Family, PositionTable
-from ..positions.relative.t5_buckets import buckets
+from ..positions.relative import buckets
 
 
 class LongMPNetConfig(LongEncoderConfig, MPNetConfig):

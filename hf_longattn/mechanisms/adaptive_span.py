@@ -24,7 +24,7 @@ from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, rows_of
 from ..errors import OptionError
 from .base import Mechanism, softmax_over
-from .counting import band_pairs
+from .layout import band_pairs
 from .options import Options, option, positive
 from .registry import register_mechanism
 

@@ -13,9 +13,11 @@ m times has the weight m · exp(score): with ``random_pattern="hf"`` random bloc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +25,13 @@ from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
+from ..engines.global_rows import global_index
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod
-from ..errors import OptionError
+from ..errors import LengthError, OptionError
+from ..naming import OPERATORS
 from .base import softmax_over
-from .bigbird_blocks import seeded_blocks, transformers_blocks
-from .bigbird_parts import Blocks, block_parts, seen_blocks
 from .gathered import placed, shifted, turn, turn_mask, turning
+from .layout import joined
 from .masked import MaskedMechanism, first_real, last_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
@@ -85,7 +88,7 @@ class BigBird(MaskedMechanism):
     cost = "N·b·(w+r+2g)"
     exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
-    anchored: ClassVar[bool] = True
+    position_dependent: ClassVar[bool] = True
     options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
 
@@ -292,3 +295,262 @@ def counted(score_mod: ScoreMod | None, times: Callable[[Any, Any, Any, Any], Te
         return score + times(b, h, q_idx, kv_idx).clamp(min=1).to(score.dtype).log()
 
     return mod
+
+
+OLD_PLANS = (1024, 3072, 4096)
+"""Padded lengths for which transformers draws from the first 1,024 tokens, in the order of the paper's own code."""
+
+
+def seeded_blocks(
+    seed: int, heads: int, blocks: Tensor, rows: int, count: int, *, window: int, edge: int, causal: bool, device: torch.device
+) -> Tensor:
+    """``count`` distinct key blocks for every head and query block, outside its window and the global blocks.
+
+    A draw depends on the seed, the head, the query block and, when not causal, the number of blocks of its sequence: on nothing
+    else, so that it is the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd 1987) picks
+    without replacement in ``count`` steps, so that the cost is linear.
+
+    Args:
+        blocks: ``(B or 1,)``, blocks of each sequence.
+        rows: query blocks in the table.
+        window: width of the window in blocks; the block and those before it when causal.
+        edge: global blocks at each end; at the beginning only when causal.
+    Returns:
+        ``(B or 1, H, rows, count)``; where fewer than ``count`` blocks are left, all of them and -1.
+    """
+    row = torch.arange(rows, device=device).view(1, 1, -1)
+    head = torch.arange(heads, device=device).view(1, -1, 1)
+    if causal:
+        low = high = row - window + 1
+        left = (low - edge).clamp(min=0)
+    else:
+        last = blocks.view(-1, 1, 1) - edge
+        low, high = (row - window // 2).clamp(min=edge), torch.minimum(row + window // 2 + 1, last)
+        left = (last - edge - (high - low).clamp(min=0)).clamp(min=0)
+    chosen: list[Tensor] = []
+    for step in range(count):
+        highest = left - count + step
+        drawn = (_hash(seed, head, row, step) * (highest + 1).clamp(min=0)) >> 31
+        for other in chosen:
+            drawn = torch.where(other == drawn, highest, drawn)
+        chosen.append(torch.where(highest >= 0, drawn, -1))
+    if not chosen:
+        return row.new_zeros(1, heads, rows, 0)
+    index = torch.stack(torch.broadcast_tensors(*chosen), -1)
+    block = index + edge
+    block = torch.where(block >= low[..., None], block + (high - low)[..., None], block)
+    return torch.where(index >= 0, block, -1)
+
+
+def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
+    """31 uniform bits of every (seed, head, row, step), int64: rounds of MurmurHash3's finaliser, in integers only."""
+    state = _mix(torch.full_like(head, seed % (1 << 32)))
+    for counter in (head, row, torch.full_like(head, step)):
+        state = _mix(state ^ (counter * 0x9E3779B1 + 0x85EBCA77 & 0xFFFFFFFF))
+    return state >> 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """MurmurHash3's fmix32 of 32 bits held in int64; products wrap around, and their low 32 bits stay right."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+@torch.library.custom_op(f"{OPERATORS}::transformers_blocks", mutates_args=())
+def transformers_blocks(blocks: Tensor, seed: int, heads: int, rows: int, count: int, size: int, max_length: int) -> Tensor:
+    """The random blocks of transformers' BigBird in training mode, whose layer l draws with seed l. ``(B, H, rows, count)``.
+
+    Args:
+        blocks: ``(B,)``, blocks of each sequence.
+        size: tokens in a block.
+        max_length: the model's ``max_position_embeddings``, over which the plans of :data:`OLD_PLANS` are drawn.
+    """
+    table = torch.full((len(blocks), heads, rows, count), -1)
+    for item, total in enumerate(blocks.tolist()):
+        if total > 2 * count + 5:  # shorter ones are attended to fully
+            table[item, :, 1 : total - 1] = torch.from_numpy(_drawn_as_transformers(seed, heads, total, count, size, max_length))
+    return table.to(blocks.device)
+
+
+@transformers_blocks.register_fake
+def _(blocks: Tensor, seed: int, heads: int, rows: int, count: int, size: int, max_length: int) -> Tensor:
+    return torch.empty((blocks.shape[0], heads, rows, count), dtype=torch.int64, device=blocks.device)
+
+
+def _drawn_as_transformers(seed: int, heads: int, total: int, count: int, size: int, max_length: int) -> np.ndarray:
+    """Random blocks of the query blocks 1 … total-2, ``(H, total-2, count)``."""
+    random = np.random.RandomState(seed)
+    drawn = np.zeros((heads, total - 2, count), dtype=np.int64)
+
+    def draw(head: int, row: int, pool: np.ndarray, barred: frozenset[int]) -> None:
+        chosen = [block for block in random.permutation(pool).tolist() if block not in barred][:count]
+        if row < total - 1:
+            if len(chosen) < count:
+                raise LengthError(
+                    f"transformers' BigBird finds only {len(chosen)} of {count} random blocks for block {row} of {total} blocks of {size} "
+                    "tokens; choose random_pattern='seeded' to train at this length."
+                )
+            drawn[head, row - 1] = chosen
+
+    if total * size in OLD_PLANS:
+        for head in range(heads):
+            for row in range(1, max_length // size - 1):
+                draw(head, row, _old_pool(row, max_length // size, size), frozenset())
+    else:
+        end = 2 * count + 5
+        for row in range(1, total):
+            crossing = {end - 2} if row == 1 else {1} if row == end - 2 else set()
+            barred = frozenset({0, row - 1, row, row + 1, end - 1} | crossing)
+            for head in range(heads):
+                draw(head, row, np.arange(end), barred)
+    return drawn
+
+
+def _old_pool(row: int, total: int, size: int) -> np.ndarray:
+    """The blocks from which the plans of :data:`OLD_PLANS` draw for a query block."""
+    end = 1024 // size - 1 if 2 * size < 1024 else total - 1
+    inner = np.arange(1, total - 1)
+    if row <= 2:
+        return inner[row + 1 : end]
+    if row >= total - 3 or row - 2 > end:
+        return inner[:end]
+    if row + 1 == end:
+        return inner[: row - 2]
+    return np.concatenate([inner[: row - 2], inner[row + 1 : end]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The pattern of some sequences of blocks.
+
+    count: ``(B or 1,)``, blocks of each sequence.
+    rows: blocks of the longest.
+    size: tokens in a block.
+    window: blocks in the window.
+    edge: global blocks at each end; at the beginning only when causal.
+    full: both ways, sequences of up to so many blocks are attended to fully.
+    random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 is none.
+    again: how often the first block, a global one, is counted again by all queries that do not see everything.
+    """
+
+    count: Tensor
+    rows: int
+    size: int
+    window: int
+    edge: int
+    full: int
+    random: Tensor
+    causal: bool
+    again: int = 0
+
+    def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """How often queries of block ``i`` count keys of block ``j``, for broadcastable index tensors; causality is left out."""
+        total = self.count[b.clamp(max=self.count.shape[0] - 1)]
+        if self.causal:
+            seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
+        else:
+            seen = ((i - j).abs() <= self.window // 2) | self._global(j, total)
+            ends = self._global(i, total) | (total <= self.full)
+        counted = seen.int() + self.again * (j == 0).int()
+        row = i.clamp(0, self.rows - 1)
+        for drawn in (self.random[..., number] for number in range(self.random.shape[-1])):  # a saved graph cannot unbind none
+            counted = counted + (drawn[b.clamp(max=drawn.shape[0] - 1), h.clamp(max=drawn.shape[1] - 1), row] == j).int()
+        return torch.where(ends, 1, counted)
+
+    def _global(self, block: Tensor, total: Tensor) -> Tensor:
+        return (block < self.edge) | (block >= total - self.edge)
+
+
+def seen_blocks(blocks: Blocks) -> Tensor:
+    """The key blocks of every query block that is not global, ``(B or 1, H or 1, rows, K)``, ascending but for the random ones; -1 is
+    none. Rows of global blocks mean nothing unless causal."""
+    row = torch.arange(blocks.rows, device=blocks.count.device).view(1, 1, -1, 1)
+    total = blocks.count.view(-1, 1, 1, 1)
+    around = torch.arange(blocks.window, device=row.device)
+    first = torch.arange(blocks.edge, device=row.device).expand(1, 1, blocks.rows, -1)
+    if blocks.causal:
+        near = row - blocks.window + 1 + around
+        lists = [torch.where(first <= row, first, -1), torch.where(near >= blocks.edge, near, -1)]
+    else:
+        near = row - blocks.window // 2 + around
+        last = total - blocks.edge + torch.arange(blocks.edge, device=row.device)
+        inner = (near >= blocks.edge) & (near < total - blocks.edge)
+        lists = [first, torch.where(inner, near, -1), last.expand(-1, -1, blocks.rows, -1)]
+    return joined(*lists, blocks.random)
+
+
+def block_parts(
+    blocks: Blocks, length: int, tokens: Tensor | None, *, even: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[GatherTile, ...]:
+    """The parts that visit ``blocks`` in an input of ``length`` tokens whose sequences begin at position 0.
+
+    Args:
+        tokens: ``(B, length)`` bool, tokens that are global besides the blocks.
+        even: every sequence is of ``blocks.rows`` blocks, more than are attended to fully.
+        dtype: of what is added to the scores.
+    """
+    if tokens is not None and not bool(tokens.any()):
+        tokens = None
+    edge, rows, size, causal = blocks.edge, blocks.rows, blocks.size, blocks.causal
+    total = blocks.count.view(-1, 1, 1, 1)
+    row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)
+    long = total > (0 if causal else blocks.full)
+    inner = slice(None) if causal else slice(edge, rows - edge if even else rows)
+    active = long & ((row >= 0) if causal else (row < total - edge))
+    queries = positions(torch.where(active, row, -1)[:, :, inner], size, length)
+    keys = positions(seen_blocks(blocks)[:, :, inner], size, length)
+    parts: list[GatherTile] = []
+    if tokens is not None:
+        tokens = tokens & long.view(-1, 1)
+        index, real = global_index(tokens)
+        index = torch.where(real, index, -1)[:, None, None]
+        queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
+    parts.append(GatherTile(queries, keys, causal=causal, bias=counted_again(blocks, keys, dtype)))
+    everywhere = torch.arange(length, device=total.device)
+    ends = global_rows(blocks, length, tokens, long)
+    if ends is not None:
+        parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
+    if not (even or causal) and (torch.compiler.is_compiling() or not bool(long.all())):
+        few = min(blocks.full, rows)
+        short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
+        parts.append(GatherTile(positions(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
+    return tuple(parts)
+
+
+def counted_again(blocks: Blocks, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The bias by which one listing of the first block, which stands first among the ``keys``, counts as all of its listings."""
+    if not blocks.again:
+        return None
+    slot = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1)
+    return (slot < blocks.size).to(dtype) * math.log(1 + blocks.again)
+
+
+def global_rows(blocks: Blocks, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
+    """The queries that see everything, in rows of ``blocks.size``: ``(B or 1, 1, R, size)``."""
+    total, edge = blocks.count.view(-1, 1, 1, 1), blocks.edge
+    ends = torch.arange(edge, device=total.device)
+    if tokens is None:
+        if blocks.causal or edge == 0:
+            return None
+        block = torch.cat([ends.expand(total.shape[0], -1), total.view(-1, 1) - edge + ends], -1)[:, None, :, None]
+        return positions(torch.where(long, block, -1), blocks.size, length)
+    everything = tokens
+    if not blocks.causal:
+        block = torch.arange(length, device=total.device) // blocks.size
+        everything = tokens | (((block < edge) | (block >= total.view(-1, 1) - edge)) & (block < total.view(-1, 1)) & long.view(-1, 1))
+    index, real = global_index(everything)
+    index = torch.nn.functional.pad(torch.where(real, index, -1), (0, -index.shape[1] % blocks.size), value=-1)
+    return index.view(len(index), 1, -1, blocks.size)
+
+
+def positions(block: Tensor, size: int, length: int) -> Tensor:
+    """Tokens of blocks ``(…, K)`` as ``(…, K·size)``; -1 where there is no block or no token."""
+    place = block[..., None] * size + torch.arange(size, device=block.device)
+    return torch.where((block[..., None] >= 0) & (place < length), place, -1).flatten(-2)
+
+
+def without(places: Tensor, tokens: Tensor) -> Tensor:
+    """``places (B or 1, H or 1, R, T)`` with -1 in place of the ``tokens (B, N)``."""
+    item = torch.arange(len(tokens), device=tokens.device).view(-1, 1, 1, 1)
+    return torch.where(tokens[item, places.clamp(min=0)], -1, places)

@@ -29,7 +29,7 @@ from .base import Mechanism, softmax_over
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .summarised import Summaries, SummarisedMechanism
+from .summaries import CacheSummaries, SummarisedMechanism
 from .turned import Globals, TurnedMechanism
 
 CHOOSERS = ("query", "query_block")
@@ -92,7 +92,7 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
                 "queries choose: pass all queries, or use per='query'."
             )
 
-    def whole(
+    def sparse_path(
         self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -119,7 +119,7 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         keys = blocks * size + torch.arange(size, device=chosen.device)
         return torch.where((blocks >= 0) & (keys < length), keys, -1).flatten(-2)
 
-    def small(
+    def dense_path(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -137,7 +137,7 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         return {"mean": means, "filled": filled[:, None]}
 
     def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
     ) -> Tensor:
         size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
         positions = summaries.positions(q.shape[2], k.shape[2])

@@ -25,7 +25,7 @@ from ..engines.pattern import GatherTile, ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
 from .base import softmax_over
 from .gathered import placed
-from .summarised import Summaries, SummarisedMechanism
+from .summaries import CacheSummaries, SummarisedMechanism
 
 
 class BucketedMechanism(SummarisedMechanism):
@@ -53,8 +53,8 @@ class BucketedMechanism(SummarisedMechanism):
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The same for the engine, without comparing all pairs: parts, and which queries meet nothing, ``(B, H, N)`` bool by position.
 
-        ``k`` is that of :meth:`meetings`. ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be called
-        lonely. None: no query is.
+        ``k`` is that of :meth:`meetings`. ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be among
+        them. None: there are none.
         """
 
     def affinity(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
@@ -96,7 +96,7 @@ class BucketedMechanism(SummarisedMechanism):
         return {"buckets": buckets.flatten(1, 2).int()}
 
     def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
     ) -> Tensor:
         (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
         positions = summaries.positions(q_len, kv_len)
@@ -112,8 +112,8 @@ class BucketedMechanism(SummarisedMechanism):
         if window:
             near = own - torch.arange(window, device=q.device)
             places = torch.cat([places.masked_fill(places > own - window, -1), near], -1)
-        lonely = (places < 0).all(-1, keepdim=True)
-        places = torch.where(lonely & (torch.arange(places.shape[-1], device=q.device) == 0), own, places)
+        no_visible_key = (places < 0).all(-1, keepdim=True)
+        places = torch.where(no_visible_key & (torch.arange(places.shape[-1], device=q.device) == 0), own, places)
         columns, seen = summaries.columns(places, kv_len)
         queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], gather_kv(k, columns)
         bias = self.picked_affinity(q, keys)
@@ -132,8 +132,8 @@ class BucketedMechanism(SummarisedMechanism):
         real = all_real(k) if padding_mask is None else padding_mask
         count = self.meetings(q, k, causal, real)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
-        lonely = ~(count > 0).any(-1, keepdim=True)
-        count = torch.where(lonely & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
+        no_visible_key = ~(count > 0).any(-1, keepdim=True)
+        count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
         return count if self.count_duplicates else count.clamp(max=1)
 
     def dense_weights(
@@ -183,9 +183,9 @@ class BucketedMechanism(SummarisedMechanism):
             arguments["score_mod"] = self._term(q, k, causal, padding_mask, count, score_mod)
             return dense_attention(q, k, v, mask_mod=lambda *_: count > 0, **arguments)
         q = placed(q, kv_len)
-        return self.whole(q, k, v, q_len, given=given, causal=causal, real=padding_mask, **arguments)[:, :, kv_len - q_len :]
+        return self.sparse_path(q, k, v, q_len, given=given, causal=causal, real=padding_mask, **arguments)[:, :, kv_len - q_len :]
 
-    def whole(
+    def sparse_path(
         self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, given: Tensor, causal: bool, real: Tensor | None, dropout_p: float,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -193,12 +193,12 @@ class BucketedMechanism(SummarisedMechanism):
 
         given: the keys before :meth:`key_vectors`.
         """
-        parts, lonely = self.visits(q, given, causal, q_len, real)
+        parts, no_visible_key = self.visits(q, given, causal, q_len, real)
         out = gathered_attention(q, k, v, parts, dropout_p=dropout_p, **arguments)
-        if lonely is not None:
-            lonely = lonely if real is None else lonely & real[:, None]
+        if no_visible_key is not None:
+            no_visible_key = no_visible_key if real is None else no_visible_key & real[:, None]
             one = F.dropout(torch.ones_like(v[..., :1]), dropout_p)
-            out = torch.where(lonely[..., None], one * v, out)
+            out = torch.where(no_visible_key[..., None], one * v, out)
         return out
 
     def _term(

@@ -27,7 +27,7 @@ from ..engines.dense import repeat_heads
 from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, State
-from .learned_heads import HeadwiseLinear
+from .feature_map import HeadwiseLinear
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
@@ -22,7 +22,37 @@ from ..engines.pattern import ScoreMod
 from ..engines.topk import exact_dtype
 from .base import Mechanism, State, softmax_over
 from .options import Options
-from .token_positions import positions_of
+
+
+class HeadwiseLinear(nn.Module):
+    """``weight (H, D, F)``; maps ``(B, H or H_kv, n, D)`` to ``(B, H, n, F)``, in the dtype of the input."""
+
+    def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, in_features, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return repeat_heads(x, self.weight.shape[0]) @ self.weight.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return "heads={}, in_features={}, out_features={}".format(*self.weight.shape)
+
+
+def positions_of(mask: Tensor | None, batch: int, length: int, device: torch.device, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Positions ``(B, N)`` of the next tokens, and ``(B,)`` how many are counted after them.
+
+    Args:
+        mask: ``(B, N)`` bool, True = real. Padding before the first real token is at position 0 and is not counted.
+        seen: how many tokens ``(B,)`` were counted before, 0 where no real one has come yet.
+    """
+    steps = torch.arange(length, device=device).expand(batch, length)
+    seen = torch.zeros(batch, dtype=torch.long, device=device) if seen is None else seen
+    if mask is None:
+        return steps + seen[:, None], seen + length
+    empty = torch.where(mask.any(1), mask.int().argmax(1), length)
+    before = torch.where(seen > 0, 0, empty)
+    return (steps - before[:, None] + seen[:, None]).clamp(min=0), seen + length - before
+
 
 PIECE = 1 << 18
 """Features of one tensor that are made at a time, for each thread: fewer, and threads wait for one another; more, and the cache is left."""

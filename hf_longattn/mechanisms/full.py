@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..engines.dense import dense_attention
 from ..engines.pattern import DistanceBias, MaskMod, Pattern, ScoreMod
+from .masked import SparseMechanism
 from .registry import register_mechanism
-from .sparse import SparseMechanism
 
 
 @register_mechanism("full")

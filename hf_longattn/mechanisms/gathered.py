@@ -14,19 +14,19 @@ from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod
-from .joining import global_parts
+from .layout import global_parts
 from .masked import MaskedMechanism, first_real
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism whose pairs are :class:`~hf_longattn.engines.pattern.GatherTile`, a function of the length alone.
+    """A mechanism whose pairs are :class:`~hf_longattn.engines.parts.Part`, a function of the length alone.
 
     The engine always meets a whole sequence from its first real token on: padding on the left is turned to the right, and queries
     that are the last of a longer sequence are put in their place, before :meth:`parts` is asked.
     """
 
     engine: ClassVar[str] = "gathered"
-    anchored: ClassVar[bool] = True
+    position_dependent: ClassVar[bool] = True
     exports = "definition"
 
     @abstractmethod

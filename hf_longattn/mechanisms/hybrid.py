@@ -25,10 +25,10 @@ from ..engines.near import local_softmax_terms
 from ..engines.pattern import Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, State
-from .choice import Choice
-from .counting import band_pairs
+from .composite import Choice
 from .feature_map import At, LinearMechanism, wide
 from .hedgehog import HedgehogOptions
+from .layout import band_pairs
 from .options import Options, option, positive
 from .registry import mechanism_class, register_mechanism
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype
 from ..engines.pattern import ScoreMod
 from .base import Mechanism, State
-from .counting import block_sizes, triangle
 from .gathered import turn, turn_mask, turning
+from .layout import block_sizes, triangle
 from .masked import first_real
 from .options import Options, option, positive
 from .registry import register_mechanism

@@ -1,4 +1,4 @@
-"""Building blocks of static patterns: rows of queries and keys for the gathered engine.
+"""Building blocks of static patterns: rows of queries and keys for the gathered engine, and how many pairs a pattern has.
 
 Positions stand in int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries, or :data:`WIDE_ROW` where all see the
 same keys; where queries see a growing number of keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide
@@ -7,13 +7,14 @@ as its last row needs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.pattern import GatherTile
+from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
 
 ROW = 128
 """Queries per row, at most, where what they see differs: wider rows would be masked for longer."""
@@ -99,3 +100,96 @@ def prefixes(
         limit = torch.tensor(seen[first:last], device=keys.device)[:, None]
         listed = torch.where(torch.arange(widest, device=keys.device) < limit, keys[:widest], -1)
         yield GatherTile(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)
+
+
+BLOCK = 64
+"""Queries per row."""
+
+
+def band_parts(band: Pattern, length: int, device: torch.device) -> list[GatherTile]:
+    """The band of ``band``: every row of queries meets one run of keys."""
+    queries = rows_of(length, BLOCK, device)
+    left, right = min(band.left, length - 1), min(band.right, length - 1)
+    first = torch.arange(queries.shape[2], device=device)[:, None] * BLOCK - left
+    keys = first + torch.arange(left + BLOCK + right, device=device)
+    keys = torch.where((keys >= 0) & (keys < length), keys, -1)
+    return [GatherTile(queries, keys[None, None], causal=band.causal, inside=(-right, left))]
+
+
+def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
+    """``part`` without the pairs of ``band`` and without those that any of ``mods`` lets through."""
+    mods = list(mods)
+    if band is not None:
+        low, high = -band.right, band.left
+        if part.outside is None:
+            part = dataclasses.replace(part, outside=(low, high))
+        elif part.outside[0] <= high + 1 and low <= part.outside[1] + 1:
+            part = dataclasses.replace(part, outside=(min(low, part.outside[0]), max(high, part.outside[1])))
+        else:
+            mods.append(band.band_mod)
+    if not mods:
+        return part
+    left_out = _any(mods, part.queries, part.keys, num_heads)
+    if part.bias is None:
+        bias = ~left_out
+    elif part.bias.dtype == torch.bool:
+        bias = part.bias & ~left_out
+    else:
+        bias = part.bias.masked_fill(left_out, float("-inf"))
+    return dataclasses.replace(part, bias=bias)
+
+
+def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causal: bool) -> tuple[GatherTile, ...]:
+    """The rows and columns of the global ``tokens (B, N)`` bool, at most ``most`` of an item, without the pairs that ``seen`` lets
+    through already."""
+    length, device = tokens.shape[1], tokens.device
+    if most == 0:
+        return ()
+    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    chosen = torch.where(tokens.gather(1, index), index, -1)[:, None, None, :]
+    queries = rows_of(length, BLOCK, device)
+    keys = chosen.expand(-1, -1, queries.shape[2], -1)
+    everything = torch.arange(length, device=device).view(1, 1, 1, -1)
+    rows_only = ~_any([seen], chosen, everything, num_heads) & ~tokens[:, None, None, None, :]
+    return (
+        GatherTile(queries, keys, causal=causal, bias=~_any([seen], queries, keys, num_heads)),
+        GatherTile(chosen, everything, causal=causal, bias=rows_only),
+    )
+
+
+def _any(mods: Sequence[MaskMod], queries: Tensor, keys: Tensor, num_heads: int) -> Tensor:
+    """Whether any of ``mods`` lets a pair through, ``(B or 1, H or 1, R, Tq, Tk)``; empty slots mean nothing."""
+    b = torch.zeros(1, 1, 1, 1, 1, dtype=torch.long, device=queries.device)
+    h = torch.arange(num_heads, device=queries.device).view(1, -1, 1, 1, 1)
+    q_idx, kv_idx = queries.clamp(min=0)[..., :, None], keys.clamp(min=0)[..., None, :]
+    found = mods[0](b, h, q_idx, kv_idx)
+    for mod in mods[1:]:
+        found = found | mod(b, h, q_idx, kv_idx)
+    return found
+
+
+def triangle(length: int) -> int:
+    """Pairs with ``key <= query`` among ``length`` tokens."""
+    return length * (length + 1) // 2
+
+
+def band_pairs(length: int, left: int, right: int) -> int:
+    """Pairs with ``-right <= query - key <= left``."""
+    return length + _clipped_sum(left, length) + _clipped_sum(right, length)
+
+
+def column_pairs(columns: range, length: int, left: int, right: int, causal: bool) -> int:
+    """Pairs of all queries (when causal, those from the column on) with the given columns, without those in the band."""
+    behind = sum(max(0, length - 1 - column - left) for column in columns)
+    return behind if causal else behind + sum(max(0, column - right) for column in columns)
+
+
+def block_sizes(length: int, size: int) -> list[int]:
+    """Tokens of each block; the last one may be short."""
+    return [min(size, length - first) for first in range(0, length, size)]
+
+
+def _clipped_sum(side: int, length: int) -> int:
+    """Keys on one side of the diagonal, summed over all queries: Σ_i min(i, side)."""
+    side = min(side, length - 1)
+    return side * (side + 1) // 2 + (length - 1 - side) * side

@@ -6,40 +6,56 @@ The sequence is cut into blocks of b tokens, counted from the first real token. 
     sparse:  the sparse keys of the S·f/b blocks on either side beyond the local ones, S keys on each side
     global:  the global tokens; and a query that is global sees all tokens (and nothing else)
 
-where a block has b/f sparse keys for a sparsity factor f; :mod:`~hf_longattn.mechanisms.lsg_keys` has the five selections. Nothing is
+where a block has b/f sparse keys for a sparsity factor f. Nothing is
 added to the text: its first token is global and part of the first block, as in the authors' attention layer. The models that their
 converter writes have global tokens of their own in front, after which blocks are counted; ``block_offset`` says how many tokens stand
 before the first block. Global tokens are never sparse keys. A token counts once, whichever of the three it is. Keys that are means are keys
 of their own, besides whatever tokens they are made from; their weight is that of their tokens in equal shares. In the causal form, which
 every selection has, the blocks after c are left out, and of block c the keys after the query: sparse keys then come from complete blocks
 of the past. The converter's selection ``bos_pooling`` is not implemented.
+
+A block is made of cells. A cell of c tokens has m = c / f sparse keys, of which head h sees (section 3.2)
+
+    strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
+    block_strided:    the m tokens from the place m · (h mod f) on
+    max_norm:         the m tokens whose keys have the highest norm ‖k_j‖; ties go to the earlier one
+    average_pooling:  the mean key and the mean value of every f consecutive tokens
+    lsh:              the mean key and the mean value of each of m clusters, g_j = argmax [x_j R; -x_j R], R ∈ R^(D × m/2) Gaussian
+
+A cell is a block, c = b, and for max_norm and lsh min(b, S), as in the authors' converter (where that is a multiple of f and divides b).
+x_j is the key k_j, or, after the pre-rounds of lsh, the sum of the keys in the cluster of k_j: a pre-round hashes into c clusters, with
+its own directions. Padding and global tokens are never chosen and never enter a mean. Choices and clusters are computed in float64 and
+are constants for the gradient; means are not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.byte_cache import KEPT
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import overwrite_global_rows
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
+from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
+from ..naming import OPERATORS
 from .base import Mechanism, softmax_over
 from .gathered import shifted, turn, turn_mask, turning
 from .layout import joined
-from .lsg_definition import sparse_definition
-from .lsg_keys import CHOSEN, MADE, Cells, Made, at_made_keys, chosen_keys, made_keys
-from .lsg_rows import KeyRows
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 from .turned import Globals, TurnedMechanism
 
+CHOSEN = ("strided", "block_strided", "max_norm")
+MADE = ("average_pooling", "lsh")
 SELECTIONS = CHOSEN + MADE
 WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
 """Selections that compare tokens: among min(b, S) of them."""
@@ -177,7 +193,7 @@ class Lsg(TurnedMechanism):
         chosen = ((real.cumsum(-1) - 1)[..., None] == torch.tensor(wanted, device=k.device)).any(-1)
         return Globals(real & chosen, min(len(wanted), k.shape[2]))
 
-    def whole(
+    def sparse_path(
         self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -191,7 +207,7 @@ class Lsg(TurnedMechanism):
     def _blocks(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int, **arguments: Any
     ) -> Tensor:
-        """:meth:`whole` for sequences whose first block begins at position 0."""
+        """:meth:`sparse_path` for sequences whose first block begins at position 0."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         seen, choosable = KeyRows(self.cells, self.beyond, causal), _choosable(real, tokens)
         parts = [GatherTile(rows, seen.local(length, q.device), causal=causal)]
@@ -238,7 +254,7 @@ class Lsg(TurnedMechanism):
         o = self.options
         return made_keys(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
-    def small(
+    def dense_path(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -357,3 +373,233 @@ def _choosable(real: Tensor | None, tokens: Globals | None) -> Tensor | None:
     if tokens is None:
         return real
     return ~tokens.mask if real is None else real & ~tokens.mask
+
+
+class Cells(NamedTuple):
+    """How a sequence is cut: ``size`` tokens in a cell, of which ``factor`` give one sparse key, and whole cells in a block."""
+
+    size: int
+    factor: int
+    in_block: int = 1
+
+    @property
+    def keys(self) -> int:
+        """Sparse keys of a cell."""
+        return self.size // self.factor
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.size * self.in_block
+
+    def blocks(self, length: int) -> int:
+        return (length + self.block - 1) // self.block
+
+    def count(self, length: int) -> int:
+        """Cells of so many blocks as ``length`` tokens begin."""
+        return self.blocks(length) * self.in_block
+
+
+class Made(NamedTuple):
+    """Keys that were made from tokens: M = cells · m of them."""
+
+    keys: Tensor
+    """``(B, H, M, D)``"""
+    values: Tensor
+    """``(B, H, M, D)``"""
+    real: Tensor
+    """Which have a token at all, ``(B, H, M)``."""
+    position: Tensor
+    """Mean position of their tokens, rounded down, ``(B, H, M)``: where a score term meets them."""
+
+
+def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) -> Tensor:
+    """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 is none."""
+    heads, length = k.shape[1:3]
+    count, many = cells.count(length), cells.keys
+    first = torch.arange(count, device=k.device).view(1, 1, -1, 1) * cells.size
+    if selection == "max_norm":
+        norms = torch.linalg.vector_norm(k.detach(), dim=-1, dtype=exact_dtype(k.device))
+        if real is not None:
+            norms = norms.masked_fill(~real[:, None], float("-inf"))
+        norms = F.pad(norms, (0, count * cells.size - length), value=float("-inf"))
+        place = topk(norms.unflatten(2, (count, cells.size)), many)
+        return torch.where(place >= 0, place + first, -1)
+    turn = (torch.arange(heads, device=k.device) % cells.factor).view(1, -1, 1, 1)
+    slot = torch.arange(many, device=k.device)
+    place = first + (slot * cells.factor + turn if selection == "strided" else slot + many * turn)
+    return torch.where(place < length, place, -1)
+
+
+def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> Made:
+    """The means that stand for the cells of ``k, v (B, H, N, D)``, of the tokens in ``real (B, N)``."""
+    (batch, heads, length, _), count, many = k.shape, cells.count(k.shape[2]), cells.keys
+    if real is None:
+        real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
+    if selection == "lsh":
+        group = clusters(k.detach(), real, cells.size, many, pre_rounds, seed)
+    else:
+        group = (torch.arange(length, device=k.device) % cells.size // cells.factor).expand(batch, heads, -1)
+    missing = count * cells.size - length
+    group = F.pad(group.masked_fill(~real[:, None], -1), (0, missing), value=-1).unflatten(2, (count, cells.size))
+    member = group[..., None, :] == torch.arange(many, device=k.device)[:, None]  # (B, H, cells, m, b)
+    number = member.sum(-1)
+    precise = torch.promote_types(k.dtype, torch.float32)
+    share = member.to(precise) / number.clamp(min=1)[..., None]
+    keys, values = (
+        (share.to(x.dtype) @ F.pad(x, (0, 0, 0, missing)).unflatten(2, (count, cells.size))).flatten(2, 3).to(x.dtype) for x in (k, v)
+    )
+    places = torch.arange(count * cells.size, device=k.device).view(count, 1, cells.size)
+    position = (member * places).sum(-1) // number.clamp(min=1)
+    return Made(keys, values, (number > 0).flatten(2), position.flatten(2))
+
+
+@torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
+def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, seed: int) -> Tensor:
+    """The cluster, below ``many``, of every key ``(B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64."""
+    (batch, heads, length, width), count = k.shape, -(-k.shape[2] // size)
+    place = torch.arange(size, device=k.device)
+    if many in (1, size):  # one mean of all, or every token by itself
+        return (place % many).repeat(count)[:length].expand(batch, heads, -1).clone()
+    rounds = [size] * pre_rounds + [many]
+    keys = k.to(exact_dtype(k.device)).masked_fill(~real[:, None, :, None], 0.0)
+    found = F.pad(keys, (0, 0, 0, count * size - length)).unflatten(2, (count, size))
+    group = place.expand(batch, heads, count, -1)
+    for clustered, turned in zip(rounds, directions(seed, heads, width, rounds, k.device), strict=True):
+        products = found @ turned[:, None]
+        index = torch.cat([products, -products], -1).argmax(-1)
+        group = index.gather(-1, group)
+        if clustered == size:  # a further round hashes the clusters' sums
+            found = torch.zeros_like(found).scatter_add(3, index[..., None].expand_as(found), found)
+    return group.flatten(2)[:, :, :length].contiguous()
+
+
+@clusters.register_fake
+def _(k, real, size, many, pre_rounds, seed):  # type: ignore[no-untyped-def]
+    return k.new_empty(k.shape[:3], dtype=torch.int64)
+
+
+def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], device: torch.device) -> list[Tensor]:
+    """R of every round, which has so many clusters, ``(H, D, clusters / 2)`` in float64: the same for a seed on every device."""
+
+    def make() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [torch.randn(heads, head_dim, many // 2, generator=generator, dtype=torch.float64, device="cpu") for many in rounds]
+        return [turned.to(device, exact_dtype(device)) for turned in drawn]
+
+    return KEPT.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
+
+
+def at_made_keys(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:
+    """``score_mod`` for keys of which those from ``length`` on were made, at ``position (B, H, M)``."""
+    if score_mod is None:
+        return None
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        place = position[b, h, (kv_idx - length).clamp(min=0)]
+        return score_mod(score, b, h, q_idx, torch.where(kv_idx < length, kv_idx, place))
+
+    return mod
+
+
+class KeyRows(NamedTuple):
+    """Which keys each block of queries sees, one row of keys per block; -1 is none.
+
+    A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side; in the causal form, none behind it."""
+
+    cells: Cells
+    beyond: int
+    causal: bool
+
+    def local(self, length: int, device: torch.device) -> Tensor:
+        """The keys of the own block and its neighbours, ``(1, 1, blocks, 2b or 3b)``."""
+        size = self.cells.block
+        first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
+        keys = first + torch.arange(size * (2 if self.causal else 3), device=device)
+        return torch.where((keys >= 0) & (keys < length), keys, -1)
+
+    def chosen(self, place: Tensor) -> Tensor:
+        """Sparse keys that are tokens, those of every block ``place (B or 1, H or 1, blocks, b/f)``: ``(B or 1, H or 1, blocks, ≤ 2S)``."""
+        count, most = place.shape[2], self.beyond
+        row = torch.arange(count, device=place.device)[:, None]
+        before = (row - 1).clamp(0, most)
+        behind = torch.zeros_like(row) if self.causal else (count - 2 - row).clamp(0, most)
+        slot = torch.arange(max(1, min(most, count - 2), 0 if self.causal else min(2 * most, count - 3)), device=place.device)
+        cell = torch.where(slot < before, row - 1 - before + slot, row + 2 - before + slot)
+        keys = place[:, :, cell.clamp(0, count - 1)]
+        return keys.masked_fill((slot >= before + behind)[..., None], -1).flatten(-2)
+
+    def made(self, place: Tensor) -> list[Tensor]:
+        """Sparse keys that were made, by their places as above: those before and those behind, ``(B or 1, H or 1, blocks, S)`` each."""
+        count = place.shape[2]
+        row = torch.arange(count, device=place.device)[:, None]
+        sides = []
+        for start in (-1 - self.beyond, 2)[: 1 if self.causal else 2]:
+            cell = row + start + torch.arange(self.beyond, device=place.device)
+            inside = (cell >= 0) & (cell < count)
+            keys = place[:, :, cell.clamp(0, count - 1)].masked_fill(~inside[..., None], -1)
+            sides.append(keys.flatten(-2))
+        return sides
+
+    def global_keys(self, index: Tensor, chosen: Tensor | None, length: int) -> Tensor:
+        """The global keys ``index (B, g)`` that a block does not see anyway, ``(B, H or 1, blocks, g)``.
+
+        chosen: sparse keys that are tokens, ``(B or 1, H, blocks, b/f)``, or None.
+        """
+        away = (index // self.cells.block)[:, None, None] - torch.arange(self.cells.blocks(length), device=index.device)[:, None]
+        again = away.abs() <= 1
+        if chosen is not None:
+            places = torch.where(chosen < 0, length, chosen).flatten(2).expand(index.shape[0], -1, -1)
+            taken = torch.zeros(*places.shape[:2], length + 1, dtype=torch.bool, device=index.device).scatter(2, places, True)
+            taken = taken.gather(2, index.clamp(min=0)[:, None].expand(-1, places.shape[1], -1))[:, :, None]
+            again = again | (taken & (away.abs() <= 1 + self.beyond))
+        return torch.where(again, -1, index[:, None, None])
+
+
+def sparse_definition(
+    selection: str, cells: Cells, k: Tensor, real: Tensor, start: Tensor, seed: int, pre_rounds: int
+) -> tuple[Tensor | None, Tensor]:
+    """Which tokens are sparse keys, and how made keys weigh theirs.
+
+    Args:
+        k: ``(B, H, N, D)``; padding may stand anywhere.
+        real: ``(B, N)`` bool: the tokens that may be chosen.
+        start: where the first block of every sequence begins, ``(B, 1, 1, 1)``; not after its first real token.
+    Returns:
+        ``(B or 1, H, 1, N)`` bool, or None where keys are made; and ``(B, H, M, N)``, whose rows sum to 1, M = 0 where keys are chosen.
+    """
+    batch, heads, length, _ = k.shape
+    place = torch.arange(length, device=k.device) - start
+    cell = torch.div(place, cells.size, rounding_mode="floor")
+    turn = torch.arange(heads, device=k.device).view(1, -1, 1, 1) % cells.factor
+    nothing = k.new_zeros(batch, heads, 0, length)
+    if cells.block % cells.factor:  # there are no sparse keys
+        return torch.zeros_like(cell, dtype=torch.bool), nothing
+    if selection == "strided":
+        return place % cells.factor == turn, nothing
+    if selection == "block_strided":
+        return place % cells.block // (cells.block // cells.factor) == turn, nothing
+    if selection == "max_norm":
+        norm, other = (k.double().square().sum(-1).unsqueeze(axis) for axis in (2, 3))
+        rival = (cell == cell.transpose(-1, -2)) & real[:, None, :, None]
+        higher = (other > norm) | ((other == norm) & (place.transpose(-1, -2) < place))
+        return ((rival & higher).sum(2, keepdim=True) < cells.keys), nothing
+    group = place % cells.size // cells.factor
+    if selection == "lsh" and cells.factor > 1:
+        group = _hashed(cells, k, real, cell == cell.transpose(-1, -2), seed, pre_rounds)[:, :, None]
+    made = torch.arange(cells.count(length - int(start.min())) * cells.keys, device=k.device)[:, None]
+    member = (made == cell * cells.keys + group) & real[:, None, None]
+    return None, softmax_over(torch.zeros_like(member, dtype=k.dtype), member.expand(batch, heads, -1, -1))
+
+
+def _hashed(cells: Cells, k: Tensor, real: Tensor, together: Tensor, seed: int, pre_rounds: int) -> Tensor:
+    """The cluster of every token, ``(B, H, N)``; ``together (B, 1, N, N)`` says which tokens share a cell."""
+    if cells.keys == 1:
+        return torch.zeros(k.shape[:3], dtype=torch.long, device=k.device)
+    rounds = [cells.size] * pre_rounds + [cells.keys]
+    keys = (k * real[:, None, :, None]).double()
+    sums = keys
+    for turned in directions(seed, k.shape[1], k.shape[3], rounds, k.device):
+        cluster = torch.cat([sums @ turned, -sums @ turned], -1).argmax(-1)
+        sums = (together & (cluster[..., None] == cluster[..., None, :])).double() @ keys
+    return cluster

@@ -172,14 +172,14 @@ class LSH(BucketedMechanism):
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
 
-    def whole(
+    def sparse_path(
         self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, given: Tensor, causal: bool, real: Tensor | None, dropout_p: float,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
         o = self.options
         alike = o.shared_qk and o.count_duplicates and not causal and q_len == k.shape[2]
         if not alike or q.device.type != "cpu" or dropout_p > 0.0 or arguments["score_mod"] is not None:
-            return super().whole(q, k, v, q_len, given=given, causal=causal, real=real, dropout_p=dropout_p, **arguments)
+            return super().sparse_path(q, k, v, q_len, given=given, causal=causal, real=real, dropout_p=dropout_p, **arguments)
         beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
         return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
 

@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.block_sparse import block_sparse_attention
 from ..engines.dense import index_grid, repeat_heads
-from ..engines.pattern import MaskMod, ScoreMod
+from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..positions.relative import Span
 from .base import Mechanism, softmax_over
+from .layout import band_pairs, triangle
 
 
 class MaskedMechanism(Mechanism):
     """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
 
-    anchored: ClassVar[bool] = False
+    position_dependent: ClassVar[bool] = False
     """Whether the pattern depends on absolute positions (blocks, columns): they are then counted from each sequence's first real
     token, so that padding on the left changes nothing."""
 
@@ -47,7 +50,7 @@ class MaskedMechanism(Mechanism):
     def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
         """``mask_mod`` for indices of the padded sequence."""
         mod = self.mask_mod(causal, tokens)
-        if not self.anchored or padding_mask is None:
+        if not self.position_dependent or padding_mask is None:
             return mod
         start = first_real(padding_mask)
         return lambda b, h, q_idx, kv_idx: mod(b, h, q_idx - start[b], kv_idx - start[b])
@@ -149,3 +152,52 @@ def first_real(padding_mask: Tensor) -> Tensor:
 def last_real(padding_mask: Tensor) -> Tensor:
     """Index of each sequence's last real token, ``(B,)``; the last of all where there is none."""
     return padding_mask.shape[-1] - 1 - padding_mask.flip(-1).int().argmax(-1)
+
+
+class SparseMechanism(MaskedMechanism):
+    """A mechanism whose mask is a band, and global rows and columns where it has them."""
+
+    engine: ClassVar[str] = "block_sparse"
+
+    @abstractmethod
+    def pattern(self, causal: bool) -> Pattern:
+        """How the engine visits the visible keys."""
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool = False,
+        padding_mask: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout_p: float = 0.0,
+        score_mod: ScoreMod | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        return block_sparse_attention(
+            q,
+            repeat_heads(k, q.shape[1]),
+            repeat_heads(v, q.shape[1]),
+            self.pattern(causal),
+            key_mask=padding_mask,
+            global_mask=self.resolve_globals(padding_mask, global_mask, (q.shape[0], k.shape[2]), q.device),
+            scaling=scaling,
+            dropout_p=dropout_p,
+            score_mod=score_mod,
+        )
+
+    def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
+        pattern = self.pattern(causal)
+        if pattern.has_globals:
+            return super().span(q_len, kv_len, causal)
+        return min(pattern.left, kv_len - 1), min(pattern.right, q_len - 1)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return self.pattern(causal).covers(length, length)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        pattern = self.pattern(causal)
+        return min(triangle(length) if causal else length * length, band_pairs(length, pattern.left, pattern.right))

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.dense import dense_attention, repeat_heads
-from ..engines.low_rank import convolve, project_length, pseudo_inverse
+from ..engines.low_rank import convolve, project_length, pseudo_inverse, segment_matrix, segment_means
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from .base import Mechanism, softmax_over
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .segments import segment_matrix, segment_means
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,11 +106,11 @@ class Options:
         """Whether a mechanism over masks is, with these options, a mask and nothing more, as a union needs."""
         return True
 
-    def telling_length(self) -> int:
+    def sample_length(self) -> int:
         """A text length, in tokens, for which a mechanism with these options can be built."""
         return 64
 
-    def telling_heads(self) -> int:
+    def min_heads(self) -> int:
         """How many heads a layer needs for every part of these options to show in it."""
         return 1
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from ..engines.pattern import ScoreMod, mod_of_heads
 from ..errors import OptionError
 from .base import Mechanism
-from .choice import HeadChoice
-from .composite import Composite
+from .composite import Composite, HeadChoice
 from .options import Options, option
 from .registry import register_mechanism
 from .window import WindowOptions
@@ -42,10 +41,10 @@ class PerHeadOptions(Options):
         if twice:
             raise OptionError(f"Option 'heads' of mechanism 'per_head' names head {twice[0]} twice; for example {EXAMPLE}.")
 
-    def telling_heads(self) -> int:
+    def min_heads(self) -> int:
         named = [head for choice in self.heads for head in choice.heads or ()]
         turns = sum(choice.heads is None for choice in self.heads)
-        each = max(choice.options.telling_heads() for choice in self.heads)
+        each = max(choice.options.min_heads() for choice in self.heads)
         return max([len(named) + turns * each, *(head + 1 for head in named), each])
 
     def assign(self, num_heads: int) -> list[tuple[HeadChoice, list[int]]]:

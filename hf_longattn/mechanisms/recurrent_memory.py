@@ -21,9 +21,8 @@ from torch import Tensor
 from ..engines.pattern import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .base import Recursion, State
-from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism
-from .layout import cells
+from .layout import block_sizes, cells, triangle
 from .options import Options, not_negative, option, positive
 from .registry import register_mechanism
 from .segment_state import arrive, begin, last_segment

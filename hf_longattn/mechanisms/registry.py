@@ -134,9 +134,9 @@ def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
 @lru_cache(PROTOTYPES)
 def _prototype(name: str, options: str) -> Mechanism:
     chosen = check_options(name, json.loads(options))
-    heads = chosen.telling_heads()
+    heads = chosen.min_heads()
     with torch.device("meta"):
-        return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.telling_length(), chosen)
+        return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
 
 
 def packing_mechanisms(causal: bool) -> list[str]:

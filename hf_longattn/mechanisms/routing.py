@@ -17,7 +17,7 @@ gradients), once for each backward pass:
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
 with means where the paper has sums, so that the rate does not depend on the batch. In distributed training each process moves its own;
-DistributedDataParallel broadcasts those of the first, and :func:`~hf_longattn.mechanisms.centroids.average_centroids` averages them.
+DistributedDataParallel broadcasts those of the first, and :func:`~hf_longattn.mechanisms.routing.average_centroids` averages them.
 ``router="learned"``: the rows of a trained matrix W_r take the place of μ. Bidirectional, its logits are balanced by Sinkhorn's iteration
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
 
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -43,7 +44,6 @@ from ..engines.topk import exact_dtype, ranking, topk
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, all_real, recent_in_bucket
-from .centroids import after_backward, cluster_sums, moved
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -211,14 +211,14 @@ class Routing(BucketedMechanism):
         offset = self.offsets(k, causal, all_real(k) if real is None else real)
         cluster = self.clusters(q, offset)
         band = self._band(causal) if self.options.window else None
-        lonely = None
+        no_visible_key = None
         if causal:
             keys = self.clusters(k, offset)
             rounds = RecentRounds(
                 cluster[:, :, None], keys[:, :, None], self.num_clusters, real=real, q_len=q_len, size=self.size, shared=False
             )
             (part,) = rounds.parts(outside=band)
-            lonely = None if band else rounds.lonely()
+            no_visible_key = None if band else rounds.lonely()
         else:
             part = self._members(cluster, k, offset, q_len, real, band)
         parts = [part]
@@ -228,7 +228,7 @@ class Routing(BucketedMechanism):
             parts.append(dataclasses.replace(near, queries=queries, keys=_real_only(near.keys, real)))
         if self.learned:
             parts = [self._with_affinity(p, cluster, k, offset) for p in parts]
-        return tuple(parts), lonely
+        return tuple(parts), no_visible_key
 
     def _members(
         self, cluster: Tensor, k: Tensor, offset: Tensor | None, q_len: int, real: Tensor | None, band: tuple[int, int] | None
@@ -284,3 +284,69 @@ def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
         return keys
     there = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1)).view(len(real), *keys.shape[1:])
     return torch.where(there, keys, -1)
+
+
+def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
+    """The tensors, arranged so that ``act`` runs once when the backward pass has gone through everything computed from them.
+
+    Activation checkpointing computes the forward pass twice but goes back through it once, and what it computes again must find the
+    centroids that it found the first time: so they move in the backward pass. A compiled graph moves them at once, as batch
+    normalisation moves its averages. At least one of the tensors must require gradients.
+    """
+    if torch.compiler.is_compiling():
+        act()
+        return list(tensors)
+    first = next(i for i, x in enumerate(tensors) if x.requires_grad)
+    watched = tensors[first].view_as(tensors[first])  # a node of this call alone: the caller's tensor keeps no hook
+    done: list[bool] = []
+
+    def hook(gradient: Tensor) -> None:
+        if not done:
+            done.append(True)
+            act()
+
+    watched.register_hook(hook)
+    return [watched if i == first else x for i, x in enumerate(tensors)]
+
+
+def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Tensor) -> Tensor:
+    """Sum of each cluster's vectors, and how many they are in the last column: ``(H, clusters, D + 1)`` float32.
+
+    vectors: ``(B, H, N, D)``; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
+    """
+    member = F.one_hot(clusters, num_clusters).float() * real[:, None, :, None]
+    return torch.cat([torch.einsum("bhnc,bhnd->hcd", member, vectors.float()), member.sum((0, 2))[..., None]], -1)
+
+
+def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
+    """Centroids ``(H, C, D)`` after one step of the moving average, unit vectors; a cluster without tokens keeps its own.
+
+    Args:
+        kinds: :func:`cluster_sums` of several kinds of tokens, which have equal say.
+        decay: what is kept of the old centroid.
+    """
+    sums = torch.stack(tuple(kinds))
+    counts = sums[..., -1:]
+    says = (counts > 0).float().sum(0)
+    target = (sums[..., :-1] / counts.clamp(min=1)).sum(0) / says.clamp(min=1)
+    step = F.normalize(decay * centroids.float() + (1 - decay) * target, dim=-1)
+    return torch.where(says > 0, step, centroids.float()).to(centroids.dtype)
+
+
+@torch.no_grad()
+def average_centroids(model: nn.Module) -> None:
+    """Give the centroids of every layer below ``model`` their mean over the processes of torch.distributed, as unit vectors.
+
+    Every process must call it at the same point, such as after each optimizer step: the moving average itself waits for no other
+    process, since a process that skips a batch or a layer would leave the others waiting. DistributedDataParallel broadcasts buffers before
+    each forward pass, so that all processes have the first one's centroids without this call; other strategies broadcast none.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    found = [x for name, x in model.named_buffers() if name.rpartition(".")[2] == "centroids"]
+    if not found:
+        return
+    together = torch.cat([x.flatten().float() for x in found])
+    torch.distributed.all_reduce(together)
+    for centroids, mean in zip(found, together.split([x.numel() for x in found]), strict=True):
+        centroids.copy_(F.normalize(mean.view_as(centroids), dim=-1))

@@ -6,11 +6,19 @@ With B(i) = ⌊i/b⌋ query i sees, under one softmax,
     previous   also those of the block before (and, bidirectional, of the block behind): Qiu et al. 2020, BlockBERT (Blockwise), whose
                heads of identical and of shifted block indices are here the keys of one head
     pooled     the keys of its own block, and one summary, the mean key and value, of each other block (each earlier one when causal)
-    attention  the same with summaries weighed by attention; see :mod:`hf_longattn.mechanisms.summaries`
+    attention  the same with summaries weighed by attention; see :mod:`hf_longattn.mechanisms.segmented`
 
 and keys j <= i only in the causal form. One softmax over a block's own keys and the others' summaries is the form of Combiner
 (Ren et al. 2021, section 4.1, Combiner-Fixed). A summary is an average of values, so it multiplies the values like any weight: spread
 over the tokens of its block.
+
+With p the weights of a block's real tokens, a summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j, where
+
+    pooled:     p_j = 1 / (real tokens of the block)
+    attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
+
+The second is the conditional expectation over a region of Combiner (Ren et al. 2021, section 3.1), whose region query is here the mean of
+the keys instead of the queries, so that a decode cache holds all that it needs.
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +38,12 @@ from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.selected import gather_kv, term_at
 from .base import softmax_over
-from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, placed, shifted, turn, turn_mask, turning
-from .layout import WIDE_ROW, cells, in_rows, prefixes
+from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .summaries import at_summaries, pool_blocks, summarise
-from .summarised import Summaries, SummarisedMechanism
+from .summaries import CacheSummaries, SummarisedMechanism
 
 INTEGRATIONS = ("none", "previous", "pooled", "attention")
 SUMMARISING = ("pooled", "attention")
@@ -156,7 +162,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
 
     def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
     ) -> Tensor:
         size, heads = self.options.block_size, q.shape[1]
         keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
@@ -261,3 +267,58 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     own = torch.arange(len(rows), device=blocks.device)[:, None] // per_block
     others = torch.arange(count - 1, device=blocks.device)
     yield GatherTile(rows[None, None], (length + others + (others >= own))[None, None])
+
+
+class PooledBlocks(NamedTuple):
+    """M blocks' summaries."""
+
+    keys: Tensor
+    """``(B, H, M, D)``"""
+    values: Tensor
+    """``(B, H, M, D)``"""
+    real: Tensor
+    """Which blocks have a real token, ``(B or 1, M)``."""
+    position: Tensor
+    """Mean position of each block's real tokens, rounded down, ``(B or 1, M)``: where a score term meets the summary."""
+
+
+def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledBlocks:
+    """Summaries of the blocks of ``size`` tokens of ``k, v (B, H, N, D)``; padding ``(B, N)`` never enters one."""
+    length = k.shape[2]
+    count = -(-length // size)
+    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+    real = F.pad(real, (0, count * size - length)).unflatten(1, (count, size))
+    k_blocks, v_blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in (k, v))
+    places = torch.arange(count * size, device=k.device).view(count, size)
+    position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
+    keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
+    return PooledBlocks(keys, values, real.any(-1), position)
+
+
+def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """k̄ and v̄, ``(B, H, M, D)``, of blocks ``k, v (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
+    precise = torch.promote_types(k.dtype, torch.float32)
+    weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
+    if by_attention:
+        mean = _average(weights, k.to(precise))
+        scores = products(mean[..., None, :], k)[..., 0, :] * scale
+        weights = softmax_over(scores, real[:, None])
+    return _average(weights, k), _average(weights, v)
+
+
+def _average(weights: Tensor, blocks: Tensor) -> Tensor:
+    """Tokens ``(B, H, M, size, D)`` averaged by ``weights (B, H, M, size)``, in the tokens' dtype."""
+    return (weights[..., None, :].to(blocks.dtype) @ blocks)[..., 0, :]
+
+
+def at_summaries(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:
+    """``score_mod`` for keys of which those from ``length`` on are summaries at ``position (B or 1, M)``."""
+    if score_mod is None:
+        return None
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        item = b if position.shape[0] > 1 else torch.zeros_like(b)
+        place = position[item, (kv_idx - length).clamp(min=0)]
+        return score_mod(score, b, h, q_idx, torch.where(kv_idx < length, kv_idx, place))
+
+    return mod

@@ -1,77 +1,77 @@
-"""One key and one value that stand for a block of tokens: the mean, or an average weighed by attention.
+"""Mechanisms that choose by something they know of earlier keys: means, bounds, hashes. A decode cache keeps it beside the keys.
 
-With p the weights of a block's real tokens, a summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j, where
-
-    mean:       p_j = 1 / (real tokens of the block)
-    attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
-
-The second is the conditional expectation over a region of Combiner (Ren et al. 2021, section 3.1), whose region query is here the mean
-of the keys instead of the queries, so that what decoding caches is enough to make it.
+A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. What is known of a unit depends on its tokens
+alone, so that it can be made again at any time: of the unit that still grows, after tokens were taken back, for other batches.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.dense import products
 from ..engines.pattern import ScoreMod
-from .base import softmax_over
+from .base import Mechanism
+
+FEW_QUERIES = 32
+"""Most new tokens that are attended one by one with summaries; longer pieces of a prompt go through ``forward``."""
 
 
-class Summaries(NamedTuple):
-    """M blocks' summaries."""
+@dataclass
+class CacheSummaries:
+    """What a cache knows of all keys, the newest included.
 
-    keys: Tensor
-    """``(B, H, M, D)``"""
-    values: Tensor
-    """``(B, H, M, D)``"""
-    real: Tensor
-    """Which blocks have a real token, ``(B or 1, M)``."""
-    position: Tensor
-    """Mean position of each block's real tokens, rounded down, ``(B or 1, M)``: where a score term meets the summary."""
+    tables: by name ``(B, H', units, …)``; unit u of item b holds the columns ``starts[b] + u·summary_unit`` and following. Units that
+        have no token yet hold any finite numbers.
+    starts: ``(B,)``, column of each sequence's first real token.
+    real: ``(B, N)`` bool, True = real token; ``None`` when all are.
+    """
 
+    tables: dict[str, Tensor]
+    starts: Tensor
+    real: Tensor | None
 
-def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> Summaries:
-    """Summaries of the blocks of ``size`` tokens of ``k, v (B, H, N, D)``; padding ``(B, N)`` never enters one."""
-    length = k.shape[2]
-    count = -(-length // size)
-    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
-    real = F.pad(real, (0, count * size - length)).unflatten(1, (count, size))
-    k_blocks, v_blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in (k, v))
-    places = torch.arange(count * size, device=k.device).view(count, size)
-    position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
-    keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
-    return Summaries(keys, values, real.any(-1), position)
+    def positions(self, q_len: int, kv_len: int) -> Tensor:
+        """Positions ``(B, q_len)`` of the last tokens, counted from each sequence's first real one; negative for padding before it."""
+        return torch.arange(kv_len - q_len, kv_len, device=self.starts.device) - self.starts[:, None]
 
-
-def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """k̄ and v̄, ``(B, H, M, D)``, of blocks ``k, v (B, H, M, size, D)`` with ``real (B or 1, M, size)``."""
-    precise = torch.promote_types(k.dtype, torch.float32)
-    weights = (real.to(precise) / real.sum(-1, keepdim=True).clamp(min=1))[:, None].expand(*k.shape[:2], -1, -1)
-    if by_attention:
-        mean = _average(weights, k.to(precise))
-        scores = products(mean[..., None, :], k)[..., 0, :] * scale
-        weights = softmax_over(scores, real[:, None])
-    return _average(weights, k), _average(weights, v)
+    def columns(self, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+        """Columns of ``positions (B, …)``, and which of them hold a real token; negative positions and padding do not."""
+        starts = self.starts.view(-1, *[1] * (positions.dim() - 1))
+        columns = (positions + starts).clamp(0, kv_len - 1)
+        there = (positions >= 0) & (positions + starts < kv_len)
+        if self.real is not None:
+            there = there & self.real.gather(1, columns.flatten(1)).view(columns.shape)
+        return columns, there
 
 
-def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Tokens ``(B, H, M, size, D)`` averaged by ``weights (B, H, M, size)``, in the tokens' dtype."""
-    return (weights[..., None, :].to(blocks.dtype) @ blocks)[..., 0, :]
+class SummarisedMechanism(Mechanism):
+    """A causal mechanism that can attend to a cache of all keys through summaries of them."""
 
+    @property
+    @abstractmethod
+    def summary_unit(self) -> int | None:
+        """Tokens in a unit; ``None`` when these options need no summaries."""
 
-def at_summaries(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:
-    """``score_mod`` for keys of which those from ``length`` on are summaries at ``position (B or 1, M)``."""
-    if score_mod is None:
-        return None
+    @abstractmethod
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+        """What is kept of units, given their tokens.
 
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        item = b if position.shape[0] > 1 else torch.zeros_like(b)
-        place = position[item, (kv_idx - length).clamp(min=0)]
-        return score_mod(score, b, h, q_idx, torch.where(kv_idx < length, kv_idx, place))
+        Args:
+            k, v: ``(B, H_kv, m, unit, D)``; real: ``(B, m, unit)`` bool, False for padding and for tokens that have not come yet.
+        Returns:
+            Tensors ``(B, H', m, …)`` by name.
+        """
 
-    return mod
+    @abstractmethod
+    def attend_summarised(
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
+    ) -> Tensor:
+        """Causal attention of the last tokens, ``(B, H, Nq, D)``, equal to ``forward``.
+
+        Args:
+            q: ``(B, H, Nq, D)``, at most :data:`FEW_QUERIES`; k, v: ``(B, H_kv, Nk, D)``, the whole cache.
+            score_mod: what is added to the scores, at columns of the cache: the relative positions' term, which ``forward`` gets by a hook.
+        """

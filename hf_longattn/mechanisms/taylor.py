@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .feature_map import At, LinearMechanism
-from .learned_heads import HeadwiseLinear
+from .feature_map import At, HeadwiseLinear, LinearMechanism
 from .options import Options, even, one_of, option
 from .registry import register_mechanism
 

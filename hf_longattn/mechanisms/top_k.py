@@ -25,7 +25,7 @@ from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, sea
 from .base import softmax_over
 from .options import Options, option, positive
 from .registry import register_mechanism
-from .summarised import Summaries, SummarisedMechanism
+from .summaries import CacheSummaries, SummarisedMechanism
 
 UNIT = 16
 """Tokens in a unit, of which a decode cache keeps the greatest length of the keys."""
@@ -100,7 +100,7 @@ class TopK(SummarisedMechanism):
         return {"longest": lengths.amax(-1)}
 
     def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: Summaries, *, scaling: float | None, score_mod: ScoreMod | None
+        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
     ) -> Tensor:
         count, scale = self.options.num_keys, q.shape[-1] ** -0.5 if scaling is None else scaling
         if score_mod is not None:
@@ -141,7 +141,7 @@ class TopK(SummarisedMechanism):
         return softmax_over(scores, seen & kept).to(q.dtype)
 
 
-def _longest_key(summaries: Summaries, kv_len: int) -> Tensor:
+def _longest_key(summaries: CacheSummaries, kv_len: int) -> Tensor:
     """Greatest length of all keys of a cache, ``(B, H_kv)``."""
     lengths = summaries.tables["longest"]
     units = torch.arange(lengths.shape[2], device=lengths.device) * UNIT

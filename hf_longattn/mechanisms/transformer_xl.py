@@ -29,9 +29,8 @@ from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..positions.relative import Span
 from .base import both, softmax_over
-from .counting import block_sizes, triangle
 from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
-from .layout import cells
+from .layout import block_sizes, cells, triangle
 from .masked import first_real
 from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism

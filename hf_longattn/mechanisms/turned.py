@@ -38,13 +38,13 @@ class TurnedMechanism(Mechanism):
     """A mechanism whose blocks are counted from each sequence's first real token and whose pairs depend on q and k.
 
     Padding on the left is turned to the right and queries that are the last of a longer sequence are put in their place, before
-    :meth:`whole` is asked.
+    :meth:`sparse_path` is asked.
     """
 
     exports = "definition"
 
     @abstractmethod
-    def whole(
+    def sparse_path(
         self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -56,7 +56,7 @@ class TurnedMechanism(Mechanism):
         """
 
     @abstractmethod
-    def small(
+    def dense_path(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
         **arguments: Any,
     ) -> Tensor:  # fmt: skip
@@ -91,7 +91,7 @@ class TurnedMechanism(Mechanism):
         tokens = self.resolve_globals(padding_mask, global_mask, k)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         if suits_dense(q_len, kv_len):
-            return self.small(q, k, v, causal=causal, padding_mask=padding_mask, tokens=tokens, seed=seed, **arguments)
+            return self.dense_path(q, k, v, causal=causal, padding_mask=padding_mask, tokens=tokens, seed=seed, **arguments)
         q = placed(q, kv_len)
         first: Tensor | int = kv_len - q_len
         start = turning(padding_mask)
@@ -101,6 +101,6 @@ class TurnedMechanism(Mechanism):
             padding_mask, tokens = turn_mask(padding_mask, start), None if tokens is None else tokens.turned(start)
             arguments["score_mod"] = shifted(score_mod, start, kv_len)
             first = first - start[:, None]
-        out = self.whole(q, k, v, first, causal=causal, real=padding_mask, tokens=tokens, seed=seed, **arguments)
+        out = self.sparse_path(q, k, v, first, causal=causal, real=padding_mask, tokens=tokens, seed=seed, **arguments)
         out = out if start is None else turn(out, -start)
         return out[:, :, kv_len - q_len :]

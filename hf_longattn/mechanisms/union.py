@@ -19,14 +19,12 @@ from ..engines.dense import repeat_heads
 from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod
 from ..errors import OptionError
 from .base import Mechanism
-from .choice import Choice
-from .composite import Composite
+from .composite import Choice, Composite
 from .gathered import GatheredMechanism
-from .joining import band_parts, without
-from .masked import MaskedMechanism
+from .layout import band_parts, without
+from .masked import MaskedMechanism, SparseMechanism
 from .options import Options, option
 from .registry import mechanism_class, register_mechanism
-from .sparse import SparseMechanism
 from .strided import StridedOptions
 from .window import WindowOptions
 
@@ -51,8 +49,8 @@ class UnionOptions(Options):
                     "join masks such as window, longformer or strided, or give it to heads of its own with 'per_head'."
                 )
 
-    def telling_heads(self) -> int:
-        return max((choice.options.telling_heads() for choice in self.of), default=1)
+    def min_heads(self) -> int:
+        return max((choice.options.min_heads() for choice in self.of), default=1)
 
 
 @register_mechanism("union")

@@ -7,25 +7,149 @@ A window of total width w with dilation d lets query i see key j when d divides 
 
 or when j is one of the ``num_sinks`` positions from the first real token on (and j <= i in the causal form). Each key counts once.
 Positions stay those of the text, in rotary models too, whereas StreamingLLM counts them anew inside its cache.
+
+Tokens whose positions are equal modulo d attend among themselves by a plain window, so a dilated window costs no more than a plain one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.dense import repeat_heads
-from ..engines.pattern import MaskMod, Pattern, ScoreMod, mod_of_heads
+from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, mod_of_heads
+from ..errors import OptionError
 from ..positions.relative import Span
 from .base import Mechanism
-from .dilated import DilatedWindow, dilated_band
-from .masked import MaskedMechanism, first_tokens
+from .gathered import GatheredMechanism
+from .layout import band, band_pairs, column_pairs
+from .masked import MaskedMechanism, SparseMechanism, first_tokens
+from .options import Options, option, positive
 from .registry import register_mechanism
-from .sparse import SparseMechanism
-from .window_mask import WindowMask, WindowOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowOptions(Options):
+    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
+    num_sinks: int = option(0, "how many tokens from the first real one on everyone keeps seeing (attention sinks)", "tokens")
+    dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
+
+    def check(self) -> None:
+        positive("window", "window", self)
+        if self.num_sinks < 0:
+            raise OptionError(
+                f"Option 'num_sinks' of mechanism 'window' is {self.num_sinks}, but must be at least 0; for example num_sinks=4."
+            )
+        if not self.dilation or min(self.dilation) < 1:
+            raise OptionError(
+                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number from 1 on, or one for each head; "
+                "for example dilation=2."
+            )
+
+    def min_heads(self) -> int:
+        return len(self.dilation)
+
+
+class WindowMask(MaskedMechanism):
+    """A window whose head h has dilation ``dilations[h]``, and sinks."""
+
+    options: WindowOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        if len(options.dilation) not in (1, num_heads):
+            raise OptionError(
+                f"Option 'dilation' of mechanism 'window' has {len(options.dilation)} entries for {num_heads} heads; "
+                "give one number, or one for each head."
+            )
+        self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
+
+    @property
+    def takes_packed(self) -> bool:  # type: ignore[override]
+        return not self.options.num_sinks
+
+    @property
+    def _span(self) -> int:
+        """Distance from a causal query to the first key behind its window."""
+        return (self.options.window - 1) * max(self.dilations) + 1
+
+    def reach(self, causal: bool = True) -> int | None:
+        return None if self.options.num_sinks else self._span
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        return (positions > upcoming - self._span) | (positions < self.options.num_sinks) if self.options.num_sinks else None
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        sinks = self.options.num_sinks
+        if length <= max(sinks, 1) or max(self.dilations) > 1:
+            return length <= max(sinks, 1)
+        return length <= self.options.window + sinks if causal else Pattern.window(self.options.window, False).covers(length, length)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """The mean over the heads, rounded down."""
+        return sum(self._pairs(length, causal, dilation) for dilation in self.dilations) // self.num_heads
+
+    def _pairs(self, length: int, causal: bool, dilation: int) -> int:
+        pattern, sinks = Pattern.window(self.options.window, causal), range(min(self.options.num_sinks, length))
+        total = 0
+        for residue in range(min(dilation, length)):
+            members = len(range(residue, length, dilation))
+            own = range(len(sinks[residue::dilation]))
+            total += band_pairs(members, pattern.left, pattern.right) + column_pairs(own, members, pattern.left, pattern.right, causal)
+            others = [sink for sink in sinks if sink % dilation != residue]
+            total += sum(len(range(residue, length, dilation)) - (len(range(residue, sink, dilation)) if causal else 0) for sink in others)
+        return total
+
+
+class DilatedWindow(WindowMask, GatheredMechanism):
+    """``window`` on the gathered engine; built by it, not by name."""
+
+    name = "window"
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        pattern, sinks = Pattern.window(self.options.window, causal), self.options.num_sinks
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return dilated_band(pattern, self.dilations, h, q_idx, kv_idx) | ((kv_idx < sinks) & (kv_idx >= 0))
+
+        return mod
+
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        each = sorted(set(self.dilations))
+        if len(each) == 1:
+            return tuple(self._parts_of(each[0], length, causal, device))
+        of_head = torch.tensor(self.dilations, device=device).view(1, -1, 1, 1)
+        return tuple(
+            dataclasses.replace(part, queries=torch.where(of_head == dilation, part.queries, -1))
+            for dilation in each
+            for part in self._parts_of(dilation, length, causal, device)
+        )
+
+    def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[GatherTile]:
+        pattern = Pattern.window(self.options.window, causal)
+        near = band(length, pattern.left, pattern.right, device, dilation)
+        yield near
+        if not self.options.num_sinks:
+            return
+        # Sinks of the queries' own residue are left out where the window has them; the others never lie in it.
+        sinks = torch.arange(min(self.options.num_sinks, length), device=device)
+        own = near.queries[..., :1] % dilation == sinks % dilation
+        within = (-pattern.right * dilation, pattern.left * dilation)
+        yield GatherTile(near.queries, torch.where(own, sinks, -1), causal=causal, outside=within)
+        if dilation > 1:
+            yield GatherTile(near.queries, torch.where(own, -1, sinks), causal=causal)
+
+
+def dilated_band(pattern: Pattern, dilations: tuple[int, ...], h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    """Which keys lie in the window of head h, as a mask_mod says it."""
+    dilation = torch.tensor(dilations, device=q_idx.device)[h]
+    away = q_idx - kv_idx
+    return (away % dilation == 0) & (away <= pattern.left * dilation) & (-away <= pattern.right * dilation)
+
 
 __all__ = ["Window", "WindowOptions"]
 

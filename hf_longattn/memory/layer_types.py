@@ -9,7 +9,7 @@ import torch
 from ..configuration import LongAttentionConfig
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import prototype
-from ..mechanisms.summarised import SummarisedMechanism
+from ..mechanisms.summaries import SummarisedMechanism
 from .kept_cache import kept_layer_type
 from .state_cache import STATE_LAYER
 from .summary_cache import SUMMARY_LAYER

@@ -1,6 +1,6 @@
 """The cache layer of mechanisms that choose among all keys: it keeps them all, and beside them what the choice needs.
 
-What a mechanism knows of the keys (:meth:`hf_longattn.mechanisms.summarised.SummarisedMechanism.summarise_units`) is made once for every
+What a mechanism knows of the keys (:meth:`hf_longattn.mechanisms.summaries.SummarisedMechanism.summarise_units`) is made once for every
 unit of tokens and again only for the unit that grows, so that a step neither goes through all keys nor copies them. Long pieces of a
 prompt, four-dimensional masks, gradients and compiled graphs go through the mechanism's ``forward`` over the same keys. A static cache
 keeps everything and no summaries, so that every step goes through ``forward``.
@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticLayer
 
 from ..engines.selected import gather_kv
 from ..mechanisms.base import Mechanism
-from ..mechanisms.summarised import FEW_QUERIES, Summaries, SummarisedMechanism
+from ..mechanisms.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
 from .anchored import AnchoredLayer
 from .attending import Call
@@ -71,7 +71,7 @@ class SummaryLayer(AnchoredLayer):
         real = None if call.mask is None else call.mask.bool()
         self._summarise(mechanism, real, call.scaling)
         mod = mechanism.relative_mod(q, k, True, call.scaling)
-        out = mechanism.attend_summarised(q, k, v, Summaries(self.tables, self.starts, real), scaling=call.scaling, score_mod=mod)
+        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), scaling=call.scaling, score_mod=mod)
         weights = mechanism.weights(q, k, causal=True, padding_mask=real, scaling=call.scaling) if call.weights_wanted else None
         return out, weights
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn.mechanisms.masked import SparseMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
-from hf_longattn.mechanisms.sparse import SparseMechanism
 
 SPARSE = [name for name in list_mechanisms() if issubclass(mechanism_class(name), SparseMechanism)]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.pyramid import Pyramid
+from hf_longattn.mechanisms.hierarchical import Pyramid
 
 
 def inputs(length: int, batch: int = 2) -> list[Tensor]:

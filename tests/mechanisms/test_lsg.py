@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.lsg import SELECTIONS
-from hf_longattn.mechanisms.lsg_keys import Cells, chosen_keys, clusters, directions, made_keys
+from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, made_keys
 
 SMALL: dict[str, Any] = {"block_size": 16, "sparse_block_size": 8, "sparsity_factor": 4}
 

@@ -10,8 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.orthogonal import orthogonal_gaussian
-from hf_longattn.mechanisms.performer import Performer
+from hf_longattn.mechanisms.performer import Performer, orthogonal_gaussian
 
 
 def built(**options: object) -> Performer:

@@ -177,7 +177,7 @@ def test_compiled_training_moves_the_centroids_as_well() -> None:
 
 
 AVERAGE = """
-from hf_longattn.mechanisms.centroids import average_centroids
+from hf_longattn.mechanisms.routing import average_centroids
 from tests.mechanisms.test_routing import inputs, routing
 
 torch.manual_seed(0)

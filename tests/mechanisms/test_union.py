@@ -15,8 +15,8 @@ from hf_longattn.engines.pattern import GatherTile, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.gathered import GatheredMechanism
+from hf_longattn.mechanisms.masked import SparseMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
-from hf_longattn.mechanisms.sparse import SparseMechanism
 
 LENGTH = 300
 MASKS = [

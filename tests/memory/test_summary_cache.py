@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import build_mechanism
-from hf_longattn.mechanisms.summarised import SummarisedMechanism
+from hf_longattn.mechanisms.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, Call, SummaryLayer, decode_layer_types
 from tests.reference.small_models import DECODERS, long_config, long_like, padding, plain_model, tokens
 

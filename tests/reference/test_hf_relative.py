@@ -12,9 +12,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from transformers.models.t5.modeling_t5 import T5Attention, T5Model
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.positions.relative import build_relative
-from hf_longattn.positions.relative.alibi import Alibi
-from hf_longattn.positions.relative.t5_buckets import T5Buckets, buckets
+from hf_longattn.positions.relative import Alibi, T5Buckets, buckets, build_relative
 from tests.reference.small_models import long_like, padding, plain_model, tokens
 
 

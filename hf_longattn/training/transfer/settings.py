@@ -11,7 +11,7 @@ from typing import Any
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import DENSE_LIMIT
-from hf_longattn.mechanisms.notation import read_choice, read_options
+from hf_longattn.mechanisms.composite import read_choice, read_options
 from hf_longattn.training.lm_settings import TextRunSettings
 from hf_longattn.training.settings import setting
 

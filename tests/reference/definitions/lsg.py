@@ -109,7 +109,7 @@ def sparse_keys(module: nn.Module, keys: Tensor, inside: range, free: list[int],
 
 def drawn_directions(module: nn.Module, heads: int, width: int, rounds: list[int], seed: int) -> list[Tensor]:
     """The module's random directions of rounds with so many clusters, ``(H, D, clusters / 2)`` each."""
-    from hf_longattn.mechanisms.lsg_keys import directions
+    from hf_longattn.mechanisms.lsg import directions
 
     return directions(module.options.seed + seed, heads, width, rounds, torch.device("cpu"))
 

@@ -1,9 +1,12 @@
-"""Whatever is given as an option of a mechanism ends in a sentence where it was given, or in a right result."""
+"""Options: what a message or the help recommends is accepted, and every impossible value is one sentence."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_longattn import LongAttentionConfig, LongAttentionError, Mechanism, build_mechanism, list_mechanisms, mechanism_info
+from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 
 HEADS, HEAD_DIM = 2, 4
@@ -112,3 +116,38 @@ def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> N
 def test_a_layer_of_an_impossible_shape_is_refused(name: str, heads: int, head_dim: int, hidden_size: int, max_length: int) -> None:
     no, _ = refused(lambda: build_mechanism(name, num_heads=heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length))
     assert no or min(heads, head_dim, hidden_size, max_length) > 0
+
+
+WRONG = (-1, 0, 3, 7, 10**30, "nonsense", "", (), (-1,), (1, 2, 3), -0.5, 2.0, float("nan"), float("inf"), True)
+EXAMPLE = re.compile(r"(?:for example|such as|give) ([a-z_]+)=('[^']+'|[^\s;']+[^\s;,.'])")
+
+
+def build(name: str, **options: Any) -> None:
+    build_mechanism(name, num_heads=12, head_dim=16, **{"max_length": 512, **options})
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=str)
+def test_a_refusal_recommends_what_works(name: str, option: str) -> None:
+    for value in WRONG:
+        try:
+            build(name, **{option: value})
+        except LongAttentionError as refusal:
+            for recommended, written in EXAMPLE.findall(str(refusal)):
+                typed = written.strip("'")
+                known = {info.name for info in mechanism_info(name).options}
+                if recommended not in known:
+                    continue
+                forms = [typed]
+                with contextlib.suppress(SyntaxError, ValueError):
+                    forms.append(ast.literal_eval(typed))
+                for form in forms:
+                    build(name, **{recommended: form})
+
+
+def test_one_number_stands_for_a_tuple_of_one() -> None:
+    assert mechanism_class("window").options_type.build("window", {"dilation": 2}).dilation == (2,)
+    assert mechanism_class("longformer").options_type.build("longformer", {"global_tokens": 0}).global_tokens == (0,)
+    with pytest.raises(OptionError, match="dilation"):
+        build("window", dilation=True)
+    with pytest.raises(OptionError, match="dilation"):
+        build("window", dilation=1.5)

@@ -1,0 +1,329 @@
+"""Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.pattern import DistanceBias, ScoreMod
+from ..errors import OptionError, nearest
+from .tables import sinusoids_at
+
+Span = tuple[int, int]
+"""The furthest distances query - key that are seen: back, and ahead."""
+
+
+class RelativePositions(nn.Module, ABC):
+    """Added to the scores ``q·k · scale`` of one layer, so that they depend on ``distance = query position - key position``.
+
+    Padding moves query and key alike, so it changes nothing. Parameters begin at zero: a model gets them without changing its outputs.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
+    """Name of every setting, a whole number: its default and its meaning."""
+    neutral: ClassVar[bool] = True
+    """Whether the terms begin at zero, so that a converted checkpoint gives what it gave."""
+    reads_keys: ClassVar[bool] = False
+    """Whether the term depends on what a key holds, and not on its position alone."""
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.hidden_size, self.values = num_heads, head_dim, hidden_size, dict(settings)
+
+    @classmethod
+    def check(cls, settings: Mapping[str, int]) -> None:
+        """Raise :class:`OptionError` when a setting is impossible."""
+        for name, value in settings.items():
+            if value < 1:
+                raise OptionError(
+                    f"Setting {name!r} of relative positions {cls.name!r} is {value}, but must be at least 1; "
+                    f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
+                )
+
+    @abstractmethod
+    def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
+        """The definition: what is added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
+
+        Args:
+            q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
+            distance: ``(B or 1, Nq, Nk)`` whole numbers, query position - key position.
+            causal: whether only distances from 0 on are seen.
+            scale: the factor on q·k.
+        """
+
+    @abstractmethod
+    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
+        """The same for engines: a function of (score, b, h, q_idx, kv_idx), right for distances within ``span``; the queries are the last
+        Nq positions of the keys' sequence."""
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Begin without effect. ``generator`` is what a kind that draws its parameters would draw them from."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def extra_repr(self) -> str:
+        return ", ".join([self.name, *(f"{name}={value}" for name, value in self.values.items())])
+
+
+class DistanceOnly(RelativePositions):
+    """A term that depends on head and distance only."""
+
+    @abstractmethod
+    def bias(self, distance: Tensor, causal: bool) -> Tensor:
+        """``(H, *distance.shape)`` for whole numbers ``distance``."""
+
+    def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
+        return self.bias(distance, causal).transpose(0, 1)
+
+    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceBias:
+        back, ahead = span
+        return DistanceBias(self.bias(torch.arange(-ahead, back + 1, device=q.device), causal), ahead)
+
+
+class QueryDependent(RelativePositions):
+    """A term that depends on the query's values as well: for each query one number per distance, looked up by the engines.
+
+    Costs ``(B, H, Nq, W)`` memory, where W is the number of distances that are told apart.
+    """
+
+    @abstractmethod
+    def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
+        """``(B, H, Nq, W)``, unscaled, for the distances from -ahead on, and ahead; distances beyond take the value at the end."""
+
+    def by_key(self, k: Tensor) -> Tensor | None:
+        """A further term ``(B, H, Nk)``, unscaled, that depends on the key alone."""
+        return None
+
+    def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
+        table, ahead = self.by_distance(q, causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))))
+        index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
+        found, of_keys = table.gather(-1, index), self.by_key(k)
+        return (found if of_keys is None else found + of_keys[:, :, None]) * scale
+
+    def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
+        table, ahead = self.by_distance(q, causal, span)
+        of_keys, offset = self.by_key(k), k.shape[2] - q.shape[2]
+
+        def mod(score: Tensor, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Tensor:
+            row = (q_idx - offset).clamp(0, table.shape[2] - 1)
+            found = table[b, h, row, (q_idx - kv_idx + ahead).clamp(0, table.shape[3] - 1)]
+            return score + scale * (found if of_keys is None else found + of_keys[b, h, kv_idx.clamp(0, of_keys.shape[2] - 1)])
+
+        return mod
+
+
+def exact(q: Tensor) -> torch.dtype:
+    """The dtype in which terms are computed: that of q, but float32 at least."""
+    return torch.promote_types(q.dtype, torch.float32)
+
+
+def slopes(num_heads: int) -> Tensor:
+    """The penalty per token of every head, ``(H,)`` float32."""
+    power = 1 << (num_heads.bit_length() - 1)
+    first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, dtype=torch.float64))
+    between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * power, 2, dtype=torch.float64))
+    return torch.cat([first, between[: num_heads - power]]).float()
+
+
+class Alibi(DistanceOnly):
+    """ALiBi (Press et al. 2022, Train Short, Test Long, section 3): a penalty linear in the distance, with a slope for each head.
+
+        term(h, i, j) = -m_h · |i - j|
+
+    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). For other numbers of heads they are those of the
+    largest power of two P below H, then every second one of 2P, as in the paper's code. Nothing is learned.
+    """
+
+    name = "alibi"
+    summary = "a penalty that grows linearly with the distance, with a fixed slope for each head"
+    paper = "Press et al. 2022, Train Short, Test Long, §3"
+    neutral = False
+
+    def bias(self, distance: Tensor, causal: bool) -> Tensor:
+        of_heads = slopes(self.num_heads).to(distance.device)
+        return -of_heads.view(-1, *[1] * distance.dim()) * distance.abs()
+
+
+def buckets(distance: Tensor, causal: bool, num_buckets: int, max_distance: int) -> Tensor:
+    """The bucket of every ``distance`` = query - key, of the same shape, int64."""
+    first = torch.zeros_like(distance)
+    if causal:
+        distance = distance.clamp(min=0)
+    else:
+        num_buckets //= 2
+        first = (distance < 0).long() * num_buckets
+        distance = distance.abs()
+    single = num_buckets // 2
+    # in float32, whose rounding decides where a bucket ends in T5's own models
+    share = torch.log(distance.clamp(min=1).float() / single) / math.log(max_distance / single)
+    coarse = (single + (share * (num_buckets - single)).long()).clamp(max=num_buckets - 1)
+    return first + torch.where(distance < single, distance, coarse)
+
+
+class T5Buckets(DistanceOnly):
+    """T5's relative positions (Raffel et al. 2020, section 2.1): a learned number for each head and bucket of distances.
+
+        term(h, i, j) = table[bucket(i - j), h]
+
+    Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last one holds everything
+    beyond. Bidirectional layers use half of the buckets for past keys and half for future keys. Here every layer has its own table; T5
+    shares the first layer's.
+    """
+
+    name = "t5_buckets"
+    summary = "a learned number for each head and bucket of distances, the buckets growing logarithmically"
+    paper = "Raffel et al. 2020, T5, §2.1"
+    settings = MappingProxyType({
+        "num_buckets": (32, "how many groups of distances are told apart"),
+        "max_distance": (128, "distance in tokens from which on all fall into one bucket"),
+    })  # fmt: skip
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, settings)
+        self.table = nn.Parameter(torch.zeros(self.values["num_buckets"], num_heads))
+
+    @classmethod
+    def check(cls, settings: Mapping[str, int]) -> None:
+        super().check(settings)
+        many, furthest = settings["num_buckets"], settings["max_distance"]
+        if many % 4 or furthest <= many // 2:
+            raise OptionError(
+                f"Relative positions 't5_buckets' have num_buckets={many} and max_distance={furthest}, but need a multiple of 4 and "
+                "a distance above half the buckets; for example relative='t5_buckets:num_buckets=32,max_distance=128'."
+            )
+
+    def bias(self, distance: Tensor, causal: bool) -> Tensor:
+        at = buckets(distance, causal, self.values["num_buckets"], self.values["max_distance"])
+        return self.table.to(torch.promote_types(self.table.dtype, torch.float32))[at].movedim(-1, 0)
+
+
+class Shaw(QueryDependent):
+    """Relative key embeddings (Shaw et al. 2018, Self-Attention with Relative Position Representations, equations 2 and 4).
+
+        score(i, j) = q_i · (k_j + a_{clip(j - i, -clip, clip)}) · scale
+
+    The embeddings a ``(2·clip + 1, D)`` are shared by the heads of a layer. Values are unchanged: the paper's ablation (table 4) finds no
+    gain from relative values on top of relative keys. Takes ``(B, H, N, 2·clip + 1)`` memory, ``clip + 1`` when causal.
+    """
+
+    name = "shaw"
+    summary = "the query's product with a learned embedding of the distance, clipped"
+    paper = "Shaw et al. 2018, Self-Attention with Relative Position Representations, eq. 4"
+    settings = MappingProxyType({"clip": (16, "distance in tokens beyond which all have one embedding")})
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, settings)
+        self.keys = nn.Parameter(torch.zeros(2 * self.values["clip"] + 1, head_dim))
+
+    def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
+        clip = self.values["clip"]
+        back, ahead = min(clip, span[0]), min(clip, span[1])
+        rows = self.keys.flip(0)[clip - ahead : clip + back + 1]  # by query - key; row clip + d of the paper is key - query = d
+        return q.to(exact(q)) @ rows.to(exact(q)).T, ahead
+
+
+class TransformerXL(QueryDependent):
+    """Transformer-XL's relative positions (Dai et al. 2019, section 3.3).
+
+        score(i, j) = (q_i·k_j + q_i·(W_R R_{i-j}) + u·k_j + v·(W_R R_{i-j})) · scale
+
+    R is the sinusoid of the distance, as wide as the model; W_R maps it to the heads; u and v are a content and a position bias for each
+    head. All are learned per layer. In the bidirectional form distances are negative too (Yang et al. 2019, XLNet).
+
+    Takes ``(B, H, N, W)`` memory for the W distances that the mechanism sees: its window, or all 2N - 1 where it sees everything.
+    """
+
+    name = "transformer_xl"
+    summary = "the query's product with a projected sinusoid of the distance, and learned content and position biases"
+    paper = "Dai et al. 2019, Transformer-XL, §3.3"
+    reads_keys = True
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, settings)
+        self.projection = nn.Parameter(torch.zeros(num_heads, head_dim, hidden_size))
+        self.content = nn.Parameter(torch.zeros(num_heads, head_dim))
+        self.position = nn.Parameter(torch.zeros(num_heads, head_dim))
+
+    def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
+        back, ahead = span
+        distances = sinusoids_at(torch.arange(-ahead, back + 1, device=q.device), self.hidden_size).to(exact(q))
+        projected = torch.einsum("wm,hdm->hdw", distances, self.projection.to(exact(q)))
+        return (q.to(exact(q)) + self.position.to(exact(q))[:, None]) @ projected, ahead
+
+    def by_key(self, k: Tensor) -> Tensor:
+        grouped = self.content.to(exact(k)).unflatten(0, (k.shape[1], -1))  # the heads that share each key head
+        return torch.einsum("bgnd,ghd->bghn", k.to(exact(k)), grouped).flatten(1, 2)
+
+
+__all__ = ["RELATIVE", "DistanceOnly", "QueryDependent", "RelativePositions", "Span", "build_relative", "read_relative", "relative_kind"]
+
+RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
+
+
+def read_relative(value: str | Mapping[str, Any]) -> str:
+    """Check a choice of relative positions and bring it to its one form, ``kind`` or ``kind:name=value,...``.
+
+    Args:
+        value: that text, or ``{"kind": "shaw", "clip": 32}``.
+
+    Raises:
+        OptionError: an unknown kind or setting, with the nearest one, or an impossible value.
+    """
+    kind, given = _parts(value)
+    cls = relative_kind(kind)
+    settings: dict[str, int] = {}
+    for name, number in given.items():
+        if name not in cls.settings:
+            listed = ", ".join(cls.settings) or "none"
+            raise OptionError(f"Relative positions {kind!r} have no setting {name!r}; theirs are: {listed}.{nearest(name, cls.settings)}")
+        try:
+            settings[name] = int(str(number))
+        except ValueError:
+            raise OptionError(f"Setting {name!r} of relative positions {kind!r} is {number!r}, but must be a whole number.") from None
+    cls.check(_complete(cls, settings))
+    written = ",".join(f"{name}={number}" for name, number in settings.items())
+    return f"{kind}:{written}" if written else kind
+
+
+def relative_kind(value: str) -> type[RelativePositions]:
+    """The class of a kind, given by its name or a whole choice.
+
+    Raises:
+        OptionError: an unknown kind, with the nearest one.
+    """
+    kind = value.partition(":")[0].strip()
+    if kind not in RELATIVE:
+        raise OptionError(f"Unknown relative positions {kind!r}; the kinds are: {', '.join(RELATIVE)}.{nearest(kind, RELATIVE)}")
+    return RELATIVE[kind]
+
+
+def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:
+    """The module of a choice that :func:`read_relative` has checked."""
+    kind, given = _parts(choice)
+    settings = {name: int(number) for name, number in given.items()}
+    return RELATIVE[kind](num_heads, head_dim, hidden_size, _complete(RELATIVE[kind], settings))
+
+
+def _complete(cls: type[RelativePositions], settings: Mapping[str, int]) -> dict[str, int]:
+    return {**{name: default for name, (default, _) in cls.settings.items()}, **settings}
+
+
+def _parts(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(value, Mapping) and isinstance(value.get("kind"), str):
+        return value["kind"], {name: number for name, number in value.items() if name != "kind"}
+    pairs = [pair.partition("=") for pair in value.partition(":")[2].split(",") if pair.strip()] if isinstance(value, str) else []
+    if not isinstance(value, str) or not all(sign for _, sign, _ in pairs):
+        raise OptionError(
+            f"relative is {value!r}, but must read KIND or KIND:NAME=VALUE,...; for example relative='alibi' or "
+            "relative='t5_buckets:num_buckets=32'."
+        )
+    return value.partition(":")[0].strip(), {name.strip(): number for name, _, number in pairs}
