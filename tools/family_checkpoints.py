@@ -15,7 +15,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.models.esm.configuration_esm import get_default_vocab_list
 
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.small import Shape, language_model, small_config
+from tools.small_models import Shape, language_model, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext-2" / "valid.txt"

@@ -24,7 +24,7 @@ CASES = [(base, name) for name in list_mechanisms(causal=True) for base in DECOD
 
 def model(base: str, name: str) -> Any:
     """In float64 where memory tokens pass through the whole model once per segment: the weights here are ten times the usual size, and
-    each pass makes the rounding of float32 larger. tests/families/test_memory_tokens.py has float32 with weights of the usual size."""
+    each pass makes the rounding of float32 larger. tests/modeling/test_memory_tokens.py has float32 with weights of the usual size."""
     built = long_like(plain_model(base, HEAD[base]), base, {"mechanism": name, **mechanism_class(name).sample})
     return built.double() if any(module.recursion for module in built.modules() if isinstance(module, Mechanism)) else built
 

@@ -1,6 +1,6 @@
 """Recurrent memory transformer: Bulatov et al. 2022, section 3.2. A layer's part is full attention inside one segment.
 
-Memory tokens are tokens of the model's input, and passing them on is the model's work; ``tests/families/test_memory_tokens.py`` runs it.
+Memory tokens are tokens of the model's input, and passing them on is the model's work; ``tests/modeling/test_memory_tokens.py`` runs it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import transformers
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.small import Shape, small_values
+from tools.small_models import Shape, small_values
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
@@ -105,7 +105,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         all_model_classes = tuple(
             getattr(transformers, name) if plain else family.model_class(name)
             for name in family.heads
-            if not (family.two_stacks and name.endswith("ForCausalLM"))  # a decoder alone takes other inputs: tests/families
+            if not (family.two_stacks and name.endswith("ForCausalLM"))  # a decoder alone takes other inputs: tests/modeling
         )
         is_encoder_decoder = family.two_stacks
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS

@@ -12,7 +12,7 @@ from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.modeling.attention_sites import attention_sites
-from hf_longattn.modeling.small import Shape, small_values
+from tools.small_models import Shape, small_values
 
 SHAPE = Shape(width=32, heads=4, tokens=128)
 HEADS = {"qwen3": "LongQwen3ForCausalLM", "gemma": "LongGemmaForCausalLM", "gemma3_text": "LongGemma3ForCausalLM"}
@@ -37,7 +37,7 @@ def test_forward_backward_and_generation(base: str, name: str, options: dict[str
     model(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if "long_attention" in n)
     if attention_sites(model)[0].mechanism.recursion is not None:
-        return  # decoding in segments is tested in tests/families/test_segment_memory.py
+        return  # decoding in segments is tested in tests/modeling/test_segment_memory.py
     model.eval()
     with torch.no_grad():
         written = model.generate(ids[:1], max_new_tokens=6, do_sample=False, pad_token_id=1, eos_token_id=None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from hf_longattn.errors import MaskError, OptionError
-from tests.families.two_stacks import BASES, GENERATING, LONGFORMER, WINDOW, inputs_of, long_like, plain_model
+from tests.modeling.two_stacks import BASES, GENERATING, LONGFORMER, WINDOW, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, tokens
 
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]

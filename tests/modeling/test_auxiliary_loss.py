@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.modeling.mixin import auxiliary_loss
-from tests.families.test_mixin import long_model
+from tests.modeling.test_mixin import long_model
 from tests.reference.small_models import tokens
 
 SPANS = {"mechanism": "adaptive_span", "max_span": 32, "ramp": 8, "init_span": 16, "span_loss_weight": 0.01}

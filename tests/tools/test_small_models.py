@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.small import Shape, language_model, small_config, small_values
+from tools.small_models import Shape, language_model, small_config, small_values
 
 
 @pytest.mark.parametrize("base", list(FAMILIES))

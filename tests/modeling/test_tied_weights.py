@@ -90,7 +90,7 @@ def test_any_architecture_shares() -> None:
 DDP = """
 from hf_longattn import LongBertConfig
 from hf_longattn.families import LongBertForMaskedLM
-from tests.families.test_sharing import SHARED, SIZES, assert_one
+from tests.modeling.test_tied_weights import SHARED, SIZES, assert_one
 
 torch.manual_seed(0)
 model = LongBertForMaskedLM(LongBertConfig(**SIZES, long_attention=SHARED)).train()

@@ -19,7 +19,7 @@ from hf_longattn.families import FAMILIES, initial_values
 from hf_longattn.mechanisms.base import Mechanism, reset
 from hf_longattn.mechanisms.registry import has_tensors, mechanism_class, prototype
 from hf_longattn.modeling.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
-from hf_longattn.modeling.small import Shape, small_config
+from tools.small_models import Shape, small_config
 
 CONVERTED_ONLY = ("nystromformer",)
 """Their plain checkpoints have other names and are refused; the result of a conversion has every tensor."""
