@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .engines.batch import Batch, documents_from
+from .engines.call import AttentionCall
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.base import Mechanism, ScoreMod
 from .mechanisms.registry import has_tensors, mechanism_from
@@ -20,6 +23,8 @@ def attend(
     *,
     causal: bool = False,
     padding_mask: Tensor | None = None,
+    documents: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     global_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout_p: float = 0.0,
@@ -36,6 +41,9 @@ def attend(
         mechanism: a registered name, or a module from :func:`hf_longattn.build_mechanism`.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token.
+        documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row: no document sees another, and
+            windows, blocks, global tokens and positions start anew with each.
+        cu_seqlens: the same for one row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
         scaling: factor on q·k; ``D ** -0.5`` by default.
         dropout_p: dropout probability on the weights.
@@ -48,39 +56,31 @@ def attend(
     Raises:
         UnknownMechanismError, OptionError, MaskError, LengthError: one sentence each.
     """
-    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed, hidden_states)
-    return module(q, k, v, dropout_p=dropout_p, **arguments)
+    module, call = prepare(
+        q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
+        global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+    )  # fmt: skip
+    return module.attend(q, k, v, call)
 
 
 def reference_attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mechanism: str | Mechanism = "window",
-    *,
-    causal: bool = False,
-    padding_mask: Tensor | None = None,
-    global_mask: Tensor | None = None,
-    scaling: float | None = None,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
-    seed: int = 0,
-    hidden_states: Tensor | None = None,
-    **options: Any,
+    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism = "window", *, dropout_p: float = 0.0, **arguments: Any
 ) -> Tensor:
     """The definition of :func:`attend` in float64 with the N×N matrix materialised; dropout is not part of it."""
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
-    module, arguments = _prepare(q, k, v, mechanism, options, causal, padding_mask, global_mask, scaling, score_mod, seed, hidden_states)
-    return module.reference(q, k, v, **arguments)
+    given = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
+    module, call = prepare(q, k, v, mechanism, arguments, **given)
+    return module.attend_exactly(q, k, v, call)
 
 
-def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], causal: bool,
-    padding_mask: Tensor | None, global_mask: Tensor | None, scaling: float | None, score_mod: ScoreMod | None, seed: int,
-    hidden_states: Tensor | None,
-) -> tuple[Mechanism, dict[str, Any]]:  # fmt: skip
-    """Check the arguments once, for every mechanism."""
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism, options: dict[str, Any], *, causal: bool = False,
+    padding_mask: Tensor | None = None, documents: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    global_mask: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0, score_mod: ScoreMod | None = None,
+    seed: int = 0, hidden_states: Tensor | None = None,
+) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
+    """The mechanism of :func:`attend` and its call, whose arguments are checked here once for every mechanism."""
     if (
         q.dim() != 4
         or k.dim() != 4
@@ -118,15 +118,16 @@ def _prepare(
         raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")
     if hidden_states is not None and not module.takes_hidden_states:
         raise OptionError(f"Mechanism {module.name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    return module, {
-        **({"hidden_states": hidden_states} if module.takes_hidden_states else {}),
-        "causal": causal,
-        "padding_mask": check_mask("padding_mask", padding_mask, k),
-        "global_mask": check_mask("global_mask", global_mask, k),
-        "scaling": scaling,
-        "score_mod": score_mod,
-        "seed": seed,
-    }
+    mask = check_mask("padding_mask", padding_mask, k)
+    packed = documents_from(documents, cu_seqlens, (k.shape[0], k.shape[2]))
+    return module, AttentionCall(
+        causal=causal, batch=Batch.of(mask, packed), global_mask=check_mask("global_mask", global_mask, k), scale=scaling,
+        dropout=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+    )  # fmt: skip
+
+
+KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
+"""Keyword arguments of :func:`attend` that are no options of a mechanism."""
 
 
 def check_mask(name: str, mask: Tensor | None, k: Tensor) -> Tensor | None:

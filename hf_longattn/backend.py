@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging, output_capturing
 
+from .engines.batch import Batch, in_graph
+from .engines.call import AttentionCall
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .mechanisms.registry import packing_mechanisms
@@ -125,34 +127,34 @@ def longattn_attention_forward(
         padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
         cache.note_padding(padding)
         restricts = padding is not attention_mask or any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
-        call = Call(causal, padding, restricts, scaling, dropout, kwargs.get(LAYER_INPUT), _weights_wanted(kwargs))
-        if cache.takes_over(mechanism, query, call):
-            output, weights = cache.attend(mechanism, query, key, value, call)
+        cached = Call(causal, padding, restricts, scaling, dropout, kwargs.get(LAYER_INPUT), _weights_wanted(kwargs))
+        if cache.takes_over(mechanism, query, cached):
+            output, weights = cache.attend(mechanism, query, key, value, cached)
             return output.transpose(1, 2).contiguous(), weights
     key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
     _check_packing(mechanism, dense_mask, key.shape[2], causal, kwargs)
-    arguments: dict[str, Any] = {
-        "causal": causal,
-        "padding_mask": padding_mask,
-        "global_mask": _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
-        "scaling": scaling,
-        "score_mod": _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2], kwargs.get("softcap")),
-    }
-    if arguments["score_mod"] is not None and not mechanism.takes_score_mod:
+    score_mod = _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2], kwargs.get("softcap"))
+    if score_mod is not None and not mechanism.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
         given = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise MaskError(
             f"A {given} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    if mechanism.takes_hidden_states:
-        arguments["hidden_states"] = kwargs.get(LAYER_INPUT)
-    own: dict[str, Any] = {}
+    call = AttentionCall(
+        causal=causal,
+        batch=padding_mask,
+        global_mask=_global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
+        scale=scaling,
+        score_mod=score_mod,
+        hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
+    )
+    own = call.replace(dropout=dropout)
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
-        own["stopped"] = tuple(stopped) or (key, value)
-    run = mechanism.defined if torch.compiler.is_exporting() and mechanism.exports == "definition" else mechanism
-    output = run(query, key, value, dropout_p=dropout, **arguments, **own)
-    weights = mechanism.weights(query, key, **arguments) if _weights_wanted(kwargs) else None
+        own = own.replace(stopped=tuple(stopped) or (key, value))
+    defined = torch.compiler.is_exporting() and mechanism.exports == "definition"
+    output = (mechanism.attend_as_defined if defined else mechanism.attend)(query, key, value, own)
+    weights = mechanism.weights(query, key, call) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
 
 
@@ -174,8 +176,8 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
     return mechanism
 
 
-def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Bring keys and mask to the same length; returns keys, values, padding mask and dense mask."""
+def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:
+    """Bring keys and mask to the same length; returns keys, values, where the sequences lie, and a dense mask."""
     if mask is None:
         return key, value, None, None
     kv_len = key.shape[2]
@@ -188,9 +190,23 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
         return key, value, None, mask[..., mask.shape[3] - kv_len :]
     if mask.dim() != 2:
         raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
+    batch = _batch(mask, kv_len)
     if mask.shape[1] < kv_len:  # a static cache returns its reserved slots as well
-        return key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]], mask.bool(), None
-    return key, value, mask[:, mask.shape[1] - kv_len :].bool(), None  # a sliding cache has dropped the first tokens
+        return key[:, :, : mask.shape[1]], value[:, :, : mask.shape[1]], batch, None
+    return key, value, batch, None
+
+
+def _batch(mask: Tensor, kv_len: int) -> Batch:
+    """The sequences of a padding mask ``(B, tokens seen)`` for the last ``kv_len`` keys; found once for all layers that share the mask."""
+    first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
+    if in_graph():
+        return Batch(mask[:, first:].bool())
+    version = 0 if mask.is_inference() else mask._version  # a mask that is written to again is looked at again
+    known: dict[tuple[int, int], Batch] = getattr(mask, "_batches", {})
+    if (version, first) not in known:
+        known = {key: batch for key, batch in known.items() if key[0] == version} | {(version, first): Batch(mask[:, first:].bool())}
+        mask._batches = known  # type: ignore[attr-defined]
+    return known[version, first]
 
 
 def _check_packing(mechanism: Mechanism, dense_mask: Tensor | None, kv_len: int, causal: bool, kwargs: dict[str, Any]) -> None:

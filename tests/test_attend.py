@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, reference_attend, register_mechanism
-from hf_longattn.attend import _prepare
+from hf_longattn.attend import prepare
 from hf_longattn.errors import LengthError, MaskError, OptionError, UnknownMechanismError
 from hf_longattn.mechanisms.registry import PROTOTYPES, _prototype, mechanism_class, prototype
 
@@ -119,7 +119,7 @@ class TestByName:
         arguments: dict[str, Any] = {"causal": mechanism_class(name).causal in ("both", True), "seed": 0, "hidden_states": None}
         arguments |= dict.fromkeys(("padding_mask", "global_mask", "scaling", "score_mod"))
         q = Q.to("meta", dtype)
-        module, _ = _prepare(q, q, q, name, options, **arguments)
+        module, _ = prepare(q, q, q, name, options, **arguments)
         assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} <= {"meta"}
 
 

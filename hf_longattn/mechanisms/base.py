@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall, aligned, aligned_weights
 from ..engines.dense import repeat_heads
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
@@ -76,6 +78,11 @@ class Mechanism(nn.Module, ABC):
     """Whether a mask that keeps documents of one row apart makes of each what it would be in a row of its own. It does where a pair of
     tokens is weighed by their distance and contents alone: nothing is counted from the start of the row, chosen, pooled or remembered
     across documents."""
+    position_dependent: bool = True
+    """Whether the output depends on where a sequence begins, as blocks, columns and counted positions do; otherwise a key mask says all
+    there is to say about left padding."""
+    whole_batch: bool = False
+    """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
     """Whether decoding needs a state of constant size in place of the keys; see :meth:`advance`."""
 
@@ -94,6 +101,14 @@ class Mechanism(nn.Module, ABC):
     """Index of the layer that it runs in, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of some hundred tokens, for tests and pictures."""
+
+    _takes_call: ClassVar[frozenset[str]] = frozenset()
+    """Methods that take an :class:`AttentionCall`; the others take its values as keywords."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        methods = ("forward", "dense_weights", "defined", "reference", "advance")
+        cls._takes_call = frozenset(name for name in methods if "call" in inspect.signature(getattr(cls, name)).parameters)
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
@@ -164,6 +179,46 @@ class Mechanism(nn.Module, ABC):
         Relative positions come in by ``score_mod``, as in the engines: :meth:`reference` and :meth:`weights` put them there.
         """
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Attention of a batch with padding anywhere and packed documents: ``forward`` on aligned sequences."""
+        return self._aligned("forward", q, k, v, call, together=self.whole_batch)
+
+    def attend_exactly(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The same by the definition, in float64: :meth:`reference` on aligned sequences."""
+        return self._aligned("reference", q, k, v, call, alone=True)
+
+    def attend_as_defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The same by the definition in the inputs' dtype: :meth:`defined` on aligned sequences."""
+        return self._aligned("defined", q, k, v, call)
+
+    def _aligned(self, method: str, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, **how: bool) -> Tensor:
+        run = functools.partial(self._called, method)
+        if not self.ignores_padding and (call.batch is None or call.batch.documents is None):
+            return run(q, k, v, call)
+        return aligned(run, q, k, v, call, by_position=self.position_dependent, **how)
+
+    def _called(self, method: str, *tensors: Any) -> Any:
+        """``method`` with a call, or with the call's values where it takes keywords."""
+        *given, call = tensors
+        run = self if method == "forward" else getattr(self, method)
+        if method in self._takes_call:
+            return run(*given, call)
+        arguments = {
+            "causal": call.causal,
+            "padding_mask": call.key_mask,
+            "global_mask": call.global_mask,
+            "scaling": call.scale,
+            "score_mod": call.score_mod,
+            "seed": call.seed,
+        }
+        if method in ("forward", "defined"):
+            arguments["dropout_p"] = call.dropout
+        if self.takes_hidden_states:
+            arguments["hidden_states"] = call.hidden_states
+        if call.stopped is not None and method in ("forward", "reference"):
+            arguments["stopped"] = call.stopped
+        return run(*given, **arguments)
+
     def defined(self, q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float = 0.0, **arguments: Any) -> Tensor:
         """The definition in the inputs' own dtype, without dropout: what is exported where the engine cannot be."""
         return self.dense_weights(q, k, **self._with_dense_terms(q, k, arguments)) @ repeat_heads(v, q.shape[1])
@@ -172,8 +227,8 @@ class Mechanism(nn.Module, ABC):
         """The definition applied in float64, materialising the N×N matrix. Returns ``(B, H, Nq, D)`` float64."""
         return self.defined(q.double(), k.double(), v.double(), **arguments)
 
-    def weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
-        """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
+    def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
+        """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots; zeros for padding.
 
         Raises:
             LengthError: above :data:`DENSE_LIMIT` tokens, where the dense matrix would not fit.
@@ -184,8 +239,15 @@ class Mechanism(nn.Module, ABC):
                 "pass shorter inputs or output_attentions=False."
             )
         precise = torch.promote_types(q.dtype, torch.float32)
-        arguments = self._with_dense_terms(q.to(precise), k.to(precise), arguments)
-        return self.dense_weights(q.to(precise), k.to(precise), **arguments).to(q.dtype)
+        call = AttentionCall.of(**arguments) if call is None else call
+        run = self._weights if self.ignores_padding or (call.batch and call.batch.documents is not None) else None
+        q_exact, k_exact = q.to(precise), k.to(precise)
+        found = self._weights(q_exact, k_exact, call) if run is None else aligned_weights(run, q_exact, k_exact, call)
+        return found.to(q.dtype)
+
+    def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        mod = self._with_dense_terms(q, k, {"causal": call.causal, "scaling": call.scale, "score_mod": call.score_mod})["score_mod"]
+        return self._called("dense_weights", q, k, call.replace(score_mod=mod))
 
     def _with_dense_terms(self, q: Tensor, k: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
         """``arguments`` whose score term has the relative positions in it, taken from their N×N definition."""
@@ -205,6 +267,11 @@ class Mechanism(nn.Module, ABC):
         """The keyword arguments of ``forward``, whose score term has the relative positions in it; a hook calls this."""
         mod = self.relative_mod(q, k, arguments.get("causal", False), arguments.get("scaling"))
         return arguments if mod is None else {**arguments, "score_mod": both(mod, arguments.get("score_mod"))}
+
+    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
+        """The call of ``forward`` whose score term has the relative positions in it; a hook calls this."""
+        mod = self.relative_mod(q, k, call.causal, call.scale)
+        return call if mod is None else call.replace(score_mod=both(mod, call.score_mod))
 
     def relative_mod(self, q: Tensor, k: Tensor, causal: bool, scaling: float | None) -> ScoreMod | None:
         """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
@@ -330,7 +397,10 @@ def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
 
 def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: the relative positions join the score term of the call."""
-    q, k, v, *_ = args
+    q, k, v, *rest = args
+    call = rest[0] if rest else kwargs.get("call")
+    if isinstance(call, AttentionCall):
+        return (q, k, v, module.with_relative(q, k, v, call)), {}
     return args, module.with_relative_term(q, k, v, kwargs)
 
 

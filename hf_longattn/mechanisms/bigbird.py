@@ -105,6 +105,10 @@ class BigBird(MaskedMechanism):
         self.ignores_padding = self.options.blocks_over == "text"
 
     @property
+    def whole_batch(self) -> bool:  # type: ignore[override]
+        return self.training and self.options.random_pattern == "hf"
+
+    @property
     def full_blocks(self) -> int:
         """Sequences of up to this many blocks are attended to fully (both ways)."""
         o = self.options

@@ -317,6 +317,14 @@ class Composite(Mechanism):
         return list(self.members)  # type: ignore[arg-type]
 
     @property
+    def position_dependent(self) -> bool:  # type: ignore[override]
+        return any(member.position_dependent for member in self.mechanisms)
+
+    @property
+    def whole_batch(self) -> bool:  # type: ignore[override]
+        return any(member.whole_batch for member in self.mechanisms)
+
+    @property
     def takes_packed(self) -> bool:  # type: ignore[override]
         return all(member.takes_packed for member in self.mechanisms)
 

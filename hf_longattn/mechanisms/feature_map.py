@@ -92,6 +92,10 @@ class LinearMechanism(Mechanism):
     """Whether :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms; they are exponentiated here, each feature relative to
     the largest that the past keys have, so that neither the size of the scores nor a future key touches a row."""
 
+    @property
+    def position_dependent(self) -> bool:  # type: ignore[override]
+        return self.counts_positions
+
     @classmethod
     def covering(cls, length: int, causal: bool) -> None:
         return None

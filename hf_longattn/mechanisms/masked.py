@@ -159,6 +159,10 @@ class SparseMechanism(MaskedMechanism):
 
     engine: ClassVar[str] = "block_sparse"
 
+    @property
+    def position_dependent(self) -> bool:  # type: ignore[override]
+        return self.pattern(self.causal is not False).has_globals
+
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
         """How the engine visits the visible keys."""

@@ -87,6 +87,10 @@ class Performer(LinearMechanism):
         self._layer = layer
         self.reset_parameters()
 
+    @property
+    def whole_batch(self) -> bool:  # type: ignore[override]
+        return self.training and self.options.redraw_interval > 0
+
     def redraw(self) -> None:
         """Draw new directions: those of the next interval."""
         interval = max(self.options.redraw_interval, 1)

@@ -119,6 +119,10 @@ class Routing(BucketedMechanism):
                 self.centroids.copy_(F.normalize(drawn, dim=-1))
 
     @property
+    def whole_batch(self) -> bool:  # type: ignore[override]
+        return self.training and not self.learned
+
+    @property
     def learned(self) -> bool:
         return self.options.router == "learned"
 

@@ -1,0 +1,166 @@
+"""Where the sequences of a batch lie: the one place that knows about left padding, holes and packed documents.
+
+A :class:`Batch` is made once per forward pass. :mod:`.call` uses it to bring a call to sequences that begin at index 0 before a mechanism
+runs, so mechanisms and engines only ever meet padding after a sequence or inside it, as a key mask.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import MaskError
+
+
+class Sequence(NamedTuple):
+    """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
+
+    row: int
+    start: int
+    stop: int
+    holes: bool
+    """Whether there is padding between its real tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The sequences of ``(B, N)`` tokens.
+
+    mask: ``(B, N)`` bool, True = real token; ``None`` when all are.
+    documents: ``(B, N)`` integers that ascend along each row; tokens with the same number are one document. ``None`` when each row is one.
+    """
+
+    mask: Tensor | None = None
+    documents: Tensor | None = None
+
+    @classmethod
+    def of(cls, mask: Tensor | None, documents: Tensor | None = None) -> Batch | None:
+        """The batch, or ``None`` when every row is one sequence without padding."""
+        return None if mask is None and documents is None else cls(mask, documents)
+
+    @functools.cached_property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
+        return tuple(_found(self.mask, self.documents))
+
+    @property
+    def padded_left(self) -> bool:
+        """Whether a row may begin with padding; in a graph any may."""
+        return in_graph() or any(one.start > 0 for one in self.sequences)
+
+    def cut(self, x: Tensor, dim: int, length: int) -> list[Tensor]:
+        """The part of every sequence in ``x``, whose axis ``dim`` holds the last of the ``length`` tokens of each row of axis 0.
+
+        The parts are views whose gradients are joined, not added up.
+        """
+        parts: list[Tensor] = []
+        rows, missing = x.split(1), length - x.shape[dim]
+        for row, group in itertools.groupby(self.sequences, lambda one: one.row):
+            ends = [max(0, end - missing) for one in group for end in (one.start, one.stop)]
+            sizes = [b - a for a, b in itertools.pairwise([0, *ends, x.shape[dim]])]
+            parts += rows[row].split(sizes, dim)[1::2]
+        return parts
+
+    def join(self, outs: Several[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
+        """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences; zeros elsewhere. Stored token-major."""
+        zeros = outs[0].new_zeros(1, outs[0].shape[1], outs[0].shape[3])
+        parts: list[Tensor] = []
+        at = 0
+        for one, out in zip(self.sequences, outs, strict=True):
+            first, stop = (one.row * q_len + max(0, end - kv_len + q_len) for end in (one.start, one.stop))
+            if first > at:
+                parts.append(zeros.expand(first - at, -1, -1))
+            parts.append(out[0].transpose(0, 1))
+            at = stop
+        if at < batch * q_len:
+            parts.append(zeros.expand(batch * q_len - at, -1, -1))
+        return torch.cat(parts).unflatten(0, (batch, q_len)).transpose(1, 2)
+
+
+def in_graph() -> bool:
+    """Whether values cannot be looked at because a graph is being traced."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Sequence]:
+    """The documents of each row, each from its first real token to its last."""
+    like = documents if mask is None else mask
+    assert like is not None
+    borders = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+    borders[:, :1] = True
+    if documents is not None:
+        numbers = documents if mask is None else documents.masked_fill(~mask, torch.iinfo(documents.dtype).min)
+        highest = numbers.cummax(1).values  # padding belongs to the document before it
+        if bool(((numbers < highest) if mask is None else (numbers < highest) & mask).any()):
+            raise MaskError(
+                "documents must ascend along each row, for example [[0, 0, 0, 1, 1, 2]], but a number is smaller than one before it; "
+                "number the documents in the order of their tokens."
+            )
+        borders[:, 1:] = highest[:, 1:] != highest[:, :-1]
+    width = like.shape[1]
+    part = borders.flatten().cumsum(0) - 1
+    places = torch.arange(len(part), device=like.device)
+    if mask is not None:
+        part, places = part[mask.flatten()], places[mask.flatten()]
+    firsts = borders.sum().new_full((int(borders.sum()),), like.numel())
+    starts = firsts.scatter_reduce(0, part, places, "amin")
+    stops = torch.zeros_like(firsts).scatter_reduce(0, part, places + 1, "amax")
+    for start, stop, count in torch.stack([starts, stops, part.bincount(minlength=len(firsts))], 1).tolist():
+        if count:
+            row = start // width
+            yield Sequence(row, start - row * width, stop - row * width, count < stop - start)
+
+
+def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """``documents (B, N)``, checked, or made of the offsets ``cu_seqlens``; ``None`` without either.
+
+    Args:
+        cu_seqlens: ``(documents + 1,)``, where each document begins in one row of N tokens, from 0 to N, as in flash-attn.
+        shape: ``(B, N)``.
+    Raises:
+        MaskError: they do not fit the tokens, do not ascend, or both are given.
+    """
+    if documents is None and cu_seqlens is None:
+        return None
+    if documents is not None and cu_seqlens is not None:
+        raise MaskError("documents and cu_seqlens say the same thing; pass one of them.")
+    if documents is not None:
+        if tuple(documents.shape) != shape or documents.is_floating_point():
+            raise MaskError(
+                f"documents has shape {tuple(documents.shape)} and dtype {documents.dtype}, but must be integers "
+                f"(batch, tokens) = {shape}, the number of each token's document, ascending along each row."
+            )
+        return documents.long()
+    assert cu_seqlens is not None
+    batch, length = shape
+    fits = cu_seqlens.dim() == 1 and len(cu_seqlens) > 1 and not cu_seqlens.is_floating_point() and batch == 1
+    ends = cu_seqlens.tolist() if fits and not in_graph() else None
+    if not fits or (ends is not None and (ends[0] != 0 or ends[-1] != length or sorted(ends) != ends)):
+        raise MaskError(
+            f"cu_seqlens must be ascending offsets from 0 to the number of tokens, {length}, in a batch of one row, for example "
+            f"[0, {length // 2}, {length}], but is {ends if ends is not None else tuple(cu_seqlens.shape)} for a batch of {batch}; "
+            "for several rows pass documents (batch, tokens)."
+        )
+    places = torch.arange(length, device=cu_seqlens.device)
+    return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
+
+
+def first_real(mask: Tensor) -> Tensor:
+    """Index of each row's first real token in ``mask (B, N)``, ``(B,)``; 0 where there is none."""
+    return mask.int().argmax(-1)
+
+
+def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``; what falls off comes back at the end."""
+    length = x.shape[dim]
+    places = (torch.arange(length, device=x.device) + start[:, None]) % length
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = places.shape
+    return x.gather(dim, places.view(shape).expand(x.shape))

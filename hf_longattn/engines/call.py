@@ -1,0 +1,188 @@
+"""One call of attention, from the backend or :func:`hf_longattn.attend` to the engines, and its alignment.
+
+Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of three ways:
+
+- **as it is**: nothing is padded, or the mechanism depends on distances only and a key mask says the rest (short inputs, a GPU, a graph);
+- **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
+  documents are bit for bit what they are alone. On the CPU, and for documents everywhere;
+- **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import MaskError
+from .batch import Batch, Sequence, first_real, in_graph, roll_left
+from .distance_bias import DistanceBias
+from .pattern import ScoreMod
+
+SPLIT_CELLS = 256 * 256
+"""Up to this many query-key pairs of a row one call with a mask costs less than one call per sequence; measured on CPUs."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """Everything about a call besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
+
+    causal: position i ignores the keys after i.
+    batch: padding and documents; a mechanism meets right padding and holes only, as :attr:`key_mask`.
+    global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
+    scale: factor on q·k; ``None`` is ``D ** -0.5``.
+    dropout: dropout probability on the weights.
+    score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
+    seed: seed of randomised mechanisms.
+    hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
+    stopped: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
+    """
+
+    causal: bool = False
+    batch: Batch | None = None
+    global_mask: Tensor | None = None
+    scale: float | None = None
+    dropout: float = 0.0
+    score_mod: ScoreMod | None = None
+    seed: int = 0
+    hidden_states: Tensor | None = None
+    stopped: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls, *, padding_mask: Tensor | None = None, documents: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0,
+        **arguments: Any,
+    ) -> AttentionCall:  # fmt: skip
+        """The call that keyword arguments of :func:`hf_longattn.attend` make, not checked."""
+        return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """``(B, Nk)`` bool, True = real token; ``None`` when all are."""
+        return None if self.batch is None else self.batch.mask
+
+    def replace(self, **changes: Any) -> AttentionCall:
+        """A call with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def scale_for(self, head_dim: int) -> float:
+        """The factor on q·k as a number."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+Run = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
+"""Attention of sequences that begin at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
+
+
+def aligned(
+    run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_position: bool = True, together: bool = False, alone: bool = False
+) -> Tensor:
+    """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
+
+    Args:
+        by_position: whether the output depends on where a sequence begins; otherwise a key mask may say all of it.
+        together: run one call for all rows (documents apart), for a mechanism that draws or learns something once per call.
+        alone: run every sequence alone wherever that is possible, however short.
+    Returns:
+        Rows of padding are finite and mean nothing.
+    Raises:
+        MaskError: documents in a graph.
+    """
+    batch = call.batch
+    if batch is None:
+        return run(q, k, v, call)
+    if batch.documents is not None and in_graph():
+        raise MaskError(
+            "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
+            "torch.compile, or give each document a row of its own with padding."
+        )
+    if batch.documents is not None or (not together and not in_graph() and (alone or _split_pays(q, k, by_position))):
+        outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]
+        return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
+    if not by_position or not batch.padded_left:
+        return run(q, k, v, call)
+    return _rolled(run, q, k, v, call, batch)
+
+
+def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """As :func:`aligned` for what returns weights ``(B, H, Nq, Nk)``, here zeros in rows and columns of padding and of other documents."""
+    batch = call.batch
+    if batch is None:
+        return run(q, k, call)
+    if in_graph():
+        assert batch.mask is not None
+        start = first_real(batch.mask)
+        found = _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), q, k, k, call, batch)
+        return found
+    full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
+    missing = k.shape[2] - q.shape[2]
+    for one, (queries, keys, _, own) in zip(batch.sequences, _pieces(q, k, k, call, batch), strict=True):
+        if queries.shape[2]:
+            rows = slice(max(0, one.start - missing), one.stop - missing)
+            full[one.row : one.row + 1, :, rows, one.start : one.stop] = run(queries, keys, own)
+    return full
+
+
+def _split_pays(q: Tensor, k: Tensor, by_position: bool) -> bool:
+    if q.shape[2] < k.shape[2] and by_position:  # rolling would copy all keys for a few queries
+        return True
+    return q.device.type == "cpu" and q.shape[2] * k.shape[2] > SPLIT_CELLS
+
+
+def _pieces(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:
+    """Queries, keys, values and call of every sequence, as if it were alone."""
+    length = k.shape[2]
+    cut = functools.partial(batch.cut, length=length)
+    nothing: list[Any] = [None] * len(batch.sequences)
+    stopped = nothing if call.stopped is None else list(zip(*(cut(x, 2) for x in call.stopped), strict=True))
+    hidden = nothing if call.hidden_states is None else cut(call.hidden_states, 1)
+    parts = zip(batch.sequences, cut(q, 2), cut(k, 2), cut(v, 2), hidden, stopped, strict=True)
+    for one, queries, keys, values, states, constants in parts:
+        at = (slice(one.row, one.row + 1), slice(one.start, one.stop))
+        own = call.replace(
+            batch=Batch(batch.mask[at]) if one.holes and batch.mask is not None else None,
+            global_mask=None if call.global_mask is None else call.global_mask[at],
+            score_mod=_score_mod_of(call.score_mod, one),
+            hidden_states=states,
+            stopped=constants,
+        )
+        yield queries, keys, values, own
+
+
+def _score_mod_of(score_mod: ScoreMod | None, one: Sequence) -> ScoreMod | None:
+    """``score_mod`` for a sequence's own indices."""
+    if score_mod is None or isinstance(score_mod, DistanceBias) or one[:2] == (0, 0):
+        return score_mod
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b + one.row, h, q_idx + one.start, kv_idx + one.start)
+
+
+def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Tensor:
+    """Every row from its first real token on; queries that are the last of a sequence are preceded by zeros."""
+    assert batch.mask is not None
+    start, length = first_real(batch.mask), k.shape[2]
+    missing = length - q.shape[2]
+    score_mod, hidden, stopped = call.score_mod, call.hidden_states, call.stopped
+    if score_mod is not None and not isinstance(score_mod, DistanceBias):
+        inner = score_mod  # which meets every token at its own index, padding that came round to the end too
+        score_mod = lambda score, b, h, q_idx, kv_idx: inner(score, b, h, (q_idx + start[b]) % length, (kv_idx + start[b]) % length)  # noqa: E731
+    if hidden is not None:
+        hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
+    if stopped is not None:
+        earlier = length - stopped[0].shape[2]
+        whole = [torch.cat([x[:, :, :earlier], own], 2) if earlier else own for x, own in zip((k, v), stopped, strict=True)]
+        stopped = roll_left(whole[0], start), roll_left(whole[1], start)
+    own = call.replace(
+        batch=Batch(roll_left(batch.mask, start, 1)),
+        global_mask=None if call.global_mask is None else roll_left(call.global_mask, start, 1),
+        score_mod=score_mod,
+        hidden_states=hidden,
+        stopped=stopped,
+    )
+    q = F.pad(q, (0, 0, missing, 0)) if missing else q
+    out = run(roll_left(q, start), roll_left(k, start), roll_left(v, start), own)
+    return roll_left(out, -start)[:, :, missing:]
