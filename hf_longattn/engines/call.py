@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ..errors import MaskError
 from .batch import Batch, Sequence, first_real, in_graph, roll_left
-from .distance_bias import DistanceBias
-from .pattern import ScoreMod
+from .pattern import DistanceBias, ScoreMod
 
 SPLIT_CELLS = 256 * 256
 """Up to this many query-key pairs of a row one call with a mask costs less than one call per sequence; measured on CPUs."""

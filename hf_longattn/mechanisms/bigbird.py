@@ -88,7 +88,7 @@ class BigBird(MaskedMechanism):
     cost = "N·b·(w+r+2g)"
     exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
-    position_dependent: ClassVar[bool] = True
+    position_dependent: bool = True
     options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
 

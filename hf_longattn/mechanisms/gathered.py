@@ -26,7 +26,7 @@ class GatheredMechanism(MaskedMechanism):
     """
 
     engine: ClassVar[str] = "gathered"
-    position_dependent: ClassVar[bool] = True
+    position_dependent: bool = True
     exports = "definition"
 
     @abstractmethod

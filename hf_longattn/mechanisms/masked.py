@@ -20,7 +20,7 @@ from .layout import band_pairs, triangle
 class MaskedMechanism(Mechanism):
     """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
 
-    position_dependent: ClassVar[bool] = False
+    position_dependent: bool = False
     """Whether the pattern depends on absolute positions (blocks, columns): they are then counted from each sequence's first real
     token, so that padding on the left changes nothing."""
 
@@ -162,6 +162,9 @@ class SparseMechanism(MaskedMechanism):
     @property
     def position_dependent(self) -> bool:  # type: ignore[override]
         return self.pattern(self.causal is not False).has_globals
+
+    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
+        return self.mask_mod(causal, tokens)  # a band; the global tokens are given by their indices
 
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:

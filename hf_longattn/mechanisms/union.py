@@ -54,7 +54,7 @@ class UnionOptions(Options):
 
 
 @register_mechanism("union")
-class Union(Composite, GatheredMechanism):
+class Union(Composite, GatheredMechanism):  # type: ignore[override]
     """Several masks joined: a pair is seen when any of them lets it, and weighs once."""
 
     summary = "several masks joined under one softmax"
