@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..errors import OptionError, UnknownMechanismError, nearest
+from ..errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, nearest
 from ..naming import load_module, module_names
 from .base import Mechanism, reset
 from .options import LARGEST, RELATIVE, OptionInfo, Options
@@ -24,7 +25,7 @@ COMPOSED = {
     "lolcats": "'hybrid' with features=hedgehog, or --config lolcats",
     "streaming_llm": "'window' with num_sinks=4, or --config streaming-llm",
 }
-"""Names of the field for what is a setting of mechanisms."""
+"""Names from the literature that are settings of mechanisms."""
 PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
 PROTOTYPES = 256
@@ -34,7 +35,7 @@ M = TypeVar("M", bound=type[Mechanism])
 
 @dataclasses.dataclass(frozen=True)
 class MechanismInfo:
-    """What a user wants to know of a mechanism before choosing it."""
+    """What a user wants to know about a mechanism before choosing it."""
 
     name: str
     summary: str
@@ -52,15 +53,16 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     """Class decorator that makes a :class:`Mechanism` available under ``name`` everywhere (functional API, configs, CLI, tests).
 
     Raises:
-        OptionError: when another class already has the name.
+        RegistrationError: the class lacks a method, its options lack a help text, or another class has the name; with file and line.
     """
 
     def register(cls: M) -> M:
         known = _REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise OptionError(
-                f"A mechanism named {name!r} is already registered by {known.__module__}.{known.__qualname__}; choose another name."
+            raise RegistrationError(
+                f"Mechanism {name!r} of {defined_at(cls)} has a name that is already registered by {defined_at(known)}; choose another one."
             )
+        _check_class(name, cls)
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -68,9 +70,39 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     return register
 
 
+def _check_class(name: str, cls: type[Mechanism]) -> None:
+    """Raise :class:`RegistrationError` unless ``cls`` is a complete mechanism whose options are described."""
+    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
+        raise RegistrationError(f"Mechanism {name!r} of {defined_at(cls)} is not a class derived from Mechanism; derive it from one.")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        bases = sorted({base.__name__ for base in cls.__mro__ for method in missing if method in vars(base)})
+        raise RegistrationError(
+            f"Mechanism {name!r} of {defined_at(cls)} lacks {', '.join(f'{method}()' for method in missing)}; define "
+            f"{'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
+        )
+    options = cls.options_type
+    if not (isinstance(options, type) and issubclass(options, Options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise RegistrationError(
+            f"The options of mechanism {name!r} at {defined_at(options)} are not a frozen dataclass derived from Options; write "
+            "@dataclasses.dataclass(frozen=True) and class MyOptions(Options)."
+        )
+    undecorated = sorted(set(inspect.get_annotations(options)) - set(options.__dataclass_fields__))
+    if undecorated:
+        raise RegistrationError(
+            f"Option {undecorated[0]!r} of mechanism {name!r} at {defined_at(options)} is not a dataclass field; decorate the class with "
+            "@dataclasses.dataclass(frozen=True)."
+        )
+    if bare := next((info.name for info in options.infos() if not info.help), None):
+        raise RegistrationError(
+            f"Option {bare!r} of mechanism {name!r} at {defined_at(options)} has no help text; "
+            f'write {bare} = option(default, "what it means", "its unit").'
+        )
+
+
 @cache
 def _discover() -> None:
-    """Import every module of this room once: a new mechanism is one new file."""
+    """Import every module of this package once: a new mechanism is one new file."""
     for name in module_names("mechanisms"):
         load_module("mechanisms", name)
 
@@ -83,10 +115,10 @@ def mechanism_class(name: str) -> type[Mechanism]:
     """
     _discover()
     if not isinstance(name, str):
-        raise UnknownMechanismError(f"A mechanism is named {name!r}, but must be a name, for example 'longformer'.")
+        raise UnknownMechanismError(f"The mechanism is given as {name!r}, but must be a name, for example 'longformer'.")
     if name not in _REGISTRY:
         if name in COMPOSED:
-            raise UnknownMechanismError(f"{name!r} is no mechanism, but {COMPOSED[name]}.")
+            raise UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
         raise UnknownMechanismError(
             f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(_REGISTRY))}.{nearest(name, _REGISTRY)}"
         )

@@ -22,7 +22,7 @@ Span = tuple[int, int]
 class RelativePositions(nn.Module, ABC):
     """Added to the scores ``q·k · scale`` of one layer, so that they depend on ``distance = query position - key position``.
 
-    Padding moves query and key alike, so it changes nothing. Parameters begin at zero: a model gets them without changing its outputs.
+    Padding shifts query and key alike, so it changes nothing. Parameters are initialised to zero, which leaves outputs unchanged.
     """
 
     name: ClassVar[str]
@@ -31,9 +31,9 @@ class RelativePositions(nn.Module, ABC):
     settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
     """Name of every setting, a whole number: its default and its meaning."""
     neutral: ClassVar[bool] = True
-    """Whether the terms begin at zero, so that a converted checkpoint gives what it gave."""
+    """Whether the terms are initialised to zero, so that a converted checkpoint's outputs are unchanged."""
     reads_keys: ClassVar[bool] = False
-    """Whether the term depends on what a key holds, and not on its position alone."""
+    """Whether the term depends on the key's content, not only on its position."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class RelativePositions(nn.Module, ABC):
         Nq positions of the keys' sequence."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Begin without effect. ``generator`` is what a kind that draws its parameters would draw them from."""
+        """Initialise without effect. ``generator`` is the source of random values for a kind that draws its parameters."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -92,12 +92,12 @@ class DistanceOnly(RelativePositions):
 class QueryDependent(RelativePositions):
     """A term that depends on the query's values as well: for each query one number per distance, looked up by the engines.
 
-    Costs ``(B, H, Nq, W)`` memory, where W is the number of distances that are told apart.
+    Costs ``(B, H, Nq, W)`` memory, where W is the number of distinct distances.
     """
 
     @abstractmethod
     def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
-        """``(B, H, Nq, W)``, unscaled, for the distances from -ahead on, and ahead; distances beyond take the value at the end."""
+        """``(B, H, Nq, W)``, unscaled, for the distances from -ahead on, and ahead; larger distances take the last value."""
 
     def by_key(self, k: Tensor) -> Tensor | None:
         """A further term ``(B, H, Nk)``, unscaled, that depends on the key alone."""
@@ -122,7 +122,7 @@ class QueryDependent(RelativePositions):
 
 
 def exact(q: Tensor) -> torch.dtype:
-    """The dtype in which terms are computed: that of q, but float32 at least."""
+    """The dtype in which terms are computed: that of q, but at least float32."""
     return torch.promote_types(q.dtype, torch.float32)
 
 
@@ -163,7 +163,7 @@ def buckets(distance: Tensor, causal: bool, num_buckets: int, max_distance: int)
         first = (distance < 0).long() * num_buckets
         distance = distance.abs()
     single = num_buckets // 2
-    # in float32, whose rounding decides where a bucket ends in T5's own models
+    # in float32, whose rounding decides where a bucket ends in T5
     share = torch.log(distance.clamp(min=1).float() / single) / math.log(max_distance / single)
     coarse = (single + (share * (num_buckets - single)).long()).clamp(max=num_buckets - 1)
     return first + torch.where(distance < single, distance, coarse)
@@ -183,8 +183,8 @@ class T5Buckets(DistanceOnly):
     summary = "a learned number for each head and bucket of distances, the buckets growing logarithmically"
     paper = "Raffel et al. 2020, T5, §2.1"
     settings = MappingProxyType({
-        "num_buckets": (32, "how many groups of distances are told apart"),
-        "max_distance": (128, "distance in tokens from which on all fall into one bucket"),
+        "num_buckets": (32, "number of buckets of distances"),
+        "max_distance": (128, "distance in tokens beyond which all share one bucket"),
     })  # fmt: skip
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
@@ -218,7 +218,7 @@ class Shaw(QueryDependent):
     name = "shaw"
     summary = "the query's product with a learned embedding of the distance, clipped"
     paper = "Shaw et al. 2018, Self-Attention with Relative Position Representations, eq. 4"
-    settings = MappingProxyType({"clip": (16, "distance in tokens beyond which all have one embedding")})
+    settings = MappingProxyType({"clip": (16, "distance in tokens beyond which all share one embedding")})
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__(num_heads, head_dim, hidden_size, settings)
@@ -284,7 +284,7 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
     for name, number in given.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
-            raise OptionError(f"Relative positions {kind!r} have no setting {name!r}; theirs are: {listed}.{nearest(name, cls.settings)}")
+            raise OptionError(f"Relative position {kind!r} has no setting {name!r}; settings are: {listed}.{nearest(name, cls.settings)}")
         try:
             settings[name] = int(str(number))
         except ValueError:
@@ -307,7 +307,7 @@ def relative_kind(value: str) -> type[RelativePositions]:
 
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:
-    """The module of a choice that :func:`read_relative` has checked."""
+    """The module for a choice that :func:`read_relative` has checked."""
     kind, given = _parts(choice)
     settings = {name: int(number) for name, number in given.items()}
     return RELATIVE[kind](num_heads, head_dim, hidden_size, _complete(RELATIVE[kind], settings))

@@ -5,13 +5,13 @@
                  without training, though the output also changes below the old length.
 `rope:dynamic`   the base grows with the input once it exceeds the old length; unchanged below it. transformers
                  measures the growth from `max_position_embeddings`, so that stays at the old length. Keys already in a
-                 decode cache keep the base they were rotated with, so beyond the old length step-by-step generation
+                 decode cache keep the base they were rotated with, so beyond the old length incremental decoding
                  differs from one full pass.
-`rope:longrope`  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller must bring:
+`rope:longrope`  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller supplies:
                  `rope:longrope:FACTORS.json` with the keys `short_factor` and `long_factor`.
 `rope:none`      unchanged. Rotary scores depend on distances only, so a model whose layers all look back at most the
-                 old length never meets a distance it was not trained with: exact, no training. That is what `auto`
-                 chooses then; where some layer reaches further, `auto` is `rope:yarn`.
+                 old length never sees a distance it was not trained with: exact, no training. `auto` then chooses this;
+                 if some layer reaches further, `auto` is `rope:yarn`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hf_longattn.reading import read_json
 __all__ = ["ROPE_KINDS", "RopePlan", "rope_parameters"]
 
 Parameters = dict[str, Any]
-BESIDE = " Relative positions go beside them: --option relative=alibi."
+BESIDE = " To add relative positions, type --option relative=alibi."
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parame
     if missing:
         raise PositionError(
             f"rope:longrope needs factors found by a search, and {' and '.join(missing)} are missing;"
-            " write them as two lists into a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
+            " write both lists to a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
         )
     trained = int(old.get("original_max_position_embeddings") or old_length)
     parameters = {
@@ -112,7 +112,7 @@ def rope_parameters(
         old: the source config's `rope_parameters`.
         old_length, new_length: in tokens.
         reach: the furthest distance any layer of the new model looks back, in tokens; None: no bound.
-        frequencies: how many a head has, which longrope's factors are checked against; None: unknown.
+        frequencies: number of frequencies of a head, against which longrope's factors are checked; None: unknown.
 
     Raises:
         PositionError: unknown kind, a shorter length, longrope factors that are missing or do not fit, or a source that is
@@ -136,7 +136,7 @@ def rope_parameters(
     if kind != "none" and used not in ("default", kind):
         raise PositionError(
             f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
-            " type --positions rope:none to keep what it has."
+            " type --positions rope:none to keep its scaling."
         )
     plan = ROPE_KINDS[kind](old, old_length, new_length, _read_factors(file))
     _check_factors(plan.parameters, frequencies)
@@ -144,14 +144,14 @@ def rope_parameters(
 
 
 def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
-    """Raise PositionError where longrope's lists are not one positive number for each frequency."""
+    """Raise PositionError unless longrope's lists have one positive number per frequency."""
     for name in ("short_factor", "long_factor"):
         factors = parameters.get(name, [1.0] * (frequencies or 0))
         count = len(factors) if frequencies is None else frequencies
         if len(factors) != count or not all(isinstance(one, int | float) and one > 0 for one in factors):
             raise PositionError(
                 f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
-                " bring the factors that were found for this model."
+                " supply the factors that were found for this model."
             )
 
 

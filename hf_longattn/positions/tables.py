@@ -8,12 +8,12 @@
 `random`       the old rows are kept and the new ones drawn from a normal distribution with the table's own standard
                deviation: what the table looked like before training, the negative control.
 
-`none`         every row is zero: the model has no absolute positions, for use with relative ones. Needs training.
-`alibi`        the same, where ALiBi (`hf_longattn.positions.relative`) takes their place.
+`none`         every row is zero: no absolute positions, for use with relative ones. Needs training.
+`alibi`        the same, with ALiBi (`hf_longattn.positions.relative`) in their place.
 
-`sinusoidal`   for tables that are computed instead of learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula goes on.
+`sinusoidal`   for tables that are computed instead of learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
 
-Rows below `offset` are not positions (RoBERTa's table begins with two of them): they are kept once, in place.
+Rows below `offset` are not positions (RoBERTa's table starts with two of them): they are kept once, in place.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
 def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
     if old.shape[0] == 1:
         return old.expand(rows, -1)
-    channels_first = old.to(torch.float64).T.unsqueeze(0)  # so that the rows are rounded once, and the way back is known
+    channels_first = old.to(torch.float64).T.unsqueeze(0)  # rounds each row once, so that the inverse is exact
     stretched = functional.interpolate(channels_first, size=rows, mode="linear", align_corners=True)
     return stretched[0].T.to(old.dtype)
 
@@ -56,7 +56,7 @@ def _before_interpolation(long: Tensor, rows: int) -> Tensor:
 
     The normal equations of linear interpolation are tridiagonal, so they are solved by one elimination from row to row.
     """
-    if rows <= 2 or long.is_meta:  # without values, the shape is all there is to find
+    if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
         return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
     target = long.to(torch.float64)
     at = torch.arange(len(long), dtype=torch.float64) * (rows - 1) / (len(long) - 1)
@@ -89,7 +89,7 @@ def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
 
 
 DROPPED = ("none", "alibi")
-"""Strategies that leave nothing of a table: all its rows are zeros."""
+"""Strategies that discard the table: all rows are zeros."""
 STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
     "tile": _tile,
     "interpolate": _interpolate,
@@ -103,7 +103,7 @@ def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
     if error > SINUSOIDAL_ERROR:
         raise PositionError(
             f"The source's position table differs from the sinusoids that its architecture computes by up to {error:.1e}; "
-            "was it trained by changed code? It cannot be made longer."
+            "was it trained with modified code? It cannot be extended."
         )
     return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
 
@@ -122,11 +122,11 @@ def sinusoids_at(positions: Tensor, width: int) -> Tensor:
 
 SINUSOIDAL = "sinusoidal"
 SINUSOIDAL_ERROR = 1e-2
-"""Above the rounding of bf16 (4e-3), below the difference between neighbouring positions."""
+"""Above bf16 rounding (4e-3), below the difference between neighbouring positions."""
 
 
 def keeps_old_rows(strategy: str) -> bool:
-    """Whether the old rows stay as they are, so that the model gives the same output up to its old length."""
+    """Whether the old rows are unchanged, so that outputs up to the old length are too."""
     return strategy != "interpolate" and strategy not in DROPPED
 
 
@@ -153,7 +153,7 @@ def extend_table(
         (new_rows, d), contiguous, dtype of `weight`.
 
     Raises:
-        PositionError: unknown strategy, a table that would shrink, or one that holds nothing beyond its offset.
+        PositionError: unknown strategy, a table that would shrink, or one without rows beyond its offset.
     """
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal}.get(strategy)
     if extend is None and strategy not in DROPPED:
@@ -163,7 +163,7 @@ def extend_table(
         raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
     old_rows = weight.shape[0]
     if not 0 <= offset < old_rows:
-        raise PositionError(f"A position table of {old_rows} rows cannot begin with {offset} special rows.")
+        raise PositionError(f"A position table of {old_rows} rows cannot start with {offset} special rows.")
     if new_rows < old_rows:
         raise PositionError(
             f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were asked for;"
@@ -179,18 +179,18 @@ def extend_table(
 
 
 SHORTER = ("truncate", "interpolate")
-"""Ways to shorten a table: its first rows, or those between which all of them lie as nearly as can be."""
+"""Ways to shorten a table: keep the first rows, or the rows from which interpolation best restores all of them."""
 
 
 def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "truncate") -> Tensor:
-    """A position table with the first `new_rows` rows of `weight`, or with as many between which all of them lie.
+    """A position table with `new_rows` rows: the first ones of `weight`, or those from which interpolation best restores it.
 
     Args:
         weight: (P, d), any floating dtype, on the CPU or on `meta`; not changed.
         new_rows: rows of the result, the `offset` special rows included.
         offset: how many leading rows are not positions; they are copied.
-        strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation comes nearest to `weight` (least
-            squares). Of a table that :func:`extend_table` interpolated these are the rows it had, up to the rounding of its dtype.
+        strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation is closest to `weight` (least
+            squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding.
 
     Raises:
         PositionError: unknown strategy, or a table that would grow.

@@ -85,7 +85,7 @@ def test_a_table_without_storage_is_shortened_to_the_same_shape(strategy: str, r
     ("arguments", "sentence"),
     [
         ({"new_rows": 9, "offset": 2}, "a maximum length of at least 8"),
-        ({"new_rows": 20, "offset": 10}, "cannot begin with 10 special rows"),
+        ({"new_rows": 20, "offset": 10}, "cannot start with 10 special rows"),
         ({"new_rows": 20, "offset": 0, "strategy": "tiles"}, "Did you mean 'tile'"),
     ],
 )

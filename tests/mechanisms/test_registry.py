@@ -1,0 +1,63 @@
+"""A mechanism that cannot work is refused where it is registered, in one sentence with its file and line."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_longattn.errors import RegistrationError
+from hf_longattn.mechanisms import registry
+
+HEAD = """\
+import dataclasses
+
+from hf_longattn import register_mechanism
+from hf_longattn.mechanisms.masked import SparseMechanism
+from hf_longattn.mechanisms.options import Options, option
+from hf_longattn.mechanisms.window import Window
+
+"""
+WRONG = {
+    "a missing method": (
+        '@register_mechanism("half_done")\nclass HalfDone(SparseMechanism):\n    """Lacks its pattern."""\n',
+        r"Mechanism 'half_done' of .*theirs\.py:9 lacks mask_mod\(\), pattern\(\); define them as MaskedMechanism",
+    ),
+    "a name that is taken": (
+        '@register_mechanism("window")\nclass Theirs(Window):\n    """A window of theirs."""\n',
+        r"Mechanism 'window' of .*theirs\.py:9 has a name that is already registered by .*window\.py:\d+; choose another one",
+    ),
+    "options without help": (
+        "@dataclasses.dataclass(frozen=True)\nclass MineOptions(Options):\n    width: int = 3\n\n\n"
+        '@register_mechanism("helpless")\nclass Mine(Window):\n    options_type = MineOptions\n',
+        r"Option 'width' of mechanism 'helpless' at .*theirs\.py:9 has no help text; write width = option\(default",
+    ),
+    "options that are no dataclass": (
+        'class MineOptions(Options):\n    width: int = option(3, "width", "tokens")\n\n\n'
+        '@register_mechanism("undecorated")\nclass Mine(Window):\n    options_type = MineOptions\n',
+        r"Option 'width' of mechanism 'undecorated' at .*theirs\.py:9 is not a dataclass field; decorate the class",
+    ),
+    "options of another kind": (
+        '@register_mechanism("dict_options")\nclass Mine(Window):\n    options_type = dict\n',
+        r"The options of mechanism 'dict_options' at builtins\.dict are not a frozen dataclass derived from Options",
+    ),
+    "a function": (
+        '@register_mechanism("function")\ndef mine(q, k, v):\n    return v\n',
+        r"Mechanism 'function' of .*theirs\.py:9 is not a class derived from Mechanism",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "sentence"), WRONG.values(), ids=WRONG)
+def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = set(registry.list_mechanisms())
+    (tmp_path / "theirs.py").write_text(HEAD + "\n" + code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    with pytest.raises(RegistrationError) as refused:
+        importlib.import_module("theirs")
+    assert re.search(sentence, str(refused.value)), refused.value
+    assert set(registry.list_mechanisms()) == known
