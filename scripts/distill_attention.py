@@ -1,8 +1,8 @@
 """Attention transfer: teach a converted model's mechanisms to give what softmax attention gave, then fine-tune it.
 
     python scripts/distill_attention.py --model my-linear-model --text my_texts/ --output trained
-    python scripts/distill_attention.py --model bert-base-uncased --mechanism hedgehog --text corpus --output trained
-    accelerate launch --multi_gpu --num_processes 2 scripts/distill_attention.py --model my-linear-model --text corpus --output trained
+    python scripts/distill_attention.py --model bert-base-uncased --mechanism hedgehog --text my_texts/ --output trained
+    accelerate launch --multi_gpu --num_processes 2 scripts/distill_attention.py --model my-linear-model --text my_texts/ --output trained
 
 Stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes by the language-model loss with
 LoRA, or with --full all parameters (Zhang et al. 2024, LoLCATs). Recipes in YAML (--config) hold the same names; what is given on the

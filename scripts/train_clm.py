@@ -1,7 +1,7 @@
 """Train a converted decoder further on long text: predict the next token, with --segments N segment by segment with a memory.
 
     python scripts/train_clm.py --model my-long-decoder --text my_texts/ --epochs 1 --output trained
-    accelerate launch --multi_gpu --num_processes 2 scripts/train_clm.py --model my-long-decoder --text corpus --output trained
+    accelerate launch --multi_gpu --num_processes 2 scripts/train_clm.py --model my-long-decoder --text my_texts/ --output trained
 
 Recipes in YAML (--config) hold the same names; what is given on the command line wins.
 """

@@ -1,7 +1,7 @@
 """Train a converted model further on long text, by the objective of its head: masked tokens for encoders, next tokens for decoders.
 
     python scripts/train_lm.py --model my-long-model --text my_texts/ --epochs 1 --output trained
-    accelerate launch --multi_gpu --num_processes 2 scripts/train_lm.py --model my-long-model --text corpus --output trained
+    accelerate launch --multi_gpu --num_processes 2 scripts/train_lm.py --model my-long-model --text my_texts/ --output trained
 
 Recipes in YAML (--config) hold the same names; what is given on the command line wins. train_mlm.py and train_clm.py are the same for one
 objective, and refuse models of the other kind.

@@ -1,7 +1,7 @@
 """Train a converted encoder further on long text: predict masked tokens.
 
     python scripts/train_mlm.py --model my-long-encoder --text my_texts/ --epochs 1 --output trained
-    accelerate launch --multi_gpu --num_processes 2 scripts/train_mlm.py --model my-long-encoder --text corpus --output trained
+    accelerate launch --multi_gpu --num_processes 2 scripts/train_mlm.py --model my-long-encoder --text my_texts/ --output trained
 
 Recipes in YAML (--config) hold the same names; what is given on the command line wins.
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.drawing import svg
-from hf_longattn.evaluation.qa_run import ScoredAnswer
-from hf_longattn.evaluation.qa_table import draw, tabulate
+from research.qa_run import ScoredAnswer
+from research.qa_table import draw, tabulate
 
 matplotlib = pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
 

@@ -25,16 +25,16 @@ import torch
 import hf_longattn  # noqa: F401  (registers the long models with AutoModel)
 from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.evaluation.clm import next_token_loss
-from hf_longattn.evaluation.mlm import first_tokens, masked_loss, masked_texts
 from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
-from hf_longattn.training import iter_modules
 from hf_longattn.training.lm_finetune import input_length, load_lm
 from hf_longattn.training.transfer.report import recovered
 from hf_longattn.training.transfer.run import STAGE_1, transfer_attention
 from hf_longattn.training.transfer.settings import TransferSettings
 from hf_longattn.training.transfer.source import CONVERTED
+from research.clm import next_token_loss
+from research.corpus import iter_modules, write_jsonl
+from research.mlm import first_tokens, masked_loss, masked_texts
 
 STAGES = {"converted": CONVERTED, "stage 1": STAGE_1, "stage 2": "."}
 ARTICLE = re.compile(r"^ = [^=].*[^=] = $", re.MULTILINE)
@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", required=True, help="short checkpoint with a language-modelling head")
     add("--mechanisms", nargs="+", default=[], help="each MECHANISM[:NAME=VALUE,...]; none: write the tables of what is stored")
     add("--work", required=True, help="folder for the checkpoints")
-    add("--text", nargs="+", default=["corpus"], help="text to train on (default: corpus)")
+    add("--text", nargs="+", help="text to train on (default: the training packages of the reference corpus)")
     add("--wikitext", help="WikiText-2's test.txt, to score on as well")
     add("--max-documents", type=int, default=0, help="documents to train on (default: all)")
     add("--length", type=int, help="tokens of an input (default: what the model takes)")
@@ -167,6 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
     stored = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) if stem.with_suffix(".json").exists() else {}
     try:
         if options.mechanisms:
+            if not options.text:
+                options.text = [str(Path(options.work) / "corpus.jsonl")]
+                write_jsonl("train", Path(options.text[0]))
             score, length, objective = scorer(options)
             about = {**machine(), "objective": objective, "documents": options.documents, "text": ", ".join(options.text)}
             fresh = {"length": length, "pretraining_tokens": options.pretraining_tokens, "about": about, "rows": {}}

@@ -18,10 +18,10 @@ from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
 from benchmarks.report import markdown_table, memory_table, timing_table
 from hf_longattn import list_mechanisms, mechanism_info
-from hf_longattn.evaluation.mlm import mlm_markdown
-from hf_longattn.evaluation.probes import recall_markdown
-from hf_longattn.evaluation.qa_table import summary_markdown, to_markdown
 from hf_longattn.families import FAMILIES
+from research.mlm import mlm_markdown
+from research.probes import recall_markdown
+from research.qa_table import summary_markdown, to_markdown
 from tools import check_families, measure_transfer, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def quality_in_brief(name: str) -> str:
 def masked_loss(name: str) -> str:
     """The table of masked-token losses by length."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python scripts/evaluate_mlm.py") if record is None else mlm_markdown(record["table"]).strip()
+    return NOT_MEASURED.format(name, "python -m research.evaluate_mlm") if record is None else mlm_markdown(record["table"]).strip()
 
 
 def gpu() -> str:
@@ -144,7 +144,7 @@ def transfer(name: str) -> str:
 def recall(name: str) -> str:
     """The table of associative recall."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python scripts/evaluate_probes.py mqar") if record is None else recall_markdown(record["results"])
+    return NOT_MEASURED.format(name, "python -m research.evaluate_probes mqar") if record is None else recall_markdown(record["results"])
 
 
 def families() -> str:

@@ -16,7 +16,7 @@ class TextRunSettings(RunSettings):
     """What every training on text has besides: the text, and what its inputs are."""
 
     text: list[str] = setting(
-        [], "One or several of: 'corpus' (source of the installed packages), a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text "
+        [], "One or several of: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text "
         "files, a folder written by datasets, the name of a dataset on the Hub."
     )  # fmt: skip
     column: str = setting("text", "The column that holds the text, where there are several.")
@@ -32,7 +32,7 @@ class TextRunSettings(RunSettings):
         """Refuse settings that contradict one another."""
         super().check()
         if not self.text:
-            raise OptionError("no text given; say --text with a file, a folder or a dataset's name, or --text corpus")
+            raise OptionError("no text given; say --text with a file, a folder or a dataset's name")
         if self.objective not in OBJECTIVES:
             raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
         if not 0 < self.mask_probability < 1:

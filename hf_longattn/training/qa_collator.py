@@ -33,7 +33,7 @@ class PositionRange:
 
 
 class QACollator:
-    """Pad features (or groups of them, as :class:`~hf_longattn.training.qa_stream.QAStream` yields) to their longest.
+    """Pad features (or groups of them, as :class:`~research.qa_stream.QAStream` yields) to their longest.
 
     Args:
         pad_token_id: the id that pads ``input_ids``.

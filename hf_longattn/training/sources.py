@@ -1,4 +1,4 @@
-"""Data from wherever they come: files, folders, data sets, the reference corpus."""
+"""Data from wherever they come: files, folders, data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 
 from hf_longattn.errors import LongAttentionError, nearest
-from hf_longattn.training.corpus import iter_modules
 
 FORMATS = {
     ".txt": ("text", {"sample_by": "document"}),
@@ -19,7 +18,6 @@ FORMATS = {
     ".parquet": ("parquet", {}),
 }
 TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
-CORPUS = "corpus"
 
 
 class TextDataError(LongAttentionError):
@@ -30,7 +28,7 @@ def read_source(source: str, split: str = "train") -> Dataset:
     """Read all columns of one source.
 
     Args:
-        source: ``"corpus"``, a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by ``datasets``, or the
+        source: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by ``datasets``, or the
             name of a dataset on the Hub. A .txt file and every file of a folder is one document, in the column ``text``.
         split: which split, where the source has several.
 
@@ -38,8 +36,6 @@ def read_source(source: str, split: str = "train") -> Dataset:
         TextDataError: missing or unreadable file, empty folder, unknown split.
     """
     path = Path(source)
-    if source == CORPUS:
-        return Dataset.from_generator(_modules, gen_kwargs={"split": split})
     if path.is_dir():
         return _choose(load_from_disk(source), split, source) if _saved(path) else _documents(path)
     if path.suffix in FORMATS:
@@ -47,14 +43,14 @@ def read_source(source: str, split: str = "train") -> Dataset:
             raise TextDataError(f"text file {source!r} does not exist")
         kind, options = FORMATS[path.suffix]
         return _read(source, f"the file {source!r} cannot be read", kind, data_files=source, split="train", **options)
-    found = _read(source, f"cannot read {source!r}: it is neither 'corpus', a {', '.join(FORMATS)} file nor a folder, and the Hub failed")
+    found = _read(source, f"cannot read {source!r}: it is neither a {', '.join(FORMATS)} file nor a folder, and the Hub failed")
     return _choose(found, split, source)
 
 
 def is_plain_text(source: str) -> bool:
     """Whether a source holds documents and no columns beside them."""
     path = Path(source)
-    return source == CORPUS or path.suffix == ".txt" or (path.is_dir() and not _saved(path))
+    return path.suffix == ".txt" or (path.is_dir() and not _saved(path))
 
 
 def read_labelled_folder(path: Path) -> Dataset:
@@ -104,10 +100,6 @@ def _read(source: str, failure: str, kind: str = "", **options: Any) -> Any:
         cause = error.__cause__ or error
         first = (str(cause).splitlines() or [""])[0]
         raise TextDataError(f"{failure} ({type(cause).__name__}: {first})") from error
-
-
-def _modules(split: str) -> Any:
-    yield from ({"text": module.text} for module in iter_modules(split))
 
 
 def _choose(data: Any, split: str, source: str) -> Dataset:

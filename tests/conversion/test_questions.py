@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, DataColla
 
 from hf_longattn import convert_checkpoint, export_checkpoint, revert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from hf_longattn.training.lookup import Filler, LookupShape, make_document
+from research.variable_tracking import Filler, LookupShape, make_document
 from tests.trained import tokenizer_of
 
 LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}

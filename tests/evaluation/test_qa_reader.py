@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn import build_mechanism
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
-from hf_longattn.training.tokenizer import train_tokenizer
+from research.tokenizer import train_tokenizer
 
 CONTEXT = "alpha beta gamma delta " * 60 + "needle " + "alpha beta gamma delta " * 60
 RECORD = {"id": "1", "question": "find", "context": CONTEXT}

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.training.settings import parse_settings
-from hf_longattn.training.tokenizer import train_tokenizer
 from hf_longattn.training.transfer.settings import TransferSettings
+from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 from tools import measure_transfer
 

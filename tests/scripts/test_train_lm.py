@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.tokenizer import train_tokenizer
+from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
 

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from hf_longattn.training.qa_settings import QASettings
 from hf_longattn.training.settings import parse_settings
+from research.qa_settings import QASettings
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,9 @@ def script(repository: Path) -> ModuleType:
 
 @pytest.mark.parametrize("recipe", ["qa_reference_512", "qa_long_8192"])
 def test_the_shipped_recipes_are_valid(recipe: str, script: ModuleType, repository: Path) -> None:
-    settings = parse_settings(QASettings, ["--config", str(repository / "configs" / f"{recipe}.yaml"), "--model", "m", "--output", "o"], "")
+    settings = parse_settings(
+        QASettings, ["--config", str(repository / "research" / "configs" / f"{recipe}.yaml"), "--model", "m", "--output", "o"], ""
+    )
     settings.check()
     assert settings.model == "m"
     assert settings.learning_rate < 1e-2

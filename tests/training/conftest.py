@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_longattn.training.lookup import Filler
-from hf_longattn.training.tokenizer import train_tokenizer
+from research.tokenizer import train_tokenizer
+from research.variable_tracking import Filler
 
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 

@@ -13,12 +13,12 @@ from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokeniz
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training import course
-from hf_longattn.training.lookup import Filler, LookupShape, make_document
 from hf_longattn.training.qa_data import save_qa
-from hf_longattn.training.qa_finetune import finetune_qa
-from hf_longattn.training.qa_settings import QASettings
 from hf_longattn.training.settings import ENDLESS, parse_settings, training_arguments
 from hf_longattn.training.timed import Clock, timed_schedule
+from research.qa_finetune import finetune_qa
+from research.qa_settings import QASettings
+from research.variable_tracking import Filler, LookupShape, make_document
 from tests.ranks import run_two_ranks
 
 FAST: dict[str, Any] = {"bf16": False, "progress": False, "threads": 1, "tokens_per_step": 512}

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
 from hf_longattn.training import qa_features
-from hf_longattn.training.lookup import Filler, LookupShape, make_document
 from hf_longattn.training.qa_features import QAFormat, cut_question, encode_qa
+from research.variable_tracking import Filler, LookupShape, make_document
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""Associative recall: the task is what it says, a small model learns it, and the state is measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hf_longattn import LongAttentionConfig
+from hf_longattn.errors import OptionError
+from research.evaluate_probes import app
+from research.probes import Mqar, RecallSetting, measure_performer_error, measure_recall, plot_recall, recall_markdown
+from research.probes.mqar import IGNORED
+
+
+def test_every_key_is_asked_for_once_behind_the_pairs() -> None:
+    task = Mqar(pairs=5, length=40, vocab=32)
+    tokens, labels = task.batch(20, torch.Generator().manual_seed(0))
+    assert tokens.shape == labels.shape == (20, 40)
+    for text, wanted in zip(tokens, labels, strict=True):
+        known = dict(text[:10].view(5, 2).tolist())
+        assert len(known) == 5
+        places = (wanted != IGNORED).nonzero().flatten().tolist()
+        assert {int(text[place]) for place in places} == set(known)
+        assert all(place >= 10 and known[int(text[place])] == int(wanted[place]) for place in places)
+    again = task.batch(20, torch.Generator().manual_seed(0))
+    assert torch.equal(tokens, again[0])
+    assert torch.equal(labels, again[1])
+
+
+@pytest.mark.parametrize("wrong", [{"pairs": 0}, {"pairs": 9, "length": 32}, {"pairs": 9, "length": 64, "vocab": 16}])
+def test_an_impossible_task_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(OptionError, match="pairs"):
+        Mqar(**wrong)
+
+
+def test_the_state_of_a_window_is_smaller_and_training_lowers_the_loss() -> None:
+    task = Mqar(pairs=1, length=32, vocab=8)
+    lines: list[str] = []
+    settings = [
+        RecallSetting(name, LongAttentionConfig(name, **options), width=32, steps=200, batch=32)
+        for name, options in (("full", {}), ("window", {"window": 4}))
+    ]
+    full, window = measure_recall(settings, task, lines.append)
+    assert full.accuracy > 0.5 > 1 / 4, lines
+    assert window.state_bytes * 4 < full.state_bytes
+    assert full.tokens_per_second > 0
+    table = recall_markdown([window, full])
+    assert table.index("| full |") < table.index("| window |")
+
+
+def test_the_command_writes_table_curve_and_numbers(tmp_path: Path) -> None:
+    shape = ["--pairs", "1", "--length", "16", "--vocab", "8", "--steps", "2", "--batch", "4", "--output", str(tmp_path / "mqar")]
+    done = CliRunner().invoke(app, ["mqar", "--mechanism", "window:window=4,full", *shape])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "mqar.json").read_text())
+    assert record["task"] == asdict(Mqar(1, 16, 8))
+    assert record["results"][0]["steps"] == 2
+    assert (tmp_path / "mqar.svg").read_text().startswith("<?xml")
+    refused = CliRunner().invoke(app, ["mqar", "--mechanism", "windw", *shape])
+    assert refused.exit_code == 1
+    assert "Unknown mechanism 'windw'" in refused.output
+    assert plot_recall(record["results"], tmp_path / "again.svg").read_bytes() == (tmp_path / "mqar.svg").read_bytes()
+
+
+def test_the_error_of_random_features_follows_theory(tmp_path: Path) -> None:
+    few, many = measure_performer_error((16, 256), draws=8, tokens=64)
+    assert 0.15 < many.output / few.output < 0.4, "sixteen times the features quarter the error"
+    for row in (few, many):
+        assert 0.5 < row.kernel / row.theory < 1.15, "orthogonal directions are no worse than independent ones"
+    done = CliRunner().invoke(app, ["performer-error", "--features", "16,32", "--draws", "2", "--output", str(tmp_path / "error")])
+    assert done.exit_code == 0, done.output
+    assert [row["features"] for row in json.loads((tmp_path / "error.json").read_text())["results"]] == [16, 32]
+    assert (tmp_path / "error.svg").exists()
