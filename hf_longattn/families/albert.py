@@ -4,7 +4,7 @@ narrower than the layers (``embedding_size``). Every layer has a mechanism of it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
@@ -15,12 +15,8 @@ from ..backend import LAYER
 from ..modeling.attention_sites import SERVED
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderConfig
+from ..modeling.custom_attention import ReplacedModules
 from ..modeling.family import Family, PositionTable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
 
 
 class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
@@ -50,15 +46,13 @@ class LongAlbertTransformer(AlbertTransformer):
                 setattr(attention, SERVED, served)
 
 
-class AlbertCountsItsLayers(_Base):
-    """Stands before the mixin of the Long classes: puts :class:`LongAlbertTransformer` in place before mechanisms are attached."""
+class AlbertCountsItsLayers(ReplacedModules):
+    """Puts :class:`LongAlbertTransformer` in place."""
 
-    def post_init(self) -> None:
-        for module in self.modules():
-            if type(module) is AlbertTransformer:  # the subclass adds no parameters, so the instance can become one
-                module.__class__ = LongAlbertTransformer
-                module.note_layers()
-        super().post_init()
+    replaced = {AlbertTransformer: LongAlbertTransformer}
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        module.note_layers()
 
 
 FAMILY = Family(

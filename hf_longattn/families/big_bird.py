@@ -91,18 +91,14 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
 
 
 class BigBirdOnTheInterface(OnTheInterface):
-    """Stands before the mixin of the Long classes: puts :class:`LongBigBirdSelfAttention` in place before mechanisms are attached."""
+    """Puts :class:`LongBigBirdSelfAttention` in place."""
 
     _no_split_modules = ["BigBirdLayer"]
+    replaced = {BigBirdSelfAttention: LongBigBirdSelfAttention}
 
-    def post_init(self) -> None:
-        for name, module in self.named_modules():
-            if type(module) is BigBirdSelfAttention:  # the subclass adds no parameters, so the instance can become one
-                module.__class__ = LongBigBirdSelfAttention
-                module.config = self.config
-                module.is_cross_attention = "crossattention" in name
-                module.is_causal = module.is_decoder and not module.is_cross_attention
-        super().post_init()
+    def adapt_module(self, name: str, module: Any) -> None:
+        module.is_cross_attention = "crossattention" in name
+        module.is_causal = module.is_decoder and not module.is_cross_attention
 
 
 FAMILY = Family(

@@ -70,16 +70,17 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
 
 
 class BigBirdPegasusOnTheInterface(OnTheInterface):
-    """Stands before the mixin of the Long classes: puts :class:`LongBigBirdPegasusSelfAttention` in place before mechanisms are
-    attached, and says of the decoder's self-attention that it is causal, which transformers leaves to the mask."""
+    """Puts :class:`LongBigBirdPegasusSelfAttention` in place, and marks the decoder's self-attention as causal, which transformers leaves
+    to the mask."""
+
+    replaced = {BigBirdPegasusSelfAttention: LongBigBirdPegasusSelfAttention}
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        module.is_causal, module.dropout = False, nn.Dropout(self.config.sparse_attention_dropout)
 
     def post_init(self) -> None:
         for name, module in self.named_modules():
-            if type(module) is BigBirdPegasusSelfAttention:  # the subclass adds no parameters, so the instance can become one
-                module.__class__ = LongBigBirdPegasusSelfAttention
-                module.config, module.is_causal = self.config, False
-                module.dropout = nn.Dropout(self.config.sparse_attention_dropout)
-            elif isinstance(module, BigBirdPegasusDecoderAttention):
+            if isinstance(module, BigBirdPegasusDecoderAttention):
                 module.is_causal = name.endswith("self_attn")
         super().post_init()
 

@@ -137,7 +137,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
 
 
 class DebertaV2OnTheBackend(OnTheBackend):
-    """Stands before the mixin of the Long classes: puts the classes above in place before mechanisms are attached."""
+    """Puts the classes above in place."""
 
     replaced = {DebertaV2Encoder: LongDebertaV2Encoder, DisentangledSelfAttention: LongDisentangledSelfAttention}
 

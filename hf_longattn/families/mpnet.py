@@ -70,7 +70,7 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
 
 
 class MPNetOnTheBackend(OnTheBackend):
-    """Stands before the mixin of the Long classes: puts the classes above in place before mechanisms are attached."""
+    """Puts the classes above in place."""
 
     replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}
 

@@ -92,19 +92,16 @@ class LongNystromformerSelfAttention(NystromformerSelfAttention):
 
 
 class NystromformerOnTheInterface(OnTheInterface):
-    """Stands before the mixin of the Long classes: puts :class:`LongNystromformerSelfAttention` in place before mechanisms are attached."""
+    """Puts :class:`LongNystromformerSelfAttention` in place."""
 
     _no_split_modules: ClassVar[list[str]] = ["NystromformerLayer"]
     hands_globals_down: ClassVar[bool] = False
+    replaced = {NystromformerSelfAttention: LongNystromformerSelfAttention}
 
-    def post_init(self) -> None:
-        for module in self.modules():
-            if type(module) is NystromformerSelfAttention:
-                module.__class__ = LongNystromformerSelfAttention
-                module.config, module.is_causal = self.config, False
-                if module.conv_kernel_size is not None:
-                    del module.conv
-        super().post_init()
+    def adapt_module(self, name: str, module: Any) -> None:
+        module.is_causal = False
+        if module.conv_kernel_size is not None:
+            del module.conv
 
 
 FAMILY = Family(

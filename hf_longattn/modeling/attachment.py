@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,62 +72,79 @@ def attach_mechanisms(
         mechanism.check_form(causal, f"{site.name} of {type(model).__name__}")
         if mechanism.takes_hidden_states:
             _check_projections(site, mechanism, model)
-            if _hand_over_input not in site.module._forward_pre_hooks.values():
-                site.module.register_forward_pre_hook(_hand_over_input, with_kwargs=True)
-        if mechanism.stops_gradients(sys.maxsize) and _stop_at_input not in site.module._forward_pre_hooks.values():
-            site.module.register_forward_pre_hook(_stop_at_input, with_kwargs=True)
+        if mechanism.takes_hidden_states or mechanism.stops_gradients(sys.maxsize):
+            _hook_once(site.module, pass_layer_input)
         mechanism = _placed_like(mechanism, site.module)
         copy_projections(site.module, mechanism)
         site.put(mechanism)
-        if causal and not site.cross and pass_cache_layer not in site.module._forward_pre_hooks.values():
-            site.module.register_forward_pre_hook(pass_cache_layer, with_kwargs=True)
+        if causal and not site.cross:
+            _hook_once(site.module, pass_cache_layer)
     share_parameters(model)
     return sites
 
 
-def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Hand the cache layer of an attention module to its attention function, where it keeps only what the mechanism needs."""
-    layers = getattr(kwargs.get("past_key_values", kwargs.get("layer_past")), "layers", None)
+CACHES = ("past_key_values", "layer_past")
+"""What attention modules call the decode cache."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of an attention module; keywords flow down to the attention function."""
+
+
+def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
+    if hook not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook: pass the cache layer of an attention module to its attention function, where it keeps only what the mechanism
+    needs."""
+    layers = next((kwargs[name].layers for name in CACHES if hasattr(kwargs.get(name), "layers")), None)
     index = getattr(module, "layer_idx", None)
     if layers is None or not isinstance(index, int) or index >= len(layers) or not isinstance(layers[index], AttendingLayer):
         return None
     return args, {**kwargs, CACHE_LAYER: layers[index]}
 
 
-def _hand_over_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook: the module's input goes along as a keyword, which flows down to the attention function."""
-    takes = any(mechanism.takes_hidden_states for mechanism in mechanisms_on(module).values())
-    if not takes or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
-        return None
-    return args, {**kwargs, LAYER_INPUT: args[0] if args else kwargs["hidden_states"]}
+def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook for mechanisms that need more than queries, keys and values: the module's input, or keys and values computed from
+    it as from a constant.
 
-
-def _stop_at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook: for a mechanism that stops gradients at hidden states, keys and values of the module's input as a constant.
-
-    The module itself computes them, by a run that ends before attention, so that whatever its architecture does to keys and values
-    (rotary positions, norms, fused projections) is done to these.
+    Raises:
+        BackendError: the module was given no input that can be found.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
         return None
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):
         raise BackendError(
-            f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states: gradients cannot stop there; "
-            "stop them at keys and values, with the mechanism's option stop_gradient=keys_values."
+            f"{type(module).__name__} gets its input neither as the first argument nor as hidden_states, and its mechanism needs it; "
+            "choose a mechanism that does not, or the option stop_gradient=keys_values where gradients are to stop at the input."
         )
-    caches = {name: kwargs[name] for name in ("past_key_values", "layer_past") if kwargs.get(name) is not None}
-    seen = sum(int(cache.get_seq_length(getattr(module, "layer_idx", 0))) for cache in caches.values())
-    stops = any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms_on(module).values())
-    if not stops or getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
-        return None
+    mechanisms = mechanisms_on(module).values()
+    added: dict[str, Any] = {}
+    if any(mechanism.takes_hidden_states for mechanism in mechanisms):
+        added[LAYER_INPUT] = hidden
+    if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+        seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
+        if any(mechanism.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
+            added[STOPPED] = _stopped_projections(module, hidden, args, kwargs)
+    return (args, {**kwargs, **added}) if added else None
+
+
+def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Keys and values of ``hidden``, detached; empty where it has no gradients anyway.
+
+    The module itself computes them, by a run that ends before attention, so that whatever its architecture does to keys and values
+    (rotary positions, norms, fused projections) is done to these.
+    """
     projected: list[Tensor] = []
     if hidden.requires_grad:
-        given = {**kwargs, **dict.fromkeys(caches), PROJECT_ONLY: projected}
+        given: dict[str, Any] = {**kwargs, PROJECT_ONLY: projected}
+        given |= dict.fromkeys(given.keys() & set(CACHES))
         if "hidden_states" in given:
             given["hidden_states"] = hidden.detach()
         type(module).forward(module, *(x.detach() if x is hidden else x for x in args), **given)
-    return args, {**kwargs, STOPPED: projected}
+    return projected
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:

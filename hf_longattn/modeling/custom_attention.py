@@ -43,44 +43,60 @@ def _attended(function: Callable[..., Any], module: Any, *tensors: Tensor | None
     return function(module, *tensors, dropout=dropout, **kwargs)
 
 
-class OnTheInterface(_Base):
-    """Every implementation of the interface can be asked for.
+class ReplacedModules(_Base):
+    """Turns modules of the base into instances of subclasses before mechanisms are attached.
 
-    A head builds the plain base model inside it, which refuses ``sdpa`` and the like, since its own attention is not on the interface;
-    so it is built under this package's name, and what was asked for holds from ``post_init`` on, when the modules are ours.
+    The base builds its modules itself, by its own classes. So an instance gets the subclass as its ``__class__``: the subclass adds no
+    parameters and no state, and nothing else of the instance changes.
+    """
+
+    replaced: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
+    """Class of the base -> subclass."""
+
+    def adapt_module(self, name: str, module: Any) -> None:
+        """Set what the subclass needs on a module that has just been replaced; ``name`` is its name in the model."""
+
+    def post_init(self) -> None:
+        for name, module in self.named_modules():
+            if type(module) in self.replaced:
+                module.__class__ = self.replaced[type(module)]
+                module.config = self.config
+                self.adapt_module(name, module)
+        super().post_init()
+
+
+class OnTheInterface(ReplacedModules):
+    """For bases whose attention is not on the interface: the subclasses are, so every implementation can be requested.
+
+    The plain base model that a head builds inside it refuses ``sdpa`` and the like. So it is built under this package's implementation, and
+    the requested one is set in ``post_init``, when the modules have been replaced.
     """
 
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _asked: str | None = None
+    _requested: str | None = None
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         chosen = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if is_init_check:
-            self._asked = chosen
+            self._requested = chosen
             return BACKEND
         return chosen
 
     def post_init(self) -> None:
-        if self._asked is not None:
-            self.config._attn_implementation_internal, self._asked = self._asked, None
+        if self._requested is not None:
+            self.config._attn_implementation_internal, self._requested = self._requested, None
         super().post_init()
 
 
-class OnTheBackend(_Base):
+class OnTheBackend(ReplacedModules):
     """For bases that add relative positions to their scores: mechanisms take these, other implementations are the base's own."""
 
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False
-    replaced: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
-    """Modules of the base -> subclasses without further parameters, so that the instances can become theirs."""
 
     def post_init(self) -> None:
-        for module in self.modules():
-            if type(module) in self.replaced:
-                module.__class__ = self.replaced[type(module)]
-                module.config = self.config
         super().post_init()
         refuse_scoreless(self, "adds relative positions to its attention scores")

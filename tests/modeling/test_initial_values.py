@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModel
 
 from hf_longattn import enable_long_attention, list_mechanisms
 from hf_longattn.errors import OptionError
-from hf_longattn.families import FAMILIES, initial_values
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.base import Mechanism, reset
 from hf_longattn.mechanisms.registry import has_tensors, mechanism_class, prototype
+from hf_longattn.modeling import weights
 from hf_longattn.modeling.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
 from tools.small_models import Shape, small_config
 
@@ -76,8 +77,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         torch.manual_seed(SEED)
         give(module)
 
-    give = initial_values.give_values
-    monkeypatch.setattr(initial_values, "give_values", seeded)
+    give = weights.give_values
+    monkeypatch.setattr(weights, "give_values", seeded)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield
