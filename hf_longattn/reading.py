@@ -6,15 +6,20 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, LongAttentionError, nearest, shortened
 
 __all__ = [
+    "NAMES",
+    "NATURAL",
+    "NUMBER",
+    "TEXT",
     "check_config",
     "check_counts",
+    "check_fields",
     "check_files",
     "check_link",
     "check_name",
@@ -247,7 +252,7 @@ def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None
 
 
 def check_config(values: Mapping[str, Any], name: str) -> None:
-    """Refuse a config.json whose fields that this package reads itself are of other types than transformers writes.
+    """Refuse a config.json in which the fields that this package reads have types that transformers does not write.
 
     Args:
         values: of the config.json.
@@ -256,23 +261,73 @@ def check_config(values: Mapping[str, Any], name: str) -> None:
     Raises:
         CheckpointError: naming the field, and what it must be.
     """
-    text, numbers = "text", "a whole number"
-    for field, expected in (
-        ("model_type", text), ("architectures", "a list of one class name"), ("auto_map", "an object of class names"),
-        ("long_attention", "an object"), ("extended_from", "an object"), ("num_hidden_layers", numbers), ("n_layer", numbers),
-        ("max_position_embeddings", numbers), ("n_positions", numbers),
-    ):  # fmt: skip
-        value = values.get(field)
-        right = {
-            text: isinstance(value, str),
-            numbers: isinstance(value, int) and not isinstance(value, bool),
-            "an object": isinstance(value, dict),
-            "an object of class names": isinstance(value, dict) and all(isinstance(one, str | list) for one in value.values()),
-            "a list of one class name": isinstance(value, list) and len(value) == 1 and isinstance(value[0], str),
-        }[expected]
-        if value is not None and not right and value != []:
-            raise CheckpointError(f"The config.json of {name!r} says {field}={shortened(repr(value), 60)}, which must be {expected}.")
+    check_fields(values, CONFIG_FIELDS, f"The config.json of {name!r}")
     check_counts(values, name)
+
+
+def check_fields(values: Mapping[str, Any], fields: Mapping[str, Any], where: str, advice: str = "") -> None:
+    """Refuse a JSON object with fields of unexpected types; missing ones and ``null`` are allowed.
+
+    Args:
+        values: the object.
+        fields: by name, the expected type in the words of :data:`TYPES`, or fields of an object, or a list of one of these. A name that
+            ends in "!" is required in an object that is not empty.
+        where: the file, as the subject of the message.
+        advice: what to do, at the end of the message.
+
+    Raises:
+        CheckpointError: naming the field, its value and what it must be.
+    """
+    for found, value, expected in _misfits(values, fields, ""):
+        ending = f"; {advice}" if advice else ""
+        raise CheckpointError(f"{where} says {found}={shortened(repr(value), 60)}, which must be {expected}{ending}.")
+
+
+def _misfits(value: Any, expected: Any, field: str) -> Iterator[tuple[str, Any, str]]:
+    if isinstance(expected, Mapping):
+        if not isinstance(value, Mapping):
+            yield field, value, "an object"
+            return
+        for key, inner in expected.items():
+            name, required = key.removesuffix("!"), key.endswith("!") and bool(value)
+            if value.get(name) is not None or required:
+                yield from _misfits(value.get(name), inner, f"{field}.{name}".lstrip("."))
+    elif isinstance(expected, list):
+        if not isinstance(value, list):
+            yield field, value, "a list"
+            return
+        for number, one in enumerate(value):
+            yield from _misfits(one, expected[0], f"{field}[{number}]")
+    elif not TYPES[expected](value):
+        yield field, value, expected
+
+
+def _all_text(values: Any) -> bool:
+    return all(isinstance(one, str) for one in values)
+
+
+TEXT, NATURAL, NUMBER = "text", "a whole number", "a number"
+NAMES = "a name, a regular expression or a list of names"
+TYPES: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    NATURAL: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    NAMES: lambda value: isinstance(value, str) or (isinstance(value, list) and _all_text(value)),
+    "true or false": lambda value: isinstance(value, bool),
+    "an object": lambda value: isinstance(value, dict),
+    "an object of text": lambda value: isinstance(value, dict) and _all_text(value.values()),
+    "an object of class names": lambda value: isinstance(value, dict) and all(isinstance(one, str | list) for one in value.values()),
+    "a list of text": lambda value: isinstance(value, list) and _all_text(value),
+    "a list of one class name": lambda value: isinstance(value, list) and len(value) <= 1 and _all_text(value),
+}
+"""What a field of JSON can be, in the words of a message."""
+CONFIG_FIELDS = {
+    "model_type": TEXT,
+    "architectures": "a list of one class name",
+    "auto_map": "an object of class names",
+    **dict.fromkeys(("long_attention", "extended_from"), "an object"),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_position_embeddings", "n_positions"), NATURAL),
+}
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,36 +177,38 @@ def _report(
         bytes_written=plan.total_bytes,
         seconds=seconds(clock),
         versions=versions(),
-        train_command=next_step(plan, target) if needs_training else None,
+        next_step=next_step(plan) if needs_training else None,
     )
 
 
 LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 
 
-def next_step(plan: ConversionPlan, destination: Path) -> str:
-    """The command that trains the result: further on long text where it predicts tokens, by attention transfer where its mechanisms have
-    something to learn; on classes or questions where it has a head for those, on questions where it has none."""
+def next_step(plan: ConversionPlan) -> dict[str, Any]:
+    """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
+
+    A language model is trained on long text, by attention distillation if its mechanisms have parameters to learn; a classifier on labelled
+    documents; a question-answering model, or an encoder without a head, on questions.
+    """
+    length = f"texts of up to {plan.new_length} tokens"
     if plan.generic:
-        return f"fine-tune hf_longattn.load_generic({str(destination)!r}) with transformers' Trainer"
+        return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
     head = plan.architecture.source_class
     if plan.source.sentence is not None:
-        return f"fine-tune {destination} with sentence-transformers' trainer on texts of up to {plan.new_length} tokens"
+        return {"advice": f"fine-tune {{model}} with sentence-transformers' trainer on {length}"}
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
         script = "distill_attention" if learns else "train_lm"
-        return _command(script, destination, f"--text YOUR_TEXTS --max-length {plan.new_length}", "trained")
+        return _command(script, "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
     if head.endswith("ForConditionalGeneration"):
-        return f"fine-tune {destination} with transformers' Seq2SeqTrainer on texts of up to {plan.new_length} tokens"
+        return {"advice": f"fine-tune {{model}} with transformers' Seq2SeqTrainer on {length}"}
     if head.endswith("ForSequenceClassification"):
-        return _command("train_classification", destination, "--data YOUR_TEXTS", "trained")
+        return _command("train_classification", "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        return _command("train_qa", destination, f"--data YOUR_QUESTIONS.json --epochs 2 --max-length {plan.new_length}", "qa")
-    return f"fine-tune {destination} with transformers' Trainer on texts of up to {plan.new_length} tokens"
+        return _command("train_qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+    return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}
 
 
-def _command(script: str, model: Path, arguments: str, ending: str) -> str:
-    """What to type, with paths as a shell takes them."""
-    given, made = shlex.quote(str(model)), shlex.quote(f"{model}-{ending}")
-    return f"python scripts/{script}.py --model {given} {arguments} --output {made}"
+def _command(script: str, *arguments: str, output: str) -> dict[str, Any]:
+    return {"command": ["python", f"scripts/{script}.py", "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..hub import next_step
 
 REPORT = "conversion_report.json"
 TOLERANCE = 1e-4
@@ -44,12 +45,17 @@ class ConversionReport:
     bytes_written: int
     seconds: dict[str, float]
     versions: dict[str, str]
-    train_command: str | None  # when some check says "needs training"
+    next_step: dict[str, Any] | None  # if a check says "needs training": how, with "{model}" for the model's name
 
     @property
     def passed(self) -> bool:
         """Whether no check failed."""
         return all(check.status != FAILED for check in self.checks)
+
+    @property
+    def train_command(self) -> str | None:
+        """What to type, or to do, if the result needs training."""
+        return None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     @property
     def needs_training(self) -> bool:
@@ -61,6 +67,7 @@ class ConversionReport:
             "passed": self.passed,
             "verified": bool(self.checks),
             "needs_training": self.needs_training,
+            "next_step": self.next_step,
             "train_command": self.train_command,
             "plan": self.plan,
             "text": self.text,

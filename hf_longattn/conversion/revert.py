@@ -414,7 +414,7 @@ def _reverted(
             bytes_written=plan.total_bytes,
             seconds=seconds(clock),
             versions=versions(),
-            train_command=None,
+            next_step=None,
         )
         write_json(stage / REVERT_REPORT, report.to_dict())
         _write_card(plan, stage, str(source), str(destination), report)

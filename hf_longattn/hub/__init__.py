@@ -1,10 +1,10 @@
 """What goes to the Hub with a model: the card, written from measured results, the model's code, and the way there."""
 
-from .card import model_card, write_model_card
+from .card import MeasuredResult, model_card, write_model_card
 from .push import PushReport, check_login, push_model
 from .remote_code import bundle_remote_code, check_remote_code
-from .results import MeasuredResult
 from .trainer_card import from_source, keep_model_card
+from .usage import next_step
 
 __all__ = [
     "MeasuredResult",
@@ -15,6 +15,7 @@ __all__ = [
     "from_source",
     "keep_model_card",
     "model_card",
+    "next_step",
     "push_model",
     "write_model_card",
 ]

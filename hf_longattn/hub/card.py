@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,31 +14,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
 from ..configuration import LongAttentionConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, LongAttentionError
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
 from ..naming import TAGS
-from ..reading import check_config, named_class, read_json_object
-from .inheritance import check_metadata, inherited_metadata, read_card, source_card, with_inherited
-from .results import MeasuredResult
-from .usage import (
-    ADAPTER,
-    SENTENCE_MODULES,
-    class_to_load,
-    generic_usage,
-    head_of,
-    marks_question,
-    remote_usage,
-    sentence_usage,
-    tokens_of,
-    usage,
-)
+from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
+from .metadata import check_metadata, inherited_metadata, read_card, source_card, with_inherited
+from .usage import SENTENCE_MODULES, class_to_load, head_of, next_step, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = "conversion_report.json"
-INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
-CLONE = "in a clone of the hf_longattn repository (the scripts are not installed with the package)"
-"""Where commands that begin with `python scripts/` are run."""
+MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is pushed, unless you remove this line -->"
+END = "<!-- end -->"
+MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
 
 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
@@ -133,14 +123,13 @@ def model_card(
     architecture = named_class(config, "AutoModel")
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
     length = int(plan.get("new_length") or tokens_of(config))
-    base = metadata.get("base_model") or (_called(plan["source"]) if plan.get("source") else None)
-    called, loaded, adapted = name or str(model_dir), class_to_load(folder, architecture), (folder / ADAPTER).is_file()
+    base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
     inherited = {*metadata.pop("tags")}
     sentences = (folder / SENTENCE_MODULES).is_file()
     own: dict[str, Any] = {
         "library_name": "sentence-transformers" if sentences else "transformers",
         "model_name": title,
-        "pipeline_tag": "sentence-similarity" if sentences else (head_of(loaded) or (None, None, ""))[1],
+        "pipeline_tag": "sentence-similarity" if sentences else (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1],
         "tags": sorted(inherited.union(TAGS) if attention else inherited.difference(TAGS)) or None,
         "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results,
     }
@@ -150,27 +139,12 @@ def model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=title,
         introduction=introduction or _introduction(architecture, base, attention, length, plan),
-        architecture=architecture,
-        is_long=attention is not None,
-        usage=generic_usage(config, called)
-        or (sentence_usage(called) if sentences else None)
-        or usage(
-            loaded,
-            called,
-            length,
-            is_long=attention is not None,
-            takes_globals=_takes_globals(attention) and not marks_question(config),
-            adapted=adapted,
-        ),
-        remote_usage=remote_usage(folder, config, called, length) if attention is not None and config.get("auto_map") else "",
+        **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir)).items()},
         layers=attention.table(int(config.get("num_hidden_layers") or config.get("n_layer") or 1)) if attention else "",
-        install=INSTALL,
-        clone=CLONE,
         checks=report.get("checks") or [],
         verified=report.get("verified", True),
         tolerance=report.get("tolerance") or 1e-4,
         verified_on=report.get("text") or "",
-        train_command=(report.get("train_command") or "").replace(report.get("destination") or str(folder.resolve()), name or folder.name),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
         limits=[*_limits(config, attention, length, bool(report.get("needs_training"))), *limits],
@@ -178,6 +152,23 @@ def model_card(
     )
     check_metadata(str(card), data.to_dict())
     return card
+
+
+def with_name(text: str, folder: Path, name: str) -> str:
+    """A card with its marked parts, those that name the model, rendered for another name; the rest of the text stays."""
+    parts = _parts(folder, read_config(folder), read_report(folder), name)
+    return MARKED.sub(lambda found: parts.get(found[1], found[0]), text)
+
+
+def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str) -> dict[str, str]:
+    """The parts of a card that name the model, in their markers."""
+    length = int((report.get("plan") or {}).get("new_length") or tokens_of(config))
+    step = report.get("next_step") or {}
+    training = next_step(step, name)
+    if training:
+        training = f"\n\n```\n{training}\n```" if step.get("command") else f" {training}."
+    parts = {"use": usage_section(folder, config, name, length), "training": training and f"What is marked *needs training*:{training}"}
+    return {part: f"{MARK.format(part)}\n{text}\n{END}" for part, text in parts.items() if text}
 
 
 def _inherited(folder: Path, source: str | Path | None) -> dict[str, Any]:
@@ -201,20 +192,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-REQUIRED = "!"
-"""At the end of a field's name: it must be there."""
-_NUMBER, _NATURAL = "a number", "a whole number"
-_BUCKET = {"from!": _NATURAL, "to!": _NATURAL, "predicted!": _NATURAL, "source_on_chunks!": _NUMBER, "result!": _NUMBER}
-_VALUES = {"buckets": [_BUCKET], "unit": "text", "predicts": "text", "tokens": _NATURAL, "chunk": _NATURAL}
+_BUCKET = {"from!": NATURAL, "to!": NATURAL, "predicted!": NATURAL, "source_on_chunks!": NUMBER, "result!": NUMBER}
+_VALUES = {"buckets": [_BUCKET], "unit": TEXT, "predicts": TEXT, "tokens": NATURAL, "chunk": NATURAL}
 REPORT_FIELDS: dict[str, Any] = {
-    "plan": {"source": "text", "old_length!": _NATURAL, "new_length!": _NATURAL, "positions!": "text"},
-    "checks": [{"name!": "text", "status!": "text", "detail!": "text", "values": _VALUES}],
+    "plan": {"source": TEXT, "old_length!": NATURAL, "new_length!": NATURAL, "positions!": TEXT},
+    "checks": [{"name!": TEXT, "status!": TEXT, "detail!": TEXT, "values": _VALUES}],
     "versions": "an object of text",
-    **dict.fromkeys(("train_command", "text", "destination"), "text"),
+    "next_step": {"command": "a list of text", "advice": TEXT},
+    "text": TEXT,
     **dict.fromkeys(("verified", "needs_training"), "true or false"),
-    "tolerance": _NUMBER,
+    "tolerance": NUMBER,
 }
-"""What a card and a push read of a conversion's report."""
+"""The fields of a conversion's report that a card and a push read."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -226,40 +215,8 @@ def read_report(folder: Path) -> dict[str, Any]:
     if not (folder / REPORT).exists():
         return {}
     report = read_json_object(folder / REPORT)
-    wrong = _misfit(report, REPORT_FIELDS, "")
-    if wrong:
-        raise CheckpointError(f"{str(folder / REPORT)!r} is not the report of a conversion: {wrong}; restore it, or delete it.")
+    check_fields(report, REPORT_FIELDS, str(folder / REPORT), "restore the report of the conversion, or delete it")
     return report
-
-
-def _misfit(value: Any, expected: Any, where: str) -> str:
-    """Where a value is not as expected, in words; empty where it is."""
-    if isinstance(expected, dict):
-        if not isinstance(value, dict):
-            return f"{where} must be an object"
-        for key, inner in expected.items():
-            name, needed = key.removesuffix(REQUIRED), key.endswith(REQUIRED) and bool(value)
-            if value.get(name) is None and not needed:
-                continue
-            if wrong := _misfit(value.get(name), inner, f"{where}.{name}".lstrip(".")):
-                return wrong
-        return ""
-    if isinstance(expected, list):
-        if not isinstance(value, list):
-            return f"{where} must be a list"
-        return next((wrong for one in value if (wrong := _misfit(one, expected[0], f"an entry of {where}"))), "")
-    right = {
-        "text": isinstance(value, str),
-        _NATURAL: isinstance(value, int) and not isinstance(value, bool),
-        _NUMBER: isinstance(value, int | float) and not isinstance(value, bool),
-        "true or false": isinstance(value, bool),
-        "an object of text": isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
-    }[expected]
-    return "" if right else f"{where} must be {expected}"
-
-
-def _takes_globals(attention: LongAttentionConfig | None) -> bool:
-    return attention is not None and mechanism_class(attention.mechanism).takes_globals
 
 
 def _introduction(architecture: str, base: str | None, attention: LongAttentionConfig | None, length: int, plan: dict[str, Any]) -> str:
@@ -273,8 +230,8 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
     return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
 
 
-def _called(source: str) -> str:
-    """How a text calls a source: a folder by its name, one in the Hub's cache by that of its repository."""
+def _display_name(source: str) -> str:
+    """A folder's name; of one in the Hub's cache, the repository's."""
     path = Path(source).expanduser()
     if not path.is_absolute() and not path.is_dir():
         return source.rstrip("/")
@@ -315,3 +272,76 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
 def _versions(report: dict[str, Any]) -> str:
     versions = {"hf_longattn": __version__} | (report.get("versions") or {})
     return ", ".join(f"{package} {version}" for package, version in versions.items()) + "."
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredResult:
+    """One number that a script measured.
+
+    Attributes:
+        dataset: readable name, for example "lookup, documents of 1,025 to 2,048 tokens".
+        metric: readable name, for example "exact match".
+        value: finite; in ``unit``.
+        unit: "%", "s", "nats" or "" for a plain number.
+        task: the Hub's task name, for example "question-answering".
+        dataset_type: identifier in the metadata; made from ``dataset`` when empty.
+        metric_type: identifier in the metadata; made from ``metric`` when empty.
+        system: what was measured, when the table compares several; only rows without one go into the metadata.
+        n: examples; standard_error: in ``unit``; split: of the dataset; note: a few words.
+    """
+
+    dataset: str
+    metric: str
+    value: float
+    unit: str = ""
+    task: str = "question-answering"
+    dataset_type: str = ""
+    metric_type: str = ""
+    system: str = ""
+    n: int | None = None
+    standard_error: float | None = None
+    split: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.value, int | float) and math.isfinite(self.value)):
+            raise LongAttentionError(
+                f"The result {self.metric!r} on {self.dataset!r} is {self.value!r}, but a card states finite numbers only."
+            )
+
+    @classmethod
+    def of(cls, row: MeasuredResult | dict[str, Any]) -> MeasuredResult:
+        """The row itself, or one made from a dict of the attributes above."""
+        if isinstance(row, MeasuredResult):
+            return row
+        try:
+            return cls(**row)
+        except TypeError as error:
+            known = ", ".join(field.name for field in dataclasses.fields(cls))
+            raise LongAttentionError(
+                f"A result row has the fields {sorted(row)}, but takes {known} (the first three are needed)."
+            ) from error
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit and standard error."""
+        number = f"{self.value:,.3g}" if abs(self.value) < 100 else f"{self.value:,.0f}"
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
+        return f"{number}{error}{' ' * bool(self.unit)}{self.unit}"
+
+    def to_metadata(self) -> EvalResult:
+        """The entry of the card's ``model-index``."""
+        return EvalResult(
+            task_type=self.task,
+            dataset_type=self.dataset_type or _slug(self.dataset),
+            dataset_name=self.dataset,
+            dataset_split=self.split,
+            metric_type=self.metric_type or _slug(self.metric),
+            metric_name=self.metric,
+            metric_value=self.value,
+        )
+
+
+def _slug(text: str) -> str:
+    words = "".join(character if character.isalnum() else " " for character in text.lower()).split()
+    return "_".join(words)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import HubError
 from ..reading import read_text
 from .card import model_card
-from .inheritance import fetch_card, inherited_metadata, read_card, source_card
+from .metadata import fetch_card, inherited_metadata, read_card, source_card
 
 __all__ = ["complete_pushed_card", "from_source", "keep_model_card"]
 

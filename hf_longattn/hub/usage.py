@@ -1,9 +1,11 @@
-"""The usage snippet of a card: short, and it runs as it stands."""
+"""What a card tells its reader to type: code that loads and runs the model, as it stands, and the command that trains it further."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,9 @@ print(model.similarity(embeddings, embeddings))
 """
 
 SENTENCE_MODULES = "modules.json"
-"""Of a sentence-transformers folder."""
+"""In a sentence-transformers folder."""
 ADAPTER = Path("adapter", "adapter_config.json")
-"""Of an adapter that stands beside its base."""
+"""Of an adapter that was converted with its base."""
 ADAPTED = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -115,24 +117,105 @@ ADAPTED = {
     "CAUSAL_LM": "ForCausalLM",
     "SEQ_2_SEQ_LM": "ForConditionalGeneration",
 }
-"""Task of an adapter -> ending of the class that it is put on."""
+"""Task of an adapter -> ending of the class that it adapts."""
+MODEL = "{model}"
+"""Stands for the model's name in the fields of a report."""
+INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
+OURS = "import hf_longattn  # registers the model with transformers"
+
+
+def usage_section(folder: Path, config: dict[str, Any], name: str, length: int) -> str:
+    """What a card says about loading the model as ``name``, with this package and, if its code was bundled, without."""
+    code = snippet(folder, config, name, length)
+    if code is None:
+        text = f"Import `hf_longattn`, then load it; the class is `{named_class(config, 'AutoModel')}`."
+    else:
+        text = (f"With hf_longattn ({INSTALL}):\n\n" if "long_attention" in config else "") + f"```python\n{code}\n```"
+    return text if "auto_map" not in config else f"{text}\n\n{remote_usage(folder, config, name, length)}"
+
+
+def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | None = None) -> str:
+    """The section of a card about loading a model with its bundled code, where this package is not installed."""
+    code = snippet(folder, config, name, length or tokens_of(config), trusts_code=True)
+    how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
+    return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you run it:\n\n{how}"
+
+
+def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, trusts_code: bool = False) -> str | None:
+    """Python that loads a saved model as ``name`` and runs it once on an input of up to ``length`` tokens; ``None`` for unknown heads.
+
+    Args:
+        trusts_code: load it with its bundled code, without this package.
+    """
+    is_long = "long_attention" in config
+    if is_long and not (config.get("model_type") or "").startswith("long_"):
+        return (
+            f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {named_class(config, 'model')} with mechanisms"
+        )
+    if (folder / SENTENCE_MODULES).is_file():
+        start = (
+            ["from sentence_transformers import SentenceTransformer"]
+            if trusts_code
+            else [OURS, "from sentence_transformers import SentenceTransformer"]
+        )
+        load = f"model = SentenceTransformer({_quoted(name)}{_trust(trusts_code)})"
+        return "\n".join([*start, "", load, _SENTENCES.strip()])
+    attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
+    marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
+    return usage(
+        class_to_load(folder, named_class(config, "AutoModel")),
+        name,
+        length,
+        is_long=is_long,
+        takes_globals=attention is not None and mechanism_class(attention.mechanism).takes_globals and not marks_question,
+        trusts_code=trusts_code,
+        adapted=(folder / ADAPTER).is_file(),
+    )
+
+
+def usage(
+    architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool, trusts_code: bool = False, adapted: bool = False
+) -> str | None:
+    """The snippet of a transformers model.
+
+    Args:
+        is_long: whether it is one of this package's models.
+        takes_globals: whether the caller has to pass ``global_attention_mask``.
+        trusts_code: load it with its bundled code, without this package.
+        adapted: load the adapter in its folder, too.
+    """
+    head = head_of(architecture)
+    if head is None or (trusts_code and not head[0]):
+        return None
+    auto, _, body = head
+    ours = is_long and not trusts_code
+    imported = ([auto] if auto else [] if ours else [architecture]) + ["AutoTokenizer"]
+    loaded_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
+    imports = ["import torch"] if "torch." in body else []
+    imports += [OURS] if ours else []
+    imports += ["from peft import PeftModel"] if adapted else []
+    code = "\n".join([*imports, f"from transformers import {', '.join(sorted(imported))}", "", ""])
+    code += f"tokenizer = AutoTokenizer.from_pretrained({_quoted(name)})\n"
+    code += f"model = {loaded_by}.from_pretrained({_quoted(name)}{_trust(trusts_code)}).eval()\n"
+    code += f'model = PeftModel.from_pretrained(model, {_quoted(name)}, subfolder="{ADAPTER.parent}").eval()\n' if adapted else ""
+    code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "")
+    return re.sub(r"\n{3,}", "\n\n", code).strip()
+
+
+def next_step(step: Mapping[str, Any], name: str) -> str:
+    """How a result that needs training is trained, from the report's ``next_step`` with ``name`` in place of ``{model}``: a command, as a
+    shell takes it, or advice."""
+    if step.get("command"):
+        return shlex.join(word.replace(MODEL, name) for word in step["command"])
+    return (step.get("advice") or "").replace(MODEL, name)
 
 
 def class_to_load(folder: Path, architecture: str) -> str:
-    """The class that a saved model is used with: that of its adapter's task, where it has one, else its own."""
+    """The class that a saved model is used with: that of its adapter's task, if it has one, else its own."""
     if not (folder / ADAPTER).is_file():
         return architecture
     task = read_json_object(folder / ADAPTER).get("task_type")
     return ADAPTED.get(task, architecture) if isinstance(task, str) else architecture
-
-
-def sentence_usage(name: str, *, trusts_code: bool = False) -> str:
-    """Python that loads a sentence-transformers folder and compares two texts."""
-    ours, trust = ("", ", trust_remote_code=True") if trusts_code else ("import hf_longattn  # registers the model with transformers\n", "")
-    called = json.dumps(name, ensure_ascii=False)
-    return (
-        f"{ours}from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer({called}{trust})\n{_SENTENCES.strip()}"
-    )
 
 
 def head_of(architecture: str) -> tuple[str, str | None, str] | None:
@@ -140,65 +223,16 @@ def head_of(architecture: str) -> tuple[str, str | None, str] | None:
     return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
 
 
-def usage(
-    architecture: str, name: str, length: int, *, is_long: bool, takes_globals: bool, trusts_code: bool = False, adapted: bool = False
-) -> str | None:
-    """Python that loads ``name`` (a folder or a Hub repository) and runs it once on an input of up to ``length`` tokens.
-
-    Args:
-        is_long: whether it is one of this package's models.
-        takes_globals: whether its attention takes global tokens that the call has to mark.
-        trusts_code: load it with the code that lies beside it, without this package.
-        adapted: put the adapter on it that stands in its folder.
-    """
-    head = head_of(architecture)
-    if head is None or (trusts_code and not head[0]):
-        return None
-    auto, _, body = head
-    ours = is_long and not trusts_code
-    theirs = ([auto] if auto else [] if ours else [architecture]) + ["AutoTokenizer"]
-    made_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
-    imports = ["import torch"] if "torch." in body else []
-    imports += ["import hf_longattn  # registers the model with transformers"] if ours else []
-    imports += ["from peft import PeftModel"] if adapted else []
-    trust = ", trust_remote_code=True" if trusts_code else ""
-    code = "\n".join([*imports, f"from transformers import {', '.join(sorted(theirs))}", "", ""])
-    called = json.dumps(name, ensure_ascii=False)
-    code += f"tokenizer = AutoTokenizer.from_pretrained({called})\nmodel = {made_by}.from_pretrained({called}{trust}).eval()\n"
-    code += f'model = PeftModel.from_pretrained(model, {called}, subfolder="{ADAPTER.parent}").eval()\n' if adapted else ""
-    code += body.format(length=length, globals=_QA_GLOBALS if is_long and takes_globals else "")
-    return re.sub(r"\n{3,}", "\n\n", code).strip()
-
-
-def marks_question(config: dict[str, Any]) -> bool:
-    """Whether the model finds the question's tokens by itself, so that no mask has to be given."""
-    return config.get("question_separator_id") is not None
-
-
-def generic_usage(config: dict[str, Any], name: str) -> str | None:
-    """The same of a plain class with mechanisms beside it; ``None`` for other models."""
-    if "long_attention" not in config or (config.get("model_type") or "").startswith("long_"):
-        return None
-    made = named_class(config, "model")
-    return f'import hf_longattn\n\nmodel = hf_longattn.load_generic("{name}")  # a {made} with its mechanisms'
-
-
-def remote_usage(folder: Path, config: dict[str, Any], name: str, length: int | None = None) -> str:
-    """The section of a card that says how to load a model whose code lies beside it, where this package is not installed."""
-    architecture = class_to_load(folder, named_class(config, "AutoModel"))
-    attention = LongAttentionConfig.from_dict(config["long_attention"])
-    takes_globals = mechanism_class(attention.mechanism).takes_globals and not marks_question(config)
-    limit = length or tokens_of(config)
-    adapted = (folder / ADAPTER).is_file()
-    code = usage(architecture, name, limit, is_long=True, takes_globals=takes_globals, trusts_code=True, adapted=adapted)
-    if (folder / SENTENCE_MODULES).is_file():
-        code = sentence_usage(name, trusts_code=True)
-    how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
-    return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you let it run:\n\n{how}\n"
-
-
 def tokens_of(config: dict[str, Any]) -> int:
-    """Tokens that a model of this config takes: the rows of its position table less those that are no positions."""
+    """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
-    counted = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - counted
+    offset = max((table.config_value(0) for table in family.position_tables), default=0) if family else 0
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 512) - offset
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _trust(trusts_code: bool) -> str:
+    return ", trust_remote_code=True" if trusts_code else ""

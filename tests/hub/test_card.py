@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, write_model_card
-from hf_longattn.hub.card import INSTALL
-from hf_longattn.hub.usage import usage
+from hf_longattn.hub.usage import INSTALL, usage
 
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -76,7 +75,7 @@ def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForQuestionAnswering")
     report = {
         "text": "200 tokens of built-in English",
-        "train_command": "python scripts/train_qa.py",
+        "next_step": {"command": ["longattn", "train", "qa", "--model", "{model}"]},
         "plan": {"source": "some/bert", "old_length": 32, "new_length": 64, "positions": "tile"},
         "checks": [{"name": "equal at the old length", "status": "passed", "detail": "largest difference 0.0"}],
         "versions": {"torch": "2.13.0"},
@@ -98,7 +97,7 @@ def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:
     for piece in (
         "82.5 ± 2.7 %",
         "equal at the old length",
-        "python scripts/train_qa.py",
+        "longattn train qa --model me/long-bert\n",
         "Reads English only.",
         "me/long-bert",
         "32 to 64 tokens",
@@ -143,17 +142,17 @@ def test_the_conversion_report_of_the_folder_is_used(tmp_path: Path) -> None:
     assert "| finite | passed | at 64 tokens |" in write_model_card(folder).read_text()
 
 
-def test_training_is_told_by_the_name_of_the_model_and_not_by_a_path_of_the_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "name", "expected"),
+    [
+        ({"command": ["train", "{model}", "--output={model}-qa"]}, "me/long", "training*:\n\n```\ntrain me/long --output=me/long-qa\n```"),
+        ({"command": ["train", "{model}"]}, "my model", "train 'my model'\n"),
+        ({"advice": "fine-tune {model} with transformers' Trainer"}, "me/long", "training*: fine-tune me/long with transformers' Trainer."),
+    ],
+)  # fmt: skip
+def test_the_next_step_names_the_model_as_it_is_loaded(step: dict[str, object], name: str, expected: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "BertForMaskedLM")
-    place = "/home/someone/models/my model"
-    said = {
-        f"python scripts/train_lm.py --model '{place}' --output '{place}-trained'": "--model 'me/long' --output 'me/long-trained'\n```",
-        f"fine-tune {place} with transformers' Trainer": "*needs training*: fine-tune me/long with transformers' Trainer.",
-    }
-    for command, expected in said.items():
-        text = write_model_card(folder, report={"destination": place, "train_command": command}, name="me/long").read_text()
-        assert expected in text
-        assert "/home/someone" not in text
+    assert expected in write_model_card(folder, report={"next_step": step}, name=name).read_text()
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
@@ -194,14 +193,14 @@ def test_only_models_with_a_table_are_said_to_refuse_longer_inputs(base: str, se
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
-        ({"checks": 5}, "checks must be a list"),
-        ({"checks": [5]}, "an entry of checks must be an object"),
-        ({"checks": [{"name": "x"}]}, "an entry of checks.status must be text"),
-        ({"plan": "x"}, "plan must be an object"),
-        ({"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}}, "plan.new_length must be a whole number"),
-        ({"versions": 5}, "versions must be an object of text"),
-        ({"train_command": 5}, "train_command must be text"),
-        ({"tolerance": "x"}, "tolerance must be a number"),
+        ({"checks": 5}, "checks=5, which must be a list"),
+        ({"checks": [5]}, r"checks\[0\]=5, which must be an object"),
+        ({"checks": [{"name": "x"}]}, r"checks\[0\]\.status=None, which must be text"),
+        ({"plan": "x"}, "plan='x', which must be an object"),
+        ({"plan": {"new_length": "x", "old_length": 5, "positions": "tile"}}, "plan.new_length='x', which must be a whole number"),
+        ({"versions": 5}, "versions=5, which must be an object of text"),
+        ({"next_step": {"command": "x"}}, "next_step.command='x', which must be a list of text"),
+        ({"tolerance": "x"}, "tolerance='x', which must be a number"),
         ({"text": "\ud800"}, "not valid JSON"),
     ],
 )

@@ -15,8 +15,7 @@ from transformers import AutoModelForMaskedLM
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
-from hf_longattn.hub import push_model
-from hf_longattn.hub.push import _typed_for as typed_for
+from hf_longattn.hub import push_model, write_model_card
 from hf_longattn.hub_errors import translated_errors
 
 from ..hub_server import serve
@@ -64,32 +63,41 @@ def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
     assert str(model) not in card
 
 
-def test_the_card_names_the_repository_wherever_it_named_the_folder(server: Hub, model: Path) -> None:
+def test_the_marked_parts_of_a_card_name_the_repository_and_the_rest_stays(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
-    lines = [
-        f'model = SentenceTransformer("{place}")',
-        f'model = PeftModel.from_pretrained(model, "{place}", subfolder="adapter").eval()',
-        f'model = hf_longattn.load_generic("{place}")',
-        f"python scripts/train_lm.py --model '{place}' --text YOUR_TEXTS --max-length 200 --output '{place}-trained'",
-        f"What is marked *needs training*: fine-tune {place} with transformers' Trainer on texts of up to 200 tokens.",
-    ]
+    set_next_step(
+        place, {"command": ["longattn", "train", "lm", "--model", "{model}", "--text", "long.txt", "--output", "{model}-trained"]}
+    )
+    write_model_card(place)
     with open(place / "README.md", "a", encoding="utf-8") as card:
-        card.write("\n".join(["", *lines, ""]))
+        card.write(f"Ask me about {place.name}.\n")
+    assert str(place) in (place / "README.md").read_text()
     push_model(place, REPO, token=WRITER)
     card_text = server.repos[REPO].branches["main"]["README.md"].decode()
-    assert f"--model {REPO} --text YOUR_TEXTS --max-length 200 --output {REPO}-trained\n" in card_text
+    assert f"longattn train lm --model {REPO} --text long.txt --output {REPO}-trained\n" in card_text
     assert str(place) not in card_text
+    assert card_text.endswith(f"Ask me about {place.name}.\n")
+
+
+def test_a_part_without_its_marker_is_the_users(server: Hub, model: Path) -> None:
+    text = (model / "README.md").read_text()
+    (model / "README.md").write_text("\n".join(line for line in text.splitlines() if "<!-- hf_longattn: use" not in line))
+    push_model(model, REPO, token=WRITER)
+    assert f'from_pretrained("{REPO}")' not in server.repos[REPO].branches["main"]["README.md"].decode()
+
+
+def set_next_step(folder: Path, step: dict[str, object]) -> None:
+    file = folder / "conversion_report.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "next_step": step}))
 
 
 def test_the_report_names_no_folder_of_this_machine(server: Hub, model: Path) -> None:
-    file = model / "conversion_report.json"
-    report = json.loads(file.read_text())
-    report["train_command"] = f"python scripts/train_lm.py --model {model} --text YOUR_TEXTS --output {model}-trained"
-    file.write_text(json.dumps(report))
+    set_next_step(model, {"command": ["longattn", "train", "lm", "--model", "{model}", "--output", "{model}-trained"]})
+    report = json.loads((model / "conversion_report.json").read_text())
     push_model(model, REPO, token=WRITER)
     sent = server.repos[REPO].branches["main"]["conversion_report.json"]
     assert str(model.parent) not in sent.decode()
-    assert json.loads(sent)["train_command"] == f"python scripts/train_lm.py --model {REPO} --text YOUR_TEXTS --output {REPO}-trained"
+    assert json.loads(sent)["train_command"] == f"longattn train lm --model {REPO} --output {REPO}-trained"
     assert json.loads(sent)["checks"] == report["checks"]
 
 
@@ -196,7 +204,7 @@ def test_no_connection_is_a_sentence(hub: Callable[[str], None], model: Path) ->
 
 def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, model: Path) -> None:
     server.add(REPO)
-    with pytest.raises(HubError, match="is public already"):
+    with pytest.raises(HubError, match="is public, but --private was given"):
         push_model(model, REPO, private=True, token=WRITER)
     assert not server.repos[REPO].messages
 
@@ -286,7 +294,7 @@ def large(path: Path) -> str:
 def test_a_retry_is_announced(server: Hub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.faults = [Fault("POST", "/commit/")]
     assert run("push", model, REPO, "--token", WRITER) == 0
-    assert "broke; trying again (2 of 3)" in capsys.readouterr().err
+    assert "broke; retrying (2 of 3)" in capsys.readouterr().err
 
 
 def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_followed(server: Hub, model: Path) -> None:
@@ -316,16 +324,3 @@ def test_a_snapshot_of_the_cache_is_sent_with_the_files_that_it_links_to(server:
 def test_a_file_that_cannot_be_read_is_no_failure_of_the_hub() -> None:
     with pytest.raises(CheckpointError, match=r"'/some/file': Permission denied\."), translated_errors(REPO):
         raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
-
-
-@pytest.mark.parametrize(
-    ("command", "typed"),
-    [
-        ("python x.py --model /x/long --text long.txt --output /x/long-qa", f"--model {REPO} --text long.txt --output {REPO}-qa"),
-        ("python x.py --model long --text longer.txt --output long-qa", f"--model {REPO} --text longer.txt --output {REPO}-qa"),
-        ("fine-tune /x/long with transformers' Trainer on texts", f"fine-tune {REPO} with transformers' Trainer on texts"),
-        ("fine-tune hf_longattn.load_generic('/x/long') with transformers' Trainer", f"load_generic('{REPO}') with"),
-    ],
-)  # fmt: skip
-def test_only_the_model_is_renamed_in_a_command(command: str, typed: str) -> None:
-    assert typed in typed_for(REPO, command)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, in_a_line, nearest
-from ...reading import check_config, named_class, read_json_object
+from ...reading import NAMES, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
 from ..tensor_files import TensorHeader, read_headers
 from .base import Place, Source
 
@@ -43,18 +43,14 @@ def base_of(place: Place) -> tuple[str, str | None]:
     return base_name, config.get("revision")
 
 
-NAMES = "a name, a regular expression or a list of names"
 FIELDS = {
-    "peft_type": (str, "text"),
-    "task_type": (str, "text"),
-    "revision": (str, "text"),
-    **dict.fromkeys(("r", "lora_alpha"), (int | float, "a number")),
-    **dict.fromkeys(("target_modules", "exclude_modules"), (str | list, NAMES)),
-    "modules_to_save": (list, "a list of names"),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict, "an object of numbers by regular expression")),
-    "auto_mapping": (dict, "an object"),
+    **dict.fromkeys(("peft_type", "task_type", "revision"), TEXT),
+    **dict.fromkeys(("r", "lora_alpha"), NUMBER),
+    **dict.fromkeys(("target_modules", "exclude_modules"), NAMES),
+    "modules_to_save": "a list of text",
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "auto_mapping"), "an object"),
 }
-"""Fields of an adapter's config: the types that peft takes, besides `None`, and their names for messages."""
+"""Fields of an adapter's config, and the types that peft takes besides ``None``."""
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:
@@ -63,17 +59,13 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
     Raises:
         CheckpointError: naming the field, and what it must be.
     """
-    for field, (kind, expected) in FIELDS.items():
+    check_fields(config, FIELDS, repr(str(file)))
+    for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
         value = config.get(field)
-        wrong = value is not None and (not isinstance(value, kind) or isinstance(value, bool))
-        if isinstance(value, list) and not wrong:
-            wrong = not all(isinstance(one, str) for one in value)
-        if wrong:
-            raise CheckpointError(f"{str(file)!r} says {field}={value!r:.80}, which must be {expected}.")
-        patterns = [value] if field in ("target_modules", "exclude_modules") else list(value) if isinstance(value, dict) else []
-        for pattern in patterns if field != "auto_mapping" else ():
+        patterns = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
+        for pattern in patterns:
             try:
-                re.compile(pattern if isinstance(pattern, str) else "")
+                re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
                 raise CheckpointError(
                     f"{str(file)!r} says {field}={pattern!r:.80}, which is not a regular expression ({error})."

@@ -172,7 +172,7 @@ def test_what_cannot_be_opened_is_a_sentence(adapter: Callable[..., Path], tmp_p
         ({"target_modules": "(query"}, "not a regular expression"),
         ({"exclude_modules": "*"}, "not a regular expression"),
         ({"rank_pattern": {"(": 4}}, "not a regular expression"),
-        ({"modules_to_save": "classifier"}, "which must be a list of names"),
+        ({"modules_to_save": "classifier"}, "which must be a list of text"),
         ({"peft_type": None}, "names no peft_type"),
         ({"peft_type": "LORE"}, "peft knows .* Did you mean 'LORA'"),
         ({"task_type": ["SEQ_CLS"]}, "task_type=.*, which must be text"),

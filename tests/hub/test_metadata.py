@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.hub import write_model_card
-from hf_longattn.hub.inheritance import inherited_metadata, with_inherited
+from hf_longattn.hub.metadata import inherited_metadata, with_inherited
 
 from ..hub_server import serve
 from ..hub_state import Hub
