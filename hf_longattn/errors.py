@@ -92,3 +92,25 @@ def defined_at(value: Any) -> str:
         return f"{inspect.getsourcefile(value)}:{inspect.getsourcelines(value)[1]}"
     except (OSError, TypeError):  # typed at a prompt
         return f"{value.__module__}.{value.__qualname__}"
+
+
+def check_registration(what: str, name: str, cls: Any, base: type, known: type | None) -> None:
+    """Refuse a class that cannot be registered, in one sentence with its file and line.
+
+    Args:
+        what: kind of thing, "source", "mechanism" …
+        name: to register it under.
+        cls: that is to be registered.
+        base: it must derive from.
+        known: the class that has the name already.
+
+    Raises:
+        RegistrationError: not derived from `base`, without one of its methods, or the name is taken.
+    """
+    here = f"The {what} {name!r} ({defined_at(cls)})"
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise RegistrationError(f"{here} must be a class that derives from {base.__name__}.")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise RegistrationError(f"{here} has no method {missing[0]!r}; write it as {base.__name__} says.")
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise RegistrationError(f"{here} has the name of {defined_at(known)}; choose another name.")

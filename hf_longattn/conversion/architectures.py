@@ -22,7 +22,7 @@ from ..modeling.recurrence import MemoryTokens
 from ..positions import DROPPED, STRATEGIES
 from ..reading import check_config, named_class
 from .long_models import CheckpointConverter, checkpoint_converters, converter_of
-from .sources.base import Source
+from .sources import Source
 from .tensor_files import TensorHeader
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")

@@ -18,12 +18,12 @@ from .init_from_text import initial_values
 from .model_loading import quiet_libraries
 from .plan import ConversionPlan, all_options, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
-from .sources.opening import open_source
+from .sources import ResultInfo, open_source
 from .staging import destination_path, staged_folder
 from .tensor_files import write_json, write_weights
 from .text import VerificationText, beginning, load_tokenizer, verification_text
 from .verify import verify as verify_result
-from .writing import added_values, files_of, write_adapter, write_sentence_modules, write_sidecars
+from .writing import added_values, files_of, write_sidecars
 
 
 @quiet_libraries()
@@ -133,9 +133,7 @@ def convert_checkpoint(
         write_json(stage / REPORT, report.to_dict())
         if remote_code:
             bundle_remote_code(stage, user_code=user_code)
-        write_model_card(
-            stage, base_model=str(source) if on_the_hub else None, source=opened.sentence or opened.folder, name=str(destination)
-        )
+        write_model_card(stage, base_model=str(source) if on_the_hub else None, source=opened.card_folder, name=str(destination))
     return report
 
 
@@ -152,10 +150,8 @@ def _write(plan: ConversionPlan, stage: Path, target: Path, begun: dict[str, Ten
         new_length=plan.new_length,
         generated=plan.decoder,
     )
-    if plan.source.sentence is not None:
-        files += write_sentence_modules(plan.source.sentence, stage, plan.new_length)
-    if plan.source.adapter is not None:
-        files += write_adapter(plan.source.adapter, stage, target, plan.architecture)
+    result = ResultInfo(target, plan.architecture.long_class, plan.architecture.family.module, plan.new_length)
+    files += plan.source.write_beside(stage, result)
     return list(dict.fromkeys(files))
 
 
@@ -194,8 +190,8 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     if plan.generic:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
     head = plan.architecture.source_class
-    if plan.source.sentence is not None:
-        return {"advice": f"fine-tune {{model}} with sentence-transformers' trainer on {length}"}
+    if hint := plan.source.training_hint(plan.new_length):
+        return {"advice": hint}
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))

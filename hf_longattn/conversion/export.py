@@ -24,7 +24,7 @@ from .architectures import attached_mechanisms
 from .inspection import inspect_checkpoint
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from .report import FAILED, PASSED, TOLERANCE, Check
-from .sources.base import SIDECARS, Source
+from .sources import SIDECARS, Source
 from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import VerificationText, load_tokenizer, verification_text

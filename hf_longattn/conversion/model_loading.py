@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, in_a_line
 from .architectures import Architecture
 from .disk_offload import WeightsInFiles
-from .sources.base import Source
-from .sources.opening import open_source
+from .sources import Source, open_source
 from .tensor_files import TensorHeader
 
 
@@ -74,14 +74,13 @@ def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | 
 def _model_of(
     source: Source, model_class: Any, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None, own: Mapping[str, Any]
 ) -> tuple[nn.Module, set[str]]:
-    """`own`: arguments of the loading beside the source's."""
-    arguments = {**source.loading, **own}
+    """`own`: further arguments of ``from_pretrained``."""
     if scratch is None:
-        model, missing = _load(model_class, source.folder, dtype, **arguments)
-        return (model if source.finish is None else source.finish(model)), missing
-    if arguments.pop("gguf_file", None):  # whose names and values transformers would read itself
-        arguments |= {"config": architecture.source_config, "state_dict": {}}
-    return _load_from_files(model_class, source.folder, dtype, source.tensors, scratch, **arguments)
+        model, missing = _load(partial(source.load, model_class), source.folder, dtype, **own)
+        return source.finish(model), missing
+    config = architecture.source_config if architecture.original_config is None else architecture.original_config
+    arguments = {"config": config, "state_dict": {}, **own}  # transformers must not look for the weights itself
+    return _load_from_files(model_class, None, source.folder, dtype, source.tensors, scratch, **arguments)
 
 
 def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
@@ -117,9 +116,10 @@ def load_result(
     arguments = {"use_safetensors": True, **({} if config_instead is None else {"config": config_instead})}
     if scratch is not None:
         tensors = open_source(folder).tensors
-        return _load_from_files(architecture.model_class, folder, dtype, tensors, scratch, **arguments)
+        return _load_from_files(architecture.model_class, folder, folder, dtype, tensors, scratch, **arguments)
     name = auto_class_name(config, architecture.long_class)
-    return _load(getattr(transformers, name) if name else architecture.model_class, folder, dtype, **arguments)
+    model_class: Any = getattr(transformers, name) if name else architecture.model_class
+    return _load(partial(model_class.from_pretrained, folder), folder, dtype, local_files_only=True, **arguments)
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
@@ -128,15 +128,10 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
     return bool(missing - tied)
 
 
-def _load(model_class: Any, folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
+def _load(load: Callable[..., Any], folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
+    """`load`: a ``from_pretrained`` without the arguments that are the same for all; `folder`: for messages."""
     try:
-        model, info = model_class.from_pretrained(
-            None if "state_dict" in arguments else folder,
-            dtype=dtype or torch.float32,
-            output_loading_info=True,
-            local_files_only=True,
-            **arguments,
-        )
+        model, info = load(dtype=dtype or torch.float32, output_loading_info=True, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
     # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
@@ -149,10 +144,16 @@ def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> Weig
 
 
 def _load_from_files(
-    model_class: Any, folder: Path, dtype: torch.dtype | None, tensors: Mapping[str, TensorHeader], scratch: Path, **arguments: Any
+    model_class: Any,
+    path: Path | None,
+    folder: Path,
+    dtype: torch.dtype | None,
+    tensors: Mapping[str, TensorHeader],
+    scratch: Path,
+    **arguments: Any,
 ) -> tuple[nn.Module, set[str]]:
     weights = weights_in_files(tensors, scratch)
-    model, missing = _load(weights.loading(model_class), folder, dtype, **arguments)
+    model, missing = _load(partial(weights.loading(model_class).from_pretrained, path), folder, dtype, local_files_only=True, **arguments)
     model.__class__ = model_class  # the class that loaded it adds no state
     weights.give_to(model)
     return model, missing

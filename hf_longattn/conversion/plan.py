@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..configuration import IN_TURN, LongAttentionConfig
-from ..errors import CheckpointError, LengthError, OptionError, PositionError
+from ..errors import LengthError, OptionError, PositionError
 from ..mechanisms.options import RELATIVE
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import question_separator, takes_globals
@@ -22,11 +21,8 @@ from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechani
 from .model_loading import quiet_libraries
 from .plan_positions import StackLength, decoder_length, plan_positions, plan_rotary, text_length
 from .plan_tensors import ResultPlan, parse_dtype, plan_tensors, renamed_tensors
-from .sources.base import Source
-from .sources.opening import open_source
-from .sources.peft import ADAPTER_WEIGHTS
+from .sources import Source, open_source
 from .staging import check_destination
-from .tensor_files import read_headers
 from .text import load_tokenizer
 
 
@@ -88,11 +84,11 @@ def plan_conversion(
     how = {"allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True, **how)
     if destination is not None:
-        check_destination(Path(destination), *opened.places, overwrite=overwrite)
+        check_destination(Path(destination), *opened.protected, overwrite=overwrite)
     if generic:
         given = resolve_attention(mechanism, long_attention, options)
         unasked = mechanism is None and long_attention is None and not options
-        whole = (decoder_long_attention, max_decoder_length, init_from_text) == (None, None, None) and opened.adapter is None
+        whole = (decoder_long_attention, max_decoder_length, init_from_text) == (None, None, None) and not opened.needs_family
         return plan_generic(opened, given, unasked, positions, max_length, cast, max_shard_size, whole=whole)
     architecture = find_architecture(opened)
     base = architecture.source_config
@@ -129,8 +125,7 @@ def plan_conversion(
     skeleton = architecture.skeleton(config)
     if answers and takes_globals(skeleton):  # the question sees the whole document, and the whole document the question
         config.question_separator_id = separator
-    if opened.adapter is not None:
-        check_adapter(opened.adapter, architecture, skeleton)
+    opened.check_result(skeleton, lambda name: architecture.family.table(name) is not None)
 
     tensors = plan_tensors(
         opened,
@@ -401,35 +396,3 @@ def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttent
         return [completed(one) for one in value] if isinstance(value, list | tuple) else value
 
     return LongAttentionConfig.from_dict(completed(attention.to_dict()))
-
-
-PEFT_PREFIX = "base_model.model."
-"""Before the base's own names in an adapter's tensors."""
-
-
-def check_adapter(adapter: Path, architecture: Architecture, skeleton: nn.Module) -> None:
-    """Refuse an adapter that the result cannot carry.
-
-    Args:
-        adapter: its folder; on the Hub, its weights may not have been downloaded, and nothing is checked then.
-        architecture, skeleton: of the result.
-
-    Raises:
-        CheckpointError: it holds a position table, which has the old length, or nothing in it belongs to a module of the result.
-    """
-    if not (adapter / ADAPTER_WEIGHTS).is_file():
-        return
-    names = list(read_headers(adapter / ADAPTER_WEIGHTS))
-    tables = [name for name in names if architecture.family.table(name) is not None]
-    if tables:
-        raise CheckpointError(f"The adapter holds the position table {tables[0]!r}, which has the old length; add --merge-adapter.")
-    modules = {name for name, _ in skeleton.named_modules() if name}
-    prefix = f"{getattr(skeleton, 'base_model_prefix', '')}."
-    modules |= {f"{prefix}{name}" for name in modules} | {name.removeprefix(prefix) for name in modules}
-    if not any(set(_parents(name.removeprefix(PEFT_PREFIX))) & modules for name in names):
-        raise CheckpointError(f"The adapter {str(adapter)!r} belongs to another base: this one has no module for {names[0]!r}.")
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]

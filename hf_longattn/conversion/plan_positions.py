@@ -14,7 +14,7 @@ from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_row
 from .architectures import Architecture
 from .flops import ModelShape, layer_mechanisms
 from .plan_tensors import RenamedTensor
-from .sources.base import Source
+from .sources import Source
 
 
 @dataclass(frozen=True)

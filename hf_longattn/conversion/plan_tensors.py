@@ -14,7 +14,7 @@ from ..errors import CheckpointError, nearest
 from ..modeling.attention_sites import ON, copied_parameters
 from .architectures import Architecture, attached_mechanisms, attached_memory
 from .long_models import WeightRenaming
-from .sources.base import Source
+from .sources import Source
 from .tensor_files import TensorHeader
 
 

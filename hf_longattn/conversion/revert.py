@@ -39,14 +39,14 @@ from .report import (
     seconds,
     versions,
 )
-from .sources.base import Source
-from .sources.opening import open_source
+from .sources import ResultInfo, Source, open_source
+from .sources.peft import ADAPTER_FOLDER
 from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import read_tensor, write_json, write_weights
 from .text import VerificationText, beginning, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps
 from .verify_outputs import difference, length_from_files
-from .writing import ADAPTER_FOLDER, files_of, write_sentence_modules, write_sidecars
+from .writing import files_of, write_sidecars
 
 AUTO = "auto"
 """The positions before the conversion, as far as the long model still has them."""
@@ -394,13 +394,13 @@ def _reverted(
     clock = {"start": time.perf_counter()}
     text, origin = verification_text(verify_text)
     opened = open_source(source, revision=revision, token=token)
-    for place in opened.places:
+    for place in opened.protected:
         check_destination(target, place, overwrite=overwrite)
     plan = plan_reversion(opened, max_length=max_length, positions=positions, dtype=dtype, max_shard_size=max_shard_size)
     text = beginning(text, plan.new_length)
     tokens = VerificationText(text, origin, load_tokenizer(plan.source.folder), plan.config.vocab_size) if verify else None
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        files = _write(plan, stage, progress)
+        files = _write(plan, stage, target, progress)
         clock["written"] = time.perf_counter()
         checks: list[Check] = verify_reversion(plan, stage, tokens) if tokens else []
         require_passed(checks)
@@ -429,14 +429,14 @@ def _write_card(plan: RevertPlan, stage: Path, source: str, destination: str, re
     write_model_card(
         stage,
         base_model=source if on_the_hub else None,
-        source=plan.source.sentence or plan.source.folder,
+        source=plan.source.card_folder,
         report=report.to_dict(),
         name=destination,
         introduction=f"A plain `{plan.architecture.source_class}` {grown}, made from the long model `{called}` by `longattn revert`.",
     )
 
 
-def _write(plan: RevertPlan, stage: Path, progress: StageProgress | None) -> list[str]:
+def _write(plan: RevertPlan, stage: Path, target: Path, progress: StageProgress | None) -> list[str]:
     advance = None if progress is None else (lambda done, total: progress("write", done, total))
     files = write_weights(stage, files_of(plan, {}), advance)
     lengths = StackLength(plan.old_length, plan.new_length)
@@ -444,8 +444,8 @@ def _write(plan: RevertPlan, stage: Path, progress: StageProgress | None) -> lis
     files += write_sidecars(
         plan.source.folder, stage, plan.config, base_type=base_type, old_length=lengths.old, new_length=lengths.new, generated=lengths
     )
-    if plan.source.sentence is not None:
-        files += write_sentence_modules(plan.source.sentence, stage, plan.new_length)
+    result = ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length)
+    files += plan.source.write_beside(stage, result)
     return list(dict.fromkeys(files))
 
 

@@ -14,10 +14,8 @@ from .disk_offload import Running, choose_running
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import FAILED, PASSED, SKIPPED, Check
-from .sources.base import Source
-from .sources.opening import open_source
-from .sources.peft import ADAPTER_WEIGHTS
-from .tensor_files import BLOCK, TensorHeader, read_blocks, read_headers, read_tensor
+from .sources import Source, open_source
+from .tensor_files import BLOCK, TensorHeader, read_blocks, read_tensor
 from .text import VerificationText, load_tokenizer
 from .verify_long_models import why_no_gradients
 from .verify_loss import check_loss
@@ -133,9 +131,7 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
             wrong += differences
         if not finite:
             infinite[name] = tensor.header is not None and _is_finite(tensor.header)
-    if plan.source.adapter is not None:
-        adapter = read_headers(plan.source.adapter / ADAPTER_WEIGHTS)
-        infinite |= {f"{name} (of the adapter)": False for name, header in adapter.items() if not _is_finite(header)}
+    infinite |= {name: False for name, header in plan.source.tensors_beside().items() if not _is_finite(header)}
     counts = plan.counts()
     listed = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
     detail = f"{len(plan.source.tensors)} tensors of the source accounted for: {listed}"

@@ -20,7 +20,7 @@ from .model_loading import load_plain, load_result, load_source, newly_initialis
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
 from .report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check
-from .sources.opening import open_source
+from .sources import open_source
 from .text import VerificationText
 from .verify_long_models import compare_with_original
 

@@ -16,15 +16,12 @@ from ..mechanisms.registry import mechanism_from
 from ..modeling.recurrence import MemoryTokens
 from ..positions import extend_table
 from ..reading import read_json_object
-from .architectures import Architecture, attached_mechanisms, attached_memory
+from .architectures import attached_mechanisms, attached_memory
 from .plan import ConversionPlan
 from .plan_positions import StackLength
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import REPORT
-from .sources.base import SIDECARS
-from .sources.opening import READ_FOLDERS
-from .sources.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .sources.sentence import SENTENCE_MODULES, sentence_modules
+from .sources import SIDECAR_FOLDERS, SIDECARS
 from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json
 
 SEED = 0
@@ -43,7 +40,7 @@ def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[Ou
     }
     if plan.max_shard_size is not None:
         return split_by_size(list(outputs.values()), plan.max_shard_size)
-    names = _file_names(plan)
+    names = plan.source.result_files()
     files: dict[str, list[OutputTensor]] = {}
     for tensor in plan.tensors:
         if tensor.name in outputs and tensor.header is not None and tensor.new_shape is not None:
@@ -51,14 +48,6 @@ def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[Ou
     new = [outputs[tensor.name] for tensor in plan.tensors if tensor.action == "added"]
     files.setdefault(next(reversed(files), WEIGHTS), []).extend(new)
     return files
-
-
-def _file_names(plan: ResultPlan) -> dict[Path, str]:
-    """Every file of the source, and that of the result; a file of another format gets the name that a safetensors file has in its place."""
-    files = dict.fromkeys(header.file for header in plan.source.tensors.values())
-    if len(files) == 1 and not any(file.suffix == ".safetensors" for file in files):
-        return dict.fromkeys(files, WEIGHTS)
-    return {file: Path(file.name.replace("pytorch_model", "model")).with_suffix(".safetensors").name for file in files}
 
 
 def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
@@ -156,7 +145,7 @@ def write_sidecars(
         else:
             shutil.copyfile(path, folder / path.name)
         written.append(path.name)
-    for name in READ_FOLDERS:
+    for name in SIDECAR_FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
             written.append(name)
@@ -180,68 +169,3 @@ def _longer_tokenizer(values: dict[str, Any], base_type: str, new_length: int) -
     named = TOKENIZER_MAPPING_NAMES.get(base_type)
     default = {"tokenizer_class": named} if isinstance(named, str) else {}
     return {**default, **values, "model_max_length": new_length}
-
-
-SETTINGS = "sentence_*_config.json"
-"""Of the transformer; the name in the middle was the architecture's in old versions."""
-
-ROOT_FILES = ("config_sentence_transformers.json",)
-
-
-def write_sentence_modules(source: Path, folder: Path, new_length: int) -> list[str]:
-    """Write the modules around the transformer, which lies at the root of the result, so that AutoModel finds it as well.
-
-    Args:
-        source: the source's sentence-transformers folder.
-        folder: where the transformer has been written.
-        new_length: tokens; `max_seq_length` follows, since shorter texts are what the source was limited to.
-
-    Returns:
-        The names of the files and folders written.
-    """
-    modules = sentence_modules(source)
-    transformer = source / modules[0]["path"]
-    written = [SENTENCE_MODULES]
-    write_json(folder / SENTENCE_MODULES, [{**modules[0], "path": ""}, *modules[1:]])
-    for settings in sorted(transformer.glob(SETTINGS)):
-        values = read_json_object(settings)
-        if values.get("max_seq_length") is not None:
-            values["max_seq_length"] = new_length
-        write_json(folder / settings.name, values)
-        written.append(settings.name)
-    for name in ROOT_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-            written.append(name)
-    for module in modules[1:]:
-        if module["path"] and (source / module["path"]).is_dir():
-            shutil.copytree(source / module["path"], folder / module["path"])
-            written.append(module["path"])
-    return written
-
-
-ADAPTER_FOLDER = "adapter"
-"""Of the result, for an adapter that is kept beside its base."""
-
-
-def write_adapter(adapter: Path, folder: Path, base: Path, architecture: Architecture) -> list[str]:
-    """Copy an adapter, with the converted base as the one that it belongs to.
-
-    Args:
-        adapter: its folder.
-        folder: the root of the result as it is being written.
-        base: where the result will stand.
-        architecture: of the conversion.
-
-    Returns:
-        The names of the files written.
-    """
-    config = read_json_object(adapter / ADAPTER_CONFIG)
-    config["base_model_name_or_path"] = str(base)
-    config["revision"] = None
-    if config.get("auto_mapping"):
-        config["auto_mapping"] = {"base_model_class": architecture.long_class, "parent_library": architecture.family.module}
-    (folder / ADAPTER_FOLDER).mkdir()
-    write_json(folder / ADAPTER_FOLDER / ADAPTER_CONFIG, config)
-    shutil.copyfile(adapter / ADAPTER_WEIGHTS, folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS)
-    return [f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]

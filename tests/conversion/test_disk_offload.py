@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_longattn.conversion import convert_checkpoint, disk_offload, revert_checkpoint
 from hf_longattn.conversion.disk_offload import WeightsInFiles, available_memory, choose_running
 from hf_longattn.conversion.model_loading import outputs
-from hf_longattn.conversion.sources.opening import open_source
+from hf_longattn.conversion.sources import open_source
 from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
 

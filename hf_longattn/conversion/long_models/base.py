@@ -5,17 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-
-if TYPE_CHECKING:
-    from ..sources.base import Source
-    from ..text import VerificationText
-
+from ...errors import check_registration
+from ...naming import load_module, module_names
+from ..sources import Source
+from ..text import VerificationText
 
 DECODED = 24
 """Tokens of a decoder beside an encoder in a comparison."""
@@ -157,3 +157,40 @@ def layer_options(mechanism: str, name: str, values: int | Sequence[int], **opti
     usual = max(listed, key=listed.count)
     layers = {index: {name: value} for index, value in enumerate(listed) if value != usual}
     return LongAttentionConfig(mechanism, layers=layers, **{name: usual}, **options)
+
+
+CONVERTERS: dict[str, CheckpointConverter] = {}
+C = TypeVar("C", bound=type[CheckpointConverter])
+
+
+def register_checkpoint_converter(name: str) -> Callable[[C], C]:
+    """Class decorator that makes a :class:`CheckpointConverter` known under ``name``.
+
+    Raises:
+        RegistrationError: it is no CheckpointConverter, lacks a method, or the name is taken.
+    """
+
+    def register(cls: C) -> C:
+        check_registration("checkpoint converter", name, cls, CheckpointConverter, type(CONVERTERS[name]) if name in CONVERTERS else None)
+        CONVERTERS[name] = cls()
+        return cls
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    """Import every module of this folder once."""
+    for name in module_names("conversion.long_models"):
+        load_module("conversion.long_models", name)
+
+
+def checkpoint_converters() -> tuple[CheckpointConverter, ...]:
+    """Every converter, in the order of their names."""
+    _discover()
+    return tuple(CONVERTERS[name] for name in sorted(CONVERTERS))
+
+
+def converter_of(source: Source) -> CheckpointConverter | None:
+    """The converter that recognises a source; ``None`` when it is a plain model of a family, or unknown."""
+    return next((converter for converter in checkpoint_converters() if converter.recognises(source)), None)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
-from .base import CheckpointConverter, WeightRenaming
+from .base import CheckpointConverter, WeightRenaming, register_checkpoint_converter
 
 QUESTION = 16
 """Tokens before the separator in a text to compare on."""
 
 
+@register_checkpoint_converter("big_bird")
 class BigBirdConverter(CheckpointConverter):
     """BigBirdModel and all its heads."""
 
@@ -57,6 +58,3 @@ class BigBirdConverter(CheckpointConverter):
         ids = ids.clone()
         ids[:, QUESTION] = config.sep_token_id
         return ids
-
-
-CONVERTER = BigBirdConverter()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-from .base import CheckpointConverter, Probe, WeightRenaming, with_decoder
-
-if TYPE_CHECKING:
-    from ..text import VerificationText
+from ..text import VerificationText
+from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter, with_decoder
 
 
+@register_checkpoint_converter("bigbird_pegasus")
 class BigBirdPegasusConverter(CheckpointConverter):
     """BigBirdPegasusModel and all its heads."""
 
@@ -52,6 +51,3 @@ def _adopted(config: Any) -> dict[str, Any]:
     from ...families.bigbird_pegasus import adopted_encoder
 
     return adopted_encoder(config.to_dict())
-
-
-CONVERTER = BigBirdPegasusConverter()

@@ -6,15 +6,13 @@ LED keeps no rows in front of its position tables, BART two; no head marks globa
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
-from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, with_decoder
-
-if TYPE_CHECKING:
-    from ..text import VerificationText
+from ..text import VerificationText
+from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter, with_decoder
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
 OFFSET = 2
@@ -26,6 +24,7 @@ PARTS: dict[str, Any] = {
 }
 
 
+@register_checkpoint_converter("led")
 class LEDConverter(CheckpointConverter):
     """LEDModel and its heads."""
 
@@ -56,6 +55,3 @@ class LEDConverter(CheckpointConverter):
 def _two_rows_in_front(table: Tensor) -> Tensor:
     """``(P, d)`` -> ``(P + 2, d)``: BART begins its tables with two rows that no token takes."""
     return nn.functional.pad(table, (0, 0, OFFSET, 0))
-
-
-CONVERTER = LEDConverter()

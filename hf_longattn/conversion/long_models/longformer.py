@@ -7,17 +7,15 @@ classification the first token, question answering the question, multiple choice
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-from ..sources.base import Source
-from .base import CheckpointConverter, Probe, WeightRenaming, layer_options
-
-if TYPE_CHECKING:
-    from ..text import VerificationText
+from ..sources import Source
+from ..text import VerificationText
+from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter
 
 NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")
 """Settings of the source's own attention; the old ones were never used by transformers."""
@@ -26,6 +24,7 @@ QUESTION = 16
 """Tokens before the first separator in a text to compare on."""
 
 
+@register_checkpoint_converter("longformer")
 class LongformerConverter(CheckpointConverter):
     """LongformerModel and all its heads."""
 
@@ -69,6 +68,7 @@ WINDOW = 512
 """Where the config does not name one: the window of Longformer's own checkpoints."""
 
 
+@register_checkpoint_converter("longformer_roberta")
 class LongformerRobertaConverter(LongformerConverter):
     """A RoBERTa with Longformer's self-attention; no head marks global tokens itself."""
 
@@ -101,6 +101,3 @@ class LongformerRobertaConverter(LongformerConverter):
             none = torch.zeros_like(probe.inputs["input_ids"])
             found.append(Probe(probe.name, {"global_attention_mask": none, **probe.inputs}, probe.real))
         return found
-
-
-CONVERTER = LongformerRobertaConverter()

@@ -7,19 +7,18 @@ transformers runs it on texts of exactly ``segment_means_seq_len`` tokens, witho
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-from .base import CheckpointConverter, Probe, WeightRenaming
-
-if TYPE_CHECKING:
-    from ..text import VerificationText
+from ..text import VerificationText
+from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter
 
 CONVOLUTION = re.compile(r"\.attention\.self\.conv\.weight$")
 
 
+@register_checkpoint_converter("nystromformer")
 class NystromformerConverter(CheckpointConverter):
     """NystromformerModel and all its heads."""
 
@@ -54,6 +53,3 @@ class NystromformerConverter(CheckpointConverter):
 def _kernel(weight: Tensor) -> Tensor:
     """``(H, 1, K, 1)`` to ``(H, K)``."""
     return weight[:, 0, :, 0]
-
-
-CONVERTER = NystromformerConverter()

@@ -1,3 +1,25 @@
-"""Where a checkpoint comes from: a folder, the Hub, a GGUF file, an adapter or a sentence-transformers folder, opened as a `Source`."""
+"""Where a checkpoint comes from: a folder, the Hub, a GGUF file, an adapter, sentence-transformers … One file per format."""
 
-from __future__ import annotations
+from .base import (
+    SIDECAR_FOLDERS,
+    SIDECARS,
+    ResultInfo,
+    Source,
+    SourceFormat,
+    SourceRequest,
+    open_request,
+    open_source,
+    register_source,
+)
+
+__all__ = [
+    "SIDECARS",
+    "SIDECAR_FOLDERS",
+    "ResultInfo",
+    "Source",
+    "SourceFormat",
+    "SourceRequest",
+    "open_request",
+    "open_source",
+    "register_source",
+]

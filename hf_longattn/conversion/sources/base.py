@@ -1,73 +1,283 @@
-"""What every way to open a checkpoint gives: its config, the headers of its tensors, and how transformers loads it."""
+"""The contract of sources: a format recognises a checkpoint and opens it as a `Source`, the one thing that everything after it reads.
+
+A format is one file of this folder with a :class:`SourceFormat` in it, which ``@register_source`` makes known.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from ..tensor_files import TensorHeader
+from ...errors import CheckpointError, check_registration
+from ...naming import load_module, module_names
+from ...reading import check_files, check_name
+from ..tensor_files import WEIGHTS, TensorHeader, read_tensor
+
+W = TypeVar("W", bound="WrappedSource")
+F = TypeVar("F", bound="type[SourceFormat]")
 
 SIDECARS = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "LICENSE*", "LICENCE*", "NOTICE*",
 )  # fmt: skip
 """Names of the files beside the weights that belong to a model: config, tokenizer, templates, licence."""
+SIDECAR_FOLDERS = ("additional_chat_templates",)
+
+
+@dataclass(frozen=True)
+class ResultInfo:
+    """What a source needs to know about the result to write its files beside it.
+
+    destination: where the result will be.
+    class_name, module: of its model class.
+    max_length: tokens that it takes.
+    """
+
+    destination: Path
+    class_name: str
+    module: str
+    max_length: int
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened source checkpoint.
+    """An opened checkpoint. A format whose checkpoints are more than config and weights derives from it.
 
     name: what the user typed.
-    folder: where its config, its tokenizer and everything else but the weights are.
+    folder: with its config, its tokenizer and everything else but the weights.
     config, tensors: its config.json, and the headers of its tensors by name.
-    loading: the arguments with which transformers loads its weights from ``folder``.
-    finish: what has to be done to a model loaded so, to be the source (an adapter merged into it).
-    origin: the file or folder that was opened, where that is not ``folder``; a conversion must not write there.
-    sentence: the sentence-transformers folder that it is the transformer of.
-    adapter: the folder of a PEFT adapter on it, which goes into the result as it is.
-    held: kept for as long as the source is, such as a temporary folder.
+    loading: the arguments of ``from_pretrained(folder, ...)`` with which transformers itself reads the weights, so that a mistake in
+        `tensors` shows in the comparison; ``None`` where it cannot, and the model is given the values of `tensors`.
+    paths: files and folders besides `folder` that belong to it and must not be written to.
     """
 
     name: str
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorHeader]
-    loading: Mapping[str, Any] = field(default_factory=lambda: {"use_safetensors": True})
-    finish: Callable[[nn.Module], nn.Module] | None = None
-    origin: Path | None = None
-    sentence: Path | None = None
-    adapter: Path | None = None
-    held: object = None
+    loading: Mapping[str, Any] | None = None
+    paths: tuple[Path, ...] = ()
+
+    needs_family: ClassVar[bool] = False
+    """Whether it can be converted to Long classes only, not with --generic."""
+    merges_adapter: ClassVar[bool] = False
+
+    @property
+    def protected(self) -> tuple[Path, ...]:
+        """Everything that belongs to the source and must not be written to."""
+        return (self.folder, *self.paths)
 
     @property
     def total_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        """Everything that belongs to the source and must not be written."""
-        return tuple(path for path in (self.folder, self.origin, self.adapter) if path is not None)
+    def card_folder(self) -> Path:
+        """The folder with its README.md."""
+        return self.folder
+
+    def load(self, model_class: Any, **arguments: Any) -> Any:
+        """What ``model_class.from_pretrained`` returns for the weights of this source, before `finish`."""
+        if self.loading is not None:
+            return model_class.from_pretrained(self.folder, local_files_only=True, **{**self.loading, **arguments})
+        config = arguments.pop("config", None) or model_class.config_class.from_dict(self.config)
+        values = {name: read_tensor(header) for name, header in self.tensors.items()}
+        return model_class.from_pretrained(None, config=config, state_dict=values, **arguments)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """The loaded model with whatever makes it this source (an adapter merged into it)."""
+        return model
+
+    def result_files(self) -> dict[Path, str]:
+        """Every weight file of the source, and the name of the safetensors file that takes its tensors."""
+        files = list(dict.fromkeys(header.file for header in self.tensors.values()))
+        if len(files) == 1 and files[0].suffix != ".safetensors":
+            return {files[0]: WEIGHTS}
+        return {file: f"{file.stem}.safetensors" for file in files}
+
+    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
+        """Refuse what the result cannot carry, before anything is written.
+
+        Args:
+            skeleton: the result without storage.
+            is_position_table: whether a tensor's name is that of a position table.
+        """
+
+    def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
+        """Write what belongs to the source besides model, config and tokenizer into the result's folder, and return the names."""
+        return []
+
+    def tensors_beside(self) -> Mapping[str, TensorHeader]:
+        """Tensors among the files that `write_beside` writes; they are checked for NaN."""
+        return {}
+
+    def training_hint(self, max_length: int) -> str | None:
+        """How a result that needs training is trained, with ``{model}`` for its name; ``None`` leaves that to the model's head."""
+        return None
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a source is, and how it may be read.
+class WrappedSource(Source):
+    """A source with something around it; whatever it does not override is that of its base."""
+
+    base: Source = field(kw_only=True)
+
+    @classmethod
+    def around(cls: type[W], base: Source, **values: Any) -> W:
+        """The base with other values of some fields."""
+        return cls(**{**{one.name: getattr(base, one.name) for one in fields(Source)}, **values}, base=base)
+
+    def load(self, model_class: Any, **arguments: Any) -> Any:
+        return self.base.load(model_class, **arguments)
+
+    @property
+    def card_folder(self) -> Path:
+        return self.base.card_folder
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        return self.base.finish(model)
+
+    def result_files(self) -> dict[Path, str]:
+        return self.base.result_files()
+
+    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
+        self.base.check_result(skeleton, is_position_table)
+
+    def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
+        return self.base.write_beside(folder, result)
+
+    def tensors_beside(self) -> Mapping[str, TensorHeader]:
+        return self.base.tensors_beside()
+
+    def training_hint(self, max_length: int) -> str | None:
+        return self.base.training_hint(max_length)
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What is to be opened.
 
     name: what the user typed.
-    folder: a folder of this machine.
-    file: in it, where a file was typed.
-    remote: the arguments with which the Hub gives the headers of the weights, where they have not been downloaded.
-    token: of the Hub.
-    allow_pickle: whether torch's .bin files may be read.
+    path: the file or folder that it names, if there is one.
+    revision, token: of a Hub repository.
+    headers_only: the values of the tensors will not be read, so that the Hub need not send them.
+    allow_pickle, merge_adapter: as in :class:`~hf_longattn.conversion.ConversionConfig`.
+    for_adapter: it is the base of an adapter.
+    remote_headers: of a repository whose weights were not downloaded, gives the headers of its safetensors files.
     """
 
     name: str
-    folder: Path
-    file: Path | None = None
-    remote: tuple[str | None, str | bool | None] | None = None
-    token: str | bool | None = None
+    path: Path
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    headers_only: bool = False
     allow_pickle: bool = False
+    merge_adapter: bool = False
+    for_adapter: bool = False
+    remote_headers: Callable[[], dict[str, TensorHeader]] | None = None
+
+
+class SourceFormat(ABC):
+    """One kind of checkpoint. Formats are asked in the order of their priority, and the first that recognises a request opens it."""
+
+    name: ClassVar[str]
+    priority: ClassVar[int] = 100
+    """Higher is asked first; those of this package are below the default, and ``folder``, which takes any folder, has 0."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the weight files in a folder; links among them that lead out of it are refused before `open` is called."""
+
+    @abstractmethod
+    def recognises(self, request: SourceRequest) -> bool:
+        """Whether this is such a checkpoint, from names of files and a look into small ones."""
+
+    @abstractmethod
+    def open(self, request: SourceRequest) -> Source:
+        """Read the config and the headers of the tensors; their values are read later, one at a time.
+
+        Raises:
+            CheckpointError: in one sentence, what is wrong and what to do.
+        """
+
+
+FORMATS: dict[str, SourceFormat] = {}
+
+
+def register_source(name: str) -> Callable[[F], F]:
+    """Class decorator that makes a :class:`SourceFormat` known under ``name``.
+
+    Raises:
+        RegistrationError: it is no SourceFormat, lacks a method, or the name is taken.
+    """
+
+    def register(cls: F) -> F:
+        check_registration("source", name, cls, SourceFormat, type(FORMATS[name]) if name in FORMATS else None)
+        cls.name = name
+        FORMATS[name] = cls()
+        return cls
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    """Import every module of this folder once."""
+    for name in module_names("conversion.sources"):
+        load_module("conversion.sources", name)
+
+
+def open_source(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    headers_only: bool = False,
+    allow_pickle: bool = False,
+    merge_adapter: bool = False,
+) -> Source:
+    """Open a checkpoint in any of the formats: its config and the headers of its tensors.
+
+    Args:
+        source: a file, a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
+        revision, token: of the Hub repository, which is downloaded into its cache first.
+        headers_only: of a Hub repository, fetch the headers of the weight files instead of the files.
+        allow_pickle: read torch's .bin files where there is no safetensors file, with ``weights_only=True``.
+        merge_adapter: add a PEFT adapter to the weights of its base instead of keeping it beside them.
+
+    Raises:
+        CheckpointError: missing, without config or weights, only pickle files, damaged, quantised, or unreachable.
+    """
+    check_name(str(source))
+    path = Path(source).expanduser()
+    request = SourceRequest(str(source), path, revision, token, headers_only, allow_pickle, merge_adapter)
+    opened = open_request(request)
+    if merge_adapter and not opened.merges_adapter:
+        raise CheckpointError(f"{str(source)!r} has no adapter_config.json, so there is no adapter to merge; leave --merge-adapter out.")
+    return opened
+
+
+def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
+    """Open a request by the first format that recognises it.
+
+    Args:
+        request: what is to be opened; a format may pass on a changed one (a folder that it downloaded, the base of an adapter).
+        below: ask only formats of a lower priority.
+
+    Raises:
+        CheckpointError: no format recognises it, or that of the format that does.
+    """
+    _discover()
+    asked = [one for one in FORMATS.values() if below is None or one.priority < below]
+    if request.path.is_dir():
+        patterns = [pattern for one in FORMATS.values() for pattern in one.files]
+        check_files(request.path, (*SIDECARS, "README.md", *patterns), SIDECAR_FOLDERS)
+    for one in sorted(asked, key=lambda one: (-one.priority, one.name)):
+        if one.recognises(request):
+            return one.open(request)
+    if request.path.is_file():
+        raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")
+    raise CheckpointError(f"There is no folder {request.name!r}; give a checkpoint folder or a Hub repository id.")

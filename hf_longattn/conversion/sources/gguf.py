@@ -1,4 +1,4 @@
-"""A GGUF file as a source: config, tokenizer and names by transformers' own GGUF reading, values one tensor at a time."""
+"""A GGUF file: config, tokenizer and names by transformers' GGUF reading, values one tensor at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import struct
 import tempfile
 import weakref
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, LongAttentionError
 from ...reading import MOST_LAYERS, check_counts
 from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader
-from .base import Source
+from .base import Source, SourceFormat, SourceRequest, register_source
+from .folder import has_safetensors
 
 KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """GGUF types that hold plain values; the others hold blocks, which are unpacked to fp32."""
@@ -28,45 +29,57 @@ KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat1
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
-def open_gguf(name: str, files: Sequence[Path]) -> Source:
-    """Open a GGUF file: its config and tokenizer are written into a temporary folder, which lives as long as the source.
+@dataclass(frozen=True)
+class GgufSource(Source):
+    """A GGUF file with its config and tokenizer in a temporary folder, which lives as long as the source."""
 
-    Args:
-        name: what the user typed.
-        files: the file, or all GGUF files of the folder that was typed.
+    held: _Folder | None = None
 
-    Raises:
-        CheckpointError: several files, the gguf package is missing, the file is damaged, or transformers cannot read its architecture.
-    """
-    if len(files) > 1:
-        raise CheckpointError(f"{name!r} holds {len(files)} GGUF files; name the one to convert, for example {str(files[0])!r}.")
-    file = files[0].absolute()
-    if SPLIT.search(file.name):
-        raise CheckpointError(f"{file.name!r} is one part of a split GGUF file; join the parts first with llama-gguf-split --merge.")
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise CheckpointError("GGUF files are read with the gguf package: pip install gguf.") from error
-    _check_header(file)
-    try:
-        reader: Any = GGUFReader(file)
-    except Exception as error:  # the reader raises what numpy and struct happen to raise on damaged bytes
-        raise CheckpointError(f"{str(file)!r} is not a whole GGUF file ({_line(error)}); download or copy it again.") from error
-    held = _Folder()
-    folder = held.path
-    (folder / file.name).symlink_to(file)
-    try:
-        config, skeleton = _skeleton(folder, file.name)
-        _save_tokenizer(reader, folder, file.name)
-        tensors = _headers(reader, file, config, skeleton)
-    except BaseException as error:
-        held.remove()  # what holds the error holds this function's variables, and would keep the folder with them
-        if isinstance(error, LongAttentionError) or not isinstance(error, Exception):
-            raise
-        # transformers raises what its readers happen to raise
-        raise CheckpointError(f"transformers cannot read {str(file)!r}: {_line(error)}.") from error
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return Source(name, folder, config, tensors, {"gguf_file": file.name}, origin=file, held=held)
+
+@register_source("gguf")
+class Gguf(SourceFormat):
+    """A .gguf file, or a folder with one and no safetensors files."""
+
+    priority = 60
+
+    def recognises(self, request: SourceRequest) -> bool:
+        if request.path.is_file():
+            return request.path.suffix == ".gguf"
+        return any(request.path.glob("*.gguf")) and not has_safetensors(request.path)
+
+    def open(self, request: SourceRequest) -> Source:
+        files = [request.path] if request.path.is_file() else sorted(request.path.glob("*.gguf"))
+        if len(files) > 1:
+            raise CheckpointError(
+                f"{request.name!r} holds {len(files)} GGUF files; name the one to convert, for example {str(files[0])!r}."
+            )
+        file = files[0].absolute()
+        if SPLIT.search(file.name):
+            raise CheckpointError(f"{file.name!r} is one part of a split GGUF file; join the parts first with llama-gguf-split --merge.")
+        try:
+            from gguf import GGUFReader
+        except ImportError as error:
+            raise CheckpointError("GGUF files are read with the gguf package: pip install gguf.") from error
+        _check_header(file)
+        try:
+            reader: Any = GGUFReader(file)
+        except Exception as error:  # the reader raises what numpy and struct happen to raise on damaged bytes
+            raise CheckpointError(f"{str(file)!r} is not a whole GGUF file ({_line(error)}); download or copy it again.") from error
+        held = _Folder()
+        folder = held.path
+        (folder / file.name).symlink_to(file)
+        try:
+            config, skeleton = _skeleton(folder, file.name)
+            _save_tokenizer(reader, folder, file.name)
+            tensors = _headers(reader, file, config, skeleton)
+        except BaseException as error:
+            held.remove()  # what holds the error holds this function's variables, and would keep the folder with them
+            if isinstance(error, LongAttentionError) or not isinstance(error, Exception):
+                raise
+            # transformers raises what its readers happen to raise
+            raise CheckpointError(f"transformers cannot read {str(file)!r}: {_line(error)}.") from error
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return GgufSource(request.name, folder, config, tensors, {"gguf_file": file.name}, (file,), held)
 
 
 MOST_KEYS, MOST_ITEMS, MOST_DIMENSIONS = 10_000, 5_000_000, 8

@@ -1,8 +1,11 @@
-"""Fetch a source from the Hub: its small files and, for a plan, only the headers of its weights."""
+"""A repository of the Hub: its small files are downloaded and, for a plan, only the headers of its weights."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -11,46 +14,54 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from ...errors import CheckpointError
 from ...hub_errors import DOWNLOAD, translated_errors
 from ..tensor_files import TORCH_DTYPES, TensorHeader
-from .base import SIDECARS
+from .base import SIDECARS, Source, SourceFormat, SourceRequest, open_request, register_source
 
-READ = (*SIDECARS, "README.md")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SMALL = (*SIDECARS, "README.md")
 WEIGHTS = "*.safetensors"
 PICKLED = "pytorch_model*.bin"
 
 
-def fetch_source(repo_id: str, revision: str | None, token: str | bool | None, *, headers_only: bool, allow_pickle: bool) -> Path:
-    """The folder in the Hub cache of everything a conversion reads; pickled weights where that is allowed and there are no others.
+@register_source("hub")
+class Hub(SourceFormat):
+    """A name like "google-bert/bert-base-uncased", where there is no such folder; what was downloaded is opened as a folder."""
 
-    Raises:
-        CheckpointError: no such folder or repository, no access, or no connection.
-    """
-    folder = fetch_snapshot(repo_id, READ if headers_only else (*READ, WEIGHTS), revision, token)
-    if allow_pickle and not headers_only and not any(folder.glob(WEIGHTS)):
-        fetch_snapshot(repo_id, (PICKLED,), revision, token)
-    return folder
+    priority = 90
+
+    def recognises(self, request: SourceRequest) -> bool:
+        return not request.path.exists() and HUB_ID.fullmatch(request.name) is not None
+
+    def open(self, request: SourceRequest) -> Source:
+        headers_only = request.headers_only and not request.allow_pickle  # the headers of pickled files need the files
+        folder = fetch_snapshot(request, SMALL if headers_only else (*SMALL, WEIGHTS))
+        if request.allow_pickle and not any(folder.glob(WEIGHTS)):
+            fetch_snapshot(request, (PICKLED,))
+        headers = partial(fetch_headers, request, folder) if headers_only else None
+        return open_request(replace(request, path=folder, remote_headers=headers))
 
 
-def fetch_snapshot(repo_id: str, patterns: Sequence[str], revision: str | None, token: str | bool | None) -> Path:
+def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
     """Download the files of a repository that match `patterns` into the Hub cache and return their folder.
 
     Raises:
-        CheckpointError: no such folder or repository, no access, or no connection.
+        CheckpointError: no such repository, no access, or no connection.
     """
-    with translated_errors(repo_id, token, DOWNLOAD):
-        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=list(patterns)))
+    with translated_errors(request.name, request.token, DOWNLOAD):
+        found = snapshot_download(request.name, revision=request.revision, token=request.token, allow_patterns=list(patterns))
+    return Path(found)
 
 
-def fetch_headers(repo_id: str, folder: Path, revision: str | None, token: str | bool | None) -> dict[str, TensorHeader]:
+def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
-    with translated_errors(repo_id, token, DOWNLOAD):
+    with translated_errors(request.name, request.token, DOWNLOAD):
         try:
-            metadata = HfApi(token=token).get_safetensors_metadata(repo_id, revision=revision)
+            metadata = HfApi(token=request.token).get_safetensors_metadata(request.name, revision=request.revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            raise CheckpointError(f"{repo_id!r} has no readable safetensors weights on the Hub.") from error
+            raise CheckpointError(f"{request.name!r} has no readable safetensors weights on the Hub.") from error
     headers = {}
     for file, content in metadata.files_metadata.items():
         for name, info in content.tensors.items():
             if info.dtype not in TORCH_DTYPES:
-                raise CheckpointError(f"Tensor {name!r} of {repo_id!r} has the dtype {info.dtype}, which is not supported.")
+                raise CheckpointError(f"Tensor {name!r} of {request.name!r} has the dtype {info.dtype}, which is not supported.")
             headers[name] = TensorHeader(name, folder / file, info.dtype, tuple(info.shape))
     return headers

@@ -1,11 +1,12 @@
-"""A PEFT adapter as a source: its base is converted, and the adapter put beside it or merged into it."""
+"""A PEFT adapter: its base is converted, and the adapter put beside the result or merged into it."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,118 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, in_a_line, nearest
 from ...reading import NAMES, NUMBER, TEXT, check_config, check_fields, named_class, read_json_object
-from ..tensor_files import TensorHeader, read_headers
-from .base import Place, Source
+from ..tensor_files import TensorHeader, read_headers, write_json
+from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+ADAPTER_FOLDER = "adapter"
+"""Of the result, for an adapter that is kept beside its base."""
+PEFT_PREFIX = "base_model.model."
+"""Before the base's names in an adapter's tensors."""
 
 
-def base_of(place: Place) -> tuple[str, str | None]:
-    """The name of the base that the adapter at a place was trained on, and its revision.
+@dataclass(frozen=True)
+class AdapterSource(WrappedSource):
+    """A base with an adapter beside it; no Long class is needed to merge one, but to carry one."""
+
+    adapter: Path = field(kw_only=True)
+
+    needs_family = True
+
+    def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
+        """Refuse an adapter with a position table, which has the old length, or without a module of the result.
+
+        On the Hub, its weights may not have been downloaded, and nothing is checked then.
+        """
+        super().check_result(skeleton, is_position_table)
+        if not (self.adapter / ADAPTER_WEIGHTS).is_file():
+            return
+        names = list(read_headers(self.adapter / ADAPTER_WEIGHTS))
+        table = next((name for name in names if is_position_table(name)), None)
+        if table is not None:
+            raise CheckpointError(f"The adapter holds the position table {table!r}, which has the old length; add --merge-adapter.")
+        modules = {name for name, _ in skeleton.named_modules() if name}
+        prefix = f"{getattr(skeleton, 'base_model_prefix', '')}."
+        modules |= {f"{prefix}{name}" for name in modules} | {name.removeprefix(prefix) for name in modules}
+        if not any(set(_parents(name.removeprefix(PEFT_PREFIX))) & modules for name in names):
+            raise CheckpointError(f"The adapter {str(self.adapter)!r} belongs to another base: this one has no module for {names[0]!r}.")
+
+    def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
+        """Copy the adapter into a folder of the result, with the result as its base."""
+        written = super().write_beside(folder, result)
+        config = read_json_object(self.adapter / ADAPTER_CONFIG)
+        config["base_model_name_or_path"] = str(result.destination)
+        config["revision"] = None
+        if config.get("auto_mapping"):
+            config["auto_mapping"] = {"base_model_class": result.class_name, "parent_library": result.module}
+        (folder / ADAPTER_FOLDER).mkdir()
+        write_json(folder / ADAPTER_FOLDER / ADAPTER_CONFIG, config)
+        shutil.copyfile(self.adapter / ADAPTER_WEIGHTS, folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS)
+        return [*written, *(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))]
+
+    def tensors_beside(self) -> Mapping[str, TensorHeader]:
+        adapter = read_headers(self.adapter / ADAPTER_WEIGHTS)
+        return {**super().tensors_beside(), **{f"{name} (of the adapter)": header for name, header in adapter.items()}}
+
+
+@dataclass(frozen=True)
+class MergedSource(WrappedSource):
+    """A base with an adapter added to its weights when they are read, which loads the whole model with peft."""
+
+    adapter: Path = field(kw_only=True)
+
+    merges_adapter = True
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        return _merge(super().finish(model), self.adapter)
+
+
+@register_source("peft")
+class Peft(SourceFormat):
+    """A folder with an adapter_config.json."""
+
+    priority = 80
+
+    def recognises(self, request: SourceRequest) -> bool:
+        return (request.path / ADAPTER_CONFIG).is_file()
+
+    def open(self, request: SourceRequest) -> Source:
+        if request.for_adapter:
+            raise CheckpointError(f"{request.name!r} is itself an adapter.")
+        name, revision = _base_of(request)
+        try:
+            path = Path(name).expanduser()
+            base = open_request(replace(request, name=name, path=path, revision=revision, remote_headers=None, for_adapter=True))
+        except CheckpointError as error:
+            raise CheckpointError(f"The base of the adapter {request.name!r} cannot be opened: {error}") from error
+        known = {"name": request.name, "paths": (*base.paths, request.path)}
+        if not request.merge_adapter:
+            return AdapterSource.around(base, **known, adapter=request.path)
+        check_config(base.config, base.name)
+        merged = cache(partial(_merged_values, base, request.path))
+        tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
+        return MergedSource.around(base, **known, tensors=tensors, adapter=request.path)
+
+
+def _base_of(request: SourceRequest) -> tuple[str, str | None]:
+    """The name of the base that an adapter was trained on, and its revision.
 
     Raises:
         CheckpointError: no base named, or no safetensors weights.
     """
-    folder = place.folder
+    folder, downloaded = request.path, request.remote_headers is None
     config = read_json_object(folder / ADAPTER_CONFIG)
     base_name = config.get("base_model_name_or_path")
     if not isinstance(base_name, str) or not base_name:
         raise CheckpointError(
             f"{str(folder / ADAPTER_CONFIG)!r} names no base_model_name_or_path; write the folder or Hub name of its base there."
         )
-    if not (folder / ADAPTER_WEIGHTS).is_file() and place.remote is None:
+    if not (folder / ADAPTER_WEIGHTS).is_file() and downloaded:
         found = f"only {PICKLED_WEIGHTS!r}: load it with peft and save it again" if (folder / PICKLED_WEIGHTS).is_file() else "no weights"
-        raise CheckpointError(f"The adapter {place.name!r} has {found}; expected {ADAPTER_WEIGHTS}.")
+        raise CheckpointError(f"The adapter {request.name!r} has {found}; expected {ADAPTER_WEIGHTS}.")
     _check_config(config, folder / ADAPTER_CONFIG)
-    if place.remote is None and not read_headers(folder / ADAPTER_WEIGHTS):
+    if downloaded and not read_headers(folder / ADAPTER_WEIGHTS):
         raise CheckpointError(f"{str(folder / ADAPTER_WEIGHTS)!r} holds no tensors; save the adapter again.")
     return base_name, config.get("revision")
 
@@ -60,16 +148,14 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
         CheckpointError: naming the field, and what it must be.
     """
     check_fields(config, FIELDS, repr(str(file)))
-    for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
-        value = config.get(field)
+    for key in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        value = config.get(key)
         patterns = [value] if isinstance(value, str) else value if isinstance(value, dict) else []
         for pattern in patterns:
             try:
                 re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
-                raise CheckpointError(
-                    f"{str(file)!r} says {field}={pattern!r:.80}, which is not a regular expression ({error})."
-                ) from error
+                raise CheckpointError(f"{str(file)!r} says {key}={pattern!r:.80}, which is not a regular expression ({error}).") from error
     if not config.get("peft_type"):
         raise CheckpointError(f"{str(file)!r} names no peft_type, for example LORA; was it saved by peft?")
     with contextlib.suppress(ImportError):  # without peft, an adapter is carried along as it is
@@ -81,20 +167,9 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             raise CheckpointError(f"{str(file)!r} says peft_type={name!r:.80}; peft knows {known}.{nearest(name, PeftType.__members__)}")
 
 
-def with_adapter(base: Source, place: Place, *, merge: bool) -> Source:
-    """A base with an adapter beside it or merged into its weights.
-
-    Args:
-        base: that the adapter was trained on.
-        place: of the adapter.
-        merge: add the adapter to the base's weights when they are read; that loads the whole model with peft.
-    """
-    if not merge:
-        return replace(base, name=place.name, adapter=place.folder)
-    check_config(base.config, base.name)
-    merged = cache(partial(_merged_values, base, place.folder))
-    tensors = {one: replace(header, start=None, values=partial(_value, merged, header)) for one, header in base.tensors.items()}
-    return replace(base, name=place.name, tensors=tensors, origin=place.folder, finish=partial(_merge, folder=place.folder))
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _value(merged: Callable[[], Mapping[str, Tensor]], header: TensorHeader) -> Tensor:
@@ -115,14 +190,14 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
     if not hasattr(model_class, "from_pretrained"):
         raise CheckpointError(f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have.")
     try:
-        model = model_class.from_pretrained(base.folder, dtype="auto", local_files_only=True, **base.loading)
+        model = base.load(model_class, dtype="auto")
     except Exception as error:  # transformers raises what its constructors happen to raise
         raise CheckpointError(f"transformers cannot load {str(base.folder)!r}: {in_a_line(error)}.") from error
-    return _merge(model, folder=folder).state_dict()
+    return _merge(model, folder).state_dict()
 
 
-def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
-    """The model with the adapter in its own weights."""
+def _merge(model: nn.Module, folder: Path) -> nn.Module:
+    """The model with the adapter added to its weights."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -130,7 +205,7 @@ def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
     foreign = _foreign(model, folder)
     if foreign:
         raise CheckpointError(
-            f"The adapter brings {foreign!r}, which its base does not have (a head of its own?); convert it without --merge-adapter."
+            f"The adapter brings {foreign!r}, which its base does not have (a new head?); convert it without --merge-adapter."
         )
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
@@ -139,8 +214,8 @@ def _merge(model: nn.Module, *, folder: Path) -> nn.Module:
 
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:
-    """A module that the adapter replaces and the model lacks."""
-    saved = read_json_object(folder / ADAPTER_CONFIG).get("modules_to_save") or []  # peft names the usual heads, whether there or not
+    """A module that the adapter replaces and the model does not have."""
+    saved = read_json_object(folder / ADAPTER_CONFIG).get("modules_to_save") or []  # the usual heads, there or not
     present = {part for name, _ in model.named_modules() for part in name.split(".")}
     brought = {part for name in read_headers(folder / ADAPTER_WEIGHTS) for part in name.split(".")}
     return next((name for name in saved if name in brought - present), None)

@@ -1,11 +1,11 @@
-"""Tensors in files of `torch.save`: their headers without their values, by torch's own restricted unpickler."""
+"""A folder with torch's .bin files, read when that is allowed: the tensors in them, by torch's restricted unpickler, and no code."""
 
 from __future__ import annotations
 
 import pickle
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,44 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...reading import check_counts
 from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader, read_span
+from .base import Source, SourceFormat, SourceRequest, register_source
+from .folder import has_safetensors, indexed_headers, read_config
+
+WEIGHTS = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class PickledSource(Source):
+    """Tensors of .bin files."""
+
+    def result_files(self) -> dict[Path, str]:
+        return {file: name.replace("pytorch_model", "model") for file, name in super().result_files().items()}
+
+
+@register_source("pickled")
+class Pickled(SourceFormat):
+    """A folder with pytorch_model.bin, or shards of it, and no safetensors file."""
+
+    priority = 20
+    files = ("pytorch_model*.bin",)
+
+    def recognises(self, request: SourceRequest) -> bool:
+        pickled = any((request.path / name).is_file() for name in (WEIGHTS, INDEX))
+        return pickled and not has_safetensors(request.path) and request.remote_headers is None
+
+    def open(self, request: SourceRequest) -> Source:
+        config = read_config(request.path)
+        if not request.allow_pickle:
+            raise CheckpointError(
+                f"{str(request.path)!r} holds its weights only as pickle ({WEIGHTS!r}), a format that can carry code: add --allow-pickle"
+                " (allow_pickle=True) to read the tensors in it, and nothing else."
+            )
+        tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_pickled_headers)
+        check_counts(config, request.name, len(tensors))
+        return PickledSource(request.name, request.path, config, tensors, {"use_safetensors": False, "weights_only": True})
 
 
 def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:

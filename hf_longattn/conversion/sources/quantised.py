@@ -1,4 +1,4 @@
-"""Quantised sources: what is refused, and what to do instead."""
+"""Quantised checkpoints, which are refused: packed weights can be neither extended nor compared. The message says what to do instead."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import CheckpointError
+from ...reading import read_json_object
+from .base import Source, SourceFormat, SourceRequest, register_source
 
 UNPACK = "AutoModelForCausalLM.from_pretrained(folder, quantization_config={}).save_pretrained(new_folder)"
-WAYS_BACK = {
+UNPACKING = {
     "bitsandbytes": "AutoModelForCausalLM.from_pretrained(folder).dequantize().save_pretrained(new_folder)",
     "fp8": UNPACK.format("FineGrainedFP8Config(dequantize=True)"),
     "mxfp4": UNPACK.format("Mxfp4Config(dequantize=True)"),
 }
-"""How transformers itself turns weights of a method into plain ones; for the other methods it cannot."""
+"""How transformers unpacks the weights of a method; for the other methods it cannot."""
 
 
-def refuse_quantised(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose weights are packed: they can be neither extended nor compared.
+@register_source("quantised")
+class Quantised(SourceFormat):
+    """A config.json with a quantization_config."""
 
-    Args:
-        name: of the source.
-        config: its config.json.
+    priority = 40
 
-    Raises:
-        CheckpointError: it is quantised; the sentence says how to come by plain weights.
-    """
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not found or "long_attention" in config:  # a converted model that was quantised afterwards can be looked at
-        return
-    method = _method(found)
-    saved = config.get("architectures")
-    own = saved[0] if isinstance(saved, list) and saved and isinstance(saved[0], str) else "AutoModel"
-    way = WAYS_BACK.get(method, "").replace("AutoModelForCausalLM", own)
-    instead = "convert the checkpoint that it was quantised from, and quantise the result"
-    raise CheckpointError(f"{name!r} holds quantised weights ({method}): {instead}" + (f"; or unpack it first with {way}." if way else "."))
+    def recognises(self, request: SourceRequest) -> bool:
+        if not (request.path / "config.json").is_file():
+            return False
+        config = read_json_object(request.path / "config.json")
+        return _settings(config) is not None and "long_attention" not in config  # a converted model that was quantised can be inspected
+
+    def open(self, request: SourceRequest) -> Source:
+        config = read_json_object(request.path / "config.json")
+        method = _method(_settings(config))
+        named = config.get("architectures")
+        class_name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else "AutoModel"
+        unpacking = UNPACKING.get(method, "").replace("AutoModelForCausalLM", class_name)
+        raise CheckpointError(
+            f"{request.name!r} holds quantised weights ({method}): convert the checkpoint that it was quantised from, and quantise the"
+            " result" + (f"; or unpack it first with {unpacking}." if unpacking else ".")
+        )
 
 
-def _method(found: Any) -> str:
-    """ "gptq", "bitsandbytes", …; old configs name bitsandbytes by its own switches only."""
-    if not isinstance(found, Mapping):
+def _settings(config: Mapping[str, Any]) -> Any:
+    return config.get("quantization_config") or config.get("compression_config") or None
+
+
+def _method(settings: Any) -> str:
+    """ "gptq", "bitsandbytes", …; old configs name bitsandbytes only by its switches."""
+    if not isinstance(settings, Mapping):
         return "an unnamed method"
-    if found.get("load_in_4bit") or found.get("load_in_8bit"):
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return "bitsandbytes"
-    return str(found.get("quant_method") or "an unnamed method")
+    return str(settings.get("quant_method") or "an unnamed method")

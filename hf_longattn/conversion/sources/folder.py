@@ -1,4 +1,4 @@
-"""The weights of a checkpoint folder: which files hold them, and the headers of their tensors."""
+"""A folder as transformers saves it: config.json, and safetensors files with or without an index."""
 
 from __future__ import annotations
 
@@ -7,37 +7,52 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
-from ...reading import read_json_object
+from ...reading import check_counts, read_json_object
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
-from .pickled import read_pickled_headers
+from .base import Source, SourceFormat, SourceRequest, register_source
 
-PICKLED_WEIGHTS = "pytorch_model.bin"
-PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
-def read_json(path: Path, folder: Path) -> dict[str, Any]:
-    """A JSON file that the checkpoint in `folder` must have."""
-    if not path.is_file():
-        raise CheckpointError(f"{str(folder)!r} has no {path.name}, so it is not a transformers checkpoint folder.")
-    return read_json_object(path)
+@register_source("folder")
+class Folder(SourceFormat):
+    """Any folder that no other format recognises."""
+
+    priority = 0
+    files = ("*.safetensors",)
+
+    def recognises(self, request: SourceRequest) -> bool:
+        return request.path.is_dir()
+
+    def open(self, request: SourceRequest) -> Source:
+        config = read_config(request.path)
+        if request.remote_headers is not None:
+            tensors = request.remote_headers()
+        elif has_safetensors(request.path):
+            tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_headers)
+        else:
+            raise CheckpointError(_no_weights(request.path))
+        check_counts(config, request.name, len(tensors))
+        return Source(request.name, request.path, config, tensors, {"use_safetensors": True})
 
 
-def weight_headers(folder: Path, *, allow_pickle: bool) -> dict[str, TensorHeader]:
-    """The headers of the safetensors files of a folder; where there are none, of its pickled ones, if that is allowed."""
-    if any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-        return _headers(folder, WEIGHTS, INDEX, read_headers)
-    pickled = any((folder / name).is_file() for name in (PICKLED_WEIGHTS, PICKLED_INDEX))
-    if not (pickled and allow_pickle):
-        raise CheckpointError(_no_weights(folder, pickled))
-    return _headers(folder, PICKLED_WEIGHTS, PICKLED_INDEX, read_pickled_headers)
+def has_safetensors(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
-def _headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint folder."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a transformers checkpoint folder.")
+    return read_json_object(folder / "config.json")
+
+
+def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:
+    """The headers of the one file of weights of a folder, or of all shards that an index lists."""
     if (folder / weights).is_file():
         return read(folder / weights)
     ending = Path(weights).suffix
-    weight_map = read_json(folder / index, folder).get("weight_map")
+    weight_map = read_json_object(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{str(folder / index)!r} has no weight_map of tensor names to file names.")
     tensors: dict[str, TensorHeader] = {}
@@ -59,16 +74,11 @@ def _headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 
-def _no_weights(folder: Path, pickled: bool) -> str:
-    if pickled:
-        return (
-            f"{str(folder)!r} holds its weights only as pickle ({PICKLED_WEIGHTS!r}), a format that can carry code: add --allow-pickle"
-            " (allow_pickle=True) to read the tensors in it, and nothing else."
-        )
+def _no_weights(folder: Path) -> str:
     variants = sorted(path.name for path in folder.glob("*.safetensors"))
     if variants:
         return f"{str(folder)!r} has no {WEIGHTS} or {INDEX}, but {variants[0]!r}; where that is the whole model, rename it to {WEIGHTS}."

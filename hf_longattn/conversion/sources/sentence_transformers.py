@@ -1,0 +1,101 @@
+"""A sentence-transformers folder: its transformer is converted, and its other modules are copied beside the result."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...errors import CheckpointError
+from ...reading import check_files, read_json, read_json_object
+from ..tensor_files import write_json
+from .base import ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source
+from .folder import read_config
+
+MODULES = "modules.json"
+SETTINGS = "sentence_*_config.json"
+"""Of the transformer; in old versions the name in the middle was the architecture's."""
+ROOT_FILES = ("config_sentence_transformers.json",)
+
+
+@dataclass(frozen=True)
+class SentenceSource(WrappedSource):
+    """The transformer, with the folder that it is the first module of."""
+
+    root: Path = field(kw_only=True)
+
+    @property
+    def card_folder(self) -> Path:
+        return self.root
+
+    def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
+        """Write the other modules; the transformer is at the root of the result, where AutoModel finds it as well.
+
+        ``max_seq_length`` becomes the new length, since shorter texts are what the source was limited to.
+        """
+        written = [*super().write_beside(folder, result), MODULES]
+        modules = sentence_modules(self.root)
+        transformer = self.root / modules[0]["path"]
+        write_json(folder / MODULES, [{**modules[0], "path": ""}, *modules[1:]])
+        for settings in sorted(transformer.glob(SETTINGS)):
+            values = read_json_object(settings)
+            if values.get("max_seq_length") is not None:
+                values["max_seq_length"] = result.max_length
+            write_json(folder / settings.name, values)
+            written.append(settings.name)
+        for name in ROOT_FILES:
+            if (self.root / name).is_file():
+                shutil.copyfile(self.root / name, folder / name)
+                written.append(name)
+        for module in modules[1:]:
+            if module["path"] and (self.root / module["path"]).is_dir():
+                shutil.copytree(self.root / module["path"], folder / module["path"])
+                written.append(module["path"])
+        return written
+
+    def training_hint(self, max_length: int) -> str:
+        return f"fine-tune {{model}} with sentence-transformers' trainer on texts of up to {max_length} tokens"
+
+
+@register_source("sentence-transformers")
+class SentenceTransformers(SourceFormat):
+    """A folder with a modules.json whose first module is a Transformer."""
+
+    priority = 50
+
+    def recognises(self, request: SourceRequest) -> bool:
+        return (request.path / MODULES).is_file()
+
+    def open(self, request: SourceRequest) -> Source:
+        root = request.path
+        first = sentence_modules(root)[0]
+        if not first["type"].endswith(".Transformer"):
+            raise CheckpointError(
+                f"{str(root)!r} begins with a {first['type']!r}, but only models whose first module is Transformer can be converted."
+            )
+        check_files(root, (), [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")])
+        read_config(root / first["path"])  # a sentence about the folder, where there is none
+        inner = open_request(replace(request, path=root / first["path"]), below=self.priority)
+        return SentenceSource.around(inner, paths=(*inner.paths, root), root=root)
+
+
+def sentence_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules that its modules.json lists, the transformer first.
+
+    Raises:
+        CheckpointError: it is damaged, or names a folder elsewhere.
+    """
+    file = folder / MODULES
+    modules = read_json(file)
+    if not isinstance(modules, list) or not modules or not all(_is_module(one) for one in modules):
+        raise CheckpointError(f"{str(file)!r} must hold a list of modules, each with a path and a type.")
+    for one in modules:
+        path = PurePosixPath(one["path"])
+        if path.is_absolute() or ".." in path.parts:
+            raise CheckpointError(f"{str(file)!r} names the folder {one['path']!r}, which lies outside of {str(folder)!r}.")
+    return modules
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("path"), str) and isinstance(value.get("type"), str)

@@ -1,0 +1,83 @@
+"""A source format is one file dropped in place; what cannot be registered is refused with its file and line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, sources
+from hf_longattn.conversion.sources import SourceFormat, base, register_source
+from hf_longattn.conversion.sources.folder import Folder
+from hf_longattn.errors import CheckpointError, RegistrationError
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = re.escape(str(Path(__file__).resolve()))
+
+
+@pytest.fixture
+def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example of CONTRIBUTING.md as a file of the package."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a source\n")[2]
+    (tmp_path / "dropped").mkdir()
+    (tmp_path / "dropped" / "npz.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0])
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "dropped")])
+    base._discover()  # the formats of the package, which stay
+    monkeypatch.setattr(base, "FORMATS", dict(base.FORMATS))
+    base._discover.cache_clear()
+    yield
+    base._discover.cache_clear()
+    sys.modules.pop("hf_longattn.conversion.sources.npz", None)
+
+
+@pytest.mark.usefixtures("npz")
+def test_the_example_of_contributing_is_a_source_like_any_other(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    old = load_file(source / "model.safetensors")
+    np.savez(source / "weights.npz", **{name: values.numpy() for name, values in old.items()})
+    (source / "model.safetensors").unlink()
+    plan = plan_conversion(source, mechanism="window", window=16, max_length=200)
+    assert plan.counts()["extended"] == 1
+    assert inspect_checkpoint(source).parameters == sum(values.numel() for values in old.values())
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)
+    assert report.passed
+    assert "equal where the mechanism covers the input" in [check.name for check in report.checks if check.status == "passed"]
+    assert load_file(tmp_path / "long" / "model.safetensors").keys() == old.keys()
+    (source / "weights.npz").write_text("no archive")
+    with pytest.raises(CheckpointError, match=r"is not a whole \.npz file"):
+        plan_conversion(source)
+
+
+def test_a_missing_method_is_refused_with_file_and_line() -> None:
+    class Half(SourceFormat):
+        def recognises(self, request: object) -> bool:
+            return False
+
+    with pytest.raises(RegistrationError, match=rf"The source 'half' \({HERE}:\d+\) has no method 'open'; write it as SourceFormat says"):
+        register_source("half")(Half)
+
+
+def test_a_name_that_is_taken_is_refused_with_both_places() -> None:
+    class Other(Folder):
+        pass
+
+    with pytest.raises(RegistrationError, match=rf"'folder' \({HERE}:\d+\) has the name of .*folder\.py:\d+; choose another"):
+        register_source("folder")(Other)
+
+
+def test_something_else_is_refused() -> None:
+    with pytest.raises(RegistrationError, match="must be a class that derives from SourceFormat"):
+        register_source("text")(str)  # type: ignore[type-var]
+
+
+def test_what_no_format_recognises_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text(json.dumps({}))
+    for name, sentence in (("file.txt", "is a file; give the folder"), ("missing folder", "There is no folder")):
+        with pytest.raises(CheckpointError, match=sentence):
+            plan_conversion(tmp_path / name)
