@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -56,12 +57,34 @@ class BackendError(LongAttentionError):
     """The attention backend was selected on a model that does not carry mechanisms."""
 
 
+class MissingExtraError(LongAttentionError, ImportError):
+    """A package that an optional part of hf_longattn needs, and that is not installed."""
+
+
 class RemoteCodeError(LongAttentionError):
     """Code that cannot be bundled with a model, or that nobody has said may be."""
 
 
 class HubError(LongAttentionError):
     """The Hub cannot be reached or refuses what was asked."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around imports of packages that ``pip install 'hf-longattn[extra]'`` brings: a missing one is a sentence that says so.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or str(error)).split(".")[0]
+        if name == "hf_longattn":
+            raise
+        raise MissingExtraError(
+            f"This needs the package {name!r}, which is not installed; type: pip install 'hf-longattn[{extra}]'"
+        ) from error
 
 
 def shortened(text: str, limit: int = 300) -> str:

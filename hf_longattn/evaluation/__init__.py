@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_longattn.errors import LongAttentionError, nearest
+from hf_longattn.errors import LongAttentionError, nearest, needs_extra
 
 METRICS = ("long_qa", "long_classification")
 
@@ -18,11 +18,12 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
         **kwargs: passed on to ``evaluate.Metric``.
 
     Raises:
-        LongAttentionError: unknown name.
+        LongAttentionError: unknown name, or ``evaluate`` is not installed.
     """
     if name not in METRICS:
         raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(METRICS)}.{nearest(name, METRICS)}")
-    from hf_longattn.evaluation.metrics.long_classification import LongClassification
-    from hf_longattn.evaluation.metrics.long_qa import LongQA
+    with needs_extra("train"):
+        from hf_longattn.evaluation.metrics.long_classification import LongClassification
+        from hf_longattn.evaluation.metrics.long_qa import LongQA
 
     return {"long_qa": LongQA, "long_classification": LongClassification}[name](**kwargs)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hf_longattn.errors import needs_extra
+
 if TYPE_CHECKING:
     from .collator import DataCollatorWithGlobals
     from .qa_collator import QACollator
@@ -43,4 +45,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    with needs_extra("train"):
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
