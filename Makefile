@@ -49,7 +49,8 @@ lint: $(READY)  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(READY)  ## lay the code out and mend what ruff can mend
+format: $(READY)  ## lay the code out, mend what ruff can mend, and write the types of the Long classes
+	$(PY) -m tools.class_stubs
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         revert_checkpoint,
     )
     from .errors import LongAttentionError
+    from .families import *  # noqa: F403 - every Long class, from families/__init__.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
 
@@ -73,18 +74,20 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    """The public names, the ``Long…`` classes and the sub-packages, imported on first use."""
-    if name in _MODULE_OF:
-        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    elif name.startswith("Long"):
-        value = getattr(importlib.import_module(".families", __name__), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
-        value = importlib.import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers find every name above
+
+    def __getattr__(name: str) -> Any:
+        """The public names, the ``Long…`` classes and the sub-packages, imported on first use."""
+        if name in _MODULE_OF:
+            value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        elif name.startswith("Long"):
+            value = getattr(importlib.import_module(".families", __name__), name)
+        elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            value = importlib.import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

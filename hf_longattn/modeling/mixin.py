@@ -26,6 +26,7 @@ from .weights import drop_tables, freeze_tables, initialise, separate_parameters
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin, PreTrainedModel
+    from typing_extensions import Self
 
     class _Base(PreTrainedModel, GenerationMixin):
         pass
@@ -34,10 +35,7 @@ else:
 
 
 class LongAttentionMixin(_Base):
-    """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
-
-    The attention implementation is ``longattn``: no other one knows mechanisms. ``use_base_attention`` computes the plain base's.
-    """
+    """Comes before the base's model class; makes a head of the base a Long class."""
 
     family: ClassVar[Family]
     hands_globals_down: ClassVar[bool] = True
@@ -156,7 +154,7 @@ class LongAttentionMixin(_Base):
             raise
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
         """As the base's; a checkpoint of the plain base gets its position table extended to the config's length.
 
         Raises:
@@ -218,10 +216,7 @@ __all__ = ["LongAttentionMixin", "LongGenerationMixin"]
 
 
 class LongBaseModelMixin(LongAttentionMixin):
-    """its ``forward`` takes what the base's takes, plus ``global_attention_mask (B, N)``, 1 = global.
-
-    The attention implementation is ``longattn``: no other one knows mechanisms. ``use_base_attention`` computes the plain base's.
-    """
+    """Comes before the base model, with or without a head the one that is given the input: it checks and completes what it is given."""
 
     position_table: ClassVar[PositionTable | None]
 
@@ -317,7 +312,7 @@ class LongBaseModelMixin(LongAttentionMixin):
 
 
 class LongDecoderMixin(LongBaseModelMixin):
-    """its ``forward`` takes what the base's takes; ``global_attention_mask`` is the encoder's, where there is one."""
+    """Comes before the decoder of a base that has both; ``global_attention_mask`` is the encoder's, where there is one."""
 
     embed_positions: Any
 

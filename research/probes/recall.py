@@ -80,9 +80,10 @@ def small_model(setting: RecallSetting, task: Mqar) -> RecallModel:
     """A model of the setting's shape with random weights, large enough for queries and keys of unit variance: from GPT-2's own, a
     thousand steps are not enough for anything but full attention."""
     torch.manual_seed(setting.seed)
-    shape = {"n_embd": setting.width, "n_head": setting.heads, "n_layer": setting.layers, "n_positions": task.length + DECODED}
+    shape: dict[str, Any] = {"n_embd": setting.width, "n_head": setting.heads, "n_layer": setting.layers}
+    shape["n_positions"] = task.length + DECODED
     shape["initializer_range"] = setting.width**-0.5
-    rates = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    rates: dict[str, Any] = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     config = hf_longattn.LongGPT2Config(
         vocab_size=task.vocab, bos_token_id=0, eos_token_id=0, long_attention=setting.attention, **shape, **rates
     )
