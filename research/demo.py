@@ -62,8 +62,8 @@ def convert(options: argparse.Namespace, out: Path) -> tuple[Path, Path]:
 def readers(options: argparse.Namespace, converted: Path, control: Path) -> list[Any]:
     """The rows that need no training."""
     from hf_longattn.evaluation.qa_reader import QAReader, truncated, windows
+    from hf_longattn.training import load_qa_model
     from research.qa_baselines import LexicalRule, RandomCandidate
-    from research.qa_finetune import load_qa_model
 
     model, tokenizer = load_qa_model(options.model)
     return [
@@ -79,7 +79,7 @@ def readers(options: argparse.Namespace, converted: Path, control: Path) -> list
 def long_reader(row: str, folder: Path) -> Any:
     """A converted model that reads the whole document."""
     from hf_longattn.evaluation.qa_reader import QAReader, whole
-    from research.qa_finetune import load_qa_model
+    from hf_longattn.training import load_qa_model
 
     model, tokenizer = load_qa_model(str(folder))
     return QAReader(row, model, tokenizer, whole(LENGTH), batch_size=1)
@@ -105,15 +105,15 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     """Train the converted model with Trainer for a few minutes."""
     import yaml
 
-    from research.qa_finetune import finetune_qa
-    from research.qa_settings import QASettings
+    from research.qa_finetune import ReaderArguments, finetune_qa
 
     step(3, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
     recipe = yaml.safe_load((ROOT / "research" / "configs" / "qa_long_8192.yaml").read_text(encoding="utf-8"))
-    recipe |= {"model": str(converted), "output": str(out / "fine-tuned"), "max_minutes": options.minutes, "threads": options.threads}
-    console.print(f"   scripts/train_qa.py --config research/configs/qa_long_8192.yaml --model {converted} --output {out / 'fine-tuned'}")
-    recipe["progress"] = False
-    finetune_qa(QASettings(**recipe), on_log=show_log)
+    recipe |= {"model": str(converted), "output_dir": str(out / "fine-tuned"), "max_minutes": options.minutes, "threads": options.threads}
+    console.print(
+        f"   python -m research.qa_finetune --config research/configs/qa_long_8192.yaml --model {converted} --output {out / 'fine-tuned'}"
+    )
+    finetune_qa(ReaderArguments(**recipe, disable_tqdm=True), on_log=show_log)
     return out / "fine-tuned"
 
 
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     import transformers
 
     from hf_longattn.errors import LongAttentionError
-    from research.qa_finetune import load_qa_model
+    from hf_longattn.training import load_qa_model
     from research.qa_sets import evaluation_set
 
     if options.threads:

@@ -24,8 +24,9 @@ from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.hub import write_model_card
+from hf_longattn.training import load_qa_model, longest_input
 from research.qa_baselines import LexicalRule, RandomCandidate
-from research.qa_finetune import describe_training, load_qa_model, longest_input
+from research.qa_finetune import describe_training
 from research.qa_report import both_markdown, card_results, read_answers, write_report
 from research.qa_run import Reader, ScoredAnswer, run_readers
 from research.qa_sets import evaluation_set, source_name

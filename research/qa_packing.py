@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.qa_features import QAFeature, QAFormat, cut_question, encode_qa, token_at
+from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, cut_question, encode_qa, token_at
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,22 @@ class Asked:
     trail: tuple[int, ...]
 
 
-def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> QAFeature:
+@dataclass
+class PackedFeature(QAFeature):
+    """An input with several questions.
+
+    Attributes:
+        task: a name under which accuracies are counted.
+        links: pairs of tokens, the last word of a lookup line and the line's name.
+        packed: one :class:`Asked` per question.
+    """
+
+    task: str = "qa"
+    links: list[tuple[int, int]] = field(default_factory=list)
+    packed: list[Asked] = field(default_factory=list)
+
+
+def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> PackedFeature:
     """Encode questions about the same context as one feature; its ``packed`` holds one :class:`Asked` per record.
 
     Args:
@@ -39,14 +54,16 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
     """
     questions = [cut_question(record["question"].strip(), tokenizer, form.max_question_tokens) for record in records]
     joined = {**records[0], "question": "\n".join(questions)}
-    (feature,) = encode_qa(joined, tokenizer, dataclasses.replace(form, max_question_tokens=len(joined["question"])))
+    (whole,) = encode_qa(joined, tokenizer, dataclasses.replace(form, max_question_tokens=len(joined["question"])))
+    feature = PackedFeature(**vars(whole))
     offsets = tokenizer(joined["question"], return_offsets_mapping=True)["offset_mapping"]
     end = -1
     for record, question in zip(records, questions, strict=True):
         end += len(question) + 1
         ask = max(place for place, (start, stop) in enumerate(offsets) if start < stop <= end)
         found = feature.locate(record)
-        feature.packed.append(Asked(ask, *found, tuple(feature.locate_trail(record))))
+        trail = tuple(token_at(feature.offsets, int(character)) for character in record.get("trail") or ())  # -1 outside this input
+        feature.packed.append(Asked(ask, *found, trail))
     links = [(token_at(feature.offsets, word), token_at(feature.offsets, name)) for word, name in records[0].get("links") or ()]
     feature.links = [link for link in links if min(link) >= 0]
     return feature

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
-from hf_longattn.training.qa_features import QAFeature, QAFormat
+from hf_longattn.evaluation.qa_features import QAFormat
 from research.lookup_words import NAMES, VALUES
-from research.qa_packing import encode_packed
+from research.qa_packing import PackedFeature, encode_packed
 from research.variable_tracking import Filler, LookupShape, make_document, question_of
 
 LEAST_CROP = 44
@@ -118,17 +118,17 @@ class QAStream(Dataset):
     def __len__(self) -> int:
         return self.groups
 
-    def __getitem__(self, index: int) -> list[QAFeature]:
+    def __getitem__(self, index: int) -> list[PackedFeature]:
         rng = random.Random(f"{self.seed}:{index}")
         if self.filler is not None and (self.records is None or rng.random() < self.lookup_share):
             return self._lookup_group(self.filler, rng)
         return self._record_group(rng)
 
-    def _lookup_group(self, filler: Filler, rng: random.Random) -> list[QAFeature]:
+    def _lookup_group(self, filler: Filler, rng: random.Random) -> list[PackedFeature]:
         stage = self.curriculum.current
         length = min(int(rng.randint(stage.shortest, stage.longest) * self._scale), self.form.max_length)
         shape = LookupShape(stage.pairs, stage.chains, stage.min_gap)
-        features: list[QAFeature] = []
+        features: list[PackedFeature] = []
         while not features or (len(features) + 1) * length <= self.tokens_per_group:
             made, length = self._make(filler, length, shape, rng)
             features.append(encode_packed(self._choose(made, rng), self.tokenizer, self.form))
@@ -158,10 +158,10 @@ class QAStream(Dataset):
         rng.shuffle(chosen)
         return chosen
 
-    def _record_group(self, rng: random.Random) -> list[QAFeature]:
+    def _record_group(self, rng: random.Random) -> list[PackedFeature]:
         longest = min(self.form.max_length, self.crop[1]) if self.crop else self.form.max_length
         length = rng.randint(self.crop[0], longest) if self.crop else longest
-        features: list[QAFeature] = []
+        features: list[PackedFeature] = []
         total = 0
         while not features or total + max(length, len(features[-1])) <= self.tokens_per_group:
             record = self.records[rng.randrange(len(self.records))]
@@ -169,7 +169,7 @@ class QAStream(Dataset):
             total = len(features) * max(len(feature) for feature in features)
         return features
 
-    def _encode(self, record: dict[str, Any], tokens: int, rng: random.Random) -> QAFeature:
+    def _encode(self, record: dict[str, Any], tokens: int, rng: random.Random) -> PackedFeature:
         """The document whole, or a stretch of it where it is cropped or does not fit. An answer that the stretch has is in the input: one
         that is cut off at the end would be learned as "no answer"."""
         if not self.crop:
@@ -202,7 +202,7 @@ class QAStream(Dataset):
         return chosen
 
 
-def _reaches_the_end(feature: QAFeature, context: str) -> bool:
+def _reaches_the_end(feature: PackedFeature, context: str) -> bool:
     """Whether the input holds the document's last word."""
     ends = [span[1] for span in feature.offsets if span is not None]
     return not context.strip() or (bool(ends) and max(ends) >= len(context.rstrip()))

@@ -27,11 +27,10 @@ from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
-from hf_longattn.training.lm_finetune import input_length, load_lm
-from hf_longattn.training.transfer.report import recovered
-from hf_longattn.training.transfer.run import STAGE_1, transfer_attention
-from hf_longattn.training.transfer.settings import TransferSettings
-from hf_longattn.training.transfer.source import CONVERTED
+from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.attention_distillation.distill import STAGE_1, distill_attention, recovered
+from hf_longattn.training.attention_distillation.student import CONVERTED
+from hf_longattn.training.lm import input_length, load_lm
 from research.clm import next_token_loss
 from research.corpus import iter_modules, write_jsonl
 from research.mlm import first_tokens, masked_loss, masked_texts
@@ -105,21 +104,23 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
     choice = read_choice(mechanism)
     sample = build_mechanism(choice.pop("mechanism"), num_heads=4, head_dim=64, max_length=length, **choice)
     learns = any(parameter.requires_grad for parameter in sample.parameters())
-    report = transfer_attention(
-        TransferSettings(
-            model=options.model, output=str(output), text=options.text, mechanism=mechanism, max_length=length,
-            max_documents=options.max_documents, stage="both" if learns else "2", batch_size=options.batch_size, gradient_accumulation=1,
-            transfer_steps=options.transfer_steps, transfer_learning_rate=options.transfer_learning_rate,
-            finetune_steps=options.finetune_steps, finetune_learning_rate=options.finetune_learning_rate, full=not options.lora,
-            warmup_steps=10, bf16=False, seed=options.seed, threads=options.threads, held_out_inputs=16, progress=False, save_steps=50,
-            resume=output.exists(),
+    trained = {
+        "per_device_train_batch_size": options.batch_size,
+        "transfer_steps": options.transfer_steps,
+        "transfer_learning_rate": options.transfer_learning_rate,
+        "finetune_steps": options.finetune_steps,
+        "finetune_learning_rate": options.finetune_learning_rate,
+        "full": not options.lora,
+        "seed": options.seed,
+    }
+    report = distill_attention(
+        DistillationArguments(
+            model=options.model, output_dir=str(output), text=options.text, mechanism=mechanism, max_length=length,
+            max_documents=options.max_documents, stage="both" if learns else "2", gradient_accumulation_steps=1, warmup_steps=10,
+            bf16=False, threads=options.threads, held_out_inputs=16, disable_tqdm=True, save_steps=50, resume=output.exists(), **trained,
         )
     )  # fmt: skip
     stages = {name: score(str(output / folder)) for name, folder in STAGES.items() if learns or name != "stage 1"}
-    trained = {
-        key: report["settings"][key]
-        for key in ("batch_size", "transfer_steps", "transfer_learning_rate", "finetune_steps", "finetune_learning_rate", "full", "seed")
-    }
     errors = {stage: [row["share"] for row in report[stage]["layers"]] for stage in ("before", "stage1", "stage2") if stage in report}
     return {"stages": stages, "tokens": report["tokens"], "settings": trained, "layer_errors": errors}
 

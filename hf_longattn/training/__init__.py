@@ -1,6 +1,6 @@
-"""Fine-tuning of long models: data, collators, trainers.
+"""Training on transformers' Trainer: question answering, classification, language models on long text, attention distillation.
 
-The names below are what other parts of the package use; they are loaded when first asked for.
+Names are loaded when first used, so that importing one task does not import the others.
 """
 
 from __future__ import annotations
@@ -11,33 +11,58 @@ from typing import TYPE_CHECKING, Any
 from hf_longattn.errors import needs_extra
 
 if TYPE_CHECKING:
-    from .collator import DataCollatorWithGlobals
-    from .qa_collator import QACollator
-    from .qa_data import load_qa, save_qa
-    from .qa_features import QAFeature, QAFormat, encode_qa
-    from .qa_spans import Span, n_best_spans
+    from .args import (
+        ClassificationTrainingArguments,
+        CLMTrainingArguments,
+        DistillationArguments,
+        LMTrainingArguments,
+        MLMTrainingArguments,
+        QATrainingArguments,
+    )
+    from .attention_distillation.distill import distill_attention
+    from .classification import finetune_classification
+    from .collators import DataCollatorWithGlobals
+    from .data import load_labelled, load_qa, load_text, save_qa
+    from .lm import finetune_lm
+    from .qa import finetune_qa, load_qa_model, longest_input
 
 _HOME = {
-    "DataCollatorWithGlobals": "collator",
-    "QACollator": "qa_collator",
-    "load_qa": "qa_data",
-    "save_qa": "qa_data",
-    "QAFeature": "qa_features",
-    "QAFormat": "qa_features",
-    "encode_qa": "qa_features",
-    "Span": "qa_spans",
-    "n_best_spans": "qa_spans",
+    "CLMTrainingArguments": "args",
+    "ClassificationTrainingArguments": "args",
+    "DataCollatorWithGlobals": "collators",
+    "DistillationArguments": "args",
+    "LMTrainingArguments": "args",
+    "MLMTrainingArguments": "args",
+    "QATrainingArguments": "args",
+    "distill_attention": "attention_distillation.distill",
+    "finetune_classification": "classification",
+    "finetune_lm": "lm",
+    "finetune_qa": "qa",
+    "load_labelled": "data",
+    "load_qa": "data",
+    "load_qa_model": "qa",
+    "load_text": "data",
+    "longest_input": "qa",
+    "save_qa": "data",
 }
 
 __all__ = [
+    "CLMTrainingArguments",
+    "ClassificationTrainingArguments",
     "DataCollatorWithGlobals",
-    "QACollator",
-    "QAFeature",
-    "QAFormat",
-    "Span",
-    "encode_qa",
+    "DistillationArguments",
+    "LMTrainingArguments",
+    "MLMTrainingArguments",
+    "QATrainingArguments",
+    "distill_attention",
+    "finetune_classification",
+    "finetune_lm",
+    "finetune_qa",
+    "load_labelled",
     "load_qa",
-    "n_best_spans",
+    "load_qa_model",
+    "load_text",
+    "longest_input",
     "save_qa",
 ]
 

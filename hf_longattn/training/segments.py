@@ -1,8 +1,9 @@
-"""Documents segment by segment, for models that remember: every row of a batch is a stream of documents of its own.
+"""Documents read segment by segment, for models with a memory: every row of a batch is a separate stream of documents.
 
-Row r of batch t holds the next segment of the document that the row is reading; where a document ends the row takes the next one that no
-row has taken, and ``memory_reset`` says that it begins anew. Samples come row by row and batch by batch, so that ``DataLoader`` makes
-the batches, and ``accelerate`` gives process p the same rows ``p·B … (p+1)·B`` of every batch.
+Row r of batch t holds the next segment of the document that the row is reading; at the end of a document the row takes the next unread
+one, and ``memory_reset`` is 1. Samples come row by row and batch by batch, so that ``DataLoader`` makes the batches, and
+``accelerate`` gives process p the same rows ``p·B … (p+1)·B`` of every batch. :class:`SegmentTrainer` carries each row's memory from batch
+to batch and saves it with every checkpoint.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from datasets import IterableDataset as StreamedDataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.trainer import TimedTrainer
 
 IGNORED = -100
 """The label of a token without loss."""
 SHUFFLE_BUFFER = 1000
-"""Documents of a stream among which the next one is chosen."""
+"""Documents of a stream from which the next one is drawn."""
 Sample = dict[str, Tensor]
 
 
@@ -32,18 +36,18 @@ class SegmentStream(IterableDataset):
     """Segments of tokenised documents, in the order of the rows of a batch.
 
     Args:
-        documents: what can be iterated again and again over mappings with ``input_ids``: a list, a ``datasets`` dataset, or one that is
-            streamed (see :func:`tokenised`).
+        documents: mappings with ``input_ids`` that can be iterated repeatedly: a list, or a ``datasets`` dataset, streamed or not (see
+            :func:`tokenised`).
         length: tokens of a segment; shorter ones are padded on the right.
-        rows: rows of all processes' batches together, batch size × processes.
+        rows: batch size × processes.
         pad_token_id: the padding.
-        shuffle: read the documents in another order in every pass, by ``seed``.
-        passes: over the documents; ``None`` is without end. At the end of the last pass, rows without a document are padding.
+        shuffle: read the documents in a different order in every pass, by ``seed``.
+        passes: over the documents; ``None`` = endless. At the end of the last pass, rows without a document are padding.
 
     Each sample has ``input_ids, attention_mask, labels (length,)`` and ``memory_reset ()``, 1 where a document begins.
 
     Raises:
-        OptionError: a length or number of rows below 1, no documents, or several worker processes, which would mix the rows up.
+        OptionError: a length or number of rows that is too small, no documents, or several worker processes, which would mix up the rows.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class SegmentStream(IterableDataset):
             yield from (self._empty() if sample is None else sample for sample in batch)
 
     def _documents(self) -> Iterator[list[int]]:
-        """Every document's tokens, pass after pass."""
+        """The documents' tokens, pass after pass."""
         for number in itertools.count() if self.passes is None else range(self.passes):
             some = False
             for document in self._ordered(number):
@@ -120,12 +124,12 @@ class SegmentStream(IterableDataset):
         }
 
     def _empty(self) -> Sample:
-        """A row that has no document left."""
+        """For a row without further documents."""
         return self._sample([], True)
 
 
 def tokenised(documents: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A ``datasets`` dataset with the column ``text``, whole or streamed, as one with ``input_ids``; a document ends with its end token."""
+    """Map the column ``text`` of a ``datasets`` dataset, streamed or not, to ``input_ids``; every document ends with the end token."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
     def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
@@ -136,7 +140,7 @@ def tokenised(documents: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 class SegmentCollator:
-    """Stacks the samples of a batch; ``mask_tokens``, a masked language model's collator, chooses what it has to predict."""
+    """Stacks samples; ``mask_tokens``, a collator for masked language modelling, chooses the tokens to predict."""
 
     def __init__(self, mask_tokens: Callable[[list[dict[str, Any]]], Any] | None = None) -> None:
         self.mask_tokens = mask_tokens
@@ -148,3 +152,93 @@ class SegmentCollator:
         masked = self.mask_tokens([{name: sample[name] for name in ("input_ids", "attention_mask")} for sample in samples])
         labels = masked["labels"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         return {**batch, "input_ids": masked["input_ids"], "labels": labels}
+
+
+class SegmentTrainer(TimedTrainer):
+    """Trains a Long model on a :class:`SegmentStream`: gradients stay within a batch, the memory carries over.
+
+    The stream must have batch size × processes rows. ``evaluate`` reads the whole evaluation stream in every process.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.memory: Any = None
+        self.control: Any
+        self.add_callback(_SaveMemory(self))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:  # Trainer's signature
+        if self.memory is None:
+            self.memory = self.accelerator.unwrap_model(model).new_memory()
+        inputs = {**inputs, "memory": self.memory}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        self.memory = outputs["memory"]
+        if not bool((self._predicted(inputs["labels"]) != IGNORED).any()):  # this process's rows have no document left
+            loss = outputs["logits"].sum() * 0.0
+        return (loss, outputs) if return_outputs else loss
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's; the memory is resumed with the data."""
+        self.memory = None
+        if isinstance(resume_from_checkpoint, str | Path):
+            self._load_memory(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """The mean loss of all tokens of a stream."""
+        stream = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(stream, SegmentStream)
+        model = self.accelerator.unwrap_model(self.model)
+        was_training, memory, total, count = model.training, model.new_memory(), 0.0, 0
+        model.eval()
+        collate = self.data_collator if isinstance(self.data_collator, SegmentCollator) else SegmentCollator()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in DataLoader(stream, batch_size=stream.rows, collate_fn=collate):
+                batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+                outputs = model(**batch, memory=memory)
+                memory = outputs["memory"]
+                items = int((self._predicted(batch["labels"]) != IGNORED).sum())
+                if items:
+                    total, count = total + float(outputs["loss"]) * items, count + items
+        model.train(was_training)
+        metrics = {f"{metric_key_prefix}_loss": total / max(1, count)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _predicted(self, labels: Tensor) -> Tensor:
+        """The labels that the loss averages over: without masking, the first token is not predicted."""
+        masks = isinstance(self.data_collator, SegmentCollator) and self.data_collator.mask_tokens is not None
+        return labels if masks else labels[..., 1:]
+
+    def memory_file(self, checkpoint: Path) -> Path:
+        """This process's file in a checkpoint."""
+        return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
+
+    def save_memory(self, checkpoint: Path) -> None:
+        """Write this process's memory next to the optimiser's state."""
+        if self.memory is not None:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.memory.state_dict().items()}
+            save_file(tensors, self.memory_file(checkpoint))
+
+    def _load_memory(self, checkpoint: Path) -> None:
+        file = self.memory_file(checkpoint)
+        if not file.is_file():
+            raise CheckpointError(
+                f"{str(checkpoint)!r} has no {file.name}: it was not written by a training in segments with {self.args.process_index + 1} "
+                "or more processes; start again, or resume with as many processes as before"
+            )
+        self.memory = self.accelerator.unwrap_model(self.model).new_memory()
+        self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
+
+
+class _SaveMemory(TrainerCallback):
+    """Called in every process after a checkpoint is written."""
+
+    def __init__(self, trainer: SegmentTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.save_memory(Path(args.output_dir) / f"checkpoint-{state.global_step}")

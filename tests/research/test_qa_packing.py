@@ -7,7 +7,7 @@ import random
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.qa_features import QAFormat, encode_qa
+from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
 from research.qa_packing import encode_packed, packed_loss, share_found
 from research.variable_tracking import Filler, LookupShape, make_document
 
@@ -20,8 +20,9 @@ def test_every_question_keeps_its_own(filler: Filler, tokenizer: PreTrainedToken
         (alone,) = encode_qa(record, tokenizer, QAFormat(1024))
         shift = len(feature) - len(alone)
         assert (asked.start, asked.end) == (alone.start + shift, alone.end + shift)
-        assert list(asked.trail) == [place + shift for place in alone.trail]
-        assert feature.inputs["input_ids"][asked.ask] == alone.inputs["input_ids"][alone.ask]
+        single = encode_packed([record], tokenizer, QAFormat(1024)).packed[0]
+        assert list(asked.trail) == [place + shift for place in single.trail]
+        assert feature.inputs["input_ids"][asked.ask] == alone.inputs["input_ids"][single.ask]
         asks = [other.ask for other in feature.packed]
         assert asks == sorted(set(asks))
 

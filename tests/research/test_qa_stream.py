@@ -8,8 +8,7 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.qa_features import QAFormat
-from research.qa_groups import GroupedFeatures
+from hf_longattn.evaluation.qa_features import QAFormat
 from research.qa_stream import CURRICULUM, Curriculum, QAStream, crop_range, crop_record
 from research.variable_tracking import Filler, LookupShape, make_document
 
@@ -63,16 +62,6 @@ def test_crops(without_answer: bool, records: list[dict]) -> None:
             kept += 1
     answerable = 5 * sum(bool(record["answers"]["text"]) for record in records)
     assert kept < answerable if without_answer else kept == answerable
-
-
-def test_finite_groups_hold_every_feature_once_and_alike_in_length(records: list[dict], tokenizer: PreTrainedTokenizerBase) -> None:
-    short = [{**record, "context": record["context"][:200], "answers": None} for record in records]
-    groups = GroupedFeatures([*records, *short], tokenizer, QAFormat(1024), tokens_per_group=2048)
-    features = [feature for group in (groups[i] for i in range(len(groups))) for feature in group]
-    assert len(features) == 2 * len(records)
-    for group in groups.groups:
-        lengths = [len(feature) for feature in group]
-        assert len(group) == 1 or sum(lengths) <= 2048 + 32 * len(group)
 
 
 def test_an_answer_beyond_the_length_is_not_learned_as_none(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -15,14 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.settings import parse_settings
-from hf_longattn.training.transfer.settings import TransferSettings
+from hf_longattn.training.args import DistillationArguments, parse_arguments
 from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 from tools import measure_transfer
 
 FAST = (
-    "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --bf16 False --progress False --threads 1 --logging_steps 1 --held_out_inputs 2"
+    "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --no_bf16 --disable_tqdm True --threads 1 --logging_steps 1 --held_out_inputs 2"
 )
 
 
@@ -51,23 +50,23 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def test_one_command_from_a_short_checkpoint(repository: Path, tmp_path: Path, given: list[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("mechanism: hedgehog\noption: [feature_dim=12]\nfinetune_steps: 3\ngradient_accumulation: 1\n")
+    recipe.write_text("mechanism: hedgehog\noption: [feature_dim=12]\nfinetune_steps: 3\ngradient_accumulation_steps: 1\n")
     out = tmp_path / "out"
     arguments = [*given, "--config", str(recipe), "--layers", "1=full", "--output", str(out), "--finetune_steps", "2"]
     assert load(repository, "distill_attention").main(arguments) == 0
-    report = json.loads((out / "transfer_report.json").read_text())
+    report = json.loads((out / "distillation_report.json").read_text())
     assert report["steps"] == {"stage1": 4, "stage2": 2}
     assert report["before"]["layers"][1]["share"] < 1e-9
     config = json.loads((out / "config.json").read_text())
     assert config["long_attention"] == {"mechanism": "hedgehog", "feature_dim": 12, "layers": {"1": {"mechanism": "full"}}}
-    assert "Attention transfer with" in (out / "README.md").read_text()
+    assert "Attention distillation with" in (out / "README.md").read_text()
 
 
 def test_mistakes_are_one_sentence(repository: Path, tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main = load(repository, "distill_attention").main
     assert main([*given, "--output", str(tmp_path / "out"), "--mechanism", "window"]) == 1
     error = capsys.readouterr().err
-    assert "say --stage 2" in error
+    assert "give --stage 2" in error
     assert "Traceback" not in error
     assert main([*given, "--mechanism", "hedgehog"]) == 1
     assert "no output folder given" in capsys.readouterr().err
@@ -106,10 +105,10 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
     two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), script]
     for output, command, accumulation in (("one", [sys.executable, script], "2"), ("two", launch, "1")):
-        arguments = [*common, "--gradient_accumulation", accumulation, "--output", str(tmp_path / output)]
+        arguments = [*common, "--gradient_accumulation_steps", accumulation, "--output", str(tmp_path / output)]
         done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads((tmp_path / output / "transfer_report.json").read_text()) for output in ("one", "two"))
+    one, two = (json.loads((tmp_path / output / "distillation_report.json").read_text()) for output in ("one", "two"))
     assert one["tokens"] == two["tokens"]
     assert two["stage2"]["loss"] == pytest.approx(one["stage2"]["loss"], abs=1e-4)
     weights = [load_file(tmp_path / output / "model.safetensors") for output in ("one", "two")]
@@ -118,10 +117,9 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
 
 
 def test_settings_come_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
-    ready = ["--config", str(repository / "configs" / "lolcats-transfer.yaml"), "--model", "m", "--text", "t", "--output", "o"]
-    parse_settings(TransferSettings, ready, "").check()
+    ready = ["--config", "lolcats-transfer", "--model", "m", "--text", "t", "--output", "o"]
+    parse_arguments(DistillationArguments, ready, "")
     recipe = tmp_path / "r.yaml"
-    recipe.write_text("model: a\noutput: b\ntext: [c]\nmechanism: hybrid\noption: [window=32]\n")
-    settings = parse_settings(TransferSettings, ["--config", str(recipe), "--transfer-steps", "7", "--option", "window=16"], "")
-    settings.check()
+    recipe.write_text("model: a\noutput_dir: b\ntext: [c]\nmechanism: hybrid\noption: [window=32]\n")
+    settings = parse_arguments(DistillationArguments, ["--config", str(recipe), "--transfer-steps", "7", "--option", "window=16"], "")
     assert (settings.transfer_steps, settings.attention().options) == (7, {"window": 16})

@@ -24,7 +24,7 @@ def test_each_objective_has_its_script(
     script = import_module(f"scripts.train_{objective}")
     for number, source in enumerate(SOURCES):
         (tmp_path / f"{number}.txt").write_text(source[:2000])
-    usual = ["--text", str(tmp_path), "--output", str(tmp_path / "out"), "--max-steps", "1", "--no-bf16", "--no-progress"]
+    usual = ["--text", str(tmp_path), "--output", str(tmp_path / "out"), "--max-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
     assert script.main(["--model", checkpoint(objective, tmp_path / "model", tokenizer), *usual]) == 0
     assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()

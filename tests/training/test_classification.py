@@ -13,16 +13,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training import classification_finetune
-from hf_longattn.training.classification_data import class_names, load_labelled, to_documents
-from hf_longattn.training.classification_finetune import finetune_classification
-from hf_longattn.training.classification_settings import ClassificationSettings
-from hf_longattn.training.course import LOG_NAME
-from hf_longattn.training.sources import TextDataError
+from hf_longattn.training import classification
+from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.classification import class_names, finetune_classification, to_documents
+from hf_longattn.training.data import DataError, load_labelled
+from hf_longattn.training.training_loop import LOG_NAME
 from scripts import train_classification
 from tests.training.conftest import checkpoint
 
-FAST: dict[str, Any] = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "gradient_accumulation": 1}
+FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
 
 
@@ -47,8 +46,9 @@ def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> st
 @pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
 def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = table(tmp_path, rows())
-    run = {**FAST, "gradient_accumulation": 2, "batch_size": 2, "max_steps": 60, "learning_rate": 3e-3}
-    settings = ClassificationSettings(converted(kind, tmp_path, tokenizer), str(tmp_path / "out"), [data], **run)
+    run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3}
+    model = converted(kind, tmp_path, tokenizer)
+    settings = ClassificationTrainingArguments(model=model, output_dir=str(tmp_path / "out"), data=[data], **run)
     log = finetune_classification(settings)
     assert (log["classes"], log["input_length"], log["documents"]["held_out"]) == (["files", "loops"], 128, 4)
     assert log["documents"]["cut"] > 0
@@ -92,12 +92,13 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path, tokenizer: Pre
     model, data = converted("mlm", tmp_path, tokenizer), table(tmp_path, rows())
 
     def run(name: str, **changes: Any) -> dict[str, Any]:
-        values = {"max_steps": 6, "save_steps": 3, "batch_size": 2, **FAST, **changes}
-        return finetune_classification(ClassificationSettings(model, str(tmp_path / name), [data], **values))
+        values = {"max_steps": 6, "save_steps": 3, **FAST, **changes}
+        given = {"model": model, "output_dir": str(tmp_path / name), "data": [data]}
+        return finetune_classification(ClassificationTrainingArguments(**given, **values))
 
     run("whole")
     run("stopped")
-    (newest,) = (tmp_path / "stopped" / "checkpoints").glob("checkpoint-6")
+    (newest,) = (tmp_path / "stopped").glob("checkpoint-6")
     newest.rename(tmp_path / "put away")
     run("stopped", resume=True)
     read = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")]
@@ -113,13 +114,11 @@ def test_documents_are_measured_in_their_order(tmp_path: Path, tokenizer: PreTra
             seen[:] = references
             return {"accuracy": 0.0, "accuracy_se": 0.0, "macro_f1": 0.0}
 
-    monkeypatch.setattr(classification_finetune, "load_metric", lambda name: Metric())
+    monkeypatch.setattr(classification, "load_metric", lambda name: Metric())
     data = table(tmp_path, rows())
     held = table(tmp_path, rows(10)[::-1], "held.jsonl")
-    settings = ClassificationSettings(
-        converted("mlm", tmp_path, tokenizer), str(tmp_path / "out"), [data], validation=held, max_steps=1, batch_size=3, **FAST
-    )
-    finetune_classification(settings)
+    given = {"model": converted("mlm", tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [data], "validation": held}
+    finetune_classification(ClassificationTrainingArguments(**given, max_steps=1, per_device_train_batch_size=3, **FAST))
     expected = to_documents(load_labelled(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
     assert [row["label"] for row in seen] == expected["labels"][:]
@@ -138,22 +137,23 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         (OptionError, "no data given", {"data": []}),
         (OptionError, "name two columns", {"label_column": "text"}),
         (CheckpointError, "cannot load", {"model": str(tmp_path / "none")}),
-        (OptionError, "beyond the 64 tokens", {"max_length": 65}),
-        (TextDataError, "not 'body'. Did you mean|not 'body'", {"text_column": "body"}),
-        (TextDataError, "columns text, label, not 'labels'. Did you mean 'label'", {"label_column": "labels"}),
-        (TextDataError, "all documents .* have the label 'loops'", {"data": [one]}),
-        (TextDataError, "label 'maps' of the validation data is none of", {"validation": other}),
-        (TextDataError, "holds float64, but a class is a name", {"data": [floats]}),
-        (TextDataError, "holds a list, but a class", {"data": [floats], "label_column": "many"}),
-        (TextDataError, "row 2 of .* has no label", {"data": [gap]}),
-        (TextDataError, "has no sub-folders", {"data": [str(tmp_path / "flat")]}),
-        (TextDataError, "text without labels", {"data": [str(tmp_path / "flat" / "a.txt")]}),
-        (TextDataError, "does not exist", {"data": [str(tmp_path / "none.csv")]}),
+        (OptionError, "exceeds the 64 tokens", {"max_length": 65}),
+        (DataError, "not 'body'. Did you mean|not 'body'", {"text_column": "body"}),
+        (DataError, "columns text, label, not 'labels'. Did you mean 'label'", {"label_column": "labels"}),
+        (DataError, "all documents .* have the label 'loops'", {"data": [one]}),
+        (DataError, "label 'maps' of the validation data is not one of", {"validation": other}),
+        (DataError, "holds float64, but a class is a name", {"data": [floats]}),
+        (DataError, "holds a list, but a class", {"data": [floats], "label_column": "many"}),
+        (DataError, "row 2 of .* has no label", {"data": [gap]}),
+        (DataError, "has no sub-folders", {"data": [str(tmp_path / "flat")]}),
+        (DataError, "text without labels", {"data": [str(tmp_path / "flat" / "a.txt")]}),
+        (DataError, "does not exist", {"data": [str(tmp_path / "none.csv")]}),
         (OptionError, "too few to hold some back", {"data": [table(tmp_path, rows(2), "two.jsonl")]}),
     ]
     for error, words, changes in cases:
+        given = {"model": short, "output_dir": str(tmp_path / "o"), "data": [data]}
         with pytest.raises(error, match=words):
-            finetune_classification(ClassificationSettings(**{"model": short, "output": str(tmp_path / "o"), "data": [data], **changes}))
+            finetune_classification(ClassificationTrainingArguments(**{**given, **changes}))
     assert train_classification.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
     assert not (tmp_path / "o").exists()

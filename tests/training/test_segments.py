@@ -20,14 +20,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.lm_finetune import finetune_lm
-from hf_longattn.training.lm_settings import LMSettings
-from hf_longattn.training.segment_trainer import SegmentTrainer
-from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, tokenised
+from hf_longattn.training.args import LMTrainingArguments
+from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from tests.training.conftest import SOURCES
 
 ROOT = Path(hf_longattn.__file__).parent.parent
-FAST = {"bf16": False, "progress": False, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation": 1}
+FAST = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation_steps": 1}
 DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
 XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
 
@@ -83,9 +82,9 @@ def test_bad_input_is_a_sentence() -> None:
         list(SegmentStream([], 4, 1))
     with pytest.raises(OptionError, match="several workers would mix up"):
         list(DataLoader(SegmentStream(DOCUMENTS, 4, 2), batch_size=2, num_workers=2))
-    for wrong in ({"segments": 1}, {"segments": 8, "epochs": 1.0}, {"segments": 8, "gradient_checkpointing": True}):
+    for wrong in ({"segments": 1}, {"segments": 8, "num_train_epochs": 1.0}, {"segments": 8, "gradient_checkpointing": True}):
         with pytest.raises(OptionError, match="segments is"):
-            LMSettings("m", "o", ["t"], **wrong).check()
+            LMTrainingArguments(model="m", output_dir="o", text=["t"], **wrong)
 
 
 def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
@@ -153,7 +152,14 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = checkpoint(tmp_path, tokenizer)
-    log = finetune_lm(LMSettings(model, str(tmp_path / "out"), [str(tmp_path / "texts")], segments=32, max_steps=20, batch_size=2, **FAST))
+    given = {
+        "model": model,
+        "output_dir": str(tmp_path / "out"),
+        "text": [str(tmp_path / "texts")],
+        "per_device_train_batch_size": 2,
+        **FAST,
+    }
+    log = finetune_lm(LMTrainingArguments(segments=32, max_steps=20, **given))
     assert log["input_length"] == 32
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
 
@@ -161,7 +167,7 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
 @pytest.mark.slow
 def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = checkpoint(tmp_path, tokenizer)
-    fixed = ["--learning-rate", "3e-3", "--warmup_steps", "1", "--gradient_accumulation", "1", "--bf16", "False", "--progress", "False"]
+    fixed = ["--learning-rate", "3e-3", "--warmup_steps", "1", "--gradient_accumulation_steps", "1", "--no_bf16", "--disable_tqdm", "True"]
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -187,7 +193,7 @@ def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreT
     assert len(losses[0]) == len(losses[1]) == 12
     for a, b in zip(*losses, strict=True):  # the same rows, whether in one process or in two
         assert abs(a - b) < 1e-3, losses
-    checkpoints = tmp_path / "two" / "checkpoints"
+    checkpoints = tmp_path / "two"
     memories = [load_file(checkpoints / "checkpoint-6" / f"segment_memory_{rank}.safetensors") for rank in range(2)]
     assert not torch.equal(memories[0]["0.keys"], memories[1]["0.keys"])
     weights = load_file(tmp_path / "two" / "model.safetensors")

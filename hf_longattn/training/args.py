@@ -1,0 +1,376 @@
+"""The arguments of every training: transformers' ``TrainingArguments`` with a model, data and a time budget.
+
+One dataclass per task, so that a Python caller builds one object, a recipe in YAML is flat, and the command line is parsed by
+``HfArgumentParser``. Every option of ``TrainingArguments`` is available; only defaults differ where long inputs need others.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import HfArg
+
+from hf_longattn.configuration import LongAttentionConfig
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.base import DENSE_LIMIT
+from hf_longattn.mechanisms.composite import read_choice, read_options
+from hf_longattn.reading import read_recipe, ready_recipes
+
+Arguments = TypeVar("Arguments", bound="LongTrainingArguments")
+
+EPOCHS = 3.0
+"""Passes over the data of a run that is given neither steps nor epochs nor minutes."""
+ENDLESS = 1_000_000
+"""Optimiser steps of a run that only the clock ends."""
+DTYPES = ("float32", "float16", "bfloat16")
+OBJECTIVES = ("auto", "mlm", "clm")
+STAGES = ("both", "1", "2")
+
+
+def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
+    """A field with its help text."""
+    if isinstance(default, list):
+        return HfArg(default_factory=lambda: list(default), help=help, aliases=aliases)
+    return HfArg(default=default, help=help, aliases=aliases)
+
+
+@dataclass
+class LongTrainingArguments(TrainingArguments):
+    """What every training has: a model, an output folder, a time budget, and all of ``TrainingArguments``.
+
+    Raises:
+        OptionError: a missing or contradictory value.
+    """
+
+    model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
+    output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
+    num_train_epochs: float = argument(
+        0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
+    )
+    max_minutes: float | None = argument(
+        None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then."
+    )
+    resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
+    dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
+    threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
+    early_stopping_patience: int = argument(
+        0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
+    )
+    bf16: bool = argument(True, "Train under bfloat16 autocast.")
+    max_steps: int = argument(-1, "Optimiser steps; -1 = as num_train_epochs says.")
+    save_strategy: str = argument("steps", "When to write checkpoints: no, epoch, steps (see save_steps) or best.")
+    warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
+    weight_decay: float = argument(0.01, "AdamW's weight decay.")
+    logging_steps: float = argument(20, "Steps between log entries; a short run logs ten times, and every run logs its last step.")
+    save_steps: float = argument(0, "Steps between checkpoints to resume from; 0 = none.")
+    save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
+
+    def __post_init__(self) -> None:
+        self.given = given(self)
+        self.check()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.use_cpu:
+            self.dataloader_pin_memory = False
+        if self.fp16:
+            self.bf16 = False
+        if self.save_strategy == "steps" and not self.save_steps:
+            self.save_strategy = "no"
+        if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
+            self.max_steps = ENDLESS
+        self.num_train_epochs = self.num_train_epochs or EPOCHS
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError, NotImplementedError) as error:
+            raise OptionError(" ".join(str(error).split())) from error
+
+    def check(self) -> None:
+        """Refuse values that are missing or contradict one another, before anything is set up."""
+        if not self.model:
+            raise OptionError("no model given; add --model with a checkpoint folder or a Hub name")
+        if not self.output_dir:
+            raise OptionError("no output folder given; add --output_dir with the folder to write to")
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
+            if getattr(self, name) <= 0:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_minutes is not None and str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) != "linear":
+            raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            raise OptionError(
+                "early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps --save_steps N"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """``output_dir`` as a path."""
+        return Path(str(self.output_dir))
+
+
+@dataclass
+class TextTrainingArguments(LongTrainingArguments):
+    """What every training on plain text has in addition: the text, and how inputs are made from it."""
+
+    text: list[str] = argument(
+        [], "One or several of: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by datasets, the "
+        "name of a dataset on the Hub."
+    )  # fmt: skip
+    column: str = argument("text", "The column that holds the text.")
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Text to measure the loss on; default: the last hundredth of the documents.")
+    max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
+    objective: str = argument("auto", "mlm (predict masked tokens), clm (predict the next token), or auto: what the model has a head for.")
+    mask_probability: float = argument(0.15, "Fraction of tokens that mlm chooses.")
+    max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
+    per_device_train_batch_size: int = argument(1, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(1, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
+
+    def check(self) -> None:
+        super().check()
+        if not self.text:
+            raise OptionError("no text given; add --text with a file, a folder or a dataset's name")
+        if self.objective not in OBJECTIVES:
+            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+        if not 0 < self.mask_probability < 1:
+            raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
+        _check_length(self.max_length)
+
+
+@dataclass
+class LMTrainingArguments(TextTrainingArguments):
+    """Arguments of continued language-model training."""
+
+    segments: int = argument(
+        0, "Read each document in consecutive segments of this many tokens, with the model's memory of earlier ones; 0 = independent "
+        "inputs. For mechanisms with a memory: transformer_xl, infini, recurrent_memory, linear, window."
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
+        if self.segments and (self.segments < 2 or self.num_train_epochs or checkpointing or self.max_length is not None):
+            raise OptionError(
+                f"segments is {self.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
+                "nor gradient_checkpointing, which drops what the layers remember"
+            )
+        if self.segments and self.max_minutes is None and self.max_steps <= 0:
+            self.max_steps = 1000  # the segments never end
+
+
+@dataclass
+class MLMTrainingArguments(LMTrainingArguments):
+    """Masked-token prediction, for encoders."""
+
+    objective: str = field(default="mlm", init=False)
+
+
+@dataclass
+class CLMTrainingArguments(LMTrainingArguments):
+    """Next-token prediction, for decoders."""
+
+    objective: str = field(default="clm", init=False)
+    mask_probability: float = field(default=0.15, init=False)
+
+
+@dataclass
+class ClassificationTrainingArguments(LongTrainingArguments):
+    """Arguments of document classification."""
+
+    data: list[str] = argument(
+        [], "One or several of: a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
+        "written by datasets, the name of a dataset on the Hub."
+    )  # fmt: skip
+    text_column: str = argument("text", "The column that holds the text.")
+    label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Labelled data to evaluate on; default: a tenth of --data, chosen by --seed.")
+    validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
+    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
+    per_device_train_batch_size: int = argument(2, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise OptionError("no data given; add --data with a labelled file, a folder or a dataset's name")
+        _check_length(self.max_length)
+        if self.text_column == self.label_column:
+            raise OptionError(f"text_column and label_column are both {self.text_column!r}; name two columns")
+
+
+@dataclass
+class QATrainingArguments(LongTrainingArguments):
+    """Arguments of extractive question answering."""
+
+    data: list[str] = argument(
+        [], "One or several of: a SQuAD-shaped .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset "
+        "on the Hub."
+    )  # fmt: skip
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Data to measure the loss on, before and after training.")
+    validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
+    max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
+    global_question: bool | None = argument(
+        None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
+        "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
+    )  # fmt: skip
+    random_positions: bool = argument(False, "Place question and document at random rows of the position table, so that all are trained.")
+    windows: list[int] = argument(
+        [], "For short models: train under the attention of their later conversion. In every step document tokens see the question and "
+        "this many tokens on either side, drawn from these numbers; 0 = full attention."
+    )  # fmt: skip
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
+    learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise OptionError("no data given; add --data with a SQuAD-shaped file, a folder or a dataset's name")
+        if self.max_question_tokens < 1:
+            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
+        _check_length(self.max_length)
+
+
+@dataclass
+class DistillationArguments(TextTrainingArguments):
+    """Arguments of attention distillation in two stages."""
+
+    mechanism: str = argument(
+        "", "MECHANISM[:NAME=VALUE,...] to convert --model to first, for example hedgehog; default: --model has been converted already."
+    )
+    option: list[str] = argument([], "Options of --mechanism, each NAME=VALUE.")
+    layers: str = argument("", "Other mechanisms in some layers, as for `longattn convert --layers`, for example '0=full'.")
+    teacher: str = argument(
+        "", "The frozen original: its weights are used, with the mechanisms' parameters from --model; default: --model, whose weights the "
+        "conversion has not changed."
+    )  # fmt: skip
+    stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune on the language-model loss) or both.")
+    transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
+    transfer_learning_rate: float = argument(1e-2, "Highest learning rate of stage 1.")
+    output_factor: float = argument(1.0, "Factor of the squared error of the attention outputs in stage 1.")
+    weights_factor: float = argument(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); needs N×N memory.")
+    finetune_steps: int = argument(800, "Optimiser steps of stage 2.")
+    finetune_learning_rate: float = argument(2e-4, "Highest learning rate of stage 2.")
+    full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
+    lora_rank: int = argument(8, "LoRA's rank.")
+    lora_alpha: float = argument(16.0, "LoRA's scale: an update is multiplied by alpha / rank.")
+    held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
+
+    def check(self) -> None:
+        super().check()
+        if self.stage not in STAGES:
+            raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
+        for name in ("transfer_steps", "finetune_steps", "lora_rank", "held_out_inputs"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
+            raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
+        of_a_run = [
+            name for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy") if name in self.given
+        ]
+        if of_a_run:
+            raise OptionError(
+                f"{of_a_run[0]} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
+                "--finetune_steps and --finetune_learning_rate"
+            )
+        if (self.option or self.layers) and not self.mechanism:
+            raise OptionError("--option and --layers require --mechanism; leave them out for a converted --model")
+        if self.mechanism:
+            self.attention()
+        if not self.resume and any(self.checkpoints(stage).exists() for stage in (1, 2)):
+            raise OptionError(
+                f"{self.output_dir} holds checkpoints of an earlier run; add --resume to continue it, or give another --output"
+            )
+
+    def check_length(self, length: int) -> None:
+        """Refuse inputs too long for a dense matrix of attention weights."""
+        if self.weights_factor and length > DENSE_LIMIT:
+            raise OptionError(
+                f"weights_factor compares dense attention weights, which exist up to {DENSE_LIMIT} tokens, not for {length}; "
+                f"give --max-length {DENSE_LIMIT} or --weights-factor 0"
+            )
+
+    def attention(self) -> LongAttentionConfig:
+        """The mechanism, its options and its layers as one configuration."""
+        choice: dict[str, Any] = {**read_choice(self.mechanism), **read_options(",".join(self.option))}
+        return LongAttentionConfig(layers=self.layers or None, **choice)
+
+    def runs(self, stage: int) -> bool:
+        """Whether this stage is to be run."""
+        return self.stage in ("both", str(stage))
+
+    def checkpoints(self, stage: int) -> Path:
+        """The folder of a stage's checkpoints."""
+        return self.folder / "checkpoints" / f"stage{stage}"
+
+    def of_stage(self, stage: int) -> LongTrainingArguments:
+        """The arguments of one stage as of a single run."""
+        values = {each.name: getattr(self, each.name) for each in fields(LongTrainingArguments) if each.init}
+        return LongTrainingArguments(
+            **{
+                **values,
+                "output_dir": str(self.checkpoints(stage)),
+                "max_steps": self.transfer_steps if stage == 1 else self.finetune_steps,
+                "learning_rate": self.transfer_learning_rate if stage == 1 else self.finetune_learning_rate,
+                "gradient_checkpointing": self.gradient_checkpointing and stage == 2,
+                "include_num_input_tokens_seen": "non_padding",
+                "label_names": ["labels"],
+                "remove_unused_columns": False,
+                "push_to_hub": False,
+            }
+        )
+
+
+def given(arguments: LongTrainingArguments) -> dict[str, Any]:
+    """The values that differ from their defaults, without secrets: what a log or card says about a run."""
+    found = {}
+    for each in fields(arguments):
+        if each.init and not each.name.endswith("_token"):
+            usual = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+            value = getattr(arguments, each.name)
+            if value != usual:
+                found[each.name] = value if isinstance(value, (bool, int, float, list, dict)) else str(value)
+    return found
+
+
+def parse_arguments(kind: type[Arguments], arguments: list[str], description: str) -> Arguments:
+    """Return the arguments of a recipe (``--config``), overridden by the command line.
+
+    Raises:
+        LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
+    """
+    usage = "%(prog)s --model MODEL --output_dir FOLDER [OPTION ...]"
+    parser = HfArgumentParser(kind, description=description, usage=usage)
+    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {', '.join(ready_recipes())}.")
+    for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16
+        if action.option_strings and action.option_strings[0].startswith("--no_"):
+            action.help = f"Turn --{action.dest} off, which is on by default."
+    inherited = {each.name for each in fields(TrainingArguments)}
+    parser._optionals._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
+    known, _ = parser.parse_known_args(arguments)
+    if known.config:
+        parser.set_defaults(**read_recipe(known.config, [each.name for each in fields(kind) if each.init]))
+    values = vars(parser.parse_args(arguments))
+    values.pop("config")
+    return kind(**values)
+
+
+def _check_length(max_length: int | None) -> None:
+    if max_length is not None and max_length < 2:
+        raise OptionError(f"max_length must be at least 2 tokens, not {max_length}")

@@ -1,0 +1,269 @@
+"""One distillation: from arguments to a checkpoint, with the report of what each stage gained."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.data
+import transformers
+from datasets import Dataset
+from torch import nn
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.attention_distillation.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
+from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
+from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
+from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.lm import input_length, load_lm, read_documents, special_tokens
+from hf_longattn.training.training_loop import begin, versions, write_trained_card
+
+LOG_NAME = "distillation_log.jsonl"
+REPORT_NAME = "distillation_report"
+STAGE_1 = "stage1"
+STAGE_TITLES = {"before": "converted", "stage1": "after stage 1", "stage2": "after stage 2"}
+
+
+MIXED_TOKENS = 2**18
+"""Tokens of the buffer from which the next input is drawn, so that a batch does not come from one document."""
+Input = dict[str, list[int]]
+
+
+def distill_attention(args: DistillationArguments) -> dict[str, Any]:
+    """Train the mechanisms of a converted checkpoint to reproduce softmax attention, fine-tune, and write to ``args.output_dir``.
+
+    The folder gets the checkpoint, ``distillation_report.json`` and ``.md``, ``distillation_log.jsonl``, the model after stage 1 in
+    ``stage1``, and, if ``save_steps`` asks for them, checkpoints to resume from in ``checkpoints``.
+
+    Returns:
+        The report.
+
+    Raises:
+        LongAttentionError: with one sentence, for anything that is wrong with the arguments, the model or the text.
+        DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
+    """
+    begin(args)
+    model, tokenizer, objective = load_student(args)
+    length = input_length(model, tokenizer, args.max_length)
+    args.check_length(length)
+    if args.runs(1):
+        check_learns(model)
+    with processes().main_process_first():
+        documents, held_out = read_documents(args)
+    collate = collator(tokenizer, objective, length, args)
+    batches = held_out_batches(held_out, tokenizer, collate, args.held_out_inputs, args.per_device_train_batch_size)
+    return Run(args, tokenizer, objective, length, documents, batches).all_stages(model)
+
+
+def check_learns(model: PreTrainedModel) -> None:
+    """Refuse stage 1 for a model whose mechanisms have no parameters."""
+    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
+    if not any(p.requires_grad for mechanism in mechanisms for p in mechanism.parameters()):
+        names = ", ".join(dict.fromkeys(repr(mechanism.name) for mechanism in mechanisms))
+        raise OptionError(
+            f"stage 1 trains the mechanisms' parameters, and {names} has none with these options; give --stage 2, which fine-tunes the "
+            "model's projections"
+        )
+
+
+@dataclass
+class Run:
+    """What both stages share, and the report as it grows."""
+
+    args: DistillationArguments
+    tokenizer: PreTrainedTokenizerBase
+    objective: str
+    length: int
+    documents: Dataset
+    batches: list[Batch]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def all_stages(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Run the requested stages; when resuming, those that are not done."""
+        args, output = self.args, self.args.folder
+        done = read_report(output / STAGE_1) if args.resume and args.runs(1) else None
+        if done is not None:
+            model, _, _ = load_lm(str(output / STAGE_1), self.objective)
+        with without_cache(model):
+            if done is not None:
+                self.report = {**done, "settings": args.given}
+            else:
+                self.report = {
+                    "settings": args.given, "objective": self.objective, "input_length": self.length, "versions": versions(),
+                    "tokens": {}, "steps": {}, "before": measured(model, self.batches),
+                }  # fmt: skip
+                if args.runs(1):
+                    self.stage_1(model)
+        if args.runs(1) and args.runs(2) and done is None:
+            self.write(model, output / STAGE_1)
+        if args.runs(2):
+            with without_cache(model):
+                self.stage_2(model)
+        self.write(model.to(getattr(torch, args.dtype)), output)
+        if processes().is_main_process:
+            write_trained_card(args, describe_distillation(self.report))
+        processes().wait_for_everyone()
+        return self.report
+
+    def stage_1(self, model: PreTrainedModel) -> None:
+        """All mechanisms at once, each against the softmax attention of its layer."""
+        with matching(model, Factors(self.args.output_factor, self.args.weights_factor)) as layers:
+            self.train(MatchingModel(model, layers), 1)
+        self.report["stage1"] = measured(model, self.batches)
+
+    def stage_2(self, model: PreTrainedModel) -> None:
+        """The language-model loss with the mechanisms in place."""
+        with nullcontext() if self.args.full else low_rank_updates(model, self.args.lora_rank, self.args.lora_alpha):
+            self.train(model, 2)
+        self.report["stage2"] = measured(model, self.batches)
+
+    def train(self, model: nn.Module, stage: int) -> None:
+        """Train, or resume from the latest checkpoint of this stage."""
+        args, folder = self.args, self.args.checkpoints(stage)
+        transformers.set_seed(args.seed)
+        trainer = DistillationTrainer(
+            model,
+            args.of_stage(stage),
+            train_dataset=EndlessInputs(self.documents, self.tokenizer, self.length, args.seed),
+            data_collator=collator(self.tokenizer, self.objective, self.length, args),
+            mean_of_batches=stage == 1 or self.objective == "mlm",
+            stage=stage,
+            log_path=args.folder / LOG_NAME,
+        )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if args.resume else None)
+        self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
+        self.report["steps"][f"stage{stage}"] = trainer.state.global_step
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write checkpoint, tokenizer and report; the first process does, the others wait."""
+        if processes().is_main_process:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            write_report(self.report, folder)
+        processes().wait_for_everyone()
+
+
+def collator(tokenizer: PreTrainedTokenizerBase, objective: str, length: int, args: DistillationArguments) -> Any:
+    """Masks (mlm) or copies (clm) the tokens as labels, and pads every batch to ``length``, so that processes can share batches.
+
+    Each use needs a new one: the masks depend on the seed and on the number of batches made.
+    """
+    return DataCollatorForLanguageModeling(
+        tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed, pad_to_multiple_of=length
+    )
+
+
+class EndlessInputs(torch.utils.data.IterableDataset):
+    """The documents repeatedly, tokenised while they are read, as inputs of ``length`` tokens in shuffled order.
+
+    The order depends on the seed alone: a resumed run skips what it has seen.
+    """
+
+    def __init__(self, documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> None:
+        self.documents, self.tokenizer, self.length, self.seed = documents, tokenizer, length, seed
+
+    def __iter__(self) -> Iterator[Input]:
+        rng = random.Random(self.seed)
+        stream = packed(self.documents, self.tokenizer, self.length, endless=True)
+        waiting = list(islice(stream, max(2, MIXED_TOKENS // self.length)))
+        for new in stream:
+            place = rng.randrange(len(waiting))
+            yield waiting[place]
+            waiting[place] = new
+
+
+def packed(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, endless: bool = False) -> Iterator[Input]:
+    """The documents joined by their end token and cut into inputs of ``length`` tokens; the last one may be shorter."""
+    first, end = special_tokens(tokenizer)
+    room, tokens = length - len(first), []
+    while True:
+        for row in documents:
+            tokens += tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"] + end
+            whole = len(tokens) - len(tokens) % room
+            for at in range(0, whole, room):
+                yield {"input_ids": first + tokens[at : at + room]}
+            tokens = tokens[whole:]
+        if not endless:
+            break
+    if tokens:
+        yield {"input_ids": first + tokens}
+
+
+def held_out_batches(documents: Dataset, tokenizer: PreTrainedTokenizerBase, collate: Any, count: int, size: int) -> list[Batch]:
+    """The first ``count`` held-out inputs in batches of ``size``, masked once."""
+    found = list(islice(packed(documents, tokenizer, collate.pad_to_multiple_of), count))
+    return [collate(found[at : at + size]) for at in range(0, len(found), size)]
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``distillation_report.json`` and ``.md`` into the checkpoint's folder."""
+    (folder / f"{REPORT_NAME}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (folder / f"{REPORT_NAME}.md").write_text(markdown(report), encoding="utf-8")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """What :func:`write_report` wrote there, or ``None``."""
+    path = folder / f"{REPORT_NAME}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def recovered(original: float, before: float, after: float) -> float | None:
+    """The fraction of the loss added by the conversion that training has recovered; ``None`` if it added none."""
+    return (before - after) / (before - original) if before > original else None
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page: loss by stage, tokens used, and each layer's error."""
+    before, tokens = report["before"], report["tokens"]
+    unit = {"mlm": "masked", "clm": "next"}[report["objective"]]
+    lines = [
+        "# Attention distillation",
+        "",
+        f"Nats per {unit} token on held-out inputs of {report['input_length']:,} tokens. The original is the same model with softmax "
+        "attention in every layer.",
+        "",
+        "| model | loss | gap recovered | tokens |",
+        "|---|---|---|---|",
+        f"| original | {before['original']:.3f} | | |",
+    ]
+    stages = {name: title for name, title in STAGE_TITLES.items() if name in report}
+    used = 0
+    for name, title in stages.items():
+        used += tokens.get(name, 0)
+        won = recovered(before["original"], before["loss"], report[name]["loss"])
+        share = "" if name == "before" or won is None else f"{100 * won:.1f} %"
+        lines.append(f"| {title} | {report[name]['loss']:.3f} | {share} | {used:,} |")
+    lines += [
+        "",
+        "Squared error of each layer's attention output, as a share of the softmax output's mean square:",
+        "",
+        "| layer | " + " | ".join(stages.values()) + " |",
+        "|---" * (len(stages) + 1) + "|",
+    ]
+    for number, row in enumerate(before["layers"]):
+        cells = " | ".join(f"{report[name]['layers'][number]['share']:.4f}" for name in stages)
+        lines.append(f"| {row['layer']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def describe_distillation(report: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    last = [name for name in STAGE_TITLES if name in report][-1]
+    total = sum(report["tokens"].values())
+    return (
+        f"Attention distillation with `scripts/distill_attention.py` on {', '.join(report['settings']['text'])}, {total:,} tokens: "
+        f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
+        f"{report[last]['loss']:.3f} now."
+    )

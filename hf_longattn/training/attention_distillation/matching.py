@@ -1,0 +1,253 @@
+"""Stage 1: one forward pass of the frozen original in which every layer's mechanism is compared with softmax attention.
+
+A :class:`Matching` mechanism is put into each self-attention module. It gets the layer's q, k and v, which come from the original's
+hidden states, runs softmax attention and the layer's new mechanism on them, records the difference, and returns the output of softmax
+attention. Later layers thus see the original's states, and the loss of a layer trains only this layer's mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms import Mechanism, build_mechanism
+from hf_longattn.modeling.attention_sites import attention_sites
+
+TINY = 1e-12
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The loss of a layer: ``output`` × relative squared error + ``weights`` × cross-entropy of the attention weights."""
+
+    output: float = 1.0
+    weights: float = 0.0
+
+
+class Matching(Mechanism):
+    """Softmax attention, to which ``student`` is compared; replaces the student in an attention module.
+
+    After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
+    of the teacher's mean square, over tokens that are not padding; ``loss`` trains the student.
+    """
+
+    name = "matching"
+    whole_batch = True
+
+    def __init__(self, student: Mechanism, factors: Factors, learns: bool) -> None:
+        super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
+        self.teacher = build_mechanism("full", num_heads=student.num_heads, head_dim=student.head_dim, max_length=student.max_length)
+        self.student, self.factors, self.learns = student, factors, learns
+        self.takes_hidden_states, self.layer = student.takes_hidden_states, student.layer
+        self.causal, self.ignores_padding = student.causal, student.ignores_padding
+        self.loss: Tensor | None = None
+        self.errors: Tensor | None = None
+
+    @property
+    def takes_globals(self) -> bool:  # type: ignore[override]
+        return self.student.takes_globals
+
+    @property
+    def takes_score_mod(self) -> bool:  # type: ignore[override]
+        return self.student.takes_score_mod
+
+    @property
+    def token_rule(self) -> Any:
+        return self.student.token_rule
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, hidden_states: Tensor | None = None, **arguments: Any) -> Tensor:
+        """The teacher's output; sets ``loss`` and ``errors``."""
+        own: dict[str, Any] = {"hidden_states": hidden_states} if self.takes_hidden_states else {}
+        arguments = {**arguments, "dropout_p": 0.0}
+        with torch.no_grad():
+            target = self.teacher(q, k, v, **arguments)
+        q, k, v = q.detach(), k.detach(), v.detach()
+        padding = arguments.get("padding_mask")
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            output = self.student(q, k, v, **arguments, **own)
+            squared = _mean_square(output.float() - target.float(), padding)
+            share = squared / _mean_square(target.float(), padding).clamp(min=TINY)
+            self.errors = torch.stack([squared, share]).detach()
+            self.loss = self.factors.output * share
+            if self.factors.weights:
+                arguments.pop("dropout_p")
+                wanted = self.teacher.dense_weights(q.float(), k.float(), **arguments)
+                weights = self.student.dense_weights(q.float(), k.float(), **arguments, **own)
+                self.loss = self.loss + self.factors.weights * _cross_entropy(wanted, weights, padding)
+            auxiliary = self.student.auxiliary_loss()
+            self.loss = self.loss if auxiliary is None else self.loss + auxiliary.to(self.loss)
+        if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
+            raise OptionError(
+                f"stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not affect a layer's output for given "
+                "queries, keys and values; give --stage 2"
+            )
+        return target
+
+    def dense_weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
+        """The teacher's."""
+        arguments.pop("hidden_states", None)
+        return self.teacher.dense_weights(q, k, **arguments)
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return True
+
+
+def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean square of ``x (B, H, N, D)`` over rows that are not padding (``padding (B, Nk)``, True = real)."""
+    if padding is None:
+        return x.square().mean()
+    rows = padding[:, -x.shape[2] :]
+    real = (rows.sum() * x.shape[1] * x.shape[3]).clamp(min=1)
+    return x.square().masked_fill(~rows[:, None, :, None], 0.0).sum() / real
+
+
+def _cross_entropy(wanted: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean over heads and real rows of -Σ_j wanted_ij log weights_ij (Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5)."""
+    rows = -(wanted * weights.clamp(min=TINY).log()).sum(-1)
+    if padding is None:
+        return rows.mean()
+    real = padding[:, -rows.shape[2] :]
+    return rows.masked_fill(~real[:, None], 0.0).sum() / (real.sum() * rows.shape[1]).clamp(min=1)
+
+
+class MatchingModel(nn.Module):
+    """A model whose mechanisms are :class:`Matching`, as a trainable module: its loss is the sum over the layers.
+
+    ``state_dict`` holds only the mechanisms' parameters; everything else is the frozen original.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: PreTrainedModel, layers: dict[str, Matching]) -> None:
+        super().__init__()
+        self.model, self.layers = model, layers
+        self.students = nn.ModuleList([matching.student for matching in layers.values()])
+
+    def train(self, mode: bool = True) -> MatchingModel:
+        """The original is frozen and runs without dropout; only the mechanisms train."""
+        super().train(mode)
+        self.model.eval()
+        self.students.train(mode)
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """``loss``: the sum over the layers that learn; ``layer_losses (L,)``: each of them; ``errors (L, 2)``: see :class:`Matching`."""
+        self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)
+        losses = torch.stack([_recorded(matching.loss) for matching in self.layers.values()])
+        errors = torch.stack([_recorded(matching.errors) for matching in self.layers.values()])
+        learns = torch.tensor([matching.learns for matching in self.layers.values()], device=losses.device)
+        return {"loss": losses[learns].sum(), "layer_losses": losses.detach(), "errors": errors}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        prefix = kwargs.get("prefix", "")
+        return {f"{prefix}{name}": value.detach() for name, value in self.students.named_parameters(prefix="students")}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        kept = {name.removeprefix("students."): value for name, value in state_dict.items()}
+        buffers = dict(self.students.named_buffers())
+        return self.students.load_state_dict({**buffers, **kept}, strict=strict, assign=assign)
+
+
+def _recorded(value: Tensor | None) -> Tensor:
+    assert value is not None, "every layer's attention runs in a forward pass"
+    return value
+
+
+@contextmanager
+def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator[dict[str, Matching]]:
+    """Within the context every self-attention module of ``model`` has a :class:`Matching`, the model's output is the original's, and only
+    the mechanisms' parameters take gradients.
+
+    Yields:
+        The mechanisms' names and the :class:`Matching` in their place.
+    """
+    sites = [site for site in attention_sites(model) if not site.cross]
+    students: list[Mechanism] = [site.mechanism for site in sites]  # type: ignore[misc]
+    taking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    learning = [[p for p in student.parameters() if p.requires_grad] for student in students]
+    model.requires_grad_(False)
+    for parameters in learning:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    placed = {
+        site.mechanism_name: Matching(student, factors or Factors(), bool(own))
+        for site, student, own in zip(sites, students, learning, strict=True)
+    }
+    for site in sites:
+        site.put(placed[site.mechanism_name])
+    try:
+        with without_cache(model):
+            yield placed
+    finally:
+        for site, student in zip(sites, students, strict=True):
+            site.put(student)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(taking[name])
+
+
+@contextmanager
+def without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context a decoder makes no cache: every pass is over whole inputs."""
+    caching = getattr(model.config, "use_cache", None)
+    if caching is None:
+        yield
+        return
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = caching
+
+
+@torch.no_grad()
+def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict[str, Matching] | None = None) -> dict[str, Any]:
+    """Measure ``model`` in its current state.
+
+    Args:
+        batches: with labels, -100 = not predicted.
+        layers: what :func:`matching` yields, if the layers' errors are wanted.
+
+    Returns:
+        ``loss``: nats per predicted token; ``predictions``: their number; and with ``layers`` ``errors``: for each layer its name, the mean
+        squared error of its mechanism's output, absolute and as a share of the softmax output's mean square.
+    """
+    training = model.training
+    model.eval()
+    total = predictions = 0.0
+    errors: torch.Tensor | None = None
+    for batch in batches:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        labels = batch["labels"][:, 1:] if _shifted(model) else batch["labels"]
+        count = int((labels != -100).sum())
+        total += float(model(**batch).loss) * count
+        predictions += count
+        if layers is not None:
+            found = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
+            errors = found if errors is None else errors + found
+    model.train(training)
+    result: dict[str, Any] = {"loss": total / max(1, predictions), "predictions": int(predictions)}
+    if layers is not None and errors is not None:
+        inputs = sum(len(batch["labels"]) for batch in batches)
+        rows = (errors / inputs).tolist()
+        result["errors"] = [{"layer": name, "mean_squared_error": row[0], "share": row[1]} for name, row in zip(layers, rows, strict=True)]
+    return result
+
+
+def measured(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, Any]:
+    """``original``: the loss with softmax attention in every layer; ``layers``: the mechanisms' errors; ``loss``: with the mechanisms."""
+    with matching(model) as layers:
+        original = held_out_loss(model, batches, layers)
+    return {"original": original["loss"], "loss": held_out_loss(model, batches)["loss"], "layers": original["errors"]}
+
+
+def _shifted(model: PreTrainedModel) -> bool:
+    """Whether labels are compared with the outputs one position earlier, as in decoders."""
+    return any(site.module.is_causal for site in attention_sites(model) if not site.cross)

@@ -1,0 +1,141 @@
+"""The model that is trained: converted before or now, with a teacher's weights if one is given, and with low-rank updates in stage 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.mechanisms import Mechanism
+from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.lm import load_lm
+
+CONVERTED = "converted"
+SHAPE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size")
+
+
+def processes() -> PartialState:
+    """This process among all; without an accelerator they communicate on the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def load_student(args: DistillationArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model whose mechanisms are trained, its tokenizer and its objective ("mlm" or "clm").
+
+    With ``args.mechanism``, ``args.model`` is converted into OUTPUT/converted first (by the first process).
+
+    Raises:
+        CheckpointError: it cannot be loaded, or the teacher differs in shape.
+        OptionError: it has not been converted and no mechanism is given.
+    """
+    source = args.model
+    if args.mechanism:
+        source = str(args.folder / CONVERTED)
+        if processes().is_main_process and not (args.resume and Path(source, "config.json").exists()):
+            length = _grown(args.model, args.max_length)
+            convert_checkpoint(args.model, source, long_attention=args.attention(), max_length=length, overwrite=True)
+        processes().wait_for_everyone()
+    model, tokenizer, objective = load_lm(source, args.objective)
+    if not any(isinstance(module, Mechanism) for module in model.modules()):
+        raise OptionError(
+            f"{args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
+            f"longattn convert {args.model} DST --mechanism NAME"
+        )
+    if args.teacher:
+        model = with_weights_of(args.teacher, model)
+    return model, tokenizer, objective
+
+
+def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
+    """A model with the student's configuration and mechanisms and the teacher's weights; the teacher's position table is extended where the
+    student's is longer.
+
+    Raises:
+        CheckpointError: the teacher cannot be loaded, or differs in shape.
+    """
+    check_shape(teacher, student)
+    try:
+        model = type(student).from_pretrained(teacher, config=student.config, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load teacher {teacher!r}: {str(error).splitlines()[0]}") from error
+    for name, module in student.named_modules():
+        if isinstance(module, Mechanism):
+            model.get_submodule(name).load_state_dict(module.state_dict())
+    return model
+
+
+def check_shape(teacher: str, student: PreTrainedModel) -> None:
+    """Refuse a teacher whose attention outputs or weights do not fit the student."""
+    try:
+        config = AutoConfig.from_pretrained(teacher)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load teacher {teacher!r}: {str(error).splitlines()[0]}") from error
+    own = student.config
+    kinds = [str(one.model_type).removeprefix("long_") for one in (config, own)]
+    differing = [f"model_type is {kinds[0]!r}, not {kinds[1]!r}"] if kinds[0] != kinds[1] else []
+    for name in SHAPE:
+        theirs, ours = getattr(config, name, None), getattr(own, name, None)
+        if theirs != ours:
+            differing.append(f"{name} is {theirs}, not {ours}")
+    if differing:
+        raise CheckpointError(
+            f"teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "
+            "give the checkpoint that the student was converted from, or leave --teacher out"
+        )
+
+
+def _grown(model: str, max_length: int | None) -> int | None:
+    """The length to convert to; ``None`` keeps the model's if training inputs are no longer."""
+    try:
+        own = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 0)
+    except (OSError, ValueError):
+        return max_length  # the conversion reports what is wrong
+    return max_length if max_length is not None and max_length > own else None
+
+
+@contextmanager
+def low_rank_updates(model: PreTrainedModel, rank: int, alpha: float) -> Iterator[None]:
+    """Within the context only LoRA updates (Hu et al. 2021) of the attention projections and the mechanisms' parameters are trained; on
+    exit the updates are merged into the projections. Do not use the model after an error.
+
+    Raises:
+        OptionError: peft is not installed, or the projections of this architecture are unknown.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise OptionError("LoRA requires peft; pip install peft, or add --full to train all parameters") from error
+    targets = projections(model)
+    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
+    own = [p for mechanism in mechanisms for p in mechanism.parameters() if p.requires_grad]
+    transposed = any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
+    wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, fan_in_fan_out=transposed))
+    for parameter in own:
+        parameter.requires_grad_(True)
+    yield
+    wrapped.merge_and_unload()
+    model.requires_grad_(True)
+
+
+def projections(model: nn.Module) -> list[str]:
+    """The names of the q, k, v and output projections of every self-attention module."""
+    found = []
+    for site in attention_sites(model):
+        if not site.cross:
+            names = attention_projections(model, site.name)
+            if not names:
+                raise OptionError(
+                    f"no query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
+                    "update; add --full"
+                )
+            found += names
+    return list(dict.fromkeys(found))

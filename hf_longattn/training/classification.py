@@ -1,0 +1,230 @@
+"""Fine-tune a model, short or converted, to classify long documents."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.evaluation import load_metric
+from hf_longattn.evaluation.metrics.long_classification import summarise
+from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.data import DataError, load_labelled
+from hf_longattn.training.lm import input_length
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+
+def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, classes, how many documents were cut, scores on the held-out
+        documents before and after, Trainer's history. Of several processes only the first has the scores.
+    """
+    begin(args)
+    config, tokenizer = _load_start(args.model)
+    texts, held_texts = read_labelled(args)
+    names = class_names(texts, [str(config.id2label[number]) for number in sorted(config.id2label)])
+    model = load_classifier(args.model, tokenizer, names)
+    length = input_length(model, tokenizer, args.max_length)
+    documents, held_out = (to_documents(data, tokenizer, length, names) for data in (texts, held_texts))
+    trainer = ClassificationTrainer(
+        model,
+        args,
+        train_dataset=documents,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        preprocess_logits_for_metrics=_choices,
+        compute_metrics=_accuracy,
+        max_minutes=args.max_minutes,
+    )
+    before = trainer.scores(held_out)
+    train(trainer, args)
+    after = trainer.scores(held_out)
+    counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
+    log = {"input_length": length, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
+    return finish(trainer, args, log, describe_classification)
+
+
+class ClassificationTrainer(TimedTrainer):
+    """Groups documents by length in training, and evaluates them in their order."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)
+
+    def scores(self, data: Dataset) -> dict[str, Any]:
+        """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""
+        found = self.predict(data).predictions
+        if not self.is_world_process_zero():
+            return {}
+        pairs = zip(data["labels"], data["document"], strict=True)
+        references = [{"label": label, "length": length} for label, length in pairs]
+        return load_metric("long_classification").compute(predictions=[int(one) for one in found], references=references)
+
+
+def read_labelled(args: ClassificationTrainingArguments) -> tuple[Dataset, Dataset]:
+    """The documents to train on and those to evaluate on: ``validation``, or else a tenth.
+
+    Raises:
+        DataError: as :func:`load_labelled`; or fewer than two classes.
+        OptionError: too few documents to hold some back.
+    """
+    columns = {"text_column": args.text_column, "label_column": args.label_column}
+    data = concatenate_datasets([load_labelled(source, split=args.split, **columns) for source in args.data])
+    order = list(range(len(data)))
+    random.Random(args.seed).shuffle(order)
+    data = data.select(order[: args.max_documents or None])
+    if args.validation:
+        train, held_out = data, load_labelled(args.validation, split=args.validation_split, **columns)
+    else:
+        count = math.ceil(len(data) / 10)
+        if len(data) - count < 2:
+            raise OptionError(f"there are {len(data)} documents, too few to hold some back for evaluation; give --validation DATA")
+        train, held_out = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    if not len(held_out):
+        raise DataError(f"there is no text in {args.validation}")
+    if len(set(train["label"])) < 2:
+        raise DataError(
+            f"all documents of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
+            if len(train) else f"there is no text in {', '.join(args.data)}"
+        )  # fmt: skip
+    return train, held_out
+
+
+def class_names(train: Dataset, known: Sequence[str]) -> list[str]:
+    """The classes in the order of their numbers: the model's, if it knows all of them; else sorted, numbers by their value."""
+    found = set(train["label"])
+    if found <= set(known):
+        return list(known)
+    numbers = all(name.lstrip("-").isdigit() for name in found)
+    return sorted(found, key=(lambda name: (int(name), "")) if numbers else (lambda name: (0, name)))
+
+
+def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str]) -> Dataset:
+    """Tokens, the label's number, ``length`` (tokens of the input) and ``document`` (tokens before it was cut).
+
+    Raises:
+        DataError: a label that is no class.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = sorted(set(data["label"]) - set(numbers))
+    if unknown:
+        raise DataError(f"the label {unknown[0]!r} of the validation data is not one of the classes to learn ({', '.join(names)})")
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        whole = tokenizer(rows["text"], return_attention_mask=False, verbose=False)["input_ids"]
+        long = [row for row, ids in enumerate(whole) if len(ids) > length]
+        inputs = list(whole)
+        if long:
+            texts = [rows["text"][row] for row in long]
+            cut = tokenizer(texts, truncation=True, max_length=length, return_attention_mask=False)["input_ids"]
+            for row, ids in zip(long, cut, strict=True):
+                inputs[row] = ids
+        return {
+            "input_ids": inputs,
+            "labels": [numbers[label] for label in rows["label"]],
+            "length": [len(ids) for ids in inputs],
+            "document": [len(ids) for ids in whole],
+        }
+
+    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
+
+
+def describe_classification(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    settings, scores, documents = log["settings"], log["held_out"], log["documents"]
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    return (
+        f"{steps:,} steps with `scripts/train_classification.py` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
+        f"{len(log['classes'])} classes, inputs of up to {log['input_length']:,} tokens ({documents['cut']:,} documents were cut). "
+        f"On {documents['held_out']:,} held-out documents: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after."
+    )
+
+
+def describe_classification_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    scores, documents = log["held_out"], log["documents"]
+    lines = [f"held out: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after"]
+    if documents["cut"]:
+        lines.append(f"{documents['cut']:,} documents are longer than {log['input_length']:,} tokens and were cut")
+    return "\n".join(lines)
+
+
+def load_classifier(name: str, tokenizer: PreTrainedTokenizerBase, names: list[str]) -> PreTrainedModel:
+    """Load a model with a head for these classes, in float32; the head is new unless the checkpoint has one of this size.
+
+    Raises:
+        CheckpointError: the architecture has no such head, or cannot be loaded.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            dtype=torch.float32,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id=numbers,
+            problem_type="single_label_classification",
+            ignore_mismatched_sizes=True,
+        )
+    except LongAttentionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _load_start(name: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for text classification; take a model of another architecture")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError(
+                f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return config, tokenizer
+
+
+def _choices(logits: Any, labels: Tensor) -> Tensor:
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+def _accuracy(found: EvalPrediction) -> dict[str, float]:
+    """What an evaluation during training logs beside the loss."""
+    scores = summarise(list(zip(found.label_ids.tolist(), found.predictions.tolist(), strict=True)))
+    return {name: scores[name] for name in ("accuracy", "macro_f1")}
+
+
+def _cut(data: Dataset) -> int:
+    return sum(document > length for document, length in zip(data["document"], data["length"], strict=True))
+
+
+def _in_words(scores: dict[str, Any]) -> str:
+    return f"accuracy {scores['accuracy']:.1f} ± {scores['accuracy_se']:.1f} %, macro F1 {scores['macro_f1']:.1f} %"

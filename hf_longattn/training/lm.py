@@ -1,0 +1,170 @@
+"""Continue training a converted model on long text, by the objective of its head."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.args import LMTrainingArguments, TextTrainingArguments
+from hf_longattn.training.data import load_text
+from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+_TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
+_HEADS = {
+    "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+}
+
+
+def finetune_lm(args: LMTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, held-out loss before and after, Trainer's history.
+    """
+    begin(args)
+    model, tokenizer, objective = load_lm(args.model, args.objective)
+    length = args.segments or input_length(model, tokenizer, args.max_length)
+    args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
+    documents, held_out = read_documents(args)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
+    usual: dict[str, Any] = {
+        "processing_class": tokenizer, "max_minutes": args.max_minutes, "mean_of_batches": objective == "mlm",
+    }  # fmt: skip
+    trainer: TimedTrainer
+    if args.segments:
+        rows, padding = args.per_device_train_batch_size * args.world_size, {"pad_token_id": tokenizer.pad_token_id}
+        stream = SegmentStream(tokenised(documents, tokenizer), length, rows, shuffle=True, seed=args.seed, passes=None, **padding)
+        measured = SegmentStream(tokenised(held_out, tokenizer), length, args.per_device_train_batch_size, **padding)
+        collate = SegmentCollator(collator if collator.mlm else None)
+        trainer = SegmentTrainer(model, args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
+    else:
+        inputs, measured_inputs = (to_inputs(data, tokenizer, length) for data in (documents, held_out))
+        trainer = TimedTrainer(model, args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
+    before = trainer.evaluate()["eval_loss"]
+    train(trainer, args)
+    after = trainer.evaluate()["eval_loss"]
+    log = {"objective": objective, "input_length": length, "held_out_loss": {"before": before, "after": after}}
+    return finish(trainer, args, log, describe_lm_training)
+
+
+def describe_lm_training(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    kind, loss = {"mlm": "masked", "clm": "next"}[log["objective"]], log["held_out_loss"]
+    return (
+        f"{steps:,} steps with `scripts/train_lm.py` on {', '.join(log['settings']['text'])}, inputs of {log['input_length']:,} tokens: "
+        f"held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
+    )
+
+
+def describe_lm_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    loss = log["held_out_loss"]
+    return f"held-out loss {loss['before']:.3f} before, {loss['after']:.3f} after"
+
+
+def read_documents(args: TextTrainingArguments) -> tuple[Dataset, Dataset]:
+    """The documents to train on and those to evaluate on: ``validation``, or else the last hundredth."""
+    where: dict[str, Any] = {"column": args.column, "seed": args.seed}
+    data = load_text(args.text, split=args.split, limit=args.max_documents, **where)
+    if args.validation:
+        return data, load_text([args.validation], split="validation", limit=max(1, len(data) // 100), **where)
+    if len(data) < 2:
+        raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")
+    held_out = max(1, len(data) // 100)
+    return data.select(range(len(data) - held_out)), data.select(range(len(data) - held_out, len(data)))
+
+
+def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """Tokenise, join the documents by their end token, and cut into inputs of ``length`` tokens.
+
+    A document longer than an input continues in the next one; the tokens left over at the end of a batch of documents form a shorter
+    input, so that short texts are not lost.
+    """
+    first, end = special_tokens(tokenizer)
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        encoded = tokenizer(rows["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        stream = list(chain.from_iterable([*ids, *end] for ids in encoded))
+        room = length - len(first)
+        return {"input_ids": [first + stream[at : at + room] for at in range(0, len(stream), room)]}
+
+    return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that start every input and those that end every document; either may be empty."""
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return [tokenizer.cls_token_id] if tokenizer.cls_token_id is not None else [], [end] if end is not None else []
+
+
+def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has no head for the objective.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        objective = _objective(config, tokenizer, name) if objective == "auto" else objective
+        loader, names = _HEADS[objective]
+        if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
+            raise OptionError(
+                f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
+                f"choose the objective {'clm' if objective == 'mlm' else 'mlm'}, or auto, which follows the model's head"
+            )
+        model = loader.from_pretrained(name, dtype=torch.float32)
+    except OptionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if objective == "mlm" and tokenizer.mask_token is None:
+        raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer, objective
+
+
+def _looks_both_ways(config: Any) -> bool:
+    """Whether a model has a head for next tokens but sees them: an encoder that is not set up as a decoder."""
+    both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    return both and not getattr(config, "is_decoder", False)
+
+
+def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    architecture = (config.architectures or [""])[0]
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")) or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
+        return "clm"
+    return "mlm" if tokenizer.mask_token is not None else "clm"
+
+
+def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
+    """Return the tokens of one input: ``wanted``, or the model's maximum.
+
+    Raises:
+        OptionError: ``wanted`` exceeds that maximum.
+    """
+    longest = min(getattr(model.config, "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
+    if wanted is not None and wanted > longest:
+        raise OptionError(f"max_length {wanted} exceeds the {longest} tokens that the model takes; convert it to that length first")
+    return wanted or longest

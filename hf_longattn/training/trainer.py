@@ -1,0 +1,160 @@
+"""The Trainer of every task: it can be given a time instead of steps, and all processes stop after the same step."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.data
+from accelerate.utils import broadcast
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+LEAST_LOGS = 10
+"""Log entries of a short run."""
+
+
+class TimedTrainer(Trainer):
+    """transformers' Trainer with a time budget.
+
+    Args:
+        max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
+            limit: the schedule is Trainer's own.
+        mean_of_batches: the loss of a step is the mean of its batches' losses. Trainer takes every ``forward`` with free keyword arguments
+            for one that divides by the labels of the whole step, and does not divide by the number of batches; heads for masked
+            tokens, classes and spans return the mean of one batch, so their gradients would be added up: eight times too
+            large with eight batches. False = Trainer's rule, right for causal language models.
+        *args, **kwargs: Trainer's.
+    """
+
+    def __init__(self, *args: Any, max_minutes: float | None = None, mean_of_batches: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if mean_of_batches:
+            self.model_accepts_loss_kwargs = False
+        self.card: Callable[[], object] | None = None
+        self.clock = Clock(max_minutes)
+        self.add_callback(StopInTime(self.clock))
+        self.add_callback(LogEnough())
+        patience = getattr(self.args, "early_stopping_patience", 0)
+        if patience:
+            self.add_callback(EarlyStoppingCallback(patience))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.clock.minutes is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, self.args.warmup_steps)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        return SeededGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, "minutes": round(self.clock.elapsed(), 2)}, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, without ``training_args.bin``: a pickle, which nobody needs to use the model."""
+        super().save_model(output_dir, _internal_call)
+        if self.is_world_process_zero():
+            Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Our card if ``card`` writes one, else Trainer's."""
+        if self.card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.card()
+
+
+class SeededGroups(torch.utils.data.Sampler[int]):
+    """Groups by length that depend on the seed and the epoch. Trainer draws them from the process's generator, whose state a resumed run
+    does not have at the start of an epoch."""
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(random.Random(f"{self.seed}:{self.epoch}").getrandbits(63))
+        return iter(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before every epoch."""
+        self.epoch = epoch
+
+
+class Clock:
+    """Minutes since the first step, as a fraction of the time allowed; ``None`` minutes = no limit.
+
+    All processes use the first one's clock as it was at the last :meth:`tick`, so they stop after the same step and have the same
+    learning rate.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self.started: float | None = None
+        self.before = self.agreed = 0.0
+
+    def start(self, before: float) -> None:
+        """Called before the first step; a resumed run has spent ``before`` minutes already."""
+        self.started, self.before, self.agreed = time.monotonic(), before, before
+
+    def tick(self, device: torch.device) -> None:
+        """Broadcast the first process's time; called by every process in every step."""
+        if self.minutes is not None:
+            self.agreed = float(broadcast(torch.tensor([self.elapsed()], device=device))[0])
+
+    def elapsed(self) -> float:
+        """Minutes spent."""
+        return self.before + (0.0 if self.started is None else (time.monotonic() - self.started) / 60)
+
+    def fraction(self) -> float:
+        """Fraction of the time allowed that was spent at the last tick; the same in all processes."""
+        return 0.0 if self.minutes is None else self.agreed / self.minutes
+
+
+class StopInTime(TrainerCallback):
+    """Starts the clock with the training and stops the training with the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        spent = [entry["minutes"] for entry in state.log_history if "minutes" in entry]
+        self.clock.start(max(spent, default=0.0))
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.clock.tick(args.device)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_training_stop |= self.clock.fraction() >= 1.0
+
+
+class LogEnough(TrainerCallback):
+    """Logs a short run ``LEAST_LOGS`` times, and the last step of every run."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.logging_steps = max(1, min(state.logging_steps, state.max_steps // LEAST_LOGS))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_log |= control.should_training_stop or state.global_step >= state.max_steps
+
+
+def timed_schedule(optimizer: Optimizer, clock: Clock, num_training_steps: int, warmup: float) -> LambdaLR:
+    """Linear warm-up and decay over the steps or the time, whichever is further along; a ``warmup`` below 1 is a fraction of them."""
+    steps = max(1, num_training_steps)
+
+    def scale(step: int) -> float:
+        done = max(step / steps, clock.fraction())
+        risen = (step + 1) / max(1.0, warmup) if warmup >= 1 or warmup == 0 else max((step + 1) / steps, clock.fraction()) / warmup
+        return min(1.0, risen) * max(0.0, 1.0 - done)
+
+    return LambdaLR(optimizer, scale)

@@ -1,0 +1,126 @@
+"""What every training script shares: parse, train or resume, save the model with its log and card, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import hf_longattn
+from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.hub import from_source, write_model_card
+from hf_longattn.training.args import LongTrainingArguments, parse_arguments
+from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.trainer import TimedTrainer
+
+LOG_NAME = "training_log.json"
+Arguments = TypeVar("Arguments", bound=LongTrainingArguments)
+
+
+def run_training(
+    kind: type[Arguments],
+    arguments: list[str] | None,
+    description: str,
+    *,
+    train: Callable[[Arguments], dict[str, Any]],
+    result: Callable[[dict[str, Any]], str] = lambda log: "",
+) -> int:
+    """Run a training script; of several processes only the first one prints.
+
+    Args:
+        kind: the dataclass of its arguments.
+        arguments: the command line; ``None`` = the process's.
+        description: the script's docstring, whose first paragraph appears in the help.
+        train: runs the training and returns its log.
+        result: what to print of the log at the end.
+
+    Returns:
+        The exit code: 0, or 1 with one sentence on stderr.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        parsed = parse_arguments(kind, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0])
+        if first:
+            print(f"hf_longattn {hf_longattn.__version__}: training {parsed.model}", file=sys.stderr)
+        log = train(parsed)
+    except LongAttentionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if first:
+        print("\n".join(line for line in (result(log), f"written to {parsed.output_dir}") if line), file=sys.stderr)
+    return 0
+
+
+def begin(args: LongTrainingArguments) -> None:
+    """Set threads and seed."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    transformers.set_seed(args.seed)
+
+
+def train(trainer: TimedTrainer, args: LongTrainingArguments) -> None:
+    """Train, or resume from the latest complete checkpoint.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is complete.
+        OptionError: ``dtype`` with sharded weights.
+    """
+    if args.dtype != "float32" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise OptionError(
+            f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {args.dtype} out"
+        )
+    newest = newest_checkpoint(args.folder) if args.resume else None
+    trainer.train(resume_from_checkpoint=newest or args.resume_from_checkpoint)
+
+
+def finish(
+    trainer: TimedTrainer, args: LongTrainingArguments, log: dict[str, Any], describe: Callable[[dict[str, Any]], str]
+) -> dict[str, Any]:
+    """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set.
+
+    Args:
+        describe: what the card says about a log.
+
+    Returns:
+        The log: ``log`` with the given arguments, versions and Trainer's history.
+    """
+    log = {"settings": args.given, "versions": versions(), **log, "history": trainer.state.log_history}
+    if trainer.is_world_process_zero():
+        args.folder.mkdir(parents=True, exist_ok=True)
+        (args.folder / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
+    if args.dtype != "float32":
+        trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, args.dtype))
+    trainer.card = lambda: write_trained_card(args, describe(log))
+    trainer.save_model()  # pushes if asked to
+    if not args.push_to_hub:
+        trainer.create_model_card()
+    trainer.accelerator.wait_for_everyone()
+    return log
+
+
+def write_trained_card(args: LongTrainingArguments, training: str) -> None:
+    """Write the card of a trained model, with the licence, language and base of what it was trained from."""
+    made_from = Path(args.model).name if Path(args.model).exists() else args.model
+    write_model_card(
+        args.folder, training=f"Fine-tuned from `{made_from}`. {training}", measured="", eval_results=None, **from_source(args.model)
+    )
+
+
+def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, dtype: str) -> None:
+    """Save model (in ``dtype``) and tokenizer."""
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that determine a run."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}

@@ -1,0 +1,76 @@
+"""Features: the answer's tokens give back the answer's characters, whole, cut or in windows."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.errors import LengthError
+from hf_longattn.evaluation import qa_features
+from hf_longattn.evaluation.qa_features import QAFormat, cut_question, encode_qa, token_at
+from research.variable_tracking import Filler, LookupShape, make_document
+
+
+@pytest.fixture
+def record(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> dict:
+    return make_document(filler, 900, LookupShape(), random.Random(3), tokenizer)[0]
+
+
+def text_of(record: dict, feature: object, first: int, last: int) -> str:
+    start, end = feature.offsets[first][0], feature.offsets[last][1]  # type: ignore[attr-defined]
+    return record["context"][start:end]
+
+
+def test_whole_document(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
+    (feature,) = encode_qa(record, tokenizer, QAFormat(2048, global_question=True))
+    assert text_of(record, feature, feature.start, feature.end) == record["answers"]["text"][0]
+    for character in record["trail"]:
+        start, end = feature.offsets[token_at(feature.offsets, character)]
+        assert start <= character < end
+    globals_ = feature.inputs["global_attention_mask"]
+    first = next(i for i, span in enumerate(feature.offsets) if span is not None)
+    assert globals_ == [1] * first + [0] * (len(feature) - first)
+    assert tokenizer.decode(feature.inputs["input_ids"][:first]) == f"[CLS]{record['question']}[SEP]"
+    assert first == feature.document_start
+
+
+def test_windows_share_the_stride_and_cover_all(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
+    features = encode_qa(record, tokenizer, QAFormat(256, stride=64))
+    spans = [[span for span in feature.offsets if span is not None] for feature in features]
+    assert all(len(feature) <= 256 for feature in features)
+    ends = [[end for _, end in span] for span in spans]  # the first start of a window may include a space
+    assert all(a[-64:] == b[:64] for a, b in itertools.pairwise(ends))
+    (whole,) = encode_qa(record, tokenizer, QAFormat(4096))
+    assert set().union(*ends) == {span[1] for span in whole.offsets if span is not None}
+    found = [feature for feature in features if feature.end]
+    assert found
+    assert {text_of(record, feature, feature.start, feature.end) for feature in found} == {record["answers"]["text"][0]}
+
+
+def test_cut_document_loses_what_comes_after(tokenizer: PreTrainedTokenizerBase) -> None:
+    record = {"question": "where", "context": "x = 1\n" * 300 + "here", "answers": {"text": ["here"], "answer_start": [1800]}}
+    (feature,) = encode_qa(record, tokenizer, QAFormat(128))
+    assert (len(feature), feature.start, feature.end) == (128, 0, 0)
+
+
+def test_long_question_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    record = {"question": "why " * 500, "context": "because", "answers": None}
+    (feature,) = encode_qa(record, tokenizer, QAFormat(128, max_question_tokens=16))
+    assert len(feature) < 40
+
+
+def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(LengthError, match="raise max_length"):
+        encode_qa(record, tokenizer, QAFormat(40, stride=64))
+
+
+def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(qa_features.logger, "warning_once", said.append)
+    cut_question("what is it " * 20, tokenizer, 200)
+    assert not said
+    assert len(tokenizer(cut_question("what is it " * 20, tokenizer, 8), add_special_tokens=False)["input_ids"]) == 8
+    assert "more than 8 tokens" in said[0]

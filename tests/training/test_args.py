@@ -1,0 +1,92 @@
+"""Arguments: every option of TrainingArguments, defaults of the field, recipes, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from hf_longattn.errors import OptionError
+from hf_longattn.training.args import (
+    ENDLESS,
+    ClassificationTrainingArguments,
+    DistillationArguments,
+    LMTrainingArguments,
+    QATrainingArguments,
+    parse_arguments,
+)
+
+TASKS = (QATrainingArguments, ClassificationTrainingArguments, LMTrainingArguments, DistillationArguments)
+GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
+
+
+def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in TASKS:
+        with pytest.raises(SystemExit):
+            parse_arguments(kind, ["--help"], "")
+        said = capsys.readouterr().out
+        assert not [each.name for each in dataclasses.fields(TrainingArguments) if each.init and f"--{each.name}" not in said]
+        assert said.index("--model") < said.index("--learning_rate")
+
+
+def test_they_reach_the_trainer(tmp_path: Path) -> None:
+    line = (
+        "--model m --output o --data d --epochs 2 --report_to tensorboard --eval_strategy steps --save-steps 100 --lr_scheduler_type cosine"
+    )
+    args = parse_arguments(QATrainingArguments, [*line.split(), "--load_best_model_at_end", "--early_stopping_patience", "3"], "")
+    assert (args.output_dir, args.num_train_epochs, args.report_to, args.save_strategy) == ("o", 2.0, ["tensorboard"], "steps")
+    assert (args.load_best_model_at_end, args.early_stopping_patience, args.lr_scheduler_type) == (True, 3, "cosine")
+
+
+def test_minutes_alone_are_not_ended_by_steps() -> None:
+    assert QATrainingArguments(**GIVEN, max_minutes=60.0).max_steps == ENDLESS
+    args = QATrainingArguments(**GIVEN)
+    assert (args.max_steps, args.num_train_epochs) == (-1, 3.0)
+    assert QATrainingArguments(**GIVEN, max_minutes=1.0, num_train_epochs=2.0).max_steps == -1
+
+
+def test_the_defaults_are_the_field_s() -> None:
+    args = QATrainingArguments(**GIVEN)
+    assert (args.learning_rate, args.adam_beta2, args.random_positions, args.windows) == (3e-5, 0.999, False, [])
+    assert args.save_strategy == "no"
+
+
+def test_what_was_given_is_known_without_secrets() -> None:
+    args = QATrainingArguments(**GIVEN, max_steps=7, hub_token="secret")
+    assert args.given == {"model": "m", "output_dir": "o", "data": ["d.json"], "max_steps": 7}
+
+
+def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(QATrainingArguments, ["--help"], "")
+    assert "Turn --bf16 off" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "no model given"),
+        ({"output_dir": None}, "no output folder"),
+        ({"data": []}, "no data given"),
+        ({"dtype": "half"}, "float32, float16, bfloat16"),
+        ({"max_length": 1}, "at least 2 tokens"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
+        ({"max_minutes": 1.0, "lr_scheduler_type": "cosine"}, "linear schedule only"),
+        ({"early_stopping_patience": 2}, "needs evaluations"),
+        ({"load_best_model_at_end": True, "eval_strategy": "steps"}, "strategy"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        QATrainingArguments(**{**GIVEN, **changes})
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: a\noutput_dir: b\ndata: [d]\nlearning_rate: 1.0e-4\nwindows: [0, 64]\nrandom_positions: false\n")
+    args = parse_arguments(QATrainingArguments, ["--config", str(recipe), "--model", "c", "--max-steps", "7"], "")
+    assert (args.model, args.output_dir, args.max_steps) == ("c", "b", 7)
+    assert (args.learning_rate, args.windows, args.random_positions) == (1e-4, [0, 64], False)

@@ -1,0 +1,64 @@
+"""The latest complete checkpoint is found; damaged ones are skipped with a warning, and refused if there is no other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertForQuestionAnswering
+
+from hf_longattn.errors import CheckpointError
+from hf_longattn.training import checkpoints as checkpoints_module
+from hf_longattn.training.checkpoints import newest_checkpoint
+
+SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
+    "without weights": lambda folder: (folder / "model.safetensors").unlink(),
+    **{
+        f"half of {name}": (lambda folder, name=name: cut(folder / name))
+        for name in ("model.safetensors", "optimizer.pt", "trainer_state.json")
+    },
+    "half of a memory": lambda folder: (folder / "segment_memory_0.safetensors").write_bytes(b"half"),
+    "without optimizer": lambda folder: (folder / "optimizer.pt").unlink(),
+    "state of another step": lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 1}'),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints as Trainer writes them."""
+    import datasets
+    from transformers import Trainer, TrainingArguments
+
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]] * 8, "start_positions": [0] * 8, "end_positions": [1] * 8})
+    arguments = TrainingArguments(str(folder), max_steps=4, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True)
+    Trainer(BertForQuestionAnswering(BertConfig(**SHAPE)), arguments, train_dataset=rows).train()
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_latest_complete_checkpoint_is_taken(damage: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(checkpoints_module.logger, "warning", said.append)
+    folder = shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    assert newest_checkpoint(folder) == str(folder / "checkpoint-4")
+    assert not said
+    DAMAGES[damage](folder / "checkpoint-4")
+    assert newest_checkpoint(folder) == str(folder / "checkpoint-2")
+    assert "checkpoint-4 has" in said[0]
+    DAMAGES[damage](folder / "checkpoint-2")
+    with pytest.raises(CheckpointError, match=r"is complete: checkpoint-4 has .*; checkpoint-2 has .*; leave --resume out"):
+        newest_checkpoint(folder)
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "nowhere") is None

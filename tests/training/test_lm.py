@@ -1,0 +1,94 @@
+"""Language-model adaptation: masked and next tokens, any text, a loss that falls, a checkpoint that loads; bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn import LongBertForMaskedLM
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.training.args import CLMTrainingArguments, LMTrainingArguments, MLMTrainingArguments
+from hf_longattn.training.data import DataError, load_text
+from hf_longattn.training.lm import finetune_lm, to_inputs
+from hf_longattn.training.training_loop import LOG_NAME
+from tests.training.conftest import SOURCES, checkpoint
+
+FAST = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation_steps": 1}
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm"])
+def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint(kind, tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
+    log = finetune_lm(
+        LMTrainingArguments(model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), text=[texts], max_steps=20, **FAST)
+    )
+    assert (log["objective"], log["input_length"]) == (kind, 256)
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
+    assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["settings"]["max_steps"] == 20
+    if kind == "mlm":
+        assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm"])
+def test_the_batches_of_a_step_are_averaged(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Four batches in a step have the loss of one, not of four."""
+    short = checkpoint(kind, tmp_path / "short", tokenizer)
+    usual = {**FAST, "gradient_accumulation_steps": 4, "max_steps": 1, "logging_steps": 1, "learning_rate": 1e-5}
+    log = finetune_lm(LMTrainingArguments(model=short, output_dir=str(tmp_path / "out"), text=[texts], **usual))
+    (loss,) = (entry["loss"] for entry in log["history"] if "loss" in entry)
+    assert loss == pytest.approx(log["held_out_loss"]["before"], rel=0.1)
+
+
+def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": source, "n": 1}) + "\n" for source in SOURCES))
+    Dataset.from_list([{"body": source} for source in SOURCES]).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_list([{"body": source} for source in SOURCES]).to_parquet(str(tmp_path / "a.parquet"))
+    Dataset.from_list([{"body": source} for source in [*SOURCES, "", None]]).to_csv(str(tmp_path / "a.csv"), index=False)
+    whole = sorted(SOURCES)
+    for source, column in (
+        (texts, "text"),
+        (tmp_path / "a.jsonl", "body"),
+        (tmp_path / "saved", "body"),
+        (tmp_path / "a.parquet", "body"),
+        (tmp_path / "a.csv", "body"),
+    ):
+        assert sorted(load_text([str(source)], column=column)["text"]) == whole
+    assert len(load_text([texts, f"{texts}/0.txt"])) == len(SOURCES) + 1
+    assert len(load_text([texts], limit=2)) == 2
+    inputs = to_inputs(load_text([texts]), tokenizer, 100)
+    assert {len(row) for row in inputs["input_ids"][:-1]} == {100}
+    read = [token for row in inputs["input_ids"] for token in row[1:]]
+    assert len(read) == sum(len(tokenizer(source, add_special_tokens=False)["input_ids"]) + 1 for source in SOURCES)
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint("clm", tmp_path / "short", tokenizer)
+    encoder = checkpoint("mlm", tmp_path / "encoder", tokenizer)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "n": 1}) + "\n")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00 not text \xd8")
+    given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
+    cases: list[tuple[type[LongAttentionError], str, type[LMTrainingArguments], dict[str, Any]]] = [
+        (OptionError, "no text given", LMTrainingArguments, {"text": []}),
+        (OptionError, "objective must be", LMTrainingArguments, {"objective": "rtd"}),
+        (CheckpointError, "cannot load", LMTrainingArguments, {"model": str(tmp_path / "none")}),
+        (OptionError, "exceeds the 64 tokens", LMTrainingArguments, {"max_length": 65}),
+        (OptionError, "does not predict masked tokens", LMTrainingArguments, {"objective": "mlm"}),
+        (OptionError, "does not predict masked tokens", MLMTrainingArguments, {}),
+        (OptionError, "does not predict the next token", CLMTrainingArguments, {"model": encoder}),
+        (DataError, "does not exist", LMTrainingArguments, {"text": [str(tmp_path / "none.txt")]}),
+        (DataError, "not 'body'", LMTrainingArguments, {"text": [str(tmp_path / "a.jsonl")], "column": "body"}),
+        (DataError, "holds int64, not text", LMTrainingArguments, {"text": [str(tmp_path / "a.jsonl")], "column": "n"}),
+        (DataError, "cannot be read .*decode", LMTrainingArguments, {"text": [str(tmp_path / "bad.txt")]}),
+        (OptionError, "per_device_train_batch_size must be at least 1", LMTrainingArguments, {"per_device_train_batch_size": 0}),
+        (OptionError, "only one document", LMTrainingArguments, {"text": [f"{texts}/0.txt"]}),
+    ]
+    for error, words, kind, changes in cases:
+        with pytest.raises(error, match=words):
+            finetune_lm(kind(**{**given, **changes}))

@@ -1,0 +1,212 @@
+"""Question answering from arguments to files: on anyone's SQuAD file, resumable, stopped in time, saved as a plain model."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForQuestionAnswering,
+    BertForQuestionAnswering,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForQuestionAnswering,
+)
+
+from hf_longattn import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation.qa_features import QAFormat
+from hf_longattn.training.args import QATrainingArguments
+from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.data import load_qa, save_qa
+from hf_longattn.training.qa import PositionRange, QACollator, describe_qa_training, finetune_qa, random_positions, to_features, window_mask
+from hf_longattn.training.training_loop import LOG_NAME
+
+FAST: dict[str, Any] = {
+    "bf16": False, "disable_tqdm": True, "logging_steps": 1, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_model: BertForQuestionAnswering, tokenizer: PreTrainedTokenizerBase) -> str:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Documents of some hundred tokens, each with one line that answers the question."""
+    choose, names = random.Random(0), ["tree", "file", "node", "path", "line", "code"]
+    records = []
+    for number in range(16):
+        lines = [f"def {choose.choice(names)}_{choose.randrange(99)}(self, value): return value" for _ in range(choose.randint(8, 30))]
+        answer = choose.choice(names)
+        lines.insert(choose.randrange(len(lines)), f"# the module is {answer}")
+        context = "\n".join(lines)
+        found = {"text": [answer], "answer_start": [context.index("module is ") + len("module is ")]}
+        records.append({"id": str(number), "question": "what is the module?", "context": context, "answers": found})
+    save_qa(records, tmp_path / "data.jsonl")
+    return str(tmp_path / "data.jsonl")
+
+
+def losses(log: dict[str, Any]) -> list[float]:
+    return [entry["loss"] for entry in log["history"] if "loss" in entry]
+
+
+def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = {"model": checkpoint, "output_dir": str(out), "data": [data]}
+    log = finetune_qa(QATrainingArguments(**given, num_train_epochs=3, learning_rate=1e-2, dtype="float16", **FAST))
+    assert losses(log)[-1] < losses(log)[0]
+    assert json.loads((out / LOG_NAME).read_text())["settings"]["num_train_epochs"] == 3
+    saved = BertForQuestionAnswering.from_pretrained(out)
+    assert saved.dtype == torch.float16
+    assert set(saved.state_dict()) == set(BertForQuestionAnswering.from_pretrained(checkpoint).state_dict())
+    assert (out / "README.md").is_file()
+    assert (out / "tokenizer.json").is_file()
+    assert not list(out.glob("*.bin"))
+
+
+@pytest.mark.parametrize(("wanted", "carried"), [(None, True), (True, True), (False, False)])
+def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool) -> None:
+    convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data]}
+    finetune_qa(QATrainingArguments(**given, max_steps=1, global_question=wanted, **FAST))
+    saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert (saved.config.question_separator_id is not None) == carried
+
+
+def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_path: Path) -> None:
+    convert_checkpoint(checkpoint, tmp_path / "long", mechanism="window", window=16, max_length=700, verify=False)
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 1, **FAST}
+    finetune_qa(QATrainingArguments(**given))
+    with pytest.raises(OptionError, match="takes global tokens; leave it out"):
+        finetune_qa(QATrainingArguments(**given, global_question=True))
+
+
+def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
+    given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
+    log = finetune_qa(QATrainingArguments(**given, max_steps=12, learning_rate=1e-2, eval_strategy="steps", eval_steps=6, **FAST))
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
+    assert "before" in describe_qa_training(log)
+    assert [entry["step"] for entry in log["history"] if "eval_loss" in entry] == [6, 12, 12]
+    with pytest.raises(OptionError, match="evaluation during training needs data"):
+        finetune_qa(QATrainingArguments(**{**given, "validation": ""}, eval_strategy="epoch", **FAST))
+
+
+def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: str, tmp_path: Path) -> None:
+    given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_steps": 40}
+    how = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    log = finetune_qa(QATrainingArguments(**given, **how, **{**FAST, "warmup_steps": 0}, learning_rate=3.0))  # diverges at once
+    evaluated = [entry["eval_loss"] for entry in log["history"] if "eval_loss" in entry]
+    assert len(losses(log)) < 40
+    assert log["held_out_loss"]["after"] == pytest.approx(min(evaluated[1:]))
+
+
+def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:
+    def first_loss(accumulation: int) -> float:
+        given = {"model": checkpoint, "output_dir": str(tmp_path / str(accumulation)), "data": [data], "max_steps": 1}
+        return losses(finetune_qa(QATrainingArguments(**given, **{**FAST, "gradient_accumulation_steps": accumulation})))[0]
+
+    assert first_loss(4) == pytest.approx(first_loss(1), rel=0.3)
+
+
+@pytest.mark.parametrize("duration", [{"max_steps": 6}, {"num_train_epochs": 1.5}])
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, data: str, tmp_path: Path, duration: dict[str, Any]) -> None:
+    """With dropout, random positions and windows: everything that is drawn belongs to its step."""
+
+    def run(name: str, **more: Any) -> dict[str, Any]:
+        given = {"model": checkpoint, "output_dir": str(tmp_path / name), "data": [data], "max_length": 256, **duration}
+        varied = {"random_positions": True, "windows": [0, 16], **FAST, "gradient_accumulation_steps": 2}
+        return finetune_qa(QATrainingArguments(**given, **varied, **more))
+
+    whole = run("whole")
+    run("parts", save_steps=2)
+    newest = newest_checkpoint(tmp_path / "parts")
+    assert newest is not None
+    shutil.rmtree(newest)
+    resumed = run("parts", save_steps=2, resume=True)
+    assert losses(resumed) == losses(whole)
+    assert len(losses(whole)) >= 6
+
+
+def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path) -> None:
+    given = {"model": checkpoint, "output_dir": str(tmp_path / "o"), "data": [data], "max_minutes": 0.02, "max_length": 64, "stride": 16}
+    log = finetune_qa(QATrainingArguments(**given, **FAST))
+    assert 0 < len(losses(log)) < 1000
+    rates = [entry["learning_rate"] for entry in log["history"] if "learning_rate" in entry]
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_a_short_run_logs_its_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
+    given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 3}
+    assert len(losses(finetune_qa(QATrainingArguments(**given, **{**FAST, "logging_steps": 20})))) == 3
+
+
+def test_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot load"):
+        finetune_qa(QATrainingArguments(model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=["d.json"]))
+
+
+def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    records = load_qa(data)
+    features = to_features(records, tokenizer, QAFormat(96, stride=32, global_question=True), document_start=True)
+    assert len(features) > len(records)
+    assert max(features["length"]) == 96
+    assert sum(start > 0 for start in features["start_positions"]) >= len(records)
+    shortest, longest = min(features, key=lambda row: row["length"]), max(features, key=lambda row: row["length"])
+    batch = QACollator(tokenizer)([shortest, longest])
+    padding = 96 - shortest["length"]
+    assert batch["input_ids"].shape == batch["global_attention_mask"].shape == batch["token_type_ids"].shape == (2, 96)
+    assert batch["attention_mask"].sum(1).tolist() == [96 - padding, 96]
+    assert batch["start_positions"].shape == batch["document_start"].shape == (2,)
+    assert "length" not in batch
+
+
+def test_random_positions_stay_in_the_table(tiny_model: BertForQuestionAnswering) -> None:
+    positions = PositionRange.of(tiny_model)
+    assert positions == PositionRange(0, 512)
+    generator, starts = torch.Generator().manual_seed(0), set()
+    for _ in range(20):
+        ids = random_positions(torch.tensor([5, 3]), 400, positions, generator)
+        assert ids.shape == (2, 400)
+        for part in (ids[0, :5], ids[0, 5:]):
+            assert set((part.diff() % 512).tolist()) == {1}
+        assert ids.min() >= 0
+        assert ids.max() < 512
+        starts.add((int(ids[0, 0]), int(ids[0, 5])))
+    assert len(starts) > 10
+
+
+def test_windows_hide_what_the_conversion_will_hide() -> None:
+    first, real = torch.tensor([3, 3]), torch.ones(2, 20, dtype=torch.long)
+    real[1, 8:] = 0
+    generator = torch.Generator().manual_seed(0)
+    mask = window_mask(first, real, [4], generator)
+    assert mask is not None
+    assert mask.shape == (2, 1, 20, 20)
+    places = torch.arange(20)
+    expected = ((places[:, None] - places).abs() <= 4) | (places < 3) | (places[:, None] < 3)
+    assert torch.equal(mask[0, 0], expected)
+    assert torch.equal(mask[1, 0], expected & (places < 8))
+    assert {window_mask(first, real, [0, 4], generator) is None for _ in range(20)} == {True, False}
+
+
+def test_roberta_counts_from_after_its_padding_row() -> None:
+    config = RobertaConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=34
+    )
+    assert PositionRange.of(RobertaForQuestionAnswering(config)) == PositionRange(2, 32)
+
+
+def test_a_model_without_a_table_has_no_range() -> None:
+    class Rotary(torch.nn.Module):
+        base_model = torch.nn.Module()
+
+    assert PositionRange.of(Rotary()) is None  # type: ignore[arg-type]
