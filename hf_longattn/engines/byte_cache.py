@@ -1,7 +1,7 @@
-"""What the package keeps between calls: masks, plans of block patterns and their layouts, in one store bounded in bytes.
+"""The process-wide cache of masks, plans of block patterns and their layouts, bounded in bytes.
 
-Whatever is laid out once and used by later calls of the same shape goes into :data:`KEPT`. It holds at most :data:`BUDGET` bytes for the
-whole process; what was used longest ago goes first, and what is larger than the budget is made for its call alone.
+Everything that later calls of the same shape reuse is in :data:`KEPT`, at most :data:`BUDGET` bytes. The least recently used entries are
+evicted first; a value larger than the budget is not cached.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 Made = TypeVar("Made")
 BUDGET = 256 << 20
-"""Bytes that :data:`KEPT` holds at most: enough for the plans of 24 layers with patterns of their own, and their masks."""
+"""Most bytes in :data:`KEPT`: enough for the masks and plans of 24 layers with different patterns."""
 OVERHEAD = 512
-"""What an entry counts besides its tensors, so that any number of small ones is bounded too."""
+"""Bytes counted per entry besides its tensors, so that the number of small entries is bounded too."""
 SPARED = 7 / 8
-"""Share of the budget that is left after something had to go, so that not every new entry looks for the oldest."""
+"""Share of the budget that remains after an eviction, so that not every new entry evicts."""
 
 
 class _Entry:
@@ -33,24 +33,24 @@ class _Entry:
 
 
 class ByteCache:
-    """The most recently used values whose tensors take ``budget`` bytes together; safe across threads.
+    """A least-recently-used cache of at most ``budget`` bytes of tensors; thread-safe.
 
-    A hit is one look into a dictionary, without a lock. Values are shared by all callers and are never written to.
+    A hit is one dictionary lookup without a lock. Values are shared by all callers, who must not write to them.
     """
 
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
         self.nbytes = 0
-        """Bytes held."""
+        """Bytes in the cache."""
         self._entries: dict[Hashable, _Entry] = {}
         self._clock = itertools.count()
-        self._lock = threading.RLock()  # a value that is freed may drop another entry, in the thread that holds the lock
+        self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
 
     def get(self, key: Hashable, make: Callable[[], Made], size: Callable[[Made], int | None] | None = None) -> Made:
-        """What ``make`` returned for ``key``. While PyTorch compiles or exports, it is made anew and not kept.
+        """What ``make`` returned for ``key``. While PyTorch compiles or exports, nothing is cached.
 
         Args:
-            size: bytes of what was made, or None if it is not to be kept; :func:`tensor_bytes` by default.
+            size: bytes of the value, or None to not cache it; :func:`tensor_bytes` by default.
         """
         if torch.compiler.is_compiling():
             return make()
@@ -63,13 +63,13 @@ class ByteCache:
         return made if nbytes is None else self.put(key, made, nbytes)
 
     def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Made], size: Callable[[Made], int]) -> Made:
-        """What ``make`` returned for ``key`` and these very tensors as they are now; it is forgotten when one of them goes."""
+        """What ``make`` returned for ``key`` and the current versions of these tensor objects; dropped when one of them is freed."""
         versions = (0 if x.is_inference() else x._version for x in tensors)
         whole = (*key, *map(id, tensors), *versions)
         held = self.find(whole)
         if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
             return held[1]
-        made, drop = _made(make), self.drop  # when the interpreter ends, modules lose their names before the last tensors go
+        made, drop = _made(make), self.drop  # at interpreter exit modules lose their names before the last tensors are freed
         refs = tuple(weakref.ref(x, lambda _: drop(whole)) for x in tensors)
         self.put(whole, (refs, made), size(made))
         return made
@@ -83,7 +83,7 @@ class ByteCache:
         return entry.value
 
     def put(self, key: Hashable, value: Made, nbytes: int) -> Made:
-        """Keep ``value``, which takes ``nbytes``, unless it is larger than all there is; returns it."""
+        """Cache ``value`` of ``nbytes``, unless it exceeds the budget; returns it."""
         nbytes += OVERHEAD
         if nbytes > self.budget:
             return value
@@ -91,7 +91,7 @@ class ByteCache:
             self.drop(key)
             if self.nbytes + nbytes > self.budget:
                 used = {one: entry.used for one in list(self._entries) if (entry := self._entries.get(one)) is not None}
-                for oldest in sorted(used, key=used.__getitem__):  # from a copy: what is freed meanwhile drops entries here
+                for oldest in sorted(used, key=used.__getitem__):  # a copy, since freeing values drops entries
                     self.drop(oldest)
                     if self.nbytes + nbytes <= self.budget * SPARED:
                         break
@@ -100,14 +100,14 @@ class ByteCache:
         return value
 
     def drop(self, key: Hashable) -> None:
-        """Forget ``key``, if it is held."""
+        """Drop ``key``, if present."""
         with self._lock:
             entry = self._entries.pop(key, None)
             if entry is not None:
                 self.nbytes -= entry.nbytes
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop everything."""
         with self._lock:
             self._entries.clear()
             self.nbytes = 0
@@ -117,17 +117,17 @@ class ByteCache:
 
 
 def _made(make: Callable[[], Made]) -> Made:
-    """What is kept serves calls that take gradients, too, whichever call makes it."""
+    """Made outside of inference mode, since calls that need gradients use it too."""
     with torch.inference_mode(False), torch.no_grad():
         return make()
 
 
 KEPT = ByteCache()
-"""The store of this process."""
+"""The cache of this process."""
 
 
 def tensor_bytes(value: Any) -> int | None:
-    """Memory of all tensors in ``value``, each storage once; None where one is no plain tensor, and so belongs to its call (a trace)."""
+    """Bytes of all tensors in ``value``, each storage once; None if one is not a plain tensor (a traced one, for example)."""
     storages: dict[int, int] = {}
     for tensor in _tensors(value):
         if type(tensor) not in (Tensor, nn.Parameter):

@@ -2,8 +2,8 @@
 
 Queries are cut into blocks; the keys of one block are one contiguous slice, so the slices of all blocks are a strided *view* of the
 keys (``as_strided``, no copy) and one call of the fused kernel runs all of them. Global columns and rows are further calls on gathered
-tokens. The parts are disjoint sets of keys, so outputs merge exactly by their log-sum-exp; and since a softmax gradient needs only the
-merged output and log-sum-exp, each part's backward is the same kernel's backward with the merged values.
+tokens. The parts are disjoint sets of keys, so outputs merge exactly by their log-sum-exp. A softmax gradient needs only the merged output
+and log-sum-exp, so the backward pass of each part is the kernel's backward with the merged values.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from .byte_cache import KEPT
 from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 from .pattern import DistanceBias
 
+FORWARD_BLOCK, FORWARD_CHUNK = 32, 64
+BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
+"""Queries per block, and blocks per kernel call: the results of a call stay within the cache, and their memory is reused by the next."""
 COLUMN_ROWS = 1024
-"""Query rows per call over the global columns, at most."""
-
-
+"""Most query rows per call over the global columns."""
 EDGE_BLOCK = 128
 """Queries per call where slices are clamped to the sequence: few calls, at the price of some masked pairs."""
+
+M = TypeVar("M", Tensor, Tensor | None)
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One batch item without its outer padding: where its keys and queries lie in the batch's tensors."""
+    """One batch item without its outer padding: the position of its keys and queries in the batch's tensors."""
 
     item: int
     keys: slice
@@ -39,13 +42,13 @@ class Sequence:
     shift: int
     """Position of the first query within the kept keys."""
     hole: Tensor | None
-    """Additive mask (Nk,) of padding inside the kept keys, where there is any."""
+    """Additive mask ``(Nk,)`` of padding inside the kept keys, if any."""
     globals: Tensor | None
-    """Positions of the global tokens within the kept keys, where there are any."""
+    """Positions of the global tokens within the kept keys, if any."""
 
 
 def sequences(q: Tensor, k: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) -> Iterator[Sequence]:
-    """Cut the outer padding of every batch item; items without a real token are left out (their rows are zeros)."""
+    """Trim the outer padding of every batch item; items without a real token are skipped (their rows are zeros)."""
     q_len, kv_len = q.shape[2], k.shape[2]
     for item in range(q.shape[0]):
         start, stop, hole = 0, kv_len, None
@@ -100,10 +103,10 @@ def blocks(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
 
 
 def band_mask(group: Group, shift: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """Additive band mask ``(1, 1, block, width)`` of a group's slices, whose first query lies ``shift`` keys into them. Shared: never
-    written to.
+    """Additive band mask ``(1, 1, block, width)`` of a group's slices, whose first query is at index ``shift`` of its slice; shared, so
+    read-only.
 
-    Slices at the edges have many widths, and all are parts of one: that of :data:`EDGE_BLOCK` queries whose first lies ``left`` keys in.
+    Slices at the edges have many widths, all views of one mask: that of :data:`EDGE_BLOCK` queries whose first is at index ``left``.
     """
 
     def make(block: int, width: int, shift: int) -> Tensor:
@@ -130,7 +133,7 @@ def group_mask(group: Group, seq: Sequence, left: int, right: int, dtype: torch.
 def column_runs(seq: Sequence, q_len: int, left: int, right: int, causal: bool, block: int) -> Iterator[tuple[int, int, bool]]:
     """Stretches of query rows that need the global columns, as (first row, last row + 1, whether some pairs are hidden).
 
-    Far from every global token no pair is hidden and no mask is needed; where the band has counted all columns there is nothing to do.
+    Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
     """
     assert seq.globals is not None
     start = torch.arange(0, q_len, block)[:, None] + seq.shift
@@ -162,7 +165,7 @@ def column_distances(seq: Sequence, first: int, last: int) -> Tensor:
 
 
 def column_mask(distance: Tensor, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``(1, 1, rows, g)`` of the global columns: those that the band has counted already (or the future) are masked."""
+    """Additive mask ``(1, 1, rows, g)`` of the global columns: those inside the band (or in the future) are masked."""
     hidden = distance <= left
     if not causal:
         hidden &= distance >= -right
@@ -177,7 +180,7 @@ def query_rows(seq: Sequence, q_len: int) -> Tensor:
 
 
 def mask_of_rows(seq: Sequence, distance: Tensor, causal: bool, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask of global rows at these distances ``(g, Nk)`` from the keys, ``(1, 1, g, Nk)``: the future and holes are hidden."""
+    """Additive mask ``(1, 1, g, Nk)`` of global rows at these distances ``(g, Nk)`` from the keys: the future and holes are hidden."""
     mask = None if seq.hole is None else seq.hole[None, None, None, :]
     if causal:
         ahead = torch.zeros(distance.shape, dtype=dtype).masked_fill_(distance < 0, MASKED)[None, None]
@@ -191,7 +194,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 
 def chunks(group: Group, mask: Tensor, count: int) -> Iterator[tuple[Group, Tensor]]:
-    """Split a group into calls of at most ``count`` blocks, whose results stay within the cache."""
+    """Split a group into calls of at most ``count`` blocks."""
     for i in range(0, group.count, count):
         size = min(count, group.count - i)
         part = mask if mask.shape[0] == 1 else mask[i : i + size]
@@ -199,20 +202,10 @@ def chunks(group: Group, mask: Tensor, count: int) -> Iterator[tuple[Group, Tens
 
 
 def overlap_add(total: Tensor, parts: Tensor, g: Group) -> None:
-    """Add overlapping slices, ``parts (count, H, width, D)``, to ``total (H, N, D)``: stripes of one step never overlap."""
+    """Add overlapping slices ``parts (count, H, width, D)`` to ``total (H, N, D)``, one step wide at a time, since those never overlap."""
     for at in range(0, g.width, g.step):
         size = min(g.step, g.width - at)
         blocks(total, g.start + at, g.count, size, g.step).add_(parts[:, :, at : at + size])
-
-
-FORWARD_BLOCK, FORWARD_CHUNK = 32, 64
-
-
-BACKWARD_BLOCK, BACKWARD_CHUNK = 64, 4
-"""Queries per block, and blocks per kernel call: what a call returns stays within the cache, and its memory is reused by the next."""
-
-
-M = TypeVar("M", Tensor, Tensor | None)
 
 
 class _Band(NamedTuple):
@@ -301,23 +294,23 @@ def _band_forward(item: _Item, band: _Band) -> None:
 
 
 def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor, Tensor | None]]:
-    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, each with its mask, and with a bias its distances."""
+    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, with their masks and, for a bias, their distances."""
     dtype = mask_dtype(item.q)
     for group in groups(item.q.shape[1], item.k.shape[1], item.seq.shift, band.left, band.right, block):
         distance = None if band.bias is None else distances(group, item.seq)
         whole = group_mask(group, item.seq, band.left, band.right, dtype)
-        every = whole if len(whole) > 1 else band.on(whole, distance)  # with a mask for each block the bias is added where they are used
+        every = whole if len(whole) > 1 else band.on(whole, distance)  # otherwise every block has its mask, and the bias is added per call
         for part, mask in chunks(group, every, count):
             yield part, mask if every is not whole else band.on(mask, distance), distance
 
 
 def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
-    """Merge the global keys that the band has not counted."""
+    """Merge the global keys outside the band."""
     keys, values = take(item.k, chosen), take(item.v, chosen)
     for first, last, mask, _ in _column_runs(item, band):
         queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
         part, part_lse = flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
-        # The share of the part under the merged softmax is exp(part) / (exp(part) + exp(lse)).
+        # The part's share of the merged softmax is exp(part) / (exp(part) + exp(lse)).
         out.lerp_(part[0], torch.sigmoid(part_lse[0] - lse)[..., None].to(out.dtype))
         torch.logaddexp(lse, part_lse[0], out=lse)
 
@@ -337,7 +330,7 @@ def _of_rows(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Ten
 
 
 def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
-    """Put the global queries, which see every key, over their rows."""
+    """Overwrite the rows of the global queries, which see every key."""
     if len(rows):
         mask, _ = _of_rows(item, rows, band)
         part, part_lse = flash(take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
@@ -358,10 +351,10 @@ class _Gradients(NamedTuple):
     k: Tensor
     v: Tensor
     bias: Tensor | None
-    """Into that of the whole table, ``(H, distances)``; ``None`` where it is not asked for."""
+    """Gradient of the whole table, ``(H, distances)``; ``None`` where it is not needed."""
 
     def add_bias(self, band: _Band, parts: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None) -> None:
-        """Add what one kernel call gives; ``parts`` are grad, q, k, v, out, lse of that call."""
+        """Add the contribution of one kernel call; ``parts`` are its grad, q, k, v, out, lse."""
         if self.bias is not None and band.bias is not None and distance is not None:
             grad, q, k, v, out, lse = parts
             band.bias.add_gradient(self.bias, distance, score_gradient(q, k, v, out, lse, grad, mask, band.scale))

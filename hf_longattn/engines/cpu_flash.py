@@ -1,4 +1,4 @@
-"""PyTorch's fused attention kernel for the CPU, and what the engines that call it share: masks, and how results are stored."""
+"""PyTorch's fused attention kernel for the CPU, and the conventions of its callers: additive masks and token-major results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from ..errors import BackendError
 
 MASKED = -1e30
-"""Additive mask: finite, so that rows which see nothing stay finite; exp(MASKED - anything real) is exactly 0."""
+"""Additive mask. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
 
 
 def _operator(name: str) -> Any:
-    """An operator of PyTorch that is no part of its public interface."""
+    """A private operator of PyTorch."""
     try:
         return getattr(torch.ops.aten, name)
     except AttributeError:
@@ -34,22 +34,23 @@ flash_backward = _operator("_scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:
+    """The dtype that the kernel expects of masks, and in which it returns log-sum-exps."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Indices that sort ``numbers (…, N)`` from -1 to ``most``, of equal ones the first first; in 16 bits, NumPy has a radix sort."""
+    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
     if most >= 1 << 15:
         return numbers.argsort(dim=-1, stable=True)
     return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
 
 
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Empty tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``."""
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``."""
     return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
 
 
 def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """An output ``(B, H, N, D)`` and a log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major and not yet written."""
+    """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major."""
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
     return token_major(q.dtype, q)[0], lse

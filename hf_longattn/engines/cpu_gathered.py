@@ -22,19 +22,19 @@ from .byte_cache import KEPT
 from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 
 CHUNK_BYTES = 800
-"""About what a :class:`Chunk` takes."""
+"""Estimated size of a :class:`Chunk`."""
 
 
 FAR = 1 << 30
-"""Further than any distance between two positions."""
+"""Larger than any distance between two positions."""
 
 
 SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
-"""What a row needs: nothing is seen in it; no mask; some keys are hidden from all its queries; some pairs are hidden."""
+"""What a row needs: nothing, since no pair is visible; no mask; a mask over keys; a mask over pairs."""
 
 
 class Rules(NamedTuple):
-    """Pairs with ``low <= query - key <= high`` are seen, except those with ``left_out[0] <= query - key <= left_out[1]``."""
+    """Pairs with ``low <= query - key <= high`` are visible, except those with ``left_out[0] <= query - key <= left_out[1]``."""
 
     low: int
     high: int
@@ -48,12 +48,12 @@ class Rules(NamedTuple):
 
     @property
     def trivial(self) -> bool:
-        """Whether every pair is seen."""
+        """Whether every pair is visible."""
         return self.low == -FAR and self.high == FAR and self.left_out[0] > self.left_out[1]
 
 
 class Spec(NamedTuple):
-    """One part as the operator receives it; see :class:`hf_longattn.engines.pattern.GatherTile`."""
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.pattern.GatherTile`."""
 
     queries: Tensor
     keys: Tensor
@@ -62,7 +62,7 @@ class Spec(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the first one's place in the row's list."""
+    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the index of the first one in the row's list."""
 
     start: int
     step: int
@@ -78,7 +78,7 @@ class Run(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one kernel call computes: some heads, some rows, some slots of the rows' queries; all keys of these rows."""
+    """What one kernel call computes: some heads, rows, and slots of the rows' queries, with all keys of these rows."""
 
     heads: slice
     rows: slice
@@ -93,7 +93,7 @@ class Chunk(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
+    """Largest size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
 
     queries: int
     keys: int
@@ -104,7 +104,7 @@ class Limits(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The calls of one part: one list for every batch item, or a single one for all; and whether every query is in the part."""
+    """The calls of one tile: one list for every batch item, or a single one for all; and whether the tile lists every query."""
 
     chunks: tuple[tuple[Chunk, ...], ...]
     complete: bool
@@ -114,7 +114,7 @@ class Layout(NamedTuple):
 
 
 def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
-    """Lay a part out, or return what was found before for the same index tensors."""
+    """The layout of a tile, cached for its index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
     return KEPT.of(
         tensors,
@@ -150,7 +150,7 @@ def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
-    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty slots of keys that are views are never visited."""
+    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty key slots of views are not visited."""
     queries, keys, bias, rules = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
@@ -173,7 +173,7 @@ def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
 
 
 def _runs(index: Tensor) -> list[Run | None] | None:
-    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are not, or not worth it, or differ by item or head."""
+    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are irregular, too many, or differ by item or head."""
     if index.shape[:2] != (1, 1):
         return None
     index = index[0, 0]
@@ -192,7 +192,7 @@ def _runs(index: Tensor) -> list[Run | None] | None:
 
 
 def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple[int, int]]:
-    """Cut the rows into stretches of equal shape and need, whose runs lie one constant step apart: (first row, number of rows)."""
+    """Cut the rows into stretches of equal shape and need, whose runs are one constant step apart: (first row, number of rows)."""
 
     def kind(row: int) -> tuple:
         runs = (None if side is None else side[row] for side in sides)
@@ -219,7 +219,7 @@ def _joined(runs: list[Run | None], first: int, count: int) -> Run | None:
 def _cut(
     spec: Spec, first: int, count: int, queries: Run | None, keys: Run | None, heads: int, by_head: bool, limits: Limits, need: int
 ) -> Iterator[Chunk]:
-    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less."""
+    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less memory."""
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
     aligned = queries is not None and keys is not None and queries.step == keys.step
@@ -253,11 +253,11 @@ def _cut(
 
 
 SHARED = 1 << 17
-"""Masks of at most so many entries are kept for the next call."""
+"""Masks of at most this many entries are cached."""
 
 
 class Call:
-    """One call of the kernel: a chunk of one batch item, the listed positions of its tokens, and its mask."""
+    """One kernel call: a chunk of one batch item, the listed positions of its tokens, and its mask."""
 
     def __init__(self, spec: Spec, item: int, chunk: Chunk) -> None:
         self.item, self.chunk = item, chunk
@@ -273,7 +273,7 @@ class Call:
 
 
 def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[Call]:
-    """The calls of one part; those that see nothing but padding are left out."""
+    """The calls of one tile; those over padding only are skipped."""
     dtype = mask_dtype(q)
     for item in range(q.shape[0]):
         padding = None if key_mask is None or bool(key_mask[item].all()) else Padding(key_mask[item], dtype)
@@ -296,7 +296,7 @@ def _listed(index: Tensor, item: int, chunk: Chunk, slots: slice) -> Tensor:
 
 
 def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
-    """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where everything is seen."""
+    """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
     chunk = call.chunk
     if chunk.need == WHOLE:
         return None
@@ -322,7 +322,7 @@ def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
 
 
 def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
-    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query lies ``shift`` after their first key. Shared: never written to."""
+    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query is ``shift`` positions after their first key; shared, so read-only."""
 
     def make() -> Tensor:
         places = (torch.arange(n, dtype=torch.int32)[None, None] * step for n, step in ((q_size, q_stride), (k_size, k_stride)))
@@ -334,7 +334,7 @@ def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride:
 
 
 FAR_ENOUGH = 1 << 28
-"""Keeps relative positions above 0, where -1 would mean an empty slot."""
+"""Keeps relative positions positive, since -1 means an empty slot."""
 
 
 def _places(chunk: Chunk, run: Run | None, listed: Tensor | None) -> Tensor:
@@ -356,7 +356,7 @@ def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
 
 
 def _bias(bias: Tensor, item: int, chunk: Chunk, single: bool) -> Tensor:
-    """The part's bias for a chunk, ``(rows or 1, heads or 1, Tq or 1, Tk)``."""
+    """The tile's bias for a chunk, ``(rows or 1, heads or 1, Tq or 1, Tk)``."""
     first = chunk.keys.slot if chunk.keys is not None else 0
     size = chunk.keys.size if chunk.keys is not None else bias.shape[-1]
     slots = slice(0, 1) if single else chunk.slots
@@ -381,7 +381,7 @@ class Padding:
 
 
 class Scratch:
-    """Buffers that every call of the kernel uses again, by name."""
+    """Buffers reused by all kernel calls, by name."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -408,7 +408,7 @@ class Tokens:
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
     def index(self, call: Call, side: str) -> Tensor:
-        """Places in the table of a call's listed tokens, ``(rows · T · heads,)``, as the kernel stores its results."""
+        """Indices into the table of a call's listed tokens, ``(rows · T · heads,)``, in the order of the kernel's results."""
         key = side, self.steps
         if key not in call.places:
             _, listed = call.side(side)
@@ -426,7 +426,7 @@ class Tokens:
         return x.as_strided(shape, (run.step * by_token, by_head, run.stride * by_token, *inner), x.storage_offset() + run.start * by_token)
 
     def read(self, call: Call, side: str, scratch: Scratch, name: str) -> Tensor:
-        """The tokens of a call; empty slots hold some token."""
+        """The tokens of a call; empty slots hold an arbitrary token."""
         run, listed = call.side(side)
         if run is not None:
             return self.view(call.item, call.chunk, run)
@@ -437,7 +437,7 @@ class Tokens:
         return flat.view(*listed.shape[:2], call.heads, *self.x.shape[3:]).transpose(1, 2)
 
     def add(self, call: Call, side: str, more: Tensor) -> None:
-        """Add ``more (rows, heads, T, D)`` to the tokens of a call; a token may be met several times."""
+        """Add ``more (rows, heads, T, D)`` to the tokens of a call; a token may occur several times."""
         more = more.to(self.x.dtype)
         run, _ = call.side(side)
         if run is None:
@@ -453,7 +453,7 @@ class Tokens:
                 self._add_stripes(call.item, call.chunk, run.row(row), more[row : row + 1])
 
     def _add_stripes(self, item: int, chunk: Chunk, run: Run, more: Tensor) -> None:
-        """Rows overlap only where they are longer than a step: stripes of one step never do."""
+        """Rows overlap only where they are longer than a step, so they are added in stripes of one step."""
         chunk = chunk._replace(rows=slice(0, more.shape[0]))
         step = run.step // run.stride if more.shape[0] > 1 and run.step % run.stride == 0 else run.size
         for at in range(0, run.size, step):
@@ -465,7 +465,7 @@ FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
 
 
 BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
-"""Results of a call stay within the cache, and their memory is reused by the next."""
+"""The results of a call stay within the cache, and their memory is reused by the next."""
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_gathered", mutates_args=(), device_types="cpu")
@@ -473,13 +473,13 @@ def cpu_gathered(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None,
     queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Attention over the union of the parts' pairs.
+    """Attention over the union of the tiles' pairs.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
-        queries, keys, biases: one per part, as in :class:`hf_longattn.engines.pattern.GatherTile`.
-        rules: four numbers per part, see :func:`flat_rules`.
+        queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.pattern.GatherTile`.
+        rules: four numbers per tile, see :func:`flat_rules`.
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``, 0 where a query
         sees nothing.
@@ -509,7 +509,7 @@ def cpu_gathered(
 
 
 def flat_rules(parts: Sequence[Rules]) -> list[int]:
-    """The rules of all parts as the operator takes them."""
+    """The rules of all tiles as the operator takes them."""
     return [number for rules in parts for number in (rules.low, rules.high, *rules.left_out)]
 
 
@@ -519,7 +519,7 @@ def _specs(queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[T
 
 
 def _write(into: tuple[Tokens, Tokens], call: Call, part: Tensor, part_lse: Tensor, merge: bool, scratch: Scratch) -> None:
-    """Put the results of a call in their places, or merge them with what is there."""
+    """Write the results of a call, or merge them with those of earlier tiles."""
     outs, lses = into
     if call.chunk.queries is not None:
         out, lse = (x.view(call.item, call.chunk, call.chunk.queries) for x in into)
@@ -560,7 +560,7 @@ def cpu_gathered_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None,
     queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_gathered` with respect to q, k, v, added up in float32 or finer."""
+    """Gradients of :func:`cpu_gathered` with respect to q, k, v, accumulated in float32 at least."""
     specs = _specs(queries, keys, biases, rules)
     sums = [Tokens(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
     scratch = Scratch()
@@ -583,7 +583,7 @@ def cpu_gathered_backward(
 
 
 def _sum_of(x: Tensor, by_head: bool) -> Tensor:
-    """Zeros ``(B, H, N, D)`` to add to, stored so that what is added to at random lies close together."""
+    """Zeros ``(B, H, N, D)`` to accumulate in, stored so that random additions touch memory that is close together."""
     if by_head:
         return torch.zeros(x.shape, dtype=mask_dtype(x))
     return token_major(mask_dtype(x), x)[0].zero_()
@@ -606,7 +606,7 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     n = ctx.count
     queries, keys, biases = lists[:n], lists[n : 2 * n], lists[2 * n :]
     dq, dk, dv = cpu_gathered_backward(grad, q, k, v, out, lse, key_mask, queries, keys, biases, ctx.rules, ctx.scale)
-    # PyTorch takes a list of tensors apart and a list with a None in it for one thing.
+    # PyTorch expects gradients for a list of tensors, but a single None for a list that contains None.
     no_biases = None if any(bias is None for bias in biases) else [None] * n
     return dq, dk, dv, None, [None] * n, [None] * n, no_biases, None, None
 

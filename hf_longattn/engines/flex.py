@@ -23,7 +23,7 @@ from .global_rows import gather_tokens, global_index, overwrite_global_rows
 from .pattern import GatherTile, Pattern, ScoreMod
 
 Lists = tuple[Tensor, Tensor]
-"""Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; what counts stands first."""
+"""Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""
 
 
 def packed(chosen: Tensor, indices: Tensor) -> Lists:
@@ -33,7 +33,7 @@ def packed(chosen: Tensor, indices: Tensor) -> Lists:
 
 
 def transposed(lists: Lists, columns: int) -> Lists:
-    """Which rows visit each of ``columns`` blocks, from which blocks each row visits; as often as it does."""
+    """The rows that visit each of ``columns`` blocks, from the blocks that each row visits, with repetitions."""
     counts, indices = lists
     batch, heads, rows, width = indices.shape
     places = torch.arange(rows * width, device=indices.device)
@@ -54,7 +54,7 @@ def block_mask(
     lengths: tuple[int, int], size: int, mask_mod: Any, *, by_query: tuple[Lists, Lists | None], by_key: tuple[Lists, Lists | None]
 ) -> BlockMask:
     """The mask of (partial, full) blocks listed by rows of queries and by rows of keys; ``mask_mod`` is evaluated in partial ones."""
-    if torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu":  # whose compiled kernel wants room for every block in a row
+    if torch.compiler.is_compiling() and by_query[0][1].device.type == "cpu":  # its compiled kernel needs a slot for every block of a row
         rows, columns = (-(-length // size) for length in lengths)
         by_query = _widened(by_query[0], columns), by_query[1] and _widened(by_query[1], columns)
         by_key = _widened(by_key[0], rows), by_key[1] and _widened(by_key[1], rows)
@@ -75,13 +75,13 @@ def block_mask(
 
 
 def _widened(lists: Lists, blocks: int) -> Lists:
-    """``lists`` whose rows have room for ``blocks``."""
+    """``lists`` padded to ``blocks`` indices per row."""
     counts, indices = lists
     return counts, torch.nn.functional.pad(indices, (0, blocks - indices.shape[-1])) if indices.shape[-1] < blocks else indices
 
 
 def mask_bytes(mask: BlockMask) -> int:
-    """Memory of a mask's lists."""
+    """Bytes of a mask's lists."""
     return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))
 
 
@@ -89,7 +89,7 @@ BLOCK = 128
 
 
 MOST_KERNELS = 64
-"""Kinds of calls that have a compiled function of their own; further ones share one."""
+"""Number of kinds of calls with a separate compiled function; all others share one."""
 
 
 _kernels: dict[Hashable, Any] = {}
@@ -99,10 +99,10 @@ _lock = threading.Lock()
 
 
 def kernel(device_type: str, kind: Hashable = None) -> Any:
-    """flex_attention, compiled where that gives a fused forward and backward; in a graph that is being compiled, as it is.
+    """flex_attention, compiled on CUDA, where that fuses forward and backward; as it is inside a graph that is being compiled.
 
-    ``kind`` is what a mask's closure holds besides tensors and lengths. PyTorch compiles a function for a few such closures only, counted
-    by its code object, and then falls back to an unfused kernel with N×N memory; so each kind gets a separate function and code object.
+    ``kind`` is everything in a mask's closure besides tensors and lengths. PyTorch compiles a code object for a limited number of closures
+    and then falls back to an unfused kernel with N×N memory, so each kind gets a separate function and code object.
     """
     if device_type != "cuda" or torch.compiler.is_compiling():
         return flex_attention
@@ -115,7 +115,7 @@ def kernel(device_type: str, kind: Hashable = None) -> Any:
 
 
 def compiled_kernel(number: int, **how: Any) -> Any:
-    """flex_attention compiled under a separate code object."""
+    """flex_attention compiled with a separate code object."""
     own = types.FunctionType(_attention.__code__.replace(co_name=f"flex_attention_{number}"), globals())
     return torch.compile(own, **{"dynamic": True, **how})
 
@@ -125,7 +125,7 @@ def _attention(*tensors, **arguments):  # type: ignore[no-untyped-def]
 
 
 def kind_of(score_mod: Any) -> Hashable:
-    """What tells score terms apart in :func:`kernel`."""
+    """The kind of a score term for :func:`kernel`."""
     code: Hashable = getattr(score_mod, "__code__", None)
     return type(score_mod).__name__ if code is None else code
 
@@ -153,7 +153,7 @@ def flex_band(
     index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
     if index.shape[1] == 0:
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    # Global columns stand in a call of their own: every row of queries visits them, and in one list they would make all rows that long.
+    # Global columns are a separate call: every row of queries visits them, so in the band's list they would lengthen all rows.
     at_column = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, index[b, j]))
     columns = column_block_mask(pattern, q_len, kv_len, index, real)
     out, aux = attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale, return_aux=AuxRequest(lse=True))
@@ -214,7 +214,7 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
 
 
 def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, real: Tensor) -> BlockMask:
-    """All blocks of the global columns, gathered from positions ``index (B, g)``: those that the band has not shown are seen."""
+    """All blocks of the global columns, gathered from positions ``index (B, g)``; keys inside the band are hidden."""
     offset = _offset(q_len, kv_len)
     q_blocks, k_blocks = -(-q_len // BLOCK), -(-index.shape[1] // BLOCK)
 
@@ -232,8 +232,7 @@ def column_block_mask(pattern: Pattern, q_len: int, kv_len: int, index: Tensor, 
 
 
 def _offset(q_len: int, kv_len: int) -> int:
-    """Position of the first query: a plain 0 for whole sequences, also where lengths are symbols, whose difference the CPU's kernel does
-    not take."""
+    """Position of the first query: a plain 0 for whole sequences, even if lengths are symbols, whose difference the CPU kernel rejects."""
     return 0 if q_len == kv_len else kv_len - q_len
 
 
@@ -245,7 +244,7 @@ def _per_block(mask: Tensor, reduce: Any) -> Tensor:
 
 
 SIZES = (128, 64, 32)
-"""Blocks that the compiled kernel can be cut into."""
+"""Block sizes of the compiled kernel."""
 
 
 def flex_gathered(
@@ -307,7 +306,7 @@ logger = logging.getLogger(__name__)
 
 
 _unsupported: set[Hashable] = set()
-"""Kinds of parts whose kernel this machine does not support; as many as there are compiled kernels at most."""
+"""Kinds of tiles whose kernel this machine does not support; at most as many as there are compiled kernels."""
 
 
 UNSUPPORTED = re.compile(
@@ -319,7 +318,7 @@ UNSUPPORTED = re.compile(
 
 
 def says_unsupported(error: BaseException) -> bool:
-    """Whether an error says that the kernel does not exist here, in itself or in what it was raised from; a lack of memory does not."""
+    """Whether an error or one of its causes says that this machine lacks the kernel; out-of-memory errors do not."""
     causes = _causes(error)
     if any(isinstance(one, torch.OutOfMemoryError | MemoryError) for one in causes):
         return False
@@ -337,7 +336,7 @@ _WITH_LSE = {"return_aux": AuxRequest(lse=True)}
 
 
 def kept_block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
-    """:func:`block_lists`, found once for the parts of a static plan: it looks at values, for which a GPU is waited for."""
+    """:func:`block_lists`, cached for the tiles of a static plan, because reading values synchronises with the GPU."""
     tensors = [x for x in (part.queries, part.keys) if not x.is_inference()]
     if len(tensors) < 2 or torch.compiler.is_compiling() or part.bias is not None:
         return block_lists(part, q_len, kv_len)
@@ -350,7 +349,7 @@ def kept_block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Li
 
 
 def block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
-    """The block size of a part and the key blocks of every block of queries; None where its rows are not whole blocks.
+    """The block size of a tile and the key blocks of every block of queries; None where its rows are not whole blocks.
 
     A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
     """
@@ -372,7 +371,7 @@ def block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] 
 
 
 def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """Which block each list ``index (…, size)`` begins with, and whether it is that whole block."""
+    """The block of the first position in each list ``index (…, size)``, and whether the list is that whole block."""
     first = index[..., 0]
     places = first[..., None] + torch.arange(size, device=index.device)
     whole = (first >= 0) & (first % size == 0) & (index == torch.where(places < length, places, -1)).all(-1)
@@ -380,7 +379,7 @@ def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 def rules_mod(part: GatherTile, key_mask: Tensor | None) -> Any:
-    """The rules of a part and the padding as flex_attention's ``mask_mod``."""
+    """The rules of a tile and the padding as a ``mask_mod``."""
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         distance = q_idx - kv_idx
@@ -395,7 +394,7 @@ def rules_mod(part: GatherTile, key_mask: Tensor | None) -> Any:
 
 
 def _tiles(size: int) -> dict[str, Any]:
-    """Tiles no larger than a block; the kernel's own choice suits blocks of 128."""
+    """Kernel options that keep its tiles within a block; the defaults fit blocks of 128."""
     if size == 128:
         return {}
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
-"""Tokens per chunk of the causal form: what lies inside is quadratic."""
+"""Tokens per chunk of the causal form, which is quadratic inside a chunk."""
 
 
 State = dict[str, Tensor]
@@ -55,7 +55,7 @@ def linear_attention(
         causal: position i sees no key after i.
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
-        initial_state: the sums over keys that came before these, from an earlier call.
+        initial_state: the sums over earlier keys, from an earlier call.
         chunk: tokens per chunk of the causal form.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.
@@ -78,19 +78,19 @@ def linear_attention(
 
 
 def empty_state(phi_k: Tensor, v: Tensor) -> State:
-    """The sums over no key at all."""
+    """The state before the first key."""
     batch, heads, _, features = phi_k.shape
     return {"kv": phi_k.new_zeros(batch, heads, features, v.shape[-1]), "z": phi_k.new_zeros(batch, heads, features)}
 
 
 def absorb(state: State, phi_k: Tensor, v: Tensor) -> State:
-    """The state with further keys ``(B, H_kv, n, F)`` and values added."""
+    """The state after further keys ``(B, H_kv, n, F)`` and values."""
     with torch.autocast(v.device.type, enabled=False):
         return {"kv": state["kv"] + phi_k.mT @ v, "z": state["z"] + phi_k.sum(2)}
 
 
 def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
-    """What queries ``(B, H, n, F)`` that see everything in the state get: ``(B, H, n, D)``."""
+    """The output ``(B, H, n, D)`` of queries ``(B, H, n, F)`` that see every key in the state."""
     kv, z = state["kv"], state["z"]
     grouped = phi_q.unflatten(1, (kv.shape[1], -1)).flatten(2, 3)
     with torch.autocast(phi_q.device.type, enabled=False):
@@ -101,12 +101,12 @@ def read(phi_q: Tensor, state: State, normalise: bool = True) -> Tensor:
 
 
 def masked(phi_k: Tensor, key_mask: Tensor) -> Tensor:
-    """Features ``(B, H_kv, n, F)`` that are zeros where ``key_mask (B, n)`` says padding."""
+    """Features ``(B, H_kv, n, F)`` with zeros at padding."""
     return phi_k.masked_fill(~key_mask[:, None, :, None], 0.0)
 
 
 class _Divided(torch.autograd.Function):
-    """``total / weight`` with zeros where the weight is zero; keeps the quotient alone."""
+    """``total / weight``, zero where the weight is zero; saves only the quotient for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, weight: Tensor) -> Tensor:
@@ -122,14 +122,14 @@ class _Divided(torch.autograd.Function):
 
 
 FEW = 16
-"""Up to so many chunks their sums are added one by one, which is faster than a cumulative sum along a middle axis."""
+"""Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
 
 
 def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
     """Causal linear attention of features ``q (B, H, N, F)``, ``k (B, H_kv, N, F)`` to ``v (B, H_kv, N, D)``, all in one dtype.
 
     Args:
-        kv, z: the sums ``(B, H_kv, F, D)`` and ``(B, H_kv, F)`` of φ(k)ᵀv and φ(k) over what came before.
+        kv, z: the sums ``(B, H_kv, F, D)`` and ``(B, H_kv, F)`` of φ(k)ᵀv and φ(k) over the earlier tokens.
         chunk: tokens per chunk.
         normalise: divide by the sum of the weights; rows without any are zeros.
     Returns:
@@ -199,7 +199,7 @@ def rowwise(rows: Tensor, z: Tensor) -> Tensor:
 
 
 def inverse_of(weight: Tensor) -> Tensor:
-    """1 / weight, and 0 where the weight is 0 or so near to it that its inverse overflows."""
+    """1 / weight, and 0 where the weight is 0 or its inverse overflows."""
     empty = weight.abs() < torch.finfo(weight.dtype).tiny
     return torch.where(empty, 0.0, 1 / torch.where(empty, 1.0, weight))
 
@@ -216,12 +216,12 @@ def _back(x: Tensor, group: int) -> Tensor:
 
 
 def _lower(scores: Tensor, group: int) -> Tensor:
-    """Scores ``(B, H_kv, n, group·chunk, chunk)`` of the pairs that do not look ahead; the others become zeros."""
+    """Scores ``(B, H_kv, n, group·chunk, chunk)`` with zeros for the pairs that look ahead."""
     return scores.tril_() if group == 1 else scores.unflatten(3, (group, -1)).tril_().flatten(3, 4)
 
 
 def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """From each chunk's sum ``(B, H, n, …)`` and what came before ``(B, H, …)``: what stands before each chunk, and after the last."""
+    """The totals before each chunk and after the last, from each chunk's sum ``(B, H, n, …)`` and the total ``first (B, H, …)``."""
     if sums.shape[2] > FEW:
         total = torch.cat((first.unsqueeze(2), sums), 2).cumsum(2)
         return total[:, :, :-1], total[:, :, -1]
@@ -232,10 +232,10 @@ def _running(sums: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`_running` from the end: what stands behind each chunk, and behind all."""
+    """As :func:`_running` from the end: the totals after each chunk, and over all."""
     if sums.shape[2] > FEW:
-        behind, total = _running(sums.flip(2), last)
-        return behind.flip(2), total
+        after, total = _running(sums.flip(2), last)
+        return after.flip(2), total
     steps = [last]
     for chunk in reversed(sums.unbind(2)):
         steps.append(steps[-1] + chunk)
@@ -252,7 +252,7 @@ def fla_installed() -> bool:
 
 
 def fla_runs(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels can do this call."""
+    """Whether the kernels can run this call."""
     return (
         q.is_cuda
         and not torch.compiler.is_compiling()
@@ -264,7 +264,7 @@ def fla_runs(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
-    """As :func:`chunked_linear_attention`; ``chunk`` is the kernels' own affair."""
+    """As :func:`chunked_linear_attention`; the kernels choose ``chunk`` themselves."""
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     group = q.shape[1] // k.shape[1]
     keys, values, sums, state = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v, z, kv))
@@ -283,7 +283,7 @@ def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor,
 
 
 def fla_runs_delta(q: Tensor, v: Tensor) -> bool:
-    """Whether the kernels can run this gated delta rule: theirs takes no fp32."""
+    """Whether the kernels can run this gated delta rule; they take half precision only."""
     half = q.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
     fits = max(q.shape[-1], v.shape[-1]) <= MOST_FEATURES and q.shape[2] > 1
     return q.is_cuda and half and fits and not torch.compiler.is_compiling() and fla_installed()

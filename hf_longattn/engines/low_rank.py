@@ -16,8 +16,8 @@ def project_length(projection: Tensor, x: Tensor) -> Tensor:
     batch, heads, length, width = x.shape
     if projection.shape[1] == 1:  # one product for all heads, side by side
         flat = x.transpose(1, 2).reshape(batch, length, heads * width)
-        turned = projection[:, 0].transpose(1, 2).expand(batch, -1, -1)
-        return torch.bmm(turned, flat).unflatten(2, (heads, width)).transpose(1, 2)
+        shared = projection[:, 0].transpose(1, 2).expand(batch, -1, -1)
+        return torch.bmm(shared, flat).unflatten(2, (heads, width)).transpose(1, 2)
     return projection.transpose(2, 3) @ x
 
 

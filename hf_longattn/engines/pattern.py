@@ -48,11 +48,11 @@ class Pattern:
 
     @property
     def bounded(self) -> bool:
-        """Whether the band is narrower than some inputs on both sides, so that most of a long input is left out."""
+        """Whether the band is finite on both sides, so that most of a long input is outside."""
         return max(self.left, self.right) < UNBOUNDED
 
     def covers(self, q_len: int, kv_len: int) -> bool:
-        """Whether the band alone leaves no key out, for queries that are the last ``q_len`` of ``kv_len`` positions."""
+        """Whether the band contains every key, for queries that are the last ``q_len`` of ``kv_len`` positions."""
         return self.left >= kv_len - 1 and (self.causal or self.right >= q_len - 1)
 
     def band_mod(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -75,11 +75,11 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class DistanceBias:
-    """``score_mod`` that adds ``table[h, (q_idx - kv_idx) + ahead]``.
+    """A ``score_mod`` of the distance and the head: adds ``table[h, (q_idx - kv_idx) + ahead]``.
 
-    Engines that know it lay the table over their blocks; for the others it is a ``score_mod`` like any.
+    The CPU's band engine adds the table to its blocks; to every other engine it is an ordinary ``score_mod``.
 
-    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond take the value at the end.
+    table: ``(H, back + ahead + 1)`` for the distances ``-ahead … back``; distances beyond these are clamped.
     """
 
     table: Tensor
@@ -89,7 +89,7 @@ class DistanceBias:
         return score + self.table[h, (q_idx - kv_idx + self.ahead).clamp(0, self.table.shape[1] - 1)]
 
     def of_heads(self, heads: Sequence[int]) -> DistanceBias:
-        """The same for some heads, counted from 0."""
+        """The bias of some heads, renumbered from 0."""
         return DistanceBias(self.table[list(heads)], self.ahead)
 
     def over(self, distance: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class DistanceBias:
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod | None:
-    """``score_mod`` for a group of heads that counts them from 0."""
+    """``score_mod`` for a group of heads, renumbered from 0."""
     if score_mod is None or isinstance(score_mod, DistanceBias):
         return None if score_mod is None else score_mod.of_heads(heads)
     numbers = torch.tensor(heads)
@@ -114,16 +114,16 @@ def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod |
 class GatherTile:
     """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
 
-    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one part.
+    queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query twice in one tile.
     keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
-        What has been listed is not written to afterwards: how it is best visited is found once and kept with the tensors.
-    causal: leave out the keys behind the query.
+        The tensors must not be written to afterwards: the layout is computed once and cached for them.
+    causal: no keys after the query.
     inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
-    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another part has them.
-    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False leaves a pair out) or float added to the scores; may need gradients.
+    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another tile has them.
+    bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
 
-    A key that a query meets in two parts, or twice in one row, counts twice: leave it out by ``outside`` or ``bias`` where the
-    definition counts it once.
+    A key listed twice for a query, in one row or in two tiles, counts twice: hide it by ``outside`` or ``bias`` where the definition counts
+    it once.
     """
 
     queries: Tensor
@@ -135,7 +135,7 @@ class GatherTile:
 
 
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
-    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row filled up with -1."""
+    """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row padded with -1."""
     count = -(-length // size)
     places = torch.arange(count * size, device=device)
     return torch.where(places < length, places, -1).view(1, 1, count, size)

@@ -19,13 +19,13 @@ from .dense import repeat_heads
 from .pattern import ScoreMod
 
 SCORE_CELLS = 1 << 19
-"""Scores per step of a search: what a step computes stays within the cache."""
+"""Scores per step of a search, so that the results of a step stay within the cache."""
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which choices are made: float64 where the device has it.
+    """The dtype for scores that are ranked: float64 where the device has it.
 
-    A choice is not continuous, so two scores that differ in the last bits must not swap places with the shape of a batch, its padding or
+    A ranking is not continuous, so two scores that differ in the last bits must not change order with the shape of a batch, its padding or
     the number of queries in a call; in float64 they do not.
     """
     return torch.float32 if device.type == "mps" else torch.float64
@@ -34,7 +34,7 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 def topk(scores: Tensor, k: int) -> Tensor:
     """Indices ``(…, min(k, N))`` of the k highest of ``scores (…, N)``, best first; -1 where fewer than k are above -inf.
 
-    Of equal scores the lower index comes first, as in a stable sort.
+    Ties go to the lower index, as in a stable sort.
     """
     length = scores.shape[-1]
     if k >= length:
@@ -49,14 +49,14 @@ def topk(scores: Tensor, k: int) -> Tensor:
 
 
 def ranking(scores: Tensor, dim: int = -1) -> Tensor:
-    """Indices of all of ``scores`` along ``dim``, from the highest to the lowest; of equal ones the lower index first."""
-    if torch.compiler.is_exporting():  # ONNX's TopK has this very rule, and no stable sort
+    """Indices of all of ``scores`` along ``dim``, from the highest to the lowest; ties go to the lower index."""
+    if torch.compiler.is_exporting():  # ONNX has this rule for TopK, and no stable sort
         return scores.sort(dim=dim, descending=True).indices
     return scores.argsort(dim=dim, descending=True, stable=True)
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of the k best where there are ties: those above the k-th value, then the first ones that equal it."""
+    """Values and indices of the k best where there are ties: those above the k-th value, then the first that equal it."""
     length = scores.shape[-1]
     lowest = scores.topk(k, dim=-1).values[..., -1:]
     place = torch.arange(length, device=scores.device)
@@ -68,7 +68,7 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op(f"{OPERATORS}::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64 in rising order, -1 where a query sees fewer.
+    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64 in ascending order, -1 where a query sees fewer.
 
     Args:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
@@ -81,13 +81,13 @@ def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal:
 
 @torch.library.custom_op(f"{OPERATORS}::topk_blocks", mutates_args=())
 def topk_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: int, causal: bool) -> Tensor:
-    """The ``count`` best blocks of every query besides its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
+    """The ``count`` best blocks of every query other than its own, ``(B, H, N, count)`` int64, -1 where there are fewer.
 
     Args:
-        q: ``(B, H, N, D)``; query i lies in block ``i // span``.
-        summaries: ``(B, H, n, D)``, a block's score is its product with the query.
-        kept: ``(B, n)`` bool, blocks that may be chosen.
-        causal: choose among the blocks before the query's own.
+        q: ``(B, H, N, D)``; query i is in block ``i // span``.
+        summaries: ``(B, H, n, D)``, the score of a block is q·summary.
+        kept: ``(B, n)`` bool, blocks that may be selected.
+        causal: select among the blocks before the query's.
     """
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ topk_blocks.register_fake(_fake)
 def search_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, score_mod: ScoreMod | None
 ) -> Tensor:
-    """As :func:`topk_keys`, best first, with a score term. N² scores are computed, and never more than a few rows of them are kept."""
+    """As :func:`topk_keys`, best first, with a score term. N² scores are computed, a few rows at a time."""
     offset = k.shape[2] - q.shape[2]
 
     def visible(scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
@@ -130,9 +130,9 @@ def search_keys(
 def prefiltered_topk_keys(
     q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float, longest: Tensor | None = None
 ) -> Tensor:
-    """As :func:`topk_keys`, by scores in float32; rows whose choice these leave in doubt are searched again in float64.
+    """As :func:`topk_keys`, by scores in float32; rows that these leave in doubt are searched again in float64.
 
-    longest: ``(B, H_kv)``, the greatest length of the keys; None: it is found.
+    longest: ``(B, H_kv)``, the greatest norm of the keys; computed when None.
     """
     (batch, heads, length, _), kv_heads, group = q.shape, k.shape[1], q.shape[1] // k.shape[1]
     if longest is None:
@@ -175,7 +175,7 @@ def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, c
 
 
 def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int) -> None:
-    """Set ``scores (n, m)`` to -inf behind ``last (n, 1)``, which nowhere is before ``first``, and where ``hidden (Nk,)``."""
+    """Set ``scores (n, m)`` to -inf after column ``last (n, 1)``, none of which is before ``first``, and where ``hidden (Nk,)``."""
     if last is not None:
         scores[:, first:].masked_fill_(torch.arange(first, scores.shape[1], device=scores.device) > last, float("-inf"))
     if hidden is not None:
@@ -188,7 +188,7 @@ class _Visible(Protocol):
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:
-    """The best of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``; with ``diagonal``, columns behind ``row + diagonal`` are hidden anyway."""
+    """The best of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``; columns after ``row + diagonal``, which ``visible`` hides, are not computed."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     rows = min(length, max(1, SCORE_CELLS // k.shape[2]))
     together = max(1, min(heads, SCORE_CELLS // (k.shape[2] * rows)))
@@ -210,21 +210,21 @@ def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int |
 
 
 WIDTHS = (32, 8)
-"""Scores in a block, first and then."""
+"""Scores in a block, in the first and in the second round."""
 
 
 LEAST = 1024
-"""Shortest row for which blocks are compared."""
+"""Shortest row that is prefiltered."""
 
 
 def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Tensor]:
-    """The k highest of every row, in rising order of their index.
+    """The k highest of every row, by ascending index.
 
     Args:
         scores: ``(R, N)`` float32, -inf where hidden; k ≤ N.
-        margin: ``(R, 1)``, how far a score may be from the exact one.
+        margin: ``(R, 1)``, bound of the error of a score.
     Returns:
-        Indices ``(R, k)`` int64, -1 where fewer than k are visible, and which rows are in doubt, ``(R,)`` bool.
+        Indices ``(R, k)`` int64, -1 where fewer than k are visible, and ``(R,)`` bool, which rows are in doubt.
     """
     (rows, length), left, place = scores.shape, scores, None
     if k == length:
@@ -249,9 +249,9 @@ def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Te
 
 
 def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
-    """How far float32 scores ``scale · q·k`` may be from the exact ones, for ``q (…, n, D)`` and keys not longer than ``longest (…)``.
+    """Bound of the error of float32 scores ``scale · q·k``, for ``q (…, n, D)`` and keys of norm up to ``longest (…)``.
 
-    Returns ``(…, n, 1)`` float32. The lengths, the product and the factor are rounded as well, for which D + 2 is taken as D + 8.
+    Returns ``(…, n, 1)`` float32. The norms, the product and the factor are rounded as well, so D + 8 replaces D + 2.
     """
     rounding = (q.shape[-1] + 8) * torch.finfo(torch.float32).eps / 2
     length = torch.linalg.vector_norm(q, dim=-1, keepdim=True, dtype=torch.float32)
@@ -259,5 +259,5 @@ def product_margin(q: Tensor, longest: Tensor, scale: float) -> Tensor:
 
 
 def float32_products(x: Tensor) -> bool:
-    """Whether products of ``x`` in float32 are what :func:`product_margin` expects: on a CPU, without a faster, coarser mode."""
+    """Whether :func:`product_margin` holds for float32 products of ``x``: on a CPU, without a faster, less exact mode."""
     return x.device.type == "cpu" and x.dtype != torch.float64 and torch.get_float32_matmul_precision() == "highest"
