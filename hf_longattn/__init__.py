@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .attend import attend, reference_attend
     from .configuration import LongAttentionConfig
     from .conversion import (
+        ConversionConfig,
         ConversionPlan,
         ConversionReport,
         ExportReport,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConversionConfig",
     "ConversionPlan",
     "ConversionReport",
     "ExportReport",
@@ -59,6 +61,7 @@ _WHERE = {
     "attend": ("attend", "reference_attend"),
     "configuration": ("LongAttentionConfig",),
     "conversion": (
+        "ConversionConfig",
         "ConversionPlan",
         "ConversionReport",
         "ExportReport",

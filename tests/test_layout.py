@@ -36,7 +36,7 @@ TOP_FLOOR = FLOOR["conversion"]
 
 # The same inside `conversion`: a file or folder imports from its own floor or lower ones, in no circle.
 CONVERSION = (
-    ("report", "text", "staging", "tensor_files"),
+    ("config", "report", "text", "staging", "tensor_files"),
     ("sources",),
     ("long_models",),
     ("architectures",),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, shortened
-from . import convert, export, hub, inspect, plan
+from . import convert, export, hub, inspect
 
 __all__ = ["app", "main"]
 
@@ -42,7 +42,7 @@ def _program(
 COMMANDS = (
     convert.convert,
     export.export,
-    plan.plan,
+    convert.plan,
     inspect.inspect,
     export.revert,
     inspect.mechanisms,

@@ -1,4 +1,4 @@
-"""`longattn convert SRC DST`."""
+"""`longattn convert SRC DST` and `longattn plan SRC`, with one flag for every setting of :class:`~hf_longattn.ConversionConfig`."""
 
 from __future__ import annotations
 
@@ -7,94 +7,45 @@ from typing import Annotated
 
 import typer
 
+from ..conversion import ConversionConfig
 from . import options as flags
 
-__all__ = ["convert"]
+__all__ = ["convert", "plan"]
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")]
 
 
+@flags.takes_settings()
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")
-    ],
+    source: Source,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
-    config: flags.Recipe = None,
-    mechanism: flags.Mechanism = None,
-    max_length: flags.MaxLength = None,
-    option: flags.OptionFlag = None,
-    layers: flags.Layers = None,
-    decoder_mechanism: flags.DecoderMechanism = None,
-    max_decoder_length: flags.MaxDecoderLength = None,
-    positions: flags.Positions = "auto",
-    dtype: flags.Dtype = None,
-    max_shard_size: flags.ShardSize = None,
-    allow_pickle: flags.AllowPickle = False,
-    merge_adapter: flags.MergeAdapter = False,
-    generic: flags.Generic = False,
-    verify_text: Annotated[Path | None, typer.Option(help="A UTF-8 text to verify with.", show_default="built-in English")] = None,
-    init_from_text: Annotated[
-        Path | None,
-        typer.Option(help="A UTF-8 text on which the source runs, so that a learned projection begins from its keys and values."),
-    ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not check the written files.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST once the new one is complete.")] = False,
+    config: ConversionConfig,
+    recipe: flags.Recipe = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    remote_code: flags.RemoteCode = False,
-    bundle_user_code: flags.UserCode = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Then send DST to the Hub, as `longattn push` does.")] = None,
     private: flags.Private = False,
     as_json: flags.Json = False,
-    revision: flags.Revision = None,
-    token: flags.Token = None,
 ) -> None:
     """Convert a short checkpoint into a long one, and check the result.
 
     DST appears complete and verified, or not at all.
     """
-    if verify_text is not None and no_verify:
-        raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
     if private and push_to_hub is None:
-        raise typer.BadParameter("says how --push-to-hub makes the repository; add that.", param_hint="--private")
-    flags.check_user_code(remote_code, bundle_user_code)
-    attention = flags.attention_arguments(mechanism, option, layers)
+        raise typer.BadParameter("requires --push-to-hub.", param_hint="--private")
+    if dry_run:
+        _print_plan(source, destination, config, as_json)
+        return
 
-    from ..conversion import convert_checkpoint, plan_conversion
+    from ..conversion import convert_checkpoint
     from ..hub import check_login
     from .hub import push_converted
-    from .show import conversion_progress, print_json, print_plan, show_report
+    from .show import conversion_progress, print_json, show_report
 
-    shared = {
-        "generic": generic,
-        "max_length": max_length,
-        "max_decoder_length": max_decoder_length,
-        "decoder_long_attention": flags.parse_mechanism(decoder_mechanism),
-        "positions": positions,
-        "dtype": dtype,
-        "max_shard_size": max_shard_size,
-        "allow_pickle": allow_pickle,
-        "merge_adapter": merge_adapter,
-        "revision": revision,
-        "token": token,
-        **attention,
-    }
-    if dry_run:
-        planned = plan_conversion(source, destination, overwrite=overwrite, **shared)
-        print_plan(planned, as_json=as_json)
-        return
+    token = config.token if isinstance(config.token, str) else None
     if push_to_hub is not None:
         check_login(push_to_hub, token)
     with conversion_progress() as progress:
-        report = convert_checkpoint(
-            source,
-            destination,
-            verify=not no_verify,
-            overwrite=overwrite,
-            verify_text=verify_text,
-            init_from_text=init_from_text,
-            remote_code=remote_code,
-            user_code=bundle_user_code,
-            progress=progress,
-            **shared,
-        )
+        report = convert_checkpoint(source, destination, config, progress=progress)
     result = {"destination": str(report.destination), **report.to_dict()}
     if not as_json:
         show_report(report)
@@ -102,3 +53,16 @@ def convert(
         result["push"] = push_converted(destination, push_to_hub, private=private, token=token, quiet=as_json)
     if as_json:
         print_json(result)
+
+
+@flags.takes_settings(planned=True)
+def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
+    """Say what a conversion would do: tensors, sizes, memory and cost at each length. Reads headers only."""
+    _print_plan(source, None, config, as_json)
+
+
+def _print_plan(source: str, destination: Path | None, config: ConversionConfig, as_json: bool) -> None:
+    from ..conversion import plan_conversion
+    from .show import print_plan
+
+    print_plan(plan_conversion(source, destination, config), as_json=as_json)

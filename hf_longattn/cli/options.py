@@ -3,78 +3,101 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ..conversion import ConversionConfig
 from ..reading import ready_recipes
 
-__all__ = ["attention_arguments", "check_user_code", "parse_layers", "parse_mechanism", "parse_options"]
+__all__ = ["check_user_code", "parse_layers", "parse_mechanism", "parse_options", "takes_settings"]
 
-Mechanism = Annotated[
-    str | None,
-    typer.Option(help="The attention mechanism; `longattn mechanisms` lists them.", show_default="longformer; for a long model, its own"),
-]
-MaxLength = Annotated[int | None, typer.Option(help="Maximum length of the result, in tokens.", min=1, show_default="the source's")]
-OptionFlag = Annotated[
-    list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the mechanism, for example window=512. Repeatable.")
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
-        help='Different mechanisms in some layers, "0-3=window:window=256;11=full", or mechanisms that layers alternate between, '
-        '"window:window=256,full". Repeatable.',
-    ),
-]
-DecoderMechanism = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MECHANISM[:NAME=VALUE,...]",
-        help="Self-attention of the decoder of an encoder-decoder model, for example window:window=256.",
-        show_default="full",
-    ),
-]
-MaxDecoderLength = Annotated[
-    int | None,
-    typer.Option(help="Maximum length of the decoder of an encoder-decoder model, in tokens.", min=1, show_default="the source's"),
-]
-Positions = Annotated[
-    str,
-    typer.Option(
-        help="Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with ALiBi. "
-        "Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. "
-        "auto: tile; rope:none if no layer sees beyond the old length, else rope:yarn."
-    ),
-]
-Dtype = Annotated[str | None, typer.Option(help="Save weights as fp32, bf16 or fp16.", show_default="unchanged")]
-ShardSize = Annotated[str | None, typer.Option(help="Maximum size of a weight file, for example 5GB.", show_default="as in the source")]
-AllowPickle = Annotated[
-    bool,
-    typer.Option("--allow-pickle", help="Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run."),
-]
-MergeAdapter = Annotated[
-    bool, typer.Option("--merge-adapter", help="Merge a PEFT adapter into the weights of its base instead of keeping it in DST/adapter.")
-]
-Generic = Annotated[
-    bool,
-    typer.Option(
-        "--generic",
-        help="For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; "
-        "hf_longattn.load_generic loads the result.",
-    ),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
-Token = Annotated[str | None, typer.Option(help="Hub access token.", show_default="HF_TOKEN, or that of `hf auth login`")]
+FIELDS = {one.name: one for one in fields(ConversionConfig) if one.metadata["flag"] != "-"}
+"""The settings of a conversion that the command line has, by name."""
+C = TypeVar("C", bound=Callable[..., None])
+
+
+def flag_name(name: str) -> str:
+    """The parameter of a command for a setting: `no_verify` for `verify`."""
+    return (FIELDS[name].metadata["flag"].lstrip("-") or name).replace("-", "_")
+
+
+def flag(name: str) -> Any:
+    """The flag of a setting, with its help."""
+    about = FIELDS[name].metadata
+    if about["type"] is bool:
+        return typer.Option(f"--{flag_name(name).replace('_', '-')}", help=about["flag_help"])
+    given = [about["flag"]] if about["flag"] else []
+    return typer.Option(*given, help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True)
+
+
+def parameter(name: str) -> inspect.Parameter:
+    """The parameter of a command for a setting."""
+    kind, default = FIELDS[name].metadata["type"], FIELDS[name].default
+    annotation = bool if kind is bool else list[str] | None if kind is list else str if default is not None else kind | None
+    where = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(
+        flag_name(name), where, default=False if kind is bool else default, annotation=Annotated[annotation, flag(name)]
+    )
+
+
+def takes_settings(*, planned: bool = False) -> Callable[[C], C]:
+    """Decorator of a command: flags of the settings in place of its argument ``config``, a :class:`ConversionConfig` made from them.
+
+    Args:
+        planned: only those that a plan depends on.
+    """
+
+    def decorate(command: C) -> C:
+        names = [name for name, one in FIELDS.items() if one.metadata["planned"] or not planned]
+        own = inspect.signature(command, eval_str=True).parameters
+        made = {name: parameter(name) for name in names}
+
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            given = {name: values.pop(one.name) for name, one in made.items()}
+            command(**values, config=read_settings(given))
+
+        parameters: list[inspect.Parameter] = []
+        for name, one in own.items():
+            parameters += made.values() if name == "config" else [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        del wrapper.__wrapped__
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def read_settings(given: dict[str, Any]) -> ConversionConfig:
+    """The config from the values of the flags, by the settings' names."""
+    if given.get("verify_text") is not None and given.get("verify"):
+        raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
+    check_user_code(given.get("remote_code", False), given.get("user_code", False))
+    options, layers = parse_options(given["options"]), parse_layers(given["layers"])
+    if layers and "layers" in options:
+        raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
+    decoder = parse_mechanism(given["decoder_long_attention"])
+    read = {"options": options or None, "layers": layers or None, "decoder_long_attention": decoder}
+    return ConversionConfig(**{**given, **read, "verify": not given.get("verify")})
+
+
+OptionFlag = Annotated[list[str] | None, flag("options")]
+Dtype = Annotated[str | None, flag("dtype")]
+ShardSize = Annotated[str | None, flag("max_shard_size")]
+VerifyText = Annotated[Path | None, flag("verify_text")]
+NoVerify = Annotated[bool, flag("verify")]
+Overwrite = Annotated[bool, flag("overwrite")]
+RemoteCode = Annotated[bool, flag("remote_code")]
+UserCode = Annotated[bool, flag("user_code")]
+Revision = Annotated[str | None, flag("revision")]
+Token = Annotated[str | None, flag("token")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
-RemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--remote-code", help="Add the model's code, so that it loads with trust_remote_code=True where hf_longattn is not installed."
-    ),
-]
-UserCode = Annotated[bool, typer.Option("--bundle-user-code", help="With --remote-code: also include modified or custom code.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -126,15 +149,6 @@ def _bad_parameter(flag: str) -> Iterator[None]:
         yield
     except OptionError as error:
         raise typer.BadParameter(str(error), param_hint=flag) from None
-
-
-def attention_arguments(mechanism: str | None, option: list[str] | None, layers: list[str] | None) -> dict[str, Any]:
-    """The arguments of `convert_checkpoint` that choose the attention."""
-    overrides = parse_layers(layers)
-    options: dict[str, Any] = parse_options(option)
-    if overrides and "layers" in options:
-        raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-    return {"mechanism": mechanism, "options": {**options, **({"layers": overrides} if overrides else {})}}
 
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:

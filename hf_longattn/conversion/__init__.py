@@ -1,17 +1,26 @@
-"""From a short checkpoint to a long one, and back: plan → transform → write → verify."""
+"""From a short checkpoint to a long one, and back: plan → write → verify.
+
+The public names are imported on first use, so that the command line can read the settings of a conversion without loading torch.
+"""
 
 from __future__ import annotations
 
-from .convert import convert_checkpoint
-from .export import ExportReport, export_checkpoint
-from .inspection import Inspection, inspect_checkpoint
-from .plan import ConversionPlan, plan_conversion
-from .plan_tensors import TensorPlan
-from .report import Check, ConversionReport
-from .revert import revert_checkpoint
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ConversionConfig
+    from .convert import convert_checkpoint
+    from .export import ExportReport, export_checkpoint
+    from .inspection import Inspection, inspect_checkpoint
+    from .plan import ConversionPlan, plan_conversion
+    from .plan_tensors import TensorPlan
+    from .report import Check, ConversionReport
+    from .revert import revert_checkpoint
 
 __all__ = [
     "Check",
+    "ConversionConfig",
     "ConversionPlan",
     "ConversionReport",
     "ExportReport",
@@ -23,3 +32,21 @@ __all__ = [
     "plan_conversion",
     "revert_checkpoint",
 ]
+
+_WHERE = {
+    "config": ("ConversionConfig",),
+    "convert": ("convert_checkpoint",),
+    "export": ("ExportReport", "export_checkpoint"),
+    "inspection": ("Inspection", "inspect_checkpoint"),
+    "plan": ("ConversionPlan", "plan_conversion"),
+    "plan_tensors": ("TensorPlan",),
+    "report": ("Check", "ConversionReport"),
+    "revert": ("revert_checkpoint",),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

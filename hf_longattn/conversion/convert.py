@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..configuration import LongAttentionConfig
-from ..errors import OptionError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
+from .config import ConversionConfig
 from .flops import layer_mechanisms
 from .init_from_text import initial_values
 from .model_loading import quiet_libraries
-from .plan import ConversionPlan, all_options, plan_conversion
+from .plan import ConversionPlan, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
-from .sources import ResultInfo, open_source
+from .sources import ResultInfo
 from .staging import destination_path, staged_folder
 from .tensor_files import write_json, write_weights
 from .text import VerificationText, beginning, load_tokenizer, verification_text
@@ -30,58 +27,20 @@ from .writing import added_values, files_of, write_sidecars
 def convert_checkpoint(
     source: str | Path,
     destination: str | Path,
+    config: ConversionConfig | None = None,
     *,
-    mechanism: str | None = None,
-    long_attention: LongAttentionConfig | dict[str, Any] | None = None,
-    max_length: int | None = None,
-    decoder_long_attention: LongAttentionConfig | dict[str, Any] | None = None,
-    max_decoder_length: int | None = None,
-    positions: str = "auto",
-    dtype: str | torch.dtype | None = None,
-    max_shard_size: str | int | None = None,
-    verify: bool = True,
-    overwrite: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    verify_text: str | Path | None = None,
-    init_from_text: str | Path | None = None,
-    allow_pickle: bool = False,
-    merge_adapter: bool = False,
-    remote_code: bool = False,
-    user_code: bool = False,
-    generic: bool = False,
     progress: StageProgress | None = None,
-    options: Mapping[str, Any] | None = None,
-    **more_options: Any,
+    **settings: Any,
 ) -> ConversionReport:
     """Turn a short checkpoint into a long one, and check the files that were written.
+
+        convert_checkpoint("google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512, max_length=4096)
 
     Args:
         source: a folder (transformers, sentence-transformers or a PEFT adapter), a .gguf file, or a Hub repository id.
         destination: a folder that does not exist yet; it appears complete or not at all.
-        mechanism: its name; its options are further arguments, for example mechanism="longformer", window=512, or stand in `options`;
-            `layers` among them overrides single layers as in `LongAttentionConfig`.
-        options: the same in one mapping, for options that came from a user: none of them can be taken for another argument.
-        long_attention: or a whole configuration instead.
-        max_length: tokens the result takes; None keeps the source's.
-        decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
-            source's length except under heads that read the whole text in the decoder.
-        positions: "auto" (tile a learned table; leave rotary positions alone where no layer looks beyond the old length, else
-            YaRN), "tile", "interpolate", "random", "none" (no absolute positions), "alibi" (ALiBi in their
-            place), or "rope:<kind>", see `hf_longattn.positions`.
-        dtype: store floating tensors in it, for example "bf16"; None keeps each tensor's own.
-        max_shard_size: bytes or "5GB"; None keeps the files of the source.
-        verify: run the checks; a failed one leaves no destination.
-        overwrite: replace an existing checkpoint folder, once the new one is complete.
-        revision, token: of a Hub repository.
-        verify_text: a UTF-8 text file to verify with; None takes built-in English.
-        init_from_text: a UTF-8 text file on which the source runs, so that the mechanisms' own parameters begin from its keys and values
-            where they can (linformer), instead of at random.
-        allow_pickle: read torch's .bin files where the source has no safetensors file; only tensors are read (`weights_only=True`).
-        merge_adapter: of a PEFT adapter, add it to its base's weights instead of keeping it in the folder "adapter".
-        remote_code, user_code: put the model's code beside it, see `hf_longattn.hub.bundle_remote_code`.
-        generic: convert an architecture that has no family but is on transformers' AttentionInterface: its class, config and positions
-            stay as they are, with the mechanisms beside them; `hf_longattn.load_generic` loads the result.
+        config: what is asked for; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
+            mechanism; the mapping `options` takes those that come from a user, none of which can be taken for another setting.
         progress: called as progress(stage, done, total).
 
     Returns:
@@ -90,56 +49,39 @@ def convert_checkpoint(
     Raises:
         LongAttentionError: with one sentence; nothing was written then.
     """
+    asked = ConversionConfig.of(config, settings)
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
-    text, origin = verification_text(verify_text)
-    chosen = all_options(options, more_options)
-    wanted: dict[str, Any] = {
-        "mechanism": mechanism,
-        "long_attention": long_attention,
-        "max_length": max_length,
-        "decoder_long_attention": decoder_long_attention,
-        "max_decoder_length": max_decoder_length,
-        "positions": positions,
-        "dtype": dtype,
-        "max_shard_size": max_shard_size,
-        "init_from_text": init_from_text,
-        "allow_pickle": allow_pickle,
-        "merge_adapter": merge_adapter,
-        "generic": generic,
-        "options": chosen,
-    }
-    if generic and remote_code:
-        raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
+    text, origin = verification_text(asked.verify_text)
     on_the_hub = not Path(source).expanduser().exists()
     if on_the_hub:  # refuse before downloading the weights
-        plan_conversion(source, target, overwrite=overwrite, revision=revision, token=token, **wanted)
-    opened = open_source(source, revision=revision, token=token, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
-    plan = plan_conversion(opened, target, overwrite=overwrite, **wanted)
-    if remote_code:
-        check_remote_code(plan.config, user_code=user_code)
+        plan_conversion(source, target, asked)
+    opened = open_asked(source, asked)
+    plan = plan_conversion(opened, target, asked)
+    if asked.remote_code:
+        check_remote_code(plan.config, user_code=asked.user_code)
     clock["planned"] = time.perf_counter()
     text = beginning(text, plan.new_length)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if verify else None
-    begun, begun_checks = initial_values(plan, init_from_text) if init_from_text is not None else (None, [])
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        files = _write(plan, stage, target, begun, progress)
+    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if asked.verify else None
+    initial, initial_checks = initial_values(plan, asked.init_from_text) if asked.init_from_text is not None else (None, [])
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=asked.overwrite) as stage:
+        files = _write(plan, stage, target, initial, progress)
         clock["written"] = time.perf_counter()
-        checks = verify_result(plan, stage, tokens, given_text=verify_text is not None, progress=progress) if tokens else []
+        checks = verify_result(plan, stage, tokens, given_text=asked.verify_text is not None, progress=progress) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
-        report = _report(plan, target, (*begun_checks, *checks), tokens, files, clock)
+        report = _report(plan, target, asked, (*initial_checks, *checks), tokens, files, clock)
         write_json(stage / REPORT, report.to_dict())
-        if remote_code:
-            bundle_remote_code(stage, user_code=user_code)
+        if asked.remote_code:
+            bundle_remote_code(stage, user_code=asked.user_code)
         write_model_card(stage, base_model=str(source) if on_the_hub else None, source=opened.card_folder, name=str(destination))
     return report
 
 
-def _write(plan: ConversionPlan, stage: Path, target: Path, begun: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
+def _write(plan: ConversionPlan, stage: Path, target: Path, initial: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
     advance = None if progress is None else (lambda done, total: progress("write", done, total))
-    files = write_weights(stage, files_of(plan, added_values(plan) if begun is None else begun), advance)
+    files = write_weights(stage, files_of(plan, added_values(plan) if initial is None else initial), advance)
     base_type = plan.source.config["model_type"]
     files += write_sidecars(
         plan.source.folder,
@@ -158,6 +100,7 @@ def _write(plan: ConversionPlan, stage: Path, target: Path, begun: dict[str, Ten
 def _report(
     plan: ConversionPlan,
     target: Path,
+    asked: ConversionConfig,
     checks: tuple[Check, ...],
     text: VerificationText | None,
     files: list[str],
@@ -166,6 +109,7 @@ def _report(
     needs_training = any(check.status == NEEDS_TRAINING for check in checks)
     return ConversionReport(
         destination=target,
+        config=asked.to_dict(),
         plan=plan.to_dict(),
         checks=checks,
         text="not verified" if text is None else "seeded inputs" if plan.generic else text.describe(),

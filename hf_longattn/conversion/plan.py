@@ -17,6 +17,7 @@ from ..modeling.token_globals import question_separator, takes_globals
 from ..positions import DROPPED
 from ..positions.relative import relative_kind
 from .architectures import Architecture, GenericArchitecture, find_architecture, generic_architecture
+from .config import ConversionConfig
 from .flops import LengthCost, ModelShape, cost_at, generic_shape, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
 from .plan_positions import StackLength, decoder_length, plan_positions, plan_rotary, text_length
@@ -30,76 +31,49 @@ from .text import load_tokenizer
 def plan_conversion(
     source: str | Path | Source,
     destination: str | Path | None = None,
+    config: ConversionConfig | None = None,
     *,
-    mechanism: str | None = None,
-    long_attention: LongAttentionConfig | dict[str, Any] | None = None,
-    max_length: int | None = None,
-    decoder_long_attention: LongAttentionConfig | dict[str, Any] | None = None,
-    max_decoder_length: int | None = None,
-    positions: str = "auto",
-    dtype: str | torch.dtype | None = None,
-    max_shard_size: str | int | None = None,
-    overwrite: bool = False,
-    verify: bool = True,
-    verify_text: str | Path | None = None,
-    init_from_text: str | Path | None = None,
-    allow_pickle: bool = False,
-    merge_adapter: bool = False,
-    remote_code: bool = False,
-    user_code: bool = False,
-    generic: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
     progress: object = None,
-    options: Mapping[str, Any] | None = None,
-    **more_options: Any,
+    **settings: Any,
 ) -> ConversionPlan:
     """Say what a conversion would do, from the source's config and the headers of its tensors.
 
     Args:
-        source: a folder or a Hub repository id.
-        destination, overwrite: when given, checked as a conversion would.
-        mechanism: its name; its options, `layers` among them, are further arguments or stand in the mapping `options`.
-        options: as for :func:`~hf_longattn.convert_checkpoint`.
-        long_attention: or a whole configuration instead.
-        max_length: tokens the result takes; None keeps the source's.
-        decoder_long_attention, max_decoder_length: the same for the decoder beside an encoder; None keeps full attention, and the
-            source's length except under heads that read the whole text in the decoder.
-        positions: "auto", "tile", "interpolate", "random" (learned tables), "none" or "alibi" (any table) or "rope:<kind>" (rotary).
-        dtype: cast floating tensors to it; None keeps each tensor's own.
-        max_shard_size: bytes or "5GB"; None keeps the files of the source.
-        revision, token: of a Hub repository.
-        generic: plan for an architecture without a family, whose class and config stay as they are with mechanisms beside them.
-        allow_pickle, merge_adapter: of the conversion; where a Hub repository holds only pickled weights, they are downloaded.
-        verify, verify_text, init_from_text, remote_code, user_code, progress: taken so that the arguments of a conversion can be
-            planned as they are.
+        source: a folder, a file or a Hub repository id.
+        destination: when given, it is checked as a conversion would.
+        config: what is asked for; or its fields, and options of the mechanism, as keywords.
+        progress: not called; a plan takes the arguments of a conversion.
 
     Raises:
         LongAttentionError: with one sentence, for anything that would make the conversion fail later.
     """
-    options = all_options(options, more_options)
-    if mechanism is not None or long_attention is not None:  # a mistyped name is refused before anything is fetched
-        resolve_attention(mechanism, long_attention, options)
-    cast = parse_dtype(dtype)
-    how = {"allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
-    opened = source if isinstance(source, Source) else open_source(source, revision=revision, token=token, headers_only=True, **how)
+    asked = ConversionConfig.of(config, settings)
+    if asked.mechanism is not None or asked.long_attention is not None:  # a mistyped name is refused before anything is fetched
+        asked.attention()
+    cast = parse_dtype(asked.dtype)
+    opened = source if isinstance(source, Source) else open_asked(source, asked, headers_only=True)
     if destination is not None:
-        check_destination(Path(destination), *opened.protected, overwrite=overwrite)
-    if generic:
-        given = resolve_attention(mechanism, long_attention, options)
-        unasked = mechanism is None and long_attention is None and not options
-        whole = (decoder_long_attention, max_decoder_length, init_from_text) == (None, None, None) and not opened.needs_family
-        return plan_generic(opened, given, unasked, positions, max_length, cast, max_shard_size, whole=whole)
+        check_destination(Path(destination), *opened.protected, overwrite=asked.overwrite)
+    return _plan_generic(opened, asked, cast) if asked.generic else _plan(opened, asked, cast)
+
+
+def open_asked(source: str | Path, asked: ConversionConfig, *, headers_only: bool = False) -> Source:
+    """Open a source as a config says."""
+    how = {name: getattr(asked, name) for name in ("revision", "token", "allow_pickle", "merge_adapter")}
+    return open_source(source, headers_only=headers_only, **how)
+
+
+def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
     base = architecture.source_config
-    adopted = architecture.original_attention()
-    attention = resolve_attention(mechanism, long_attention, options, adopted)
-    unasked = mechanism is None and long_attention is None and not options and adopted is None
-    attention = with_own_windows(architecture.family.config_class.default_attention() if unasked else attention, own_windows(base))
-    decoder_attention = decoder_choice(architecture, decoder_long_attention)
+    original = architecture.original_attention()
+    chosen = original is not None or asked.names_attention
+    attention = asked.attention(original) if chosen else architecture.family.config_class.default_attention()
+    attention = with_own_windows(attention, own_windows(base))
+    decoder_attention = decoder_choice(architecture, asked.decoder_long_attention)
     alone = "num_hidden_layers" if architecture.encoder_decoder or not architecture.family.two_stacks else "decoder_layers"
     attention.check_layers(getattr(base, alone))
-    answers = architecture.source_class.endswith("ForQuestionAnswering") and adopted is None
+    answers = architecture.source_class.endswith("ForQuestionAnswering") and original is None
     unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
     tokenizer = load_tokenizer(opened.folder) if answers or unseparated else None
     separator = None if tokenizer is None else question_separator(tokenizer)
@@ -108,9 +82,9 @@ def plan_conversion(
 
     renamed = renamed_tensors(opened, architecture)
     tables = {one.target: table for one in renamed if one.target and (table := architecture.family.table(one.target)) is not None}
-    length = text_length(opened, architecture, renamed, tables, max_length)
-    decoder = decoder_length(opened, architecture, renamed, tables, max_decoder_length, length)
-    planned = plan_positions(architecture, attention, positions, length, decoder)
+    length = text_length(opened, architecture, renamed, tables, asked.max_length)
+    decoder = decoder_length(opened, architecture, renamed, tables, asked.max_decoder_length, length)
+    planned = plan_positions(architecture, attention, asked.positions, length, decoder)
     if planned.rule == ALIBI:
         attention = with_alibi(attention)
         decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
@@ -147,7 +121,7 @@ def plan_conversion(
         new_length=length.new,
         positions=planned.rule,
         tensors=tuple(tensors),
-        max_shard_size=max_shard_size,
+        max_shard_size=asked.max_shard_size,
         attention=attention,
         moved=moved,
         shape=shape,
@@ -201,26 +175,20 @@ class ConversionPlan(ResultPlan):
         return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
 
 
-def plan_generic(
-    source: Source,
-    given: LongAttentionConfig,
-    unasked: bool,
-    positions: str,
-    max_length: int | None,
-    cast: torch.dtype | None,
-    max_shard_size: str | int | None,
-    *,
-    whole: bool,
-) -> ConversionPlan:
-    """For an architecture without a family; ``whole`` is that nothing was asked for which needs to know more of it."""
-    if not whole:
+def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+    """For an architecture without a family: its config as it is, with the attention in it."""
+    unusable = (asked.decoder_long_attention, asked.max_decoder_length, asked.init_from_text) != (None, None, None)
+    if unusable or source.needs_family:
         raise OptionError(
             "--generic puts one attention into a plain class and knows nothing else of it; leave the options of decoders, "
             "--init-from-text and adapters out."
         )
     architecture = generic_architecture(source)
-    attention = _attention(architecture, given, unasked)
-    config, length, rule, moved = _config(architecture, attention, positions, max_length)
+    windows = (
+        own_windows(architecture.source_config) if isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int) else []
+    )
+    attention = with_own_windows(asked.attention() if asked.names_attention else None, windows)
+    config, length, rule, moved = _generic_config(architecture, attention, asked.positions, asked.max_length)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
@@ -233,7 +201,7 @@ def plan_generic(
         new_length=length.new,
         positions=rule,
         tensors=tuple(tensors),
-        max_shard_size=max_shard_size,
+        max_shard_size=asked.max_shard_size,
         attention=attention,
         moved=moved,
         shape=generic_shape(skeleton),
@@ -242,7 +210,7 @@ def plan_generic(
     )
 
 
-def _config(
+def _generic_config(
     architecture: GenericArchitecture, attention: LongAttentionConfig, positions: str, max_length: int | None
 ) -> tuple[Any, StackLength, str, str]:
     """The config of the result, the tokens of text that it takes (0 where it does not say), the rule for positions, and why positions
@@ -272,65 +240,11 @@ def _config(
     return config, StackLength(old, old), "as they were", ""
 
 
-def _attention(architecture: GenericArchitecture, asked: LongAttentionConfig, unasked: bool) -> LongAttentionConfig:
-    """What was asked for, with the windows that the source has of its own where nothing else was."""
-    config = architecture.source_config
-    windows = own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []
-    return with_own_windows(None if unasked else asked, windows)
-
-
 SEGMENTS = ("global_first_segment", "global_second_segment")
 """Options by which a whole segment is global."""
 SEPARATOR = "separator_token_id"
 ALIBI = "alibi"
 """The relative positions that take the place of a position table, and the rule for positions that says so."""
-
-
-def all_options(options: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a mechanism from a mapping and from further arguments.
-
-    Raises:
-        OptionError: one is given in both, or one is not an option, but chooses the mechanism.
-    """
-    given = dict(options or {})
-    twice = sorted(given.keys() & more.keys())
-    if twice:
-        raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
-    for name in ("mechanism", "long_attention"):
-        if name in given or name in more:
-            raise OptionError(f"{name!r} is not an option of a mechanism; pass it as --mechanism (mechanism=…).")
-    return {**given, **more}
-
-
-def resolve_attention(
-    mechanism: str | None,
-    long_attention: LongAttentionConfig | Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-    adopted: LongAttentionConfig | None = None,
-) -> LongAttentionConfig:
-    """Either a mechanism with options and `layers`, or a whole configuration; of an adopted source, its own attention in which the
-    options given replace its own, unless another mechanism is named.
-
-    Raises:
-        OptionError: both were given.
-        UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
-    """
-    if long_attention is None and adopted is not None and mechanism in (None, adopted.mechanism):
-        return _with_options(adopted, options)
-    if long_attention is None:
-        return LongAttentionConfig(**options) if mechanism is None else LongAttentionConfig(mechanism, **options)
-    if mechanism is not None or options:
-        given = ["mechanism"] * (mechanism is not None) + list(options)
-        raise OptionError(f"long_attention was given together with {', '.join(given)}; put everything into long_attention.")
-    return LongAttentionConfig.from_dict(long_attention)
-
-
-def _with_options(adopted: LongAttentionConfig, options: Mapping[str, Any]) -> LongAttentionConfig:
-    """An adopted attention in which the options given stand in all layers, and `layers` given above its own."""
-    given = LongAttentionConfig(adopted.mechanism, **options).to_dict()
-    layers = {index: {k: v for k, v in one.items() if k not in options} for index, one in adopted.layers.items()}
-    kept = {str(index): one for index, one in layers.items() if one}
-    return LongAttentionConfig.from_dict({**adopted.options, **given, "layers": {**kept, **given.get("layers", {})}})
 
 
 def decoder_choice(

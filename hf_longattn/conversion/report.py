@@ -38,6 +38,7 @@ class ConversionReport:
     """A finished conversion."""
 
     destination: Path
+    config: dict[str, Any]  # what was asked for, where it is not the default
     plan: dict[str, Any]
     checks: tuple[Check, ...]
     text: str  # what the model was run on
@@ -69,6 +70,7 @@ class ConversionReport:
             "needs_training": self.needs_training,
             "next_step": self.next_step,
             "train_command": self.train_command,
+            "config": self.config,
             "plan": self.plan,
             "text": self.text,
             "tolerance": TOLERANCE,

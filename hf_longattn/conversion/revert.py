@@ -407,6 +407,7 @@ def _reverted(
         clock["verified"] = time.perf_counter()
         report = ConversionReport(
             destination=target,
+            config={"max_length": max_length, "positions": positions, "dtype": None if dtype is None else str(dtype)},
             plan=plan.to_dict(),
             checks=tuple(checks),
             text=tokens.describe() if tokens is not None else "not verified",

@@ -1,0 +1,234 @@
+"""The settings of a conversion, listed once: the command line, the plan, the conversion and the report are made from them.
+
+Nothing heavy is imported here, since the command line reads the help texts when it starts.
+"""
+# ruff: noqa: RUF009 (a setting is a dataclasses.field)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..configuration import LongAttentionConfig
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unset: str = "",
+    unit: str = "",
+    flag: str = "",
+    flag_help: str = "",
+    type: Any = str,
+    metavar: str | None = None,
+    minimum: int | None = None,
+    planned: bool = False,
+    secret: bool = False,
+) -> Any:
+    """A field with what a user wants to know of it.
+
+    Args:
+        default: its value where nothing is said.
+        help: its meaning, in a sentence.
+        unset: what the default ``None`` or ``"auto"`` comes to.
+        unit: of its number.
+        flag: of the command line; "" makes it from the field's name, "-" stands for none.
+        flag_help: of a flag that says the opposite.
+        type: of one value on the command line; ``list`` for a flag that can be repeated.
+        metavar: the form of a value, in the help.
+        minimum: the least number.
+        planned: a plan depends on it, so that `longattn plan` has the flag too.
+        secret: never written into a report.
+    """
+    about: dict[str, Any] = {"help": help, "unset": unset, "unit": unit, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
+    about |= {"type": bool if isinstance(default, bool) else type, "minimum": minimum, "planned": planned, "secret": secret}
+    return field(default=default, repr=not secret, metadata=about)
+
+
+@dataclass(frozen=True)
+class ConversionConfig:
+    mechanism: str | None = setting(
+        None,
+        "The attention mechanism; `longattn mechanisms` lists them.",
+        unset="longformer; for a long model, its own",
+        planned=True,
+    )
+    max_length: int | None = setting(
+        None, "Maximum length of the result, in tokens.", unset="the source's", unit="tokens", type=int, minimum=1, planned=True
+    )
+    options: Mapping[str, Any] | None = setting(
+        None,
+        "An option of the mechanism, for example window=512. Repeatable.",
+        flag="--option",
+        type=list,
+        metavar="NAME=VALUE",
+        planned=True,
+    )
+    layers: Mapping[Any, Any] | None = setting(
+        None,
+        'Different mechanisms in some layers, "0-3=window:window=256;11=full", or mechanisms that layers alternate between, '
+        '"window:window=256,full". Repeatable.',
+        type=list,
+        metavar="[LAYERS=]MECHANISM[:NAME=VALUE,...]",
+        planned=True,
+    )
+    long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
+        None, "A whole configuration in place of mechanism, options and layers.", flag="-", planned=True
+    )
+    decoder_long_attention: LongAttentionConfig | Mapping[str, Any] | None = setting(
+        None,
+        "Self-attention of the decoder of an encoder-decoder model, for example window:window=256.",
+        unset="full",
+        flag="--decoder-mechanism",
+        metavar="MECHANISM[:NAME=VALUE,...]",
+        planned=True,
+    )
+    max_decoder_length: int | None = setting(
+        None,
+        "Maximum length of the decoder of an encoder-decoder model, in tokens.",
+        unset="the source's; the encoder's where the head reads the whole text in the decoder",
+        unit="tokens",
+        type=int,
+        minimum=1,
+        planned=True,
+    )
+    positions: str = setting(
+        "auto",
+        "Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with ALiBi. "
+        "Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. "
+        "auto: tile; rope:none if no layer sees beyond the old length, else rope:yarn.",
+        planned=True,
+    )
+    dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)
+    max_shard_size: str | int | None = setting(
+        None, "Maximum size of a weight file, for example 5GB.", unset="as in the source", unit="bytes", planned=True
+    )
+    allow_pickle: bool = setting(
+        False, "Read pytorch_model.bin if there is no safetensors file. Only tensors are read; no code is run.", planned=True
+    )
+    merge_adapter: bool = setting(
+        False, "Merge a PEFT adapter into the weights of its base instead of keeping it in DST/adapter.", planned=True
+    )
+    generic: bool = setting(
+        False,
+        "For an architecture without Long classes: keep its plain class, config and weights, and add mechanisms; "
+        "hf_longattn.load_generic loads the result.",
+        planned=True,
+    )
+    verify: bool = setting(
+        True, "Check the written files; a failed check leaves no result.", flag="--no-verify", flag_help="Do not check the written files."
+    )
+    verify_text: str | Path | None = setting(None, "A UTF-8 text file to verify with.", unset="built-in English", type=Path)
+    init_from_text: str | Path | None = setting(
+        None,
+        "A UTF-8 text file on which the source runs, so that learned projections are initialised from its keys and values.",
+        unset="random values",
+        type=Path,
+    )
+    overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
+    remote_code: bool = setting(
+        False, "Add the model's code, so that it loads with trust_remote_code=True where hf_longattn is not installed."
+    )
+    user_code: bool = setting(False, "With --remote-code: also include modified or custom code.", flag="--bundle-user-code")
+    revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.", planned=True)
+    token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or that of `hf auth login`", planned=True, secret=True)
+
+    def __post_init__(self) -> None:
+        for name in ("mechanism", "long_attention"):
+            if name in (self.options or {}):
+                raise OptionError(f"{name!r} is not an option of a mechanism; pass it as --mechanism (mechanism=…).")
+        if self.layers is not None and "layers" in (self.options or {}):
+            raise OptionError("The option 'layers' was given twice; give it once.")
+        if self.generic and self.remote_code:
+            raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
+
+    @classmethod
+    def of(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
+        """A config as it is, or one from keywords: those that are no fields are options of the mechanism (``window=512``).
+
+        Raises:
+            OptionError: both are given, or an option is given twice.
+        """
+        if config is not None:
+            if values:
+                raise OptionError(f"{next(iter(values))!r} was given beside a config; put it into the config (dataclasses.replace).")
+            return config
+        known = {one.name for one in fields(cls)}
+        options = {name: value for name, value in values.items() if name not in known}
+        given = dict(values.get("options") or {})
+        if twice := sorted(given.keys() & options.keys()):
+            raise OptionError(f"The option {twice[0]!r} was given twice; give it once.")
+        chosen = {name: value for name, value in values.items() if name in known}
+        return cls(**{**chosen, "options": {**given, **options} or None})
+
+    @property
+    def names_attention(self) -> bool:
+        """Whether an attention was asked for at all."""
+        return any(value for value in (self.mechanism, self.long_attention, self.options, self.layers))
+
+    def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
+        """The mechanism with options and layers, or the whole configuration.
+
+        Args:
+            original: the attention of a source that is long already, in which the given options replace its own, unless another
+                mechanism is named.
+
+        Raises:
+            OptionError: both were given.
+            UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
+        """
+        from ..configuration import LongAttentionConfig
+
+        options = {**(self.options or {}), **({} if self.layers is None else {"layers": self.layers})}
+        if self.long_attention is not None:
+            if self.mechanism is not None or options:
+                given = ["mechanism"] * (self.mechanism is not None) + list(options)
+                raise OptionError(f"long_attention was given together with {', '.join(given)}; put everything into long_attention.")
+            return LongAttentionConfig.from_dict(self.long_attention)
+        if original is None or self.mechanism not in (None, original.mechanism):
+            return LongAttentionConfig(**options) if self.mechanism is None else LongAttentionConfig(self.mechanism, **options)
+        values = LongAttentionConfig(original.mechanism, **options).to_dict()
+        layers = {index: {k: v for k, v in one.items() if k not in options} for index, one in original.layers.items()}
+        kept = {str(index): one for index, one in layers.items() if one}
+        return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**kept, **values.get("layers", {})}})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, JSON-serialisable, for the report: files by name, and no secrets."""
+        found = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and not one.metadata["secret"]:
+                value = value.to_dict() if hasattr(value, "to_dict") else value
+                found[one.name] = Path(value).name if one.metadata["type"] is Path else _plain(value)
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value).removeprefix("torch.")
+
+
+def settings_table() -> str:
+    """Every setting with its meaning, default and unit, as a docstring lists them."""
+    lines = []
+    for one in fields(ConversionConfig):
+        about = one.metadata
+        default = about["unset"] or repr(one.default)
+        unit = f" Unit: {about['unit']}." if about["unit"] else ""
+        lines.append(f"    {one.name}: {about['help']} Default: {default}.{unit}")
+    return "\n".join(lines)
+
+
+ConversionConfig.__doc__ = f"Settings of a conversion, one object or keywords of `convert_checkpoint`.\n\nArgs:\n{settings_table()}"
