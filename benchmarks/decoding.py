@@ -16,7 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
-from hf_longattn.memory import held_bytes
+from hf_longattn.memory import cache_bytes
 
 from .report import machine, markdown_table
 
@@ -100,7 +100,7 @@ def decode_after(model: Any, attention: str, length: int, shape: DecodeShape) ->
         stopping_criteria=StoppingCriteriaList([clock]),
     )  # fmt: skip
     steps = [1e3 * (b - a) for a, b in zip(clock.times, clock.times[1:], strict=False)]
-    size = held_bytes(done.past_key_values)
+    size = cache_bytes(done.past_key_values)
     return Decoded(attention, length, statistics.median(steps), size / 2**20)
 
 

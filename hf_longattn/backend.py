@@ -21,7 +21,6 @@ from .engines.call import AttentionCall
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .mechanisms.registry import packing_mechanisms
-from .memory import Call
 from .naming import BACKEND, LOGGER
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
@@ -126,10 +125,19 @@ def longattn_attention_forward(
     if cache is not None:
         padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
         cache.note_padding(padding)
-        restricts = padding is not attention_mask or any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
-        cached = Call(causal, padding, restricts, scaling, dropout, kwargs.get(LAYER_INPUT), _weights_wanted(kwargs))
-        if cache.takes_over(mechanism, query, cached):
-            output, weights = cache.attend(mechanism, query, key, value, cached)
+        call = AttentionCall(
+            causal=causal,
+            batch=None if padding is None else _batch(padding, padding.shape[1]),
+            scale=scaling,
+            dropout=dropout,
+            score_mod=_score_mod(
+                [None if padding is attention_mask else attention_mask, kwargs.get("position_bias")],
+                query.shape[2], key.shape[2], kwargs.get("softcap"),
+            ),
+            hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
+        )  # fmt: skip
+        if cache.takes_over(mechanism, query, call):
+            output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
     key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
     _check_packing(mechanism, dense_mask, key.shape[2], causal, kwargs)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sized
 from typing import Any
 
 import torch
@@ -125,6 +126,43 @@ def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: T
             rows = slice(max(0, one.start - missing), one.stop - missing)
             full[one.row : one.row + 1, :, rows, one.start : one.stop] = run(queries, keys, own)
     return full
+
+
+State = dict[str, Tensor]
+"""What a stateful mechanism remembers of the tokens so far: tensors with the batch first."""
+Advance = Callable[[Tensor, Tensor, Tensor, State | None, AttentionCall], tuple[Tensor, State]]
+
+
+def advanced(
+    run: Advance, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall, skipped: Sized[int] | None
+) -> tuple[Tensor, State | None]:
+    """The next tokens of a batch whose rows may start at different times, by ``run(q, k, v, state, call) -> (output, state)``.
+
+    Args:
+        q, k, v: ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
+        state: that of all rows, zeros for a row before its first token; ``None`` before the first token of all.
+        skipped: how many tokens of padding come before each row's first token; ``None`` where none do.
+    Returns:
+        The output ``(B, H, n, D)``, zeros for skipped padding, and the state; ``None`` while no row has a token.
+    """
+    if skipped is None or not any(skipped):
+        return run(q, k, v, state, call)
+    length = q.shape[2]
+    first = torch.tensor(tuple(skipped), device=q.device)[:, None]
+    batch = Batch(torch.arange(length, device=q.device) >= first)
+    outs, states = [], {}
+    for one, (queries, keys, values, own) in zip(batch.sequences, _pieces(q, k, v, call, batch), strict=True):
+        if call.key_mask is not None:
+            own = own.replace(batch=Batch(call.key_mask[one.row : one.row + 1, one.start :]))
+        before = None if state is None or one.start else {name: x[one.row : one.row + 1] for name, x in state.items()}
+        out, states[one.row] = run(queries, keys, values, before, own)
+        outs.append(out)
+    if not states:
+        return torch.zeros_like(q), state
+    like = next(iter(states.values()))
+    empty = {name: torch.zeros_like(x) for name, x in like.items()}
+    rows = [states.get(row, empty) for row in range(len(q))]
+    return batch.join(outs, len(q), length, length), {name: torch.cat([row[name] for row in rows]) for name in like}
 
 
 def _split_pays(q: Tensor, k: Tensor, by_position: bool) -> bool:

@@ -211,7 +211,9 @@ class Mechanism(nn.Module, ABC):
             "score_mod": call.score_mod,
             "seed": call.seed,
         }
-        if method in ("forward", "defined"):
+        if method == "advance":
+            arguments = {"padding_mask": call.key_mask, "scaling": call.scale}
+        if method in ("forward", "defined", "advance"):
             arguments["dropout_p"] = call.dropout
         if self.takes_hidden_states:
             arguments["hidden_states"] = call.hidden_states

@@ -1,7 +1,6 @@
 """Decode caches that hold no more than a layer's mechanism can reach, and what a model remembers from segment to segment."""
 
-from .attending import AttendingLayer, Call
-from .held import held_bytes
+from .cache_layer import AttendingLayer, cache_bytes
 from .kept_cache import KeptLayer, kept_layer_type
 from .layer_types import FULL, decode_layer_types, decode_reach
 from .segment_memory import CacheMemory, SegmentMemory, TokenMemory
@@ -15,15 +14,14 @@ __all__ = [
     "SUMMARY_LAYER",
     "AttendingLayer",
     "CacheMemory",
-    "Call",
     "KeptLayer",
     "SegmentMemory",
     "StateLayer",
     "SummaryLayer",
     "TokenMemory",
+    "cache_bytes",
     "decode_layer_types",
     "decode_reach",
-    "held_bytes",
     "kept_layer_type",
     "window_layer_type",
 ]

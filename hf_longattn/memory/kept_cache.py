@@ -1,4 +1,4 @@
-"""Cache layers for patterns that leave scattered keys in reach: sinks and a window, every s-th column, the last columns of blocks.
+"""Cache layers for patterns that keep scattered keys visible: sinks and a window, every s-th column, the last columns of blocks.
 
 A layer holds the keys that some later token can still see, each with the column of the padded batch that it came from; what
 :meth:`hf_longattn.mechanisms.base.Mechanism.kept` gives up is dropped. Positions count from each sequence's first real token, so rows
@@ -14,20 +14,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
+from ..engines.call import AttentionCall
 from ..errors import LengthError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import prototype
 from ..naming import BACKEND
-from .anchored import NOT_BEGUN, AnchoredLayer
-from .attending import Call, tokens_back
-from .layer_tables import enter_layer_type
+from .cache_layer import StartsLayer, enter_layer_type, refuse_restricted_pairs, tokens_back
 
 SLACK = 64
 """Tokens by which a layer may be cropped (assisted decoding takes back what was not accepted), and between two clean-ups."""
 
 
-class KeptLayer(AnchoredLayer):
+class KeptLayer(StartsLayer):
     """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``, which ``mechanism`` with ``options`` (JSON) can still see; ``seen``
     tokens have passed."""
 
@@ -41,7 +40,7 @@ class KeptLayer(AnchoredLayer):
         self.pruned = False
         self._clean_size = 0
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """From the first clean-up on; until then all keys are there."""
         return self.pruned
 
@@ -65,25 +64,27 @@ class KeptLayer(AnchoredLayer):
         assert self.starts is not None
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
-    def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
         assert isinstance(mechanism, MaskedMechanism)
         assert self.starts is not None
-        call.refuse_restricted_pairs()
+        refuse_restricted_pairs(call)
         columns, k_positions = self.columns, self.positions()
         real = k_positions >= 0
-        if call.mask is not None:
-            real = real & call.mask.bool().gather(1, columns.clamp(min=0))
+        if call.key_mask is not None:
+            real = real & call.key_mask.gather(1, columns.clamp(min=0))
         q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
         places = (q_positions, k_positions, real)
-        out = mechanism.attend_kept(q, k, v, *places, scaling=call.scaling, dropout_p=call.dropout_p)
-        if not call.weights_wanted:
+        out = mechanism.attend_kept(q, k, v, *places, scaling=call.scale, dropout_p=call.dropout)
+        if not weights_wanted:
             return out, None
         one = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
         one = one[:, None].expand(-1, k.shape[1], -1, -1)
-        return out, mechanism.attend_kept(q, k, one, *places, scaling=call.scaling)
+        return out, mechanism.attend_kept(q, k, one, *places, scaling=call.scale)
 
     def _prune(self) -> None:
-        if self.starts is None or not self._begun:  # nobody has told where the sequences begin
+        if self.starts is None or not self._all_started:  # where the sequences start is not known yet
             return
         positions = self.positions()
         upcoming = (self.seen - SLACK - self.starts[:, None]).clamp(min=0)
@@ -130,8 +131,7 @@ class KeptLayer(AnchoredLayer):
         self.seen -= count
         if self.is_initialized:
             self.columns = torch.where(self.columns < 0, -1, self.columns - count)
-        if self.starts is not None:
-            self.starts = torch.where(self.starts == NOT_BEGUN, NOT_BEGUN, self.starts - count)
+        self.shift_starts(count)
 
     def reset(self) -> None:
         super().reset()

@@ -2,25 +2,91 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import StaticLayer
 
+from ..engines.batch import Batch
+from ..engines.call import AttentionCall, advanced
 from ..errors import LengthError
 from ..mechanisms.base import Mechanism, State
 from ..naming import BACKEND
-from .attending import AttendingLayer, Call, tokens_back
-from .held import compact
-from .rewind import LastSteps, Step
+from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs, tokens_back
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type, as it stands in ``config.layer_types``."""
 
+LONGEST = 64
+"""So many tokens can be taken back at least, if they have come since the last time."""
 
-class StateLayer(AttendingLayer, DynamicLayer):
+
+@dataclass(frozen=True)
+class Step:
+    """One call of :meth:`hf_longattn.mechanisms.base.Mechanism.advance`.
+
+    mask: ``(B, tokens)`` bool, True = real token, or ``None``; skipped: padding before each row's first token, where there is any.
+    """
+
+    mechanism: Mechanism
+    before: State | None
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    call: AttentionCall
+    skipped: tuple[int, ...] | None
+
+    @property
+    def tokens(self) -> int:
+        return self.q.shape[2]
+
+    def run(self, tokens: int | None = None) -> tuple[Tensor, State | None]:
+        """The output and the state after the first tokens of the step, or after all of them."""
+        q, k, v = (x[:, :, :tokens] for x in (self.q, self.k, self.v))
+        mask, hidden = self.call.key_mask, self.call.hidden_states
+        call = self.call.replace(
+            batch=Batch.of(None if mask is None else mask[:, :tokens]), hidden_states=None if hidden is None else hidden[:, :tokens]
+        )
+        run = functools.partial(self.mechanism._called, "advance")
+        return advanced(run, q, k, v, self.before, call, self.skipped)
+
+    def state_after(self, tokens: int) -> State | None:
+        """The state after the first tokens of the step."""
+        return self.run(tokens)[1] if tokens else self.before
+
+
+class LastSteps:
+    """The steps since tokens were last taken back, or the last of them."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+
+    def __len__(self) -> int:
+        """How many tokens can be taken back."""
+        return sum(step.tokens for step in self._steps)
+
+    def add(self, step: Step) -> None:
+        self._steps.append(step)
+        while len(self) - self._steps[0].tokens >= LONGEST:
+            self._steps.pop(0)
+
+    def take_back(self, tokens: int) -> State | None:
+        """The state before the last tokens, at most ``len(self)``; what came before that cannot be taken back any more."""
+        while tokens > self._steps[-1].tokens:
+            tokens -= self._steps.pop().tokens
+        state = self._steps[-1].state_after(self._steps[-1].tokens - tokens)
+        self._steps.clear()
+        return state
+
+    def clear(self) -> None:
+        self._steps.clear()
+
+
+class StateLayer(StartsLayer):
     """What :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned last, and how many tokens have passed."""
 
     is_croppable = False
@@ -31,6 +97,8 @@ class StateLayer(AttendingLayer, DynamicLayer):
         self.seen = 0
         self.record_past = False
         self.last = LastSteps()
+        self._latest = NOT_STARTED
+        """The latest start, once all sequences have started."""
 
     def activate_past_recording(self) -> None:
         """Remember the last steps, so that :meth:`crop` can take tokens back; generation with an assistant asks for it."""
@@ -49,32 +117,40 @@ class StateLayer(AttendingLayer, DynamicLayer):
         return key_states, value_states
 
     def note_padding(self, mask: Tensor | None) -> None:
-        """Nothing to learn: the state has taken every padding in when it came."""
+        super().note_padding(mask)
+        if self._all_started and self._latest == NOT_STARTED:
+            assert self.starts is not None
+            self._latest = int(self.starts.max())
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         """Always: there is nothing but the state."""
         return True
 
-    def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
-        call.refuse_restricted_pairs()
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        refuse_restricted_pairs(call)
         before = self.seen - q.shape[2]
-        arguments: dict[str, Any] = {
-            "padding_mask": None if call.mask is None else call.mask[:, before : self.seen].bool(),
-            "scaling": call.scaling,
-        }
-        if mechanism.takes_hidden_states:
-            arguments["hidden_states"] = call.hidden_states
-        if call.weights_wanted and before:
+        mask = None if call.key_mask is None else call.key_mask[:, before : self.seen]
+        call = call.replace(batch=Batch.of(mask))
+        if weights_wanted and before:
             raise LengthError(
                 f"Attention weights were asked for while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
                 "pass use_cache=False or output_attentions=False."
             )
-        weights = mechanism.weights(q, k, causal=True, **arguments) if call.weights_wanted else None
-        out, state = mechanism.advance(q, k, v, self.state, dropout_p=call.dropout_p, **arguments)
+        weights = mechanism.weights(q, k, call.replace(causal=True)) if weights_wanted else None
+        step = Step(mechanism, self.state, q, k, v, call, self._skipped(before))
+        out, state = step.run()
         if self.record_past:
-            self.last.add(Step(mechanism, self.state, q, k, v, arguments))
-        self.state = {name: compact(tensor.detach()) for name, tensor in state.items()}
+            self.last.add(Step(mechanism, self.state, q, k, v, call.replace(dropout=0.0), step.skipped))
+        self.state = None if state is None else {name: compact(tensor.detach()) for name, tensor in state.items()}
         return out, weights
+
+    def _skipped(self, before: int) -> tuple[int, ...] | None:
+        """Padding before the first token of each row among the tokens after ``before``; ``None`` where there is none."""
+        if self.starts is None or self._latest <= before:
+            return None
+        return tuple((self.starts - before).clamp(0, self.seen - before).tolist())
 
     def state_bytes(self) -> int:
         """Size of the state."""
@@ -87,7 +163,9 @@ class StateLayer(AttendingLayer, DynamicLayer):
         return self.seen + query_length, 0
 
     def restart(self, rows: Tensor) -> None:
-        """The sequences of ``rows (B,)`` bool begin anew: zeros are the state before the first token."""
+        """New sequences start in ``rows (B,)`` bool: zeros are the state before the first token."""
+        super().restart(rows)
+        self._latest = NOT_STARTED
         if self.state is not None:
             over = {name: rows.to(x.device).view(-1, *[1] * (x.dim() - 1)) for name, x in self.state.items()}
             self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
@@ -99,6 +177,8 @@ class StateLayer(AttendingLayer, DynamicLayer):
     def renumber(self, count: int) -> None:
         """Count columns from ``count`` on."""
         self.seen -= count
+        self.shift_starts(count)
+        self._latest -= count if self._all_started else 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens; the number is negative. Without recording only everything can be taken back, or nothing."""
@@ -120,20 +200,25 @@ class StateLayer(AttendingLayer, DynamicLayer):
         if removed:
             self.state = self.last.take_back(removed)
             self.seen -= removed
+            if self.starts is not None and self._latest >= self.seen:  # a first token was taken back
+                self.starts = torch.where(self.starts >= self.seen, NOT_STARTED, self.starts)
+                self._all_started, self._latest = False, NOT_STARTED
         self.last.clear()
 
     def reset(self) -> None:
         self.state, self.seen, self.is_initialized = None, 0, False
+        self.starts, self._all_started, self._latest = None, False, NOT_STARTED
         self.last.clear()
         self.keys = self.values = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "last": LastSteps()}  # a copy does not go back behind itself
+        return {**self.__dict__, "last": LastSteps()}  # a copy cannot be rewound past its creation
 
     def _change(self, how: Callable[[Tensor], Tensor]) -> None:
         self.last.clear()
         if self.is_initialized:
             self.keys, self.values = how(self.keys), how(self.values)
+        self.starts = None if self.starts is None else how(self.starts)
         if self.state is not None:
             self.state = {name: how(tensor) for name, tensor in self.state.items()}
 

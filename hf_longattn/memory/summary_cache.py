@@ -15,19 +15,54 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
+from ..engines.call import AttentionCall
 from ..engines.selected import gather_kv
 from ..mechanisms.base import Mechanism
 from ..mechanisms.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
-from .anchored import AnchoredLayer
-from .attending import Call
-from .room import Room
+from .cache_layer import StartsLayer
 
 SUMMARY_LAYER = f"{BACKEND}_summaries"
 """The cache layer type, as it stands in ``config.layer_types``."""
 
+SPARE = 1 / 8
+"""Share by which a buffer is larger than what it holds when it is made; the cost of a copy is spread over so many new tokens."""
+LEAST = 64
+"""Fewest spare tokens."""
 
-class SummaryLayer(AnchoredLayer):
+
+class GrowableBuffer:
+    """Memory for tensors ``(B, H, N, …)`` that grow along N without being copied at every step."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def grown(self, name: str, held: Tensor, length: int) -> Tensor:
+        """``held`` with ``length`` tokens, in the same memory if it is large enough. The added tokens hold any finite numbers.
+
+        ``held`` is what this buffer returned under ``name``, or any other tensor, which is then copied.
+        """
+        buffer = self._buffers.get(name)
+        if buffer is None or not self._in_place(held, buffer) or buffer.shape[2] < length:
+            size = length + max(LEAST, int(length * SPARE))
+            buffer = held.new_zeros(*held.shape[:2], size, *held.shape[3:])
+            kept = min(held.shape[2], length)
+            buffer[:, :, :kept] = held[:, :, :kept]
+            self._buffers[name] = buffer
+        return buffer[:, :, :length]
+
+    @staticmethod
+    def _in_place(held: Tensor, buffer: Tensor) -> bool:
+        """Whether ``held`` is the first part of ``buffer`` and may be written to."""
+        same = held.data_ptr() == buffer.data_ptr() and held.stride() == buffer.stride() and held.shape[:2] == buffer.shape[:2]
+        return same and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+
+    def clear(self) -> None:
+        """Forget the buffers; tensors that were returned stay valid."""
+        self._buffers.clear()
+
+
+class SummaryLayer(StartsLayer):
     """All keys and values ``(B, H, N, D)``, and tables ``(B, H', units, …)`` of what is known of the first ``summarised`` columns."""
 
     _layer_type = SUMMARY_LAYER
@@ -38,19 +73,19 @@ class SummaryLayer(AnchoredLayer):
         super().__init__()
         self.tables: dict[str, Tensor] = {}
         self.summarised = 0
-        self._room = Room()
+        self._buffer = GrowableBuffer()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the new tokens and return everything. Without gradients the memory is reused; with them it is copied."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.is_initialized:
             return super().update(key_states, value_states)
         before, after = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        self.keys, self.values = self._room.grown("keys", self.keys, after), self._room.grown("values", self.values, after)
+        self.keys, self.values = self._buffer.grown("keys", self.keys, after), self._buffer.grown("values", self.values, after)
         self.keys[:, :, before:], self.values[:, :, before:] = key_states, value_states
         return self.keys, self.values
 
-    def takes_over(self, mechanism: Mechanism, q: Tensor, call: Call) -> bool:
-        """For a few new tokens behind others, and nothing asked for but the causal form."""
+    def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+        """For a few new tokens after others, and nothing asked for but the causal form."""
         differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, self.keys, self.values))
         length = self.keys.shape[2]
         return (
@@ -59,21 +94,22 @@ class SummaryLayer(AnchoredLayer):
             and q.shape[2] <= FEW_QUERIES
             and q.shape[2] < length
             and call.causal
-            and call.dropout_p == 0
-            and not (call.restricts_pairs or differentiated or torch.compiler.is_compiling())
+            and call.dropout == 0
+            and not (call.score_mod is not None or differentiated or torch.compiler.is_compiling())
             and not mechanism.covers(length, causal=True)
         )
 
     @torch.no_grad()
-    def attend(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
         assert isinstance(mechanism, SummarisedMechanism)
         assert self.starts is not None
-        real = None if call.mask is None else call.mask.bool()
-        self._summarise(mechanism, real, call.scaling)
-        mod = mechanism.relative_mod(q, k, True, call.scaling)
-        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), scaling=call.scaling, score_mod=mod)
-        weights = mechanism.weights(q, k, causal=True, padding_mask=real, scaling=call.scaling) if call.weights_wanted else None
-        return out, weights
+        real, scaling = call.key_mask, call.scale
+        self._summarise(mechanism, real, scaling)
+        mod = mechanism.relative_mod(q, k, True, scaling)
+        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), scaling=scaling, score_mod=mod)
+        return out, mechanism.weights(q, k, call) if weights_wanted else None
 
     def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, scaling: float | None) -> None:
         """Bring the tables up to the newest token: units that have new tokens are made from all their tokens."""
@@ -94,7 +130,7 @@ class SummaryLayer(AnchoredLayer):
         made = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, scaling)
         for name, entries in made.items():
             held = self.tables.get(name)
-            table = self._room.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)
+            table = self._buffer.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)
             index = units.view(len(units), 1, -1, *[1] * (entries.dim() - 3)).expand(entries.shape)
             self.tables[name] = table.scatter_(2, index, entries)
         self.summarised = length
@@ -133,9 +169,9 @@ class SummaryLayer(AnchoredLayer):
         self.tables = {name: how(table) for name, table in self.tables.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the spare room, for copies and pickles; what a copy shares with this layer is not written to any more."""
-        self._room.clear()
-        return {**self.__dict__, "_room": Room(), "tables": dict(self.tables)}
+        """Without spare memory, for copies and pickles; what a copy shares with this layer is not written to any more."""
+        self._buffer.clear()
+        return {**self.__dict__, "_buffer": GrowableBuffer(), "tables": dict(self.tables)}
 
 
 class StaticFullLayer(StaticLayer):

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from ..naming import BACKEND
-from .held import compact
-from .layer_tables import enter_layer_type
+from .cache_layer import compact, enter_layer_type
 
 
 class GrowingWindowLayer(DynamicSlidingWindowLayer):

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 import hf_longattn
 from hf_longattn import LongAttentionConfig
-from hf_longattn.memory import held_bytes
+from hf_longattn.memory import cache_bytes
 
 from .mqar import IGNORED, Mqar
 
@@ -139,7 +139,7 @@ def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, floa
     tokens, _ = task.batch(batch, torch.Generator().manual_seed(0))
     cache = DynamicCache(config=model.mixer.config)
     model(tokens, past_key_values=cache)
-    size = held_bytes(cache) // batch
+    size = cache_bytes(cache) // batch
     model(tokens[:, :1], past_key_values=cache)
     begin = time.process_time()
     for _ in range(DECODED - 1):

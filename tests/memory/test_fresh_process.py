@@ -16,7 +16,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TY
 
 from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.mechanisms.registry import mechanism_class
-from hf_longattn.memory import layer_tables, window_layer_type
+from hf_longattn.memory import cache_layer, window_layer_type
 from tests.memory.test_kept_patterns import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
 
@@ -110,9 +110,9 @@ def test_a_memory_goes_on(differences: dict[str, Any]) -> None:
 def test_layer_types_do_not_pile_up() -> None:
     """A process that goes through thousands of widths keeps neither classes nor entries of them."""
     before = len(DYNAMIC_LAYER_TYPE_MAPPING), len(STATIC_LAYER_TYPE_MAPPING)
-    for window in range(1, 3 * layer_tables.MOST):
+    for window in range(1, 3 * cache_layer.MOST_NAMES):
         name = window_layer_type(window)
         assert DYNAMIC_LAYER_TYPE_MAPPING[name]().sliding_window == max(window, 2)
     for table, size in zip((DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING), before, strict=True):
-        assert len(table) <= size + layer_tables.MOST
+        assert len(table) <= size + cache_layer.MOST_NAMES
     assert type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(7)]()) is type(DYNAMIC_LAYER_TYPE_MAPPING[window_layer_type(8)]())

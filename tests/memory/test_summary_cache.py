@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import build_mechanism
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.summaries import SummarisedMechanism
-from hf_longattn.memory import SUMMARY_LAYER, Call, SummaryLayer, decode_layer_types
+from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
 from tests.reference.small_models import DECODERS, long_config, long_like, padding, plain_model, tokens
 
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -146,9 +147,9 @@ def test_tables_are_those_of_all_keys_at_once(name: str) -> None:
         with torch.no_grad():
             keys, values = layer.update(k[:, :, done:upto], v[:, :, done:upto])
             layer.note_padding(mask[:, :upto])
-            call = Call(True, mask[:, :upto], False, None, 0.0, None, False)
+            call = AttentionCall.of(causal=True, padding_mask=mask[:, :upto])
             if layer.takes_over(mechanism, q[:, :, done:upto], call):
-                layer.attend(mechanism, q[:, :, done:upto], keys, values, call)
+                layer.attend(mechanism, q[:, :, done:upto], keys, values, call, False)
         done = upto
     assert layer.summarised == 75
     for item in range(3):

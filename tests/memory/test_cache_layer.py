@@ -7,15 +7,15 @@ import torch
 from transformers import DynamicCache
 
 from hf_longattn import LongGPT2Config, LongGPT2Model
-from hf_longattn.memory import held_bytes
+from hf_longattn.memory import cache_bytes
 
 
 def test_memory_is_counted_once_however_often_it_is_seen() -> None:
     cache, keys = DynamicCache(), torch.zeros(1, 2, 8, 4)
     cache.update(keys, keys, 0)
     held = keys.untyped_storage().nbytes()
-    assert held_bytes(cache) == 2 * held
-    assert held_bytes([keys, keys[:, :1], {"again": keys}]) == held
+    assert cache_bytes(cache) == 2 * held
+    assert cache_bytes([keys, keys[:, :1], {"again": keys}]) == held
 
 
 @pytest.mark.parametrize("mechanism", ["window", "hybrid"])
@@ -24,5 +24,5 @@ def test_the_last_tokens_of_a_prompt_do_not_hold_all_of_it(mechanism: str) -> No
     sizes = []
     for length in (64, 1024):
         cache = LongGPT2Model(config).eval()(torch.zeros(1, length, dtype=torch.long), use_cache=True).past_key_values
-        sizes.append(held_bytes(cache))
+        sizes.append(cache_bytes(cache))
     assert sizes[0] == sizes[1]
