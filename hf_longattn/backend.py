@@ -8,7 +8,8 @@ nothing of size N×N is ever built.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import transformers.masking_utils as masking
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging, output_capturing
 
-from .engines.batch import Batch, in_graph
+from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
-from .mechanisms.registry import packing_mechanisms
 from .naming import BACKEND, LOGGER
 
+Found = TypeVar("Found")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
@@ -35,8 +36,8 @@ PROJECT_ONLY = "project_only"
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
 logger = logging.get_logger(LOGGER)
-PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
-"""Keywords by which FlashAttention and state-space models are told where the documents of a packed row lie; here a mask says so."""
+DOCUMENTS = ("documents", "seq_idx", "cu_seq_lens_q")
+"""Keywords that say where the documents of a packed row lie: ours, and those for state-space models and FlashAttention."""
 UNSUPPORTED = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
@@ -139,8 +140,8 @@ def longattn_attention_forward(
         if cache.takes_over(mechanism, query, call):
             output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
-    key, value, padding_mask, dense_mask = _align(attention_mask, query.shape[2], key, value)
-    _check_packing(mechanism, dense_mask, key.shape[2], causal, kwargs)
+    key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
+    batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
     score_mod = _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2], kwargs.get("softcap"))
     if score_mod is not None and not mechanism.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
@@ -151,7 +152,7 @@ def longattn_attention_forward(
         )
     call = AttentionCall(
         causal=causal,
-        batch=padding_mask,
+        batch=batch,
         global_mask=_global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
         scale=scaling,
         score_mod=score_mod,
@@ -207,48 +208,73 @@ def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple
 def _batch(mask: Tensor, kv_len: int) -> Batch:
     """The sequences of a padding mask ``(B, tokens seen)`` for the last ``kv_len`` keys; found once for all layers that share the mask."""
     first = max(0, mask.shape[1] - kv_len)  # a sliding cache has dropped the first tokens
+    return _once(mask, first, lambda: Batch(mask[:, first:].bool()))
+
+
+def _once(given: Tensor, key: Any, make: Callable[[], Found]) -> Found:
+    """What is made of a tensor that all layers share, made once; again when the tensor has been written to. Made anew in a graph."""
     if in_graph():
-        return Batch(mask[:, first:].bool())
-    version = 0 if mask.is_inference() else mask._version  # a mask that is written to again is looked at again
-    known: dict[tuple[int, int], Batch] = getattr(mask, "_batches", {})
-    if (version, first) not in known:
-        known = {key: batch for key, batch in known.items() if key[0] == version} | {(version, first): Batch(mask[:, first:].bool())}
-        mask._batches = known  # type: ignore[attr-defined]
-    return known[version, first]
+        return make()
+    version = 0 if given.is_inference() else given._version
+    known: dict[Any, Any] = getattr(given, "_long_attention", {})
+    if (version, key) not in known:
+        known = {name: found for name, found in known.items() if name[0] == version} | {(version, key): make()}
+        given._long_attention = known  # type: ignore[attr-defined]
+    return known[version, key]
 
 
-def _check_packing(mechanism: Mechanism, dense_mask: Tensor | None, kv_len: int, causal: bool, kwargs: dict[str, Any]) -> None:
-    """Raise :class:`MaskError` where documents packed into one row would not be what they are in rows of their own."""
-    if dense_mask is None:
-        if not any(name in kwargs for name in PACKING):  # as in nearly every call
-            return
-        told = next((name for name in PACKING if (lengths := kwargs.get(name)) is not None and _several(name, lengths)), None)
-        if told is not None:
-            raise MaskError(
-                f"{told} says that several documents are packed into one row, but nothing else keeps them apart; pass position_ids that "
-                "restart with each document and use_cache=False without an attention_mask, or give each document a row of its own."
-            )
-    elif torch.compiler.is_compiling():  # the mask is not known yet, and asking for the length would tie the graph to it
-        return
-    elif not (mechanism.takes_packed or mechanism.covers(kv_len, causal)) and separates_documents(dense_mask):
-        raise MaskError(packing_refused(mechanism, causal))
+def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
+    """The numbers of the documents ``(B, N)`` that a call is told of as ``documents``, by FlashAttention's offsets or as ``seq_idx``.
+
+    Raises:
+        MaskError: they do not fit the tokens.
+    """
+    if (given := kwargs.get("documents")) is None:
+        given = kwargs.get("seq_idx")
+    offsets = kwargs.get("cu_seq_lens_q") if given is None else None
+    return documents_from(given if isinstance(given, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
 
 
-def packing_refused(mechanism: Mechanism, causal: bool) -> str:
-    """Why ``mechanism`` takes no packed documents, and what to do."""
-    # The registry is not asked while a graph is traced.
-    others = "for example window" if torch.compiler.is_compiling() else ", ".join(packing_mechanisms(causal))
+def _with_documents(
+    mechanism: Mechanism, batch: Batch | None, dense_mask: Tensor | None, shape: tuple[int, int], causal: bool, kwargs: dict[str, Any]
+) -> tuple[Batch | None, Tensor | None]:
+    """The sequences with the documents packed into a row, and what the dense mask says besides.
+
+    Raises:
+        MaskError: documents that do not fit, or that only a mask keeps apart where that is not enough.
+    """
+    told = next((given for name in DOCUMENTS if (given := kwargs.get(name)) is not None), None)
+    if dense_mask is not None and not in_graph():
+        mask = dense_mask
+        found = _once(mask, causal, lambda: masked_documents(mask, causal))
+        if found is not None:
+            return found, None
+        if not takes_masked_documents(mechanism, shape[1], causal) and separates_documents(mask):
+            raise MaskError(packing_refused(mechanism))
+    if not isinstance(told, Tensor) or (dense_mask is not None and in_graph()):  # the mask says it, too
+        return batch, dense_mask
+    padding = None if batch is None else batch.mask
+
+    def make() -> Batch | None:
+        documents = documents_of(kwargs, shape)
+        several = in_graph() or (documents is not None and bool((documents[:, :1] != documents[:, -1:]).any()))
+        return Batch.of(padding, documents if several else None)
+
+    return _once(told, (shape, id(padding)), make), dense_mask
+
+
+def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
+    """Whether a mask over pairs is enough to keep documents apart: distances and contents alone matter."""
+    return mechanism.takes_score_mod and (not mechanism.position_dependent or mechanism.covers(length, causal))
+
+
+def packing_refused(mechanism: Mechanism) -> str:
+    """Why ``mechanism`` does not take documents that only a mask keeps apart, and what to do."""
     return (
-        "Several documents are packed into one row (position_ids restart in it, or the attention_mask is block-diagonal), but mechanism "
-        f"{mechanism.name!r} with these options does not support packing, since it counts, chooses or remembers along the whole row; "
-        f"give each document a row of its own with padding, or choose a mechanism that supports packing: {others}."
+        "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a four-dimensional attention_mask "
+        f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
+        "documents (batch, tokens) or position_ids that restart, without torch.compile, or choose for example window."
     )
-
-
-def _several(name: str, told: Any) -> bool:
-    if not isinstance(told, Tensor) or torch.compiler.is_compiling():
-        return True
-    return bool((told != told[..., :1]).any()) if name == "seq_idx" else told.numel() > 2
 
 
 def separates_documents(mask: Tensor) -> bool:
@@ -266,17 +292,46 @@ def separates_documents(mask: Tensor) -> bool:
     return known[1]
 
 
-def _falls_apart(mask: Tensor) -> bool:
-    seen = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
-    if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
-        return False
+def _parts(seen: Tensor) -> Tensor:
+    """Before which tokens ``b = 1 … N-1`` a row of ``seen (B, N, N)`` falls into two parts that do not see each other, ``(B, N-1)``."""
     length, some = seen.shape[2], seen.any(-1)
     first = torch.where(some, seen.to(torch.uint8).argmax(-1), length)
     last = torch.where(some, length - 1 - seen.flip(-1).to(torch.uint8).argmax(-1), -1)
-    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # that a token from b on sees, for b = 1 … N-1
+    earliest = first.flip(-1).cummin(-1).values.flip(-1)[:, 1:]  # that a token from b on sees
     latest = last.cummax(-1).values[:, :-1]  # that a token before b sees
-    border = torch.arange(1, length, device=mask.device)
-    return bool(((earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)).any())
+    border = torch.arange(1, length, device=seen.device)
+    return (earliest >= border) & (earliest < length) & (latest < border) & (latest >= 0)
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """``(B, N, N)`` bool: the pairs that a dense mask leaves in some head."""
+    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+
+
+def _falls_apart(mask: Tensor) -> bool:
+    seen = _seen(mask)
+    return not bool(seen.diagonal(-1, 1, 2).all()) and bool(_parts(seen).any())
+
+
+def masked_documents(mask: Tensor, causal: bool) -> Batch | None:
+    """The documents of a dense mask ``(B, 1, N, N)`` that says nothing else, apart from padding and causality; ``None`` for other masks."""
+    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != mask.shape[3]:
+        return None
+    seen = _seen(mask)
+    if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
+        return None
+    borders = _parts(seen)
+    if not bool(borders.any()):
+        return None
+    if mask.dtype != torch.bool and bool((seen[:, None] & (mask != 0)).any()):
+        return None
+    documents = torch.nn.functional.pad(borders.cumsum(1), (1, 0))
+    real = seen.any(1)
+    expected = (documents[:, :, None] == documents[:, None, :]) & real[:, None, :]
+    expected = expected.tril() if causal else expected
+    if not bool(((seen == expected) | ~real[:, :, None]).all()):
+        return None
+    return Batch(None if bool(real.all()) else real, documents)
 
 
 def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor | None, q_len: int, key: Tensor) -> Tensor | None:

@@ -152,6 +152,13 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
     return torch.bucketize(places, cu_seqlens[1:-1].long(), right=True)[None]
 
 
+def positions_in(documents: Tensor) -> Tensor:
+    """Position of every token in its document, for ``documents (B, N)``."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
+    begins = torch.nn.functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return places - torch.where(begins, places, 0).cummax(1).values
+
+
 def first_real(mask: Tensor) -> Tensor:
     """Index of each row's first real token in ``mask (B, N)``, ``(B,)``; 0 where there is none."""
     return mask.int().argmax(-1)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, packing_refused
+from ..backend import BACKEND, documents_of, packing_refused, takes_masked_documents
+from ..engines.batch import in_graph, positions_in
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
@@ -244,7 +245,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
             rule = token_rule(self)
             if rule is not None:
-                kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs)
+                kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs, kwargs.get("documents"))
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.position_table is not None and (self.recursion is None or self.config._attn_implementation != BACKEND):
@@ -260,41 +261,85 @@ class LongBaseModelMixin(LongAttentionMixin):
                 )
         if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
             self._rule_out_packing(args, kwargs)
-        if kwargs.get("position_ids") is not None and self.config._attn_implementation == BACKEND:
-            self._check_packing(args, kwargs)
+        if self.config._attn_implementation == BACKEND:
+            self._find_documents(args, kwargs)
+        elif kwargs.pop("documents", None) is not None:
+            raise MaskError(
+                "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
+            )
 
-    def _check_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Positions that restart within a row and no attention_mask are documents packed into it. A decoder without a cache gets a mask
-        from transformers that keeps them apart, and attention decides whether that is enough for its mechanism; nothing else does."""
-        positions = kwargs["position_ids"]
+    def _find_documents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Documents packed into one row, by numbers, by offsets or by positions that restart, as ``documents (B, N)`` for attention."""
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        if not isinstance(tokens, Tensor):
+            return
+        positions = kwargs.get("position_ids")
         unmasked = len(args) <= 1 and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
-        if not unmasked or not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] < 2:
+        restarting = positions if unmasked and isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1 else None
+        shape = (tokens.shape[0], tokens.shape[1])
+        traced = in_graph()
+        told = documents_of(kwargs, shape)
+        if told is None and (restarting is None or torch.compiler.is_exporting() or torch.jit.is_tracing()):
             return
-        restarts = (positions[:, 1:] <= positions[:, :-1]).any()
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not traced and not restarts:
+        restarts = None if restarting is None else restarting[:, 1:] <= restarting[:, :-1]
+        if told is None and traced:
+            assert restarts is not None
+            if (refusal := self._refusal_of_packing(shape[1], kwargs.get("use_cache"))) is not None:
+                torch._assert_async(~restarts.any(), refusal)  # positions are not known yet
+                self._rule_out_packing(args, kwargs)
             return
-        refusal = self._refusal_of_packing(positions.shape[1], kwargs.get("use_cache"))
-        if refusal is None or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if told is None:
+            assert restarts is not None
+            if not restarts.any():
+                return
+            told = nn.functional.pad(restarts.cumsum(1), (1, 0)).expand(shape)
+        if not traced and shape[1] and bool((told[:, -1:] == told[:, :1]).all()):  # one document in each row
             return
-        if not traced:
+        if (refusal := self._refusal_of_documents(kwargs)) is not None:
             raise MaskError(refusal)
-        torch._assert_async(~restarts, refusal)  # positions are not known yet
-        self._rule_out_packing(args, kwargs)
+        kwargs["documents"] = told
+        if positions is None and "position_ids" in inspect.signature(type(self).forward).parameters:
+            first = self.position_table.first_id if self.position_table is not None else 0
+            kwargs["position_ids"] = positions_in(told) + first
+        if self.config.use_cache if kwargs.get("use_cache") is None else False:
+            kwargs["use_cache"] = False
+        if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
+            self._rule_out_packing(args, kwargs)
+
+    def _refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
+        """Why documents cannot be packed into a row of this call; None where they can."""
+        if self.recursion is not None or self.config.is_encoder_decoder or not self.hands_globals_down:
+            which = "runs in segments with memory tokens" if self.recursion is not None else "cannot tell its attention where each starts"
+            return (
+                f"Several documents are packed into one row, but {type(self).__name__} {which}; give each document a row of its own "
+                "with padding."
+            )
+        if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
+            return (
+                "Several documents are packed into one row, but with a cache nothing keeps them apart; "
+                "pass use_cache=False, or give each document a row of its own with padding."
+            )
+        takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
+        if self.position_table is not None and kwargs.get("position_ids") is None and not takes_positions:
+            return (
+                f"Several documents are packed into one row, but {type(self).__name__} takes no position_ids that could restart with each; "
+                "give each document a row of its own with padding."
+            )
+        return None
 
     def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
-        """Why this model does not take rows of ``length`` tokens with several documents; None where it does."""
+        """Why a traced graph of this model does not take rows of ``length`` tokens with several documents; None where it does: there a
+        mask of transformers keeps them apart, which is enough where distances alone matter."""
         causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
         if not causal:
             return (
-                "Several documents are packed into one row (position_ids restart in it), but nothing keeps them apart in an encoder; "
-                "give each document a row of its own with padding."
+                "Several documents are packed into one row (position_ids restart in it), but nothing keeps them apart in a compiled "
+                "encoder; call it without torch.compile, or give each document a row of its own with padding."
             )
         for mechanism in self.modules():
-            if not isinstance(mechanism, Mechanism):
-                continue
-            if self.recursion is not None or not (mechanism.takes_packed or mechanism.covers(length, causal)):
-                return packing_refused(mechanism, causal)
+            if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
+                return packing_refused(mechanism)
         if self.config.use_cache if use_cache is None else use_cache:
             return (
                 "Several documents are packed into one row (position_ids restart in it), but with a cache nothing keeps them apart; "
@@ -341,6 +386,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         self: Any,
         *args: Any,
         global_attention_mask: Tensor | None = None,
+        documents: Tensor | None = None,
         memory: SegmentMemory | None = None,
         memory_reset: Tensor | None = None,
         **kwargs: Any,
@@ -350,6 +396,8 @@ def with_long_arguments(base_forward: Any) -> Any:
         if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
             several = global_attention_mask.dim() == 3
             kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
+        if documents is not None:
+            kwargs["documents"] = documents
         if memory is not None:
             return run_with_memory(self, forward, args, kwargs, memory, memory_reset)
         if memory_reset is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging
 
+from ..engines.batch import Batch
 from ..errors import MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.token_rules import TokenRule
@@ -87,8 +88,8 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     return token_rule(model) is not None
 
 
-def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass that was given none.
+def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, Any], documents: Tensor | None = None) -> Tensor:
+    """The ``global_attention_mask (B, N)`` of a forward pass that was given none; of every one of its ``documents (B, N)`` alone.
 
     Raises:
         MaskError: the ids, or those of the tokens in the cache, are not at hand.
@@ -111,7 +112,13 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
         real = mask.bool()
     if rule.question_separator is not None and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
         _warn_of_order(rule.question(ids, real), real)
-    return rule.mask(ids, real).long()
+    if documents is None:
+        return rule.mask(ids, real).long()
+    found = torch.zeros_like(ids)
+    for one in Batch(real, documents).sequences:
+        at = slice(one.row, one.row + 1), slice(one.start, one.stop)
+        found[at] = rule.mask(ids[at], real[at]).long()
+    return found
 
 
 def _warn_of_order(question: Tensor, real: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Several documents packed into one row: every mechanism gives what it gives on each document alone, or refuses in one sentence."""
+"""Several documents packed into one row: every mechanism gives what it gives on each document alone, by ``attend`` and in models."""
 
 from __future__ import annotations
 
@@ -9,40 +9,151 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
-from hf_longattn import enable_long_attention, list_mechanisms
+from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.backend import separates_documents
+from hf_longattn.engines.batch import Batch, documents_from
 from hf_longattn.errors import MaskError
-from hf_longattn.mechanisms.base import Mechanism
-from hf_longattn.mechanisms.registry import mechanism_class, packing_mechanisms
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.positions.relative import list_relative
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
-SIZES = [60, 45, 190]
+SIZES = [60, 45, 1, 190]
 LENGTH = sum(SIZES)
-RIGHT: dict[str, dict[str, Any]] = {
-    "full": {"mechanism": "full"},
-    "window": {"mechanism": "window", "window": 32},
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sinks": {"mechanism": "window", "window": 32, "num_sinks": 4},
     "dilated": {"mechanism": "window", "window": 6, "dilation": [1, 2, 3, 1]},
-    "strided": {"mechanism": "strided", "window": 24, "stride": 16},
-    "top_k": {"mechanism": "top_k", "num_keys": 8},
-    "adaptive_span": {"mechanism": "adaptive_span", "max_span": 40, "ramp": 8, "init_span": 20},
-    "no globals": {"mechanism": "longformer", "window": 32, "global_tokens": ()},
-    "union": {"mechanism": "union", "of": "window:window=9+strided:window=3,stride=7"},
+    "global tokens": {"mechanism": "longformer", "window": 32, "global_tokens": (0, 5)},
     "per_head": {"mechanism": "per_head", "heads": "window:window=9,full"},
-    "relative": {"mechanism": "window", "window": 32, "relative": "alibi"},
+    "alibi": {"mechanism": "window", "window": 32, "relative": "alibi"},
 }
-"""What takes packed documents; everything else may refuse them."""
-WAYS = ("position_ids", "bool mask", "float mask")
+"""Options besides the mechanisms' samples, in models."""
+WAYS = ("position_ids", "documents", "cu_seq_lens_q", "seq_idx", "bool mask", "float mask")
 
 
-def forms(causal: bool) -> dict[str, dict[str, Any]]:
-    """Every mechanism by its sample, and by options that make it full attention on so many tokens."""
-    found = {}
-    for name in list_mechanisms(causal=causal):
-        cls = mechanism_class(name)
-        found[name] = {"mechanism": name, **cls.sample}
-        if (covering := cls.covering(LENGTH, causal)) is not None:
-            found[f"{name}, covering"] = {"mechanism": name, **covering}
-    return {**found, **RIGHT}
+def numbers(sizes: list[int]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+
+def token_major(batch: int, heads: int, length: int, grad: bool = False) -> Tensor:
+    """``(B, H, N, D)`` stored as ``(B, N, H, D)``, as models have it."""
+    return torch.randn(batch, length, heads, 16).transpose(1, 2).requires_grad_(grad)
+
+
+def alone(x: Tensor, row: int, first: int, last: int) -> Tensor:
+    """A document in storage of its own."""
+    return x[row : row + 1, :, first:last].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+
+
+def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor], weight: Tensor, **arguments: Any) -> list[Tensor]:
+    """Output of every document in a call of its own, and gradients of q, k, v, put together."""
+    found = [torch.zeros_like(x) for x in (tensors[0], *tensors)]
+    hidden, chosen = arguments.pop("hidden_states", None), arguments.pop("global_mask", None)
+    for row, lengths in enumerate(sizes):
+        first = 0
+        for length in lengths:
+            at = (slice(row, row + 1), slice(first, first + length))
+            x = [alone(one, row, first, first + length) for one in tensors]
+            own = (
+                arguments
+                | ({} if hidden is None else {"hidden_states": hidden[at]})
+                | ({} if chosen is None else {"global_mask": chosen[at]})
+            )
+            out = attend(*x, module, **own)
+            gradients = torch.autograd.grad((out * weight[row : row + 1, :, at[1]]).sum(), x)
+            for total, part in zip(found, (out, *gradients), strict=True):
+                total[row : row + 1, :, at[1]] = part.detach()
+            first += length
+    return found
+
+
+@pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
+def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) -> None:
+    module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
+    sizes = [SIZES, [100, LENGTH - 100]]
+    tensors = [token_major(2, heads, LENGTH, grad=True) for heads in (4, 2, 2)]
+    arguments: dict[str, Any] = {"causal": causal}
+    if module.takes_globals:
+        arguments["global_mask"] = torch.rand(2, LENGTH) < 0.05
+    if module.takes_hidden_states:
+        arguments["hidden_states"] = torch.randn(2, LENGTH, 64)
+    weight = torch.randn(tensors[0].shape)
+    out = attend(*tensors, module, documents=torch.stack([numbers(one) for one in sizes]), **arguments)
+    gradients = torch.autograd.grad((out * weight).sum(), tensors)
+    for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, **arguments), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("relative", list_relative())
+@pytest.mark.parametrize("name", ["window", "longformer", "segmented", "top_k"])
+def test_relative_terms_too(name: str, relative: str) -> None:
+    sample = {**mechanism_class(name).sample, "relative": relative}
+    module = build_mechanism(name, num_heads=4, head_dim=16, max_length=LENGTH, **sample).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    tensors = [token_major(1, heads, LENGTH) for heads in (4, 2, 2)]
+    out = attend(*tensors, module, causal=True, cu_seqlens=torch.tensor([0, *SIZES]).cumsum(0))
+    weight = torch.randn(out.shape)
+    assert torch.equal(out, one_by_one(module, [SIZES], [x.requires_grad_() for x in tensors], weight, causal=True)[0])
+
+
+@pytest.mark.parametrize("name", ["window", "bigbird", "linear", "lsh"])
+def test_documents_with_padding_and_with_few_queries(name: str) -> None:
+    module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).sample).eval()
+    q, k, v = (token_major(2, heads, LENGTH) for heads in (4, 2, 2))
+    mask = torch.ones(2, LENGTH, dtype=torch.bool)
+    mask[0, :7], mask[1, -20:], mask[0, 90:110] = False, False, False
+    arguments: dict[str, Any] = {"causal": True, "padding_mask": mask, "documents": numbers(SIZES).expand(2, -1)}
+    whole = attend(q, k, v, module, **arguments)
+    torch.testing.assert_close(whole.double() * mask[:, None, :, None], reference_attend(q, k, v, module, **arguments), atol=1e-5, rtol=0)
+    last = attend(q[:, :, -200:], k, v, module, **arguments)
+    torch.testing.assert_close(last * mask[:, None, -200:, None], whole[:, :, -200:] * mask[:, None, -200:, None], atol=1e-5, rtol=0)
+
+
+def test_a_document_hears_nothing_of_another() -> None:
+    q, k, v = (token_major(1, 4, LENGTH) for _ in range(3))
+    ids = numbers(SIZES)[None]
+    before = attend(q, k, v, "longformer", window=16, documents=ids)
+    v[:, :, :60], k[:, :, :60] = float("nan"), float("nan")
+    after = attend(q, k, v, "longformer", window=16, documents=ids)
+    assert torch.equal(before[:, :, 60:], after[:, :, 60:])
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "descending": ({"documents": torch.tensor([[0, 0, 1, 1, 0, 0]])}, "documents must ascend"),
+    "too short": ({"documents": torch.zeros(1, 5, dtype=torch.long)}, r"documents has shape \(1, 5\)"),
+    "floats": ({"documents": torch.zeros(1, 6)}, "must be integers"),
+    "both": ({"documents": torch.zeros(1, 6, dtype=torch.long), "cu_seqlens": torch.tensor([0, 6])}, "pass one of them"),
+    "offsets that fall": ({"cu_seqlens": torch.tensor([0, 4, 2, 6])}, "cu_seqlens must be ascending offsets from 0"),
+    "offsets that end early": ({"cu_seqlens": torch.tensor([0, 4])}, "to the number of tokens, 6"),
+    "offsets that begin late": ({"cu_seqlens": torch.tensor([1, 6])}, "from 0 to the number"),
+    "offsets of two rows": ({"cu_seqlens": torch.tensor([0, 6]), "rows": 2}, "for several rows pass documents"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> None:
+    arguments, message = BAD[case]
+    x = torch.randn(arguments.pop("rows", 1) if "rows" in arguments else 1, 2, 6, 8)
+    with pytest.raises(MaskError, match=message) as caught:
+        attend(x, x, x, "window", window=4, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_refuses_documents() -> None:
+    module, x = build_mechanism("window", num_heads=2, head_dim=8, window=4), torch.randn(1, 2, 6, 8)
+    with pytest.raises(Exception, match="a traced graph does not know"):
+        torch.compile(lambda q, ids: attend(q, q, q, module, documents=ids), backend="eager", fullgraph=True)(x, torch.zeros(1, 6).long())
+
+
+def test_sequences_of_a_batch() -> None:
+    mask = torch.tensor([[0, 1, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()
+    assert [tuple(one) for one in Batch(mask).sequences] == [(0, 1, 6, True), (2, 0, 7, False)]
+    ids = torch.tensor([[0, 0, 9, 0, 2, 2, 5], [0, 1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 1, 3]])
+    found = [tuple(one) for one in Batch(mask, ids).sequences]
+    assert found == [(0, 1, 4, True), (0, 4, 6, False), (2, 0, 6, False), (2, 6, 7, False)]
+    assert documents_from(None, torch.tensor([0, 3, 3, 7]), (1, 7)).tolist() == [[0, 0, 0, 2, 2, 2, 2]]  # type: ignore[union-attr]
 
 
 def packed(way: str, causal: bool) -> dict[str, Any]:
@@ -51,116 +162,117 @@ def packed(way: str, causal: bool) -> dict[str, Any]:
     seen = seen.tril() if causal else seen
     if way == "position_ids":
         return {"position_ids": positions}
+    if way == "documents":
+        return {"documents": numbers(SIZES)[None]}
+    if way == "cu_seq_lens_q":
+        return {"cu_seq_lens_q": torch.tensor([0, *SIZES]).cumsum(0).int()}
+    if way == "seq_idx":
+        return {"seq_idx": numbers(SIZES)[None].int()}
     mask = seen if way == "bool mask" else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     return {"position_ids": positions, "attention_mask": mask}
 
 
-def right_or_refused(model: Any, attention: dict[str, Any], arguments: dict[str, Any], causal: bool) -> None:
+def assert_packed_equals_alone(model: Any, arguments: dict[str, Any]) -> None:
     ids = tokens(1, LENGTH)
-    cacheless = {"use_cache": False} if causal else {}
-    refusal = ""
     with torch.no_grad():
-        try:
-            found = model(ids, **arguments, **cacheless)[0]
-        except MaskError as error:
-            refusal = str(error)
-        alone = torch.cat([model(document, **cacheless)[0] for document in ids.split(SIZES, 1)], 1)
-    if refusal:
-        assert attention not in RIGHT.values(), refusal
-        assert "\n" not in refusal
-        assert any(word in refusal for word in ("packed into one row", "must be (batch, tokens)", "no scores"))
-        return
-    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+        found = model(ids, **arguments)[0]
+        expected = torch.cat([model(document)[0] for document in ids.split(SIZES, 1)], 1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("way", WAYS)
+def forms(causal: bool) -> dict[str, dict[str, Any]]:
+    names = [name for name in list_mechanisms(causal=causal) if name != "recurrent_memory"]
+    return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
+
+
 @pytest.mark.parametrize("form", forms(True))
-def test_a_decoder_keeps_documents_apart_or_refuses(form: str, way: str) -> None:
-    attention = forms(True)[form]
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention).double()
-    right_or_refused(model, attention, packed(way, True), True)
+def test_a_decoder_keeps_documents_apart(form: str) -> None:
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
+    for way in WAYS if form in ("window", "bigbird", "linear") else ("position_ids", "bool mask"):
+        assert_packed_equals_alone(model, packed(way, True))
 
 
-ENCODERS = [(form, base) for form in forms(False) for base in ("bert", "modernbert") if base == "bert" or "recurrent_memory" not in form]
-"""Some layers of ModernBERT keep their own window, and memory tokens pass through all layers."""
+@pytest.mark.parametrize("form", forms(False))
+def test_an_encoder_keeps_documents_apart(form: str) -> None:
+    model = long_model("bert", None, forms(False)[form]).double().eval()
+    for way in WAYS if form in ("window", "longformer", "nystrom") else ("position_ids", "documents"):
+        assert_packed_equals_alone(model, packed(way, False))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("form", "base"), ENCODERS)
-def test_an_encoder_keeps_documents_apart_or_refuses(form: str, way: str, base: str) -> None:
-    attention = forms(False)[form]
-    model = long_model(base, None, attention).double()
-    if way == "position_ids":  # which make no mask in an encoder of transformers
-        with pytest.raises(MaskError, match="nothing keeps them apart in an encoder"):
-            model(tokens(1, LENGTH), **packed(way, False))
-    else:
-        right_or_refused(model, attention, packed(way, False), False)
+@pytest.mark.parametrize("base", ["roberta", "modernbert", "gpt2", "gpt_neox"])
+def test_positions_start_anew_with_each_document(base: str) -> None:
+    model = long_model(base, None, {"mechanism": "window", "window": 32}).double().eval()
+    assert_packed_equals_alone(model, packed("documents", False))
 
 
-def test_those_named_in_the_refusal_take_them() -> None:
-    names = packing_mechanisms(True)
-    assert set(names) >= {"full", "window", "strided", "top_k", "adaptive_span"}
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "bigbird", **mechanism_class("bigbird").sample})
-    with pytest.raises(MaskError, match=r"mechanism 'bigbird' .* does not support packing.* supports packing: " + ", ".join(names)):
-        model(tokens(1, LENGTH), **packed("position_ids", True), use_cache=False)
+def test_no_square_mask_is_made_for_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import masking_utils
 
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a mask of N×N pairs was made")
 
-@pytest.mark.parametrize("name", ["linear", "hybrid", "performer", "delta"])
-def test_nobody_is_told_of_a_mask_that_was_not_given(name: str) -> None:
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": name, **mechanism_class(name).sample})
-    with pytest.raises(MaskError, match=f"mechanism '{name}' .* does not support packing"):
-        model(tokens(1, LENGTH), **packed("position_ids", True), use_cache=False)
-    prefix = torch.ones(60, 60, dtype=torch.bool).tril()
-    prefix[:, :10] = True
-    with pytest.raises(MaskError, match="A four-dimensional attention_mask was given, but mechanism"):
-        model(tokens(1, 60), attention_mask=prefix[None, None], use_cache=False)
+    monkeypatch.setattr(masking_utils, "sdpa_mask", never)
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
+    model(tokens(1, LENGTH), **packed("position_ids", True))
 
 
 def test_what_the_collator_of_transformers_makes() -> None:
     features = [{"input_ids": document[0].tolist()} for document in tokens(1, LENGTH).split(SIZES, 1)]
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", RIGHT["window"]).double()
-    alone = torch.cat([model(torch.tensor([feature["input_ids"]])).logits for feature in features], 1)
+    attention = {"mechanism": "segmented", **mechanism_class("segmented").sample}
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention).double()
+    expected = torch.cat([model(torch.tensor([feature["input_ids"]])).logits for feature in features], 1)
     batch = DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True, return_seq_idx=True)(features)
     batch.pop("labels")
-    torch.testing.assert_close(model(**batch, use_cache=False).logits, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
     with pytest.raises(MaskError, match="with a cache nothing keeps them apart; pass use_cache=False"):
         model(**batch, use_cache=True)
-    for name in ("cu_seq_lens_q", "seq_idx"):
-        with pytest.raises(MaskError, match=f"{name} says that several documents are packed"):
-            model(batch["input_ids"], **{name: batch[name]}, use_cache=False)
 
 
 def test_one_document_is_not_several() -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "bigbird", **mechanism_class("bigbird").sample})
     ids, places = tokens(2, 90), torch.arange(90)[None]
     expected = model(ids, use_cache=False).logits
-    lengths = {"cu_seq_lens_q": torch.tensor([0, 90]), "seq_idx": torch.zeros(1, 90, dtype=torch.int32)}
+    lengths = {"cu_seq_lens_k": torch.tensor([0, 90]), "seq_idx": torch.zeros(2, 90, dtype=torch.int32)}
     for arguments in ({"position_ids": places}, {"position_ids": places, "use_cache": True}, {"position_ids": places, **lengths}):
         torch.testing.assert_close(model(ids, **{"use_cache": False, **arguments}).logits, expected)
 
 
-def test_a_model_without_a_long_class_refuses_too() -> None:
-    model = enable_long_attention(plain_model("llama", "LlamaForCausalLM"), {"mechanism": "linear"})
-    with pytest.raises(MaskError, match="does not support packing"):
-        model(tokens(1, LENGTH), **packed("position_ids", True), use_cache=False)
+def test_a_model_without_a_long_class_keeps_them_apart_too() -> None:
+    model = enable_long_attention(plain_model("llama", "LlamaForCausalLM"), {"mechanism": "linear"}).double().eval()
+    ids = tokens(1, LENGTH)
+    expected = torch.cat([model(document, use_cache=False).logits for document in ids.split(SIZES, 1)], 1)
+    torch.testing.assert_close(model(ids, **packed("position_ids", True), use_cache=False).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_models_that_cannot_pack_say_so() -> None:
+    memory = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "recurrent_memory"})
+    with pytest.raises(MaskError, match="runs in segments with memory tokens; give each document a row"):
+        memory(tokens(1, LENGTH), **packed("position_ids", True))
+    prefix = torch.ones(60, 60, dtype=torch.bool).tril()
+    prefix[:, :10] = True
+    linear = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"})
+    with pytest.raises(MaskError, match="A four-dimensional attention_mask was given, but mechanism"):
+        linear(tokens(1, 60), attention_mask=prefix[None, None], use_cache=False)
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "window", "window": 32})
+    with pytest.raises(MaskError, match="documents must ascend"):
+        model(tokens(1, 6), documents=torch.tensor([[0, 0, 1, 1, 0, 2]]))
 
 
 @pytest.mark.parametrize("form", ["window", "bigbird"])
 def test_a_compiled_model_keeps_them_apart_or_refuses(form: str) -> None:
-    attention = forms(True)[form]
-    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", attention)
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form])
     torch._dynamo.reset()
     compiled, ids = torch.compile(model, backend="aot_eager"), tokens(1, LENGTH)
     with torch.no_grad():
         whole = compiled(ids, position_ids=torch.arange(LENGTH)[None], use_cache=False).logits
         torch.testing.assert_close(whole, model(ids, use_cache=False).logits, atol=1e-4, rtol=0)
         if form == "bigbird":  # positions are values, so that the refusal comes out of the graph
-            with pytest.raises(RuntimeError, match="does not support packing"):
+            with pytest.raises(RuntimeError, match="kept apart by a mask alone"):
                 compiled(ids, **packed("position_ids", True), use_cache=False)
             return
         found = compiled(ids, **packed("position_ids", True), use_cache=False).logits
-        alone = torch.cat([model(document, use_cache=False).logits for document in ids.split(SIZES, 1)], 1)
-    torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+        expected = torch.cat([model(document, use_cache=False).logits for document in ids.split(SIZES, 1)], 1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def masks() -> dict[str, tuple[Tensor, bool]]:
@@ -189,9 +301,3 @@ def test_what_separates_documents(name: str) -> None:
     for form in (some, torch.zeros(some.shape).masked_fill(~some, float("-inf")), some.expand(-1, 4, -1, -1)):
         assert separates_documents(form) is apart
         assert separates_documents(form) is apart  # remembered
-
-
-def test_every_mechanism_says_whether_it_takes_them() -> None:
-    for name in list_mechanisms():
-        assert isinstance(mechanism_class(name).takes_packed, bool | property), name
-    assert Mechanism.takes_packed is False
