@@ -14,7 +14,7 @@ from hf_longattn.backend import separates_documents
 from hf_longattn.engines.batch import Batch, documents_from
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.registry import mechanism_class
-from hf_longattn.positions.relative import list_relative
+from hf_longattn.positions.relative import RELATIVE
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 SIZES = [60, 45, 1, 190]
@@ -84,7 +84,7 @@ def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) 
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("relative", list_relative())
+@pytest.mark.parametrize("relative", RELATIVE)
 @pytest.mark.parametrize("name", ["window", "longformer", "segmented", "top_k"])
 def test_relative_terms_too(name: str, relative: str) -> None:
     sample = {**mechanism_class(name).sample, "relative": relative}
