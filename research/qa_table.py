@@ -60,18 +60,18 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: boo
     return "\n\n".join(blocks) + "\n"
 
 
-def summary_markdown(table: dict[str, Any], above: int = 1024, metric: str = "exact_match") -> str:
-    """Return one table: each system's metric on documents of more than ``above`` tokens, a column per group, and the median seconds per
+def summary_markdown(table: dict[str, Any], tokens: int = 1024, metric: str = "exact_match") -> str:
+    """Return one table: each system's metric on documents of more than ``tokens`` tokens, a column per group, and the median seconds per
     document of the longest ones."""
     systems = list(dict.fromkeys(system for rows in table.values() for system in rows))
     longest = max((name for rows in table.values() for row in rows.values() for name in row if name != ALL), key=_size)
-    heads = [f"{group} (n={_above(next(iter(rows.values())), above, metric)[2]})" for group, rows in table.items()]
+    heads = [f"{group} (n={above(next(iter(rows.values())), tokens, metric)[2]})" for group, rows in table.items()]
     lines = [
-        f"| documents over {above:,} tokens | " + " | ".join(heads) + f" | seconds, {_pretty(longest)} tokens |",
+        f"| documents over {tokens:,} tokens | " + " | ".join(heads) + f" | seconds, {_pretty(longest)} tokens |",
         "|---" * (len(table) + 2) + "|",
     ]
     for system in systems:
-        shown = ["–" if system not in rows else "{:.1f} ± {:.1f}".format(*_above(rows[system], above, metric)) for rows in table.values()]
+        shown = ["–" if system not in rows else "{:.1f} ± {:.1f}".format(*above(rows[system], tokens, metric)) for rows in table.values()]
         seconds = statistics.median(
             rows[system][longest]["seconds"] for rows in table.values() if system in rows and longest in rows[system]
         )
@@ -81,9 +81,9 @@ def summary_markdown(table: dict[str, Any], above: int = 1024, metric: str = "ex
     return "\n".join(lines) + "\n"
 
 
-def _above(row: dict[str, Any], above: int, metric: str) -> tuple[float, float, int]:
-    """Mean, standard error and number of questions over the buckets beyond ``above`` tokens."""
-    cells = [cell for name, cell in row.items() if name != ALL and _size(name) > above]
+def above(row: dict[str, Any], tokens: int, metric: str = "exact_match") -> tuple[float, float, int]:
+    """Mean, standard error and number of questions over the buckets beyond ``tokens`` tokens."""
+    cells = [cell for name, cell in row.items() if name != ALL and _size(name) > tokens]
     count = sum(cell["n"] for cell in cells)
     mean = sum(cell["n"] * cell[metric] for cell in cells) / count
     return mean, sum((cell["n"] * cell[f"{metric}_se"]) ** 2 for cell in cells) ** 0.5 / count, count

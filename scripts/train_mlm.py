@@ -1,24 +1,14 @@
-"""Continue training a converted encoder on long text: predict masked tokens.
+"""Continue training an encoder on long text: the same as `longattn train mlm`.
 
-    python scripts/train_mlm.py --model my-long-encoder --text my_texts/ --epochs 1 --output trained
-    accelerate launch --multi_gpu --num_processes 2 scripts/train_mlm.py --model my-long-encoder --text my_texts/ --output trained
-
-Every option of transformers' TrainingArguments is available. Recipes in YAML (--config) use the same names; the command line wins.
+python scripts/train_mlm.py --model MODEL --text my_texts/ --output trained
+accelerate launch --multi_gpu --num_processes 2 scripts/train_mlm.py --model MODEL --text my_texts/ --output trained
 """
 
 from __future__ import annotations
 
 import sys
 
-from hf_longattn.training.args import MLMTrainingArguments
-from hf_longattn.training.lm import describe_lm_result, finetune_lm
-from hf_longattn.training.training_loop import run_training
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    return run_training(MLMTrainingArguments, arguments, __doc__, train=finetune_lm, result=describe_lm_result)
-
+from hf_longattn.cli.train import mlm as main
 
 if __name__ == "__main__":
     sys.exit(main())

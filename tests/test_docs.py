@@ -5,14 +5,23 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+import hf_longattn
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
+from hf_longattn.cli import app
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class, registry
 from tools import update_docs
@@ -47,6 +56,72 @@ def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"(?<![\w/])(?:configs|research|scripts|tools)/[\w/]+\.(?:py|yaml)", text)
     named += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:research|tools)\.[\w.]+\w)", text)]
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_and_their_flags_exist(path: Path) -> None:
+    commands: Any = typer.main.get_command(app)
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+        if language not in ("", "bash"):
+            continue
+        for line in re.findall(r"^longattn .*(?:\\\n.*)*$", block, flags=re.MULTILINE):
+            _, name, *words = shlex.split(line.replace("\\\n", " "), comments=True)
+            assert name in commands.commands, line
+            command = commands.commands[name]
+            if hasattr(command, "commands"):
+                assert words[0] in command.commands, line
+                continue  # whose flags the training's own parser reads
+            flags = {flag for parameter in command.params for flag in parameter.opts}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= flags, line
+
+
+@pytest.fixture
+def small_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with small models by the names that the documents use."""
+    monkeypatch.chdir(tmp_path)
+    words = WordLevel({word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "A", "long", "document"])}, "[UNK]")
+    backend = Tokenizer(words)
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", model_max_length=500)
+    sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    short = BertModel(BertConfig(**sizes, max_position_embeddings=64))
+    long = hf_longattn.LongBertModel(
+        hf_longattn.LongBertConfig(**sizes, max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 32})
+    )
+    decoder = hf_longattn.LongGPT2LMHeadModel(
+        hf_longattn.LongGPT2Config(
+            vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=4096, eos_token_id=None, bos_token_id=None,
+            long_attention={"mechanism": "window", "window": 32, "num_sinks": 4},
+        )
+    )  # fmt: skip
+    for name, model in {"bert-4096": long, "gpt2-4096": decoder, "google-bert/bert-base-uncased": short}.items():
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+
+
+def python_of(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_code_of_the_readme_runs(small_models: None, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = dict(zip("qkv", torch.randn(3, 1, 2, 600, 16).unbind(), strict=True))
+    for code in python_of(ROOT / "README.md"):
+        exec(compile(code, "README.md", "exec"), names)  # an error of the snippet is the test's
+    assert names["hidden_states"].shape == (1, 500, 16)
+    assert capsys.readouterr().out.strip()
+    assert names["model"].config.max_position_embeddings == 4096
+    assert names["output"].shape == (1, 2, 600, 16)
+
+
+def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": ["A long document " * number for number in range(1, 9)], "label": [0, 1] * 4})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    [code] = python_of(ROOT / "docs" / "how-to" / "train.md")
+    names: dict[str, Any] = {}
+    brief = code.replace("learning_rate=3e-5", 'num_train_epochs=1, use_cpu=True, report_to="none"')
+    exec(compile(brief, "train.md", "exec"), names)
+    assert names["trainer"].state.global_step == 1
 
 
 def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

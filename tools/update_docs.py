@@ -14,15 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
 from benchmarks.report import markdown_table, memory_table, timing_table
 from hf_longattn import list_mechanisms, mechanism_info
+from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES
 from research.mlm import mlm_markdown
 from research.probes import recall_markdown
-from research.qa_table import summary_markdown, to_markdown
-from tools import check_families, measure_transfer, mechanism_pages
+from research.qa_table import above, summary_markdown, to_markdown
+from tools import api_reference, measure_transfer, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -52,13 +55,13 @@ def speed(name: str, command: str = "make bench") -> str:
 def quality(name: str) -> str:
     """The tables of a question-answering evaluation."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python scripts/evaluate_qa.py") if record is None else to_markdown(record["table"]).strip()
+    return NOT_MEASURED.format(name, "python -m research.evaluate_qa") if record is None else to_markdown(record["table"]).strip()
 
 
 def quality_in_brief(name: str) -> str:
     """One table of a question-answering evaluation."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python scripts/evaluate_qa.py") if record is None else summary_markdown(record["table"]).strip()
+    return NOT_MEASURED.format(name, "python -m research.evaluate_qa") if record is None else summary_markdown(record["table"]).strip()
 
 
 def masked_loss(name: str) -> str:
@@ -71,7 +74,7 @@ def gpu() -> str:
     """How many checks passed on the GPU, and its timings."""
     record = stored("gpu_check")
     if record is None:
-        return NOT_MEASURED.format("gpu_check", "python scripts/gpu_check.py")
+        return NOT_MEASURED.format("gpu_check", "python -m benchmarks.gpu_check")
     passed = sum(check["passed"] for check in record["checks"])
     tables = [f"{describe(timed)}\n\n{timing_table(timed)}" for timed in record["timings"]]
     return "\n\n".join([f"{passed} of {len(record['checks'])} checks passed. *{where(record)}*", *tables])
@@ -148,19 +151,50 @@ def recall(name: str) -> str:
 
 
 def families() -> str:
-    """All families: the base, its Long classes, where its positions are, and how many of its checks passed."""
-    record = stored("families")
+    """All families: the base, its Long classes, and how positions are encoded."""
     rows = []
     for base, family in sorted(FAMILIES.items()):
         prefix = family.config_class.__name__.removesuffix("Config")
         kinds = {f"learned{f', offset {table.offset}' * bool(table.offset)}" for table in family.position_tables if table.learned}
         kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
-        positions = "rotary" if family.rope else "; ".join(sorted(kinds)) or "relative"
-        cells = {} if record is None else record["families"].get(base, {}).get("cells", {})
-        rows.append([f"`{base}`", f"`{prefix}…`, {len(family.heads)} classes", positions, check_families.in_brief(cells)])
-    table = left(markdown_table(["base", "Long classes", "positions", "checks passed"], rows))
-    command = "`python -m tools.check_families`"
-    return f"{table}\n\nThe checks, made by {command} on a random checkpoint of each base: [every cell](docs/results/families.md)."
+        heads = ", ".join(f"`{head.removeprefix(prefix)}`" for head in sorted(family.heads.values()))
+        rows.append([f"`{base}`", f"`{prefix}…`", heads, "rotary" if family.rope else "; ".join(sorted(kinds)) or "relative"])
+    return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
+
+
+def speed_in_brief(name: str) -> str:
+    """How many times as fast as full attention, in one sentence."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "make bench")
+    gains = [f"{row['times_faster']:.1f}× ({row['length']:,} tokens)" for row in record["ratios"] if row["implementation"] == "sdpa"]
+    window, threads = record["case"]["options"]["window"], record["machine"]["threads"]
+    return (
+        f"Speed of one attention layer with a window of {window} tokens, relative to PyTorch's fused full attention on "
+        f"{threads} CPU threads: {', '.join(gains)}."
+    )
+
+
+def quality_line(name: str) -> str:
+    """What a conversion keeps, in one sentence."""
+    record = stored(name)
+    if record is None:
+        return NOT_MEASURED.format(name, "python -m research.evaluate_qa")
+    rows = record["table"]["lookup, 2 hops"]
+    systems = ("windows of 512, stride 128", "converted, no training", "converted + fine-tuning")
+    windows, converted, tuned = ("{:.0f} ± {:.0f} %".format(*above(rows[system], 1024)) for system in systems)
+    return (
+        f"Exact match on questions whose evidence lies in two distant places of a document: {windows} for a small 512-token BERT on "
+        f"overlapping windows, {converted} once it is converted to 8,192 tokens, {tuned} after minutes of fine-tuning "
+        "([details](docs/how-to/long_qa.md))."
+    )
+
+
+def commands() -> str:
+    """The commands of the command line, with the first sentence of their help."""
+    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    rows = [[f"`longattn {name}`", " ".join((command.help or "").split("\n\n")[0].split())] for name, command in found.items()]
+    return left(markdown_table(["command", "what it does"], rows))
 
 
 def left(table: str) -> str:
@@ -187,6 +221,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,
     "families": families,
+    "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),
+    "quality-line": partial(quality_line, "qa"),
+    "reference": api_reference.reference,
+    "commands": commands,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import LongAttentionError, lacks_memory, shortened
-from . import convert, export, hub, inspect
+from . import convert, export, hub, inspect, train
 
 __all__ = ["app", "main"]
 
@@ -51,6 +51,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -139,16 +139,15 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-        script = "distill_attention" if learns else "train_lm"
-        return _command(script, "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
+        return _command("distill" if learns else "lm", "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
     if head.endswith("ForConditionalGeneration"):
         return {"advice": f"fine-tune {{model}} with transformers' Seq2SeqTrainer on {length}"}
     if head.endswith("ForSequenceClassification"):
-        return _command("train_classification", "--data", "YOUR_TEXTS", output="trained")
+        return _command("classification", "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
-        return _command("train_qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+        return _command("qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}
 
 
-def _command(script: str, *arguments: str, output: str) -> dict[str, Any]:
-    return {"command": ["python", f"scripts/{script}.py", "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
+def _command(task: str, *arguments: str, output: str) -> dict[str, Any]:
+    return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}

@@ -45,7 +45,7 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
 def keep_model_card(trainer: Any) -> None:
     """Have ``trainer.push_to_hub()`` write our card, with what the Trainer knows in it, instead of its own, which forgets the model's.
 
-        trainer = Trainer(model=model, ...)
+        trainer = Trainer(model, ...)
         keep_model_card(trainer)
 
     Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded, unless ``push_to_hub`` is given

@@ -349,14 +349,14 @@ def given(arguments: LongTrainingArguments) -> dict[str, Any]:
     return found
 
 
-def parse_arguments(kind: type[Arguments], arguments: list[str], description: str) -> Arguments:
+def parse_arguments(kind: type[Arguments], arguments: list[str], description: str, prog: str | None = None) -> Arguments:
     """Return the arguments of a recipe (``--config``), overridden by the command line.
 
     Raises:
         LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
     """
     usage = "%(prog)s --model MODEL --output_dir FOLDER [OPTION ...]"
-    parser = HfArgumentParser(kind, description=description, usage=usage)
+    parser = HfArgumentParser(kind, description=description, usage=usage, prog=prog)
     parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {', '.join(ready_recipes())}.")
     for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16
         if action.option_strings and action.option_strings[0].startswith("--no_"):

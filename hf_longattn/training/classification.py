@@ -155,7 +155,7 @@ def describe_classification(log: dict[str, Any]) -> str:
     settings, scores, documents = log["settings"], log["held_out"], log["documents"]
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     return (
-        f"{steps:,} steps with `scripts/train_classification.py` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
+        f"{steps:,} steps with `longattn train classification` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
         f"{len(log['classes'])} classes, inputs of up to {log['input_length']:,} tokens ({documents['cut']:,} documents were cut). "
         f"On {documents['held_out']:,} held-out documents: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after."
     )

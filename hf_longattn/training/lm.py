@@ -69,7 +69,7 @@ def describe_lm_training(log: dict[str, Any]) -> str:
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     kind, loss = {"mlm": "masked", "clm": "next"}[log["objective"]], log["held_out_loss"]
     return (
-        f"{steps:,} steps with `scripts/train_lm.py` on {', '.join(log['settings']['text'])}, inputs of {log['input_length']:,} tokens: "
+        f"{steps:,} steps with `longattn train lm` on {', '.join(log['settings']['text'])}, inputs of {log['input_length']:,} tokens: "
         f"held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
     )
 

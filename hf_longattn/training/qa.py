@@ -177,7 +177,7 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
     return (seen & real[:, None, :].bool())[:, None]
 
 
-def describe_qa_training(log: dict[str, Any], command: str = "scripts/train_qa.py") -> str:
+def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
     """What a model card says about a run: its length, the arguments that were given, and the held-out loss."""
     settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
     changed = {k: v for k, v in settings.items() if k not in ("model", "output_dir", "data", "threads", "disable_tqdm", "resume")}

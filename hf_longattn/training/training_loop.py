@@ -33,22 +33,24 @@ def run_training(
     *,
     train: Callable[[Arguments], dict[str, Any]],
     result: Callable[[dict[str, Any]], str] = lambda log: "",
+    prog: str | None = None,
 ) -> int:
-    """Run a training script; of several processes only the first one prints.
+    """Run a training command; of several processes only the first one prints.
 
     Args:
         kind: the dataclass of its arguments.
         arguments: the command line; ``None`` = the process's.
-        description: the script's docstring, whose first paragraph appears in the help.
+        description: the command's docstring, whose first paragraph appears in the help.
         train: runs the training and returns its log.
         result: what to print of the log at the end.
+        prog: the command in the help; ``None`` = the process's.
 
     Returns:
         The exit code: 0, or 1 with one sentence on stderr.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     try:
-        parsed = parse_arguments(kind, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0])
+        parsed = parse_arguments(kind, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0], prog)
         if first:
             print(f"hf_longattn {hf_longattn.__version__}: training {parsed.model}", file=sys.stderr)
         log = train(parsed)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import typer
 from safetensors.torch import load_file, save_file
 
 import hf_longattn
+from hf_longattn.cli import app
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import PositionError
@@ -56,12 +58,12 @@ def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[s
     assert report.train_command is None
 
 
-@pytest.mark.parametrize(("mechanism", "script"), [({"mechanism": "hedgehog"}, "distill_attention"), (WINDOW, "train_lm")])
+@pytest.mark.parametrize(("mechanism", "task"), [({"mechanism": "hedgehog"}, "distill"), (WINDOW, "lm")])
 def test_mechanisms_that_learn_are_trained_by_attention_transfer(
-    mechanism: dict[str, Any], script: str, built: Callable[[str], Path], tmp_path: Path
+    mechanism: dict[str, Any], task: str, built: Callable[[str], Path], tmp_path: Path
 ) -> None:
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", long_attention=mechanism, max_length=200)
-    assert (report.train_command or "").startswith(f"python scripts/{script}.py --model {tmp_path / 'long'} --text YOUR_TEXTS")
+    assert (report.train_command or "").startswith(f"longattn train {task} --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
@@ -69,12 +71,12 @@ def test_memory_tokens_need_training_where_one_segment_holds_the_text(name: str,
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
     assert report.passed
     assert report.needs_training
-    assert "distill_attention" in (report.train_command or "")
+    assert "train distill" in (report.train_command or "")
 
 
 def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("RobertaForSequenceClassification"), tmp_path / "long", long_attention=WINDOW, max_length=200)
-    assert (report.train_command or "").startswith(f"python scripts/train_classification.py --model {tmp_path / 'long'} --data YOUR_TEXTS")
+    assert (report.train_command or "").startswith(f"longattn train classification --model {tmp_path / 'long'} --data YOUR_TEXTS")
 
 
 def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_path: Path) -> None:
@@ -82,7 +84,8 @@ def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_pat
     report = convert_checkpoint(built("BertForMaskedLM"), place, mechanism="window", window=16, max_length=200)
     words = shlex.split(report.train_command or "")
     assert (words[words.index("--model") + 1], words[-1]) == (str(place), f"{place}-trained")
-    assert (Path(__file__).parents[2] / words[1]).is_file()
+    assert words[:2] == ["longattn", "train"]
+    assert words[2] in typer.main.get_command(app).commands["train"].commands  # type: ignore[attr-defined]
 
 
 def test_a_discriminator_is_not_trained_as_a_language_model(built: Callable[[str], Path], tmp_path: Path) -> None:

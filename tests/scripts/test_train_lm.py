@@ -1,4 +1,4 @@
-"""scripts/train_lm.py, train_mlm.py and train_clm.py: what each offers, and one sentence for a model of the other kind."""
+"""`longattn train lm | mlm | clm` and their scripts: what each offers, and one sentence for a model of the other kind."""
 
 from __future__ import annotations
 

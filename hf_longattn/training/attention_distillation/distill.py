@@ -263,7 +263,7 @@ def describe_distillation(report: dict[str, Any]) -> str:
     last = [name for name in STAGE_TITLES if name in report][-1]
     total = sum(report["tokens"].values())
     return (
-        f"Attention distillation with `scripts/distill_attention.py` on {', '.join(report['settings']['text'])}, {total:,} tokens: "
+        f"Attention distillation with `longattn train distill` on {', '.join(report['settings']['text'])}, {total:,} tokens: "
         f"held-out loss {report['before']['original']:.3f} with softmax attention, {report['before']['loss']:.3f} after conversion, "
         f"{report[last]['loss']:.3f} now."
     )

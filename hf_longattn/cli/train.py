@@ -1,0 +1,93 @@
+"""`longattn train qa | classification | lm | mlm | clm | distill`; scripts/train_*.py and scripts/distill_attention.py are the same.
+
+Options are those of transformers' TrainingArguments and of the task. Of several processes (`accelerate launch -m hf_longattn train …`),
+only the first one prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+__all__ = ["app", "classification", "clm", "distill", "lm", "mlm", "qa"]
+
+Arguments = list[str] | None
+"""A command line; ``None`` is that of the process."""
+Task = Callable[[Arguments], int]
+
+
+def qa(arguments: Arguments = None) -> int:
+    """Fine-tune for extractive question answering on SQuAD-shaped data."""
+    from ..training.args import QATrainingArguments
+    from ..training.qa import finetune_qa
+
+    return _run(qa, arguments, QATrainingArguments, finetune_qa)
+
+
+def classification(arguments: Arguments = None) -> int:
+    """Fine-tune to classify long documents."""
+    from ..training.args import ClassificationTrainingArguments
+    from ..training.classification import describe_classification_result, finetune_classification
+
+    return _run(classification, arguments, ClassificationTrainingArguments, finetune_classification, describe_classification_result)
+
+
+def lm(arguments: Arguments = None) -> int:
+    """Continue training on long text, by the objective of the model's head: masked tokens for encoders, next tokens for decoders."""
+    from ..training.args import LMTrainingArguments
+    from ..training.lm import describe_lm_result, finetune_lm
+
+    return _run(lm, arguments, LMTrainingArguments, finetune_lm, describe_lm_result)
+
+
+def mlm(arguments: Arguments = None) -> int:
+    """Continue training an encoder on long text: predict masked tokens."""
+    from ..training.args import MLMTrainingArguments
+    from ..training.lm import describe_lm_result, finetune_lm
+
+    return _run(mlm, arguments, MLMTrainingArguments, finetune_lm, describe_lm_result)
+
+
+def clm(arguments: Arguments = None) -> int:
+    """Continue training a decoder on long text: predict the next token; with --segments N, segment by segment with a memory."""
+    from ..training.args import CLMTrainingArguments
+    from ..training.lm import describe_lm_result, finetune_lm
+
+    return _run(clm, arguments, CLMTrainingArguments, finetune_lm, describe_lm_result)
+
+
+def distill(arguments: Arguments = None) -> int:
+    """Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune the model.
+
+    Stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes on the language-model loss, with LoRA
+    or, with --full, all parameters (Zhang et al. 2024, LoLCATs). Options of TrainingArguments apply to both stages.
+    """
+    from ..training.args import DistillationArguments
+    from ..training.attention_distillation.distill import distill_attention, markdown
+
+    return _run(distill, arguments, DistillationArguments, distill_attention, markdown)
+
+
+def _run(task: Task, arguments: Arguments, kind: Any, train: Callable[[Any], dict[str, Any]], result: Any = lambda log: "") -> int:
+    from ..training.training_loop import run_training
+
+    return run_training(kind, arguments, task.__doc__ or "", train=train, result=result, prog=f"longattn train {task.__name__}")
+
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def _add(task: Task) -> None:
+    """The training's own parser reads everything after the name, ``--help`` included."""
+
+    def command(context: typer.Context) -> None:
+        raise typer.Exit(task(context.args))
+
+    forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command(task.__name__, help=(task.__doc__ or "").split("\n\n")[0], context_settings=forwarded)(command)
+
+
+for _task in (qa, classification, lm, mlm, clm, distill):
+    _add(_task)
