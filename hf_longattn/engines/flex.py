@@ -147,6 +147,9 @@ def flex_band(
     kind = pattern, key_mask is None, kind_of(score_mod)
     attention, of_columns = (kernel(q.device.type, (part, *kind)) for part in ("band", "columns"))
     shifted = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, j))
+    if global_mask is not None and torch.compiler.is_compiling():  # a graph cannot hold a number of columns that depends on the data
+        band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
+        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
     band = kept_band_block_mask(pattern, q_len, kv_len, key_mask, q.device)
     if global_mask is None:
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
@@ -173,22 +176,31 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Te
     return KEPT.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
 
 
-def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:
+def band_block_mask(
+    pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device, global_mask: Tensor | None = None
+) -> BlockMask:
     """The blocks that the band touches, listed in (blocks of the sequence) × (blocks of the window) numbers.
 
-    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there.
+    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask`` the list also holds
+    the blocks of global columns and rows, in a slot for every pair of blocks: for graphs, where it cannot be as long as the data say.
     """
     offset = _offset(q_len, kv_len)
     some, every = (None, None) if key_mask is None else (_per_block(key_mask, any), _per_block(key_mask, all))
+    columns = None if global_mask is None else _per_block(global_mask, any)
+    rows = None if global_mask is None or not pattern.global_rows else _per_block(global_mask[:, offset:] if offset else global_mask, any)
 
     def partial_and_full(q_block: Tensor, k_block: Tensor, indices: Tensor) -> tuple[Lists, Lists]:
         q_start, k_start = q_block * BLOCK + offset, k_block * BLOCK
         q_stop, k_stop = (q_start + BLOCK).clamp(max=kv_len) - 1, (k_start + BLOCK).clamp(max=kv_len) - 1
-        touched = (q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right)
-        touched = touched & (q_block >= 0) & (q_start < kv_len) & (k_block >= 0) & (k_start < kv_len)
+        touched = ((q_start - k_stop <= pattern.left) & (k_start - q_stop <= pattern.right))[None]
+        if columns is not None:
+            seen = columns[:, k_block.clamp(0, columns.shape[1] - 1)]
+            seen = seen if rows is None else seen | rows[:, q_block.clamp(0, rows.shape[1] - 1)]
+            touched = touched | (seen & (k_start <= q_stop) if pattern.causal else seen)
+        touched = touched & ((q_block >= 0) & (q_start < kv_len) & (k_block >= 0) & (k_start < kv_len))
         full = (q_stop - k_start <= pattern.left) & (k_stop - q_start <= pattern.right)
         full = full & (q_stop - q_start == BLOCK - 1) & (k_stop - k_start == BLOCK - 1)
-        touched, full = touched[None, None], full[None, None]
+        touched, full = touched[:, None], full[None, None]
         if some is not None and every is not None:
             at = k_block.clamp(0, some.shape[1] - 1)
             touched, full = touched & some[:, at][:, None], full & every[:, at][:, None]
@@ -197,6 +209,8 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
     def neighbours(blocks: int, others: int, first: int, width: int) -> tuple[Tensor, Tensor]:
         """Rows of blocks, and the blocks that may touch them, of which the first holds position ``block · BLOCK + first``."""
         row = torch.arange(blocks, device=device)[:, None]
+        if global_mask is not None:
+            return row, torch.arange(others, device=device)[None]
         start = (row * BLOCK + first).div(BLOCK, rounding_mode="floor").clamp(min=0)
         return row, start + torch.arange(min(others, (width + 3 * BLOCK - 3) // BLOCK), device=device)
 
@@ -205,8 +219,10 @@ def band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor 
     row, met = neighbours(q_blocks, k_blocks, offset - left, left + right + 1)
     column, meeting = neighbours(k_blocks, q_blocks, -right - offset, left + right + 1)
 
+    visible = pattern.visible_mod(global_mask)
+
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        seen = pattern.band_mod(b, h, q_idx + offset, kv_idx)
+        seen = visible(b, h, q_idx + offset, kv_idx)
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     by_query, by_key = partial_and_full(row, met, met), partial_and_full(meeting, column, meeting)

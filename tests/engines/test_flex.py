@@ -1,6 +1,7 @@
 """flex_attention where there is no GPU: its block lists, and the CUDA paths on the CPU's kernel, also compiled, at changing lengths.
 
-The CPU's kernel has no backward pass and no log-sum-exp, so training and global columns, which are merged by it, are not tested here.
+The CPU's compiled kernel has no backward pass and no log-sum-exp: training, and global columns outside of a graph, which are merged by it,
+are tested uncompiled only.
 """
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ def _raising(error: Exception) -> Any:
 PATTERN = Pattern.window(160, causal=True)
 
 
-def band(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    return flex.flex_band(q, k, v, PATTERN, key_mask=mask, global_mask=None, scale=0.25)
+def band(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+    return flex.flex_band(q, k, v, PATTERN, key_mask=mask, global_mask=tokens, scale=0.25)
 
 
 def inputs(length: int) -> list[Tensor]:
@@ -185,18 +186,38 @@ def inputs(length: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("globals_", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_lengths_change_under_one_compiled_callable(backend: str, padded: bool) -> None:
+def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool, padded: bool) -> None:
+    """Also with global tokens, whose number depends on the data, which a graph cannot hold: it lists their blocks."""
     torch._dynamo.reset()
     compiled = torch.compile(band, backend=backend, dynamic=True, fullgraph=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*lru_cache.*")
         for length in (300, 700, 513, 300):
             mask = torch.arange(length) < torch.tensor([[length], [length - 37]]) if padded else None
-            found = compiled(*inputs(length), mask)
-            expected = blockwise_attention(*inputs(length), PATTERN, key_mask=mask, global_mask=None, scale=0.25)
+            tokens = torch.arange(length) % 290 == torch.tensor([[3], [length]]) if globals_ else None
+            found = compiled(*inputs(length), mask, tokens)
+            expected = blockwise_attention(*inputs(length), PATTERN, key_mask=mask, global_mask=tokens, scale=0.25)
             real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
             torch.testing.assert_close(found * real[:, None, :, None], expected * real[:, None, :, None], atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("global_rows", [False, True])
+@pytest.mark.parametrize("q_len", [700, 130])
+def test_global_tokens_in_a_graph_and_outside_of_it(q_len: int, global_rows: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = Pattern(70, 0 if causal else 70, causal, has_globals=True, global_rows=global_rows)
+    q, k, v = inputs(700)
+    tokens = torch.arange(700) % 290 == torch.tensor([[3], [200]])
+    mask = torch.arange(700) < torch.tensor([[700], [650]])
+    arguments = {"key_mask": mask, "global_mask": tokens, "scale": 0.25}
+    eager = flex.flex_band(q[:, :, -q_len:], k, v, pattern, **arguments)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    in_graph = flex.flex_band(q[:, :, -q_len:], k, v, pattern, **arguments)
+    real = mask[:, None, -q_len:, None]
+    torch.testing.assert_close(in_graph * real, eager * real, atol=1e-5, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
