@@ -68,7 +68,8 @@ def test_converting_inspecting_publishing_and_the_way_back(tmp_path: Path, repos
     "code",
     [
         "from hf_longattn.evaluation import load_metric; load_metric()",
-        "from hf_longattn.training import load_qa; load_qa('x.json')",
+        "from hf_longattn.training import DataCollatorWithGlobals",
+        "from hf_longattn.training.qa import finetune_qa",
     ],
 )
 def test_training_says_which_extra_brings_what_is_missing(

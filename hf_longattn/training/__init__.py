@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_longattn.errors import needs_extra
 
+with needs_extra("train"):  # every module of this package needs them
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+
 if TYPE_CHECKING:
     from .args import (
         ClassificationTrainingArguments,
@@ -70,5 +74,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs_extra("train"):
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
