@@ -1,4 +1,4 @@
-"""The class of a source and the long class that takes its weights: configs, models without storage, mechanisms in them."""
+"""The class of a source and the Long class that takes its weights, with their configs and models without storage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .sources import Source
 from .tensor_files import TensorHeader
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")
-"""Fields of a config that say whose it is."""
+"""Fields of a config that identify its model."""
 OWN_FIELDS = (
     "long_attention",
     "decoder_long_attention",
@@ -46,21 +46,21 @@ class Architecture:
     source_config: Any  # the family's base config with the source's values
     source_class: str  # "BertForQuestionAnswering"
     long_class: str  # "LongBertForQuestionAnswering"
-    converter: CheckpointConverter | None = None  # for a source that is no plain model of the family
-    original_config: Any = None  # the source's own config then
+    converter: CheckpointConverter | None = None  # for a source of another architecture
+    original_config: Any = None  # its config then
 
     def original_attention(self) -> LongAttentionConfig | None:
-        """The attention that does what an adopted source does; ``None`` for a plain model."""
+        """The attention equal to that of a source of another architecture; ``None`` for a plain model."""
         return None if self.converter is None else self.converter.attention(self.original_config, self.source_class)
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether the source is an encoder and a decoder, and not the decoder of such a base alone."""
+        """Whether the source has an encoder and a decoder, not only the decoder of such a base."""
         return self.family.two_stacks and not self.long_class.endswith("ForCausalLM")
 
     @property
     def decoder_reads_text(self) -> bool:
-        """Whether the head looks at the decoder's output for every token of the text, so that the decoder is as long as the encoder."""
+        """Whether the head reads the decoder's output for every token of the text, so that the decoder is as long as the encoder."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(
@@ -71,10 +71,10 @@ class Architecture:
         rule: str,
         decoder_attention: LongAttentionConfig | None = None,
     ) -> Any:
-        """The config of the result: everything of the source's, the attention, and the new positions.
+        """The config of the result: the source's values, the attention, and the new positions.
 
         Args:
-            attention, decoder_attention: of the model, and of its decoder beside an encoder.
+            attention, decoder_attention: of the model, and of the decoder of an encoder-decoder.
             lengths: field of the config -> its new value.
             rope: rotary parameters; ``None`` for position tables.
             rule: how position tables are extended.
@@ -88,8 +88,8 @@ class Architecture:
             config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
         except LongAttentionError:
             raise
-        except Exception as error:  # the config classes raise what their validators happen to raise
-            raise CheckpointError(f"The source's config does not make a {self.long_class}: {in_a_line(error)}.") from error
+        except Exception as error:  # config classes raise any type of error
+            raise CheckpointError(f"The source's config makes no valid {self.long_class}: {in_a_line(error)}.") from error
         for field, value in lengths.items():
             setattr(config, field, value)
         if rope is None:
@@ -98,7 +98,7 @@ class Architecture:
             config.rope_parameters = dict(rope)
             trained = rope.get("original_max_position_embeddings")
             if trained is not None and hasattr(config, "original_max_position_embeddings"):
-                config.original_max_position_embeddings = trained  # Phi-3 has it here as well, and this one is believed
+                config.original_max_position_embeddings = trained  # Phi-3 has it twice and uses this one
         config.architectures = [self.long_class]
         result = config.to_dict()
         config.extended_from = {
@@ -114,15 +114,15 @@ class Architecture:
         """The long model without storage, for its names and shapes.
 
         Raises:
-            CheckpointError: the config contradicts itself, so that no model can be made from it.
+            CheckpointError: the config contradicts itself.
         """
         try:
             with torch.device("meta"):
                 return self.model_class(config)
         except LongAttentionError:
             raise
-        except Exception as error:  # the constructors raise what they happen to raise
-            raise CheckpointError(f"The source's config does not make a {self.source_class}: {in_a_line(error)}.") from error
+        except Exception as error:  # constructors raise any type of error
+            raise CheckpointError(f"The source's config makes no valid {self.source_class}: {in_a_line(error)}.") from error
 
 
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
@@ -148,9 +148,11 @@ def find_architecture(source: Source) -> Architecture:
 
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError(f"The config.json of {source.name!r} names no model_type; it was not saved by transformers.")
+        raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
     if "long_attention" in source.config:
-        raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was made from.")
+        raise CheckpointError(
+            f"{source.name!r} is already a long checkpoint ({model_type}); convert the short one that it was converted from."
+        )
     converter = converter_of(source)
     if converter is None and model_type not in FAMILIES:
         known = sorted({*FAMILIES, *(one.model_type for one in checkpoint_converters())})
@@ -160,10 +162,10 @@ def find_architecture(source: Source) -> Architecture:
         )
     family = FAMILIES[model_type if converter is None else converter.family]
     try:
-        adopted = None if converter is None else converter.read_config(dict(source.config))
-        values = dict(source.config) if converter is None else _without_names(converter.config_values(adopted))
+        original = None if converter is None else converter.read_config(dict(source.config))
+        values = dict(source.config) if converter is None else _without_names(converter.config_values(original))
         config = family.base_config_class.from_dict(values)
-    except Exception as error:  # the config classes raise what their validators happen to raise
+    except Exception as error:  # config classes raise any type of error
         raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     for name in SIZES:
         value = getattr(config, name, 1)
@@ -176,15 +178,15 @@ def find_architecture(source: Source) -> Architecture:
     base_class = source_class if converter is None or not isinstance(source_class, str) else converter.base_class(source_class)
     if not isinstance(source_class, str) or base_class not in family.heads:
         raise CheckpointError(
-            f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which has no long form;"
-            f" the supported {model_type} classes are:"
+            f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which is not supported;"
+            f" the supported {model_type} classes are"
             f" {', '.join(_supported(family, converter, model_type))}."
         )
-    return Architecture(family, config, source_class, family.heads[base_class], converter, adopted)
+    return Architecture(family, config, source_class, family.heads[base_class], converter, original)
 
 
 def _supported(family: Family, converter: CheckpointConverter | None, model_type: str) -> list[str]:
-    """The source's model classes that have a long form."""
+    """The supported model classes of a source's model type."""
     if converter is None:
         return list(family.heads)
     package = importlib.import_module(f"transformers.models.{model_type}")
@@ -192,7 +194,7 @@ def _supported(family: Family, converter: CheckpointConverter | None, model_type
 
 
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Config values without those that name the source itself."""
+    """Config values without those that identify the source."""
     return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
 
 
@@ -202,7 +204,7 @@ class GenericArchitecture(Architecture):
 
     @property
     def encoder_decoder(self) -> bool:
-        """Both stacks have the same attention, so that the second is not spoken of."""
+        """Both stacks have the same attention."""
         return False
 
     @property
@@ -217,7 +219,7 @@ class GenericArchitecture(Architecture):
 
 
 def generic_architecture(source: Source) -> GenericArchitecture:
-    """The class of a source.
+    """The architecture of a source without a family.
 
     Raises:
         CheckpointError: no class of transformers, or one that has a family.
@@ -225,22 +227,22 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     """
     model_type = source.config.get("model_type")
     if model_type in FAMILIES:
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes of its own; leave --generic out.")
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
-        raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was made from.")
+        raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")
     base = _class_of(source)
     if base is None:
         raise CheckpointError(f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json.")
     check_interface(base)
     try:
         config = AutoConfig.for_model(**dict(source.config))
-    except Exception as error:  # the config classes raise what their validators happen to raise
+    except Exception as error:  # config classes raise any type of error
         raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     return GenericArchitecture(Family(type(config)), config, base.__name__, base.__name__)
 
 
 def generic_hint(source: Source) -> str:
-    """What can be done with a source without a family, as a clause about it."""
+    """What can be done with a source without a family, as a relative clause."""
     base = _class_of(source)
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
@@ -249,7 +251,7 @@ def generic_hint(source: Source) -> str:
     except BackendError:
         own = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
         return f"which has no Long classes, not even with --generic, since {own}"
-    return "which has no Long classes, but --generic puts mechanisms into the plain class"
+    return "which has no Long classes; --generic adds mechanisms to its plain class"
 
 
 def _class_of(source: Source) -> type[PreTrainedModel] | None:
@@ -267,7 +269,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     """Config, class name, family and skeleton of a long checkpoint.
 
     Raises:
-        CheckpointError: a model that this version does not know, or whose config makes none.
+        CheckpointError: an unknown model type, or an invalid config.
     """
     check_config(source.config, source.name)
     model_type = source.config.get("model_type")
@@ -279,12 +281,12 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
         )
     if family is None:
         known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
-        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which this version does not know; it knows {known}.")
+        raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; expected one of {known}.")
     try:
         config = family.config_class.from_dict(dict(source.config))
     except LongAttentionError:
         raise
-    except Exception as error:  # the config classes raise what their validators happen to raise
+    except Exception as error:  # config classes raise any type of error
         raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     named = named_class(source.config, "none")
     if named not in family.heads.values():
@@ -294,18 +296,18 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
             return config, named, family, family.model_class(named)(config)
     except LongAttentionError:
         raise
-    except Exception as error:  # the constructors raise what they happen to raise
-        raise CheckpointError(f"The config.json of {source.name!r} does not make a {named}: {in_a_line(error)}.") from error
+    except Exception as error:  # constructors raise any type of error
+        raise CheckpointError(f"The config.json of {source.name!r} makes no valid {named}: {in_a_line(error)}.") from error
 
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-"""Of the parameters of a LayerNorm in the first checkpoints."""
+"""LayerNorm parameters in the first checkpoints."""
 FIRST = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Endings of classes that come after the base model, in this order, where several fit as well."""
+"""Preferred classes after the base model, in this order, if several fit equally well."""
 
 
 def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHeader]) -> str:
-    """The class of the base that takes the most tensors of a checkpoint and lacks the fewest.
+    """The class of the base that matches the most tensors of a checkpoint and lacks the fewest.
 
     Args:
         family: of the source.
@@ -313,7 +315,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
         tensors: headers by name.
 
     Raises:
-        CheckpointError: the config makes no model.
+        CheckpointError: the config is invalid.
     """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -324,8 +326,8 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
         try:
             with torch.device("meta"):
                 model: Any = getattr(transformers, name)(config)
-        except Exception as error:  # the constructors raise what they happen to raise
-            raise CheckpointError(f"The source's config does not make a {name}: {in_a_line(error)}.") from error
+        except Exception as error:  # constructors raise any type of error
+            raise CheckpointError(f"The source's config makes no valid {name}: {in_a_line(error)}.") from error
         prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
         wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}
         found = {key.removeprefix(prefix): shape for key, shape in held.items()}

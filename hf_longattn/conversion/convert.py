@@ -1,4 +1,4 @@
-"""plan → transform → write → verify, in a folder that appears whole or not at all."""
+"""Convert a checkpoint: plan → write → verify, in a folder that is complete or does not appear."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgre
 from .sources import ResultInfo
 from .staging import destination_path, staged_folder
 from .tensor_files import write_json, write_weights
-from .text import VerificationText, beginning, load_tokenizer, verification_text
+from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result
 from .writing import added_values, files_of, write_sidecars
 
@@ -38,16 +38,16 @@ def convert_checkpoint(
 
     Args:
         source: a folder (transformers, sentence-transformers or a PEFT adapter), a .gguf file, or a Hub repository id.
-        destination: a folder that does not exist yet; it appears complete or not at all.
-        config: what is asked for; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
-            mechanism; the mapping `options` takes those that come from a user, none of which can be taken for another setting.
+        destination: a folder that does not exist yet; it is complete or does not appear.
+        config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
+            mechanism; pass options whose names come from a user as the mapping `options`.
         progress: called as progress(stage, done, total).
 
     Returns:
         The report, which is also in the destination's conversion_report.json.
 
     Raises:
-        LongAttentionError: with one sentence; nothing was written then.
+        LongAttentionError: one sentence; nothing was written.
     """
     asked = ConversionConfig.of(config, settings)
     target = destination_path(destination)
@@ -61,7 +61,7 @@ def convert_checkpoint(
     if asked.remote_code:
         check_remote_code(plan.config, user_code=asked.user_code)
     clock["planned"] = time.perf_counter()
-    text = beginning(text, plan.new_length)
+    text = excerpt(text, plan.new_length)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if asked.verify else None
     initial, initial_checks = initial_values(plan, asked.init_from_text) if asked.init_from_text is not None else (None, [])

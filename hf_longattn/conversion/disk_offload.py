@@ -1,4 +1,9 @@
-"""Models whose weights stay in their files: each tensor is read when it is used, and gone afterwards."""
+"""Run models whose weights stay in their files: each tensor is read when it is used and released afterwards.
+
+The disk offload of ``from_pretrained(device_map="disk")`` cannot be used instead. It needs accelerate, copies weights that are not in
+safetensors files, and loads them in hooks on the forward pass of the module that owns them, which miss a parameter that another module
+reads (DeBERTa's table of relative positions, the parameters of mechanisms).
+"""
 
 from __future__ import annotations
 
@@ -19,18 +24,18 @@ from .report import MEASURED, SKIPPED, Check
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 
 ANY_FILE = "model.safetensors"
-"""What transformers is told that tensors are in, so that it leaves them there; it opens no such file."""
+"""The file name that transformers is given for every tensor; it never opens it."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file, which is rounded to a dtype before it is used in fp32."""
+    """A tensor in a file, rounded to a dtype before it is used in fp32."""
 
     header: TensorHeader
     rounded: torch.dtype
 
     def read(self) -> Tensor:
-        """Its values in fp32 (integers as they are); besides them, one block of the file is in memory at a time."""
+        """Its values in fp32 (integers unchanged), read block by block."""
         header = self.header
         if not header.torch_dtype.is_floating_point:
             return read_tensor(header)
@@ -45,19 +50,17 @@ class StoredTensor:
 
 
 class WeightsInFiles:
-    """The weights of one model, in files of any kind that a source can have.
+    """The weights of one model, in files of any source format.
 
         weights = WeightsInFiles(source.tensors, scratch)
         model = weights.loading(BertModel).from_pretrained(folder)
         weights.give_to(model)
 
-    transformers itself finds out, as for a model that it offloads to the disk, which tensor is which parameter; what it computes from
-    tensors (longer tables of positions) it writes into the scratch folder. Parameters that no file holds begin as they always do and
-    stay in memory. The model then reads a parameter each time that a module asks for it, also where it is used outside the forward pass
-    of the module that it is in, which hooks on that pass do not see (DeBERTa's table of relative positions, states of mechanisms).
+    transformers maps tensors to parameters as for disk offload, and writes what it computes from several tensors into the scratch folder.
+    Parameters that are in no file are initialised as usual and stay in memory. The others are read each time a module accesses them.
 
     Args:
-        tensors: the headers of all tensors by name, as the files call them.
+        tensors: the headers of all tensors by their names in the files.
         scratch: an empty folder that lives as long as the model.
     """
 
@@ -66,7 +69,7 @@ class WeightsInFiles:
         self.index: dict[str, dict[str, str]] = {}
 
     def loading(self, model_class: Any) -> Any:
-        """`model_class` with a `from_pretrained` that leaves the weights where they are."""
+        """`model_class` with a `from_pretrained` that leaves the weights in their files."""
 
         def load(model: Any, state_dict: Any, checkpoint_files: Any, config: Any, *more: Any) -> Any:
             read = {name: _WhileLoading(StoredTensor(header, config.dtype)) for name, header in self.tensors.items()}
@@ -85,11 +88,11 @@ class WeightsInFiles:
         return type(model_class.__name__, (model_class,), own)
 
     def give_to(self, model: nn.Module, in_memory: str | None = None) -> None:
-        """Let every parameter of a loaded model that has no values be read from its file.
+        """Read every parameter of a loaded model that has no values from its file, when it is accessed.
 
         Args:
-            model: from `from_pretrained` of the class that `loading` gave.
-            in_memory: parameters with this in their names are read now.
+            model: from `from_pretrained` of the class that `loading` returned.
+            in_memory: parameters with this in their names are read at once.
 
         Raises:
             CheckpointError: the file's tensor has another shape.
@@ -118,8 +121,7 @@ class WeightsInFiles:
 
 
 def _needed(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> set[str]:
-    """The tensors whose values loading needs: those that others are computed from, and buffers, which stay in memory; also those that
-    transformers may know by another name than it says."""
+    """The tensors whose values are needed for loading: buffers, those that others are computed from, and unknown names."""
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     converters = [one for one in mapping if isinstance(one, WeightConverter)]
     state, buffers = model.state_dict(), {name for name, _ in model.named_buffers()}
@@ -129,7 +131,7 @@ def _needed(model: Any, names: Iterable[str], mapping: Sequence[Any]) -> set[str
 
 @dataclass
 class _WhileLoading:
-    """What stands for a tensor of a file while transformers loads a model: it is sliced to be read."""
+    """Replaces a tensor in a file while transformers loads a model; slicing reads it."""
 
     stored: StoredTensor
     needed: bool = True
@@ -139,8 +141,7 @@ class _WhileLoading:
 
 
 class _FileParameters(dict[str, Any]):
-    """The parameters of one module. Those that are in files are read whenever one is asked for by name; a walk through all of them, as
-    for their shapes, gives tensors without values."""
+    """The parameters of one module: access by name reads from the file, iteration gives tensors without values."""
 
     def __init__(self, parameters: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> None:
         super().__init__(parameters)
@@ -152,15 +153,15 @@ class _FileParameters(dict[str, Any]):
 
 
 IN_MEMORY = 1e9
-"""Bytes in fp32 up to which a model is loaded whole (250 million parameters): a larger one costs little more time from its files."""
+"""Bytes in fp32 up to which a model is loaded whole (250 million parameters); reading a larger one from its files is hardly slower."""
 SHARE = 0.5
-"""Of the free memory that a model loaded whole may take."""
+"""Share of the free memory that a model loaded whole may take."""
 LOADING = 1.2
-"""Memory of a model loaded whole, beside its weights in fp32."""
+"""Memory of a model loaded whole, relative to its weights in fp32."""
 WORK = 4e8
-"""Bytes for activations and outputs when a model runs from its files; the lengths at which it is checked are chosen by it."""
+"""Bytes for activations and outputs when a model runs from its files."""
 UNKNOWN = 4 * 10**9
-"""Bytes taken to be free where nothing says how many are."""
+"""Free bytes assumed if the system does not say."""
 GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -170,8 +171,8 @@ class Running:
 
     bytes: of each in fp32.
     largest: bytes of the largest tensor in fp32.
-    from_files: the weights stay in their files, and each tensor is read when it is used.
-    why_not: why they cannot be run at all; empty where they can.
+    from_files: the weights stay in their files.
+    why_not: why they cannot be run; empty if they can.
     """
 
     bytes: int
@@ -180,7 +181,7 @@ class Running:
     why_not: str = ""
 
     def check(self) -> Check:
-        """The line of the report that says it."""
+        """The check of the report that says how."""
         values = {"fp32_bytes": self.bytes, "largest_tensor_bytes": self.largest, "from_files": self.from_files}
         if self.why_not:
             return Check("outputs", SKIPPED, f"the models were not run: {self.why_not}", values)
@@ -190,7 +191,7 @@ class Running:
 
     @contextlib.contextmanager
     def scratch(self, folder: Path) -> Iterator[Path | None]:
-        """A folder in `folder` for tensors that are computed from several of a file; `None` for models in memory."""
+        """A temporary folder in `folder` for computed tensors; `None` for models in memory."""
         if not self.from_files:
             yield None
             return
@@ -199,13 +200,13 @@ class Running:
 
 
 def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Running:
-    """From their files, unless a model takes no more than `IN_MEMORY` bytes and half of the memory that is free; not at all where not
-    even the largest tensor fits twice, beside activations and outputs.
+    """From their files, unless a model takes at most `IN_MEMORY` bytes and half of the free memory; not at all if the largest tensor
+    does not fit into memory twice, with activations and outputs.
 
     Args:
         parameters: of the larger of the two models.
-        largest: how many numbers its largest tensor has.
-        whole: it has to be loaded whole.
+        largest: elements of its largest tensor.
+        whole: it must be loaded whole.
     """
     size, tensor, available = 4 * parameters, 4 * largest, available_memory()
     loaded = size * LOADING
@@ -218,9 +219,9 @@ def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Run
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take: what the machine has free, or less where its control group (a container) allows less."""
+    """Bytes that this process can still allocate: the machine's free memory, or the limit of its control group (a container)."""
     free = _free()
-    with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit in them ("max")
+    with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit ("max")
         path = next(line.partition("::")[2] for line in _text(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::"))
         group = GROUPS / path.strip("/")
         limit, used = int(_text(group / "memory.max")), int(_text(group / "memory.current"))
@@ -231,7 +232,7 @@ def available_memory() -> int:
 
 
 def _free() -> int:
-    """Bytes that the machine has free, as Linux says it; elsewhere as psutil does, which accelerate brings along, or not at all."""
+    """Free bytes of the machine, from Linux, or from psutil if it is installed."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         line = next(line for line in _text(Path("/proc/meminfo")).splitlines() if line.startswith("MemAvailable:"))
         return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""A long checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export."""
+"""Export a long checkpoint as one graph for all batch sizes and lengths: ONNX, or a program of torch.export."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TASKS = {
     "text-generation": "AutoModelForCausalLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",
 }
-"""The Hub's names of tasks, and the Auto class that gives a checkpoint the head of each."""
+"""The Hub's names of tasks, and the Auto class of each."""
 REPORT = "export_report.json"
 EXTRA = "pip install onnx onnxscript onnxruntime"
 
@@ -48,7 +48,7 @@ EXTRA = "pip install onnx onnxscript onnxruntime"
 class ExportReport:
     """A finished export.
 
-    inputs, outputs: names, in order. min_length, max_length: tokens the graph takes at least (pad shorter texts) and at most.
+    inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
     """
 
     destination: Path
@@ -82,7 +82,7 @@ def export_checkpoint(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> ExportReport:
-    """Write a long checkpoint as one graph, and compare it with the model at three lengths before it is put in place.
+    """Write a long checkpoint as one graph, after comparing it with the model at three lengths.
 
     Weights are written in float32. A decoder is exported as one pass over a whole text, without a cache.
 
@@ -91,20 +91,20 @@ def export_checkpoint(
         destination: a folder that does not exist yet: the graph (model.onnx or model.pt2), the config, the tokenizer and a report.
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: of ONNX; None takes PyTorch's default.
-        task: which head, one of ``TASKS``; None takes the one that the checkpoint was saved with.
-        global_attention_mask: give the graph this input as well; otherwise the global tokens are those of the configuration.
+        task: its head, one of ``TASKS``; None keeps the head of the checkpoint.
+        global_attention_mask: add this input to the graph; otherwise global tokens are those of the configuration.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
 
     Raises:
-        ExportError: a mechanism or an architecture that cannot be written so, a missing package, a result that differs from the model.
-        CheckpointError, DestinationExistsError: a source that cannot be read, a destination that must not be written.
+        ExportError: the mechanism or architecture cannot be exported, a package is missing, or the graph differs from the model.
+        CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in FORMATS:
         raise ExportError(f"The format is {format!r}, but must be one of {', '.join(map(repr, FORMATS))}.")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
-        raise ExportError(f"The ONNX format needs the package {missing[0]!r}, which is not installed; type {EXTRA}.")
+        raise ExportError(f"The ONNX format needs the package {missing[0]!r}, which is not installed; run `{EXTRA}`.")
     target = destination_path(destination)
     found = inspect_checkpoint(model, revision=revision, token=token)
     check_destination(target, found.source.folder, overwrite=overwrite)
@@ -132,13 +132,13 @@ def export_checkpoint(
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
-    """The inputs of the graph: what the tokenizer gives and the model takes."""
+    """The inputs of the graph: those that the tokenizer returns and the model takes."""
     taken = inspect.signature(model.forward).parameters
     given = [] if tokenizer is None else tokenizer.model_input_names
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if "token_type_ids" in given and "token_type_ids" in taken else [])]
     if global_attention_mask:
         if not any(mechanism.takes_globals for mechanism in attached_mechanisms(model).values()):
-            raise ExportError("No layer of this model takes global tokens, so there is no global_attention_mask to give; leave it out.")
+            raise ExportError("No layer of this model takes global tokens; leave global_attention_mask out.")
         names.append("global_attention_mask")
     if getattr(model.config, "is_encoder_decoder", False):
         names.append("decoder_input_ids")
@@ -181,13 +181,12 @@ def _check_mechanisms(model: nn.Module) -> None:
     if refused:
         good = ", ".join(name for name in list_mechanisms() if mechanism_class(name).exports)
         raise ExportError(
-            f"Mechanism {refused[0]!r} decides while it runs how its work is laid out, which one graph for all lengths cannot say; "
-            f"these can be exported: {good}."
+            f"Mechanism {refused[0]!r} has data-dependent control flow and cannot be exported; these can be exported: {good}."
         )
 
 
 def _sidecars(folder: Path, stage: Path) -> list[str]:
-    """The config, the tokenizer and the rest of what is small."""
+    """Copy the config, the tokenizer and the other small files."""
     for path in sorted({path for pattern in SIDECARS for path in folder.glob(pattern) if path.is_file()}):
         if not path.name.endswith(("_report.json", ".index.json")):
             shutil.copyfile(path, stage / path.name)
@@ -206,13 +205,13 @@ def _versions(format: str) -> dict[str, str]:
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 FORMATS = tuple(FILES)
 SHORTEST = (2, 129, 513)
-"""Least lengths to try: PyTorch fixes sizes of 0 and 1 when it traces, and some definitions need a few blocks to be one graph."""
+"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some definitions need a few blocks to be one graph."""
 EXAMPLE = 600
-"""Tokens of the text that is traced, unless the least length asks for more."""
+"""Tokens of the traced text, unless the minimum length is greater."""
 
 
 class ModelGraph(nn.Module):
-    """A model as a function of named tensors that returns a dictionary of tensors: without cache, without classes of transformers."""
+    """A model as a function of named tensors that returns a dictionary of tensors, without cache."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -251,7 +250,7 @@ def write_graph(
         opset: of ONNX; ``None`` takes PyTorch's default.
 
     Returns:
-        The names of the outputs, the least length, and the opset of an ONNX file.
+        The names of the outputs, the minimum length, and the opset of an ONNX file.
 
     Raises:
         ExportError: PyTorch cannot write this model as one graph.
@@ -269,10 +268,10 @@ def write_graph(
             )
         except OSError:
             raise
-        except Exception as error:  # whatever the traced code, the translation or its checks raise
+        except Exception as error:  # tracing, translation and checks raise any type of error
             raise ExportError(
                 f"PyTorch cannot write this {type(model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
-                "run the model itself, or export one with other attention, for example mechanism='longformer'."
+                "run the model itself, or export one with another mechanism, for example longformer."
             ) from error
         assert onnx is not None
         onnx.save(str(file))
@@ -280,7 +279,7 @@ def write_graph(
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what went wrong in the first place; the errors raised from it carry advice for PyTorch's developers."""
+    """The first line of the original error; those raised from it address PyTorch's developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -290,7 +289,7 @@ def _cause(error: BaseException) -> str:
 def _traced(
     graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], max_length: int
 ) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int]:
-    """The program, what it was traced on, and the least length for which it is one graph."""
+    """The program, its example inputs, and the minimum length for which it is one graph."""
     from torch._dynamo.exc import UserError
 
     decoded, tried = longest_decoded(graph.model, max_length), _least_lengths(graph, max_length)
@@ -299,14 +298,14 @@ def _traced(
         try:
             program = torch.export.export(graph, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
             return program, example, shortest
-        except (UserError, AssertionError):  # a guard on the length; PyTorch asserts where the guards contradict each other
+        except (UserError, AssertionError):  # a guard on the length, or guards that contradict each other
             if shortest == tried[-1]:
                 raise
-    raise AssertionError("the longest input is longer than the least length")
+    raise AssertionError("no minimum length to try")
 
 
 def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
-    """``SHORTEST``, and where mechanisms that are full attention on short inputs, by a path of their own, no longer are."""
+    """``SHORTEST``, and the lengths from which mechanisms are no longer full attention, which is a separate path."""
     ends = set(SHORTEST)
     for mechanism in attached_mechanisms(graph).values():
         for causal in (False, True):
@@ -319,12 +318,12 @@ def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> int:
 
 
 def longest_decoded(model: Any, max_length: int) -> int:
-    """Tokens that the decoder takes, beside an encoder that takes ``max_length``."""
+    """Maximum length of the decoder, if the encoder takes ``max_length``."""
     return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
 
 
 def free_sizes(example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int) -> dict[str, dict[int, Any]]:
-    """Which axes of the inputs are free: the batch first, the tokens last (the decoder's their own), and choices between."""
+    """The dynamic axes of the inputs: the batch first, the tokens last, and choices between."""
     batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
     length = torch.export.Dim("length", min=shortest, max=max_length)
     decoder_length = torch.export.Dim("decoder_length", min=2, max=decoder_max)
@@ -337,7 +336,7 @@ def free_sizes(example: dict[str, Tensor], shortest: int, max_length: int, decod
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """The exporters report their steps and what is not installed as warnings."""
+    """Silence the exporters' warnings about their steps and missing packages."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -350,21 +349,21 @@ def _hushed() -> Iterator[None]:
 
 
 SHAPES = ((3, 7), (2, 333), (1, 2048))
-"""Batch sizes and lengths that are compared, where the graph takes them: its least length, one between, and its longest."""
+"""Batch sizes and lengths to compare; the graph's minimum, a middle and its maximum length replace those it does not take."""
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, batch: int, length: int) -> dict[str, Tensor]:
-    """Rows of text of different length, padded on the right to ``(batch, length)``; choices between, where the head takes them."""
+    """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice."""
     ids = words.tokens(length).repeat(batch, 1)
     real = torch.tensor([length - (row + 1) * length // 7 for row in range(batch)])[:, None]
     mask = torch.arange(length)[None] < real
     config = model.config
     ids = torch.where(mask, ids, config.pad_token_id or 0)
-    if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder look for where it ends
+    if getattr(config, "is_encoder_decoder", False):  # heads that read the whole text in the decoder need its end token
         ids = ids.masked_fill(ids == config.eos_token_id, min(5, config.vocab_size - 1)).scatter(1, real - 1, config.eos_token_id)
     separator = getattr(config, "question_separator_id", None)
-    if separator is not None and length > 2:  # a question, whose tokens the graph has to find
+    if separator is not None and length > 2:  # a question, which the graph has to find
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
     made = {"input_ids": ids, "attention_mask": mask.long()}
     if "token_type_ids" in names:
@@ -390,7 +389,7 @@ def check_export(
     words: VerificationText,
     limits: tuple[int, int],
 ) -> list[Check]:
-    """The graph in ``file`` against the model, once for each of ``SHAPES``."""
+    """Compare the graph in ``file`` with the model for each of ``SHAPES``."""
     run = _onnx_runner(file, outputs) if format == "onnx" else _torch_runner(file)
     graph = ModelGraph(model).eval()
     compared: list[Check] = []
@@ -407,13 +406,13 @@ def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
         expected = graph(**inputs)
         try:
             found = run(inputs)
-        except Exception as error:  # a runtime has errors of its own
+        except Exception as error:  # runtimes raise any type of error
             why = f"{batch} × {length:,} tokens: the runtime cannot run it ({type(error).__name__})"
             return Check("equal to the model", FAILED, why, {"batch": batch, "length": length, "difference": None})
     worst = 0.0
     for name, want in expected.items():
         mask = inputs["attention_mask"] != 0
-        rows = mask if want.shape[: mask.dim()] == mask.shape else ...  # what stands at padding means nothing
+        rows = mask if want.shape[: mask.dim()] == mask.shape else ...  # outputs at padding are undefined
         difference = (found[name] - want)[rows].abs().max().item() / max(1.0, want[rows].abs().max().item())
         worst = max(worst, difference if difference == difference else float("inf"))
     detail = f"{batch} × {length:,} tokens with padding: largest difference {worst:.1e} of the largest output"
@@ -440,7 +439,7 @@ def _onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
     taken = {value.name for value in session.get_inputs()}
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        given = {name: value.numpy() for name, value in inputs.items() if name in taken}  # an input without influence is no input
+        given = {name: value.numpy() for name, value in inputs.items() if name in taken}  # unused inputs are removed from the graph
         return dict(zip(outputs, map(torch.from_numpy, session.run(list(outputs), given)), strict=True))
 
     return run

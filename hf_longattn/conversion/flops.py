@@ -1,4 +1,6 @@
-"""What each layer keeps while a text is decoded, in bytes of one sequence: a window, what a pattern reaches, a state, or everything."""
+"""What a model costs at each length, computed from its shape: floating-point operations, activations, and the state of each layer
+
+while it decodes. Nothing is run or timed."""
 
 from __future__ import annotations
 
@@ -23,13 +25,13 @@ from .architectures import attached_mechanisms
 Found = TypeVar("Found")
 
 FAR = 45 << 16
-"""A length that most block and segment sizes divide."""
+"""A length that is a multiple of most block and segment sizes."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 @dataclass(frozen=True)
 class KeyShape:
-    """The keys and values that a layer makes of a token."""
+    """The shape of the keys and values of a layer."""
 
     kv_heads: int
     head_dim: int
@@ -44,7 +46,7 @@ class KeyShape:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """One layer after ``length`` tokens: its bytes, and how many each further token adds (0: the state is of constant size)."""
+    """One layer after ``length`` tokens: its bytes, and the bytes that each further token adds (0: constant size)."""
 
     bytes: int
     per_token: int
@@ -56,12 +58,12 @@ def decode_states(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int)
 
 
 def state_bytes(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> int:
-    """What all layers keep of ``length`` tokens, in bytes of one sequence."""
+    """Bytes that all layers keep of ``length`` tokens, for one sequence."""
     return sum(_of_each(mechanisms, lambda one: _bytes(one, shape, length)))
 
 
 def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]) -> list[Found]:
-    """What is found for every layer, looked for once where layers have the same options."""
+    """The result for every layer, computed once for layers with equal options."""
     known: dict[object, Found] = {}
     found = []
     for mechanism in mechanisms:
@@ -73,7 +75,7 @@ def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]
 
 
 def _bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
-    """What one layer keeps of ``length`` tokens, in bytes of one sequence."""
+    """Bytes that one layer keeps of ``length`` tokens, for one sequence."""
     if mechanism.recursion is not None:
         recursion = mechanism.recursion
         return (recursion.length - recursion.memory) * shape.token_bytes
@@ -91,7 +93,7 @@ def _bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
 
 
 def _growth(mechanism: Mechanism, shape: KeyShape) -> int:
-    """Bytes that a further token adds on average, far behind any window or segment."""
+    """Bytes that a further token adds on average, after any window or segment is full."""
     if mechanism.stateful or mechanism.reach(True) is not None:
         return 0
     one, two = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
@@ -99,10 +101,10 @@ def _growth(mechanism: Mechanism, shape: KeyShape) -> int:
 
 
 def _measured(mechanism: Mechanism, shape: KeyShape) -> int:
-    """The size of the state that a token leaves; it is the same after any number of them."""
+    """The size of the state after one token; it is constant."""
     dtype = DTYPES[shape.element_bytes]
     sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # anew, since the one at hand may have no values
+    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # a new one, since the given one may be on the meta device
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
     hidden: dict[str, Any] = {"hidden_states": torch.zeros(1, 1, shape.hidden, dtype=dtype)} if layer.takes_hidden_states else {}
@@ -113,7 +115,7 @@ def _measured(mechanism: Mechanism, shape: KeyShape) -> int:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a transformer that its cost follows from."""
+    """The numbers of a transformer that determine its cost."""
 
     layers: int
     heads: int
@@ -128,12 +130,12 @@ class ModelShape:
 
     @property
     def keys(self) -> KeyShape:
-        """What a layer makes of a token."""
+        """The shape of a layer's keys and values."""
         return KeyShape(self.kv_heads, self.head_dim, self.hidden, self.element_bytes)
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
-        """Read a transformers config; of one with an encoder and a decoder, the stack that is asked for."""
+        """From a transformers config; for an encoder-decoder, the decoder if `causal`, else the encoder."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden = config.hidden_size
@@ -155,12 +157,12 @@ class ModelShape:
 
 
 def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
-    """The shape of a long model, given as its skeleton and the dtypes it is stored in."""
+    """The shape of a long model, from its skeleton and the dtypes of its tensors."""
     sites = attention_sites(skeleton)
     causal = all(site.module.is_causal for site in sites if not site.cross)
     crossing = [site for site in sites if site.cross] if not causal else []
     elsewhere = {id(module.weight) for module in skeleton.modules() if isinstance(module, nn.Embedding)}
-    if crossing:  # the text meets the encoder, and the projections by which the decoder's cross-attention reads it
+    if crossing:  # the text passes through the encoder and the key and value projections of cross-attention
         met = {id(p) for site in crossing for name, p in site.module.named_parameters() if name.startswith(("k_proj", "v_proj"))}
         backbone: Any = skeleton.base_model
         encoder = {id(p) for p in backbone.get_encoder().parameters()}
@@ -174,12 +176,12 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
 
 
 def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
-    """Name of every module that several layers run as theirs -> how many do."""
+    """Name of every module that several layers share -> how many do."""
     return Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
 
 
 def generic_shape(skeleton: nn.Module) -> ModelShape:
-    """The shape of the attention, of the first layer, for tables of layers."""
+    """The shape of the first layer's attention, for tables of layers."""
     mechanisms = list(attached_mechanisms(skeleton).values())
     first, matrices = mechanisms[0], sum(p.numel() for p in skeleton.parameters() if p.ndim == 2)
     width = first.num_heads * first.head_dim
@@ -204,7 +206,7 @@ class LengthCost:
 
 
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int) -> list[Mechanism]:
-    """The mechanism of every layer; layers with equal options share one, since a cost does not depend on the layer."""
+    """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer."""
     sizes: dict[str, Any] = {"num_heads": shape.heads, "head_dim": shape.head_dim, "hidden_size": shape.hidden, "max_length": max_length}
     built: dict[str, Mechanism] = {}
     layers = []
@@ -217,7 +219,7 @@ def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_leng
 
 
 def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> LengthCost:
-    """Multiply–adds (counted as two) and bytes for one sequence of `length` tokens."""
+    """Operations (a multiply–add counts as two) and bytes for one sequence of `length` tokens."""
     layers = list(mechanisms)
     per_pair = 4 * shape.heads * shape.head_dim  # a score and a weighted value, each a multiply and an add
     dense = length * (length + 1) // 2 if shape.causal else length * length
@@ -252,12 +254,12 @@ LENGTHS = tuple(1024 * 2**power for power in range(7))
 
 @dataclass(frozen=True)
 class MechanismCost:
-    """What a model with one mechanism in every layer costs at the lengths of a comparison, for one sequence.
+    """The cost of a model with one mechanism in every layer at several lengths, for one sequence.
 
     mechanism: its name; the first row is the plan's own attention.
     flops: of the whole model.
-    bytes: of the widest layer's activations and, where the model decodes, of its cache.
-    refused: why it cannot be had without further options; empty when it can.
+    bytes: of the widest layer's activations, plus the decode cache.
+    refused: why it needs further options; empty if it does not.
     """
 
     mechanism: str
@@ -286,18 +288,18 @@ def _cost(name: str, attention: Callable[[], LongAttentionConfig], shape: ModelS
 
 
 def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
-    """The mechanisms of a model for this length. Parameters of many depend on it, and can be larger than the model."""
+    """The mechanisms of a model for this length, on the meta device: their parameters can be larger than the model."""
     with torch.device("meta"):
         return layer_mechanisms(attention, shape, length)
 
 
 def matrix_speed(size: int = 1024, rounds: int = 5) -> float:
-    """Floating-point operations a second of this machine's matrix product in fp32, the best of some rounds: what no model exceeds."""
+    """Operations per second of this machine's matrix product in fp32, the best of some rounds: an upper bound for any model."""
     a = torch.ones(size, size)
     a @ a
     best = float("inf")
     for _ in range(rounds):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         a @ a
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

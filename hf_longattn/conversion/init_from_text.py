@@ -1,4 +1,4 @@
-"""Parameters that mechanisms add, begun from what the source computes on a text instead of at random."""
+"""Initialise the parameters of mechanisms from what the source computes on a text, not at random."""
 
 from __future__ import annotations
 
@@ -18,41 +18,39 @@ from .architectures import attached_mechanisms
 from .model_loading import load_source
 from .plan import ConversionPlan
 from .report import MEASURED, Check
-from .text import VerificationText, beginning, load_tokenizer, verification_text
+from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .writing import built_mechanisms, named_values
 
 LONGEST = 1024
-"""Tokens of a sequence at most: the attention of every head is written out."""
+"""Maximum tokens of a sequence: the attention matrix of every head is computed."""
 SEQUENCES = 17
-"""Read at most: sixteen to begin from, and the last to measure on."""
+"""Maximum number: sixteen to initialise from, and the last to measure on."""
 
 
-def check_can_begin(plan: ConversionPlan) -> None:
-    """Raise where no mechanism of the result begins from a text, or the source cannot be run with full attention in their place."""
+def check_can_initialise(plan: ConversionPlan) -> None:
+    """Refuse a result without a mechanism that can be initialised from text, or a source that cannot be run with full attention."""
     skeleton = plan.architecture.skeleton(plan.config)
     added = attached_mechanisms(skeleton).values()
     if not any(type(one).init_from_activations is not Mechanism.init_from_activations for one in added):
-        raise OptionError(
-            f"Mechanism {plan.attention.mechanism!r} has nothing that could begin from a text; leave init_from_text (--init-from-text) out."
-        )
+        raise OptionError(f"Mechanism {plan.attention.mechanism!r} has no parameters to initialise from text; leave --init-from-text out.")
     shared = any(site.shared for site in attention_sites(skeleton))
     if plan.architecture.converter is not None or plan.decoder is not None or shared:
         raise CheckpointError(
-            f"A {plan.architecture.source_class} cannot be read for init_from_text, only models of one stack with full attention and "
-            "layers of their own can; leave --init-from-text out."
+            f"init_from_text does not support a {plan.architecture.source_class}, only models of one stack with full attention and without "
+            "shared layers; leave --init-from-text out."
         )
 
 
 def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Tensor], list[Check]]:
-    """The parameters of the mechanisms by their names in the result, begun from the text in ``file``.
+    """The parameters of the mechanisms by their names in the result, initialised from the text in ``file``.
 
-    The source runs over sequences of the text with full attention; each mechanism sees the queries, keys and values of its layer in all
-    of them but the last, on which the output is compared with full attention before and after.
+    The source runs on sequences of the text with full attention. Each mechanism is given the queries, keys and values of its layer for all
+    but the last sequence, on which its output is compared with full attention before and after.
 
     Raises:
-        OptionError, CheckpointError: see :func:`check_can_begin`; or the text is too short, or there is no tokenizer.
+        OptionError, CheckpointError: see :func:`check_can_initialise`; or the text is too short, or there is no tokenizer.
     """
-    check_can_begin(plan)
+    check_can_initialise(plan)
     ids = _sequences(plan, file)
     measured = _activations(plan, ids)
     mechanisms, at_random = built_mechanisms(plan), built_mechanisms(plan)
@@ -64,8 +62,8 @@ def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Te
     for prefixes in owners.values():
         first = mechanisms[prefixes[0]]
         q, k, v = torch.cat([measured[one][:, :-1] for one in prefixes], 1)
-        begun = first.init_from_activations(q, k, v, causal=plan.shape.causal)
-        for one in prefixes if begun else ():
+        done = first.init_from_activations(q, k, v, causal=plan.shape.causal)
+        for one in prefixes if done else ():
             last = measured[one][:, -1:]
             before.append(_error(at_random[one], last, plan.shape.causal))
             after.append(_error(first, last, plan.shape.causal))
@@ -82,7 +80,7 @@ def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:
     opening, closing = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
     length = min(plan.old_length, LONGEST)
     inner = length - len(special)
-    text = VerificationText(beginning(content, SEQUENCES * length), origin, tokenizer, plan.config.vocab_size)
+    text = VerificationText(excerpt(content, SEQUENCES * length), origin, tokenizer, plan.config.vocab_size)
     count = min(SEQUENCES, (text.real_tokens() - len(special)) // inner)
     if count < 3:
         raise CheckpointError(
@@ -129,4 +127,4 @@ def _check(before: list[float], after: list[float], file: str, ids: Tensor) -> C
         f"{len(after)} layers from {count - 1} sequences of {length} tokens of {file}: error of the attention's output on another, "
         f"relative to full attention, {mean[1]:.2f} instead of {mean[0]:.2f} at random"
     )
-    return Check("begun from text", MEASURED, detail, {"random": before, "from_text": after})
+    return Check("initialised from text", MEASURED, detail, {"random": before, "from_text": after})

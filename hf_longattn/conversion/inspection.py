@@ -1,4 +1,4 @@
-"""What a checkpoint is: its layers and mechanisms, parameters, state and cost, from its config and headers."""
+"""Describe a checkpoint from its config and headers: layers and mechanisms, parameters, decode state and cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .sources import Source, open_source
 
 @dataclass(frozen=True)
 class Inspection:
-    """One checkpoint, long or short; a short one is shown with the full attention it has."""
+    """A long or short checkpoint; a short one has full attention."""
 
     source: Source
     class_name: str
@@ -55,7 +55,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     """Describe a long checkpoint, or a short one of a supported family.
 
     Raises:
-        CheckpointError: what `plan_conversion` refuses as a source, except a long checkpoint.
+        CheckpointError: not a readable checkpoint of a supported family.
     """
     source = open_source(model, revision=revision, token=token, headers_only=True)
     config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)

@@ -1,4 +1,4 @@
-"""Load the two sides of a comparison through transformers' own doors."""
+"""Load source and result through transformers' public classes, and run them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
     """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
     from transformers.models.auto import modeling_auto
 
-    for name in sorted(dir(modeling_auto), key=lambda name: name == "AutoModelForPreTraining"):  # that one gives other heads too
+    for name in sorted(dir(modeling_auto), key=lambda name: name == "AutoModelForPreTraining"):  # it has other heads as well
         mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
         if mapping is None or not name.startswith("AutoModel") or type(config) not in mapping:
             continue
@@ -37,20 +37,20 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
 def load_source(
     source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None
 ) -> tuple[nn.Module, set[str]]:
-    """The source as transformers itself loads it, computing in fp32.
+    """The source as transformers loads it, in fp32.
 
     Args:
         source: opened.
         architecture: of the source.
-        dtype: that its weights are rounded to; `None` leaves them.
-        scratch: a folder by which the weights stay in their files (see `WeightsInFiles`), read as the source's `tensors`: those of a .bin
-            or GGUF file and of a merged adapter by this package's readers.
+        dtype: to round its weights to; `None` does not round.
+        scratch: if given, the weights stay in their files (see `WeightsInFiles`), and tensors that are computed from several are written to
+            this folder. They are then read by this package's readers.
 
     Returns:
-        The model, and the names of its parameters that the source lacks.
+        The model, and the names of its parameters that are missing in the source.
 
     Raises:
-        CheckpointError: it does not load, or lacks weights below its head.
+        CheckpointError: it does not load, or weights below its head are missing.
     """
     import transformers
 
@@ -60,14 +60,14 @@ def load_source(
     else:
         model_class = getattr(transformers, architecture.source_class)
     if architecture.family.config_class.score_cap is not None:
-        own["attn_implementation"] = "eager"  # SDPA leaves the cap out; transformers before 5.23 takes it all the same
+        own["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, own)
     _check_complete(missing, model, source.folder, architecture)
     return model, missing
 
 
 def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None) -> nn.Module:
-    """The same of an architecture without a family, which says nothing of heads."""
+    """The same for an architecture without a family; missing weights are not checked."""
     return _model_of(source, architecture.model_class, architecture, dtype, scratch, {})[0]
 
 
@@ -84,7 +84,7 @@ def _model_of(
 
 
 def _check_complete(missing: set[str], model: nn.Module, folder: Path, architecture: Architecture) -> None:
-    """A head may be missing, a pooler and tables that are computed; layers that begin at random make no model."""
+    """Refuse missing weights, except those of a head, a pooler or computed tables."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     own = missing if getattr(model, "base_model", model) is model else {name for name in missing if name.startswith(prefix)}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -107,9 +107,9 @@ def load_result(
     *,
     config_instead: Any = None,
 ) -> tuple[nn.Module, set[str]]:
-    """The result through the Auto class of its head, computing in fp32; `dtype` and `scratch` as in `load_source`.
+    """The result through the Auto class of its head, in fp32; `dtype` and `scratch` as in `load_source`.
 
-    config_instead: load it with this config in place of its own.
+    config_instead: replaces its config.
     """
     import transformers
 
@@ -123,23 +123,23 @@ def load_result(
 
 
 def newly_initialised(missing: set[str], model: nn.Module) -> bool:
-    """Whether the checkpoint left parameters of the head to chance, so that its outputs cannot be compared."""
+    """Whether parameters of the head were initialised at random, so that its outputs cannot be compared."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return bool(missing - tied)
 
 
 def _load(load: Callable[..., Any], folder: Path, dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
-    """`load`: a ``from_pretrained`` without the arguments that are the same for all; `folder`: for messages."""
+    """Call `load`, a ``from_pretrained``, with the common arguments; `folder` is for messages."""
     try:
         model, info = load(dtype=dtype or torch.float32, output_loading_info=True, **arguments)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load {str(folder)!r}: {in_a_line(error)}.") from error
-    # nn.Module's own: a model from GGUF refuses its method, though its weights are plain
+    # not model.float(), which a model from GGUF refuses although its weights are plain
     return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
 
 
 def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> WeightsInFiles:
-    """Those of one of several models, with a folder of its own in `scratch`."""
+    """The weights of one of several models, with a separate folder in `scratch`."""
     return WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
 
 
@@ -154,16 +154,16 @@ def _load_from_files(
 ) -> tuple[nn.Module, set[str]]:
     weights = weights_in_files(tensors, scratch)
     model, missing = _load(partial(weights.loading(model_class).from_pretrained, path), folder, dtype, local_files_only=True, **arguments)
-    model.__class__ = model_class  # the class that loaded it adds no state
+    model.__class__ = model_class  # the loading class adds no state
     weights.give_to(model)
     return model, missing
 
 
 def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
-    """Take the pooler out of a model that was saved without one, since it would begin at random; its class can do without.
+    """Remove a pooler that the checkpoint lacks and that would be initialised at random; the class works without it.
 
     Returns:
-        What is missing still; below a head, all of it.
+        What is still missing; for a model with a head, everything that was.
     """
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
@@ -174,20 +174,20 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 
 
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
-    """All tensors that one forward pass returns, by name; the cache left out.
+    """All tensors that one forward pass returns, by name, without the cache.
 
     Args:
         model: any model of transformers.
         ids: ``(B, N)``.
-        decoder_tokens: how many of the tokens, moved one place to the right, the decoder beside an encoder is given; ``None`` gives it all.
+        decoder_tokens: how many of the tokens, shifted right by one, the decoder of an encoder-decoder is given; ``None`` is all.
         arguments: of the forward pass.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)
     if model.config.is_encoder_decoder:
-        if type(model).__name__.endswith("ForSequenceClassification"):  # it looks for the end of the text
+        if type(model).__name__.endswith("ForSequenceClassification"):  # it reads the position of the end token
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
-        first = model.config.decoder_start_token_id  # of mBART it is a language, which the caller of generate chooses
+        first = model.config.decoder_start_token_id  # in mBART it is a language, chosen by the caller of generate
         start = torch.full_like(ids[:, :1], model.config.eos_token_id if first is None else first)
         arguments["decoder_input_ids"] = torch.cat([start, ids], dim=1)[:, : min(ids.shape[1], decoder_tokens or ids.shape[1])]
     with torch.no_grad():
@@ -197,7 +197,7 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within, transformers and huggingface_hub log errors only, and transformers draws no bars. Also a decorator."""
+    """Context (or decorator) in which transformers and huggingface_hub log only errors and draw no progress bars."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

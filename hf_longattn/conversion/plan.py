@@ -1,4 +1,4 @@
-"""Plan a conversion: bring what was asked for and what the source is together. Reads headers only."""
+"""The plan of a conversion, from its settings, the source's config and the headers of its tensors; no values are read."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def plan_conversion(
     progress: object = None,
     **settings: Any,
 ) -> ConversionPlan:
-    """Say what a conversion would do, from the source's config and the headers of its tensors.
+    """Say what a conversion would do.
 
     Args:
         source: a folder, a file or a Hub repository id.
-        destination: when given, it is checked as a conversion would.
-        config: what is asked for; or its fields, and options of the mechanism, as keywords.
+        destination: checked as a conversion checks it, if given.
+        config: the settings; or its fields, and options of the mechanism, as keywords.
         progress: not called; a plan takes the arguments of a conversion.
 
     Raises:
-        LongAttentionError: with one sentence, for anything that would make the conversion fail later.
+        LongAttentionError: one sentence about anything that would make the conversion fail.
     """
     asked = ConversionConfig.of(config, settings)
     if asked.mechanism is not None or asked.long_attention is not None:  # a mistyped name is refused before anything is fetched
@@ -88,16 +88,16 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
     if planned.rule == ALIBI:
         attention = with_alibi(attention)
         decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
-    moved = planned.moved
+    position_change = planned.position_change
     stacks = [attention] if decoder_attention is None else [attention, decoder_attention]
     changing = [choice for stack in stacks for choice in relative_choices(stack) if not relative_kind(choice).neutral]
-    if changing and not moved:
-        moved = f"relative={changing[0]} changes every score"
+    if changing and not position_change:
+        position_change = f"relative={changing[0]} changes every score"
     config = architecture.long_config(attention, planned.lengths, planned.rope, planned.rule, decoder_attention)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
-    if answers and takes_globals(skeleton):  # the question sees the whole document, and the whole document the question
+    if answers and takes_globals(skeleton):  # the question is global
         config.question_separator_id = separator
     opened.check_result(skeleton, lambda name: architecture.family.table(name) is not None)
 
@@ -123,7 +123,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
         tensors=tuple(tensors),
         max_shard_size=asked.max_shard_size,
         attention=attention,
-        moved=moved,
+        position_change=position_change,
         shape=shape,
         costs=costs,
         decoder=decoder,
@@ -135,20 +135,20 @@ class ConversionPlan(ResultPlan):
     """Everything that is decided before a byte is written."""
 
     attention: LongAttentionConfig
-    moved: str  # why positions below the old length do not give what they gave; empty when they do
+    position_change: str  # why positions below the old length change the outputs; empty if they do not
     shape: ModelShape
     costs: tuple[LengthCost, ...]
-    decoder: StackLength | None = None  # of the decoder beside an encoder, whose lengths are those above
-    generic: bool = False  # the plain class keeps its name, with mechanisms in it
+    decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
+    generic: bool = False  # the result has the source's class, with mechanisms in it
 
     @property
     def positions_exact(self) -> bool:
-        """Whether positions below the old length give what they gave."""
-        return not self.moved
+        """Whether outputs below the old length are unchanged by the new positions."""
+        return not self.position_change
 
     @property
     def decoder_shape(self) -> ModelShape:
-        """The shape of the decoder beside an encoder."""
+        """The shape of the decoder of an encoder-decoder."""
         return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,19 +176,19 @@ class ConversionPlan(ResultPlan):
 
 
 def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """For an architecture without a family: its config as it is, with the attention in it."""
+    """For an architecture without a family: the source's config, with the attention added."""
     unusable = (asked.decoder_long_attention, asked.max_decoder_length, asked.init_from_text) != (None, None, None)
     if unusable or source.needs_family:
         raise OptionError(
-            "--generic puts one attention into a plain class and knows nothing else of it; leave the options of decoders, "
-            "--init-from-text and adapters out."
+            "--generic only replaces the attention of a plain class; decoder options, --init-from-text and adapters do not apply, "
+            "leave them out."
         )
     architecture = generic_architecture(source)
     windows = (
         own_windows(architecture.source_config) if isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int) else []
     )
     attention = with_own_windows(asked.attention() if asked.names_attention else None, windows)
-    config, length, rule, moved = _generic_config(architecture, attention, asked.positions, asked.max_length)
+    config, length, rule, position_change = _generic_config(architecture, attention, asked.positions, asked.max_length)
     if cast is not None:
         config.dtype = cast
     skeleton = architecture.skeleton(config)
@@ -203,7 +203,7 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
         tensors=tuple(tensors),
         max_shard_size=asked.max_shard_size,
         attention=attention,
-        moved=moved,
+        position_change=position_change,
         shape=generic_shape(skeleton),
         costs=(),
         generic=True,
@@ -213,11 +213,10 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
 def _generic_config(
     architecture: GenericArchitecture, attention: LongAttentionConfig, positions: str, max_length: int | None
 ) -> tuple[Any, StackLength, str, str]:
-    """The config of the result, the tokens of text that it takes (0 where it does not say), the rule for positions, and why positions
-    below the old length change.
+    """The config of the result, its lengths (0 if the config does not say), the rule for positions, and why they change the outputs.
 
     Raises:
-        PositionError, LengthError: longer positions than the source has, where those are not rotary.
+        PositionError, LengthError: more positions than the source has, unless they are rotary.
     """
     config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
     config.long_attention = attention.to_dict()
@@ -227,45 +226,44 @@ def _generic_config(
     new = old if max_length is None else int(max_length)
     if isinstance(getattr(config, "rope_parameters", None), dict) and old:
         if new < old:
-            raise LengthError(f"The source takes {old} tokens and conversion only extends: --max-length {new} is too small.")
+            raise LengthError(f"The source takes {old} tokens and conversion only extends it: --max-length {new} is too small.")
         rope = plan_rotary(config, attention, positions, StackLength(old, new))
         config.rope_parameters, config.max_position_embeddings = rope.parameters, rope.max_position_embeddings
-        moved = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
-        return config, StackLength(old, new), f"rope:{rope.kind}", moved
+        position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
+        return config, StackLength(old, new), f"rope:{rope.kind}", position_change
     if new != old or positions != "auto":
         raise PositionError(
-            f"--generic leaves the positions of a {architecture.source_class} as they are, since it does not know them; "
-            "leave --max-length and --positions out."
+            f"--generic cannot change the positions of a {architecture.source_class}; leave --max-length and --positions out."
         )
     return config, StackLength(old, old), "as they were", ""
 
 
 SEGMENTS = ("global_first_segment", "global_second_segment")
-"""Options by which a whole segment is global."""
+"""Options that make a whole segment global."""
 SEPARATOR = "separator_token_id"
 ALIBI = "alibi"
-"""The relative positions that take the place of a position table, and the rule for positions that says so."""
+"""The relative positions that replace a position table, and the rule for positions of that name."""
 
 
 def decoder_choice(
     architecture: Architecture, long_attention: LongAttentionConfig | Mapping[str, Any] | None
 ) -> LongAttentionConfig | None:
-    """The attention asked for in the decoder beside an encoder; ``None`` is full attention.
+    """The decoder's self-attention in an encoder-decoder; ``None`` is full attention.
 
     Raises:
-        OptionError: there is no such decoder, or it does not have a layer that is named.
+        OptionError: the model is not an encoder-decoder, or a layer does not exist.
     """
     if long_attention is None:
         return None
     if not architecture.encoder_decoder:
-        raise OptionError(f"{architecture.source_class} has no decoder beside an encoder; give its attention as --mechanism (mechanism=…).")
+        raise OptionError(f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…).")
     chosen = LongAttentionConfig.from_dict(long_attention)
     chosen.check_layers(architecture.source_config.decoder_layers)
     return chosen
 
 
 def relative_choices(attention: LongAttentionConfig) -> list[str]:
-    """The relative positions that an attention names, in any of its layers."""
+    """The relative positions of an attention, of all layers."""
     given = [attention.options, *attention.turns, *attention.layers.values()]
     return [values[RELATIVE] for values in given if values.get(RELATIVE) is not None]
 
@@ -274,14 +272,12 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
     """The same attention with ALiBi in every layer.
 
     Raises:
-        PositionError: it names other relative positions.
-        OptionError: a mechanism without scores to which it could be added.
+        PositionError: it has other relative positions.
+        OptionError: a mechanism has no scores to add it to.
     """
     others = [choice for choice in relative_choices(attention) if choice != ALIBI]
     if others:
-        raise PositionError(
-            f"positions='alibi' was asked for together with relative={others[0]!r}; give positions='none' to keep the latter alone."
-        )
+        raise PositionError(f"positions='alibi' contradicts relative={others[0]!r}; give positions='none' to keep the latter alone.")
     values = attention.to_dict()
     layers = values.pop("layers", {})
     turns, overrides = layers.pop(IN_TURN, None), layers
@@ -293,12 +289,12 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
 
 
 def needs_separator(attention: LongAttentionConfig) -> bool:
-    """Whether a segment is global somewhere in the attention, but nothing says which token ends it."""
+    """Whether some layer has a global segment but no separator token."""
     return with_separator(attention, 0).to_dict() != attention.to_dict()
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
-    """The same attention with ``separator`` wherever a segment is global and nothing says which token ends it."""
+    """The same attention with ``separator`` for every global segment that has none."""
     if attention.options.get(SEPARATOR) is not None:
         return attention
 

@@ -1,4 +1,4 @@
-"""How many tokens the source and the result take; an encoder and its decoder each have a length of their own."""
+"""The lengths of source and result, of the encoder and of its decoder, and the positions that go with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sources import Source
 
 @dataclass(frozen=True)
 class StackLength:
-    """Tokens that a stack takes in the source and in the result."""
+    """Maximum length of a stack in the source and in the result."""
 
     old: int
     new: int
@@ -28,11 +28,11 @@ class StackLength:
 def text_length(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], asked: int | None
 ) -> StackLength:
-    """Of the text: the encoder's, or that of the only stack.
+    """The length of the text: the encoder's, or that of the only stack.
 
     Raises:
         CheckpointError: the position table and the config contradict each other.
-        LengthError: the length asked for is shorter than the source's.
+        LengthError: `asked` is shorter than the source.
     """
     alone = architecture.family.two_stacks and not architecture.encoder_decoder
     old = _source_length(source, architecture, renamed, tables, decoder=alone)
@@ -47,15 +47,16 @@ def decoder_length(
     asked: int | None,
     text: StackLength,
 ) -> StackLength | None:
-    """Of the decoder beside an encoder; ``None`` where there is none. It stays as it is unless asked for, since a summary does not
-    grow with its text, except under heads that read the whole text in the decoder.
+    """The length of the decoder of an encoder-decoder, ``None`` for other models.
+
+    It is unchanged unless asked for, since a summary does not grow with its text, except for heads that read the whole text in the decoder.
 
     Raises:
-        CheckpointError, LengthError: as for the text, or a length asked for where there is no decoder.
+        CheckpointError, LengthError: as for the text; or the model is not an encoder-decoder.
     """
     if not architecture.encoder_decoder:
         if asked is not None:
-            raise LengthError(f"{architecture.source_class} has no decoder beside an encoder, so that --max-decoder-length means nothing.")
+            raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
         return None
     old = _source_length(source, architecture, renamed, tables, decoder=True)
     unasked = max(old, text.new) if architecture.decoder_reads_text and text.new > text.old else old
@@ -72,7 +73,7 @@ def config_lengths(family: Family, text: StackLength, decoder: StackLength | Non
 
 
 def longest(family: Family, config: Any) -> int:
-    """Tokens of text that a model with this config takes."""
+    """Maximum length of the text of a model with this config."""
     alone = family.two_stacks and not config.is_encoder_decoder
     table = next((one for one in family.position_tables if one.decoder == alone), None)
     return config.max_position_embeddings if table is None else table.tokens(config)
@@ -80,14 +81,14 @@ def longest(family: Family, config: Any) -> int:
 
 def _longer(old: int, new: int, flag: str) -> StackLength:
     if new < old:
-        raise LengthError(f"The source takes {old} tokens and conversion only extends: {flag} {new} is too small, give at least {old}.")
+        raise LengthError(f"The source takes {old} tokens and conversion only extends it: {flag} {new} is too small, give at least {old}.")
     return StackLength(old, new)
 
 
 def _source_length(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], *, decoder: bool
 ) -> int:
-    """Tokens a stack of the source takes: its position table without the special rows, or what the config says."""
+    """Maximum length of a stack of the source: its position table without the special rows, or what the config says."""
     config, converter = architecture.source_config, architecture.converter
     if converter is not None and not decoder:
         length = converter.max_length(architecture.original_config)
@@ -109,37 +110,37 @@ def _source_length(
 
 
 ROPE_NONE = "rope:none"
-"""The rule by which rotary positions stay as they are."""
+"""The rule that leaves rotary positions unchanged."""
 
 
 @dataclass(frozen=True)
 class PositionPlan:
-    """What becomes of the positions of one conversion."""
+    """The positions of the result."""
 
     rule: str  # "tile", "rope:yarn" …
-    exact: bool  # whether positions below the old length give what they gave
-    rope: dict[str, Any] | None  # rotary parameters of the result; None for tables, and where a formula needs none
+    exact: bool  # whether outputs below the old length are unchanged
+    rope: dict[str, Any] | None  # rotary parameters of the result; None for tables and fixed formulas
     lengths: dict[str, int]  # field of the result's config -> its value
 
     @property
-    def moved(self) -> str:
-        """Why positions below the old length do not give what they gave; empty when they do."""
-        return "" if self.exact else f"{self.rule} changes the old positions too"
+    def position_change(self) -> str:
+        """Why positions below the old length change the outputs; empty if they do not."""
+        return "" if self.exact else f"{self.rule} changes the old positions as well"
 
 
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, asked: str, text: StackLength, decoder: StackLength | None
 ) -> PositionPlan:
-    """The positions of the result.
+    """Plan the positions of the result.
 
     Args:
         architecture: of the source.
         attention: of the result.
         asked: "auto", a strategy for tables, or "rope:<kind>".
-        text, decoder: lengths of the text, and of the decoder beside an encoder.
+        text, decoder: lengths of the text, and of the decoder of an encoder-decoder.
 
     Raises:
-        PositionError: unknown, or meant for positions that the source does not have.
+        PositionError: unknown, or for positions that the source does not have.
     """
     family, base = architecture.family, architecture.source_config
     if family.rope:
@@ -154,18 +155,17 @@ def plan_positions(
 
 
 def _table_strategy(positions: str, *, learned: bool = True) -> str:
-    """The strategy for a position table; "auto" is tiling for a learned one, which works without training, and the formula for
-    sinusoids.
+    """The strategy for a position table; "auto" tiles a learned one, which works without training, and computes more sinusoids.
 
     Raises:
-        PositionError: unknown, or meant for rotary positions.
+        PositionError: unknown, or for rotary positions.
     """
     if positions in DROPPED:
         return positions
     if not learned:
         if positions not in ("auto", SINUSOIDAL):
             raise PositionError(
-                f"{positions!r} does not fit a model with sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
+                f"{positions!r} does not apply to sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
             )
         return SINUSOIDAL
     if positions == "auto":
@@ -173,30 +173,30 @@ def _table_strategy(positions: str, *, learned: bool = True) -> str:
     if positions not in STRATEGIES:
         known = [*STRATEGIES, *DROPPED]
         raise PositionError(
-            f"{positions!r} does not fit a model with a learned position table; expected auto or one of"
+            f"{positions!r} does not apply to a learned position table; expected auto or one of"
             f" {', '.join(known)}.{nearest(positions, known)}"
         )
     return positions
 
 
 def _fixed_rotary(positions: str, source_class: str) -> str:
-    """The rule for rotary positions that the base computes by its formula alone: they stay as they are, at any length.
+    """The rule for rotary positions that transformers cannot scale: they are unchanged at any length.
 
     Raises:
-        PositionError: others were asked for.
+        PositionError: another rule was asked for.
     """
     if positions not in ("auto", ROPE_NONE):
         raise PositionError(
-            f"{positions!r} was asked for, but {source_class} has rotary positions that transformers cannot scale;"
+            f"{positions!r} does not apply: transformers cannot scale the rotary positions of a {source_class};"
             f" expected auto or {ROPE_NONE}."
         )
     return ROPE_NONE
 
 
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, length: StackLength) -> RopePlan:
-    """What to write into the config of the result.
+    """Plan the rotary parameters of the result.
 
-    Where the source has parameters by layer type (Gemma 3), only the layers that look beyond the old length are scaled.
+    If they are given by layer type (Gemma 3), only those of layers that see beyond the old length are scaled.
 
     Args:
         config: of the source.
@@ -232,6 +232,6 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, len
 
 
 def _reach(layers: list[Mechanism]) -> int | None:
-    """How far any of these layers looks back; ``None`` is without bound."""
+    """How far the layers see back; ``None`` if unbounded."""
     reaches = [layer.reach(True) for layer in layers]
     return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)

@@ -1,4 +1,4 @@
-"""What becomes of every tensor: where the values of each one in the result come from, and why one of the source is left out."""
+"""The plan of every tensor: where its values come from, or why it is dropped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tensor_files import TensorHeader
 
 @dataclass(frozen=True)
 class RenamedTensor:
-    """A tensor of the source under the name and in the shape that it has in a model of the family."""
+    """A tensor of the source with its name and shape in a model of the family."""
 
     header: TensorHeader
     target: str | None
@@ -30,23 +30,25 @@ class RenamedTensor:
 
 
 def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedTensor]:
-    """Every tensor of the source, by the converter's rules; of a plain model, as it is.
+    """Every tensor of the source, renamed by the checkpoint converter if there is one.
 
     Raises:
-        CheckpointError: two tensors with one target.
+        CheckpointError: two tensors get the same name.
     """
-    moved: list[RenamedTensor] = []
+    found: list[RenamedTensor] = []
     targets: dict[str, str] = {}
     for name, header in source.tensors.items():
         converter = architecture.converter
-        move = WeightRenaming(name) if converter is None else converter.rename(name, architecture.original_config)
+        renaming = WeightRenaming(name) if converter is None else converter.rename(name, architecture.original_config)
         shape = header.shape
-        if move.change is not None:
-            shape = tuple(move.change(torch.empty(shape, dtype=header.torch_dtype, device="meta")).shape)
-        if move.target is not None and targets.setdefault(move.target, name) != name:
-            raise CheckpointError(f"The tensors {targets[move.target]!r} and {name!r} of {source.name!r} both become {move.target!r}.")
-        moved.append(RenamedTensor(header, move.target, shape, move.change, move.reason))
-    return moved
+        if renaming.change is not None:
+            shape = tuple(renaming.change(torch.empty(shape, dtype=header.torch_dtype, device="meta")).shape)
+        if renaming.target is not None and targets.setdefault(renaming.target, name) != name:
+            raise CheckpointError(
+                f"The tensors {targets[renaming.target]!r} and {name!r} of {source.name!r} both become {renaming.target!r}."
+            )
+        found.append(RenamedTensor(header, renaming.target, shape, renaming.change, renaming.reason))
+    return found
 
 
 def plan_tensors(
@@ -59,18 +61,18 @@ def plan_tensors(
     *,
     zeroed: bool = False,
 ) -> list[TensorPlan]:
-    """What becomes of every tensor.
+    """Plan every tensor.
 
     Args:
-        source, renamed: the source, and its tensors as ``renamed_tensors`` gives them.
+        source, renamed: the source, and its tensors from ``renamed_tensors``.
         skeleton: the result without storage.
-        tables: name of a position table in the result -> its special rows, and all its rows.
+        tables: name of a position table in the result -> (special rows, total rows).
         old_length: tokens the source takes.
-        cast: the dtype that floating tensors are stored in; ``None`` keeps each one's own.
-        zeroed: whether the position tables become zeros.
+        cast: the dtype of floating-point tensors; ``None`` keeps each one's.
+        zeroed: set position tables to zero.
 
     Raises:
-        CheckpointError: a tensor whose shape is not what the config asks for.
+        CheckpointError: a tensor's shape does not match the config.
     """
     state = skeleton.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -93,13 +95,13 @@ def plan_tensors(
         new_shape = (rows, *one.shape[1:]) if one.target in tables else one.shape
         if key is not None and expected[key] != new_shape:
             raise CheckpointError(
-                f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config asks for"
+                f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
             )
         if key is not None and floating[key] and not header.torch_dtype.is_floating_point:
             raise CheckpointError(
                 f"Tensor {header.name!r} of {source.name!r} holds {str(header.torch_dtype).removeprefix('torch.')} numbers,"
-                " but its model computes with floating ones; convert the checkpoint that it was quantised from."
+                " but its model requires floating-point ones; convert the checkpoint that it was quantised from."
             )
         action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
         action = "zeroed" if zeroed and one.target in tables else action
@@ -108,7 +110,7 @@ def plan_tensors(
             found[key] = one
     for name, shape in expected.items():
         if name not in found and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
-            dtype = cast or torch.float32 if floating[name] else state[name].dtype  # a counter stays a whole number
+            dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
             planned.append(_begun(name, shape, dtype, skeleton, found, cast))
     return planned
 
@@ -116,7 +118,7 @@ def plan_tensors(
 def _begun(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, found: dict[str, RenamedTensor], cast: torch.dtype | None
 ) -> TensorPlan:
-    """A parameter of a mechanism, a copy of its layer's where the mechanism says so and the source has that one; or memory tokens."""
+    """A parameter of a mechanism, copied from its layer if the mechanism declares that and the source has it; or memory tokens."""
     added = TensorPlan(name, "added", dtype, None, shape)
     owner = next(((at, one) for at, one in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
     if owner is None:  # memory tokens
@@ -133,24 +135,24 @@ def _begun(
 
 
 def _why_dropped(one: RenamedTensor, key: str | None, lengths: set[int]) -> str:
-    """Why a tensor is left out; empty when it is not."""
+    """Why a tensor is dropped; empty if it is not."""
     if one.target is None:
-        return one.reason or "the result has no use for it"
+        return one.reason or "the result does not need it"
     if key is None and _is_length_buffer(one.shape, lengths):
-        return "today's models build it themselves"
+        return "current models compute it"
     if key is None and ".long_attention." in one.target:
-        return "the chosen mechanism has no such parameter"
+        return "not a parameter of the chosen mechanism"
     return ""
 
 
 def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
-    """Why a tensor that the file holds under two names is left out under this one; empty when it is not."""
+    """Why a tensor that the file has under two names is dropped under this one; empty if it is not."""
     tied = skeleton.all_tied_weights_keys.get(key)
-    return f"the model ties it to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
+    return f"tied to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
 
 
 def model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str | None:
-    """The model's own name for a tensor: as it is, or with the base model's prefix put in front or taken away."""
+    """The model's name for a tensor: the same, or with the base model's prefix added or removed."""
     prefix = getattr(skeleton, "base_model_prefix", "")
     for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
         if candidate in expected:
@@ -159,32 +161,32 @@ def model_key(name: str, expected: dict[str, Any], skeleton: nn.Module) -> str |
 
 
 def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
-    """Old checkpoints store position ids (1, P) and causal masks (1, 1, P, P), which today's models build themselves."""
+    """Old checkpoints store position ids (1, P) and causal masks (1, 1, P, P), which current models compute."""
     return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
 ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "zeroed", "copied", "added", "dropped")
-"""What can become of a tensor: "changed" is a renamed one whose values are laid out anew, "zeroed" a position table that the result does
-without, "copied" a mechanism's own parameter that begins as one of its layer's, "added" one that begins with values of its own."""
+"""What happens to a tensor: "changed" is renamed with its values rearranged, "zeroed" a position table that the result does not use,
+"copied" a mechanism's parameter initialised from one of its layer, "added" a newly initialised one."""
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What becomes of one tensor."""
+    """What happens to one tensor."""
 
     name: str
     action: str  # one of ACTIONS
     dtype: torch.dtype  # as written
     old_shape: tuple[int, ...] | None
     new_shape: tuple[int, ...] | None
-    header: TensorHeader | None = None  # of the source's tensor that its values come from
+    header: TensorHeader | None = None  # of the source's tensor with its values
     offset: int = 0
-    change: Callable[[Tensor], Tensor] | None = None  # from the source's values to those of the result
+    change: Callable[[Tensor], Tensor] | None = None  # applied to the source's values
     reason: str = ""  # why it was dropped
 
     @property
     def streamed(self) -> TensorHeader | None:
-        """The source's tensor where its file holds the values in the order in which they are to be written."""
+        """The source's tensor if its bytes can be copied as they are."""
         return self.header if self.action in ("kept", "renamed") and self.header is not None and self.header.start is not None else None
 
     @property
@@ -205,14 +207,14 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class ResultPlan:
-    """What is to be written, in either direction."""
+    """What is written, by a conversion or a reversal."""
 
     source: Source
     architecture: Architecture
     config: Any  # the config of the result
     old_length: int  # tokens the source takes
     new_length: int  # tokens the result takes
-    positions: str  # what becomes of the positions
+    positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
 
@@ -231,7 +233,7 @@ class ResultPlan:
 
     @property
     def largest_tensor(self) -> int:
-        """How many numbers the largest tensor of source and result has."""
+        """Elements of the largest tensor of source and result."""
         shapes = [shape for tensor in self.tensors for shape in (tensor.old_shape, tensor.new_shape) if shape is not None]
         return max(torch.Size(shape).numel() for shape in shapes)
 
@@ -258,10 +260,10 @@ DTYPES = {
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's own.
+    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's.
 
     Raises:
-        CheckpointError: not one of the floating dtypes a checkpoint is stored in.
+        CheckpointError: not one of ``DTYPES``.
     """
     if dtype is None:
         return None

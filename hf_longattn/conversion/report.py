@@ -1,4 +1,4 @@
-"""What was checked on the written files, with what was measured; as JSON and as a readable table."""
+"""The report of a conversion: its settings, its plan and the checks of the written files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..hub import next_step
 
 REPORT = "conversion_report.json"
 TOLERANCE = 1e-4
-"""Largest difference called equal, relative to the largest output (at least 1): fp32 sums in another order."""
+"""Largest difference that counts as equal, relative to the largest value (at least 1): fp32 sums in another order."""
 PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
 
 StageProgress = Callable[[str, int, int], None]
@@ -22,7 +22,7 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One statement about the result, and whether it holds."""
+    """One check of the result."""
 
     name: str
     status: str  # "passed", "failed", "needs training", "measured" or "skipped"
@@ -38,7 +38,7 @@ class ConversionReport:
     """A finished conversion."""
 
     destination: Path
-    config: dict[str, Any]  # what was asked for, where it is not the default
+    config: dict[str, Any]  # settings that are not the default
     plan: dict[str, Any]
     checks: tuple[Check, ...]
     text: str  # what the model was run on

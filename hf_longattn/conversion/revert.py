@@ -1,4 +1,4 @@
-"""The way back, planned: what becomes of every tensor of a long checkpoint in a plain one of its base."""
+"""From a long checkpoint back to a plain one of its base: plan → write → verify."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from .sources import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import read_tensor, write_json, write_weights
-from .text import VerificationText, beginning, load_tokenizer, verification_text
+from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps
 from .verify_outputs import difference, length_from_files
 from .writing import files_of, write_sidecars
 
 AUTO = "auto"
-"""The positions before the conversion, as far as the long model still has them."""
+"""The positions before the conversion, if the long model still has them."""
 RESTORED = "restored"
-"""An interpolated table is then solved back to the rows that it was interpolated from."""
+"""What "auto" means for an interpolated table: it is solved for the rows that it was interpolated from."""
 
 OWN_PARTS = (".long_attention.", "long_memory.")
 """In the names of parameters that only a Long model has."""
@@ -59,12 +59,12 @@ OWN_PARTS = (".long_attention.", "long_memory.")
 
 @dataclass(frozen=True)
 class RevertPlan(ResultPlan):
-    """Everything that is decided before a byte is written; ``architecture.source_class`` is the class of the result."""
+    """Everything decided before a byte is written; ``architecture.source_class`` is the class of the result."""
 
     long_config: Any
-    warnings: tuple[str, ...]  # what the plain model does not do as the long one did
-    changed: str  # why the two differ even with full attention; empty when they must not
-    length_before: int | None  # tokens of the model that the long one was made from; None where the config does not say
+    warnings: tuple[str, ...]  # what the plain model loses
+    changed: str  # why outputs differ even with full attention; empty if they must be equal
+    length_before: int | None  # maximum length of the original model; None if the config does not say
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -90,15 +90,15 @@ def plan_reversion(
     dtype: str | torch.dtype | None = None,
     max_shard_size: str | int | None = None,
 ) -> RevertPlan:
-    """Say what the plain model of a long checkpoint is; arguments as of :func:`~hf_longattn.revert_checkpoint`.
+    """Plan the plain model of a long checkpoint; arguments as for :func:`~hf_longattn.revert_checkpoint`.
 
     Raises:
-        CheckpointError: no long checkpoint, or one of a base that has parameters which the Long model does without.
-        LengthError: a length that is unknown or cannot be had.
+        CheckpointError: not a long checkpoint, or its base has parameters that the Long model lacks.
+        LengthError: the length is unknown or not possible.
         PositionError: an unknown way to shorten positions.
     """
     if "long_attention" not in source.config:
-        raise CheckpointError(f"{source.name!r} is no long checkpoint of this package: its config.json has no long_attention.")
+        raise CheckpointError(f"{source.name!r} is not a long checkpoint: its config.json has no long_attention.")
     cast = parse_dtype(dtype)
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
@@ -117,15 +117,15 @@ def plan_reversion(
     for name, table in tables.items():
         if source.tensors[name].shape[0] < new_length + table.offset:
             raise LengthError(
-                f"{name!r} of {source.name!r} has positions for {source.tensors[name].shape[0] - table.offset} tokens, but a plain"
-                f" {base_class} has one length for all, and {new_length} was asked for; give a smaller --max-length."
+                f"{name!r} of {source.name!r} has {source.tensors[name].shape[0] - table.offset} positions, fewer than {new_length},"
+                f" and a plain {base_class} has the same length for all tables; give a smaller --max-length."
             )
     try:
         config = _base_config(source, family, long_config, new_length, cast)
     except LongAttentionError:
         raise
     except Exception as error:  # the config classes raise what their validators happen to raise
-        raise CheckpointError(f"The config.json of {source.name!r} makes no {base_class}: {in_a_line(error)}.") from error
+        raise CheckpointError(f"The config.json of {source.name!r} makes no valid {base_class}: {in_a_line(error)}.") from error
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)
@@ -145,7 +145,7 @@ def plan_reversion(
         warnings=(
             *_warnings(base_class, long_config, tensors, long_skeleton),
             *_moved_positions(long_config, config, tensors, new_length, before, positions),
-            *_left_behind(source),
+            *_left_out(source),
         ),
         changed=changed,
         length_before=before,
@@ -153,7 +153,7 @@ def plan_reversion(
 
 
 def _length_before(source: Source, family: Family, config: Any) -> int | None:
-    """Tokens of the model that the long one was made from, as its config or the conversion's report says."""
+    """Maximum length of the original model, from the config or the conversion's report."""
     before = getattr(config, "extended_from", None)
     if isinstance(before, dict):
         values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
@@ -162,7 +162,9 @@ def _length_before(source: Source, family: Family, config: Any) -> int | None:
         except LongAttentionError:
             raise
         except Exception as error:  # the config classes raise what their validators happen to raise
-            raise CheckpointError(f"extended_from in the config.json of {source.name!r} makes no config: {in_a_line(error)}.") from error
+            raise CheckpointError(
+                f"extended_from in the config.json of {source.name!r} makes no valid config: {in_a_line(error)}."
+            ) from error
         return found if isinstance(found, int) else None
     if (source.folder / REPORT).is_file():
         plan = read_json_object(source.folder / REPORT).get("plan")
@@ -172,7 +174,7 @@ def _length_before(source: Source, family: Family, config: Any) -> int | None:
 
 
 def _length(source: Source, asked: int | None, longest_possible: int) -> int:
-    """Tokens of the result: what was asked for, or what the long model was made from."""
+    """Maximum length of the result: as asked for, or as before the conversion."""
     if asked is None:
         raise LengthError(f"{source.name!r} does not say what length it was converted from; give --max-length.")
     if not 1 <= asked <= longest_possible:
@@ -181,14 +183,14 @@ def _length(source: Source, asked: int | None, longest_possible: int) -> int:
 
 
 def _base_config(source: Source, family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
-    """The plain config: the long one's without our fields, and with what conversion had changed as it was."""
+    """The plain config: the long one's without our fields, and with the values before the conversion."""
     own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
     values = {name: value for name, value in long_config.to_dict().items() if name not in {*NAMES, *OWN_FIELDS, *own}}
     before = getattr(long_config, "extended_from", None) or {}
     plain = family.base_config_class.from_dict({**values, **before})
     table = next(iter(family.position_tables), None)
     short = plain.max_position_embeddings - (table.config_value(0) if table is not None else 0)
-    if length > short:  # longer than it was: rotary positions stay as they were stretched
+    if length > short:  # longer than before the conversion: rotary positions stay scaled
         plain = family.base_config_class.from_dict(
             {**values, **{k: v for k, v in before.items() if "rope" not in k and "position" not in k}}
         )
@@ -203,7 +205,7 @@ def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: 
     """The plain model without storage.
 
     Raises:
-        CheckpointError: it has parameters that the Long model does without.
+        CheckpointError: it has parameters that the Long model lacks.
     """
     import transformers
 
@@ -211,12 +213,12 @@ def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: 
         with torch.device("meta"):
             skeleton = getattr(transformers, base_class)(config)
     except Exception as error:  # the constructors raise what they happen to raise
-        raise CheckpointError(f"The config of {source.name!r} does not make a {base_class}: {in_a_line(error)}.") from error
+        raise CheckpointError(f"The config of {source.name!r} makes no valid {base_class}: {in_a_line(error)}.") from error
     lacking = sorted(set(dict(skeleton.named_parameters())) - set(dict(long_skeleton.named_parameters())))
     if lacking:
         raise CheckpointError(
-            f"{source.name!r} cannot go back: a plain {base_class} needs {lacking[0]!r}, which the long model does without;"
-            " its checkpoint is the one that it was converted from."
+            f"{source.name!r} cannot be reverted: a plain {base_class} needs {lacking[0]!r}, which the long model lacks;"
+            " use the checkpoint that it was converted from."
         )
     return skeleton
 
@@ -231,13 +233,13 @@ def _planned(
     restored: int | None,
     cast: torch.dtype | None,
 ) -> TensorPlan:
-    """restored: tokens of the table that an interpolated one is solved back to, before it is cut to `length`."""
+    """restored: tokens of the original table that an interpolated one is solved for, before it is cut to `length`."""
     header = source.tensors[name]
     dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
     expected = {one: tuple(tensor.shape) for one, tensor in skeleton.state_dict().items()}
     key = model_key(name, expected, skeleton)
     if key is None and any(part in name for part in OWN_PARTS):
-        return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="the plain model has no such parameter")
+        return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="not a parameter of the plain model")
     action, shape = "kept", header.shape
     change: Callable[[Tensor], Tensor] | None = None
     if table is not None and header.shape[0] > length + table.offset:
@@ -252,30 +254,30 @@ def _planned(
 
         action, shape, change = "shortened", (length + offset, *header.shape[1:]), shorter
     if key is not None and expected[key] != shape:
-        raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config asks for {expected[key]}.")
+        raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config requires {expected[key]}.")
     return TensorPlan(name, action, dtype, header.shape, shape, header, 0 if table is None else table.offset, change)
 
 
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:
-    """Why outputs at the new length differ although both models attend to everything; empty when they must not."""
+    """Why outputs at the new length differ with full attention; empty if they must be equal."""
     if positions != "truncate" and any(tensor.action == "shortened" for tensor in tensors):
-        return "its positions go back to those before the interpolation" if positions == RESTORED else "its positions are interpolated"
+        return "its positions are those before the interpolation" if positions == RESTORED else "its positions are interpolated"
     if getattr(long_config, "rope_parameters", None) != getattr(config, "rope_parameters", None):
-        return "its rotary positions are no longer stretched"
+        return "its rotary positions are no longer scaled"
     if any(tensor.action == "dropped" and "long_memory." in tensor.name for tensor in tensors):
-        return "its memory tokens are gone"
+        return "its memory tokens are removed"
     return ""
 
 
 def _moved_positions(
     long_config: Any, config: Any, tensors: list[TensorPlan], length: int, before: int | None, positions: str
 ) -> tuple[str, ...]:
-    """What becomes of positions that the conversion had changed, in a sentence for each kind."""
+    """What happens to positions that the conversion changed, in a sentence each."""
     found = []
     lost = "what was learned with them since is lost"
     shortened = [tensor for tensor in tensors if tensor.action == "shortened"]
     if long_config.position_extension == "none":
-        found.append("The conversion dropped the position table, which stays zeros: this is not the model that was converted.")
+        found.append("The conversion dropped the position table, which stays zero: this is not the model that was converted.")
     elif long_config.position_extension == "interpolate" and positions == RESTORED and shortened:
         found.append(f"The interpolated position table is solved back to the {before} positions before the conversion; {lost}.")
     elif long_config.position_extension == "interpolate" and positions == "truncate" and before is not None:
@@ -283,48 +285,48 @@ def _moved_positions(
         found.append(f"The first {length} rows of an interpolated position table are not those of the model that was converted{way}.")
     elif long_config.position_extension != "interpolate" and positions == "interpolate" and shortened:
         found.append(
-            "The position table, which was not interpolated, is squeezed into fewer positions: outputs differ from those of the long"
-            " model, and of the one that it was made from."
+            "The position table, which was not interpolated, is interpolated to fewer positions: outputs differ from those of the long"
+            " model and of the original one."
         )
     rope, plain = getattr(long_config, "rope_parameters", None), getattr(config, "rope_parameters", None)
     if rope != plain:
         found.append(
-            f"The rotary positions go back from {_rope(rope)} to {_rope(plain)}, as before the conversion; {lost}."
+            f"The rotary positions change from {_rope(rope)} back to {_rope(plain)}, as before the conversion; {lost}."
             + (f" --max-length {before + 1} or more keeps them." if before is not None else "")
         )
     elif before is not None and length > before and "rope_parameters" in (getattr(long_config, "extended_from", None) or {}):
-        found.append(
-            f"The rotary positions stay {_rope(rope)}, since the result takes more than the {before} tokens before the conversion."
-        )
+        found.append(f"The rotary positions stay {_rope(rope)}, since the result is longer than the {before} tokens before the conversion.")
     return tuple(found)
 
 
 def _rope(parameters: Any) -> str:
-    """`yarn, factor 4`, as a user knows it."""
+    """For example `yarn with factor 4`."""
     if not isinstance(parameters, dict):
         return "none"
     kind = parameters.get("rope_type", "default")
     return f"{kind!r}" + (f" with factor {parameters['factor']:g}" if isinstance(parameters.get("factor"), int | float) else "")
 
 
-def _left_behind(source: Source) -> tuple[str, ...]:
+def _left_out(source: Source) -> tuple[str, ...]:
     adapter = source.folder / ADAPTER_FOLDER
-    return (f"The adapter in {str(adapter)!r} is left out; it fits the plain model as well.",) if adapter.is_dir() else ()
+    return (f"The adapter in {str(adapter)!r} is not copied; it fits the plain model as well.",) if adapter.is_dir() else ()
 
 
 def _warnings(base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> tuple[str, ...]:
     found = []
     dropped = [tensor for tensor in tensors if tensor.action == "dropped"]
     if dropped:
-        named = f"{len(dropped)} parameters of the mechanism are left out ({dropped[0].name}, …)"
-        found.append(f"{named}: what it learned with them is not in the plain model.")
+        named = f"{len(dropped)} parameters of the mechanism are dropped ({dropped[0].name}, …)"
+        found.append(f"{named}: what it learned with them is lost.")
     mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
     if mechanisms:
         found.append(f"The plain model attends as a {base_class} does, where the long one has {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
     relative = [choice for stack in stacks if stack is not None for choice in relative_choices(stack) if not relative_kind(choice).neutral]
     if relative:
-        found.append(f"Its relative positions ({relative[0]}) are left out: a plain model trained without them knows no order from them.")
+        found.append(
+            f"Its relative positions ({relative[0]}) are dropped: the plain model does not know the order that it learned from them."
+        )
     return tuple(found)
 
 
@@ -348,24 +350,24 @@ def revert_checkpoint(
 ) -> ConversionReport:
     """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
 
-    The result attends to everything. Parameters of the mechanisms are left out, and positions become those before the conversion; a
-    ``UserWarning`` says what is lost by either. A conversion and its reversal give the tensors of the source; a table that was interpolated
-    is solved back, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot come back.
+    The result has full attention. Parameters of the mechanisms are dropped, and positions are those before the conversion; a
+    ``UserWarning`` says what is lost. Reverting a conversion gives the tensors of the source; an interpolated table is solved for the
+    original one, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot be restored.
 
     Args:
         source: a folder, or a Hub repository id.
-        destination: a folder that does not exist yet; it appears complete or not at all.
-        max_length: tokens the result takes, at most the long model's; None takes the length that it was converted from. Rotary
-            positions become what they were; above that length they stay as they were stretched.
-        positions: of a table: "auto" gives the rows before the conversion, "truncate" keeps the first rows, "interpolate" squeezes all of
-            them into the new length.
+        destination: a folder that does not exist yet; it is complete or does not appear.
+        max_length: maximum length of the result, at most the long model's; None is the length before the conversion. Rotary positions
+            are those before the conversion; above that length they stay scaled.
+        positions: of a table: "auto" restores the rows before the conversion, "truncate" keeps the first rows, "interpolate" resamples them
+            to the new length.
         dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress: as for `convert_checkpoint`.
 
     Returns:
         The report, which is also in the destination's revert_report.json.
 
     Raises:
-        LongAttentionError: with one sentence; nothing was written then.
+        LongAttentionError: one sentence; nothing was written.
     """
     report = _reverted(
         source, destination, max_length, positions, dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress
@@ -397,7 +399,7 @@ def _reverted(
     for place in opened.protected:
         check_destination(target, place, overwrite=overwrite)
     plan = plan_reversion(opened, max_length=max_length, positions=positions, dtype=dtype, max_shard_size=max_shard_size)
-    text = beginning(text, plan.new_length)
+    text = excerpt(text, plan.new_length)
     tokens = VerificationText(text, origin, load_tokenizer(plan.source.folder), plan.config.vocab_size) if verify else None
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
         files = _write(plan, stage, target, progress)
@@ -423,7 +425,7 @@ def _reverted(
 
 
 def _write_card(plan: RevertPlan, stage: Path, source: str, destination: str, report: ConversionReport) -> None:
-    """The card, with the licence, language, datasets and tags of the long model's but for those that say it is long."""
+    """Write the card, with the licence, language, datasets and tags of the long model's, except those for long models."""
     on_the_hub = not Path(source).expanduser().exists()
     called = source if on_the_hub else plan.source.folder.name
     grown = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
@@ -451,7 +453,7 @@ def _write(plan: RevertPlan, stage: Path, target: Path, progress: StageProgress 
 
 
 LONGEST = 1024
-"""Tokens compared at most: both models attend to everything."""
+"""Maximum tokens to compare, since both models have full attention."""
 
 
 def verify_reversion(plan: RevertPlan, result: Path, text: VerificationText) -> list[Check]:
@@ -471,13 +473,13 @@ def verify_reversion(plan: RevertPlan, result: Path, text: VerificationText) -> 
 
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
-    """The written tables, extended as the conversion did, are the long model's again: then they are those of the source."""
+    """Whether the written tables, extended again as the conversion did, equal the long model's, so that they are the source's."""
     name, rule, before = "positions of the model that was converted", plan.long_config.position_extension, plan.length_before
     tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
     if before is None or not tables:
         return []
     if rule not in STRATEGIES:
-        return [Check(name, MEASURED, "the conversion dropped the position table, so that its values cannot come back")]
+        return [Check(name, MEASURED, "the conversion dropped the position table, so its values cannot be restored")]
     if plan.new_length != before:
         return [Check(name, SKIPPED, f"the model that was converted took {before} tokens, and the result takes {plan.new_length}")]
     largest = bound = 0.0
@@ -517,9 +519,9 @@ def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scrat
 def _full_attention(
     plan: RevertPlan, config: Any, ids: Tensor, dtype: torch.dtype | None, scratch: Path | None
 ) -> tuple[dict[str, Tensor], bool]:
-    """Outputs of the long model with full attention, and whether its head was left to chance, so that they are the base's.
+    """Outputs of the long model with full attention (of its base if the head is missing), and whether the head is missing.
 
-    config: to load it with; `None` takes its own.
+    config: to load it with; `None` is its config.
     """
     model: Any
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, dtype, scratch, config_instead=config)
@@ -529,7 +531,7 @@ def _full_attention(
 
 
 def _as_before(plan: RevertPlan) -> Any:
-    """The long model's config with the rotary positions of the model that was converted; `None` where the result must not have them."""
+    """The long model's config with the rotary positions before the conversion; `None` if the result does not have those."""
     before = getattr(plan.long_config, "extended_from", None)
     if not isinstance(before, dict) or not before.get("rope_parameters") or plan.length_before is None:
         return None
@@ -543,7 +545,7 @@ def _as_before(plan: RevertPlan) -> Any:
 
 
 def _compared(name: str, other: str, expected: dict[str, Tensor], found: dict[str, Tensor], ids: Tensor, changed: str) -> Check:
-    """changed: why the outputs differ; empty when they must not."""
+    """changed: why the outputs differ; empty if they must be equal."""
     largest, relative = difference({one: expected[one] for one in expected if one in found}, found)
     length = ids.shape[1]
     values = {

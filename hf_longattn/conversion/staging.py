@@ -16,16 +16,16 @@ from ..errors import CheckpointError, DestinationExistsError
 from ..reading import check_name
 
 MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "unnamed"
-"""In the names of folders that are being built: on a shared file system, another machine's process has a number of this one's, too."""
+"""In the names of unfinished folders: on a shared file system, processes of several machines can have the same number."""
 STALE = 24 * 3600
-"""Seconds without a change after which a folder that another machine was building counts as abandoned."""
+"""Seconds without a change after which another machine's unfinished folder counts as abandoned."""
 
 
 def destination_path(destination: str | Path) -> Path:
-    """The absolute path of a destination, links in it left as they are.
+    """The absolute path of a destination; links are not resolved.
 
     Raises:
-        CheckpointError: its name is not UTF-8, so that neither the report nor the card could say it.
+        CheckpointError: its name is not UTF-8, so that report and card could not contain it.
     """
     check_name(destination)
     return Path(os.path.abspath(Path(destination).expanduser()))
@@ -56,15 +56,15 @@ def check_destination(destination: Path, *sources: Path, overwrite: bool) -> Non
 
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
+    """A new folder beside `destination` that is renamed to it when the block succeeds, and removed when it fails.
 
-    Leftovers of a killed run are cleaned first; those of another machine, on a shared file system, when nothing in them has changed for a
-    day. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
+    Folders of killed runs are removed first; those of another machine, on a shared file system, after a day
+    without a change. With `overwrite`, an existing destination is renamed aside and the new folder renamed into its
     place; a run killed between the two renames leaves the old one aside, and the next run restores it.
 
     Raises:
-        DestinationExistsError: the destination came into being meanwhile.
-        CheckpointError: not enough room on the disk, before or while writing, or no permission.
+        DestinationExistsError: the destination was created by another process.
+        CheckpointError: not enough disk space, before or while writing, or no permission.
     """
     parent, name = destination.resolve().parent, destination.name
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
@@ -99,16 +99,16 @@ def staged_folder(destination: Path, *, needed_bytes: int = 0, overwrite: bool =
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Take back the parent folders made for a result that did not come."""
+    """Remove the parent folders that were created for a result that failed."""
     for folder in folders:
-        with contextlib.suppress(OSError):  # not empty: the result is in it; or never made
+        with contextlib.suppress(OSError):  # not empty, or never created
             folder.rmdir()
 
 
 def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
     replaces = os.path.lexists(destination)
     if replaces and not overwrite:
-        raise DestinationExistsError(f"{str(destination)!r} was made by someone else meanwhile; choose another folder or add --overwrite.")
+        raise DestinationExistsError(f"{str(destination)!r} was created by another process; choose another folder or add --overwrite.")
     if not replaces:
         os.rename(stage, destination)
     else:
@@ -128,7 +128,7 @@ def _replace(stage: Path, destination: Path) -> None:
 
 
 def _clean(parent: Path, name: str) -> None:
-    """Remove what killed runs left; a destination set aside by one that never put the new one in place comes back."""
+    """Remove folders of killed runs; restore a destination that one renamed aside and did not replace."""
     for leftover in sorted(parent.glob(f".{_literal(name)}.replaced-*")):
         if _is_running(leftover):
             continue
@@ -147,7 +147,7 @@ def _literal(name: str) -> str:
 
 def _is_running(leftover: Path) -> bool:
     _, *machine, number = leftover.name.rpartition(".")[2].split("-")
-    if machine not in ([MACHINE], []) or os.name == "nt":  # where no signal asks without ending
+    if machine not in ([MACHINE], []) or os.name == "nt":  # where signal 0 would end the process
         return time.time() - _last_change(leftover) < STALE
     if not number.isdigit() or int(number) == os.getpid():
         return False
@@ -164,13 +164,13 @@ def _last_change(folder: Path) -> float:
     """Seconds since the epoch, of the folder and everything in it."""
     found = [0.0]
     for path in (folder, *folder.rglob("*")):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # removed by its process
             found.append(path.stat().st_mtime)
     return max(found)
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt":  # which opens no folder, and no file for reading to be synchronised
+    if os.name == "nt":  # where neither folders nor files opened for reading can be synchronised
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -181,5 +181,5 @@ def _sync(path: Path) -> None:
 
 def _sentence(error: OSError, parent: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk of {str(parent)!r} is full; free some space or choose another place. Nothing was left behind."
+        return f"The disk of {str(parent)!r} is full; free some space or choose another folder; nothing was left there."
     return f"Cannot write in {str(parent)!r}: {error.strerror or error}; nothing was written."

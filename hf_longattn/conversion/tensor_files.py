@@ -1,4 +1,4 @@
-"""Tensors in files: their headers, and one at a time or block by block, read so that nothing of the file stays in memory."""
+"""Tensors in safetensors files: read their headers, read or write one tensor or block at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 BLOCK = 2**20
-"""Bytes that are copied, cast or compared at once; blocks of many megabytes are written several times slower."""
+"""Bytes that are copied, cast or compared at once; much larger blocks are written several times slower."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -50,9 +50,9 @@ SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 class TensorHeader:
     """One tensor as the file's header describes it.
 
-    start: where its bytes begin in the file, row after row; `None` where the file holds it in another form.
-    values: reads it then.
-    shared: the first tensor of the file that is the same memory; empty where there is no other.
+    start: offset of its bytes in the file, if they are contiguous; else `None`.
+    values: reads it otherwise.
+    shared: the first tensor of the file with the same memory; empty if there is no other.
     """
 
     name: str
@@ -85,7 +85,7 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
     headers = {}
     try:
         start = _data_start(file)
-        with safe_open(file, framework="numpy") as opened:  # sees to it that the tensors fill the file in this order
+        with safe_open(file, framework="numpy") as opened:  # it checks that the tensors fill the file in this order
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
                 if part.get_dtype() not in TORCH_DTYPES:
@@ -101,9 +101,9 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
 
 
 def read_tensor(header: TensorHeader) -> Tensor:
-    """One tensor, in memory of its own.
+    """The values of one tensor.
 
-    Read and not mapped: the pages of a mapped file count as the process's memory for as long as they stay.
+    The file is read, not mapped: mapped pages would count as memory of the process.
 
     Raises:
         CheckpointError: the file ends before the tensor does.
@@ -114,11 +114,11 @@ def read_tensor(header: TensorHeader) -> Tensor:
 
 
 def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK) -> Iterator[memoryview]:
-    """The bytes of a tensor that its file holds row after row; a block is valid until the next one is asked for.
+    """The bytes of a tensor that is contiguous in its file; a block is valid until the next one is read.
 
     Args:
         header: of the tensor.
-        dtype: cast to it; `None` keeps the file's.
+        dtype: to cast to; `None` keeps the file's.
         size: bytes read at once, a multiple of 8.
     """
     buffer = memoryview(bytearray(min(size, header.nbytes)))
@@ -134,7 +134,7 @@ def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: in
 
 
 def read_span(header: TensorHeader, start: int, count: int) -> Tensor:
-    """(count,) uint8: bytes of the file that the tensor is in."""
+    """(count,) uint8: bytes of the tensor's file."""
     raw = torch.empty(count, dtype=torch.uint8)
     with open(header.file, "rb", buffering=0) as file:
         file.seek(start)
@@ -157,10 +157,10 @@ def _start(header: TensorHeader) -> int:
 
 
 def _data_start(file: Path) -> int:
-    """Where the tensors begin; refuses what safetensors' own reader lets pass, and says it when only a pointer to the file was fetched.
+    """Offset of the tensors; refuses what safetensors' reader accepts, and pointers of Git LFS.
 
     Raises:
-        CheckpointError: a header that names a tensor twice, or a pointer of Git LFS.
+        CheckpointError: a tensor twice in the header, or a pointer of Git LFS.
     """
     twice: list[str] = []
 
@@ -194,9 +194,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write: what its header says, and how to get its values when its turn comes.
+    """A tensor to write: its header, and a function that gives its values.
 
-    streamed: where its values stand in their order, so that they are copied or cast block by block and `load` is not called.
+    streamed: if given, its bytes are copied or cast block by block from here, and `load` is not called.
     """
 
     name: str
@@ -214,7 +214,7 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
     """Distribute tensors over files of at most `max_shard_size` (bytes, or "5GB"), in their order.
 
     Raises:
-        CheckpointError: the size cannot be read.
+        CheckpointError: not a size.
     """
     if isinstance(max_shard_size, str) and max_shard_size.isascii() and max_shard_size.isdigit():
         max_shard_size = int(max_shard_size)
@@ -232,7 +232,7 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
 
 
 def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: Progress | None = None) -> list[str]:
-    """Write each file, and an index when there are several; everything is on the disk (fsync) when this returns.
+    """Write each file, and an index when there are several; everything is on disk (fsync) when this returns.
 
     Args:
         folder: an existing folder.
@@ -262,7 +262,7 @@ def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: 
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON and have it on the disk."""
+    """Write indented JSON to the disk (fsync)."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         file.flush()

@@ -13,12 +13,12 @@ from ..errors import CheckpointError, in_a_line
 from ..reading import read_text
 
 LARGEST_TEXT = 2**30
-"""Bytes of a text of the user's own, which is held whole."""
+"""Maximum bytes of the user's text, which is read whole."""
 LARGEST_TOKENIZER = 256 * 2**20
-"""Bytes of a tokenizer's file, which the libraries read whole, into several times as much; the largest in use take some tens of MB."""
+"""Maximum bytes of a tokenizer file, which the libraries read whole; the largest in use have some tens of MB."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
 CHARACTERS_PER_TOKEN = 10
-"""Text read per token wanted: ample for any tokenizer, and a long file is not tokenised to its end."""
+"""Characters per requested token: enough for any tokenizer, so that a long file is not tokenised whole."""
 
 PARAGRAPHS = """\
 The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
@@ -39,18 +39,18 @@ no page is interesting, she said, but the shelf is.
 
 
 class VerificationText:
-    """A text, and as many of its tokens as asked for."""
+    """A text and its token ids."""
 
     def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int) -> None:
         self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
         self.source_tokenizer = tokenizer
         self._ids: Tensor | None = None
         self.why_seeded = "the source has no tokenizer"
-        if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # a vocabulary of other things than words (ESM)
+        if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # a vocabulary without words (ESM)
             self.tokenizer, self.why_seeded = None, f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """(1, count) int64: the text with the tokenizer's special tokens; repeated where it is shorter.
+        """(1, count) int64: the text with the tokenizer's special tokens, repeated if it is shorter.
 
         Without a tokenizer, or with one that does not know the text: seeded ids from the vocabulary.
         """
@@ -63,7 +63,7 @@ class VerificationText:
         return ids.repeat(-(-count // len(ids)))[:count].unsqueeze(0)
 
     def real_tokens(self) -> int:
-        """How many tokens there are before the text repeats; 0 without a tokenizer."""
+        """Tokens of the text before it repeats; 0 without a tokenizer."""
         return 0 if self.tokenizer is None else len(self._encoded())
 
     def describe(self) -> str:
@@ -78,8 +78,8 @@ class VerificationText:
             assert self.tokenizer is not None
             try:
                 ids = self.tokenizer(self.text, truncation=False, verbose=False)["input_ids"]
-            except Exception as error:  # tokenizers raise what they happen to raise
-                raise CheckpointError(f"The source's tokenizer does not read a text ({in_a_line(error)}); is it damaged?") from error
+            except Exception as error:  # tokenizers raise any type of error
+                raise CheckpointError(f"The source's tokenizer cannot tokenise a text ({in_a_line(error)}); is it damaged?") from error
             if not ids or max(ids) >= self.vocab_size:
                 raise CheckpointError(
                     f"The source's tokenizer gives token ids up to {max(ids, default=-1)}, but its model has"
@@ -90,7 +90,7 @@ class VerificationText:
 
 
 def verification_text(file: str | Path | None) -> tuple[str, str]:
-    """(text, where it is from): a file of the user's, or built-in paragraphs followed by Python's own manual.
+    """(text, its origin): the user's file, or built-in paragraphs and Python's manual.
 
     Raises:
         CheckpointError: the file cannot be read, is not UTF-8 text or is empty.
@@ -106,8 +106,8 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
     return text, Path(file).name
 
 
-def beginning(text: str, count: int) -> str:
-    """As much of a text as `count` tokens may take."""
+def excerpt(text: str, count: int) -> str:
+    """The start of a text, long enough for `count` tokens."""
     return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
 
 
@@ -124,7 +124,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     for file in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
         if file.stat().st_size > LARGEST_TOKENIZER:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
-            raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, where at most {most:,.0f} are read.")
+            raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raise plain Exception for a damaged file
@@ -132,7 +132,7 @@ def load_tokenizer(folder: Path) -> Any | None:
 
 
 def _python_manual() -> str:
-    """The language reference that comes with CPython: 600 kB of English prose, absent from some slimmed installations."""
+    """The language reference that comes with CPython: 600 kB of English prose, missing in some slim installations."""
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:

@@ -1,4 +1,4 @@
-"""All checks of a written result, in the order in which they cost time."""
+"""Verify the written files of a result: all checks, in order of their cost, and the comparison of every tensor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def verify(
         plan: of the conversion.
         result: the written folder.
         text: what to run the models on.
-        given_text: the text is the user's own, so that the losses are worth more time.
+        given_text: the user gave the text, so that more time is spent on the losses.
         progress: called as progress("verify", done, total).
     """
     running = _running(plan)
@@ -59,7 +59,7 @@ def verify(
 
 
 def _running(plan: ConversionPlan) -> Running:
-    """Gradients need whole models."""
+    """How the models are run; gradients need them whole in memory."""
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
     return choose_running(plan.parameters, plan.largest_tensor, whole=gradients)
 
@@ -78,7 +78,7 @@ def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[st
             checks += step()
         except LongAttentionError:
             raise
-        except Exception as error:  # models raise what they happen to raise
+        except Exception as error:  # models raise any type of error
             why = f"{type(error).__name__}: {in_a_line(error)}"
             raise CheckpointError(f"Verification failed, so nothing was kept: source or result does not run ({why}).") from error
         if any(check.status == FAILED for check in checks):
@@ -89,7 +89,7 @@ def run_steps(steps: Sequence[Callable[[], list[Check]]], progress: Callable[[st
 
 
 def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> list[Check]:
-    """The written tokenizer gives the source's ids, and its limit is the result's length."""
+    """The written tokenizer gives the same ids as the source's, and its limit is the result's length."""
     if text.source_tokenizer is None:
         return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
     try:
@@ -99,7 +99,7 @@ def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> l
     same = written is not None and written(text.text[:20_000])["input_ids"] == text.source_tokenizer(text.text[:20_000])["input_ids"]
     limit = getattr(written, "model_max_length", None)
     good = same and (limit == plan.new_length or not plan.new_length)
-    detail = f"{'same' if same else 'other'} token ids as the source's, model_max_length {limit}"
+    detail = f"token ids {'equal to' if same else 'differ from'} the source's, model_max_length {limit}"
     return [Check("tokenizer", PASSED if good else FAILED, detail)]
 
 
@@ -107,8 +107,8 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
     """Compare the written files with the source, tensor by tensor.
 
     Args:
-        plan: what was to be done.
-        result: the written folder, opened anew.
+        plan: of the conversion or reversal.
+        result: the written folder, opened again.
     """
     wrong: list[str] = []
     infinite: dict[str, bool] = {}
@@ -116,7 +116,7 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
     accounted = {tensor.header.name for tensor in plan.tensors if tensor.header is not None}
     wrong += [f"{name} is missing" for name in planned if name not in result.tensors]
     wrong += [f"{name} was not planned" for name in result.tensors if name not in planned]
-    wrong += [f"{name} of the source is in no plan" for name in plan.source.tensors if name not in accounted]
+    wrong += [f"{name} of the source is not in the plan" for name in plan.source.tensors if name not in accounted]
     for name, tensor in planned.items():
         if name not in result.tensors:
             continue
@@ -150,8 +150,8 @@ def _say_infinite(found: dict[str, bool], plan: ResultPlan) -> str:
     if all(found.values()):
         return f"{len(names)} tensors are too large for {str(plan.config.dtype).removeprefix('torch.')} and became infinite: {listed}"
     return (
-        f"{len(names)} tensors of the source hold NaN or infinite numbers: {listed}; with them no output can be compared"
-        " (--no-verify converts them as they are)"
+        f"{len(names)} tensors of the source hold NaN or infinite numbers: {listed}; so no output can be compared"
+        " (--no-verify converts them unchanged)"
     )
 
 
@@ -171,11 +171,11 @@ def _all_finite(values: Tensor) -> bool:
 
 
 def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tuple[list[str], bool]:
-    """What is wrong with a written tensor, and whether it is finite, from one reading of it."""
+    """Errors of a written tensor, and whether it is finite, from one read."""
     if tensor.streamed is None:
         written = read_tensor(header)
         return _compare(tensor, written, plan), _all_finite(written)
-    # block by block, so that the largest tensor takes no memory
+    # block by block, so that the largest tensor need not be in memory
     size = BLOCK * tensor.dtype.itemsize // tensor.streamed.torch_dtype.itemsize
     same = finite = True
     for a, b in zip(read_blocks(tensor.streamed, tensor.dtype), read_blocks(header, size=size), strict=True):
@@ -188,10 +188,10 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
     if not _same_bytes(written, source_values(tensor, plan)):
         return [f"{tensor.name} differs from the source's values ({tensor.action})"]
     if tensor.action == "zeroed" and bool(written.any()):
-        return [f"{tensor.name} is to be zeros"]
+        return [f"{tensor.name} must be zero"]
     if tensor.action != "extended" or tensor.header is None:
         return []
-    # The rule above made the new rows; that the old ones survived it is checked without that rule.
+    # The old rows are checked without the rule that made the new ones.
     old = read_tensor(tensor.header)
     old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
     kept = old.shape[0] if keeps_old_rows(plan.positions) else tensor.offset + 1

@@ -1,4 +1,4 @@
-"""Run an adopted checkpoint beside transformers' own model of its source, on real text, and compare hidden states and logits."""
+"""Compare a converted long model (Longformer, BigBird …) with transformers' model: hidden states, logits and gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .text import VerificationText
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one output of the result is from the source's, over the rows of real tokens."""
+    """The difference of one output between result and source, over the rows of real tokens."""
 
     name: str
     absolute: float
@@ -37,10 +37,10 @@ def compare_with_original(
         result: the written folder.
         text: what to run on.
         length: in tokens, at most what the source takes.
-        scratch: a folder by which the weights of both stay in their files; there are no gradients then.
+        scratch: if given, the weights stay in their files (see `load_source`), and gradients are not compared.
 
     Returns:
-        One check for each probe and one for the gradients, and the result as loaded. The two models are never in memory together.
+        One check for each probe and one for the gradients, and the loaded result. The two models are never in memory together.
     """
     architecture = plan.architecture
     converter = architecture.converter
@@ -53,7 +53,7 @@ def compare_with_original(
         return [probe for probe in made if attention_takes_globals or "global_attention_mask" not in probe.inputs]
 
     probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
-    why_not = why_no_gradients(plan) or ("" if scratch is None else "the weights stayed in their files")
+    why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
     model, missing = load_source(plan.source, architecture, cast, scratch)
     chance = newly_initialised(missing, model)
     part = model.base_model if chance else model
@@ -74,7 +74,7 @@ def compare_with_original(
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of one forward pass by name, hidden states of every layer among them; caches and attentions left out."""
+    """All tensors of one forward pass by name, with the hidden states of every layer, without caches and attentions."""
     inputs = _for_part(model, inputs)
     with torch.no_grad():
         returned = model(**inputs, output_hidden_states=True, return_dict=True)
@@ -88,14 +88,14 @@ def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The choices of one example are flattened for a model without the head that takes them."""
+    """The inputs, with the choices of an example flattened for a model without a multiple-choice head."""
     if model.base_model is model and inputs["input_ids"].dim() == 3:
         return {name: value.flatten(0, 1) for name, value in inputs.items()}
     return inputs
 
 
 def compared(wanted: dict[str, Tensor], found: dict[str, Tensor], probe: Probe) -> list[Difference]:
-    """The differences of every output that both give, over the rows of real tokens."""
+    """The differences of every output that both have, over the rows of real tokens."""
     differences = []
     for name in wanted.keys() & found.keys():
         a, b = wanted[name].float(), found[name].float()
@@ -129,23 +129,23 @@ def _check(plan: ConversionPlan, probe: Probe, differences: list[Difference], le
     )
     if worst.relative <= TOLERANCE:
         return Check(name, PASSED, f"{found}, equal", values)
-    adopted = plan.architecture.original_attention()
-    why = "another attention than the source's was chosen" if plan.attention != adopted else ""
-    why = why or plan.moved
+    original = plan.architecture.original_attention()
+    why = "the attention differs from the source's" if plan.attention != original else ""
+    why = why or plan.position_change
     if why:
         return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
     return Check(name, FAILED, f"{found}, but they must be equal", values)
 
 
 GRADIENT_LENGTH = 192
-"""Tokens of the step: enough for windows, padding and global tokens to matter, quick for a large model."""
+"""Tokens of the training step: enough for windows, padding and global tokens to matter, few enough for a large model."""
 NAME = "one step's gradients equal to the source's"
 
 
 def why_no_gradients(plan: ConversionPlan) -> str | None:
-    """Why the gradients of the two models cannot be compared; ``None`` when they can."""
+    """Why the gradients of the two models are not compared; ``None`` if they are."""
     if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
-        return "the result is not meant to equal the source"
+        return "the result is not meant to be equal to the source"
     needed, available = 4 * plan.parameters * 3.5, available_memory()
     if needed > available:
         return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
@@ -153,7 +153,7 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
 
 
 def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe) -> dict[str, Tensor]:
-    """Gradients of every parameter by name, for the mean sine of all outputs at real tokens: no label is needed, all outputs take part."""
+    """Gradients of every parameter by name, of the mean sine of all outputs at real tokens, which needs no labels."""
     returned = model(**inputs, return_dict=True)
     terms = []
     for name, value in returned.items():
@@ -167,32 +167,32 @@ def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe) -> dict[str, 
 
 
 def check_gradients(plan: ConversionPlan, converter: CheckpointConverter, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> Check:
-    """Compare the source's gradients, moved as its tensors were, with those of the result.
+    """Compare the source's gradients, renamed like its tensors, with those of the result.
 
-    Rows that a position table has gained, and parameters that only the result has, are compared with zero.
+    New rows of a position table, and parameters that only the result has, must have zero gradients.
     """
     expected: dict[str, Tensor] = {}
     for name, gradient in wanted.items():
-        move = converter.rename(name, plan.architecture.original_config)
-        if move.target is not None:
-            expected[move.target] = gradient if move.change is None else move.change(gradient)
+        renaming = converter.rename(name, plan.architecture.original_config)
+        if renaming.target is not None:
+            expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
     worst, where = 0.0, "none"
     for name in sorted(expected.keys() | found.keys()):
         difference = _difference(expected.get(name), found.get(name))
-        if not difference <= worst:  # also when it is not a number
+        if not difference <= worst:  # true for NaN as well
             worst, where = difference, name
     values = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
     detail = (
         f"gradients of {len(expected)} parameters after one step at {GRADIENT_LENGTH} tokens or fewer: largest difference {worst:.1e} "
-        f"({where}) beside a largest gradient of {scale:.1e}"
+        f"({where}), largest gradient {scale:.1e}"
     )
     good = scale > 0 and worst <= TOLERANCE * scale
     return Check(NAME, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
 
 
 def skipped(why: str) -> Check:
-    """The check that was not made."""
+    """The skipped check."""
     return Check(NAME, SKIPPED, why)
 
 

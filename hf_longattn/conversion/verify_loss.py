@@ -1,4 +1,4 @@
-"""Language-model loss at the new length by position, against the source on chunks of its own length."""
+"""Language-model loss at the new length by position, compared with the source on chunks of its maximum length."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from .verify_outputs import Lengths
 NAME = "language-model loss by position"
 FLOPS_UNASKED, FLOPS_WITH_TEXT = 5e11, 8e12
 LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
-"""The most that logits may take; the less where the weights stay in their files."""
+"""Maximum bytes of the logits; fewer if the weights stay in their files."""
 LOSS_ROWS = 256
-"""Tokens whose loss is computed at once."""
+"""Number of tokens whose loss is computed at once."""
 MASKED = 0.15
 
 
 def check_loss(
     plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None, *, given_text: bool
 ) -> list[Check]:
-    """Measure the loss where the checkpoint has a language-model head; says why where it does not measure.
+    """Measure the loss if the checkpoint has a language-model head; if it is not measured, the check says why.
 
-    `scratch`: a folder by which the weights of both stay in their files, see `load_source`.
+    `scratch`: if given, the weights stay in their files, see `load_source`.
     """
     head = auto_class_name(plan.config, plan.architecture.long_class)
     if head not in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining"):
         return []
     skeleton: Any = plan.architecture.skeleton(plan.config)
-    if skeleton.get_output_embeddings() is None:  # pre-trained otherwise than by predicting tokens (ELECTRA's discriminator)
+    if skeleton.get_output_embeddings() is None:  # not pre-trained to predict tokens (ELECTRA's discriminator)
         return []
     if plan.decoder is not None:
         return [Check(NAME, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
     if plan.architecture.converter is not None and plan.new_length < 2 * plan.old_length:
-        return []  # the outputs themselves are compared, and there is no longer length to look at
+        return []  # the outputs are compared, and no longer length is new
     whole = min(lengths.new, text.real_tokens()) // lengths.old * lengths.old
     logits = LOGITS_BYTES if scratch is None else LOGITS_FROM_FILES
     count = _affordable(plan, whole, lengths.old, FLOPS_WITH_TEXT if given_text else FLOPS_UNASKED, logits)
@@ -69,7 +69,9 @@ def check_loss(
     ]
     buckets = [bucket for bucket in measured if bucket["result"] is not None]
     listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
-    shortened = f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE takes more'})" if count < whole else ""
+    shortened = (
+        f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})" if count < whole else ""
+    )
     detail = f"{count} tokens{shortened} of {text.describe()}, source on chunks of {lengths.old} → result in one pass: {listed}"
     values = {
         "tokens": count,
@@ -82,7 +84,7 @@ def check_loss(
 
 
 def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float, logits: float) -> int:
-    """As many of the tokens, in whole chunks and at least two, as the arithmetic and the logits allow; 0 where two are too many."""
+    """The largest number of tokens, in whole chunks and at least two, within the limits; 0 if two are too many."""
     while count >= 2 * chunk:
         cost = cost_at(count, plan.shape, layer_mechanisms(plan.attention, plan.shape, plan.new_length))
         flops = 2 * (cost.total_flops + 2 * count * plan.config.vocab_size * plan.config.hidden_size)
@@ -94,20 +96,20 @@ def _affordable(plan: ConversionPlan, count: int, chunk: int, limit: float, logi
 
 def _why_not(plan: ConversionPlan, text: VerificationText, count: int, lengths: Lengths) -> str | None:
     if lengths.old < 2:
-        return "the source takes one token at a time, of which nothing is predicted"
+        return "the source takes only one token, so nothing is predicted"
     if text.tokenizer is None:
         return f"{text.why_seeded}, and a loss needs real text"
     if not plan.shape.causal and text.tokenizer.mask_token_id is None:
         return "the tokenizer has no mask token"
     if plan.new_length < 2 * lengths.old:
-        return f"it takes two chunks of {lengths.old} tokens, and the result takes {plan.new_length} tokens at once"
+        return f"two chunks of {lengths.old} tokens are needed, and the result takes {plan.new_length} tokens"
     if min(lengths.new, text.real_tokens()) < 2 * lengths.old:
         return (
-            f"it takes two chunks of {lengths.old} tokens; the text has {text.real_tokens()} (--verify-text FILE takes another), and"
-            f" {lengths.new} are checked of the result"
+            f"two chunks of {lengths.old} tokens are needed; the text has {text.real_tokens()} (--verify-text FILE gives another), and"
+            f" the result is checked at {lengths.new}"
         )
     if not count:
-        return f"two chunks of {lengths.old} tokens are too much for a model of this size here; ask for it with --verify-text FILE"
+        return f"two chunks of {lengths.old} tokens would take too long for a model of this size; --verify-text FILE allows more time"
     return None
 
 
@@ -120,19 +122,19 @@ def _mask(ids: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _losses(model: Any, shown: Tensor, target: Tensor, causal: bool) -> Tensor:
-    """(N,) loss of each token; NaN where none is asked."""
+    """(N,) loss of each token; NaN where it is not predicted."""
     returned = outputs(model, shown)
     logits = returned["logits"] if "logits" in returned else returned["prediction_logits"]
     if causal:
         logits, target = logits[:, :-1], target[:, 1:]
-    pieces = zip(logits.flatten(0, 1).split(LOSS_ROWS), target.flatten().split(LOSS_ROWS), strict=True)  # each takes its logits again
+    pieces = zip(logits.flatten(0, 1).split(LOSS_ROWS), target.flatten().split(LOSS_ROWS), strict=True)  # each piece copies its logits
     losses = torch.cat([functional.cross_entropy(*piece, reduction="none", ignore_index=-100) for piece in pieces])
     losses = losses.masked_fill(target.flatten() == -100, float("nan")).view(shown.shape[0], -1)
     return functional.pad(losses, (int(causal), 0), value=float("nan")).flatten()
 
 
 def _chunked_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, causal: bool, together: int) -> Tensor:
-    """`together`: how many chunks are run at once."""
+    """`together`: number of chunks in a batch."""
     parts = zip(shown.reshape(-1, chunk).split(together), target.reshape(-1, chunk).split(together), strict=True)
     return torch.cat([_losses(model, some, wanted, causal) for some, wanted in parts])
 

@@ -1,4 +1,4 @@
-"""Run the source and the result on the same text and compare what they give."""
+"""Run source and result on the same inputs and compare their outputs."""
 
 from __future__ import annotations
 
@@ -29,28 +29,27 @@ FLOPS_AT_NEW_LENGTH = 4e12
 
 FLOPS_AT_OLD_LENGTH = 1e12
 PADDING = 37
-"""Tokens of padding in the padded-equals-unpadded check: a multiple of no block size."""
+"""Tokens of padding in the padding check: not a multiple of any block size."""
 
 LOGITS_FROM_FILES = 6.4e7
-"""Bytes of the logits at the old length, which are there four times at once, of models that run from their files; more where a quarter
-of the largest tensor is more."""
+"""Bytes of the logits at the old length, of which four copies are in memory, for models that run from their files; more if a quarter of the
+largest tensor is more."""
 
 DECODED = 32
-"""Tokens of the decoder beside an encoder in the checks at the new length."""
+"""Decoder tokens of an encoder-decoder in the checks at the new length."""
 
 
 @dataclass(frozen=True)
 class Lengths:
     """The lengths in tokens at which a conversion is checked."""
 
-    covered: int  # the longest up to `old` at which every layer equals the source's; 0 when there is none
+    covered: int  # the longest up to `old` at which every layer equals the source's; 0 if there is none
     old: int
     new: int
 
 
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
-    """The old and the new length, or shorter ones where a large model would take too long, or its logits too much memory beside weights
-    that stay in their files."""
+    """The old and the new length, or shorter ones if a large model would take too long, or its logits too much memory."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
 
     def affordable(length: int, passes: int, limit: float) -> int:
@@ -75,7 +74,7 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
     skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
     if from_files and skeleton.get_output_embeddings() is not None:
         old = min(old, length_from_files(plan))
-    low, high = 0, old  # covers() holds up to some length and not beyond it
+    low, high = 0, old  # covers() is monotonic in the length
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if covered(middle) else (low, middle - 1)
@@ -83,25 +82,25 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
 
 
 def _covers(layer: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a layer is full attention at this length and has nothing besides: memory tokens stand beside any text."""
+    """Whether a layer is full attention at this length, without memory tokens."""
     return layer.covers(length, causal) and (layer.recursion is None or not layer.recursion.memory)
 
 
 def length_from_files(plan: ResultPlan) -> int:
-    """Tokens whose logits do not take much memory beside weights that are read one by one."""
+    """Number of tokens whose logits take little memory compared with the largest tensor."""
     limit = max(LOGITS_FROM_FILES, plan.largest_tensor)  # a quarter of its bytes in fp32
     return max(64, int(limit / (4 * plan.config.vocab_size)))
 
 
 def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None) -> list[Check]:
-    """Everything that can be said from outputs; the two models are never in memory together.
+    """All checks of outputs; the two models are never in memory together.
 
     Args:
         plan: of the conversion.
         result: the written folder.
         text: what to run on.
         lengths: from `choose_lengths`.
-        scratch: a folder by which the weights of both stay in their files, see `load_source`.
+        scratch: if given, the weights stay in their files, see `load_source`.
     """
     if plan.architecture.converter is not None:
         checks, model = compare_with_original(plan, result, text, lengths.old, scratch)
@@ -123,7 +122,7 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
 
 
 def _decoder_limit(plan: ConversionPlan) -> int | None:
-    """Tokens that the decoder beside an encoder takes in the source; `None` under heads that read the whole text in it."""
+    """Maximum length of the source's decoder in an encoder-decoder; `None` for heads that read the whole text in it."""
     return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
 
 
@@ -133,7 +132,7 @@ def _part(model: Any, chance: bool) -> Any:
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
     """(largest absolute difference, the same relative to the largest value but at least 1)."""
-    largest = float(torch.stack([(a[name] - b[name]).abs_().max() for name in a]).max())  # NaN in any of them is NaN
+    largest = float(torch.stack([(a[name] - b[name]).abs_().max() for name in a]).max())  # NaN in any of them gives NaN
     scale = max(1.0, *(float(value.abs().max()) for value in a.values()))
     return largest, largest / scale
 
@@ -165,24 +164,24 @@ def _compare_old(
             return Check(name, FAILED, f"{found}, but they must be equal", values)
         return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
 
-    exact, moved = plan.positions_exact, plan.moved
+    exact, position_change = plan.positions_exact, plan.position_change
     checks = []
     if lengths.covered:
         name = "equal where the mechanism covers the input"
-        checks.append(compare(name, lengths.covered, "long attention", exact, moved))
+        checks.append(compare(name, lengths.covered, "long attention", exact, position_change))
     if lengths.covered < lengths.old:
         model.use_base_attention()
         name = "equal at the old length with full attention"
-        checks.append(compare(name, lengths.old, "full attention in place of the mechanism", exact, moved))
+        checks.append(compare(name, lengths.old, "full attention instead of the mechanism", exact, position_change))
         model.set_attn_implementation(plan.config._attn_implementation or "longattn")
         covers = f"covers inputs up to {lengths.covered} tokens" if lengths.covered else "is full attention at no length"
-        why = " and ".join(filter(None, [moved, f"the mechanism {covers}"]))
+        why = " and ".join(filter(None, [position_change, f"the mechanism {covers}"]))
         checks.append(compare("at the old length", lengths.old, "long attention", False, why))
     return checks
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> list[Check]:
-    """Finite at the new length, and padding changes nothing; on the hidden states, which every head reads token by token."""
+    """Check the hidden states at the new length: they are finite, and unchanged by padding."""
     ids = text.tokens(length)
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
     short = max(1, length - PADDING)
@@ -193,7 +192,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked[:, short // 2] = 1
 
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
-    sides = ("right", "left") if places else ("right",)  # without position_ids, padding on the left renamed the text
+    sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
 
     def run(tokens: Tensor, mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
         arguments: dict[str, Tensor] = {"attention_mask": mask}
@@ -215,9 +214,12 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     said = f"hidden states {at} are {'' if finite else 'not '}finite"
     checks = [Check("finite at the new length", PASSED if finite else FAILED, said, {"length": length, "tokens": ids.numel()})]
     if short == length:
-        return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens leave no room for padding")]
+        return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens are too few for padding")]
     if not all(layer.ignores_padding for layer in layer_mechanisms(plan.attention, plan.shape, length)):
-        return [*checks, Check("padding changes nothing", SKIPPED, "the mechanism's options count padding, as another implementation does")]
+        return [
+            *checks,
+            Check("padding changes nothing", SKIPPED, "the mechanism's options count padding, for equality with another implementation"),
+        ]
     unpadded = run(alone, torch.ones_like(alone), marked)
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     padded = run(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
@@ -238,7 +240,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
-    """Positions counted from the first real token; those of padding are the first position's."""
+    """Positions counted from the first real token; padding has the first position."""
     offset = max((table.first_id for table in plan.architecture.family.position_tables), default=0)
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset
 
@@ -246,16 +248,16 @@ def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
 TOKENS = 48
 NOT_COVERED = "the mechanism does not cover the input"
 SAMPLES = 4000
-"""Of a sound, as Wav2Vec2 takes it."""
+"""Audio samples for Wav2Vec2 and similar models."""
 
 
 def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = None) -> list[Check]:
-    """The written folder gives what the source gives with the source's own attention, and what the mechanisms make of it.
+    """For an architecture without a family: outputs are equal with the class's attention, and finite with the mechanisms.
 
-    `scratch`: a folder by which the weights of both stay in their files, see `load_source`; those of the mechanisms are in memory.
+    `scratch`: if given, the weights stay in their files, see `load_source`, except those of the mechanisms.
 
     Raises:
-        CheckpointError: nothing is known that the class could be given.
+        CheckpointError: the class takes inputs of an unknown kind.
     """
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
     source: Any = load_plain(plan.source, plan.architecture, cast, scratch)
@@ -276,8 +278,8 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
     finite = all(bool(value.isfinite().all()) for value in found.values())
     return [
-        _compare("equal with the source's own attention", expected, plain, shapes, "the class's own attention", plan.moved),
-        _compare("with the mechanism", expected, found, shapes, "long attention", plan.moved or ("" if covered else NOT_COVERED)),
+        _compare("equal with the source's attention", expected, plain, shapes, "the class's attention", plan.position_change),
+        _compare("with the mechanism", expected, found, shapes, "long attention", plan.position_change or ("" if covered else NOT_COVERED)),
         Check("finite", PASSED if finite else FAILED, f"outputs for {shapes} are {'' if finite else 'not '}finite"),
     ]
 
@@ -295,7 +297,7 @@ def _from_files(result: Path, scratch: Path) -> Any:
 
 
 def seeded_inputs(model: Any) -> dict[str, Tensor]:
-    """Inputs for one forward pass: token ids, an image, the features or the samples of a sound, as the class takes them."""
+    """Random inputs for one forward pass, as the class takes them: token ids, an image, audio features or samples."""
     taken = inspect.signature(type(model).forward).parameters
     text, vision = model.config.get_text_config(), getattr(model.config, "vision_config", model.config)
     random = torch.Generator().manual_seed(0)
@@ -315,7 +317,7 @@ def seeded_inputs(model: Any) -> dict[str, Tensor]:
         found["decoder_input_ids"] = torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 8), generator=random)
     if not found:
         raise CheckpointError(
-            f"Nothing is known that a {type(model).__name__} could be given to verify it; look at its result yourself and add --no-verify."
+            f"A {type(model).__name__} takes inputs of an unknown kind, so the result cannot be verified; add --no-verify."
         )
     return found
 
@@ -335,7 +337,7 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
 
 
 def _compare(name: str, expected: dict[str, Tensor], found: dict[str, Tensor], shapes: str, how: str, why: str) -> Check:
-    """``why`` they may differ; empty where they must be equal."""
+    """``why``: they may differ; empty if they must be equal."""
     largest, relative = difference(expected, found)
     values = {"max_abs_difference": largest, "relative_difference": relative}
     detail = f"outputs for {shapes}, {how}: largest difference from the source {largest:.1e}"

@@ -1,4 +1,4 @@
-"""Turn a plan into the tensors to write, each made when its turn comes."""
+"""The files of a result: weights, each tensor computed when it is written, and the config, tokenizer and licence."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .sources import SIDECAR_FOLDERS, SIDECARS
 from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json
 
 SEED = 0
-"""What the initial values of added parameters are drawn from."""
+"""Seed of the initial values of added parameters."""
 
 
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
-    """The weight files of the result: those of the source, or shards of the size asked for.
+    """The weight files of the result: as in the source, or shards of the requested size.
 
-    added: values of the mechanisms' own parameters.
+    added: values of the mechanisms' parameters.
     """
     outputs = {
         tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.streamed)
@@ -51,7 +51,7 @@ def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[Ou
 
 
 def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
-    """A tensor that comes from the source with the values it must have in the result."""
+    """The values in the result of a tensor that comes from the source."""
     assert tensor.header is not None
     values = read_tensor(tensor.header)
     if tensor.change is not None:
@@ -68,10 +68,10 @@ def _loader(tensor: TensorPlan, plan: ResultPlan, added: Mapping[str, Tensor]) -
 
 
 def added_values(plan: ConversionPlan) -> dict[str, Tensor]:
-    """Initial values of the mechanisms' own parameters and of memory tokens, the same on every run."""
+    """Initial values of the mechanisms' parameters and of memory tokens, the same on every run."""
     if not any(tensor.action == "added" for tensor in plan.tensors):
         return {}
-    return named_values({**built_mechanisms(plan), **begun_memory(plan)})
+    return named_values({**built_mechanisms(plan), **initial_memory(plan)})
 
 
 def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
-    """Every mechanism of the result by its name there, with the parameters that it begins with."""
+    """Every mechanism of the result by its name, with initialised parameters."""
     found, generator = {}, torch.Generator().manual_seed(SEED)
     for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
         found[prefix] = mechanism_from(
@@ -96,8 +96,8 @@ def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
     return found
 
 
-def begun_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
-    """The memory tokens of the result by their module's name, as they begin."""
+def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
+    """The initialised memory tokens of the result by their module's name."""
     generator = torch.Generator().manual_seed(SEED)
     return {name: one.begun(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
 
@@ -122,9 +122,9 @@ def write_sidecars(
         source: the source's folder.
         folder: where to write.
         config: the config of the result.
-        base_type: the source's model_type, which names the tokenizer class when the source leaves it to that.
-        old_length, new_length: in tokens; 0 where the config does not say.
-        generated: the same of what is generated, where that is a text of its own.
+        base_type: the source's model_type, which determines the tokenizer class unless the source names it.
+        old_length, new_length: in tokens; 0 if the config does not say.
+        generated: lengths of the generated text, if it is not the same text.
 
     Returns:
         The names of the files written.
@@ -156,14 +156,14 @@ def write_sidecars(
 
 
 def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
-    """`max_length` follows where it was the model's limit; a shorter one is the author's choice and stays."""
+    """`max_length` becomes the new length if it was the model's limit; a shorter one is the author's choice."""
     if values.get("max_length") == length.old:
         return {**values, "max_length": length.new}
     return values
 
 
 def _longer_tokenizer(values: dict[str, Any], base_type: str, new_length: int) -> dict[str, Any]:
-    """The new limit; and the class by name where the source left it to its model_type, which the result does not share."""
+    """The new limit, and the class by name, since the result has another model_type."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     named = TOKENIZER_MAPPING_NAMES.get(base_type)

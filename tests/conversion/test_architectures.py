@@ -56,7 +56,7 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
     assert "hf_longattn.load_generic(" in (tmp_path / "long" / "README.md").read_text()
-    assert {check.name: check.status for check in report.checks}["equal with the source's own attention"] == "passed"
+    assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
     assert report.plan["generic"]
     assert report.plan["tensor_counts"]["added"] >= 4
     config = json.loads((tmp_path / "long" / "config.json").read_text())
@@ -110,13 +110,18 @@ def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
             "ViTForImageClassification",
             {"max_length": 4096},
             PositionError,
-            "leaves the positions of a ViTForImageClassification as they are",
+            "cannot change the positions of a ViTForImageClassification",
         ),
         ("ViTForImageClassification", {"remote_code": True}, OptionError, "--generic makes none; leave one of them out"),
-        ("ViTForImageClassification", {"max_decoder_length": 9}, OptionError, "leave the options of decoders"),
+        (
+            "ViTForImageClassification",
+            {"max_decoder_length": 9},
+            OptionError,
+            "decoder options, --init-from-text and adapters do not apply",
+        ),
         ("ViTForImageClassification", {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
         ("Starcoder2ForCausalLM", {"max_length": 8}, LongAttentionError, "--max-length 8 is too small"),
-        ("LlamaForCausalLM", {}, CheckpointError, "has Long classes of its own; leave --generic out"),
+        ("LlamaForCausalLM", {}, CheckpointError, "has Long classes; leave --generic out"),
         ("GPTJForCausalLM", {}, BackendError, "GPTJForCausalLM does not take its attention from transformers' AttentionInterface"),
     ],
 )
@@ -134,7 +139,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("ViTForImageClassification", "'vit' model, which has no Long classes, but --generic puts mechanisms into the plain class; Long"),
+        ("ViTForImageClassification", "'vit' model, which has no Long classes; --generic adds mechanisms to its plain class; Long"),
         ("GPTJForCausalLM", "'gptj' model, which has no Long classes, not even with --generic, since GPTJForCausalLM does not take its"),
     ],
 )
@@ -237,5 +242,5 @@ def test_a_model_saved_without_its_pooler_is_compared_by_what_it_has(checkpoint:
 
 
 def test_an_unknown_class_is_named_as_it_stands(checkpoint: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"is a MyBert, which has no long form; the supported bert classes are: BertForMaskedLM"):
+    with pytest.raises(CheckpointError, match=r"is a MyBert, which is not supported; the supported bert classes are BertForMaskedLM"):
         plan_conversion(unnamed(checkpoint("BertModel"), architectures=["MyBert"]))

@@ -32,7 +32,7 @@ def test_projections_come_nearer_to_full_attention(
     report = convert_checkpoint(source, tmp_path / "long", mechanism="linformer", rank=16, sharing=sharing, init_from_text=text)
     assert report.passed
     check = report.checks[0]
-    assert (check.name, check.status) == ("begun from text", "measured")
+    assert (check.name, check.status) == ("initialised from text", "measured")
     assert len(check.values["random"]) == len(check.values["from_text"]) == 2
     assert sum(check.values["from_text"]) < 0.8 * sum(check.values["random"])
     assert "text.txt" in check.detail
@@ -48,12 +48,12 @@ def test_by_command(checkpoint: Callable[..., Path], text: Path, tmp_path: Path,
     arguments = ["--mechanism", "linformer", "--option", "rank=8", "--init-from-text", str(text), "--no-verify", "--json"]
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["convert", str(source), str(tmp_path / "long"), *arguments])
-    assert json.loads(capsys.readouterr().out)["checks"][0]["name"] == "begun from text"
+    assert json.loads(capsys.readouterr().out)["checks"][0]["name"] == "initialised from text"
 
 
 def test_what_cannot_begin_is_refused(checkpoint: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    with pytest.raises(OptionError, match=r"'window' has nothing that could begin from a text; leave .*--init-from-text.* out"):
+    with pytest.raises(OptionError, match=r"'window' has no parameters to initialise from text; leave .*--init-from-text.* out"):
         convert_checkpoint(source, tmp_path / "long", mechanism="window", init_from_text=text)
     text.write_text("Too short.", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"'text.txt' has \d+ tokens, but init_from_text needs at least \d+; give a longer text"):

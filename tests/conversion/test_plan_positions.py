@@ -109,7 +109,7 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
     bert, llama = built("BertForMaskedLM"), built("LlamaForCausalLM")
     with pytest.raises(PositionError, match=r"does not fit a model with rotary positions.*--option relative=alibi"):
         plan_conversion(llama, mechanism="window", positions="alibi")
-    with pytest.raises(PositionError, match=r"together with relative='shaw'; give positions='none'"):
+    with pytest.raises(PositionError, match=r"contradicts relative='shaw'; give positions='none'"):
         plan_conversion(bert, mechanism="window", relative="shaw", positions="alibi")
     with pytest.raises(OptionError, match="has no scores that relative positions could be added to"):
         plan_conversion(bert, mechanism="linear", positions="alibi")

@@ -53,7 +53,7 @@ def test_an_existing_checkpoint_stays_until_the_new_one_is_complete(tmp_path: Pa
 
 
 def test_a_destination_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(DestinationExistsError, match="made by someone else meanwhile"), staged_folder(tmp_path / "long"):
+    with pytest.raises(DestinationExistsError, match="was created by another process"), staged_folder(tmp_path / "long"):
         checkpoint_folder(tmp_path / "long", "theirs")
     assert (tmp_path / "long" / "config.json").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["long"]

@@ -1,4 +1,4 @@
-"""What an converter says about a source architecture: which family it becomes, its config, its tensors, and how the two are compared."""
+"""The contract of checkpoint converters: which family a source architecture becomes, its config, its tensors, and how both are compared."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..sources import Source
 from ..text import VerificationText
 
 DECODED = 24
-"""Tokens of a decoder beside an encoder in a comparison."""
+"""Decoder tokens of an encoder-decoder in a comparison."""
 
 
 @dataclass(frozen=True)
 class WeightRenaming:
-    """What becomes of one tensor of the source.
+    """The new name of one tensor of the source.
 
     target: its name in the result; ``None`` drops it.
-    change: from its values to those of the result, a linear map (rows put in front, a transpose), also run on ``meta`` for the shape.
+    change: a linear map applied to its values (rows prepended, a transpose); also run on ``meta`` for the shape.
     reason: why it is dropped.
     """
 
@@ -37,13 +37,13 @@ class WeightRenaming:
 
 @dataclass(frozen=True)
 class Probe:
-    """One call of the source and of the result whose outputs are compared.
+    """One forward pass of source and result whose outputs are compared.
 
-    name: what is special about it, for the report: "padding and global tokens".
+    name: for the report, for example "with padding and global tokens".
     inputs: the arguments of both forward passes.
     real: ``(B, N)`` bool, the tokens whose rows are compared; outputs without token rows are compared whole.
     decoder_real: the same for the decoder's tokens, of an encoder-decoder.
-    result_inputs: arguments of the result where they are not ``inputs``.
+    result_inputs: arguments of the result that differ from ``inputs``.
     """
 
     name: str
@@ -59,20 +59,20 @@ class Probe:
 
 
 class CheckpointConverter(ABC):
-    """One source architecture. What the attributes do not say, the methods do; everything runs before a tensor is read.
+    """One source architecture; all methods but `probes` run before a tensor is read.
 
-    ``config`` is the source's config as transformers' own class reads it, so that values left out of config.json are there.
+    ``config`` is the source's config as transformers' class reads it, with the defaults of values missing in config.json.
     """
 
     model_type: ClassVar[str]
     """transformers' model_type of the source."""
     family: ClassVar[str]
-    """The base model type of the family that it becomes, a key of ``FAMILIES``."""
+    """The base model type of the result's family, a key of ``FAMILIES``."""
     takes_globals: ClassVar[bool] = True
     """Whether the source's forward takes ``global_attention_mask``."""
 
     def recognises(self, source: Source) -> bool:
-        """Whether this is such a source; by its model_type unless something else decides."""
+        """Whether this converter applies to a source; by its model_type unless overridden."""
         return source.config.get("model_type") == self.model_type
 
     def read_config(self, values: dict[str, Any]) -> Any:
@@ -91,25 +91,25 @@ class CheckpointConverter(ABC):
 
     @abstractmethod
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        """The mechanism and options that do what the source does."""
+        """The mechanism and options equal to the source's attention."""
 
     @abstractmethod
     def rename(self, name: str, config: Any) -> WeightRenaming:
-        """What becomes of the source's tensor called ``name``. A target that the result does not have is dropped where it belongs
-        to another mechanism than the user chose, and otherwise kept under its new name."""
+        """The new name of a tensor. One that the result does not have is dropped if it belongs to a mechanism other than the chosen one,
+        and otherwise kept."""
 
     def max_length(self, config: Any) -> int | None:
-        """Tokens the source takes, where its position table does not say so (no table, or several of different lengths)."""
+        """Maximum length of the source, if its position table does not say it (no table, or several of different lengths)."""
         return None
 
     def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
-        """transformers' own class of the source, and further arguments of its ``from_pretrained``."""
+        """transformers' class of the source, and further arguments of its ``from_pretrained``."""
         import transformers
 
         return getattr(transformers, source_class), {}
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """What to run both models on: real text, two texts of which one is padded, without and with a global mask."""
+        """Inputs to run both models on: two texts, one of them padded, without and with a global mask."""
         ids, real = padded_texts(text, length, config.pad_token_id)
         ids = self.segmented(ids, real, config, source_class)
         inputs = {"input_ids": ids, "attention_mask": real.long()}
@@ -124,7 +124,7 @@ class CheckpointConverter(ABC):
         return found
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """``ids (B, N)`` with what a head needs to find in them, such as separators; as they are by default."""
+        """``ids (B, N)`` with the special tokens that a head looks for, such as separators; unchanged by default."""
         return ids
 
 
@@ -140,7 +140,7 @@ def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) 
 
 
 def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
-    """The probes with a short text for the decoder: the text's own beginning, one place to the right."""
+    """The probes with a short text for the decoder: the start of the text, shifted right by one."""
     found = []
     for probe in probes:
         ids = probe.inputs["input_ids"]

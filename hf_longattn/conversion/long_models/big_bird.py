@@ -1,7 +1,7 @@
 """transformers' BigBird (Zaheer et al. 2020) becomes LongBigBird: the same layers, heads and tensors, with the attention on the interface.
 
-Its attention is said by ``random_pattern="hf"`` and ``blocks_over="input"`` of the mechanism `bigbird`. The latter makes a text depend
-on the padding of its batch, as it does in transformers; ``blocks_over="text"`` gives every text what transformers gives it alone.
+Its attention is ``random_pattern="hf"`` and ``blocks_over="input"`` of the mechanism `bigbird`. The latter makes the outputs of a text
+depend on the padding of its batch, as in transformers; with ``blocks_over="text"`` they are those of the text alone in transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ...errors import CheckpointError
 from .base import CheckpointConverter, WeightRenaming, register_checkpoint_converter
 
 QUESTION = 16
-"""Tokens before the separator in a text to compare on."""
+"""Position of the separator in the compared texts."""
 
 
 @register_checkpoint_converter("big_bird")
@@ -30,31 +30,31 @@ class BigBirdConverter(CheckpointConverter):
         return source_class if source_class.startswith("BigBird") else None
 
     def config_values(self, config: Any) -> dict[str, Any]:
-        values = {**config.to_dict(), **self._adopted(config)}
+        values = {**config.to_dict(), **_long_values(config)}
         del values["long_attention"]
         return values
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         if config.is_decoder and config.attention_type != "original_full":
             raise CheckpointError(
-                f"A {source_class} with attention_type={config.attention_type!r} looks ahead in long texts, so it is no decoder that "
-                "could be adopted; set attention_type to 'original_full' in its config.json to adopt it with full causal attention."
+                f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so it is not a "
+                "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
             )
-        return LongAttentionConfig.from_dict(self._adopted(config)["long_attention"])
-
-    @staticmethod
-    def _adopted(config: Any) -> dict[str, Any]:
-        from ...families.big_bird import adopted
-
-        return adopted(config.to_dict())
+        return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
 
     def rename(self, name: str, config: Any) -> WeightRenaming:
         return WeightRenaming(name)
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """A question and a text: the head takes what stands before the first separator for the question."""
+        """A question and a text: to the head, the tokens before the first separator are the question."""
         if not source_class.endswith("ForQuestionAnswering") or ids.shape[1] <= QUESTION:
             return ids
         ids = ids.clone()
         ids[:, QUESTION] = config.sep_token_id
         return ids
+
+
+def _long_values(config: Any) -> dict[str, Any]:
+    from ...families.big_bird import adopted
+
+    return adopted(config.to_dict())

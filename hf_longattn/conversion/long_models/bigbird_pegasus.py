@@ -24,16 +24,16 @@ class BigBirdPegasusConverter(CheckpointConverter):
 
     def config_values(self, config: Any) -> dict[str, Any]:
         values = config.to_dict()
-        return {**values, **{name: value for name, value in _adopted(config).items() if name != "long_attention"}}
+        return {**values, **{name: value for name, value in _long_values(config).items() if name != "long_attention"}}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        return LongAttentionConfig.from_dict(_adopted(config)["long_attention"])
+        return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
 
     def rename(self, name: str, config: Any) -> WeightRenaming:
         return WeightRenaming(name)
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """Classification looks for the end token in every text: one each, the last."""
+        """Classification reads the end token of every text: exactly one, the last token."""
         if not source_class.endswith("ForSequenceClassification"):
             return ids
         ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
@@ -47,7 +47,7 @@ class BigBirdPegasusConverter(CheckpointConverter):
         return found if whole else with_decoder(found, config)
 
 
-def _adopted(config: Any) -> dict[str, Any]:
+def _long_values(config: Any) -> dict[str, Any]:
     from ...families.bigbird_pegasus import adopted_encoder
 
     return adopted_encoder(config.to_dict())

@@ -1,6 +1,6 @@
 """transformers' LED (Beltagy et al. 2020, section 7) becomes LongBart: Longformer's self-attention in the encoder of a BART.
 
-LED keeps no rows in front of its position tables, BART two; no head marks global tokens itself.
+LED's position tables start with position 0, BART's with two unused rows; no head marks global tokens itself.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class LEDConverter(CheckpointConverter):
         return layer_options("longformer", "window", config.attention_window, global_tokens=(), separate_global=True)
 
     def rename(self, name: str, config: Any) -> WeightRenaming:
-        moved = name
+        target = name
         for pattern, replacement in PARTS.items():
-            moved = re.sub(pattern, replacement, moved)
-        return WeightRenaming(moved, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
+            target = re.sub(pattern, replacement, target)
+        return WeightRenaming(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         return with_decoder(super().probes(config, source_class, text, length), config)
 
 
 def _two_rows_in_front(table: Tensor) -> Tensor:
-    """``(P, d)`` -> ``(P + 2, d)``: BART begins its tables with two rows that no token takes."""
+    """``(P, d)`` -> ``(P + 2, d)``: BART's tables start with two unused rows."""
     return nn.functional.pad(table, (0, 0, OFFSET, 0))

@@ -1,4 +1,5 @@
-"""transformers' Longformer (Beltagy et al. 2020) becomes LongRoberta: RoBERTa's layers and positions, a window, global rows of their own.
+"""transformers' Longformer (Beltagy et al. 2020) becomes LongRoberta: RoBERTa's layers and positions, a window, separate projections for
+global tokens.
 
 The heads that mark global tokens themselves when no ``global_attention_mask`` is given keep doing so, through the mechanism's options:
 classification the first token, question answering the question, multiple choice the answer.
@@ -18,10 +19,10 @@ from ..text import VerificationText
 from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter
 
 NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")
-"""Settings of the source's own attention; the old ones were never used by transformers."""
+"""Settings of the source's attention; some were never used by transformers."""
 GLOBAL_PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)_global\.")
 QUESTION = 16
-"""Tokens before the first separator in a text to compare on."""
+"""Position of the first separator in the compared texts."""
 
 
 @register_checkpoint_converter("longformer")
@@ -55,7 +56,7 @@ class LongformerConverter(CheckpointConverter):
         return WeightRenaming(GLOBAL_PROJECTION.sub(r".attention.self.long_attention.separate.\1.", name))
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """A question and a text, as the tokenizer puts them: exactly three separators, two of them between the segments."""
+        """A question and a text as the tokenizer formats them: exactly three separators, two of them between the segments."""
         if not source_class.endswith(("ForQuestionAnswering", "ForMultipleChoice")) or ids.shape[1] < 2 * QUESTION:
             return ids
         ids = ids.masked_fill(ids == config.sep_token_id, config.bos_token_id)
@@ -65,7 +66,7 @@ class LongformerConverter(CheckpointConverter):
 
 
 WINDOW = 512
-"""Where the config does not name one: the window of Longformer's own checkpoints."""
+"""If the config has none: the window of Longformer's checkpoints."""
 
 
 @register_checkpoint_converter("longformer_roberta")

@@ -1,5 +1,5 @@
-"""transformers' Nyströmformer (Xiong et al. 2021) becomes LongNystromformer: the same tensors, with the convolution of the values in
-the mechanism.
+"""transformers' Nyströmformer (Xiong et al. 2021) becomes LongNystromformer: the same tensors, with the value convolution in the
+mechanism.
 
 transformers runs it on texts of exactly ``segment_means_seq_len`` tokens, without a padding mask; the result takes any text.
 """
@@ -38,13 +38,13 @@ class NystromformerConverter(CheckpointConverter):
         return LongAttentionConfig.from_dict(nystrom_of(config))
 
     def rename(self, name: str, config: Any) -> WeightRenaming:
-        moved = CONVOLUTION.sub(".attention.self.long_attention.conv", name)
-        return WeightRenaming(name) if moved == name else WeightRenaming(moved, _kernel)
+        target = CONVOLUTION.sub(".attention.self.long_attention.conv", name)
+        return WeightRenaming(name) if target == name else WeightRenaming(target, _kernel)
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         if config.num_landmarks == config.segment_means_seq_len:
             return super().probes(config, source_class, text, length)
-        length = config.segment_means_seq_len  # the only one that transformers takes
+        length = config.segment_means_seq_len  # the only length that transformers takes
         ids = text.tokens(2 * length).view(2, length)
         inputs = ids[None] if "MultipleChoice" in source_class else ids
         return [Probe("without padding", {"input_ids": inputs}, ids >= 0)]

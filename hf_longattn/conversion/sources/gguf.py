@@ -1,4 +1,8 @@
-"""A GGUF file: config, tokenizer and names by transformers' GGUF reading, values one tensor at a time."""
+"""A GGUF file: config, tokenizer and names are read by transformers, values one tensor at a time.
+
+``from_pretrained(gguf_file=...)`` would need the whole model in fp32 (28 GB for 7 billion parameters). Instead transformers' processors of
+single tensors are used, which are not public; without them, a GGUF file is refused with a sentence.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from .base import Source, SourceFormat, SourceRequest, register_source
 from .folder import has_safetensors
 
 KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""GGUF types that hold plain values; the others hold blocks, which are unpacked to fp32."""
+"""GGUF types with plain values; the others are quantised and unpacked to fp32."""
 
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -63,7 +67,7 @@ class Gguf(SourceFormat):
         _check_header(file)
         try:
             reader: Any = GGUFReader(file)
-        except Exception as error:  # the reader raises what numpy and struct happen to raise on damaged bytes
+        except Exception as error:  # on damaged bytes the reader raises any type of error
             raise CheckpointError(f"{str(file)!r} is not a whole GGUF file ({_line(error)}); download or copy it again.") from error
         held = _Folder()
         folder = held.path
@@ -73,29 +77,29 @@ class Gguf(SourceFormat):
             _save_tokenizer(reader, folder, file.name)
             tensors = _headers(reader, file, config, skeleton)
         except BaseException as error:
-            held.remove()  # what holds the error holds this function's variables, and would keep the folder with them
+            held.remove()  # a reference to the error would keep this function's variables, and the folder, alive
             if isinstance(error, LongAttentionError) or not isinstance(error, Exception):
                 raise
-            # transformers raises what its readers happen to raise
+            # transformers' readers raise any type of error
             raise CheckpointError(f"transformers cannot read {str(file)!r}: {_line(error)}.") from error
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return GgufSource(request.name, folder, config, tensors, {"gguf_file": file.name}, (file,), held)
 
 
 MOST_KEYS, MOST_ITEMS, MOST_DIMENSIONS = 10_000, 5_000_000, 8
-"""Of a header: its keys, the items of a list (a vocabulary), the dimensions of a tensor."""
+"""Limits of a header: keys, items of a list (a vocabulary), dimensions of a tensor."""
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of the scalar types by their number; 8 is text and 9 a list."""
+"""Bytes of the scalar types by their number."""
 TEXT, LIST = 8, 9
 COUNTS = ("block_count", "expert_count")
-"""Endings of the keys that say of how many parts a model is built."""
+"""Endings of the keys that count parts of a model."""
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a header whose counts point past the end of the file, or ask for a model of any size: the gguf package trusts them.
+    """Refuse a header whose counts exceed the file, or ask for a model of any size: the gguf package trusts them.
 
     Raises:
-        CheckpointError: no GGUF, damaged, without tensors, or with counts that its tensors do not allow.
+        CheckpointError: not a GGUF file, damaged, without tensors, or with counts that exceed its tensors.
     """
     try:
         with open(file, "rb") as opened:
@@ -104,14 +108,14 @@ def _check_header(file: Path) -> None:
         raise CheckpointError(f"{str(file)!r} is not a whole GGUF file ({_line(error)}); download or copy it again.") from error
     tensors = counts.pop("tensors")
     if not tensors:
-        raise CheckpointError(f"{str(file)!r} holds no tensors, only what describes a model; download the file with its weights.")
+        raise CheckpointError(f"{str(file)!r} holds only metadata and no tensors; download the file with the weights.")
     for key, value in counts.items():
         if value > max(MOST_LAYERS, tensors):
             raise CheckpointError(f"{str(file)!r} says {key}={value}, which is more than its {tensors} tensors allow.")
 
 
 class _Header:
-    """What a GGUF file says before its tensors, read with every count held against what is left of the file."""
+    """The header of a GGUF file, read with every count checked against the rest of the file."""
 
     def __init__(self, opened: BinaryIO, size: int) -> None:
         self.opened, self.size, self.order = opened, size, "<"
@@ -119,7 +123,7 @@ class _Header:
     def read(self) -> dict[str, int]:
         """The keys with the endings `COUNTS`, and "tensors"."""
         if self.opened.read(4) != b"GGUF":
-            raise ValueError("it does not begin with GGUF")
+            raise ValueError("it does not start with GGUF")
         if self.number(4) & 0xFFFF == 0:
             self.order = ">"
         tensors = self.count(24)
@@ -140,7 +144,7 @@ class _Header:
         return found
 
     def value(self, kind: int, key: str) -> int | None:
-        """Pass over a value; an unsigned or signed whole number is returned."""
+        """Skip a value, and return it if it is an integer."""
         if kind == TEXT:
             self.text()
         elif kind == LIST:
@@ -175,11 +179,11 @@ class _Header:
         return self.size - self.opened.tell()
 
     def number(self, size: int) -> int:
-        """An unsigned one."""
+        """An unsigned integer."""
         return int(struct.unpack(self.order + {4: "I", 8: "Q"}[size], self.take(size))[0])
 
     def count(self, each: int) -> int:
-        """Of things that take at least `each` bytes."""
+        """A number of items of at least `each` bytes."""
         found = self.number(8)
         if found * each > self.left():
             raise ValueError(f"{found} items do not fit into it")
@@ -190,7 +194,7 @@ class _Header:
 
 
 class _Folder:
-    """A temporary folder that goes when this object does."""
+    """A temporary folder that is removed with this object."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="longattn-gguf-"))
@@ -220,7 +224,7 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
 
 
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:
-    """Every tensor of the file under the name and in the shape that it has in transformers."""
+    """Every tensor of the file with its name and shape in transformers."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
@@ -231,8 +235,8 @@ def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Modul
     for packed in reader.tensors:
         if packed.name not in names:
             raise CheckpointError(
-                f"{file.name!r} holds the tensor {packed.name!r}, which transformers does not read from GGUF, so that its model would be"
-                " another one; convert the checkpoint that the file was made from."
+                f"{file.name!r} holds the tensor {packed.name!r}, which transformers does not read from GGUF, so its model would"
+                " differ; convert the checkpoint that the file was made from."
             )
         name = names[packed.name]
         dtype = KEPT_DTYPES.get(packed.tensor_type.name, torch.float32)
@@ -243,7 +247,7 @@ def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Modul
 
 
 def _values(file: Path, name: str, start: int, shape: tuple[int, ...], dtype: Any, kind: Any) -> np.ndarray:
-    """One tensor of the file, unpacked; read and not mapped, so that nothing of the file stays in memory."""
+    """One tensor of the file, unpacked; the file is read, not mapped, so that it does not stay in memory."""
     from gguf import dequantize
 
     packed = np.fromfile(file, dtype=dtype, count=int(np.prod(shape)), offset=start)
@@ -253,8 +257,8 @@ def _values(file: Path, name: str, start: int, shape: tuple[int, ...], dtype: An
 
 
 def _as_transformers(values: Any, processor: Any, packed_name: str, name: str, dtype: torch.dtype) -> Tensor:
-    """The values in the order of transformers, by its own processor of the architecture."""
-    parsed: dict[str, Any] = {"tensors": {}}  # where a processor puts what it renames
+    """The values in the layout of transformers, by its processor for the architecture."""
+    parsed: dict[str, Any] = {"tensors": {}}  # for tensors that a processor renames
     found = processor.process(weights=values(), name=packed_name, tensor_key_mapping={packed_name: name}, parsed_parameters=parsed)
     put = parsed["tensors"].get(name)
     return (put if put is not None else torch.from_numpy(np.ascontiguousarray(found.weights))).to(dtype)

@@ -28,7 +28,7 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class AdapterSource(WrappedSource):
-    """A base with an adapter beside it; no Long class is needed to merge one, but to carry one."""
+    """A base with an adapter that is copied beside the result; it needs a family, since peft finds the base by its class."""
 
     adapter: Path = field(kw_only=True)
 
@@ -176,7 +176,7 @@ def _value(merged: Callable[[], Mapping[str, Tensor]], header: TensorHeader) -> 
     values = merged()
     if header.name not in values:
         raise CheckpointError(
-            f"The base's tensor {header.name!r} has another name in transformers' own model, so that the adapter cannot be merged;"
+            f"The base's tensor {header.name!r} has another name in transformers' own model, so the adapter cannot be merged;"
             " load the base with transformers and save it again first."
         )
     return values[header.name].to(header.torch_dtype).contiguous()
@@ -191,7 +191,7 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"The base of {base.name!r} names the class {class_name!r}, which transformers does not have.")
     try:
         model = base.load(model_class, dtype="auto")
-    except Exception as error:  # transformers raises what its constructors happen to raise
+    except Exception as error:  # transformers raises any type of error
         raise CheckpointError(f"transformers cannot load {str(base.folder)!r}: {in_a_line(error)}.") from error
     return _merge(model, folder).state_dict()
 
@@ -209,7 +209,7 @@ def _merge(model: nn.Module, folder: Path) -> nn.Module:
         )
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except Exception as error:  # peft raises what its tuners happen to raise
+    except Exception as error:  # peft raises any type of error
         raise CheckpointError(f"peft cannot merge the adapter {str(folder)!r}: {in_a_line(error)}.") from error
 
 

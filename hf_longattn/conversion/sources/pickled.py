@@ -1,4 +1,4 @@
-"""A folder with torch's .bin files, read when that is allowed: the tensors in them, by torch's restricted unpickler, and no code."""
+"""A folder with torch's .bin files, read if that is allowed: only tensors, by torch's restricted unpickler; no code is run."""
 
 from __future__ import annotations
 
@@ -55,13 +55,12 @@ class Pickled(SourceFormat):
 
 
 def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:
-    """The headers of all tensors of a state dict; no code of the file runs (`weights_only=True`).
+    """The headers of all tensors of a state dict; no code of the file is run (`weights_only=True`).
 
-    A zip archive, as torch writes it since 1.6, is read like a safetensors file: each tensor when its turn comes. A file in the older
-    format has to be loaded whole.
+    A zip archive, as torch writes it since 1.6, is read one tensor at a time. A file in the older format must be loaded whole.
 
     Raises:
-        CheckpointError: damaged, no flat dictionary of tensors, or objects in it that are no tensors.
+        CheckpointError: damaged, or not a flat dictionary of tensors.
     """
     archive = zipfile.is_zipfile(file)
     if archive:
@@ -79,15 +78,15 @@ def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:
 
 
 def _shared(state: dict[str, Tensor]) -> dict[str, str]:
-    """Name of a tensor -> the first one that is the same memory; empty where there is no other."""
+    """Name of a tensor -> the first one with the same memory; empty if there is no other."""
     groups: dict[Any, list[str]] = {}
     for name, value in state.items():
-        groups.setdefault((_begin(value), value.storage_offset(), value.shape, value.stride()), []).append(name)
+        groups.setdefault((_offset(value), value.storage_offset(), value.shape, value.stride()), []).append(name)
     return {name: names[0] if len(names) > 1 else "" for names in groups.values() for name in names}
 
 
 def _check_archive(file: Path) -> None:
-    """The bytes of tensors can be read in place: uncompressed, and in this machine's order."""
+    """Refuse an archive whose bytes cannot be read in place: compressed, or of another byte order."""
     try:
         with zipfile.ZipFile(file) as opened:
             records = opened.infolist()
@@ -107,19 +106,19 @@ def _load(file: Path, device: str) -> Any:
         raise CheckpointError(
             f"{str(file)!r} holds more than tensors, or is damaged, and is not opened: torch refuses it with weights_only=True."
         ) from error
-    except Exception as error:  # torch.load raises what its readers happen to raise
+    except Exception as error:  # torch.load raises any type of error
         raise CheckpointError(_damaged(file, error)) from error
 
 
 def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHeader:
-    """size: of the file in bytes; `None` where the values are in memory already."""
+    """size: of the file in bytes; `None` if the values are in memory."""
     if value.dtype not in SAFETENSORS_DTYPES or value.layout != torch.strided:
         raise CheckpointError(f"Tensor {name!r} of {str(file)!r} is {value.dtype}, {value.layout}, which safetensors cannot hold.")
     described = TensorHeader(name, file, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape))
     if size is None:
         return replace(described, values=lambda: value.detach().contiguous())
     span = sum((length - 1) * stride for length, stride in zip(value.shape, value.stride(), strict=True)) + 1 if value.numel() else 0
-    start = int(_begin(value) + value.storage_offset() * value.dtype.itemsize)
+    start = int(_offset(value) + value.storage_offset() * value.dtype.itemsize)
     if start + span * value.dtype.itemsize > size:
         raise CheckpointError(f"Tensor {name!r} lies beyond the end of {str(file)!r}; download or copy the file again.")
     if value.is_contiguous():
@@ -127,8 +126,8 @@ def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHea
     return replace(described, values=partial(_strided, described, start, int(span), tuple(value.stride())))
 
 
-def _begin(value: Tensor) -> int:
-    """Where the memory of a tensor begins: in the file when it was loaded on the meta device (torch.load notes it there)."""
+def _offset(value: Tensor) -> int:
+    """Offset of a tensor's storage: in the file if it was loaded on the meta device (torch.load records it)."""
     storage: Any = value.untyped_storage()
     return storage._checkpoint_offset if value.is_meta else storage.data_ptr()
 

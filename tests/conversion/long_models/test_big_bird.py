@@ -102,5 +102,5 @@ def test_a_full_decoder_is_adopted_and_a_block_sparse_one_refused(big_bird: Call
     assert not report.needs_training
     config = json.loads((source / "config.json").read_text()) | {"attention_type": "block_sparse"}
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="looks ahead in long texts"):
+    with pytest.raises(CheckpointError, match="sees future tokens in long texts"):
         plan_conversion(source)
