@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.masked import MaskedMechanism
 from hf_longattn.mechanisms.registry import mechanism_from
@@ -101,7 +102,8 @@ class AttentionInputs:
         """The tokens (B, N) that are global in this case, whether the call or the mechanism's options say so."""
         if not isinstance(self.mechanism, MaskedMechanism):
             return self.global_mask
-        return self.mechanism.resolve_globals(None, self.global_mask, (self.case.batch, self.case.length), self.hidden.device)
+        keys = self.hidden.unflatten(-1, (-1, self.case.head_dim)).transpose(1, 2)
+        return self.mechanism.resolve_globals(keys, AttentionCall(global_mask=self.global_mask))
 
     @property
     def beyond(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..configuration import LongAttentionConfig
+from ..engines.call import AttentionCall
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.registry import mechanism_from
@@ -107,9 +108,9 @@ def _measured(mechanism: Mechanism, shape: KeyShape) -> int:
     layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # a new one, since the given one may be on the meta device
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
-    hidden: dict[str, Any] = {"hidden_states": torch.zeros(1, 1, shape.hidden, dtype=dtype)} if layer.takes_hidden_states else {}
+    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.takes_hidden_states else None
     with torch.no_grad():
-        _, state = layer.advance(q, k, k, None, **hidden)
+        _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
     return sum(tensor.nbytes for tensor in state.values())
 
 

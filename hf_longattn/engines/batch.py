@@ -164,6 +164,11 @@ def first_real(mask: Tensor) -> Tensor:
     return mask.int().argmax(-1)
 
 
+def last_real(mask: Tensor) -> Tensor:
+    """Index of each row's last real token in ``mask (B, N)``, ``(B,)``; the last of all where there is none."""
+    return mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
+
+
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
     """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``; what falls off comes back at the end."""
     length = x.shape[dim]

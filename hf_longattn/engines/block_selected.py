@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from .byte_cache import KEPT
+from .call import AttentionCall
 from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
 from .dense import same_dtype
 from .gathered import gathered_attention
-from .pattern import GatherTile, ScoreMod, rows_of
+from .pattern import GatherTile, rows_of
 
 ROW = 64
 """Queries per row that meet one block, at most."""
@@ -33,32 +34,26 @@ def block_selected_attention(
     v: Tensor,
     chosen: Tensor,
     block_size: int,
-    *,
-    causal: bool,
-    key_mask: Tensor | None = None,
-    scaling: float | None = None,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
+    call: AttentionCall,
 ) -> Tensor:
     """Softmax attention of every query over its own block and the blocks it chose.
 
     Args:
         q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
         chosen: ``(B, H, N, K)`` int64, blocks besides the own one, none twice in a row; -1 is none.
-        causal: leave out the keys behind the query of its own block.
-        key_mask: ``(B, N)`` bool, True = real token.
+        call: causality leaves out the keys after the query in its own block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
     length = k.shape[2]
-    if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None:
+    if q.device.type == "cpu" and call.dropout == 0.0 and call.score_mod is None:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
-        return cpu_block_selected(q, k, v, key_mask, chosen, block_size, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)[0]
+        return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
     rows = rows_of(length, block_size, q.device)
-    parts = [GatherTile(rows, rows, causal=causal)]
+    parts = [GatherTile(rows, rows, causal=call.causal)]
     if chosen.shape[3]:
         parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(ROW, block_size))
-    return gathered_attention(q, k, v, parts, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+    return gathered_attention(q, k, v, parts, call)
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .call import AttentionCall
 from .cpu_band import cpu_band
 from .dense import dense_attention, same_dtype
 from .flex import flex_band
-from .pattern import DistanceBias, Pattern, ScoreMod
+from .pattern import DistanceBias, Pattern
 from .plain import blockwise_attention
 
 DENSE_CELLS = 256 * 256
@@ -30,45 +31,34 @@ def block_sparse_attention(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    *,
-    key_mask: Tensor | None = None,
-    global_mask: Tensor | None = None,
-    scaling: float | None = None,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
+    call: AttentionCall,
 ) -> Tensor:
     """Softmax attention over the keys that ``pattern`` visits.
 
     Args:
         q, k, v: ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``; the queries are the last Nq positions.
-        key_mask: ``(B, Nk)`` bool, True = real token.
-        global_mask: ``(B, Nk)`` bool, True = global token; used when the pattern has globals.
+        call: its global mask is used where the pattern has globals; causality is the pattern's.
     Returns:
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
     q, k, v = same_dtype(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    if not pattern.has_globals:
-        global_mask = None
+    call = call.replace(causal=pattern.causal)
+    key_mask, scale, dropout_p, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.dropout, call.score_mod
+    global_mask = call.global_mask if pattern.has_globals else None
     q_len, kv_len = q.shape[2], k.shape[2]
     if torch.compiler.is_exporting():  # one graph for all lengths, of operations that every runtime has
         mod = pattern.visible_mod(global_mask)
         if not pattern.bounded or _known(kv_len <= min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1):
-            return dense_attention(
-                q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mod, scaling=scale, dropout_p=dropout_p, score_mod=score_mod
-            )
+            return dense_attention(q, k, v, call, mask_mod=mod)
         return blockwise_attention(
             q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
         )
     fused = q.device.type == "cpu" and dropout_p == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias))
     biased = fused and score_mod is not None and not suits_dense(q_len, kv_len)  # the dense kernel would write the bias out for all pairs
     if pattern.covers(q_len, kv_len) and not biased:
-        return dense_attention(q, k, v, causal=pattern.causal, key_mask=key_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+        return dense_attention(q, k, v, call)
     if suits_dense(q_len, kv_len) or (kv_len <= min(pattern.width, DENSE_KEYS) and not biased):
-        mask_mod = pattern.visible_mod(global_mask)
-        return dense_attention(
-            q, k, v, causal=pattern.causal, key_mask=key_mask, mask_mod=mask_mod, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod
-        )
+        return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
     if fused:
         left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
         bias = (score_mod.table, score_mod.ahead) if isinstance(score_mod, DistanceBias) else (None, 0)

@@ -70,6 +70,10 @@ class AttentionCall:
         """A call with other values."""
         return dataclasses.replace(self, **changes)
 
+    def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
+        """The call for other keys: ``key_mask (B, Nk)`` bool in place of its own."""
+        return dataclasses.replace(self, batch=Batch.of(key_mask))
+
     def scale_for(self, head_dim: int) -> float:
         """The factor on q·k as a number."""
         return head_dim**-0.5 if self.scale is None else self.scale

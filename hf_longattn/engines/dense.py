@@ -8,27 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pattern import MaskMod, ScoreMod
+from .call import AttentionCall
+from .pattern import MaskMod
 
 
 def dense_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    call: AttentionCall,
     *,
-    causal: bool = False,
-    key_mask: Tensor | None = None,
     mask_mod: MaskMod | None = None,
-    scaling: float | None = None,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
     q_idx: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention over all keys that ``mask_mod``, ``causal`` and ``key_mask (B, Nk)`` leave; heads may be grouped.
+    """Softmax attention over all keys that ``mask_mod``, causality and padding leave; heads may be grouped.
 
     ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions where they are not the last Nq of the keys' sequence.
-    With nothing but ``causal`` or ``key_mask`` this is the very call of transformers' sdpa attention. Rows that see no key are zeros.
+    With nothing but causality or padding this is the same call as transformers' sdpa attention. Rows that see no key are zeros.
     """
+    causal, key_mask, scaling, dropout_p, score_mod = call.causal, call.key_mask, call.scale, call.dropout, call.score_mod
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     grouped = k.shape[1] != heads
     last = q_idx is None
@@ -47,7 +45,7 @@ def dense_attention(
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-    scores = products(q, k) * (head_dim**-0.5 if scaling is None else scaling)
+    scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:
         scores = score_mod(scores, b, h, q_idx, kv_idx)
     weights = masked_softmax(scores, seen)
@@ -58,6 +56,11 @@ def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.de
     """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions; the queries are the last ``q_len`` positions."""
     b, h, q_idx, kv_idx = (torch.arange(*ends, device=device) for ends in ((batch,), (heads,), (kv_len - q_len, kv_len), (kv_len,)))
     return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), kv_idx.view(1, 1, 1, -1)
+
+
+def grid_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`index_grid` of ``q (B, H, Nq, D)`` and ``k (B, ·, Nk, D)``."""
+    return index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
 
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from .batch import Batch
 from .byte_cache import KEPT
+from .call import AttentionCall
 from .dense import merged
 from .global_rows import gather_tokens, global_index, overwrite_global_rows
 from .pattern import GatherTile, Pattern, ScoreMod
@@ -165,7 +167,8 @@ def flex_band(
     out = merged([out, column_out], [aux.lse, column_aux.lse])
     if not pattern.global_rows:
         return out
-    return overwrite_global_rows(out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, score_mod=score_mod)
+    call = AttentionCall(causal=pattern.causal, batch=Batch.of(key_mask), scale=scale, score_mod=score_mod)
+    return overwrite_global_rows(out, q, k, v, index, real, call)
 
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:

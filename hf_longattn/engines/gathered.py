@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .call import AttentionCall
 from .cpu_gathered import Rules, cpu_gathered, flat_rules
 from .dense import same_dtype
 from .flex import flex_gathered
-from .pattern import GatherTile, ScoreMod
+from .pattern import GatherTile
 from .plain import plain_gathered
 
 
@@ -25,11 +26,7 @@ def gathered_attention(
     k: Tensor,
     v: Tensor,
     parts: Sequence[GatherTile],
-    *,
-    key_mask: Tensor | None = None,
-    scaling: float | None = None,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
+    call: AttentionCall,
 ) -> Tensor:
     """Softmax attention over the union of the parts' pairs.
 
@@ -37,15 +34,12 @@ def gathered_attention(
         q: ``(B, H, Nq, D)``; position i of the queries' axis is position i of the keys' axis.
         k, v: ``(B, H, Nk, D)``; Nk may exceed Nq, for instance by summaries that stand behind the tokens' own keys.
         parts: which pairs.
-        key_mask: ``(B, Nk)`` bool, True = real token.
-        scaling: factor on q·k; ``D ** -0.5`` by default.
-        dropout_p: dropout probability on the weights.
-        score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
+        call: its padding mask, scale, dropout and score term; causality is the parts'.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q. Queries that see nothing are zeros, with zero gradients.
     """
     q, k, v = same_dtype(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    key_mask, scale, dropout_p, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.dropout, call.score_mod
     learned = any(part.bias is not None and part.bias.requires_grad for part in parts)
     if q.device.type == "cpu" and dropout_p == 0.0 and score_mod is None and not learned:
         rules = flat_rules([Rules.of(part.causal, part.inside, part.outside) for part in parts])

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .batch import Batch
+from .call import AttentionCall
 from .dense import dense_attention, masked_softmax
-from .pattern import ScoreMod
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,12 +38,7 @@ def overwrite_global_rows(
     v: Tensor,
     index: Tensor,
     real: Tensor,
-    *,
-    causal: bool,
-    key_mask: Tensor | None,
-    scale: float,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
+    call: AttentionCall,
 ) -> Tensor:
     """Return ``out (B, H, Nq, D)`` with the rows of the global tokens at key positions ``index (B, g)`` attending to all keys.
 
@@ -50,17 +46,7 @@ def overwrite_global_rows(
     """
     offset = k.shape[2] - q.shape[2]
     rows = (index - offset).clamp(min=0)
-    row_out = dense_attention(
-        gather_tokens(q, rows),
-        k,
-        v,
-        causal=causal,
-        key_mask=key_mask,
-        scaling=scale,
-        dropout_p=dropout_p,
-        score_mod=score_mod,
-        q_idx=index[:, None, :, None],
-    )
+    row_out = dense_attention(gather_tokens(q, rows), k, v, call, q_idx=index[:, None, :, None])
     return put_rows(out, row_out, rows, real & (index >= offset))
 
 
@@ -92,7 +78,8 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask:
     if index.shape[1] == 0:
         return q * 0
     positions = index[:, None, :, None]
-    rows = dense_attention(gather_tokens(q, index), k, v, causal=causal, key_mask=key_mask, scaling=scale, q_idx=positions)
+    call = AttentionCall(causal=causal, batch=Batch.of(key_mask), scale=scale)
+    rows = dense_attention(gather_tokens(q, index), k, v, call, q_idx=positions)
     return put_rows(torch.zeros_like(q), rows, index, real)
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .batch import Batch
+from .call import AttentionCall
 from .dense import masked_softmax, merged, products
 from .global_rows import global_index, overwrite_global_rows
 from .pattern import GatherTile, Pattern, ScoreMod
@@ -84,9 +86,8 @@ def blockwise_attention(
     out = first_rows((weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3), q_len)
     if not pattern.global_rows:
         return out
-    return overwrite_global_rows(
-        out, q, k, v, index, real, causal=pattern.causal, key_mask=key_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
-    )
+    call = AttentionCall(causal=pattern.causal, batch=Batch.of(key_mask), scale=scale, dropout=dropout_p, score_mod=score_mod)
+    return overwrite_global_rows(out, q, k, v, index, real, call)
 
 
 def first_rows(x: Tensor, count: int) -> Tensor:

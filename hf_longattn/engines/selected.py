@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .call import AttentionCall
 from .dense import index_grid, masked_softmax
 from .pattern import ScoreMod
 
@@ -31,10 +32,7 @@ def selected_attention(
     k: Tensor,
     v: Tensor,
     index: Tensor,
-    *,
-    scaling: float | None = None,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
+    call: AttentionCall,
 ) -> Tensor:
     """Softmax attention of every query over its own list of keys.
 
@@ -47,13 +45,13 @@ def selected_attention(
     """
     batch, heads, q_len, head_dim = q.shape
     seen, places = index >= 0, index.clamp(min=0)
-    scores = pair_scores(q, k, places) * (head_dim**-0.5 if scaling is None else scaling)
-    if score_mod is not None:
+    scores = pair_scores(q, k, places) * call.scale_for(head_dim)
+    if call.score_mod is not None:
         b = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)
         h = torch.arange(heads, device=q.device).view(1, -1, 1, 1)
         i = torch.arange(k.shape[2] - q_len, k.shape[2], device=q.device).view(1, 1, -1, 1)
-        scores = score_mod(scores, b, h, i, places)
-    weights = F.dropout(masked_softmax(scores, seen), dropout_p)
+        scores = call.score_mod(scores, b, h, i, places)
+    weights = F.dropout(masked_softmax(scores, seen), call.dropout)
     return pair_sum(weights, v, places).to(q.dtype)
 
 

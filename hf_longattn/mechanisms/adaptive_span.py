@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.block_sparse import suits_dense
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, rows_of
 from ..errors import OptionError
-from .base import Mechanism, softmax_over
+from .base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs
 from .options import Options, option, positive
 from .registry import register_mechanism
@@ -65,6 +66,7 @@ class AdaptiveSpan(Mechanism):
     exact_when = "every span ≥ N"
     trains = True
     takes_packed = True
+    position_dependent = False
     options_type = AdaptiveSpanOptions
     sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
 
@@ -114,65 +116,29 @@ class AdaptiveSpan(Mechanism):
         side = math.ceil((self.extremes()[1] if longest is None else longest) + self.options.ramp) - 1
         return Pattern(side, 0 if causal else side, causal)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        batch, heads, q_len, head_dim = q.shape
-        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, k.shape[2], q.device)
-        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
-        if score_mod is not None:
-            scores = score_mod(scores, b, h, q_idx, kv_idx)
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        scores = scaled_scores(q, k, call)
+        _, h, q_idx, kv_idx = grid_of(q, k)
         mask = self.soft_mask((q_idx - kv_idx).abs(), h, scores.dtype)
-        seen = mask > 0
-        if causal:
-            seen = seen & (kv_idx <= q_idx)
-        if padding_mask is not None:
-            seen = seen & padding_mask[:, None, None, :]
-        return softmax_over(scores + logarithm(mask), seen.expand(scores.shape))
+        return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        shared: dict[str, Any] = {"key_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
         longest = None
         if not torch.compiler.is_compiling():
             if self.training:
                 self.span_fraction.data.clamp_(0, 1)
             shortest, longest = self.extremes()
             learning = torch.is_grad_enabled() and self.span_fraction.requires_grad
-            fixed = not learning and shortest >= kv_len
-        else:
-            fixed = False
-        if fixed:
-            return dense_attention(q, k, v, causal=causal, score_mod=score_mod, **shared)
+            if not learning and shortest >= kv_len:
+                return dense_attention(q, k, v, call)
         dtype = torch.promote_types(q.dtype, torch.float32)
         if suits_dense(q_len, kv_len):
-            near, term = self._dense_terms(dtype, score_mod)
-            return dense_attention(q, k, v, causal=causal, mask_mod=near, score_mod=term, **shared)
-        part = self._part(q_len, kv_len, causal, dtype, q.device, longest)
+            near, term = self._dense_terms(dtype, call.score_mod)
+            return dense_attention(q, k, v, call.replace(score_mod=term), mask_mod=near)
+        part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        return gathered_attention(q, k, v, [part], score_mod=_shifted(score_mod, kv_len - q_len), **shared)
+        return gathered_attention(q, k, v, [part], call.replace(score_mod=_shifted(call.score_mod, kv_len - q_len)))
 
     def _dense_terms(self, dtype: torch.dtype, score_mod: ScoreMod | None) -> tuple[MaskMod, ScoreMod]:
         """What is seen at all, and the scores with the logarithm of the soft mask."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, aligned, aligned_weights
-from ..engines.dense import repeat_heads
+from ..engines.call import AttentionCall, Run, aligned, aligned_weights
+from ..engines.dense import grid_of, index_grid, repeat_heads
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
@@ -102,14 +102,6 @@ class Mechanism(nn.Module, ABC):
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of some hundred tokens, for tests and pictures."""
 
-    _takes_call: ClassVar[frozenset[str]] = frozenset()
-    """Methods that take an :class:`AttentionCall`; the others take its values as keywords."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        methods = ("forward", "dense_weights", "defined", "reference", "advance")
-        cls._takes_call = frozenset(name for name in methods if "call" in inspect.signature(getattr(cls, name)).parameters)
-
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
         """Options by which the mechanism equals full softmax attention up to ``length`` tokens; ``None`` when there are none."""
@@ -122,7 +114,7 @@ class Mechanism(nn.Module, ABC):
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
-            self.register_forward_pre_hook(_with_relative, with_kwargs=True)
+            self.register_forward_pre_hook(_with_relative)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set every parameter and buffer, those of relative positions and of members included, to its initial value.
@@ -145,89 +137,44 @@ class Mechanism(nn.Module, ABC):
             )
 
     @abstractmethod
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        """Return the attention output ``(B, H, Nq, D)`` in the dtype of ``q``."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
+
+        Padding comes after a sequence or between its tokens, as ``call.key_mask``; only a mechanism whose output does not depend on where
+        a sequence starts (:attr:`position_dependent`) may be given padding before it.
+        """
 
     @abstractmethod
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``.
 
-        Relative positions come in by ``score_mod``, as in the engines: :meth:`reference` and :meth:`weights` put them there.
+        Relative positions come in by ``call.score_mod``, as in the engines: :meth:`defined` and :meth:`weights` put them there.
         """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Attention of a batch with padding anywhere and packed documents: ``forward`` on aligned sequences."""
-        return self._aligned("forward", q, k, v, call, together=self.whole_batch)
+        return self._aligned(self, q, k, v, call, together=self.whole_batch)
 
     def attend_exactly(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The same by the definition, in float64: :meth:`reference` on aligned sequences."""
-        return self._aligned("reference", q, k, v, call, alone=True)
+        return self._aligned(self.reference, q, k, v, call, alone=True)
 
     def attend_as_defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The same by the definition in the inputs' dtype: :meth:`defined` on aligned sequences."""
-        return self._aligned("defined", q, k, v, call)
+        return self._aligned(self.defined, q, k, v, call)
 
-    def _aligned(self, method: str, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, **how: bool) -> Tensor:
-        run = functools.partial(self._called, method)
+    def _aligned(self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, **how: bool) -> Tensor:
         if not self.ignores_padding and (call.batch is None or call.batch.documents is None):
             return run(q, k, v, call)
         return aligned(run, q, k, v, call, by_position=self.position_dependent, **how)
 
-    def _called(self, method: str, *tensors: Any) -> Any:
-        """``method`` with a call, or with the call's values where it takes keywords."""
-        *given, call = tensors
-        run = self if method == "forward" else getattr(self, method)
-        if method in self._takes_call:
-            return run(*given, call)
-        arguments = {
-            "causal": call.causal,
-            "padding_mask": call.key_mask,
-            "global_mask": call.global_mask,
-            "scaling": call.scale,
-            "score_mod": call.score_mod,
-            "seed": call.seed,
-        }
-        if method == "advance":
-            arguments = {"padding_mask": call.key_mask, "scaling": call.scale}
-        if method in ("forward", "defined", "advance"):
-            arguments["dropout_p"] = call.dropout
-        if self.takes_hidden_states:
-            arguments["hidden_states"] = call.hidden_states
-        if call.stopped is not None and method in ("forward", "reference"):
-            arguments["stopped"] = call.stopped
-        return run(*given, **arguments)
-
-    def defined(self, q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float = 0.0, **arguments: Any) -> Tensor:
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition in the inputs' own dtype, without dropout: what is exported where the engine cannot be."""
-        return self.dense_weights(q, k, **self._with_dense_terms(q, k, arguments)) @ repeat_heads(v, q.shape[1])
+        return self.dense_weights(q, k, self._with_dense_terms(q, k, call)) @ repeat_heads(v, q.shape[1])
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition applied in float64, materialising the N×N matrix. Returns ``(B, H, Nq, D)`` float64."""
-        return self.defined(q.double(), k.double(), v.double(), **arguments)
+        return self.defined(q.double(), k.double(), v.double(), call)
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
         """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots; zeros for padding.
@@ -248,30 +195,24 @@ class Mechanism(nn.Module, ABC):
         return found.to(q.dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        mod = self._with_dense_terms(q, k, {"causal": call.causal, "scaling": call.scale, "score_mod": call.score_mod})["score_mod"]
-        return self._called("dense_weights", q, k, call.replace(score_mod=mod))
+        return self.dense_weights(q, k, self._with_dense_terms(q, k, call))
 
-    def _with_dense_terms(self, q: Tensor, k: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
-        """``arguments`` whose score term has the relative positions in it, taken from their N×N definition."""
+    def _with_dense_terms(self, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
+        """The call whose score term includes the relative positions, taken from their N×N definition."""
         if self.relative is None:
-            return arguments
+            return call
         q_len, kv_len = q.shape[2], k.shape[2]
         places = torch.arange(kv_len, device=q.device)
         distance = places[None, kv_len - q_len :, None] - places
-        term = self.relative.term(q, k, distance, arguments.get("causal", False), self.scale(arguments.get("scaling")))
+        term = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
 
         def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
 
-        return {**arguments, "score_mod": both(mod, arguments.get("score_mod"))}
-
-    def with_relative_term(self, q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of ``forward``, whose score term has the relative positions in it; a hook calls this."""
-        mod = self.relative_mod(q, k, arguments.get("causal", False), arguments.get("scaling"))
-        return arguments if mod is None else {**arguments, "score_mod": both(mod, arguments.get("score_mod"))}
+        return call.replace(score_mod=both(mod, call.score_mod))
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """The call of ``forward`` whose score term has the relative positions in it; a hook calls this."""
+        """The call of ``forward`` whose score term includes the relative positions; a hook calls this."""
         mod = self.relative_mod(q, k, call.causal, call.scale)
         return call if mod is None else call.replace(score_mod=both(mod, call.score_mod))
 
@@ -324,26 +265,16 @@ class Mechanism(nn.Module, ABC):
         """
         return None
 
-    def advance(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: State | None,
-        *,
-        padding_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-    ) -> tuple[Tensor, State]:
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """Causal attention of new tokens, given what the earlier ones left; for ``stateful`` mechanisms.
 
         Args:
             q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
             state: what :meth:`advance` returned before, or ``None`` at the beginning.
-            padding_mask: ``(B, n)`` bool, True = real token.
+            call: its ``key_mask (B, n)`` is that of the new tokens.
         Returns:
-            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not follow the text. A row of
-            zeros is the state before its first real token, so that a row of a batch can begin anew.
+            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not depend on the text. A row
+            of zeros is the state before its first real token, so that single rows of a batch can be reset.
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 
@@ -397,13 +328,10 @@ def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
             yield from _parts(child)
 
 
-def _with_relative(module: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_relative(module: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
     """Forward pre-hook: the relative positions join the score term of the call."""
-    q, k, v, *rest = args
-    call = rest[0] if rest else kwargs.get("call")
-    if isinstance(call, AttentionCall):
-        return (q, k, v, module.with_relative(q, k, v, call)), {}
-    return args, module.with_relative_term(q, k, v, kwargs)
+    q, k, v, call = args
+    return q, k, v, module.with_relative(q, k, v, call)
 
 
 def both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
@@ -411,6 +339,25 @@ def both(first: ScoreMod, second: ScoreMod | None) -> ScoreMod:
     if second is None:
         return first
     return lambda score, b, h, q_idx, kv_idx: second(first(score, b, h, q_idx, kv_idx), b, h, q_idx, kv_idx)
+
+
+def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """``q·k · scale`` of all pairs and the call's score term, ``(B, H, Nq, Nk)``."""
+    scores = (q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)) * call.scale_for(q.shape[-1])
+    return scores if call.score_mod is None else call.score_mod(scores, *grid_of(q, k))
+
+
+def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+    """The pairs that causality and padding leave, ``(B or 1, 1, Nq, Nk)`` bool."""
+    _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
+    seen = (kv_idx <= q_idx) if call.causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
+    return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]
+
+
+def pad_queries(q: Tensor, length: int) -> Tensor:
+    """``q (B, H, Nq, D)``, the last queries of a sequence of ``length`` tokens, after rows of zeros for the others."""
+    missing = length - q.shape[2]
+    return F.pad(q, (0, 0, missing, 0)) if missing else q
 
 
 def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:

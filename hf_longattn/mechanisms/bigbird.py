@@ -21,18 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engines.batch import last_real
 from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
-from .base import softmax_over
-from .gathered import placed, shifted, turn, turn_mask, turning
+from .base import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import joined
-from .masked import MaskedMechanism, first_real, last_real
+from .masked import MaskedMechanism
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -88,7 +89,6 @@ class BigBird(MaskedMechanism):
     cost = "N·b·(w+r+2g)"
     exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
-    position_dependent: bool = True
     options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
 
@@ -155,34 +155,23 @@ class BigBird(MaskedMechanism):
         )  # fmt: skip
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        return self.positioned_mod(causal, None, global_mask)
-
-    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
-        times = self.times(causal, padding_mask, tokens)
+        times = self.times(causal, None, global_mask)
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
-    def times(
-        self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, seed: int = 0
-    ) -> Callable[[Any, Any, Any, Any], Tensor]:
+    def times(self, causal: bool, key_mask: Tensor | None, tokens: Tensor | None, seed: int = 0) -> Callable[[Any, Any, Any, Any], Tensor]:
         """The definition: how often a query counts a key, for index tensors as :func:`index_grid` makes them (``kv_idx`` spans the
         whole sequence, since its last block depends on its length)."""
-        size = self.options.block_size
-        over_text = self.options.blocks_over == "text" and padding_mask is not None
+        size, over_text = self.options.block_size, self.options.blocks_over == "text"
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            length, row, column = kv_idx.shape[-1], q_idx, kv_idx
-            ends = torch.tensor([length], device=kv_idx.device)
-            if over_text:
-                assert padding_mask is not None
-                start = first_real(padding_mask)
-                ends = last_real(padding_mask) + 1 - start
-                row, column = q_idx - start[b], kv_idx - start[b]
+            length = kv_idx.shape[-1]
+            ends = torch.tensor([length], device=kv_idx.device) if key_mask is None or not over_text else last_real(key_mask) + 1
             rows = (length + size - 1) // size
             blocks = self.blocks(-(-ends // size), rows, causal, kv_idx.device, seed)
-            times = blocks.times(b, h, row.div(size, rounding_mode="floor"), column.div(size, rounding_mode="floor"))
+            times = blocks.times(b, h, q_idx.div(size, rounding_mode="floor"), kv_idx.div(size, rounding_mode="floor"))
             if tokens is not None:
                 times = torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, times)
-            return times * padding_mask[b, q_idx] if padding_mask is not None and self._rests(length) else times
+            return times * key_mask[b, q_idx] if key_mask is not None and self._rests(length) else times
 
         return count
 
@@ -190,94 +179,46 @@ class BigBird(MaskedMechanism):
         """Whether queries of padding see nothing, as transformers has it; otherwise their rows mean nothing."""
         return self.options.blocks_over == "input" and not self.covers(length)
 
-    def resolve_globals(
-        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
-    ) -> Tensor | None:
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """``global_mask`` of the call without padding: the tokens that are global besides the global blocks."""
-        return global_mask if global_mask is None or padding_mask is None else global_mask & padding_mask
+        return call.global_mask if call.global_mask is None or call.key_mask is None else call.global_mask & call.key_mask
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        batch, heads, q_len, head_dim = q.shape
-        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
-        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, k.shape[2], q.device)
-        if score_mod is not None:
-            scores = score_mod(scores, b, h, q_idx, kv_idx)
-        tokens = self.resolve_globals(padding_mask, global_mask, (batch, k.shape[2]), q.device)
-        times = self.times(causal, padding_mask, tokens, seed)(b, h, q_idx, kv_idx)
-        if causal:
-            times = times * (kv_idx <= q_idx)
-        if padding_mask is not None:
-            times = times * padding_mask[:, None, None, :]
-        return softmax_over(scores + times.to(scores.dtype).log(), (times > 0).expand(scores.shape))
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        scores, times = scaled_scores(q, k, call), self.times(call.causal, call.key_mask, self.resolve_globals(k, call), call.seed)
+        counts = times(*grid_of(q, k)) * visible_to_all(q, k, call)
+        return softmax_over(scores + counts.to(scores.dtype).log(), (counts > 0).expand(scores.shape))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        tokens = self.resolve_globals(padding_mask, global_mask, (q.shape[0], kv_len), q.device)
-        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
-        if self.covers(kv_len, causal):
-            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
+        if self.covers(kv_len, call.causal):
+            return dense_attention(q, k, v, call)
+        tokens = self.resolve_globals(k, call)
         # How many tokens are global is not known while compiling, so that they cannot be laid out.
         unknown = tokens is not None and torch.compiler.is_compiling()
         if unknown or suits_dense(q_len, kv_len):
-            times = self.times(causal, padding_mask, tokens, seed)
-            if self.options.random_pattern != "seeded":
-                arguments["score_mod"] = counted(score_mod, times)
-            mod = lambda *index: times(*index) > 0  # noqa: E731
-            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, mask_mod=mod, **arguments)
+            times = self.times(call.causal, call.key_mask, tokens, call.seed)
+            term = call.score_mod if self.options.random_pattern == "seeded" else counted(call.score_mod, times)
+            return dense_attention(q, k, v, call.replace(score_mod=term), mask_mod=lambda *index: times(*index) > 0)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        q = placed(q, kv_len)
-        start = turning(padding_mask) if self.options.blocks_over == "text" else None
-        if start is not None:
-            assert padding_mask is not None
-            q, k, v = (turn(x, start) for x in (q, k, v))
-            padding_mask = turn_mask(padding_mask, start)
-            tokens = None if tokens is None else turn_mask(tokens, start)
-            arguments["score_mod"] = shifted(score_mod, start, kv_len)
-        parts = self.plan(kv_len, causal, padding_mask, tokens, q, seed)
-        out = gathered_attention(q, k, v, parts, key_mask=padding_mask, **arguments)
-        out = out if start is None else turn(out, -start)
-        if padding_mask is not None and self._rests(kv_len):
-            out = out * padding_mask[:, None, :, None]
+        parts = self.plan(kv_len, call.causal, call.key_mask, tokens, q, call.seed)
+        out = gathered_attention(pad_queries(q, kv_len), k, v, parts, call)
+        if call.key_mask is not None and self._rests(kv_len):
+            out = out * call.key_mask[:, None, :, None]
         return out[:, :, kv_len - q_len :]
 
     def plan(
-        self, length: int, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int
+        self, length: int, causal: bool, key_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int
     ) -> tuple[GatherTile, ...]:
-        """What the engine visits. Kept for the next call where it depends on the length alone."""
+        """What the engine visits. Cached where it depends on the length alone."""
         size = self.options.block_size
         rows, device, dtype = -(-length // size), q.device, torch.promote_types(q.dtype, torch.float32)
-        varies = padding_mask is not None and self.options.blocks_over == "text" and not causal
+        varies = key_mask is not None and self.options.blocks_over == "text" and not causal
         if varies and not torch.compiler.is_compiling():
-            assert padding_mask is not None
-            varies = not bool(padding_mask[:, -1].all())
+            assert key_mask is not None
+            varies = not bool(key_mask[:, -1].all())
         if varies:
-            assert padding_mask is not None
-            ends = last_real(padding_mask) + 1
+            assert key_mask is not None
+            ends = last_real(key_mask) + 1
             return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens, dtype=dtype)
 
         def make() -> tuple[GatherTile, ...]:

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.block_sparse import suits_dense
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
-from .base import Mechanism, softmax_over
-from .masked import first_real
+from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism
-from .turned import Globals, TurnedMechanism
 
 CHOOSERS = ("query", "query_block")
 
@@ -50,12 +50,13 @@ class BlockTopKOptions(Options):
 
 
 @register_mechanism("block_top_k")
-class BlockTopK(SummarisedMechanism, TurnedMechanism):
+class BlockTopK(SummarisedMechanism):
     """Each query sees its own block and the blocks whose mean key it likes best."""
 
     summary = "each query attends to its own block of keys and to the k-1 blocks with the best mean key"
     paper = "Lu et al. 2025, MoBA, §2.2"
-    engine = "visits"
+    engine = "block_selected"
+    exports = "definition"
     cost = "N·k·b + N·N/b"
     exact_when = "N ≤ num_blocks · block_size"
     options_type = BlockTopKOptions
@@ -92,24 +93,34 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
                 "queries choose: pass all queries, or use per='query'."
             )
 
-    def sparse_path(
-        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
-        **arguments: Any,
-    ) -> Tensor:  # fmt: skip
-        o, length = self.options, k.shape[2]
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        self.accept(q_len, kv_len)
+        if self.covers(kv_len, call.causal):
+            return dense_attention(q, k, v, call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        if suits_dense(q_len, kv_len):
+            with torch.no_grad():
+                seen = self.visible(q, k, call)
+            return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
+        return self.sparse_path(pad_queries(q, kv_len), k, v, call, kv_len - q_len)[:, :, kv_len - q_len :]
+
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
+        """Attention of whole sequences without comparing all pairs; rows of q before ``first`` are not asked for."""
+        o, length, real = self.options, k.shape[2], call.key_mask
         with torch.no_grad():
             means, kept = block_means(k, real, o.block_size)
             count = min(o.num_blocks, means.shape[2]) - 1
             if o.per == "query":
-                chosen = topk_blocks(q, means, kept, count, o.block_size, causal)
-                asked = torch.arange(length, device=q.device)[None] >= first
-                chosen = chosen.masked_fill(~asked[:, None, :, None], -1)
+                chosen = topk_blocks(q, means, kept, count, o.block_size, call.causal)
+                if first:
+                    chosen = chosen.masked_fill(torch.arange(length, device=q.device)[:, None] < first, -1)
             else:
                 chosen = topk_blocks(block_means(q, real, o.block_size)[0], means, kept, count, 1, False)
         if o.per == "query":
-            return block_selected_attention(q, k, v, chosen, o.block_size, causal=causal, key_mask=real, **arguments)
+            return block_selected_attention(q, k, v, chosen, o.block_size, call)
         parts = [GatherTile(rows_of(length, o.block_size, q.device), self.keys_of_rows(chosen, length))]
-        return gathered_attention(q, k, v, parts, key_mask=real, **arguments)
+        return gathered_attention(q, k, v, parts, call)
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
         """The keys of each block of queries, ``(B, H, n, k·b)``: its own and those of the ``chosen (B, H, n, k - 1)``, in order."""
@@ -118,14 +129,6 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
         blocks = torch.cat([own, chosen], -1).sort(-1).values[..., None]
         keys = blocks * size + torch.arange(size, device=chosen.device)
         return torch.where((blocks >= 0) & (keys < length), keys, -1).flatten(-2)
-
-    def dense_path(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
-        **arguments: Any,
-    ) -> Tensor:  # fmt: skip
-        with torch.no_grad():
-            seen = self.visible(q, k, causal, padding_mask)
-        return dense_attention(q, k, v, mask_mod=lambda *_: seen, **arguments)
 
     @property
     def summary_unit(self) -> int | None:
@@ -154,48 +157,31 @@ class BlockTopK(SummarisedMechanism, TurnedMechanism):
             seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=scaling)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        k = repeat_heads(k, q.shape[1])
-        scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        if score_mod is not None:
-            scores = score_mod(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
-        return softmax_over(scores, self.visible(q.detach(), k.detach(), causal, padding_mask))
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        return softmax_over(scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call))
 
-    def visible(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
+    def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: which keys each query sees, ``(B, H, Nq, Nk)`` bool, by scoring every block for every query."""
-        (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
+        (batch, _, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
         self.accept(q_len, kv_len)
-        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
-        block = torch.div(torch.arange(kv_len, device=q.device) - first_real(real)[:, None], size, rounding_mode="floor")
+        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if call.key_mask is None else call.key_mask
+        block = torch.arange(kv_len, device=q.device) // size
         total = (kv_len + size - 1) // size  # ONNX divides negative numbers towards zero
-        members = (block[:, None] == torch.arange(total, device=q.device)[:, None]) & real[:, None]  # (B, n, Nk)
+        members = (block == torch.arange(total, device=q.device)[:, None]) & real[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
-        own = block[:, kv_len - q_len :].clamp(min=0)
+        own = block[kv_len - q_len :, None]
         if self.options.per == "query":
             gates = q.to(shares.dtype) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
         else:
             gates = (shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
-            gates = gates.gather(2, own[:, None, :, None].expand(-1, heads, -1, total))
+            gates = gates[:, :, own[:, 0]]
         other = torch.arange(total, device=q.device)
-        allowed = (other < own[..., None] if causal else other != own[..., None]) & members.any(-1)[:, None]
+        allowed = ((other < own) if call.causal else (other != own)) & members.any(-1)[:, None]
         order = ranking(gates.masked_fill(~allowed[:, None], float("-inf")))
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : self.options.num_blocks - 1], True)
-        chosen = (chosen & allowed[:, None]) | (other == own[..., None])[:, None]
-        seen = chosen.gather(-1, block.clamp(min=0)[:, None, None, :].expand(-1, heads, q_len, -1)) & real[:, None, None]
-        _, _, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
-        return seen & (j <= i) if causal else seen
+        chosen = (chosen & allowed[:, None]) | (other == own)
+        return chosen[..., block] & visible_to_all(q, k, call)
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ float64 whatever the dtype, so that neither the shape of a batch nor its padding
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
 from ..engines.bucketed import found_in_earlier_rounds, last_in_bucket
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
-from .base import softmax_over
-from .gathered import placed
+from .base import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
 
 
@@ -127,87 +127,53 @@ class BucketedMechanism(SummarisedMechanism):
         """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
         return k
 
-    def multiplicity(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
+    def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
-        real = all_real(k) if padding_mask is None else padding_mask
-        count = self.meetings(q, k, causal, real)
+        real = all_real(k) if call.key_mask is None else call.key_mask
+        count = self.meetings(q, k, call.causal, real)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
         count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
         return count if self.count_duplicates else count.clamp(max=1)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         given = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
-        scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        count = self.multiplicity(q, given, causal, padding_mask)
-        term = self._term(q, k, causal, padding_mask, count, score_mod)
-        if term is not None:
-            scores = term(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
-        return softmax_over(scores, count > 0)
+        count = self.multiplicity(q, given, call)
+        return softmax_over(scaled_scores(q, k, self._counted(q, k, call, count)), count > 0)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
-        if self.covers(kv_len, causal):
-            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
+        if self.covers(kv_len, call.causal):
+            return dense_attention(q, k, v, call)
         given = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
         if suits_dense(q_len, kv_len):
-            count = self.multiplicity(q, given, causal, padding_mask)
-            arguments["score_mod"] = self._term(q, k, causal, padding_mask, count, score_mod)
-            return dense_attention(q, k, v, mask_mod=lambda *_: count > 0, **arguments)
-        q = placed(q, kv_len)
-        return self.sparse_path(q, k, v, q_len, given=given, causal=causal, real=padding_mask, **arguments)[:, :, kv_len - q_len :]
+            count = self.multiplicity(q, given, call)
+            own = self._counted(q, k, call, count).replace(causal=False, batch=None)
+            return dense_attention(q, k, v, own, mask_mod=lambda *_: count > 0)
+        return self.sparse_path(pad_queries(q, kv_len), k, v, q_len, given, call)[:, :, kv_len - q_len :]
 
-    def sparse_path(
-        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, given: Tensor, causal: bool, real: Tensor | None, dropout_p: float,
-        **arguments: Any,
-    ) -> Tensor:  # fmt: skip
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
         """Attention of prepared q, k, v ``(B, H, N, D)`` without comparing all pairs; the last ``q_len`` rows of q are queries.
 
         given: the keys before :meth:`key_vectors`.
         """
-        parts, no_visible_key = self.visits(q, given, causal, q_len, real)
-        out = gathered_attention(q, k, v, parts, dropout_p=dropout_p, **arguments)
+        real = call.key_mask
+        parts, no_visible_key = self.visits(q, given, call.causal, q_len, real)
+        out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
         if no_visible_key is not None:
             no_visible_key = no_visible_key if real is None else no_visible_key & real[:, None]
-            one = F.dropout(torch.ones_like(v[..., :1]), dropout_p)
+            one = F.dropout(torch.ones_like(v[..., :1]), call.dropout)
             out = torch.where(no_visible_key[..., None], one * v, out)
         return out
 
-    def _term(
-        self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None, count: Tensor, score_mod: ScoreMod | None
-    ) -> ScoreMod | None:
-        """``score_mod``, the affinity, and the logarithm of how often a pair counts, for scores of all pairs."""
-        affinity = self.affinity(q, k, causal, all_real(k) if padding_mask is None else padding_mask)
+    def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
+        """The call with the affinity and the logarithm of how often a pair counts in its score term, for scores of all pairs."""
+        score_mod, affinity = call.score_mod, self.affinity(q, k, call.causal, all_real(k) if call.key_mask is None else call.key_mask)
         if not self.count_duplicates and affinity is None:
-            return score_mod
+            return call
 
         def term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
             score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
@@ -215,7 +181,7 @@ class BucketedMechanism(SummarisedMechanism):
                 score = score + affinity.to(score.dtype)
             return score + count.clamp(min=1).to(score.dtype).log() if self.count_duplicates else score
 
-        return term
+        return call.replace(score_mod=term)
 
 
 def all_real(k: Tensor) -> Tensor:

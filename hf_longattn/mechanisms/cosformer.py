@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.batch import last_real
 from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
 from .feature_map import At, LinearMechanism
-from .masked import first_real, last_real
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -91,10 +91,10 @@ class Cosformer(LinearMechanism):
 
 
 def _length(mask: Tensor | None, length: int) -> Tensor | int:
-    """Tokens from the first real one of ``mask (B, N)`` to the last, ``(B,)``; all where there is none."""
+    """Tokens up to the last real one of ``mask (B, N)``, ``(B,)``; all where there is no mask."""
     if mask is None:
         return length
-    return last_real(mask) - first_real(mask) + 1
+    return last_real(mask) + 1
 
 
 def _quarter(horizon: Tensor | int, like: Tensor) -> Tensor | float:

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..engines.delta import gated_delta_rule
 from ..engines.dense import repeat_heads
-from ..engines.pattern import ScoreMod
 from ..errors import OptionError
 from .base import Mechanism, State
 from .feature_map import HeadwiseLinear
@@ -60,6 +60,7 @@ class Delta(Mechanism):
     causal = True
     trains = True
     stateful = True
+    position_dependent = False
     takes_score_mod = False
     options_type = DeltaOptions
     sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
@@ -102,44 +103,17 @@ class Delta(Mechanism):
             for projection in (self.query_map, self.key_map):
                 nn.init.normal_(projection.weight, std=self.head_dim**-0.5, generator=generator)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = True,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-        hidden_states: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """``hidden_states (B, N, hidden_size)`` is the layer's input, unless the gates come from the keys."""
-        return self.advance(
-            q, k, v, None, padding_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, hidden_states=hidden_states
-        )[0]  # fmt: skip
+        return self.advance(q, k, v, None, call)[0]
 
-    def advance(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: State | None,
-        *,
-        padding_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        hidden_states: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The state is ``kv (B, H, F, D)``. With fewer queries than keys, the queries are the last positions."""
         with torch.autocast(q.device.type, enabled=False):
-            g, beta = self._rates(k, hidden_states, padding_mask, torch.promote_types(q.dtype, torch.float32))
-            phi_q, phi_k, v = self._queries(q, scaling), self._keys(k), repeat_heads(v, self.num_heads)
-            if dropout_p:  # there is no matrix of weights: the values of whole keys are dropped
-                v = v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p)
+            g, beta = self._rates(k, call.hidden_states, call.key_mask, torch.promote_types(q.dtype, torch.float32))
+            phi_q, phi_k, v = self._queries(q, call), self._keys(k), repeat_heads(v, self.num_heads)
+            if call.dropout:  # there is no matrix of weights: the values of whole keys are dropped
+                v = v * F.dropout(v.new_ones(*v.shape[:3], 1), call.dropout)
             kv = None if state is None else state["kv"]
             first = k.shape[2] - q.shape[2]
             if first:
@@ -153,8 +127,8 @@ class Delta(Mechanism):
         """The state of D·D numbers is read twice and written once by every token."""
         return min(super().pairs(length, causal), 2 * length * self.head_dim)
 
-    def _queries(self, q: Tensor, scaling: float | None) -> Tensor:
-        scale = (self.head_dim**-0.5 if scaling is None else scaling) * self.options.expand**-0.5
+    def _queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        scale = call.scale_for(self.head_dim) * self.options.expand**-0.5
         return (self._normal(F.silu(self.query_map(q)) if self.options.expand > 1 else q) * scale).to(q.dtype)
 
     def _keys(self, k: Tensor) -> Tensor:
@@ -189,21 +163,9 @@ class Delta(Mechanism):
             g, beta = (x.masked_fill(~mask[:, None], 0.0) for x in (g, beta))
         return g, beta
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = True,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-        hidden_states: Tensor | None = None,
-    ) -> Tensor:
-        g, beta = self._rates(k, hidden_states, padding_mask, q.dtype)
-        q, k = self._queries(q, scaling), self._keys(k)
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        g, beta = self._rates(k, call.hidden_states, call.key_mask, q.dtype)
+        q, k = self._queries(q, call), self._keys(k)
         total = g.cumsum(-1)
         decay = (total[..., :, None] - total[..., None, :]).tril().exp().tril()
         system = torch.eye(k.shape[2], dtype=q.dtype, device=q.device) + (beta[..., None] * (k @ k.mT) * decay).tril(-1)

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.dense import index_grid, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
-from ..engines.pattern import ScoreMod
 from ..engines.topk import exact_dtype
-from .base import Mechanism, State, softmax_over
+from .base import Mechanism, State, softmax_over, visible_to_all
 from .options import Options
 
 
@@ -138,76 +138,33 @@ class LinearMechanism(Mechanism):
         chunk = min(length, CHUNK) if causal else 0
         return min(super().pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
-        at = At(self.scale(scaling), seed)
+        at = At(call.scale_for(self.head_dim), call.seed)
         if self.counts_positions:
-            positions, _ = positions_of(padding_mask, batch, kv_len, q.device)
-            at = self.placed(at, padding_mask, positions, causal=causal, counted=False)
+            positions, _ = positions_of(call.key_mask, batch, kv_len, q.device)
+            at = self.placed(at, call.key_mask, positions, causal=call.causal, counted=False)
         weights = self.kernel(q, repeat_heads(k, heads), at.where(slice(kv_len - q_len, None)), at)
+        seen = visible_to_all(q, k, call).expand_as(weights)
         if self.logarithms:
-            _, _, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-            visible = kv_idx <= q_idx if causal else torch.ones_like(kv_idx, dtype=torch.bool)
-            return softmax_over(weights, (visible if padding_mask is None else visible & padding_mask[:, None, None, :]).expand_as(weights))
-        if causal:
-            weights = weights.tril(kv_len - q_len)
-        if padding_mask is not None:
-            weights = weights.masked_fill(~padding_mask[:, None, None, :], 0.0)
+            return softmax_over(weights, seen)
+        weights = weights.masked_fill(~seen, 0.0)
         total = weights.sum(-1, keepdim=True)
         return torch.where(total == 0, 0.0, weights / torch.where(total == 0, 1.0, total))
 
-    def scale(self, scaling: float | None) -> float:
-        """The factor on q·k."""
-        return self.head_dim**-0.5 if scaling is None else scaling
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, None, causal, padding_mask, At(self.scale(scaling), seed), dropout_p)[0]
+            return self._run(q, k, v, None, call.causal, call.key_mask, At(call.scale_for(self.head_dim), call.seed), call.dropout)[0]
 
-    def advance(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: State | None,
-        *,
-        padding_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-    ) -> tuple[Tensor, State]:
-        """The next tokens of a causal text: ``q (B, H, n, D)``, ``k, v (B, H_kv, n, D)``, ``padding_mask (B, n)`` of these alone.
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
+        """The next tokens of a causal text: ``q (B, H, n, D)``, ``k, v (B, H_kv, n, D)``, their padding ``call.key_mask (B, n)``.
 
         Returns:
             The output ``(B, H, n, D)``, and the state after them, batch first: ``kv``, ``z``, and where the features need it ``seen (B,)``,
-            how many positions were counted, and ``log (B, heads, F)``, the
-            largest logarithm of each feature, which the sums are relative to.
+            how many positions were counted, and ``log (B, heads, F)``, the largest logarithm of each feature, relative to which sums are.
         """
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, state, True, padding_mask, At(self.scale(scaling)), dropout_p)
+            return self._run(q, k, v, state, True, call.key_mask, At(call.scale_for(self.head_dim)), call.dropout)
 
     def _run(
         self, q: Tensor, k: Tensor, v: Tensor, state: State | None, causal: bool, mask: Tensor | None, at: At, dropout_p: float

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..engines.pattern import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
-from .gathered import GatheredMechanism
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
+from .masked import GatheredMechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
 

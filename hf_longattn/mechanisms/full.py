@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention
-from ..engines.pattern import DistanceBias, MaskMod, Pattern, ScoreMod
+from ..engines.pattern import DistanceBias, MaskMod, Pattern
 from .masked import SparseMechanism
 from .registry import register_mechanism
 
@@ -29,21 +28,5 @@ class Full(SparseMechanism):
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        if isinstance(score_mod, DistanceBias):
-            shared: dict[str, Any] = {"padding_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
-            return super().forward(q, k, v, causal=causal, score_mod=score_mod, **shared)
-        return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return super().forward(q, k, v, call) if isinstance(call.score_mod, DistanceBias) else dense_attention(q, k, v, call)

@@ -27,16 +27,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.batch import last_real
 from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..errors import OptionError
-from .base import Mechanism, softmax_over
-from .gathered import placed, turn, turn_mask, turning
+from .base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .layout import without_gaps
-from .masked import first_real, last_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -89,94 +89,46 @@ class Hierarchical(Mechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         return super().pairs(length, causal) if self.covers(length, causal) else self.pyramid(length).pairs(causal)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        batch, heads, q_len, head_dim = q.shape
-        kv_len, pyramid = k.shape[2], self.pyramid(k.shape[2])
-        start = torch.zeros(batch, dtype=torch.long, device=k.device) if padding_mask is None else first_real(padding_mask)
-        real = None if padding_mask is None else turn_mask(padding_mask, start)
-        k = turn(k, start)
-        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-        place = (q_idx - start[b]).clamp(min=0)  # of padding before the first token, which sees nothing that means anything
-        level, centres, scores = pyramid.level_of(place, kv_idx), kv_idx, None
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        heads, kv_len, real = q.shape[1], k.shape[2], call.key_mask
+        pyramid = self.pyramid(kv_len)
+        b, h, q_idx, kv_idx = grid_of(q, k)
+        level, centres, scores = pyramid.level_of(q_idx, kv_idx), kv_idx, None
         for number, keys in enumerate([k, *pyramid.pooled(k, real, self.options.pooling)]):
             pool = kv_idx[0, 0, 0] >> number
             found = (q @ repeat_heads(keys, heads).transpose(-1, -2))[..., pool]
             scores = found if scores is None else torch.where(level == number, found, scores)
             centres = torch.where(level == number, pyramid.centre(number, pool), centres)
         assert scores is not None
-        scores = scores * (head_dim**-0.5 if scaling is None else scaling)
-        if score_mod is not None:
-            last = kv_len - 1 if padding_mask is None else last_real(padding_mask)[b]
-            scores = score_mod(scores, b, h, q_idx, (centres + start[b]).clamp(max=last))
-        seen = torch.ones((), dtype=torch.bool, device=q.device) if real is None else real[:, None, None, :]
-        if causal:
-            seen = seen & (kv_idx <= place)
-        weights = softmax_over(scores, seen.expand(scores.shape))
-        return weights.gather(-1, ((kv_idx - start[b]) % kv_len).expand(weights.shape))
+        scores = scores * call.scale_for(q.shape[-1])
+        if call.score_mod is not None:
+            last = kv_len - 1 if real is None else last_real(real)[b]
+            scores = call.score_mod(scores, b, h, q_idx, centres.clamp(max=last))
+        return softmax_over(scores, visible_to_all(q, k, call).expand(scores.shape))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]
-        if self.covers(kv_len, causal):
-            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod)
+        if self.covers(kv_len, call.causal):
+            return dense_attention(q, k, v, call)
         if suits_dense(q_len, kv_len):
             exact = torch.promote_types(q.dtype, torch.float32)
-            weights = self.dense_weights(
-                q.to(exact), k.to(exact), causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod
-            )
-            return F.dropout(weights, dropout_p).to(v.dtype) @ repeat_heads(v, heads)
-        q = placed(q, kv_len)
-        start = turning(padding_mask)
-        if start is not None:
-            assert padding_mask is not None
-            q, k, v = (turn(x, start) for x in (q, k, v))
-            padding_mask = turn_mask(padding_mask, start)
+            weights = self.dense_weights(q.to(exact), k.to(exact), call)
+            return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)
         pyramid = self.pyramid(kv_len)
-        parts, counts = self._plan(pyramid, causal, padding_mask, q)
-        keys = torch.cat([k, *pyramid.pooled(k, padding_mask, self.options.pooling)], 2)
-        values = torch.cat([v, *pyramid.pooled(v, padding_mask, "mean")], 2)
-        out = gathered_attention(
-            q,
-            repeat_heads(keys, heads),
-            repeat_heads(values, heads),
-            parts,
-            key_mask=None if counts is None else counts > 0,
-            scaling=scaling,
-            dropout_p=dropout_p,
-            score_mod=_at_centres(score_mod, pyramid.centres(k.device), start, padding_mask),
-        )
-        out = out if start is None else turn(out, -start)
+        parts, counts = self._plan(pyramid, call.causal, call.key_mask, q)
+        keys = torch.cat([k, *pyramid.pooled(k, call.key_mask, self.options.pooling)], 2)
+        values = torch.cat([v, *pyramid.pooled(v, call.key_mask, "mean")], 2)
+        own = call.replace(score_mod=_at_centres(call.score_mod, pyramid.centres(k.device), call.key_mask))
+        own = own.with_mask(None if counts is None else counts > 0)
+        out = gathered_attention(pad_queries(q, kv_len), repeat_heads(keys, heads), repeat_heads(values, heads), parts, own)
         return out[:, :, kv_len - q_len :]
 
-    def _plan(self, pyramid: Pyramid, causal: bool, padding_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+    def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
         """The parts with the logarithm of how many tokens each pool has, and the counts ``(B, all levels)`` where there is padding."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         parts = KEPT.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
-        if padding_mask is not None:
-            counts = pyramid.counts(padding_mask)
+        if key_mask is not None:
+            counts = pyramid.counts(key_mask)
             return weighted(parts, counts.to(dtype)), counts
 
         def make() -> tuple[GatherTile, ...]:
@@ -191,20 +143,14 @@ def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile,
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
-def _at_centres(score_mod: ScoreMod | None, centres: Tensor, start: Tensor | None, padding_mask: Tensor | None) -> ScoreMod | None:
-    """``score_mod`` for positions on the keys' axis, counted from ``start (B,)``, of texts whose ``padding_mask`` is turned likewise."""
+def _at_centres(score_mod: ScoreMod | None, centres: Tensor, key_mask: Tensor | None) -> ScoreMod | None:
+    """``score_mod`` for entries of the keys' axis: each pool at its centre, or at the text's last token where the text ends before that."""
     if score_mod is None:
         return None
-    if padding_mask is None:
+    if key_mask is None:
         return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, centres[kv_idx])
-    last, length = last_real(padding_mask), padding_mask.shape[-1]
-    shift = torch.zeros_like(last) if start is None else start
-
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        # Left padding stands at the end of what is turned, and a term that is looked up meets it at its own index all the same.
-        return score_mod(score, b, h, (q_idx + shift[b]) % length, centres[kv_idx].clamp(max=last[b]) + shift[b])
-
-    return mod
+    last = last_real(key_mask)
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, centres[kv_idx].clamp(max=last[b]))
 
 
 ROWS = 128

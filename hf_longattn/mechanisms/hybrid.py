@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..engines.near import local_softmax_terms
-from ..engines.pattern import Pattern, ScoreMod
+from ..engines.pattern import Pattern
 from ..errors import OptionError
-from .base import Mechanism, State
+from .base import Mechanism, State, visible_to_all
 from .composite import Choice
 from .feature_map import At, LinearMechanism, wide
 from .hedgehog import HedgehogOptions
@@ -73,6 +74,7 @@ class Hybrid(Mechanism):
     stateful = True
     takes_score_mod = False
     same_bits = False
+    position_dependent = False
     options_type = HybridOptions
     sample: ClassVar[dict[str, Any]] = {"window": 16}
 
@@ -99,37 +101,14 @@ class Hybrid(Mechanism):
             first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, None, causal, padding_mask, scaling, dropout_p)
+            return self._run(q, k, v, None, call)
 
-    def advance(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: State | None,
-        *,
-        padding_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-    ) -> tuple[Tensor, State]:
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The state: sums ``kv (B, H, F, D+1)``, ``z`` of the keys behind the window; ``keys, values (B, H_kv, w, D)``, ``real (B, w)``."""
         with torch.autocast(q.device.type, enabled=False):
-            mask = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if padding_mask is None else padding_mask
+            mask = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if call.key_mask is None else call.key_mask
             size = self.options.window
             if state is None:
                 state = {
@@ -140,17 +119,16 @@ class Hybrid(Mechanism):
             k, v = torch.cat([state["keys"], k], 2), torch.cat([state["values"], v], 2)
             mask = torch.cat([state["real"], mask], 1)
             sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
-            out = self._run(q, k, v, sums, True, mask, scaling, dropout_p)
+            out = self._run(q, k, v, sums, call.replace(causal=True).with_mask(mask))
             gone = k.shape[2] - size
-            features = masked(self.linear.keys(wide(k[:, :, :gone]), At(self._scale(scaling))), mask[:, :gone])
+            features = masked(self.linear.keys(wide(k[:, :, :gone]), At(call.scale_for(self.head_dim))), mask[:, :gone])
             values = _with_ones(wide(v[:, :, :gone]), features.shape[1])
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
 
-    def _run(
-        self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, causal: bool, mask: Tensor | None, scaling: float | None, drop: float
-    ) -> Tensor:
-        pattern, dtype, scale = Pattern.window(self.options.window, causal), q.dtype, self._scale(scaling)
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall) -> Tensor:
+        pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
+        mask, drop = call.key_mask, call.dropout
         q, k, v = wide(q), wide(k), wide(v)
         total, weight, most = local_softmax_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
         gamma = self._gamma(total.dtype)
@@ -161,7 +139,7 @@ class Hybrid(Mechanism):
             phi_q, phi_k = self.linear.queries(q, At(scale)), self.linear.keys(k, At(scale))
             values = _with_ones(v, phi_k.shape[1])
             far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums)
-            if not causal:
+            if not call.causal:
                 rows = phi_q.shape[2]
                 phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
                 back = None if mask is None else mask.flip(1)[:, :rows]
@@ -171,24 +149,11 @@ class Hybrid(Mechanism):
             total, weight = total + far[..., :-1], weight + far[..., -1:]
         return torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), 0.0).to(dtype)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        scale, k = self._scale(scaling), repeat_heads(k, q.shape[1])
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        scale, k = call.scale_for(self.head_dim), repeat_heads(k, q.shape[1])
         _, _, i, j = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
-        near = Pattern.window(self.options.window, causal).visible_mod(None)(0, 0, i, j).expand(*q.shape[:3], k.shape[2])
-        seen = (j <= i).expand_as(near) if causal else torch.ones_like(near)
-        if padding_mask is not None:
-            seen = seen & padding_mask[:, None, None, :]
+        near = Pattern.window(self.options.window, call.causal).visible_mod(None)(0, 0, i, j).expand(*q.shape[:3], k.shape[2])
+        seen = visible_to_all(q, k, call)
         scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
         most = scores.amax(-1, keepdim=True)
         most = most.masked_fill(most == float("-inf"), 0.0)
@@ -198,9 +163,6 @@ class Hybrid(Mechanism):
         weights = torch.where(near, self._gamma(q.dtype) * (scores - most).exp(), far).masked_fill(~seen, 0.0)
         total = weights.sum(-1, keepdim=True)
         return weights / torch.where(total == 0, 1.0, total)
-
-    def _scale(self, scaling: float | None) -> float:
-        return self.linear.scale(scaling)
 
     def _gamma(self, dtype: torch.dtype) -> Tensor | float:
         fixed = self.options.mixing

@@ -21,12 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype
-from ..engines.pattern import ScoreMod
-from .base import Mechanism, State
-from .gathered import turn, turn_mask, turning
+from .base import Mechanism, State, pad_queries, visible_to_all
 from .layout import block_sizes, triangle
-from .masked import first_real
 from .options import Options, option, positive
 from .registry import register_mechanism
 from .segment_state import arrive, begin, last_segment
@@ -76,53 +74,30 @@ class Infini(Mechanism):
         super().reset_parameters(generator)
         nn.init.constant_(self.gate, GATE)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        k, v = self._dropped(q, k, v, dropout_p)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        k, v = self._dropped(q, k, v, call.dropout)
         q, k, v = same_dtype(q, k, v)
-        return self._whole(q, k, v, padding_mask, scaling)[0]
+        return self._whole(q, k, v, call)[0]
 
-    def _whole(
-        self, q: Tensor, k: Tensor, v: Tensor, padding_mask: Tensor | None, scaling: float | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The output, and memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment, ``None`` for a single one."""
         q_len, length, size = q.shape[2], k.shape[2], self.options.segment_length
+        call = call.replace(causal=True, dropout=0.0)
         if length <= size:
-            out = dense_attention(q, k, v, causal=True, key_mask=padding_mask, scaling=scaling)
-            # The gate is a part of every step all the same, as training on several devices needs it.
+            out = dense_attention(q, k, v, call)
+            # The gate takes part in every step all the same, as distributed training needs it to.
             return out + (self.gate.sum() * 0).to(out.dtype) if torch.is_grad_enabled() else out, None, None
-        start = turning(padding_mask)
-        q = F.pad(q, (0, 0, length - q_len, 0))
-        if start is not None:
-            assert padding_mask is not None
-            q, k, v = (turn(x, start) for x in (q, k, v))
-            padding_mask = turn_mask(padding_mask, start)
+        q = pad_queries(q, length)
         count = -(-length // size)
         rest = count * size - length
         q, k, v = (F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (q, k, v))
-        real = None if padding_mask is None else F.pad(padding_mask, (0, rest)).unflatten(1, (count, size))
-        local = dense_attention(
-            *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)),
-            causal=True,
-            key_mask=None if real is None else real.flatten(0, 1),
-            scaling=scaling,
-        )
+        real = None if call.key_mask is None else F.pad(call.key_mask, (0, rest)).unflatten(1, (count, size))
+        in_segments = call.with_mask(None if real is None else real.flatten(0, 1))
+        of_segments = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+        local = dense_attention(of_segments[0], of_segments[1], of_segments[2], in_segments)
         local = local.unflatten(0, (-1, count)).transpose(1, 2)
         memory, norm = self._memories(k, v, real)
         out = self._mixed(q, local, memory, norm).flatten(2, 3)[:, :, :length]
-        out = out if start is None else turn(out, -start)
         return out[:, :, length - q_len :], memory, norm
 
     def _memories(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -162,27 +137,15 @@ class Infini(Mechanism):
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return k, v * F.dropout(torch.ones_like(v[..., :1]), dropout_p)
 
-    def advance(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: State | None,
-        *,
-        padding_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        seed: int = 0,
-        **others: Any,
-    ) -> tuple[Tensor, State]:
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """Besides the segment's own tokens (:mod:`hf_longattn.mechanisms.segment_state`), the state holds ``memory (B, H_kv, D, D)``
         and ``norm (B, H_kv, D)`` of the segments before it; H_kv is H where keys are dropped, each head having its own."""
-        k, v = self._dropped(q, k, v, dropout_p)
+        k, v = self._dropped(q, k, v, call.dropout)
         q, k, v = same_dtype(q, k, v)
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
-            out, memories, norms = self._whole(q, k, v, padding_mask, scaling)
-            local, segment = last_segment(k, v, padding_mask, size)
+            out, memories, norms = self._whole(q, k, v, call)
+            local, segment = last_segment(k, v, call.key_mask, size)
             empty = self._empty(k, v)
             if memories is None or norms is None:
                 return out, {**local, **empty}
@@ -192,8 +155,8 @@ class Infini(Mechanism):
         outs = []
         for first in range(0, k.shape[2], size):
             piece = slice(first, first + size)
-            mask = None if padding_mask is None else padding_mask[:, piece]
-            out, current = self._step(q[:, :, piece], k[:, :, piece], v[:, :, piece], current, mask, scaling)
+            own = call.with_mask(None if call.key_mask is None else call.key_mask[:, piece])
+            out, current = self._step(q[:, :, piece], k[:, :, piece], v[:, :, piece], current, own)
             outs.append(out)
         return torch.cat(outs, 2), current
 
@@ -202,12 +165,11 @@ class Infini(Mechanism):
         shape = (k.shape[0], k.shape[1], k.shape[3])
         return {"memory": k.new_zeros(*shape, v.shape[3], dtype=precise), "norm": k.new_zeros(shape, dtype=precise)}
 
-    def _step(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State, mask: Tensor | None, scaling: float | None
-    ) -> tuple[Tensor, State]:  # at most a segment of tokens
+    def _step(self, q: Tensor, k: Tensor, v: Tensor, state: State, call: AttentionCall) -> tuple[Tensor, State]:
+        """:meth:`advance` by at most a segment of tokens."""
         size = self.options.segment_length
-        there = arrive(state, k, v, mask)
-        local = there.attend(q, scaling)
+        there = arrive(state, k, v, call.key_mask)
+        local = there.attend(q, call.replace(dropout=0.0))
         memory, norm = state["memory"], state["norm"]
         out = self._mixed(q, local, memory, norm)
         if bool(there.crossed.any()):
@@ -221,34 +183,21 @@ class Infini(Mechanism):
             norm = torch.where(there.crossed[:, None, None], later_norm, norm)
         return out, {**there.state(), "memory": memory, "norm": norm}
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of the own one). By the delta rule the
         memory holds U with (I + R) U = V, where R are the linear weights by which keys retrieve: W_mem V becomes W_mem (I + R)⁻¹ V."""
-        (batch, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
+        (_, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
         k = repeat_heads(k, heads)
-        _, _, q_idx, kv_idx = index_grid(batch, heads, q_len, length, q.device)
-        real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
-        start = first_real(real).view(-1, 1, 1, 1)
-        token = real[:, None, None, :]
-        own, segment = (q_idx - start).div(size, rounding_mode="floor"), (kv_idx - start).div(size, rounding_mode="floor")
-        inside = token & (segment == own) & (kv_idx <= q_idx)
-        scores = q @ k.transpose(-1, -2) * (head_dim**-0.5 if scaling is None else scaling)
+        _, _, q_idx, kv_idx = index_grid(1, 1, q_len, length, q.device)
+        token = visible_to_all(q, k, call.replace(causal=True))
+        own, segment = q_idx // size, kv_idx // size
+        real = True if call.key_mask is None else call.key_mask[:, None, None, :]
+        inside = token & (segment == own)
+        scores = q @ k.transpose(-1, -2) * call.scale_for(head_dim)
         local = masked_softmax(scores, inside.expand_as(scores))
 
         def linear(features: Tensor, of: Tensor) -> Tensor:
-            weights = features @ (F.elu(k) + 1).transpose(-1, -2) * (token & (segment < of))
+            weights = features @ (F.elu(k) + 1).transpose(-1, -2) * (real & (segment < of))
             total = weights.sum(-1, keepdim=True)
             return torch.where(total > 0, weights / torch.where(total > 0, total, 1), 0)
 

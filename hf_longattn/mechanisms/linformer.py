@@ -21,13 +21,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.low_rank import convolve_blocks, project_length, segment_matrix, segment_means
-from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from .base import Mechanism, softmax_over
-from .gathered import turn, turning
-from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -109,8 +107,12 @@ class Linformer(Mechanism):
             self.shared_by_layers = ("key_projection",)
         self.reset_parameters()
 
+    @property
+    def position_dependent(self) -> bool:  # type: ignore[override]
+        return self.options.projection != "pooling"
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """A linear projection begins with independent normal entries whose rows of Eᵀ have length 1; a convolution as the mean."""
+        """A linear projection is drawn from a normal distribution such that rows of Eᵀ have length 1; a convolution is the mean."""
         super().reset_parameters(generator)
         for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":
@@ -157,24 +159,13 @@ class Linformer(Mechanism):
                 f"shorten it, or build the mechanism with max_length={length} or projection='pooling'."
             )
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         (batch, length), heads = (k.shape[0], k.shape[2]), q.shape[1]
         self.accept(length)
-        real = torch.ones(batch, length, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+        real = torch.ones(batch, length, dtype=torch.bool, device=k.device) if call.key_mask is None else call.key_mask
         down = [self._matrix(number, real).to(k.dtype) * real[:, None, None, :] for number in range(2)]
         filled = real.any(-1)[:, None] if self.options.projection == "linear" else (down[0] != 0).any(-1).any(1)
-        scores = q @ (down[0] @ repeat_heads(k, heads)).transpose(-1, -2) * (q.shape[3] ** -0.5 if scaling is None else scaling)
+        scores = q @ (down[0] @ repeat_heads(k, heads)).transpose(-1, -2) * call.scale_for(q.shape[3])
         return softmax_over(scores, filled[:, None, None, :].expand(scores.shape)) @ down[1]
 
     def _matrix(self, number: int, real: Tensor) -> Tensor:
@@ -182,44 +173,26 @@ class Linformer(Mechanism):
         if self.options.projection == "pooling":
             return segment_matrix(real, self.options.rank, torch.float64)[:, None]
         parameter = self._parameters_of_both()[number]
-        place = torch.arange(real.shape[1], device=real.device) - first_real(real)[:, None]
+        place = torch.arange(real.shape[1], device=real.device)
         if self.options.projection == "linear":
-            return parameter[:, place.clamp(min=0)].permute(1, 0, 3, 2)
+            return parameter[:, place].transpose(1, 2)[None]
         width = parameter.shape[1]
         rows = torch.arange((real.shape[1] + width - 1) // width, device=real.device)
-        here = (place // width)[:, None, None, :] == rows[:, None]
-        return parameter[:, place % width].transpose(0, 1)[:, :, None, :] * here
+        return (parameter[:, None, place % width] * (place // width == rows[:, None]))[None]
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         self.accept(k.shape[2])
-        shared: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
         if self.covers(k.shape[2]):
-            return dense_attention(q, k, v, key_mask=padding_mask, **shared)
+            return dense_attention(q, k, v, call)
         if self.options.sharing == "none" and self.options.projection != "pooling":
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        rows_k, rows_v, filled = getattr(self, f"_{self.options.projection}")(k, v, padding_mask)
-        return dense_attention(q, rows_k, rows_v, key_mask=filled, **shared)
+        rows_k, rows_v, filled = getattr(self, f"_{self.options.projection}")(k, v, call.key_mask)
+        return dense_attention(q, rows_k, rows_v, call.with_mask(filled))
 
     def _linear(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        length = k.shape[2]
-        if real is None:
-            rows = [parameter[None, :, :length] for parameter in self._parameters_of_both()]
-        else:
-            place = (torch.arange(length, device=k.device) - first_real(real)[:, None]).clamp(min=0)
-            rows = [parameter[:, place].transpose(0, 1) * real[:, None, :, None] for parameter in self._parameters_of_both()]
+        rows = [parameter[None, :, : k.shape[2]] for parameter in self._parameters_of_both()]
+        if real is not None:
+            rows = [parameter * real[:, None, :, None] for parameter in rows]
         return project_length(rows[0], k), project_length(rows[1], v), None
 
     def _convolution(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -227,9 +200,6 @@ class Linformer(Mechanism):
         kernel_k, kernel_v = self._parameters_of_both()
         if real is not None:
             k, v = k * real[:, None, :, None], v * real[:, None, :, None]
-            start = turning(real)
-            if start is not None:
-                k, v, real = turn(k, start), turn(v, start), turn(real[:, None, :, None], start)[:, 0, :, 0]
             width = kernel_k.shape[1]
             filled = nn.functional.pad(real, (0, -real.shape[1] % width)).unflatten(1, (-1, width)).any(-1)
         return convolve_blocks(kernel_k, k), convolve_blocks(kernel_v, v), filled

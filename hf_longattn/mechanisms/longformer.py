@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
-from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..engines.pattern import MaskMod, Pattern
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from .base import Mechanism
@@ -131,12 +132,10 @@ class Longformer(SparseMechanism):
             chosen.separator_token_id,
         )
 
-    def resolve_globals(
-        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
-    ) -> Tensor | None:
-        """``global_mask`` of the call, or the fixed positions counted from each sequence's first real token; padding is never global."""
-        if global_mask is not None:
-            return global_mask if padding_mask is None else global_mask & padding_mask
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The call's ``global_mask``, or the fixed positions, counted over real tokens; padding is never global."""
+        if call.global_mask is not None:
+            return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
         if self.token_rule is not None:
             raise MaskError(
                 "Tokens are global by their ids here, and attention alone does not see ids; "
@@ -144,70 +143,43 @@ class Longformer(SparseMechanism):
             )
         if not self.options.global_tokens:
             return None
-        return at_positions(
-            self.options.global_tokens, torch.ones(shape, dtype=torch.bool, device=device) if padding_mask is None else padding_mask
-        )
+        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if call.key_mask is None else call.key_mask
+        return at_positions(self.options.global_tokens, real)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-        hidden_states: Tensor | None = None,
-    ) -> Tensor:
-        """``hidden_states (B, Nq, hidden_size)``, the layer's input, is needed with ``separate_global`` and ignored without."""
-        shared: dict[str, Any] = {"causal": causal, "dropout_p": dropout_p, "score_mod": score_mod}
-        out = super().forward(q, k, v, padding_mask=padding_mask, global_mask=global_mask, scaling=scaling, **shared)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """``call.hidden_states (B, Nq, hidden_size)``, the layer's input, is needed with ``separate_global`` and ignored without."""
+        out = super().forward(q, k, v, call)
         if not self.options.separate_global:
             return out
-        hidden = self._hidden(hidden_states)
-        tokens = self._tokens(q, k, padding_mask, global_mask)
-        if not rows_in_reach(tokens, q.shape[2]):
-            return out
-        scale = self.head_dim**-0.5 if scaling is None else scaling
-        return self.separate.overwrite(out, hidden, tokens, key_mask=padding_mask, scale=scale, **shared)
+        hidden, tokens = self._hidden(call), self._tokens(k, call)
+        return self.separate.overwrite(out, hidden, tokens, call) if rows_in_reach(tokens, q.shape[2]) else out
 
-    def dense_weights(self, q: Tensor, k: Tensor, *, hidden_states: Tensor | None = None, **arguments: Any) -> Tensor:
-        weights = super().dense_weights(q, k, **arguments)
-        if not self.options.separate_global:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        weights = super().dense_weights(q, k, call)
+        if not self.options.separate_global or not rows_in_reach(tokens := self._tokens(k, call), q.shape[2]):
             return weights
-        tokens = self._tokens(q, k, arguments.get("padding_mask"), arguments.get("global_mask"))
-        if not rows_in_reach(tokens, q.shape[2]):
-            return weights
-        query, key, _ = self.separate.exact(self._hidden(hidden_states), q.dtype)
-        return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, **arguments), weights)
+        query, key, _ = self.separate.exact(self._hidden(call), q.dtype)
+        return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, call), weights)
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, *, hidden_states: Tensor | None = None, **arguments: Any) -> Tensor:
-        out = super().reference(q, k, v, hidden_states=hidden_states, **arguments)
-        if not self.options.separate_global:
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        out = super().reference(q, k, v, call)
+        if not self.options.separate_global or not rows_in_reach(tokens := self._tokens(k, call), q.shape[2]):
             return out
-        tokens = self._tokens(q, k, arguments.get("padding_mask"), arguments.get("global_mask"))
-        if not rows_in_reach(tokens, q.shape[2]):
-            return out
-        query, key, value = self.separate.exact(self._hidden(hidden_states), torch.float64)
-        arguments = self._with_dense_terms(query, key, arguments)
-        return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, **arguments) @ value, out)
+        query, key, value = self.separate.exact(self._hidden(call), torch.float64)
+        weights = super().dense_weights(query, key, self._with_dense_terms(query, key, call))
+        return torch.where(tokens[:, None, :, None], weights @ value, out)
 
-    def _hidden(self, hidden_states: Tensor | None) -> Tensor:
-        if hidden_states is None:
+    def _hidden(self, call: AttentionCall) -> Tensor:
+        if call.hidden_states is None:
             raise OptionError(
-                "separate_global projects the layer's hidden states, which this call does not have; use it in a model, "
-                "or call the module of build_mechanism('longformer', separate_global=True, ...) with hidden_states=(B, N, hidden_size)."
+                "separate_global projects the layer's hidden states, which this call does not have; use it in a model, or pass "
+                "hidden_states=(B, N, hidden_size) to hf_longattn.attend with the mechanism from build_mechanism('longformer', ...)."
             )
-        return hidden_states
+        return call.hidden_states
 
-    def _tokens(self, q: Tensor, k: Tensor, padding_mask: Tensor | None, global_mask: Tensor | None) -> Tensor:
-        shape = (q.shape[0], k.shape[2])
-        tokens = self.resolve_globals(padding_mask, global_mask, shape, q.device)
-        return torch.zeros(shape, dtype=torch.bool, device=q.device) if tokens is None else tokens
+    def _tokens(self, k: Tensor, call: AttentionCall) -> Tensor:
+        tokens = self.resolve_globals(k, call)
+        return torch.zeros(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if tokens is None else tokens
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and super().covers(length, causal)
@@ -251,19 +223,15 @@ class GlobalProjections(nn.Module):
         out: Tensor,
         hidden: Tensor,
         tokens: Tensor,
-        *,
-        causal: bool,
-        key_mask: Tensor | None,
-        scale: float,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
+        call: AttentionCall,
     ) -> Tensor:
         """Return ``out (B, H, N, D)`` with the rows of the global ``tokens (B, N)`` bool computed from ``hidden (B, N, hidden_size)``.
 
         Time and memory are linear in N. Few rows are computed without ever projecting all keys and values: since
         q . K x = (Kᵀ q) . x, the projections are applied to the queries and to the weighted sums instead.
         """
-        plain = dropout_p == 0.0 and score_mod is None
+        scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
+        plain = call.dropout == 0.0 and call.score_mod is None
         if torch.compiler.is_compiling() and plain:
             q, k, v = (self.heads(project(hidden)) for project in (self.query, self.key, self.value))
             rows = separate_rows(q, k, v, key_mask, tokens, causal, scale)
@@ -276,13 +244,11 @@ class GlobalProjections(nn.Module):
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]
-        if score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and self._bare():
-            rows = self._absorbed(q, hidden, _seen(positions, key_mask, hidden.shape[1], causal), scale, dropout_p)
+        if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and self._bare():
+            rows = self._absorbed(q, hidden, _seen(positions, key_mask, hidden.shape[1], causal), scale, call.dropout)
         else:
             k, v = self.heads(self.key(hidden)), self.heads(self.value(hidden))
-            rows = dense_attention(
-                q, k, v, causal=causal, key_mask=key_mask, scaling=scale, dropout_p=dropout_p, score_mod=score_mod, q_idx=positions
-            )
+            rows = dense_attention(q, k, v, call, q_idx=positions)
         return put_rows(out, rows.to(out.dtype), index, real)
 
     def _bare(self) -> bool:

@@ -38,21 +38,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.gathered import gathered_attention
-from ..engines.global_rows import overwrite_global_rows
+from ..engines.global_rows import global_index, overwrite_global_rows
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
-from .base import Mechanism, softmax_over
-from .gathered import shifted, turn, turn_mask, turning
+from .base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .layout import joined
-from .masked import first_real
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .turned import Globals, TurnedMechanism
+from .token_rules import at_positions
 
 CHOSEN = ("strided", "block_strided", "max_norm")
 MADE = ("average_pooling", "lsh")
@@ -130,12 +130,13 @@ class LsgOptions(Options):
 
 
 @register_mechanism("lsg")
-class Lsg(TurnedMechanism):
+class Lsg(Mechanism):
     """Neighbouring blocks, sparse keys of the blocks beyond, and global tokens."""
 
     summary = "own and neighbouring blocks, sparse keys of the blocks beyond them, and global tokens"
     paper = "Condevaux & Harispe 2022, LSG Attention, §3"
     engine = "gathered"
+    exports = "definition"
     cost = "N·(3b + 2S + g)"
     exact_when = "N ≤ 2·block_size, or block_size + block_offset where that is not 0"
     takes_globals = True
@@ -183,68 +184,70 @@ class Lsg(TurnedMechanism):
         crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
         return min(dense, int((local + sides * many).sum()) + crossing)
 
-    def resolve_globals(self, padding_mask: Tensor | None, global_mask: Tensor | None, k: Tensor) -> Globals | None:
-        if global_mask is not None:
-            return Globals(global_mask if padding_mask is None else global_mask & padding_mask, None)
-        wanted = sorted(set(self.options.global_tokens))
-        if not wanted:
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The call's ``global_mask``, or the fixed positions, counted over real tokens; padding is never global."""
+        if call.global_mask is not None:
+            return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
+        if not self.options.global_tokens:
             return None
-        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
-        chosen = ((real.cumsum(-1) - 1)[..., None] == torch.tensor(wanted, device=k.device)).any(-1)
-        return Globals(real & chosen, min(len(wanted), k.shape[2]))
+        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if call.key_mask is None else call.key_mask
+        return at_positions(self.options.global_tokens, real)
 
-    def sparse_path(
-        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor | int, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int,
-        **arguments: Any,
-    ) -> Tensor:  # fmt: skip
-        if missing := self.missing:
-            moved = _moved(missing, k, v, real, tokens, arguments.pop("score_mod"))
-            given = {"real": moved.real, "tokens": moved.tokens, "score_mod": moved.score_mod, **arguments}
-            q = F.pad(q, (0, 0, missing, 0))
-            return self._blocks(q, moved.k, moved.v, causal=causal, seed=seed, **given)[:, :, missing:]
-        return self._blocks(q, k, v, causal=causal, real=real, tokens=tokens, seed=seed, **arguments)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        (q_len, kv_len), missing = (q.shape[2], k.shape[2]), self.missing
+        if self.covers(kv_len, call.causal):
+            return dense_attention(q, k, v, call)
+        small, fixed = suits_dense(q_len, kv_len), call.global_mask is None
+        call = call.replace(global_mask=self.resolve_globals(k, call))
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        q = q if small else pad_queries(q, kv_len)
+        if missing:  # the first block lacks some tokens: as padding before the text
+            k, v = (F.pad(x, (0, 0, missing, 0)) for x in (k, v))
+            q, call = q if small else F.pad(q, (0, 0, missing, 0)), _shifted(call, missing, k)
+        if small:
+            return self.dense_path(q, k, v, call)
+        most = min(len(set(self.options.global_tokens)), kv_len) if fixed else None
+        return self.sparse_path(q, k, v, call, most)[:, :, missing + kv_len - q_len :]
 
-    def _blocks(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, real: Tensor | None, tokens: Globals | None, seed: int, **arguments: Any
-    ) -> Tensor:
-        """:meth:`sparse_path` for sequences whose first block begins at position 0."""
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, most: int | None) -> Tensor:
+        """Attention of whole sequences whose first block starts at position 0, of at most ``most`` global tokens if that is known."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
-        seen, choosable = KeyRows(self.cells, self.beyond, causal), _choosable(real, tokens)
-        parts = [GatherTile(rows, seen.local(length, q.device), causal=causal)]
-        every_k, every_v, mask, more, chosen, sparse = k, v, real, dict(arguments), None, None
+        tokens, real, choosable = call.global_mask, call.key_mask, _choosable(call)
+        seen = KeyRows(self.cells, self.beyond, call.causal)
+        parts = [GatherTile(rows, seen.local(length, q.device), causal=call.causal)]
+        every_k, every_v, more, chosen, sparse = k, v, call, None, None
         if self.beyond and self.options.selection in CHOSEN:
             with torch.no_grad():
                 chosen = chosen_keys(self.options.selection, k, choosable, self.cells).unflatten(2, (blocks, -1)).flatten(3)
             sparse = seen.chosen(chosen)
         elif self.beyond:
-            made = self._made(k, v, choosable, seed)
+            made = self._made(k, v, choosable, call.seed)
             every_k, every_v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
-            more["score_mod"] = at_made_keys(more["score_mod"], length, made.position)
+            more = call.replace(score_mod=at_made_keys(call.score_mod, length, made.position))
             place = torch.arange(length, length + made.keys.shape[2], device=k.device).view(1, 1, blocks, -1)
             if real is not None:
-                mask = torch.cat([real, real.new_ones(real.shape[0], made.keys.shape[2])], 1)
+                more = more.with_mask(torch.cat([real, real.new_ones(real.shape[0], made.keys.shape[2])], 1))
             if (
                 real is not None
-                or self._empties_runs(tokens)
+                or self._empties_runs(tokens, most)
                 or self.options.selection == "lsh"
                 or length % self.cells.factor
                 or length % self.cells.block
             ):
                 place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
             parts += [GatherTile(rows, keys) for keys in seen.made(place)]
-        index, given = (None, None) if tokens is None else tokens.places()
+        index, given = (None, None) if tokens is None else _places(tokens, most)
         if index is None or given is None or not index.shape[1]:
             parts += [GatherTile(rows, keys) for keys in [sparse] if keys is not None]
-            return gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
+            return gathered_attention(q, every_k, every_v, parts, more)
         keys = seen.global_keys(torch.where(given, index, -1), chosen, length)
-        parts.append(GatherTile(rows, keys if sparse is None else joined(sparse, keys), causal=causal))
-        out = gathered_attention(q, every_k, every_v, parts, key_mask=mask, **more)
-        scale = q.shape[-1] ** -0.5 if arguments.pop("scaling") is None else more["scaling"]
-        return overwrite_global_rows(out, q, k, v, index, given, causal=causal, key_mask=real, scale=scale, **arguments)
+        parts.append(GatherTile(rows, keys if sparse is None else joined(sparse, keys), causal=call.causal))
+        out = gathered_attention(q, every_k, every_v, parts, more)
+        return overwrite_global_rows(out, q, k, v, index, given, call)
 
-    def _empties_runs(self, tokens: Globals | None) -> bool:
-        """Whether a run of ``sparsity_factor`` tokens may be all global, and its mean a key that is not there."""
-        if tokens is None or tokens.most is None:
+    def _empties_runs(self, tokens: Tensor | None, most: int | None) -> bool:
+        """Whether a run of ``sparsity_factor`` tokens may be all global, which leaves its mean without tokens."""
+        if tokens is None or most is None:
             return tokens is not None
         wanted = {position + self.missing for position in self.options.global_tokens}
         factor = self.options.sparsity_factor
@@ -254,27 +257,11 @@ class Lsg(TurnedMechanism):
         o = self.options
         return made_keys(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
-    def dense_path(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, padding_mask: Tensor | None, tokens: Globals | None, seed: int,
-        **arguments: Any,
-    ) -> Tensor:  # fmt: skip
+    def dense_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The same for one query or few tokens, by comparing all pairs; the queries are the last ones."""
         (batch, heads, q_len, _), length = q.shape, k.shape[2]
         _, _, i, j = index_grid(batch, heads, q_len, length, q.device)
-        start = turning(padding_mask)
-        real, is_global = padding_mask, None if tokens is None else tokens.mask
-        if start is not None:
-            assert padding_mask is not None
-            k, v, real = turn(k, start), turn(v, start), turn_mask(padding_mask, start)
-            is_global = None if is_global is None else turn_mask(is_global, start)
-            arguments["score_mod"] = shifted(arguments["score_mod"], start, length)
-            i = (i - start.view(-1, 1, 1, 1)).clamp(min=0)
-        if missing := self.missing:
-            moved = _moved(missing, k, v, real, None if is_global is None else Globals(is_global, None), arguments["score_mod"])
-            k, v, real, arguments["score_mod"] = moved.k, moved.v, moved.real, moved.score_mod
-            is_global = None if moved.tokens is None else moved.tokens.mask
-            length, i = length + missing, i + missing
-            j = torch.arange(length, device=q.device)
-        choosable = _choosable(real, None if is_global is None else Globals(is_global, None))
+        is_global, choosable = call.global_mask, _choosable(call)
         away = (i // self.options.block_size - j // self.options.block_size).abs()
         seen = (away <= 1).expand(batch, heads, q_len, length)
         made = None
@@ -284,95 +271,81 @@ class Lsg(TurnedMechanism):
             taken = torch.zeros(batch, heads, length + 1, dtype=torch.bool, device=q.device).scatter(2, places, True)[:, :, None, :length]
             seen = seen | (taken & (away <= 1 + self.beyond))
         elif self.beyond:
-            made = self._made(k, v, choosable, seed)
+            made = self._made(k, v, choosable, call.seed)
         every, rows = torch.ones_like(seen), None
         if is_global is not None:
-            rows = is_global.gather(1, i.expand(batch, 1, -1, 1)[:, 0, :, 0])[:, None, :, None]
+            rows = is_global[:, None, length - q_len :, None]
             seen = torch.where(rows, every, seen | is_global[:, None, None])
-        if causal:
-            seen = seen & (j <= i)
-        if real is not None:
-            seen = seen & real[:, None, None]
+        seen = seen & visible_to_all(q, k, call)
         if made is not None:
             block = torch.arange(made.keys.shape[2], device=q.device) // (self.options.block_size // self.options.sparsity_factor)
             before = i // self.options.block_size - block
             far = (before >= 2) & (before <= 1 + self.beyond)
-            far = far if causal else far | ((before <= -2) & (before >= -1 - self.beyond))
+            far = far if call.causal else far | ((before <= -2) & (before >= -1 - self.beyond))
             far = far & made.real[:, :, None]
             seen = torch.cat([seen, far if rows is None else far & ~rows], -1)
             k, v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
-            arguments["score_mod"] = at_made_keys(arguments["score_mod"], length, made.position)
-        return dense_attention(q, k, v, mask_mod=lambda *_: seen, q_idx=i, **arguments)
+            call = call.replace(score_mod=at_made_keys(call.score_mod, length, made.position))
+        return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         (batch, heads, q_len, _), kv_len, o = q.shape, k.shape[2], self.options
         k, size = repeat_heads(k, heads), o.block_size
         b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
-        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if padding_mask is None else padding_mask
-        start = first_real(real).view(-1, 1, 1, 1)
-        first = start - self.missing
+        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if call.key_mask is None else call.key_mask
+        first = -self.missing
         away = torch.div(j - first, size, rounding_mode="floor") - torch.div(i - first, size, rounding_mode="floor")
         far = (away.abs() >= 2) & (away.abs() <= 1 + self.beyond)
         seen = (away.abs() <= 1).expand(batch, heads, q_len, kv_len)
-        tokens = self.resolve_globals(padding_mask, global_mask, k)
-        choosable = real if tokens is None else real & ~tokens.mask
-        chosen, spread = sparse_definition(o.selection, self.cells, k.detach(), choosable, first, o.seed + seed, o.lsh_pre_rounds)
+        tokens = self.resolve_globals(k, call)
+        choosable = real if tokens is None else real & ~tokens
+        chosen, spread = sparse_definition(o.selection, self.cells, k.detach(), choosable, first, o.seed + call.seed, o.lsh_pre_rounds)
         if chosen is not None:
             seen = seen | (far & chosen)
         everything = torch.zeros_like(seen[:, :1, :, :1])
         if tokens is not None:
-            everything = tokens.mask[:, None, kv_len - q_len :, None]
-            seen = seen | tokens.mask[:, None, None] | everything
-        seen = seen & real[:, None, None] & ((j <= i) | (not causal))
-        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+            everything = tokens[:, None, kv_len - q_len :, None]
+            seen = seen | tokens[:, None, None] | everything
+        seen = seen & real[:, None, None] & ((j <= i) | (not call.causal))
+        scale = call.scale_for(q.shape[-1])
         scores, made = (q @ keys.transpose(-1, -2) * scale for keys in (k, spread @ k))
-        if score_mod is not None:
+        if call.score_mod is not None:
             members = spread > 0
-            position = (members * (j - start)).sum(-1) // members.sum(-1).clamp(min=1) + start[..., 0]
-            scores, made = score_mod(scores, b, h, i, j), score_mod(made, b, h, i, position[:, :, None])
+            position = (members * j).sum(-1) // members.sum(-1).clamp(min=1)
+            scores, made = call.score_mod(scores, b, h, i, j), call.score_mod(made, b, h, i, position[:, :, None])
         # A made key is seen where its tokens lie in a block beyond the local ones; in the causal form only before.
-        near = ((far & ((away < 0) | (not causal))).to(q.dtype).expand(batch, heads, q_len, kv_len) @ spread.transpose(-1, -2)) > 0
+        near = ((far & ((away < 0) | (not call.causal))).to(q.dtype).expand(batch, heads, q_len, kv_len) @ spread.transpose(-1, -2)) > 0
         weights = softmax_over(torch.cat([scores, made], -1), torch.cat([seen, near & ~everything], -1))
         return weights[..., :kv_len] + weights[..., kv_len:] @ spread
 
 
-class _Moved(NamedTuple):
-    """A call whose sequences begin some places later, with padding before them."""
-
-    k: Tensor
-    v: Tensor
-    real: Tensor
-    tokens: Globals | None
-    score_mod: ScoreMod | None
-
-
-def _moved(places: int, k: Tensor, v: Tensor, real: Tensor | None, tokens: Globals | None, score_mod: ScoreMod | None) -> _Moved:
+def _shifted(call: AttentionCall, places: int, k: Tensor) -> AttentionCall:
+    """The call for sequences that start ``places`` later, after padding; ``k (B, H, N, D)`` are the shifted keys."""
+    real = call.key_mask
     if real is None:
-        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
-    later = None if tokens is None else Globals(F.pad(tokens.mask, (places, 0), value=False), tokens.most)
-    mod: ScoreMod | None = None
+        real = torch.ones(k.shape[0], k.shape[2] - places, dtype=torch.bool, device=k.device)
+    score_mod, tokens = call.score_mod, call.global_mask
+    later: ScoreMod | None = None
     if score_mod is not None:
-        mod = lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, (q_idx - places).clamp(min=0), (kv_idx - places).clamp(min=0))  # noqa: E731
-    k, v = (F.pad(x, (0, 0, places, 0)) for x in (k, v))
-    return _Moved(k, v, F.pad(real, (places, 0), value=False), later, mod)
+        later = lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, (q_idx - places).clamp(min=0), (kv_idx - places).clamp(min=0))  # noqa: E731
+    tokens = None if tokens is None else F.pad(tokens, (places, 0), value=False)
+    return call.replace(score_mod=later, global_mask=tokens).with_mask(F.pad(real, (places, 0), value=False))
 
 
-def _choosable(real: Tensor | None, tokens: Globals | None) -> Tensor | None:
+def _choosable(call: AttentionCall) -> Tensor | None:
     """Which tokens may be sparse keys ``(B, N)``: those that are real and not global; None where all may."""
+    real, tokens = call.key_mask, call.global_mask
     if tokens is None:
         return real
-    return ~tokens.mask if real is None else real & ~tokens.mask
+    return ~tokens if real is None else real & ~tokens
+
+
+def _places(tokens: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Positions of the global tokens, ``(B, g)``, and which entries are real; ``most`` is how many a sequence has, where known."""
+    if most is None:
+        return global_index(tokens)
+    index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    return index, tokens.gather(1, index)
 
 
 class Cells(NamedTuple):
@@ -557,19 +530,19 @@ class KeyRows(NamedTuple):
 
 
 def sparse_definition(
-    selection: str, cells: Cells, k: Tensor, real: Tensor, start: Tensor, seed: int, pre_rounds: int
+    selection: str, cells: Cells, k: Tensor, real: Tensor, start: int, seed: int, pre_rounds: int
 ) -> tuple[Tensor | None, Tensor]:
     """Which tokens are sparse keys, and how made keys weigh theirs.
 
     Args:
-        k: ``(B, H, N, D)``; padding may stand anywhere.
+        k: ``(B, H, N, D)``.
         real: ``(B, N)`` bool: the tokens that may be chosen.
-        start: where the first block of every sequence begins, ``(B, 1, 1, 1)``; not after its first real token.
+        start: where the first block starts, 0 or less.
     Returns:
         ``(B or 1, H, 1, N)`` bool, or None where keys are made; and ``(B, H, M, N)``, whose rows sum to 1, M = 0 where keys are chosen.
     """
     batch, heads, length, _ = k.shape
-    place = torch.arange(length, device=k.device) - start
+    place = (torch.arange(length, device=k.device) - start).view(1, 1, 1, -1)
     cell = torch.div(place, cells.size, rounding_mode="floor")
     turn = torch.arange(heads, device=k.device).view(1, -1, 1, 1) % cells.factor
     nothing = k.new_zeros(batch, heads, 0, length)
@@ -587,7 +560,7 @@ def sparse_definition(
     group = place % cells.size // cells.factor
     if selection == "lsh" and cells.factor > 1:
         group = _hashed(cells, k, real, cell == cell.transpose(-1, -2), seed, pre_rounds)[:, :, None]
-    made = torch.arange(cells.count(length - int(start.min())) * cells.keys, device=k.device)[:, None]
+    made = torch.arange(cells.count(length - start) * cells.keys, device=k.device)[:, None]
     member = (made == cell * cells.keys + group) & real[:, None, None]
     return None, softmax_over(torch.zeros_like(member, dtype=k.dtype), member.expand(batch, heads, -1, -1))
 

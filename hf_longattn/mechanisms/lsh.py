@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
+from ..engines.call import AttentionCall
 from ..engines.cpu_chunks import chunk_attention
 from ..engines.dense import repeat_heads
 from ..engines.pattern import GatherTile
@@ -172,16 +173,13 @@ class LSH(BucketedMechanism):
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
 
-    def sparse_path(
-        self, q: Tensor, k: Tensor, v: Tensor, q_len: int, *, given: Tensor, causal: bool, real: Tensor | None, dropout_p: float,
-        **arguments: Any,
-    ) -> Tensor:  # fmt: skip
+    def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, q_len: int, given: Tensor, call: AttentionCall) -> Tensor:
         o = self.options
-        alike = o.shared_qk and o.count_duplicates and not causal and q_len == k.shape[2]
-        if not alike or q.device.type != "cpu" or dropout_p > 0.0 or arguments["score_mod"] is not None:
-            return super().sparse_path(q, k, v, q_len, given=given, causal=causal, real=real, dropout_p=dropout_p, **arguments)
+        alike = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
+        if not alike or q.device.type != "cpu" or call.dropout > 0.0 or call.score_mod is not None:
+            return super().sparse_path(q, k, v, q_len, given, call)
         beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
-        return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, **beside, key_mask=real, scaling=arguments["scaling"])
+        return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, **beside, key_mask=call.key_mask, scaling=call.scale)
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)

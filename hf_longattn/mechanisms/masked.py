@@ -9,20 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import block_sparse_attention
-from ..engines.dense import index_grid, repeat_heads
-from ..engines.pattern import MaskMod, Pattern, ScoreMod
+from ..engines.block_sparse import block_sparse_attention, suits_dense
+from ..engines.byte_cache import KEPT
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.gathered import gathered_attention
+from ..engines.pattern import GatherTile, MaskMod, Pattern
 from ..positions.relative import Span
-from .base import Mechanism, softmax_over
-from .layout import band_pairs, triangle
+from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .layout import band_pairs, global_parts, triangle
 
 
 class MaskedMechanism(Mechanism):
     """A mechanism that is a ``mask_mod`` over positions of the keys' sequence."""
-
-    position_dependent: bool = False
-    """Whether the pattern depends on absolute positions (blocks, columns): they are then counted from each sequence's first real
-    token, so that padding on the left changes nothing."""
 
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
@@ -37,65 +36,22 @@ class MaskedMechanism(Mechanism):
         """Whether the mask is all: softmax over what it leaves, each key once, with the layer's own projections."""
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
-    def resolve_globals(
-        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
-    ) -> Tensor | None:
-        """The global tokens ``(B, Nk)`` of this call; mechanisms without global tokens have none."""
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
         return None
 
     def most_globals(self) -> int:
-        """How many tokens are global at most in a call without ``global_mask``."""
+        """The largest number of global tokens in a call without ``global_mask``."""
         return 0
 
-    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
-        """``mask_mod`` for indices of the padded sequence."""
-        mod = self.mask_mod(causal, tokens)
-        if not self.position_dependent or padding_mask is None:
-            return mod
-        start = first_real(padding_mask)
-        return lambda b, h, q_idx, kv_idx: mod(b, h, q_idx - start[b], kv_idx - start[b])
-
-    def visible(
-        self,
-        q_len: int,
-        kv_len: int,
-        batch: int,
-        device: torch.device,
-        *,
-        causal: bool,
-        padding_mask: Tensor | None,
-        global_mask: Tensor | None,
-    ) -> Tensor:
+    def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Which keys each query sees, ``(B, H, Nq, Nk)`` bool (broadcastable)."""
-        b, h, q_idx, kv_idx = index_grid(batch, self.num_heads, q_len, kv_len, device)
-        tokens = self.resolve_globals(padding_mask, global_mask, (batch, kv_len), device)
-        seen = self.positioned_mod(causal, padding_mask, tokens)(b, h, q_idx, kv_idx)
-        if causal:
-            seen = seen & (kv_idx <= q_idx)
-        if padding_mask is not None:
-            seen = seen & padding_mask[:, None, None, :]
-        return seen
+        grid = index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)
+        return self.mask_mod(call.causal, self.resolve_globals(k, call))(*grid) & visible_to_all(q, k, call)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        batch, heads, q_len, head_dim = q.shape
-        kv_len = k.shape[2]
-        scores = (q @ repeat_heads(k, heads).transpose(-1, -2)) * (head_dim**-0.5 if scaling is None else scaling)
-        if score_mod is not None:
-            scores = score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
-        seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=global_mask)
-        return softmax_over(scores, seen.expand(scores.shape))
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        scores = scaled_scores(q, k, call)
+        return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
     def attend_kept(
         self,
@@ -136,24 +92,6 @@ class MaskedMechanism(Mechanism):
         return self.mask_mod(True, None)(b, h, rows, columns) & (columns <= rows) & real[:, None, None, :]
 
 
-def first_tokens(count: int, padding_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """The ``count`` positions from each sequence's first real token on, ``(B, Nk)`` bool; padding is never among them."""
-    places = torch.arange(shape[1], device=device)[None]
-    if padding_mask is None:
-        return (places < count).expand(shape)
-    return padding_mask & (places < first_real(padding_mask)[:, None] + count)
-
-
-def first_real(padding_mask: Tensor) -> Tensor:
-    """Index of each sequence's first real token, ``(B,)``; 0 where there is none."""
-    return padding_mask.int().argmax(-1)
-
-
-def last_real(padding_mask: Tensor) -> Tensor:
-    """Index of each sequence's last real token, ``(B,)``; the last of all where there is none."""
-    return padding_mask.shape[-1] - 1 - padding_mask.flip(-1).int().argmax(-1)
-
-
 class SparseMechanism(MaskedMechanism):
     """A mechanism whose mask is a band, and global rows and columns where it has them."""
 
@@ -163,38 +101,14 @@ class SparseMechanism(MaskedMechanism):
     def position_dependent(self) -> bool:  # type: ignore[override]
         return self.pattern(self.causal is not False).has_globals
 
-    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
-        return self.mask_mod(causal, tokens)  # a band; the global tokens are given by their indices
-
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
         """How the engine visits the visible keys."""
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        return block_sparse_attention(
-            q,
-            repeat_heads(k, q.shape[1]),
-            repeat_heads(v, q.shape[1]),
-            self.pattern(causal),
-            key_mask=padding_mask,
-            global_mask=self.resolve_globals(padding_mask, global_mask, (q.shape[0], k.shape[2]), q.device),
-            scaling=scaling,
-            dropout_p=dropout_p,
-            score_mod=score_mod,
-        )
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        call = call.replace(global_mask=self.resolve_globals(k, call))
+        heads = q.shape[1]
+        return block_sparse_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), self.pattern(call.causal), call)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         pattern = self.pattern(causal)
@@ -208,3 +122,43 @@ class SparseMechanism(MaskedMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         pattern = self.pattern(causal)
         return min(triangle(length) if causal else length * length, band_pairs(length, pattern.left, pattern.right))
+
+
+class GatheredMechanism(MaskedMechanism):
+    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.pattern.GatherTile`, a function of the length alone.
+
+    The engine always gets a whole sequence: queries that are the last of a longer one are preceded by zeros.
+    """
+
+    engine: ClassVar[str] = "gathered"
+    exports = "definition"
+
+    @abstractmethod
+    def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """How the engine visits the pairs of a sequence of ``length`` tokens.
+
+        Together exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call. The result is
+        cached per length and device, so it must depend on nothing but ``self.options`` and the heads.
+        """
+
+    def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """:meth:`parts`, cached."""
+        key = (type(self), self.options, self.num_heads, length, causal, device)
+        return KEPT.get(key, lambda: self.parts(length, causal, device))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        q_len, kv_len = q.shape[2], k.shape[2]
+        if self.covers(kv_len, call.causal):
+            return dense_attention(q, k, v, call)
+        tokens = self.resolve_globals(k, call)
+        # How many tokens a global_mask holds is not known while the call is compiled: then it is applied densely.
+        compiling = torch.compiler.is_compiling()
+        unknown = compiling and tokens is not None and call.global_mask is not None
+        if suits_dense(q_len, kv_len) or unknown:
+            return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        parts = self.plan(kv_len, call.causal, q.device)
+        if tokens is not None:
+            most = self.most_globals() if compiling else int(tokens.sum(-1).max())
+            parts += global_parts(tokens, most, self.mask_mod(call.causal, None), self.num_heads, call.causal)
+        return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]

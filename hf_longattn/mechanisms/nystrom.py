@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.low_rank import convolve, project_length, pseudo_inverse, segment_matrix, segment_means
-from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from .base import Mechanism, softmax_over
 from .options import Options, one_of, option, positive
@@ -65,6 +65,7 @@ class Nystrom(Mechanism):
     causal = False
     takes_score_mod = False
     takes_fewer_queries = False
+    position_dependent = False
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
 
@@ -83,28 +84,17 @@ class Nystrom(Mechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """The convolution begins at zero, so that it adds nothing."""
+        """The convolution is initialised to zero, so that it adds nothing."""
         super().reset_parameters(generator)
         if self.options.conv_kernel is not None:
             nn.init.zeros_(self.conv)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         self.accept(q.shape[2], k.shape[2])
         k = repeat_heads(k, q.shape[1])
-        length, count, scale = k.shape[2], self.options.num_landmarks, q.shape[3] ** -0.5 if scaling is None else scaling
+        length, count, scale = k.shape[2], self.options.num_landmarks, call.scale_for(q.shape[3])
         everything = torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)
-        keys = everything if padding_mask is None else padding_mask
+        keys = everything if call.key_mask is None else call.key_mask
         real = keys if self.options.landmarks_over == "text" else everything
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
@@ -144,44 +134,31 @@ class Nystrom(Mechanism):
                 "give as many queries as keys, or use mechanism='linformer'."
             )
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         length, heads, dtype = k.shape[2], q.shape[1], q.dtype
         self.accept(q.shape[2], length)
         k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-        if dropout_p:  # the weights are not at hand: whole keys are dropped
-            v = nn.functional.dropout(v.new_ones(v.shape[:3]), dropout_p)[..., None] * v
-        real = padding_mask if self.options.landmarks_over == "text" else None
-        if (
-            not (torch.compiler.is_exporting() and real is not None) and length <= self.options.num_landmarks
-        ):  # the other is exact there, too
-            out = dense_attention(q, k, v, key_mask=padding_mask, scaling=scaling)
+        if call.dropout:  # there is no matrix of weights: whole keys are dropped
+            v = nn.functional.dropout(v.new_ones(v.shape[:3]), call.dropout)[..., None] * v
+            call = call.replace(dropout=0.0)
+        real = call.key_mask if self.options.landmarks_over == "text" else None
+        padded_graph = torch.compiler.is_exporting() and real is not None  # where the other branch is exact as well
+        if length <= self.options.num_landmarks and not padded_graph:
+            out = dense_attention(q, k, v, call)
         else:
             # A⁺ has large entries of both signs that cancel: neither autocast nor half precision may touch what it meets.
             precise = torch.promote_types(dtype, torch.float32)
             with torch.autocast(q.device.type, enabled=False):
-                out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, padding_mask, scaling).to(dtype)
+                out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
         if self.options.conv_kernel is None:
             return out
         if real is None:
             return out + convolve(self.conv, v)
         return out + convolve(self.conv, v * real[:, None, :, None]) * real[:, None, :, None]
 
-    def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, key_mask: Tensor | None, scaling: float | None) -> Tensor:
+    def _approximated(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, call: AttentionCall) -> Tensor:
         """``F A⁺ (B V)`` of more tokens than landmarks."""
-        count, scale = self.options.num_landmarks, q.shape[3] ** -0.5 if scaling is None else scaling
+        count, scale = self.options.num_landmarks, call.scale_for(q.shape[3])
         filled, means = None, None
         if real is None:
             q_marks, k_marks = segment_means(q, count), segment_means(k, count)
@@ -192,10 +169,10 @@ class Nystrom(Mechanism):
         scores = q_marks @ k_marks.transpose(-1, -2) * scale
         middle = scores.softmax(-1) if filled is None else softmax_over(scores, between(filled).expand(scores.shape))
         inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
-        values = inverse @ dense_attention(q_marks, k, v, key_mask=key_mask, scaling=scale)
+        values = inverse @ dense_attention(q_marks, k, v, call)
         if means is not None and real is not None:  # a text with a landmark for every token needs no approximation
             values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))
-        return dense_attention(q, k_marks, values, key_mask=filled, scaling=scale)
+        return dense_attention(q, k_marks, values, call.with_mask(filled))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= self.options.num_landmarks and self.options.conv_kernel is None

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.pattern import ScoreMod, mod_of_heads
+from ..engines.call import AttentionCall
+from ..engines.pattern import mod_of_heads
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Composite, HeadChoice
@@ -100,50 +101,21 @@ class PerHead(Composite):
                 "leave them out (separate_global=False), or give it the layer in place of some heads."
             )
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-        stopped: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
-        arguments |= {"scaling": scaling, "seed": seed}
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         outs = []
         for member, heads in self._heads():
-            own: dict[str, Any] = {}
-            if stopped is not None and member.stops_gradients(k.shape[2]):
-                own["stopped"] = tuple(self._of_heads(heads, q, *stopped)[1:])
-            mine = self._of_heads(heads, q, k, v)
-            outs.append(member(*mine, dropout_p=dropout_p, score_mod=mod_of_heads(score_mod, heads), **arguments, **own))
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads), stopped=None)
+            if call.stopped is not None and member.stops_gradients(k.shape[2]):
+                _, stopped_k, stopped_v = self._of_heads(heads, q, *call.stopped)
+                own = own.replace(stopped=(stopped_k, stopped_v))
+            outs.append(member(*self._of_heads(heads, q, k, v), own))
         return self._in_order(outs)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "global_mask": global_mask}
-        arguments |= {"scaling": scaling, "seed": seed}
-        weights = [
-            member.dense_weights(*self._of_heads(heads, q, k), score_mod=mod_of_heads(score_mod, heads), **arguments)
-            for member, heads in self._heads()
-        ]
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        weights = []
+        for member, heads in self._heads():
+            queries, keys = self._of_heads(heads, q, k)
+            weights.append(member.dense_weights(queries, keys, call.replace(score_mod=mod_of_heads(call.score_mod, heads))))
         return self._in_order(weights)
 
     def _heads(self) -> Iterator[tuple[Mechanism, list[int]]]:

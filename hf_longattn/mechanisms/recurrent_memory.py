@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.call import AttentionCall
 from ..engines.pattern import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .base import Recursion, State
-from .gathered import GatheredMechanism
 from .layout import block_sizes, cells, triangle
+from .masked import GatheredMechanism
 from .options import Options, not_negative, option, positive
 from .registry import register_mechanism
 from .segment_state import arrive, begin, last_segment
@@ -78,29 +79,17 @@ class RecurrentMemory(GatheredMechanism):
         blocks = rows_of(length, self.options.segment_length, device)[0, 0]
         return tuple(cells(blocks, blocks, causal=causal))
 
-    def advance(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        state: State | None,
-        *,
-        padding_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        seed: int = 0,
-        **others: Any,
-    ) -> tuple[Tensor, State]:
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The state is the current segment of each row, see :mod:`hf_longattn.mechanisms.segment_state`."""
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
-            out = self(q, k, v, causal=True, padding_mask=padding_mask, scaling=scaling, dropout_p=dropout_p)
-            return out, last_segment(k, v, padding_mask, size)[0]
+            out = self(q, k, v, call.replace(causal=True))
+            return out, last_segment(k, v, call.key_mask, size)[0]
         current, outs = begin(k, v, size) if state is None else state, []
         for first in range(0, k.shape[2], size):
             piece = slice(first, first + size)
-            there = arrive(current, k[:, :, piece], v[:, :, piece], None if padding_mask is None else padding_mask[:, piece])
-            outs.append(there.attend(q[:, :, piece], scaling, dropout_p, self.relative))
+            there = arrive(current, k[:, :, piece], v[:, :, piece], None if call.key_mask is None else call.key_mask[:, piece])
+            outs.append(there.attend(q[:, :, piece], call, self.relative))
             current = there.state()
         return torch.cat(outs, 2), current
 

@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.bucketed import ROW, RecentRounds, band_part, cluster_rows, taken
+from ..engines.call import AttentionCall
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.pattern import GatherTile
 from ..engines.topk import exact_dtype, ranking, topk
@@ -255,13 +256,12 @@ class Routing(BucketedMechanism):
         bias = share.gather(2, index.flatten(2)).view(index.shape)
         return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.training and not self.learned and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            mask = arguments.get("padding_mask")
-            real = all_real(k) if mask is None else mask
+            real = all_real(k) if call.key_mask is None else call.key_mask
             kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
             q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))
-        return super().forward(q, k, v, **arguments)
+        return super().forward(q, k, v, call)
 
     @torch.no_grad()
     def _sums(self, x: Tensor, real: Tensor) -> Tensor:

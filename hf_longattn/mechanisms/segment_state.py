@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention
 from ..engines.pattern import ScoreMod
 from ..positions.relative import RelativePositions
@@ -39,21 +40,19 @@ class Arrived(NamedTuple):
         """Which rows have begun the next segment, ``(B,)``."""
         return self.filled > self.real.shape[1] // 2
 
-    def attend(self, q: Tensor, scaling: float | None, dropout_p: float = 0.0, relative: RelativePositions | None = None) -> Tensor:
+    def attend(self, q: Tensor, call: AttentionCall, relative: RelativePositions | None = None) -> Tensor:
         """Causal softmax attention of the new tokens' queries ``(B, H, n, D)`` within their segments."""
         size = self.real.shape[1] // 2
         used = self.real.shape[1] if bool(self.crossed.any()) else size
-        places = self.positions[:, None, :, None]
         score_mod: ScoreMod | None = None
         if relative is not None:
             distance = self.positions[:, :, None] - torch.arange(used, device=q.device)
-            scale = q.shape[3] ** -0.5 if scaling is None else scaling
-            term = relative.term(q, self.keys[:, :, :used], distance, True, scale)
+            term = relative.term(q, self.keys[:, :, :used], distance, True, call.scale_for(q.shape[3]))
 
             score_mod = lambda score, b, h, q_idx, kv_idx: score + term  # noqa: E731
         return dense_attention(
-            q, self.keys[:, :, :used], self.values[:, :, :used], key_mask=self.real[:, :used], q_idx=places,
-            scaling=scaling, dropout_p=dropout_p, score_mod=score_mod,
+            q, self.keys[:, :, :used], self.values[:, :, :used],
+            call.replace(causal=False, score_mod=score_mod).with_mask(self.real[:, :used]), q_idx=self.positions[:, None, :, None],
             mask_mod=lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (kv_idx // size == q_idx // size),
         )  # fmt: skip
 

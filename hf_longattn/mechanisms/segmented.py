@@ -33,14 +33,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, products, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.selected import gather_kv, term_at
-from .base import softmax_over
-from .gathered import GatheredMechanism, placed, shifted, turn, turn_mask, turning
+from .base import pad_queries, softmax_over, visible_to_all
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
-from .masked import first_real
+from .masked import GatheredMechanism
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism
@@ -109,47 +109,23 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
             return tuple(cells(blocks, torch.cat(keys, 1), causal=causal))
         return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
-        if not self.summarises or self.covers(k.shape[2], causal):
-            return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, score_mod=score_mod, **arguments)
-        q_len, kv_len = q.shape[2], k.shape[2]
-        start = turning(padding_mask)
-        if start is not None:
-            assert padding_mask is not None
-            k, v = turn(k, start), turn(v, start)
-            padding_mask = turn_mask(padding_mask, start)
-            score_mod = shifted(score_mod, start, kv_len)
-        made = summarise(k, v, padding_mask, self.options.block_size, *self._pooling(q.shape[-1], scaling))
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if not self.summarises or self.covers(k.shape[2], call.causal):
+            return super().forward(q, k, v, call)
+        q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
+        made = summarise(k, v, call.key_mask, self.options.block_size, *self._pooling(call.scale_for(q.shape[-1])))
         k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, made.keys), (v, made.values)))
-        arguments["score_mod"] = at_summaries(score_mod, kv_len, made.position)
-        if padding_mask is not None:
-            arguments["key_mask"] = torch.cat([padding_mask, made.real], 1)
+        call = call.replace(score_mod=at_summaries(call.score_mod, kv_len, made.position), causal=False)
+        if call.key_mask is not None:
+            call = call.with_mask(torch.cat([call.key_mask, made.real], 1))
         if suits_dense(q_len, kv_len):
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
-            places = places if start is None else places - start[:, None, None, None]
-            return dense_attention(q, k, v, mask_mod=self._extended_mod(kv_len, causal), q_idx=places, **arguments)
-        q = placed(q, kv_len)
-        q = q if start is None else turn(q, start)
-        out = gathered_attention(q, k, v, self.plan(kv_len, causal, q.device), **arguments)
-        out = out if start is None else turn(out, -start)
-        return out[:, :, kv_len - q_len :]
+            return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=places)
+        parts = self.plan(kv_len, causal, q.device)
+        return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
-    def _pooling(self, width: int, scaling: float | None) -> tuple[bool, float]:
-        return self.options.integration == "attention", width**-0.5 if scaling is None else scaling
+    def _pooling(self, scale: float) -> tuple[bool, float]:
+        return self.options.integration == "attention", scale
 
     @property
     def summary_unit(self) -> int | None:
@@ -157,7 +133,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
         """Key and value of every block, ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place, ``(B, 1, m)``."""
-        keys, values = pool_blocks(k, v, real, *self._pooling(k.shape[-1], scaling))
+        keys, values = pool_blocks(k, v, real, *self._pooling(k.shape[-1] ** -0.5 if scaling is None else scaling))
         middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
 
@@ -173,7 +149,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
         own = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
         scores = torch.cat([own, products(q, keys)], -1)
-        scores = scores * self._pooling(q.shape[-1], scaling)[1]
+        scores = scores * (q.shape[-1] ** -0.5 if scaling is None else scaling)
         if score_mod is not None:
             middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]
             meant = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
@@ -194,40 +170,27 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
         return mod
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises:
-            return super().dense_weights(q, k, causal=causal, padding_mask=padding_mask, scaling=scaling, score_mod=score_mod)
-        (batch, heads, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
+            return super().dense_weights(q, k, call)
+        (batch, heads, q_len, head_dim), kv_len, size = q.shape, k.shape[2], self.options.block_size
         k = repeat_heads(k, heads)
-        by_attention, scale = self._pooling(q.shape[-1], scaling)
+        by_attention, scale = self._pooling(call.scale_for(head_dim))
         b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-        real = q.new_ones(batch, kv_len, dtype=torch.bool) if padding_mask is None else padding_mask
-        start = first_real(real).view(-1, 1, 1, 1)
+        real = q.new_ones(batch, kv_len, dtype=torch.bool) if call.key_mask is None else call.key_mask
         # How a block weighs its tokens, (B, H, M, Nk): spreads a summary's weight, and pools the keys.
         block = torch.arange((kv_len + size - 1) // size, device=q.device)
-        member = (real[:, None, None, :] & ((kv_idx - start) // size == block[:, None])).expand(batch, heads, -1, -1)
+        member = (real[:, None, None, :] & (kv_idx // size == block[:, None])).expand(batch, heads, -1, -1)
         spread = softmax_over(torch.zeros_like(member, dtype=k.dtype), member)
         if by_attention:
             spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * scale, member)
         position = (member * kv_idx).sum(-1) // member.sum(-1).clamp(min=1)
         scores, pooled = (q @ keys.transpose(-1, -2) * scale for keys in (k, spread @ k))
-        if score_mod is not None:
-            scores, pooled = score_mod(scores, b, h, q_idx, kv_idx), score_mod(pooled, b, h, q_idx, position[:, :, None, :])
-        own = (q_idx - start) // size
-        inside = real[:, None, None, :] & ((kv_idx - start) // size == own) & ((kv_idx <= q_idx) | (not causal))
-        other = member.any(-1)[:, :, None, :] & ((block < own) if causal else (block != own))
+        if call.score_mod is not None:
+            scores, pooled = call.score_mod(scores, b, h, q_idx, kv_idx), call.score_mod(pooled, b, h, q_idx, position[:, :, None, :])
+        own = q_idx // size
+        inside = (kv_idx // size == own) & visible_to_all(q, k, call)
+        other = member.any(-1)[:, :, None, :] & ((block < own) if call.causal else (block != own))
         seen = torch.cat([inside.expand(scores.shape), other.expand(pooled.shape)], -1)
         weights = softmax_over(torch.cat([scores, pooled], -1), seen)
         return weights[..., :kv_len] + weights[..., kv_len:] @ spread

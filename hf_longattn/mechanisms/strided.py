@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
-from .gathered import GatheredMechanism
 from .layout import ROW, band, band_pairs, cells, column_pairs, prefixes, residues
+from .masked import GatheredMechanism
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 

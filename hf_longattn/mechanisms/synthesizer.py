@@ -24,11 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.dense import dense_attention, index_grid, masked_softmax, products, repeat_heads
-from ..engines.pattern import ScoreMod
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, grid_of, index_grid, masked_softmax, products, repeat_heads
 from ..errors import LengthError, OptionError
-from .base import Mechanism, softmax_over
-from .masked import first_real
+from .base import Mechanism, softmax_over, visible_to_all
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -112,8 +111,8 @@ class Synthesizer(Mechanism):
         shares: Any = [1.0] if self.mixing is None else self.mixing.softmax(0).to(dtype).unbind()
         return list(zip(self.parts, shares, strict=True))
 
-    def _positions(self, q: Tensor, k: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Positions of queries ``(B or 1, Nq)`` and keys ``(B or 1, Nk)``; those of padding on the left are 0."""
+    def _positions(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of queries ``(1, Nq)`` and keys ``(1, Nk)``."""
         q_len, kv_len = q.shape[2], k.shape[2]
         if self.limit is not None and kv_len > self.limit:
             raise LengthError(
@@ -121,27 +120,12 @@ class Synthesizer(Mechanism):
                 f"mechanism for longer inputs (max_length={kv_len})."
             )
         places = torch.arange(kv_len, device=q.device)[None]
-        if padding_mask is not None:
-            places = (places - first_real(padding_mask)[:, None]).clamp(min=0)
         return places[:, kv_len - q_len :], places
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         (batch, heads, q_len, width), kv_len = q.shape, k.shape[2]
-        scale = self.scale(scaling)
-        rows, columns = self._positions(q, k, padding_mask)
+        scale = call.scale_for(self.head_dim)
+        rows, columns = self._positions(q, k)
         features: list[tuple[Tensor, Tensor]] = []
         table: Tensor | float = 0.0
         for kind, share in self._weighted(q.dtype):
@@ -154,42 +138,23 @@ class Synthesizer(Mechanism):
         joined = _joined(features, batch, max(width, v.shape[-1])) if features else None
         if joined is not None and isinstance(table, float):
             padded = F.pad(v, (0, joined[0].shape[-1] - v.shape[-1]))
-            more: dict[str, Any] = {"causal": causal, "key_mask": padding_mask, "dropout_p": dropout_p, "score_mod": score_mod}
-            return dense_attention(*joined, padded, scaling=1.0, **more)[..., : v.shape[-1]]
+            return dense_attention(*joined, padded, call.replace(scale=1.0))[..., : v.shape[-1]]
         scores = table if joined is None else table + products(*joined)
         assert isinstance(scores, Tensor)
         scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
-        if score_mod is not None:
-            scores = score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
-        seen = self._seen(q, k, causal, padding_mask)
-        return F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype) @ v
+        if call.score_mod is not None:
+            scores = call.score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
+        return F.dropout(masked_softmax(scores, visible_to_all(q, k, call)), call.dropout).to(v.dtype) @ v
 
-    def _seen(self, q: Tensor, k: Tensor, causal: bool, padding_mask: Tensor | None) -> Tensor:
-        """``(B or 1, 1, Nq, Nk)`` bool."""
-        _, _, q_idx, kv_idx = index_grid(q.shape[0], 1, q.shape[2], k.shape[2], q.device)
-        seen = (kv_idx <= q_idx) if causal else (kv_idx >= 0).expand(1, 1, q.shape[2], -1)
-        return seen if padding_mask is None else seen & padding_mask[:, None, None, :]
-
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        rows, columns = self._positions(q, k, padding_mask)
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        rows, columns = self._positions(q, k)
         shape = (*q.shape[:3], k.shape[2])
         scores = q.new_zeros(shape)
         for kind, share in self._weighted(q.dtype):
-            scores = scores + share * kind.scores(q, k, rows, columns, self.scale(scaling))
-        if score_mod is not None:
-            scores = score_mod(scores, *index_grid(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device))
-        return softmax_over(scores, self._seen(q, k, causal, padding_mask).expand(shape))
+            scores = scores + share * kind.scores(q, k, rows, columns, call.scale_for(self.head_dim))
+        if call.score_mod is not None:
+            scores = call.score_mod(scores, *grid_of(q, k))
+        return softmax_over(scores, visible_to_all(q, k, call).expand(shape))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.variant == ("dot_product",)

@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, repeat_heads
 from ..engines.pattern import ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, selected_attention, term_at
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, topk_keys
-from .base import softmax_over
+from .base import scaled_scores, softmax_over, visible_to_all
 from .options import Options, option, positive
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism
@@ -64,32 +65,16 @@ class TopK(SummarisedMechanism):
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.num_keys >= length
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
-        if self.covers(k.shape[2], causal):
-            return dense_attention(q, k, v, causal=causal, key_mask=padding_mask, **arguments)
-        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if self.covers(k.shape[2], call.causal):
+            return dense_attention(q, k, v, call)
+        scale, repeated = call.scale_for(q.shape[-1]), repeat_heads(k, q.shape[1])
         with torch.no_grad():
-            if score_mod is None:
-                index = topk_keys(q, k, padding_mask, self.options.num_keys, causal, scale)
+            if call.score_mod is None:
+                index = topk_keys(q, k, call.key_mask, self.options.num_keys, call.causal, scale)
             else:
-                repeated = repeat_heads(k, q.shape[1])
-                index = search_keys(q, repeated, padding_mask, self.options.num_keys, causal, scale, score_mod)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        return selected_attention(q, k, v, index, **arguments)
+                index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
+        return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
 
     @property
     def summary_unit(self) -> int | None:
@@ -115,28 +100,9 @@ class TopK(SummarisedMechanism):
             seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
         return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=scale)
 
-    def dense_weights(
-        self,
-        q: Tensor,
-        k: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
-        scale = head_dim**-0.5 if scaling is None else scaling
-        scores = (q.double() @ repeat_heads(k, heads).double().transpose(-1, -2)) * scale
-        b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
-        if score_mod is not None:
-            scores = score_mod(scores, b, h, i, j)
-        seen = j <= i if causal else torch.ones_like(j <= i)
-        if padding_mask is not None:
-            seen = seen & padding_mask[:, None, None, :]
-        seen = seen.expand(scores.shape)
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        scores = scaled_scores(q.double(), k.double(), call)
+        seen = visible_to_all(q, k, call).expand(scores.shape)
         order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
         kept = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
         return softmax_over(scores, seen & kept).to(q.dtype)

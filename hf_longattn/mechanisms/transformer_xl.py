@@ -20,18 +20,17 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_sparse import suits_dense
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.call import AttentionCall
+from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..positions.relative import Span
-from .base import both, softmax_over
-from .gathered import GatheredMechanism, shifted, turn, turn_mask, turning
+from .base import both, pad_queries, scaled_scores, softmax_over
 from .layout import block_sizes, cells, triangle
-from .masked import first_real
+from .masked import GatheredMechanism
 from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism
 
@@ -95,46 +94,24 @@ class TransformerXL(GatheredMechanism):
         memory = blocks[:, :1] + torch.arange(-most, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-        stopped: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """``stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, are what the memory is of; ``None`` detaches k and v."""
-        arguments: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p}
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """``call.stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, is what the memory holds; ``None`` detaches k, v."""
         if not self._stops(k, v):
-            return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, score_mod=score_mod, **arguments)
-        # The memory's keys stand after the segments' own: each query meets a key in one of the two places.
-        (_, heads, q_len, _), length = q.shape, k.shape[2]
-        remembered = _remembered(k, v, stopped)
-        mods = self._score_mods(q, (k, remembered[0]), causal, scaling, score_mod)
-        q = F.pad(q, (0, 0, length - q_len, 0))
-        start = turning(padding_mask)
-        if start is not None:
-            assert padding_mask is not None
-            q, k, v = (turn(x, start) for x in (q, k, v))
-            remembered = [turn(x, start) for x in remembered]
-            padding_mask = turn_mask(padding_mask, start)
-            mods = [shifted(mod, start, length) for mod in mods]
+            return super().forward(q, k, v, call)
+        # The memory's keys come after the segments' own: each query sees a key in one of the two places.
+        (_, heads, q_len, _), length, causal = q.shape, k.shape[2], call.causal
+        remembered = _remembered(k, v, call.stopped)
+        mods = self._score_mods(q, (k, remembered[0]), call)
+        q = pad_queries(q, length)
         k, v = (repeat_heads(torch.cat(both, 2), heads) for both in zip((k, v), remembered, strict=True))
-        arguments["key_mask"] = None if padding_mask is None else torch.cat([padding_mask, padding_mask], 1)
-        arguments["score_mod"] = _folded(mods, length)
+        own = call.replace(score_mod=_folded(mods, length), causal=False)
+        if call.key_mask is not None:
+            own = own.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
         if suits_dense(length, length):
             places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
-            out = dense_attention(q, k, v, mask_mod=self._folded_mod(length, causal), q_idx=places, **arguments)
+            out = dense_attention(q, k, v, own, mask_mod=self._folded_mod(length, causal), q_idx=places)
         else:
-            out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), **arguments)
-        out = out if start is None else turn(out, -start)
+            out = gathered_attention(q, k, v, self._stopping_parts(length, causal, q.device), own)
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
@@ -142,18 +119,16 @@ class TransformerXL(GatheredMechanism):
         stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
         return stops and k.shape[2] > self.options.segment_length
 
-    def with_relative_term(self, q: Tensor, k: Tensor, v: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
+    def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """A term may read the key (u·k of Transformer-XL's own positions), and the memory's keys are not the segment's."""
-        return arguments if self._stops(k, v) else super().with_relative_term(q, k, v, arguments)
+        return call if self._stops(k, v) else super().with_relative(q, k, v, call)
 
-    def _score_mods(
-        self, q: Tensor, keys: tuple[Tensor, Tensor], causal: bool, scaling: float | None, score_mod: ScoreMod | None
-    ) -> list[ScoreMod | None]:
-        """What changes the scores, the relative positions in it: of all keys, or of the segment's own and of the memory's."""
+    def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
+        """What changes the scores, relative positions included: for all keys, or for the segment's own and for the memory's."""
         if self.relative is None:
-            return [score_mod]
-        terms = [self.relative_mod(q, k, causal, scaling) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [both(term, score_mod) for term in terms if term is not None]
+            return [call.score_mod]
+        terms = [self.relative_mod(q, k, call.causal, call.scale) for k in (keys if self.relative.reads_keys else keys[:1])]
+        return [both(term, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The pairs within segments, and those with the memory, whose keys stand ``length`` further on."""
@@ -175,29 +150,17 @@ class TransformerXL(GatheredMechanism):
     def stops_gradients(self, length: int) -> bool:
         return not self.options.bptt and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
-    def reference(self, q: Tensor, k: Tensor, v: Tensor, *, stopped: tuple[Tensor, Tensor] | None = None, **arguments: Any) -> Tensor:
-        """The definition in float64; without ``bptt`` the memory's keys and values are ``stopped``, or constants to the gradient."""
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The definition in float64; without ``bptt`` the memory's keys and values are ``call.stopped``, or constants for the gradient."""
         if self.options.bptt:
-            return super().reference(q, k, v, **arguments)
-        remembered = _remembered(k, v, stopped)
-        memory_k, memory_v = (repeat_heads(x.double(), q.shape[1]) for x in remembered)
-        terms = [self._with_dense_terms(q.double(), x.double(), arguments).get("score_mod") for x in (k, remembered[0])]
-        (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
-        q, k, v = q.double(), repeat_heads(k.double(), heads), repeat_heads(v.double(), heads)
-        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-        padding_mask, causal = arguments.get("padding_mask"), arguments.get("causal", False)
-        start = torch.zeros(batch, dtype=torch.long, device=q.device) if padding_mask is None else first_real(padding_mask)
-        size, start = self.options.segment_length, start.view(-1, 1, 1, 1)
-        own = (q_idx - start) // size == (kv_idx - start) // size
-        scale = self.scale(arguments.get("scaling"))
-        in_segment, in_memory = (
-            scores if mod is None else mod(scores, b, h, q_idx, kv_idx)
-            for scores, mod in zip((q @ k.mT * scale, q @ memory_k.mT * scale), terms, strict=True)
-        )
-        scores = torch.where(own, in_segment, in_memory)
-        seen = self.visible(q_len, kv_len, batch, q.device, causal=causal, padding_mask=padding_mask, global_mask=None)
-        weights = softmax_over(scores, seen.expand(scores.shape))
-        return (weights * own) @ v + (weights * ~own) @ memory_v
+            return super().reference(q, k, v, call)
+        heads, size = q.shape[1], self.options.segment_length
+        q, k, v, *remembered = (x.double() for x in (q, k, v, *_remembered(k, v, call.stopped)))
+        in_segment, in_memory = (scaled_scores(q, keys, self._with_dense_terms(q, keys, call)) for keys in (k, remembered[0]))
+        _, _, q_idx, kv_idx = grid_of(q, k)
+        own = q_idx // size == kv_idx // size
+        weights = softmax_over(torch.where(own, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))
+        return (weights * own) @ repeat_heads(v, heads) + (weights * ~own) @ repeat_heads(remembered[1], heads)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         size = self.options.segment_length

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
+from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
-from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod
+from ..engines.pattern import GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Choice, Composite
-from .gathered import GatheredMechanism
 from .layout import band_parts, without
-from .masked import MaskedMechanism, SparseMechanism
+from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .options import Options, option
 from .registry import mechanism_class, register_mechanism
 from .strided import StridedOptions
@@ -54,7 +54,7 @@ class UnionOptions(Options):
 
 
 @register_mechanism("union")
-class Union(Composite, GatheredMechanism):  # type: ignore[override]
+class Union(Composite, GatheredMechanism):
     """Several masks joined: a pair is seen when any of them lets it, and weighs once."""
 
     summary = "several masks joined under one softmax"
@@ -97,16 +97,9 @@ class Union(Composite, GatheredMechanism):  # type: ignore[override]
         """Members that have global tokens share ``global_mask``."""
         return _any_of([member.mask_mod(causal, global_mask) for member in self._masks()])
 
-    def positioned_mod(self, causal: bool, padding_mask: Tensor | None, tokens: Tensor | None) -> MaskMod:
-        return _any_of([member.positioned_mod(causal, padding_mask, tokens) for member in self._masks()])
-
-    def resolve_globals(
-        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
-    ) -> Tensor | None:
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The tokens that are global to any member."""
-        found = [
-            tokens for member in self._masks() if (tokens := member.resolve_globals(padding_mask, global_mask, shape, device)) is not None
-        ]
+        found = [tokens for member in self._masks() if (tokens := member.resolve_globals(k, call)) is not None]
         return functools.reduce(torch.logical_or, found) if found else None
 
     def most_globals(self) -> int:
@@ -125,27 +118,12 @@ class Union(Composite, GatheredMechanism):  # type: ignore[override]
             earlier.append(member.mask_mod(causal, None))
         return tuple(laid)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        shared: dict[str, Any] = {"scaling": scaling, "dropout_p": dropout_p, "score_mod": score_mod}
-        band = self.pattern(causal)
-        if band is not None and not self.gathered:
-            k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-            tokens = self.resolve_globals(padding_mask, global_mask, (k.shape[0], k.shape[2]), k.device)
-            return block_sparse_attention(q, k, v, band, key_mask=padding_mask, global_mask=tokens, **shared)
-        return super().forward(q, k, v, causal=causal, padding_mask=padding_mask, global_mask=global_mask, seed=seed, **shared)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        band = self.pattern(call.causal)
+        if band is None or self.gathered:
+            return super().forward(q, k, v, call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)

@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
-from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, mod_of_heads
+from ..engines.pattern import GatherTile, MaskMod, Pattern, mod_of_heads
 from ..errors import OptionError
 from ..positions.relative import Span
 from .base import Mechanism
-from .gathered import GatheredMechanism
 from .layout import band, band_pairs, column_pairs
-from .masked import MaskedMechanism, SparseMechanism, first_tokens
+from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -196,35 +196,22 @@ class Window(WindowMask, SparseMechanism):
 
         return mod
 
-    def resolve_globals(
-        self, padding_mask: Tensor | None, global_mask: Tensor | None, shape: tuple[int, int], device: torch.device
-    ) -> Tensor | None:
-        """The sinks of each sequence."""
-        return first_tokens(self.options.num_sinks, padding_mask, shape, device) if self.options.num_sinks else None
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The sinks."""
+        if not self.options.num_sinks:
+            return None
+        sinks = (torch.arange(k.shape[2], device=k.device) < self.options.num_sinks).expand(k.shape[0], -1)
+        return sinks if call.key_mask is None else sinks & call.key_mask
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool = False,
-        padding_mask: Tensor | None = None,
-        global_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
-        score_mod: ScoreMod | None = None,
-        seed: int = 0,
-    ) -> Tensor:
-        arguments: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask, "scaling": scaling, "dropout_p": dropout_p}
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if max(self.dilations) == 1:
-            return super().forward(q, k, v, score_mod=score_mod, **arguments)
+            return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for dilation in sorted(set(self.dilations)):
             heads = [head for head, own in enumerate(self.dilations) if own == dilation]
-            of_heads = (x[:, heads] for x in (q, k, v))
-            outs.append(self._of_dilation(dilation, len(heads))(*of_heads, score_mod=mod_of_heads(score_mod, heads), **arguments))
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+            outs.append(self._of_dilation(dilation, len(heads))(*(x[:, heads] for x in (q, k, v)), own))
             order += heads
         return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]] if len(outs) > 1 else outs[0]
 

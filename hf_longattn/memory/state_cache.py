@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +50,7 @@ class Step:
         call = self.call.replace(
             batch=Batch.of(None if mask is None else mask[:, :tokens]), hidden_states=None if hidden is None else hidden[:, :tokens]
         )
-        run = functools.partial(self.mechanism._called, "advance")
-        return advanced(run, q, k, v, self.before, call, self.skipped)
+        return advanced(self.mechanism.advance, q, k, v, self.before, call, self.skipped)
 
     def state_after(self, tokens: int) -> State | None:
         """The state after the first tokens of the step."""

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..backend import BACKEND
+from ..engines.batch import roll_left
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
-from ..mechanisms.gathered import turn
 from ..mechanisms.segment_state import leading
 from ..memory import CacheMemory, SegmentMemory, StateLayer, TokenMemory
 from .attention_sites import attention_sites
@@ -341,7 +341,7 @@ def _joined(model: Any, parts: list[Any], pieces: list[Text], memory: int, causa
 
 def _turned(x: Tensor, start: Tensor) -> Tensor:
     """Turn ``x (B, N)`` or ``(B, N, d)`` to the left by ``start (B,)``."""
-    return turn(x[:, None, :, None], start)[:, 0, :, 0] if x.dim() == 2 else turn(x[:, None], start)[:, 0]
+    return roll_left(x, start, 1)
 
 
 @dataclass

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hf_longattn.engines.block_selected import block_selected_attention, selected_block_tiles
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.dense import masked_softmax
 
 
@@ -51,7 +52,9 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
     seen = seen & mask[:, None, None]
     expected = masked_softmax(q @ k.transpose(-1, -2) * 0.3, seen) @ v
     same = (lambda score, b, h, i, j: score) if path == "parts" else None
-    out = block_selected_attention(q, k, v, chosen, size, causal=causal, key_mask=mask if padded else None, scaling=0.3, score_mod=same)
+    out = block_selected_attention(
+        q, k, v, chosen, size, AttentionCall.of(causal=causal, padding_mask=mask if padded else None, scaling=0.3, score_mod=same)
+    )
     torch.testing.assert_close(out, expected)
     weight = torch.randn_like(out)
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):

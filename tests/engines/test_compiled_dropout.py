@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.mechanisms.masked import SparseMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 
@@ -26,7 +26,7 @@ def _compiled_afresh() -> Iterator[None]:
 def test_lengths_change_under_compile_and_dropout(mechanism: str) -> None:
     options = {"window": 64} if "window" in mechanism_class(mechanism).sample else mechanism_class(mechanism).sample
     module = build_mechanism(mechanism, num_heads=1, head_dim=8, hidden_size=8, max_length=1024, **options)
-    compiled = torch.compile(module)
+    compiled = torch.compile(lambda *x, **more: attend(*x, mechanism=module, **more))
     for length in (892, 717, 640):
         q, k, v = (torch.randn(2, 1, length, 8, requires_grad=True) for _ in range(3))
         mask = torch.arange(length) < torch.tensor([[length], [length - 50]])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cpu_gathered import Rules, cpu_gathered, flat_rules
 from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.engines.pattern import GatherTile, rows_of
@@ -138,7 +139,7 @@ def test_gradcheck(path) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
 def test_every_precision_stays_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
     x = inputs(70, 70, dtype)
-    out, expected = gathered_attention(*x, local_parts(70), scaling=0.4), counted(*x, local_parts(70), None, 0.4)
+    out, expected = gathered_attention(*x, local_parts(70), AttentionCall.of(scaling=0.4)), counted(*x, local_parts(70), None, 0.4)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
     for got, wanted in zip(torch.autograd.grad(out.sum(), x), torch.autograd.grad(expected.sum(), x), strict=True):
@@ -155,7 +156,7 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
 
     class Call(torch.nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return gathered_attention(q, k, v, local_parts(40))
+            return gathered_attention(q, k, v, local_parts(40), AttentionCall.of())
 
     expected = Call()(*x)
     gradients = torch.autograd.grad(expected.sum(), x)
@@ -174,10 +175,10 @@ def test_layouts_live_as_long_as_the_lists() -> None:
     parts = local_parts(30)
     x = inputs(30, 30)
     for _ in range(2):
-        gathered_attention(*x, parts)
+        gathered_attention(*x, parts, AttentionCall.of())
     assert layouts() == before + 2
     parts[0].keys[:] = -1
-    torch.testing.assert_close(gathered_attention(*x, parts), counted(*x, parts, None, WIDTH**-0.5), atol=1e-10, rtol=0)
+    torch.testing.assert_close(gathered_attention(*x, parts, AttentionCall.of()), counted(*x, parts, None, WIDTH**-0.5), atol=1e-10, rtol=0)
     del parts
     assert layouts() == before
 
@@ -190,7 +191,9 @@ def test_plain_path_in_pieces_is_the_same_with_dropout_and_learned_bias(monkeypa
 
     def run(**arguments: object) -> tuple[Tensor, ...]:
         torch.manual_seed(3)
-        out = gathered_attention(*x, parts, score_mod=lambda score, b, h, i, j: score - 0.1 * (i - j).abs() * (h + 1), **arguments)
+        out = gathered_attention(
+            *x, parts, AttentionCall.of(score_mod=lambda score, b, h, i, j: score - 0.1 * (i - j).abs() * (h + 1), **arguments)
+        )
         return out, *torch.autograd.grad(out.square().sum(), (*x, bias))
 
     whole, dropped = run(), run(dropout_p=0.5)
@@ -225,5 +228,5 @@ def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> 
     keys = torch.randint(0, length, (1, 1, rows.shape[2], 512))
     x = [torch.randn(1, 1, length, width, requires_grad=True) for _ in range(3)]
     with Largest() as seen:
-        gathered_attention(*x, [GatherTile(rows, keys)], dropout_p=dropout_p).sum().backward()
+        gathered_attention(*x, [GatherTile(rows, keys)], AttentionCall.of(dropout_p=dropout_p)).sum().backward()
     assert seen.size <= 4 * length * width

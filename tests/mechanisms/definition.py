@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from hf_longattn import Mechanism
+import torch
+from torch import Tensor, nn
+
+from hf_longattn import Mechanism, attend, reference_attend
+
+
+class Attention(nn.Module):
+    """``attend`` with one mechanism as a module, to be compiled or exported."""
+
+    def __init__(self, mechanism: Mechanism, **arguments: Any) -> None:
+        super().__init__()
+        self.mechanism, self.arguments = mechanism, arguments
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+        return attend(q, k, v, self.mechanism, **self.arguments, **arguments)
 
 
 def assert_equals_its_definition(module: Mechanism, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     """``mask (B, N)``: which tokens are real; the rows of the others do not count."""
     real = torch.ones(q.shape[0], 1, q.shape[2], 1) if mask is None else mask[:, None, :, None]
-    out, expected = (run(q, k, v, padding_mask=mask) * real for run in (module, module.reference))
+    out, expected = (run(q, k, v, module, padding_mask=mask) * real for run in (attend, reference_attend))
     torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=0)
     weight = torch.randn(out.shape)
     leaves = (q, k, v, *module.parameters())

@@ -1,4 +1,4 @@
-"""What the parts of a mechanism list, as a matrix: how often each query meets each key."""
+"""What a mechanism lets each query see: by its mask, and how often its parts list each pair."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from hf_longattn.engines.call import AttentionCall, aligned_weights
 from hf_longattn.engines.pattern import GatherTile
 from hf_longattn.engines.plain import allowed
+from hf_longattn.mechanisms.masked import MaskedMechanism
 
 
 def listed(parts: Iterable[GatherTile], queries: int, keys: int) -> Tensor:
@@ -24,3 +26,13 @@ def listed(parts: Iterable[GatherTile], queries: int, keys: int) -> Tensor:
 def picture(seen: Tensor) -> list[str]:
     """A mask ``(N, N)`` as lines of ``#`` and ``.``."""
     return ["".join("#" if cell else "." for cell in row) for row in seen.tolist()]
+
+
+def visible(mechanism: MaskedMechanism, length: int, causal: bool, padding: Tensor | None = None, batch: int = 1) -> Tensor:
+    """Which keys each query sees, ``(B, H, N, N)`` bool; none in rows and columns of padding."""
+    x = torch.zeros(batch if padding is None else len(padding), mechanism.num_heads, length, mechanism.head_dim)
+
+    def run(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        return mechanism.visible(q, k, call).expand(*q.shape[:3], k.shape[2]).float()
+
+    return aligned_weights(run, x, x, AttentionCall.of(causal=causal, padding_mask=padding)) > 0

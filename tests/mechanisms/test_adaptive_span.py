@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import LongAttentionConfig, build_mechanism
+from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 
@@ -51,7 +51,7 @@ def test_output_and_all_gradients_equal_the_definition(length: int, q_len: int, 
         return score - 0.02 * (h + 1) * (i - j).abs()
 
     arguments = {"causal": causal, "padding_mask": mask, "score_mod": nearer if moved else None}
-    out, expected = module(q, k, v, **arguments), module.reference(q, k, v, **arguments)
+    out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
     real = mask[:, None, -q_len:, None]
     torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
     leaves, weight = (q, k, v, module.span_fraction), torch.randn_like(expected) * real
@@ -133,7 +133,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> N
 def test_however_the_spans_grow_the_band_follows(how: str) -> None:
     module = spanned(200, 10, (0.1, 0.1, 0.2, 0.1)).eval()
     q, k, v = (x.detach() for x in inputs(400))
-    module(q, k, v)
+    attend(q, k, v, module)
     grown = torch.tensor((0.9, 0.4, 0.2, 0.7))
     parameter = module.span_fraction
     with torch.no_grad():
@@ -147,4 +147,4 @@ def test_however_the_spans_grow_the_band_follows(how: str) -> None:
             module.span_fraction = torch.nn.Parameter(grown)
         else:
             module.load_state_dict({"span_fraction": grown}, assign=True)
-        torch.testing.assert_close(module(q, k, v), module.reference(q, k, v).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.bigbird import BigBird
+from tests.mechanisms.listed import visible
 
 SMALL = {"block_size": 4, "num_random_blocks": 2}
 
@@ -24,10 +25,7 @@ def bigbird(heads: int = 2, **options: object) -> BigBird:
 
 
 def seen(mechanism: BigBird, length: int, causal: bool = False, padding_mask: Tensor | None = None) -> Tensor:
-    batch = 1 if padding_mask is None else len(padding_mask)
-    arguments = {"causal": causal, "padding_mask": padding_mask, "global_mask": None}
-    found = mechanism.visible(length, length, batch, torch.device("cpu"), **arguments)
-    return found.expand(batch, mechanism.num_heads, length, length)
+    return visible(mechanism, length, causal, padding_mask)
 
 
 def table(mechanism: BigBird, blocks: int, causal: bool = False, seed: int = 0) -> Tensor:
@@ -148,7 +146,7 @@ def test_counting_a_key_again_adds_the_logarithm_of_the_count() -> None:
 def test_counting_again_in_every_dtype(dtype: torch.dtype) -> None:
     mechanism = bigbird(block_size=16, random_pattern="hf_eval").eval()
     q, k, v = torch.randn(3, 2, 2, 400, 8, dtype=torch.float64).to(dtype)
-    out, expected = mechanism(q, k, v), reference_attend(q, k, v, mechanism)
+    out, expected = attend(q, k, v, mechanism), reference_attend(q, k, v, mechanism)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, atol=1e-6 if dtype == torch.float64 else 2e-2, rtol=0)
 
@@ -203,9 +201,9 @@ def test_compiled_training_draws_as_transformers_does() -> None:
     q, k, v = torch.randn(3, 2, 2, 400, 8)
     mask = torch.ones(2, 400, dtype=torch.bool)
     mask[0, 333:] = False
-    expected = mechanism(q, k, v, padding_mask=mask)
-    compiled = torch.compile(mechanism, fullgraph=True, backend="aot_eager")
+    expected = attend(q, k, v, mechanism, padding_mask=mask)
+    compiled = torch.compile(lambda *x, **more: attend(*x, mechanism=mechanism, **more), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v, padding_mask=mask), expected, atol=1e-6, rtol=0)
     marked = torch.rand(2, 400) < 0.02
-    expected = mechanism(q, k, v, padding_mask=mask, global_mask=marked)
+    expected = attend(q, k, v, mechanism, padding_mask=mask, global_mask=marked)
     torch.testing.assert_close(compiled(q, k, v, padding_mask=mask, global_mask=marked), expected, atol=1e-5, rtol=0)

@@ -172,7 +172,7 @@ def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))
     weights = module.weights(q, k, causal=causal)
     assert weights.shape == (2, 4, 200, 200)
-    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), module(q, k, v, causal=causal), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), attend(q, k, v, module, causal=causal), atol=1e-5, rtol=0)
 
 
 def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
@@ -204,7 +204,7 @@ def test_compile_export_copy_and_pickle(name: str, causal: bool) -> None:
             self.mechanism = module
 
         def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-            return self.mechanism(q, k, v, causal=causal, padding_mask=mask)
+            return attend(q, k, v, self.mechanism, causal=causal, padding_mask=mask)
 
     call = Call()
     torch._dynamo.reset()  # the registry is longer than the number of recompilations that torch.compile allows

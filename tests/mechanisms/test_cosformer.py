@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_longattn import attend, build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.registry import mechanism_from
 
@@ -13,7 +14,7 @@ from hf_longattn.mechanisms.registry import mechanism_from
 def test_nearer_keys_weigh_more_and_none_negatively() -> None:
     ones = torch.ones(1, 1, 64, 4)
     module = build_mechanism("cosformer", num_heads=1, head_dim=4, max_length=64)
-    weights = module.dense_weights(ones.double(), ones.double())
+    weights = module.dense_weights(ones.double(), ones.double(), AttentionCall.of())
     assert (weights >= 0).all()
     assert (weights[0, 0, 0].diff() < 0).all()
     assert (weights[0, 0, 63].diff() > 0).all()
@@ -24,14 +25,14 @@ def test_texts_beyond_max_length_are_refused_whole_and_in_steps() -> None:
     x = torch.rand(1, 2, 17, 8)
     for causal in (False, True):
         with pytest.raises(LengthError, match="more than 16 tokens, the max_length of mechanism 'cosformer'"):
-            module(x, x, x, causal=causal)
+            attend(x, x, x, module, causal=causal)
     mask = torch.arange(17)[None] >= 1
-    assert module(x, x, x, padding_mask=mask).isfinite().all(), "padding is not counted"
+    assert attend(x, x, x, module, padding_mask=mask).isfinite().all(), "padding is not counted"
     state = None
     for step in range(16):
-        _, state = module.advance(*(x[:, :, step : step + 1],) * 3, state)
+        _, state = module.advance(*(x[:, :, step : step + 1],) * 3, state, AttentionCall.of())
     with pytest.raises(LengthError, match="max_length"):
-        module.advance(*(x[:, :, 16:],) * 3, state)
+        module.advance(*(x[:, :, 16:],) * 3, state, AttentionCall.of())
 
 
 def by_the_authors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -67,17 +68,17 @@ def test_the_causal_form_does_not_ask_how_long_the_text_will_be() -> None:
     q, k, v = (torch.randn(1, 2, 30, 8, dtype=torch.float64) for _ in range(3))
     module = build_mechanism("cosformer", num_heads=2, head_dim=8)
     with pytest.raises(OptionError, match="for example max_length=4096"):
-        module(q, k, v, causal=True)
+        attend(q, k, v, module, causal=True)
     module = build_mechanism("cosformer", num_heads=2, head_dim=8, max_length=64)  # of the model
     given = mechanism_from("cosformer", {"max_length": 64}, num_heads=2, head_dim=8)
-    whole = module(q, k, v, causal=True)
-    torch.testing.assert_close(whole[:, :, :12], module(*(x[:, :, :12] for x in (q, k, v)), causal=True))
+    whole = attend(q, k, v, module, causal=True)
+    torch.testing.assert_close(whole[:, :, :12], attend(*(x[:, :, :12] for x in (q, k, v)), mechanism=module, causal=True))
     torch.testing.assert_close(whole, given(q, k, v, causal=True))
-    assert not torch.allclose(module(q, k, v), given(q, k, v)), "max_length is M in the bidirectional form, too"
+    assert not torch.allclose(attend(q, k, v, module), given(q, k, v)), "max_length is M in the bidirectional form, too"
     assert attend(q, k, v, "cosformer", causal=True).isfinite().all(), "attend takes the length of the keys"
 
 
 def test_texts_of_any_length_have_a_bidirectional_form() -> None:
     module = build_mechanism("cosformer", num_heads=2, head_dim=8)
     x = torch.rand(1, 2, 700, 8)
-    torch.testing.assert_close(module(x, x, x), module.reference(x, x, x).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(attend(x, x, x, module), reference_attend(x, x, x, module).float(), atol=1e-5, rtol=0)

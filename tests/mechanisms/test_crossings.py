@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
@@ -72,7 +72,7 @@ def test_relative_terms_are_those_of_the_definition(name: str, causal: bool, kin
     for parameter in module.relative.parameters() if module.relative is not None else ():
         torch.nn.init.normal_(parameter, std=0.5)
     arguments = {"causal": causal, "padding_mask": mask}
-    out, expected = module(q, k, v, **arguments), module.reference(q, k, v, **arguments)
+    out, expected = attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments)
     same(out, expected, mask)
     weight = torch.randn_like(expected) * mask[:, None, :, None]
     found, wanted = (torch.autograd.grad((x * weight).sum(), (q, k, v, *parameters), allow_unused=True) for x in (out, expected))
@@ -103,7 +103,7 @@ def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, cau
     module = built(name).double()
     for mask in (None, left_padding(length), left_padding(length).flip(1)):
         arguments = {"causal": causal, "padding_mask": mask, "score_mod": looked_up}
-        same(module(q, k, v, **arguments), module.reference(q, k, v, **arguments), mask)
+        same(attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments), mask)
 
 
 @pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).takes_globals], ids=str)
@@ -118,8 +118,8 @@ def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> Non
             some[0] = False
             arguments = {"causal": causal, "padding_mask": mask, "global_mask": some}
             module = built(name).double()
-            out = module(q, k, v, **arguments)
-            same(out, module.reference(q, k, v, **arguments), mask)
+            out = attend(q, k, v, module, **arguments)
+            same(out, reference_attend(q, k, v, module, **arguments), mask)
             assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
@@ -156,9 +156,9 @@ def test_each_dtype_comes_back_as_exact_as_fused_attention(name: str, causal: bo
     score_mod = (lambda score, b, h, i, j: score - 0.01 * (i - j).abs()) if term else None
     module = built(name).to(dtype)
     arguments = {"causal": causal, "score_mod": score_mod}
-    out = module(q, k, v, **arguments)
+    out = attend(q, k, v, module, **arguments)
     assert out.dtype == dtype
-    error = distance(out, module.reference(q, k, v, **arguments))
+    error = distance(out, reference_attend(q, k, v, module, **arguments))
     if dtype == torch.float64:
         assert error < 1e-9
     else:
@@ -174,9 +174,9 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             mask[0] = False
             mask[0, at] = True
             module = built(name).double()
-            out = module(q, k, v, causal=causal, padding_mask=mask)
+            out = attend(q, k, v, module, causal=causal, padding_mask=mask)
             assert out.isfinite().all()
-            same(out, module.reference(q, k, v, causal=causal, padding_mask=mask), mask)
+            same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
 @every_form
@@ -185,24 +185,24 @@ def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
     q, k, v = (x.float() for x in qkv(300))
     module = built(name)
     with torch.no_grad():
-        module(q, k, v, causal=causal)
+        attend(q, k, v, module, causal=causal)
         for _ in range(2):
             for parameter in module.parameters():
                 parameter.data = (torch.rand_like(parameter) * 0.9 + 0.05) if name == "adaptive_span" else torch.randn_like(parameter) * 0.3
-            same(module(q, k, v, causal=causal), module.reference(q, k, v, causal=causal), atol=1e-4)
+            same(attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal), atol=1e-4)
             for parameter in module.parameters():
                 parameter.data.mul_(0.3)
-            expected = module.reference(q, k, v, causal=causal)
-            same(module(q, k, v, causal=causal), expected, atol=1e-4)
+            expected = reference_attend(q, k, v, module, causal=causal)
+            same(attend(q, k, v, module, causal=causal), expected, atol=1e-4)
             other = copy.deepcopy(module)
-            same(other(q, k, v, causal=causal), expected, atol=1e-4)
+            same(attend(q, k, v, other, causal=causal), expected, atol=1e-4)
             fresh = built(name)
             fresh(q, k, v, causal=causal)
             fresh.load_state_dict(module.state_dict())
             same(fresh(q, k, v, causal=causal), expected, atol=1e-4)
             for parameter in other.parameters():
                 parameter.data.mul_(2.0)
-            same(module(q, k, v, causal=causal), expected, atol=1e-4)
+            same(attend(q, k, v, module, causal=causal), expected, atol=1e-4)
 
 
 @every_form
@@ -223,7 +223,7 @@ def test_options_left_out_are_the_documented_defaults(name: str, causal: bool) -
     q, k, v = (x.float() for x in qkv(300))
     more = {"hidden_states": torch.randn(2, 300, 64)} if modules[0].takes_hidden_states else {}
     assert modules[0].options == modules[1].options
-    assert torch.equal(*(module(q, k, v, causal=causal, **more) for module in modules))
+    assert torch.equal(*(attend(q, k, v, module, causal=causal, **more) for module in modules))
 
 
 @every_form
@@ -232,4 +232,4 @@ def test_attention_weights_keep_their_precision(name: str, causal: bool) -> None
     module = built(name).double()
     weights = module.weights(q, k, causal=causal)
     assert weights.dtype == torch.float64
-    same(weights @ v.repeat_interleave(2, 1), module.reference(q, k, v, causal=causal), atol=1e-12)
+    same(weights @ v.repeat_interleave(2, 1), reference_attend(q, k, v, module, causal=causal), atol=1e-12)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hf_longattn import attend, build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from tests.reference.small_models import long_like, padding, plain_model, tokens
 
@@ -19,13 +20,13 @@ def test_every_option_equals_its_definition_in_pieces_too(options: dict[str, obj
     mask[0, :20] = False
     hidden = torch.randn(2, 150, 24, dtype=torch.float64)
     given = {"hidden_states": hidden} if gate_input == "hidden_states" else {}
-    whole = module(q, k, v, causal=True, padding_mask=mask, **given)
-    torch.testing.assert_close(whole, module.reference(q, k, v, causal=True, padding_mask=mask, **given))
+    whole = attend(q, k, v, module, causal=True, padding_mask=mask, **given)
+    torch.testing.assert_close(whole, reference_attend(q, k, v, module, causal=True, padding_mask=mask, **given))
     state, outs = None, []
     for begin, end in ((0, 70), (70, 71), (71, 150)):
         at = slice(begin, end)
         part = {name: x[:, at] for name, x in given.items()}
-        out, state = module.advance(q[:, :, at], k[:, :, at], v[:, :, at], state, padding_mask=mask[:, at], **part)
+        out, state = module.advance(q[:, :, at], k[:, :, at], v[:, :, at], state, AttentionCall.of(padding_mask=mask[:, at], **part))
         outs.append(out)
     torch.testing.assert_close(torch.cat(outs, 2), whole)
 
@@ -36,7 +37,7 @@ def test_a_written_value_is_read_back_and_replaced() -> None:
     torch.nn.init.constant_(module.rates["beta"].weight, 50.0)
     state = None
     for value in values:
-        out, state = module.advance(key, key, value.view(1, 1, 1, 4), state, scaling=1.0)
+        out, state = module.advance(key, key, value.view(1, 1, 1, 4), state, AttentionCall.of(scaling=1.0))
         torch.testing.assert_close(out.flatten(), value, atol=1e-4, rtol=1e-4)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.feature_map import At, LinearMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
@@ -43,11 +44,13 @@ def test_steps_equal_the_whole_with_left_padding(name: str, options: dict[str, o
     mask[2, 100:120] = False
     module = built(name, **options)
     with torch.no_grad():
-        whole = module(q, k, v, causal=True, padding_mask=mask)
+        whole = attend(q, k, v, module, causal=True, padding_mask=mask)
         state, outs = None, []
         for begin, end in ((0, 64), (64, 65), (65, 90), (90, 200), *((i, i + 1) for i in range(200, 230))):
             piece = slice(begin, end)
-            out, state = module.advance(q[:, :, piece], k[:, :, piece], v[:, :, piece], state, padding_mask=mask[:, piece])
+            out, state = module.advance(
+                q[:, :, piece], k[:, :, piece], v[:, :, piece], state, AttentionCall.of(padding_mask=mask[:, piece])
+            )
             outs.append(out)
     assert all(x.shape[0] == 3 for x in state.values()), "batch first, so that beams reorder"
     torch.testing.assert_close(torch.cat(outs, 2), whole, atol=1e-5, rtol=0)
@@ -61,7 +64,7 @@ def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bo
     found = []
     for size in (1, 1 << 30):
         monkeypatch.setattr("hf_longattn.mechanisms.feature_map.PIECE", size)
-        out = module(q, k, v, causal=causal)
+        out = attend(q, k, v, module, causal=causal)
         found.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
@@ -92,7 +95,9 @@ def test_relu_features_and_scaling() -> None:
     q, k, v = qkv(100)
     for feature_map in ("relu", "elu"):
         module = built("linear", feature_map=feature_map)
-        torch.testing.assert_close(module(q, k, v, scaling=0.3), module.reference(q, k, v, scaling=0.3).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            attend(q, k, v, module, scaling=0.3), reference_attend(q, k, v, module, scaling=0.3).float(), atol=1e-5, rtol=0
+        )
     assert torch.allclose(attend(q, k, v, "linear", scaling=0.25), attend(q, k, v, "linear"), atol=1e-6), "D^-0.5 is the default"
 
 
@@ -118,7 +123,7 @@ def test_hedgehog_features_are_those_of_the_sources(form: str, causal: bool) -> 
     torch.nn.init.normal_(module.query_map.weight, std=0.3)
     torch.nn.init.normal_(module.key_map.weight, std=0.3)
     phi_q, phi_k = (features_as_printed(form, x[0, 0], m.weight[0]) for x, m in ((q, module.query_map), (k, module.key_map)))
-    for i, row in enumerate(module(q, k, v, causal=causal)[0, 0]):
+    for i, row in enumerate(attend(q, k, v, module, causal=causal)[0, 0]):
         seen = range(i + 1 if causal else 12)
         total = sum((phi_q[i] @ phi_k[j]) * v[0, 0, j] for j in seen)
         torch.testing.assert_close(row, total / sum(phi_q[i] @ phi_k[j] for j in seen), atol=1e-12, rtol=1e-12)
@@ -138,7 +143,7 @@ def test_large_keys_do_not_overflow_exponential_features() -> None:
     k[:, :, 20] *= 200
     for form in ("halves", "joint", "none"):
         module = built("hedgehog", feature_softmax=form)
-        torch.testing.assert_close(module(q, k, v), module.reference(q, k, v).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -154,7 +159,7 @@ def test_taylor_is_the_kernel_of_based(causal: bool) -> None:
     phi_q, phi_k = ([features(x) for x in (y @ m.weight[0])[0, 0]] for y, m in ((q, module.query_map), (k, module.key_map)))
     weights = torch.stack([torch.stack([a @ b for b in phi_k]) for a in phi_q])
     weights = weights.tril() if causal else weights
-    torch.testing.assert_close(module(q, k, v, causal=causal)[0, 0], weights / weights.sum(-1, keepdim=True) @ v[0, 0])
+    torch.testing.assert_close(attend(q, k, v, module, causal=causal)[0, 0], weights / weights.sum(-1, keepdim=True) @ v[0, 0])
 
 
 @pytest.mark.parametrize("feature_dim", [8, 16, 24])
@@ -168,7 +173,7 @@ def test_taylor_without_projection_is_the_polynomial_of_the_scores() -> None:
     q, k, _ = qkv(20, torch.float64)
     scores = 0.25 * q @ k.repeat_interleave(2, 1).mT
     weights = 1 + scores + scores**2 / 2
-    found = built("taylor", feature_dim=16).dense_weights(q, k)
+    found = built("taylor", feature_dim=16).dense_weights(q, k, AttentionCall.of())
     torch.testing.assert_close(found, weights / weights.sum(-1, keepdim=True))
 
 
@@ -181,7 +186,7 @@ def test_odd_feature_dims_are_refused(name: str, value: int) -> None:
 
 def test_states_are_small_beside_keys_and_values() -> None:
     q, k, v = qkv(4)
-    _, state = built("linear").advance(q, k, v, None)
+    _, state = built("linear").advance(q, k, v, None, AttentionCall.of())
     assert {name: tuple(x.shape) for name, x in state.items()} == {"kv": (3, 2, 16, 16), "z": (3, 2, 16)}
 
 
@@ -203,9 +208,9 @@ def test_large_queries_and_keys_change_nothing(name: str, std: float, opposite: 
     # Products of Hedgehog's features below exp(-87) are zeros in fp32, as its docstring says: a row that has no others is one of zeros.
     within_fp32 = not (name == "hedgehog" and std == 20.0 and opposite)
     for causal in (False, True):
-        expected = module.reference(q, k, v, causal=causal, padding_mask=mask) * real
-        torch.testing.assert_close(module(q, k, v, causal=causal, padding_mask=mask) * real, expected, atol=1e-10, rtol=0)
-        found = module(q.float(), k.float(), v.float(), causal=causal, padding_mask=mask)
+        expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask) * real
+        torch.testing.assert_close(attend(q, k, v, module, causal=causal, padding_mask=mask) * real, expected, atol=1e-10, rtol=0)
+        found = attend(q.float(), k.float(), v.float(), module, causal=causal, padding_mask=mask)
         assert found.isfinite().all()
         if within_fp32:
             torch.testing.assert_close((found * real).double(), expected, atol=2e-3, rtol=0)
@@ -215,13 +220,13 @@ def test_large_queries_and_keys_change_nothing(name: str, std: float, opposite: 
         for begin, end in ((0, 60), *((i, i + 1) for i in range(60, 90)), (90, 150)):
             piece = slice(begin, end)
             one = (x[:, :, piece].to(dtype) for x in (q, k, v))
-            out, state = module.advance(*one, state, padding_mask=mask[:, piece])
+            out, state = module.advance(*one, state, AttentionCall.of(padding_mask=mask[:, piece]))
             outs.append(out)
         torch.testing.assert_close((torch.cat(outs, 2) * real).double(), expected, atol=bound, rtol=0)
     k[:, :, 100:] *= 0.1
     v[:, :, 100:] += 3.0
     for dtype, bound in bounds.items():
-        after = module(q.to(dtype), k.to(dtype), v.to(dtype), causal=True, padding_mask=mask) * real
+        after = attend(q.to(dtype), k.to(dtype), v.to(dtype), module, causal=True, padding_mask=mask) * real
         torch.testing.assert_close(after.double()[:, :, :100], expected[:, :, :100], atol=bound, rtol=0)
 
 
@@ -230,6 +235,6 @@ def test_exponential_features_of_large_keys_have_the_gradients_of_the_definition
     torch.manual_seed(0)
     q, k, v = ((20 * torch.randn(1, heads, 100, 16, dtype=torch.float64)).requires_grad_() for heads in (4, 2, 2))
     module = built("performer")
-    out, expected = module(q, k, v, causal=causal), module.reference(q, k, v, causal=causal)
+    out, expected = attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal)
     for a, b in zip(torch.autograd.grad(out.sin().sum(), (q, k, v)), torch.autograd.grad(expected.sin().sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(a, b)

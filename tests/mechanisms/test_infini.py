@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.infini import Infini
 
@@ -85,11 +86,13 @@ def test_pieces_equal_the_whole(delta_rule: bool, cuts: list[int]) -> None:
     length = sum(cuts)
     mechanism, (q, k, v), mask = built(delta_rule), inputs(length), padding(length)
     with torch.no_grad():
-        whole = mechanism(q, k, v, causal=True, padding_mask=mask)
+        whole = attend(q, k, v, mechanism, causal=True, padding_mask=mask)
         state, outs, at, sizes = None, [], 0, set()
         for count in cuts:
             piece = slice(at, at + count)
-            out, state = mechanism.advance(q[:, :, piece], k[:, :, piece], v[:, :, piece], state, padding_mask=mask[:, piece])
+            out, state = mechanism.advance(
+                q[:, :, piece], k[:, :, piece], v[:, :, piece], state, AttentionCall.of(padding_mask=mask[:, piece])
+            )
             outs.append(out)
             sizes.add(sum(x.numel() for x in state.values()))
             at += count

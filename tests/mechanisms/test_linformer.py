@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import attend, build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.low_rank import segment_matrix
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.linformer import SHARINGS, Measured, fitted_projections, fitted_values, output_error, spanning_places
@@ -60,7 +60,7 @@ def test_equation_7_written_out() -> None:
     e, f = module.key_projection[0, :30], module.value_projection[0, :30]
     keys, values = (torch.einsum("nr,bhnd->bhrd", p, x) for p, x in ((e, k), (f, v)))
     expected = torch.softmax(q @ keys.transpose(-1, -2) / 8**0.5, -1) @ values
-    torch.testing.assert_close(module(q, k, v), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(attend(q, k, v, module), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
@@ -75,7 +75,7 @@ def test_pooling_and_convolution_take_any_length() -> None:
     q, k, v = torch.randn(3, 1, 4, 333, 8)
     for options in ({"rank": 7, "projection": "pooling"}, {"rank": 7, "projection": "convolution", "max_length": 40}):
         module = built(options)
-        torch.testing.assert_close(module(q, k, v), module.reference(q, k, v).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(attend(q, k, v, module), reference_attend(q, k, v, module).float(), atol=1e-5, rtol=0)
 
 
 def test_pooling_equal_runs_is_the_mean() -> None:

@@ -11,10 +11,11 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_longattn import attend, build_mechanism, families
+from hf_longattn import attend, build_mechanism, families, reference_attend
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.token_rules import TokenRule
+from tests.mechanisms.definition import Attention
 
 HEADS, HEAD_DIM, WIDTH = 4, 8, 24
 SIZES: dict[str, Any] = {
@@ -55,12 +56,14 @@ def test_the_rows_are_those_of_the_definition(length: int, count: int, causal: b
     """One global token: projections folded into the query; thirty: keys and values projected."""
     mechanism, given, inputs = separate(), arguments(length, count, causal), qkv(length)
     real = given["padding_mask"][:, None, :, None]
-    expected = mechanism.reference(*inputs, **given)
-    assert ((mechanism(*inputs, **given) - expected) * real).abs().max() <= 1e-5
+    expected = reference_attend(*inputs, mechanism=mechanism, **given)
+    assert ((attend(*inputs, mechanism=mechanism, **given) - expected) * real).abs().max() <= 1e-5
     plain = build_mechanism("longformer", num_heads=HEADS, head_dim=HEAD_DIM, window=16)
     marked = given["global_mask"][:, None, :, None]
     rest = {name: value for name, value in given.items() if name != "hidden_states"}
-    assert ((plain.reference(*inputs, **rest) - expected) * (real & ~marked)).abs().max() <= 1e-9  # all other rows are the ordinary ones
+    assert (
+        (reference_attend(*inputs, mechanism=plain, **rest) - expected) * (real & ~marked)
+    ).abs().max() <= 1e-9  # all other rows are the ordinary ones
     assert ((mechanism.weights(*inputs[:2], **given).sum(-1) - 1) * real[..., 0]).abs().max() <= 1e-5
 
 
@@ -69,9 +72,9 @@ def test_gradients_are_those_of_the_definition(count: int) -> None:
     mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
     real = given["padding_mask"][:, None, :, None]
     found = []
-    for run in (mechanism, mechanism.reference):
+    for run in (attend, reference_attend):
         leaves = [x.clone().requires_grad_() for x in (*inputs, given["hidden_states"])]
-        out = run(*leaves[:3], **{**given, "hidden_states": leaves[3]}) * real
+        out = run(*leaves[:3], mechanism, **{**given, "hidden_states": leaves[3]}) * real
         found.append(torch.autograd.grad(out.float().sin().sum(), [*leaves, *mechanism.parameters()]))
     for a, b in zip(*found, strict=True):
         assert (a - b).abs().max() <= 1e-4
@@ -81,14 +84,14 @@ def test_gradients_are_those_of_the_definition(count: int) -> None:
 def test_compiled_and_exported_whole(count: int) -> None:
     mechanism, given, inputs = separate(), arguments(301, count), qkv(301)
     given["global_mask"][1] = False
-    expected = mechanism(*inputs, **given)
-    compiled = torch.compile(mechanism, fullgraph=True, backend="aot_eager")
+    expected = attend(*inputs, mechanism=mechanism, **given)
+    compiled = torch.compile(whole := Attention(mechanism), fullgraph=True, backend="aot_eager")
     assert (compiled(*inputs, **given) - expected).abs().max() <= 1e-5
-    exported = torch.export.export(mechanism, tuple(inputs), given).module()
+    exported = torch.export.export(whole, tuple(inputs), given).module()
     real = given["padding_mask"]  # what stands at padding is another finite value in the exported graph
     assert (exported(*inputs, **given) - expected).transpose(1, 2)[real].abs().max() <= 1e-5
     gradients = []
-    for run in (compiled, mechanism):
+    for run in (compiled, whole):
         mechanism.zero_grad()
         run(*inputs, **given).sin().sum().backward()
         gradients.append([p.grad.clone() for p in mechanism.parameters()])
@@ -99,7 +102,7 @@ def test_compiled_and_exported_whole(count: int) -> None:
 def test_every_parameter_takes_part_without_global_tokens() -> None:
     """DistributedDataParallel waits for the gradient of every parameter."""
     mechanism = separate(global_tokens=())
-    mechanism(*qkv(40), hidden_states=torch.randn(2, 40, WIDTH)).sum().backward()
+    attend(*qkv(40), mechanism=mechanism, hidden_states=torch.randn(2, 40, WIDTH)).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in mechanism.parameters())
 
 
@@ -109,7 +112,7 @@ def test_refusals() -> None:
         attend(q, k, v, "longformer", separate_global=True)
     marked = torch.ones(2, 40, dtype=torch.bool)
     with pytest.raises(LengthError, match="needs the hidden states of all tokens"):
-        separate()(q[:, :, -4:], k, v, causal=True, hidden_states=torch.randn(2, 4, WIDTH), global_mask=marked)
+        attend(q[:, :, -4:], k, v, separate(), causal=True, hidden_states=torch.randn(2, 4, WIDTH), global_mask=marked)
     with pytest.raises(MaskError, match="pass the global tokens as a mask"):
         attend(q, k, v, "longformer", global_token_ids=(3,))
     for options in ({"global_token_ids": (-1,)}, {"separator_token_id": -5}):

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, made_keys
+from tests.mechanisms.definition import Attention
 
 SMALL: dict[str, Any] = {"block_size": 16, "sparse_block_size": 8, "sparsity_factor": 4}
 
@@ -89,10 +90,10 @@ def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: st
 def test_compiled_and_exported(selection: str) -> None:
     q, k, v = random(300)
     module = build_mechanism("lsg", num_heads=4, head_dim=8, selection=selection, **SMALL)
-    expected = module(q, k, v)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    expected = attend(q, k, v, module)
+    compiled = torch.compile(whole := Attention(module), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.export.export(module, (q, k, v)).module()(q, k, v), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.export.export(whole, (q, k, v)).module()(q, k, v), expected, atol=1e-6, rtol=0)
 
 
 def test_which_keys_a_hand_made_example_sees() -> None:
@@ -276,7 +277,7 @@ def test_a_global_token_counts_once() -> None:
             found = module.weights(q, k, causal=causal)
             count = (found > 0).sum(-1, keepdim=True)
             torch.testing.assert_close(found, (found > 0) / count)
-            out = module(q, k, torch.eye(128).expand(1, 4, -1, -1)[..., :8], causal=causal)
+            out = attend(q, k, torch.eye(128).expand(1, 4, -1, -1)[..., :8], module, causal=causal)
             torch.testing.assert_close(out, found[..., :8], atol=1e-6, rtol=0)
 
 

@@ -84,7 +84,7 @@ def test_a_shared_token_sees_itself_only_when_it_sees_nothing_else() -> None:
         assert ((own == 0) | (own == 1)).all()
         assert (own == 1).any() == causal, "only a causal token may be the first of its bucket in all rounds"
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 300))
-        out = module(q, k, v := torch.randn(2, 2, 300, 16), causal=causal)
+        out = attend(q, k, v := torch.randn(2, 2, 300, 16), module, causal=causal)
         torch.testing.assert_close(out, weights @ v.repeat_interleave(2, 1), atol=1e-5, rtol=0)
 
 
@@ -114,11 +114,11 @@ def test_a_causal_query_sees_the_last_keys_of_its_bucket() -> None:
 def test_the_future_moves_no_causal_row_and_decoding_follows_the_whole_pass() -> None:
     module = build_mechanism("lsh", num_heads=4, head_dim=16, **OPTIONS)
     q, k, v = inputs(400)
-    whole = module(q, k, v, causal=True)
+    whole = attend(q, k, v, module, causal=True)
     for length in (1, 30, 257, 399):
-        upto = module(q[:, :, :length], k[:, :, :length], v[:, :, :length], causal=True)
+        upto = attend(q[:, :, :length], k[:, :, :length], v[:, :, :length], module, causal=True)
         torch.testing.assert_close(upto, whole[:, :, :length], atol=1e-5, rtol=0)
-        step = module(q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], causal=True)
+        step = attend(q[:, :, length - 1 : length], k[:, :, :length], v[:, :, :length], module, causal=True)
         torch.testing.assert_close(step, whole[:, :, length - 1 : length], atol=1e-5, rtol=0)
 
 
@@ -199,15 +199,17 @@ def test_half_precision_hashes_what_was_given_on_every_path(causal: bool, option
     mask = torch.zeros(2, 550, dtype=torch.bool)
     mask[:, :150] = True
     module = build_mechanism("lsh", num_heads=4, head_dim=16, **{**OPTIONS, **options})
-    alone = module(q, k, v, causal=causal)
-    found = module(*padded, causal=causal, padding_mask=mask)[:, :, :150]
+    alone = attend(q, k, v, module, causal=causal)
+    found = attend(*padded, mechanism=module, causal=causal, padding_mask=mask)[:, :, :150]
     bound = 0.03 if dtype == torch.bfloat16 else 0.004
     torch.testing.assert_close(found, alone, atol=bound, rtol=0)
-    torch.testing.assert_close(alone.double(), module.reference(q, k, v, causal=causal), atol=bound, rtol=0)
+    torch.testing.assert_close(alone.double(), reference_attend(q, k, v, module, causal=causal), atol=bound, rtol=0)
 
 
 def test_long_keys_do_not_leave_the_range_of_fp16() -> None:
     q, k, v = (x.half() for x in inputs(60))
     k = (400 * k.float()).half()
     module = build_mechanism("lsh", num_heads=4, head_dim=16, shared_qk=True, **OPTIONS)
-    torch.testing.assert_close(module(q, k, v, scaling=1e-3).double(), module.reference(q, k, v, scaling=1e-3), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        attend(q, k, v, module, scaling=1e-3).double(), reference_attend(q, k, v, module, scaling=1e-3), atol=0.01, rtol=0
+    )

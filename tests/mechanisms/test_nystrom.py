@@ -52,7 +52,7 @@ def test_padding_changes_nothing_beside_texts_of_other_lengths() -> None:
             place = slice(before, before + text.shape[3])
             batch[:, row, :, place] = text[:, 0]
             mask[row, place] = True
-        out = module(*batch, padding_mask=mask)
+        out = attend(*batch, mechanism=module, padding_mask=mask)
         for row, text in enumerate(texts):
             torch.testing.assert_close(out[row, :, mask[row]], module(*text)[0], atol=1e-5, rtol=0)
 
@@ -70,7 +70,7 @@ def test_landmarks_that_a_short_text_leaves_empty_do_not_count_in_the_norm_of_th
 def test_a_convolution_begins_as_nothing() -> None:
     q, k, v = torch.randn(3, 1, 4, 100, 8)
     module = build_mechanism("nystrom", num_heads=4, head_dim=8, num_landmarks=16, conv_kernel=9)
-    assert torch.equal(module(q, k, v), attend(q, k, v, "nystrom", num_landmarks=16))
+    assert torch.equal(attend(q, k, v, module), attend(q, k, v, "nystrom", num_landmarks=16))
 
 
 def test_more_landmarks_and_iterations_come_nearer_to_softmax_attention() -> None:

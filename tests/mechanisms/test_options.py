@@ -16,7 +16,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_longattn import LongAttentionConfig, LongAttentionError, Mechanism, build_mechanism, list_mechanisms, mechanism_info
+from hf_longattn import (
+    LongAttentionConfig,
+    LongAttentionError,
+    Mechanism,
+    build_mechanism,
+    list_mechanisms,
+    mechanism_info,
+    reference_attend,
+)
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 
@@ -73,7 +81,7 @@ def assert_right(module: Mechanism) -> None:
                 continue
             assert out.shape == q.shape
             assert out.isfinite().all()
-            torch.testing.assert_close(out, module.reference(q, k, v, causal=causal, **more), atol=1e-8, rtol=1e-6)
+            torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=causal, **more), atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda value: str(value))

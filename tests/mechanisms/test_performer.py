@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_longattn import attend, build_mechanism
+from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.performer import Performer, orthogonal_gaussian
 
@@ -57,11 +57,11 @@ def test_directions_are_drawn_anew_in_training_only_and_follow_the_seed() -> Non
     q, k, v = qkv(20)
     draws = []
     for _ in range(6):
-        module(q, k, v)
+        attend(q, k, v, module)
         draws.append(module.projection)
     assert [torch.equal(a, b) for a, b in pairwise(draws)] == [False, True, False, True, False]
     for _ in range(4):
-        twin(q, k, v)
+        attend(q, k, v, twin)
     resumed = built(redraw_interval=2).train()
     resumed.load_state_dict(copy.deepcopy(twin.state_dict()))
     for _ in range(2):
@@ -70,7 +70,7 @@ def test_directions_are_drawn_anew_in_training_only_and_follow_the_seed() -> Non
     module.eval()
     before = module.projection
     for _ in range(4):
-        module(q, k, v)
+        attend(q, k, v, module)
     assert module.projection is before
 
 
@@ -100,15 +100,17 @@ def test_keys_of_very_different_lengths_do_not_overflow_or_vanish(causal: bool) 
     k[:, :, 0] *= 12
     k[:, :, 90:] *= 4
     module = built()
-    out = module(q, k, v, causal=causal)
-    torch.testing.assert_close(out, module.reference(q, k, v, causal=causal).float(), atol=1e-4, rtol=0)
+    out = attend(q, k, v, module, causal=causal)
+    torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=causal).float(), atol=1e-4, rtol=0)
 
 
 def test_the_relu_kernel_equals_its_definition() -> None:
     q, k, v = qkv(100)
     module = built(kernel="relu")
     for causal in (False, True):
-        torch.testing.assert_close(module(q, k, v, causal=causal), module.reference(q, k, v, causal=causal).float(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            attend(q, k, v, module, causal=causal), reference_attend(q, k, v, module, causal=causal).float(), atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("options", [{"num_features": 0}, {"kernel": "cosine"}, {"redraw_interval": -1}])

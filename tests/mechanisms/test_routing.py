@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_longattn import LongAttentionConfig, build_mechanism
+from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing
 from tests.ranks import run_two_ranks
@@ -47,17 +47,17 @@ def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
     mask[0, :90] = False
     mask[1, 200:230] = False
     out = module.eval()(q, k, v, causal=causal, padding_mask=mask)
-    expected = module.reference(q, k, v, causal=causal, padding_mask=mask)
+    expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask)
     real = mask[:, None, :, None]
     torch.testing.assert_close(out.double() * real, expected * real, atol=1e-5, rtol=0)
     weight, leaves = torch.randn_like(out) * real, (q, k, v, *module.parameters())
     got, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)
-    few = module(q[:, :, -250:], k, v, causal=causal, padding_mask=mask)
+    few = attend(q[:, :, -250:], k, v, module, causal=causal, padding_mask=mask)
     torch.testing.assert_close(few * real[:, :, -250:], (out * real)[:, :, -250:], atol=1e-5, rtol=0)
     if causal:
-        again = module(q[:, :, :299], k[:, :, :299], v[:, :, :299], causal=True, padding_mask=mask[:, :299])
+        again = attend(q[:, :, :299], k[:, :, :299], v[:, :, :299], module, causal=True, padding_mask=mask[:, :299])
         torch.testing.assert_close(again * real[:, :, :299], (out * real)[:, :, :299], atol=1e-5, rtol=0)
 
 
@@ -79,7 +79,7 @@ def test_normalised_scores_are_those_of_algorithm_1() -> None:
         q, k, v = (4 * x for x in inputs(200))
         q_hat, k_hat = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt() for x in (q, k))
         expected = F.scaled_dot_product_attention(q_hat, k_hat, v, is_causal=causal, enable_gqa=True)
-        torch.testing.assert_close(module(q, k, v, causal=causal), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(attend(q, k, v, module, causal=causal), expected, atol=1e-5, rtol=0)
         assert not module.covers(200, causal)
 
 
@@ -119,7 +119,7 @@ def test_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> No
             expected[h, c] = F.normalize(0.9 * before[h, c] + 0.1 * target, dim=0)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return module(q, k, v)
+        return attend(q, k, v, module)
 
     out = call(q, k, v) if way == "plain" else checkpoint(call, q, k, v, use_reentrant=way == "reentrant")
     assert torch.equal(module.centroids, before)
@@ -136,7 +136,7 @@ def test_centroids_rest_without_training_or_gradients() -> None:
     module, (q, k, v) = routing(decay=0.5), inputs(300, grad=True)
     before = module.centroids.clone()
     with torch.no_grad():
-        module(q, k, v)
+        attend(q, k, v, module)
     module.eval()(q, k, v).sum().backward()
     module.train()(*(x.detach() for x in (q, k, v)))
     assert torch.equal(module.centroids, before)
@@ -164,14 +164,14 @@ def test_centroids_find_the_clusters_that_are_there() -> None:
     before = within()
     for _ in range(30):
         x = (centre[label] + 0.3 * torch.randn(1, 1, 512, 16)).requires_grad_()
-        module(x, x, x).sum().backward()
+        attend(x, x, x, module).sum().backward()
     assert within() > before + 0.1
 
 
 def test_compiled_training_moves_the_centroids_as_well() -> None:
     plain, compiled = routing(decay=0.5), routing(decay=0.5)
     q, k, v = inputs(300, grad=True)
-    plain(q, k, v).sum().backward()
+    attend(q, k, v, plain).sum().backward()
     torch.compile(compiled, fullgraph=True, backend="aot_eager")(q, k, v).sum().backward()
     torch.testing.assert_close(plain.centroids, compiled.centroids)
 
@@ -233,7 +233,7 @@ def test_the_learned_router_is_balanced_and_trained() -> None:
     mass = module.shares(keys, offset, exact=True).exp().sum(2)
     torch.testing.assert_close(mass, torch.full_like(mass, 50.0), atol=5.0, rtol=0)
     assert module.shares(keys, None, exact=True).exp().sum(2).amax() > 100
-    module(q, k, v).square().sum().backward()
+    attend(q, k, v, module).square().sum().backward()
     assert module.router.grad.abs().sum() > 0
 
 

@@ -7,12 +7,12 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from tests.mechanisms.listed import picture
+from tests.mechanisms.listed import picture, visible
 
 
 def drawn(length: int, causal: bool, **options) -> list[str]:
     mechanism = build_mechanism("segmented", num_heads=1, head_dim=4, **options)
-    return picture(mechanism.visible(length, length, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)[0, 0])
+    return picture(visible(mechanism, length, causal)[0, 0])
 
 
 def test_blocks_and_their_neighbours() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_longattn import build_mechanism
-from hf_longattn.mechanisms.gathered import GatheredMechanism
-from tests.mechanisms.listed import listed
+from hf_longattn.mechanisms.masked import GatheredMechanism
+from tests.mechanisms.listed import listed, visible
 
 CPU = torch.device("cpu")
 PATTERNS: list[tuple[str, dict[str, Any]]] = [
@@ -31,7 +31,7 @@ LENGTHS = (1, 2, 7, 8, 9, 31, 64, 65, 129, 300, 1100)
 
 
 def mask_of(mechanism: Any, length: int, causal: bool) -> torch.Tensor:
-    seen = mechanism.visible(length, length, 1, CPU, causal=causal, padding_mask=None, global_mask=None)
+    seen = visible(mechanism, length, causal)
     return seen.expand(1, mechanism.num_heads, length, length)[0]
 
 
@@ -84,14 +84,14 @@ def test_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int
 @pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
 def test_pairs_counts_what_is_visible(options: dict, length: int, causal: bool) -> None:
     mechanism = build_mechanism("window" if options else "full", num_heads=2, head_dim=4, **options)
-    seen = mechanism.visible(length, length, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)
+    seen = visible(mechanism, length, causal)
     assert mechanism.pairs(length, causal) == seen.expand(1, 1, length, length).sum()
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_global_tokens_are_counted_from_above_and_never_beyond_full_attention(causal: bool) -> None:
     mechanism = build_mechanism("longformer", num_heads=2, head_dim=4, window=4, global_tokens=(0, 30))
-    seen = mechanism.visible(64, 64, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)
+    seen = visible(mechanism, 64, causal)
     exact = int(seen.expand(1, 1, 64, 64).sum())
     assert exact <= mechanism.pairs(64, causal) <= exact + 2 * 2 * 5 + 64
     assert mechanism.pairs(2, causal) == (3 if causal else 4)

@@ -7,12 +7,12 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from tests.mechanisms.listed import picture
+from tests.mechanisms.listed import picture, visible
 
 
 def drawn(length: int, causal: bool, **options) -> list[str]:
     mechanism = build_mechanism("strided", num_heads=1, head_dim=4, **options)
-    return picture(mechanism.visible(length, length, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)[0, 0])
+    return picture(visible(mechanism, length, causal)[0, 0])
 
 
 def test_relative_columns_go_with_the_query() -> None:
@@ -57,7 +57,7 @@ def test_absolute_columns_stay() -> None:
 def test_absolute_columns_are_counted_from_the_first_real_token() -> None:
     mechanism = build_mechanism("strided", num_heads=1, head_dim=4, window=1, stride=3, columns="absolute")
     padding = torch.tensor([[False, True, True, True, True, True, True, True]])
-    seen = mechanism.visible(8, 8, 1, torch.device("cpu"), causal=True, padding_mask=padding, global_mask=None)
+    seen = visible(mechanism, 8, True, padding)
     assert seen[0, 0, 7].nonzero()[:, 0].tolist() == [3, 6, 7]
 
 

@@ -56,7 +56,7 @@ def test_every_kind_and_mixture_equals_a_plain_loop(variant: str, causal: bool) 
                 parts = [score(kind, module.kinds[kind], h, i, j, q[0], k[0]) for kind in kinds]
                 scores[h, i, j] = sum(share * part for share, part in zip(shares, parts, strict=True))
     expected = scores.softmax(-1) @ v[0].repeat_interleave(2, 0)
-    torch.testing.assert_close(module(q, k, v, causal=causal)[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(attend(q, k, v, module, causal=causal)[0], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -69,7 +69,7 @@ def test_padding_and_gradients_of_every_parameter(variant: str, causal: bool) ->
     real = mask[:, None, :, None]
     out, expected = (f(*leaves, module, causal=causal, padding_mask=mask) for f in (attend, reference_attend))
     torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
-    alone = module(*(x[:1, :, 30:] for x in leaves), causal=causal)
+    alone = attend(*(x[:1, :, 30:] for x in leaves), mechanism=module, causal=causal)
     torch.testing.assert_close(out[:1, :, 30:], alone, atol=1e-5, rtol=0)
     last = module(leaves[0][:, :, -3:], *leaves[1:], causal=causal, padding_mask=mask)
     torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
@@ -130,7 +130,7 @@ def test_relative_positions_join_the_synthetic_scores() -> None:
     torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=True).float(), atol=1e-5, rtol=0)
     module.relative = None
     module._forward_pre_hooks.clear()
-    assert not torch.allclose(out, module(q, k, v, causal=True), atol=1e-3)
+    assert not torch.allclose(out, attend(q, k, v, module, causal=True), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_lengths_are_checked() -> None:
     module = build_mechanism("synthesizer", num_heads=2, head_dim=4, max_length=16)
     x = torch.randn(1, 2, 17, 4)
     with pytest.raises(LengthError, match=r"The input has 17 tokens.*parameters for 16.*max_length=17"):
-        module(x, x, x)
+        attend(x, x, x, module)
     free = build_mechanism("synthesizer", num_heads=2, head_dim=4, variant="dot_product")
     assert free(x, x, x).shape == x.shape

@@ -56,7 +56,7 @@ def test_a_score_term_takes_part_in_the_choice() -> None:
     band = attend(q, k, v, "window", window=2, score_mod=near)
     torch.testing.assert_close(out[:, :, 1:-1], band[:, :, 1:-1], atol=1e-5, rtol=0)
     module = build_mechanism("top_k", num_heads=2, head_dim=8, num_keys=3)
-    compiled = torch.compile(lambda *x: module(*x, score_mod=near), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda *x: attend(*x, mechanism=module, score_mod=near), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), out, atol=1e-6, rtol=0)
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from tests.mechanisms.listed import picture
+from tests.mechanisms.listed import picture, visible
 
 
 def drawn(length: int, causal: bool, **options) -> list[str]:
     mechanism = build_mechanism("transformer_xl", num_heads=1, head_dim=4, **options)
-    return picture(mechanism.visible(length, length, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)[0, 0])
+    return picture(visible(mechanism, length, causal)[0, 0])
 
 
 def distance(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_pairs_are_counted() -> None:
     for causal in (False, True):
         for length in (1, 24, 25, 100):
             mechanism = build_mechanism("transformer_xl", num_heads=1, head_dim=4, segment_length=24, memory_length=40)
-            seen = mechanism.visible(length, length, 1, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)
+            seen = visible(mechanism, length, causal)
             assert mechanism.pairs(length, causal) == seen.sum()
 
 

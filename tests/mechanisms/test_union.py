@@ -14,9 +14,9 @@ from hf_longattn.engines.dense import index_grid
 from hf_longattn.engines.pattern import GatherTile, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import registry
-from hf_longattn.mechanisms.gathered import GatheredMechanism
-from hf_longattn.mechanisms.masked import SparseMechanism
+from hf_longattn.mechanisms.masked import GatheredMechanism, SparseMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
+from tests.mechanisms.listed import visible
 
 LENGTH = 300
 MASKS = [
@@ -88,8 +88,8 @@ def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:
         check(union_of(order), causal)
     of = union_of(names)
     built = build_mechanism("union", num_heads=4, head_dim=8, of=of)
-    seen = [m.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None) for m in built.members]
-    whole = built.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=None, global_mask=None)
+    seen = [visible(m, LENGTH, causal, batch=2) for m in built.members]
+    whole = visible(built, LENGTH, causal, batch=2)
     assert torch.equal(whole.expand(2, 4, LENGTH, LENGTH), (seen[0] | seen[1]).expand(2, 4, LENGTH, LENGTH))
 
 
@@ -135,14 +135,12 @@ def test_sinks_and_dilation_join(window: str, other: str, causal: bool) -> None:
         check(order, causal, padding)
     union = build_mechanism("union", num_heads=4, head_dim=8, of=of)
     members = [build_mechanism("union", num_heads=4, head_dim=8, of=one) for one in (window, other)]
-    seen = [
-        m.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=padding, global_mask=None) for m in (union, *members)
-    ]
+    seen = [visible(m, LENGTH, causal, padding) for m in (union, *members)]
     assert torch.equal(*(x.expand(2, 4, LENGTH, LENGTH) for x in (seen[0], seen[1] | seen[2])))
     alone = build_mechanism(
         "window", num_heads=4, head_dim=8, **build_mechanism("union", num_heads=4, head_dim=8, of=window).options.of[0].options.to_dict()
     )
-    mask = alone.visible(LENGTH, LENGTH, 2, torch.device("cpu"), causal=causal, padding_mask=padding, global_mask=None)
+    mask = visible(alone, LENGTH, causal, padding)
     real = padding[:, None, :, None]
     assert torch.equal(mask.expand(2, 4, -1, -1) & real, seen[1].expand(2, 4, -1, -1) & real)
 

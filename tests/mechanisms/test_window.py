@@ -7,16 +7,14 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from tests.mechanisms.listed import picture
+from tests.mechanisms.listed import picture, visible
 
 CPU = torch.device("cpu")
 
 
 def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: int = 2, **options) -> torch.Tensor:
     mechanism = build_mechanism("window", num_heads=heads, head_dim=4, **options)
-    batch = 1 if padding is None else len(padding)
-    mask = mechanism.visible(length, length, batch, CPU, causal=causal, padding_mask=padding, global_mask=None)
-    return mask.expand(batch, heads, length, length)
+    return visible(mechanism, length, causal, padding)
 
 
 def test_sinks_stay_visible_and_see_no_more_than_others() -> None:

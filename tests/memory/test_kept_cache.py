@@ -16,7 +16,7 @@ from transformers.cache_utils import StaticLayer
 
 from hf_longattn.engines.pattern import GatherTile, MaskMod, rows_of
 from hf_longattn.mechanisms import registry
-from hf_longattn.mechanisms.gathered import GatheredMechanism
+from hf_longattn.mechanisms.masked import GatheredMechanism
 from hf_longattn.mechanisms.options import Options, option
 from hf_longattn.memory.kept_cache import SLACK
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens

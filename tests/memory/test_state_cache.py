@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import attend
-from hf_longattn.engines.dense import index_grid, repeat_heads
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms import registry
-from hf_longattn.mechanisms.base import Mechanism, State
+from hf_longattn.mechanisms.base import Mechanism, State, visible_to_all
 from hf_longattn.mechanisms.options import Options
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
@@ -31,18 +32,15 @@ class RunningMean(Mechanism):
     stateful = True
     takes_score_mod: ClassVar[bool] = False
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
-        arguments.pop("dropout_p", None)
-        return self.dense_weights(q, k, **arguments) @ repeat_heads(v, q.shape[1])
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return self.dense_weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
-    def dense_weights(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None, **arguments: Any) -> Tensor:
-        _, _, i, j = index_grid(*q.shape[:3], k.shape[2], q.device)
-        seen = (j <= i).expand(*q.shape[:3], k.shape[2])
-        seen = seen if padding_mask is None else seen & padding_mask[:, None, None, :]
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        seen = visible_to_all(q, k, call.replace(causal=True)).expand(*q.shape[:3], k.shape[2])
         return seen.to(q) / seen.sum(-1, keepdim=True).clamp(min=1)
 
-    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, **arguments: Any) -> tuple[Tensor, State]:
-        mask = arguments["padding_mask"]
+    def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
+        mask = call.key_mask
         real = torch.ones_like(v[:, 0, :, 0]) if mask is None else mask.to(v)
         total = (repeat_heads(v, q.shape[1]) * real[:, None, :, None]).cumsum(2)
         count = real.cumsum(1)
@@ -127,4 +125,4 @@ def test_what_a_state_cannot_do_is_refused_with_a_sentence() -> None:
     with pytest.raises(OptionError, match="no scores"):
         attend(q, q, q, NAME, causal=True, score_mod=lambda score, b, h, i, j: score)
     with pytest.raises(OptionError, match="not from a state"):
-        registry.build_mechanism("full", num_heads=2, head_dim=4).advance(q, q, q, None)
+        registry.build_mechanism("full", num_heads=2, head_dim=4).advance(q, q, q, None, AttentionCall.of())

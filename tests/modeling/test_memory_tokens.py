@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longattn import LongBartConfig, LongBartModel, build_mechanism, enable_long_attention
+from hf_longattn import LongBartConfig, LongBartModel, attend, build_mechanism, enable_long_attention
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import BackendError, MemoryMismatchError, OptionError
 from tests.reference.small_models import BASES, DECODERS, ENCODERS, base_class, long_like, padding, plain_model, tokens
 
@@ -195,10 +196,10 @@ def test_a_layer_alone_decodes_its_segment(relative: str | None) -> None:
     q, k, v = torch.randn(3, 4, 70, 8), *torch.randn(2, 3, 2, 70, 8)
     mask = padding(3, 70, left=True).bool()
     with torch.no_grad():
-        whole, state, outs = layer(q, k, v, causal=True, padding_mask=mask), None, []
+        whole, state, outs = attend(q, k, v, layer, causal=True, padding_mask=mask), None, []
         for begin, end in ((0, 3), (3, 40), *((i, i + 1) for i in range(40, 70))):
             piece = slice(begin, end)
-            out, state = layer.advance(q[:, :, piece], k[:, :, piece], v[:, :, piece], state, padding_mask=mask[:, piece])
+            out, state = layer.advance(q[:, :, piece], k[:, :, piece], v[:, :, piece], state, AttentionCall.of(padding_mask=mask[:, piece]))
             outs.append(out)
     assert ((torch.cat(outs, 2) - whole) * mask[:, None, :, None]).abs().max() < 1e-5
 

@@ -143,8 +143,8 @@ def trained_mechanism() -> Iterator[str]:
         def reset_parameters(self) -> None:
             nn.init.constant_(self.gate, 0.5)
 
-        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **arguments: Any) -> torch.Tensor:
-            return super().forward(q, k, v, **arguments) * self.gate
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Any) -> torch.Tensor:
+            return super().forward(q, k, v, call) * self.gate
 
     registry.register_mechanism("gated_for_a_test")(Gated)
     yield "gated_for_a_test"

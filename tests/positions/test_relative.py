@@ -104,7 +104,7 @@ def test_the_fused_path_of_a_distance_bias_equals_the_plain_one(name: str, causa
     mask[0, :31], mask[0, 200:220] = False, False
     tokens = built.resolve_globals(mask, None, (2, 500), torch.device("cpu"))
     bias = DistanceBias(table, 499)
-    fast = built(*leaves, causal=causal, padding_mask=mask, score_mod=bias)
+    fast = attend(*leaves, mechanism=built, causal=causal, padding_mask=mask, score_mod=bias)
     plain = blockwise_attention(*leaves, built.pattern(causal), key_mask=mask, global_mask=tokens, scale=0.25, score_mod=bias)
     real = mask[:, None, :, None]
     torch.testing.assert_close(fast * real, plain * real, atol=1e-5, rtol=0)
@@ -117,7 +117,9 @@ def test_gradcheck_of_the_fused_path() -> None:
     built = build_mechanism("longformer", num_heads=2, head_dim=4, window=32)
     leaves = [torch.randn(1, 2, 300, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     table = torch.randn(2, 599, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: built(*x[:3], score_mod=DistanceBias(x[3], 299)), (*leaves, table), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *x: attend(*x[:3], mechanism=built, score_mod=DistanceBias(x[3], 299)), (*leaves, table), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +131,7 @@ def test_compile_export_copy_and_pickle(kind: str) -> None:
             self.mechanism = mechanism("window", kind, num_sinks=2 if kind in KINDS[:2] else 0)
 
         def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-            return self.mechanism(q, k, v, causal=True, padding_mask=mask)
+            return attend(q, k, v, self.mechanism, causal=True, padding_mask=mask)
 
     call, leaves = Call(), [torch.randn(2, 4, 300, 16) for _ in range(3)]
     leaves.append(torch.arange(300)[None] >= torch.tensor([[0], [20]]))
@@ -150,7 +152,7 @@ def test_what_begins_at_zero_changes_nothing() -> None:
 
 def test_weights_hold_the_terms() -> None:
     built, (q, k, v) = mechanism("window", "shaw:clip=3"), [torch.randn(1, 4, 200, 16) for _ in range(3)]
-    torch.testing.assert_close(built.weights(q, k) @ v, built(q, k, v), atol=1e-5, rtol=0)
+    torch.testing.assert_close(built.weights(q, k) @ v, attend(q, k, v, built), atol=1e-5, rtol=0)
 
 
 def test_separate_global_rows_have_the_bias_too() -> None:
@@ -159,7 +161,7 @@ def test_separate_global_rows_have_the_bias_too() -> None:
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     q, k, v = (torch.randn(1, 4, 300, 16) for _ in range(3))
-    expected = built.double().reference(q, k, v, hidden_states=hidden)
+    expected = reference_attend(q, k, v, built.double(), hidden_states=hidden)
     torch.testing.assert_close(built.float()(q, k, v, hidden_states=hidden), expected.float(), atol=1e-5, rtol=0)
 
 

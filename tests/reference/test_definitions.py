@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines import block_sparse
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import Mechanism
 from hf_longattn.mechanisms.registry import mechanism_from
@@ -85,7 +86,9 @@ def test_decoding_is_the_definition(name: str, case: int) -> None:
         while (start := sum(piece.shape[2] for piece in pieces)) < k.shape[2]:
             new = slice(start, start + (1 if case % 2 else random.randint(1, k.shape[2])))
             given = {key: arguments[key][:, new] for key in ("padding_mask", "hidden_states") if arguments[key] is not None}
-            piece, state = exact.advance(q[:, :, new], k[:, :, new], v[:, :, new], state, scaling=arguments["scaling"], **given)
+            piece, state = exact.advance(
+                q[:, :, new], k[:, :, new], v[:, :, new], state, AttentionCall.of(scaling=arguments["scaling"], **given)
+            )
             pieces.append(piece)
     rows = real_rows(q, arguments["padding_mask"])
     assert_near(torch.cat(pieces, 2) * rows, expected * rows, 1e-9, "decoding")

@@ -14,7 +14,7 @@ from transformers import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, BigBirdModel
 
 import hf_longattn.families as families
-from hf_longattn import build_mechanism
+from hf_longattn import attend, build_mechanism
 from hf_longattn.families import FAMILIES
 
 HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
@@ -45,7 +45,7 @@ def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
     ).train(module.training)
     mechanism.layer = LAYER
     q, k, v = (projection(hidden).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for projection in (module.query, module.key, module.value))
-    return mechanism(q, k, v, padding_mask=mask).transpose(1, 2).flatten(2)
+    return attend(q, k, v, mechanism, padding_mask=mask).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import ReformerConfig
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
-from hf_longattn import build_mechanism
+from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.bucketed import Sorted
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.engines.pattern import GatherTile
 from hf_longattn.mechanisms.lsh import LSH
@@ -71,7 +72,7 @@ def test_several_rounds_wherever_no_round_looks_into_another() -> None:
     with torch.no_grad():
         expected = module(hidden).hidden_states.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
         x, v = projected(module, hidden)
-        out = mechanism(x, x, v)
+        out = attend(x, x, v, mechanism)
         first = (Sorted.of(mechanism.hashes(x), 8, None).places < CHUNK).any(2)
     assert 0.5 < (~first).float().mean() < 0.9
     torch.testing.assert_close(out[~first], expected[~first], atol=1e-5, rtol=0)
@@ -89,7 +90,7 @@ def test_several_rounds_joined_into_one_circle(causal: bool) -> None:
         seen = torch.cat([chunks.roll(1, 2), chunks], -1)
         rows = [(a, b) for a, b in zip(chunks.chunk(3, 2), seen.chunk(3, 2), strict=True)]
         parts = [GatherTile(a, b, causal=causal, outside=(0, 0)) for a, b in rows]
-        out = gathered_attention(queries, keys, v, parts)
+        out = gathered_attention(queries, keys, v, parts, AttentionCall.of())
     alone = torch.zeros(2, HEADS, LENGTH, dtype=torch.bool)
     if causal:  # a token that sees nothing else sees itself
         alone = ~torch.stack([sees_another(a, b) for a, b in rows]).any(0)

@@ -43,7 +43,7 @@ def test_bias_and_attention_equal_t5s(causal: bool) -> None:
     full = build_mechanism("full", num_heads=4, head_dim=8, relative="t5_buckets")
     full.relative = ours
     q, k, v = (part(hidden).view(2, 200, 4, 8).transpose(1, 2) for part in (theirs.q, theirs.k, theirs.v))
-    found = theirs.o(full(q, k, v, causal=causal, scaling=1.0).transpose(1, 2).flatten(2))
+    found = theirs.o(attend(q, k, v, full, causal=causal, scaling=1.0).transpose(1, 2).flatten(2))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

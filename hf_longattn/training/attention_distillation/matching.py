@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism
 from hf_longattn.modeling.attention_sites import attention_sites
@@ -63,24 +64,20 @@ class Matching(Mechanism):
     def token_rule(self) -> Any:
         return self.student.token_rule
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, hidden_states: Tensor | None = None, **arguments: Any) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The teacher's output; sets ``loss`` and ``errors``."""
-        own: dict[str, Any] = {"hidden_states": hidden_states} if self.takes_hidden_states else {}
-        arguments = {**arguments, "dropout_p": 0.0}
+        call, padding = call.replace(dropout=0.0), call.key_mask
         with torch.no_grad():
-            target = self.teacher(q, k, v, **arguments)
+            target = self.teacher(q, k, v, call)
         q, k, v = q.detach(), k.detach(), v.detach()
-        padding = arguments.get("padding_mask")
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            output = self.student(q, k, v, **arguments, **own)
+            output = self.student(q, k, v, call)
             squared = _mean_square(output.float() - target.float(), padding)
             share = squared / _mean_square(target.float(), padding).clamp(min=TINY)
             self.errors = torch.stack([squared, share]).detach()
             self.loss = self.factors.output * share
             if self.factors.weights:
-                arguments.pop("dropout_p")
-                wanted = self.teacher.dense_weights(q.float(), k.float(), **arguments)
-                weights = self.student.dense_weights(q.float(), k.float(), **arguments, **own)
+                wanted, weights = (one.dense_weights(q.float(), k.float(), call) for one in (self.teacher, self.student))
                 self.loss = self.loss + self.factors.weights * _cross_entropy(wanted, weights, padding)
             auxiliary = self.student.auxiliary_loss()
             self.loss = self.loss if auxiliary is None else self.loss + auxiliary.to(self.loss)
@@ -91,10 +88,9 @@ class Matching(Mechanism):
             )
         return target
 
-    def dense_weights(self, q: Tensor, k: Tensor, **arguments: Any) -> Tensor:
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The teacher's."""
-        arguments.pop("hidden_states", None)
-        return self.teacher.dense_weights(q, k, **arguments)
+        return self.teacher.dense_weights(q, k, call)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return True

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_longattn import attend, reference_attend
 from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.attention_distillation.matching import Factors, Matching, MatchingModel, matching
@@ -83,13 +85,13 @@ def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[1, 13:] = False
     arguments = {"causal": causal, "padding_mask": mask}
-    target = layer(q, k, v, **arguments)
+    target = attend(q, k, v, layer, **arguments)
     full = build_mechanism("full", num_heads=4, head_dim=8)
-    torch.testing.assert_close(target, full(q, k, v, **arguments))
+    torch.testing.assert_close(target, attend(q, k, v, full, **arguments))
 
     squares, energies, entropies = [], [], []
-    wanted, given = full.reference(q, k, v, **arguments), student.reference(q, k, v, **arguments)
-    weights = [one.dense_weights(q.double(), k.double(), **arguments) for one in (full, student)]
+    wanted, given = reference_attend(q, k, v, full, **arguments), reference_attend(q, k, v, student, **arguments)
+    weights = [one.dense_weights(q.double(), k.double(), AttentionCall.of(**arguments)) for one in (full, student)]
     for b, length in enumerate((20, 13)):
         squares.append((wanted - given)[b, :, :length].square().flatten())
         energies.append(wanted[b, :, :length].square().flatten())
@@ -103,7 +105,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
     first = layer.loss.clone()
     for tensor in (q, k, v):
         tensor[1, :, 13:] = 7.0
-    layer(q, k, v, **arguments)
+    attend(q, k, v, layer, **arguments)
     torch.testing.assert_close(layer.loss, first)
 
 
@@ -121,11 +123,11 @@ def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
     layer = Matching(student, Factors(), learns=True).train()
     hidden = {"hidden_states": torch.randn(2, 96, 64)} if student.takes_hidden_states else {}
     inputs, causal = torch.randn(3, 2, 4, 96, 16), student.causal is True
-    if not student(*inputs, causal=causal, **hidden).requires_grad:
+    if not attend(*inputs, mechanism=student, causal=causal, **hidden).requires_grad:
         with pytest.raises(OptionError, match="give --stage 2"):
-            layer(*inputs, causal=causal, **hidden)
+            attend(*inputs, mechanism=layer, causal=causal, **hidden)
         return
-    layer(*inputs, causal=causal, **hidden)
+    attend(*inputs, mechanism=layer, causal=causal, **hidden)
     assert layer.loss is not None
     layer.loss.backward()
     gradients = [p.grad for p in student.parameters() if p.requires_grad and p.grad is not None]
