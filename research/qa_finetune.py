@@ -2,7 +2,7 @@
 
     python -m research.qa_finetune --config research/configs/qa_reference_512.yaml
 
-scripts/train_qa.py trains on users' data. This adds what a model of 5 million parameters needed to learn the reference task: groups of
+`longattn train qa` trains on users' data. This adds what a model of 5 million parameters needed to learn the reference task: groups of
 features with one token budget, crops, several questions per input (:mod:`research.qa_packing`), pointers (:mod:`research.qa_pointers`).
 """
 
@@ -39,7 +39,7 @@ from research.variable_tracking import Filler
 class ReaderArguments(QATrainingArguments):
     """:class:`QATrainingArguments` with the reference tasks and what their reader needs."""
 
-    data: list[str] = argument([], "'docstring', 'lookup', and any data of scripts/train_qa.py.")
+    data: list[str] = argument([], "'docstring', 'lookup', and any data of `longattn train qa`.")
     crop: list[int] = argument(
         [], "Two numbers: train on stretches of this many tokens, shortest and longest, cut at random around the answer."
     )

@@ -43,7 +43,7 @@ class LongConfig(_Base):
 
     question_separator_id: in a model that answers questions, the token that stands between the question and the document. Every token
         before the document is global then, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
-        Conversion and ``train_qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
+        Conversion and ``longattn train qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
 
     extended_from: what the config of the short model said where this one differs, so that the way back is known
         (:func:`hf_longattn.revert_checkpoint`); kept by itself.
