@@ -151,7 +151,7 @@ class ConversionConfig:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
 
     @classmethod
-    def of(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
+    def from_keywords(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
         """A config as it is, or one from keywords: those that are no fields are options of the mechanism (``window=512``).
 
         Raises:

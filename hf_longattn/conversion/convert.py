@@ -49,7 +49,7 @@ def convert_checkpoint(
     Raises:
         LongAttentionError: one sentence; nothing was written.
     """
-    asked = ConversionConfig.of(config, settings)
+    asked = ConversionConfig.from_keywords(config, settings)
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
     text, origin = verification_text(asked.verify_text)

@@ -47,7 +47,7 @@ def plan_conversion(
     Raises:
         LongAttentionError: one sentence about anything that would make the conversion fail.
     """
-    asked = ConversionConfig.of(config, settings)
+    asked = ConversionConfig.from_keywords(config, settings)
     if asked.mechanism is not None or asked.long_attention is not None:  # a mistyped name is refused before anything is fetched
         asked.attention()
     cast = parse_dtype(asked.dtype)

@@ -125,7 +125,7 @@ class PositionPlan:
     @property
     def position_change(self) -> str:
         """Why positions below the old length change the outputs; empty if they do not."""
-        return "" if self.exact else f"{self.rule} changes the old positions as well"
+        return "" if self.exact else f"{self.rule} changes the old positions too"
 
 
 def plan_positions(

@@ -35,7 +35,7 @@ def test_every_setting_has_its_help_in_the_docstring_and_on_the_command_line(nam
 
 
 def test_keywords_make_the_config() -> None:
-    assert ConversionConfig.of(None, {"mechanism": "window", "window": 16, "options": {"num_sinks": 2}}) == ConversionConfig(
+    assert ConversionConfig.from_keywords(None, {"mechanism": "window", "window": 16, "options": {"num_sinks": 2}}) == ConversionConfig(
         mechanism="window", options={"num_sinks": 2, "window": 16}
     )
     for values, sentence in (
@@ -45,9 +45,9 @@ def test_keywords_make_the_config() -> None:
         ({"generic": True, "remote_code": True}, "leave one of them out"),
     ):
         with pytest.raises(OptionError, match=sentence):
-            ConversionConfig.of(None, values)
+            ConversionConfig.from_keywords(None, values)
     with pytest.raises(OptionError, match="'window' was given beside a config"):
-        ConversionConfig.of(ConversionConfig(), {"window": 16})
+        ConversionConfig.from_keywords(ConversionConfig(), {"window": 16})
 
 
 def test_one_object_does_what_keywords_do(built: Callable[[str], Path], tmp_path: Path) -> None:
