@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.training.data import save_qa
 from research.docstring_qa import Rejections, build_docstring_qa
-from research.variable_tracking import build_lookup
+from research.variable_tracking import build_variable_tracking
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
         if options.kind == "lookup":
-            data = build_lookup(options.split, tokenizer, lengths=options.lengths, documents=options.documents, seed=options.seed)
+            data = build_variable_tracking(
+                options.split, tokenizer, lengths=options.lengths, documents=options.documents, seed=options.seed
+            )
         else:
             data = build_docstring_qa(
                 options.split,

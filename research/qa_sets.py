@@ -14,7 +14,7 @@ from hf_longattn.evaluation.metrics.long_qa import BUCKETS
 from hf_longattn.training.data import load_qa
 from research.docstring_qa import build_docstring_qa
 from research.qa_run import bucket_of
-from research.variable_tracking import build_lookup
+from research.variable_tracking import build_variable_tracking
 
 
 def evaluation_set(
@@ -38,7 +38,9 @@ def evaluation_set(
     """
     if name == "lookup":
         documents = max(1, per_length // 4)
-        return build_lookup(split, tokenizer, lengths=lengths, documents=documents, questions_per_document=4, seed=seed).to_list()
+        return build_variable_tracking(
+            split, tokenizer, lengths=lengths, documents=documents, questions_per_document=4, seed=seed
+        ).to_list()
     if name == "docstring":
         longest = min(8000, max(lengths) - 100)
         data = build_docstring_qa(split, tokenizer=tokenizer, max_tokens=longest, seed=seed).to_list()

@@ -17,9 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.qa_features import QAFormat
-from research.lookup_words import NAMES, VALUES
 from research.qa_packing import PackedFeature, encode_packed
-from research.variable_tracking import Filler, LookupShape, make_document, question_of
+from research.variable_tracking import NAMES, VALUES, DocumentShape, Filler, make_document, question_of
 
 LEAST_CROP = 44
 """Tokens below which a stretch around an answer is not shortened further."""
@@ -127,7 +126,7 @@ class QAStream(Dataset):
     def _lookup_group(self, filler: Filler, rng: random.Random) -> list[PackedFeature]:
         stage = self.curriculum.current
         length = min(int(rng.randint(stage.shortest, stage.longest) * self._scale), self.form.max_length)
-        shape = LookupShape(stage.pairs, stage.chains, stage.min_gap)
+        shape = DocumentShape(stage.pairs, stage.chains, stage.min_gap)
         features: list[PackedFeature] = []
         while not features or (len(features) + 1) * length <= self.tokens_per_group:
             made, length = self._make(filler, length, shape, rng)
@@ -135,7 +134,7 @@ class QAStream(Dataset):
             features[-1].task = "lookup"
         return features
 
-    def _make(self, filler: Filler, length: int, shape: LookupShape, rng: random.Random) -> tuple[list[dict[str, Any]], int]:
+    def _make(self, filler: Filler, length: int, shape: DocumentShape, rng: random.Random) -> tuple[list[dict[str, Any]], int]:
         """Make a document; where chance drew words of many pieces, a somewhat longer one."""
         while True:
             try:

@@ -1,4 +1,6 @@
-"""Lookup: questions whose evidence is spread over a document (RULER's variable tracking, in real source files).
+"""RULER's variable tracking in real source files: questions whose evidence is spread over a document.
+
+In data and tables it is called *lookup*, as its lines are.
 
 Marked lines are inserted into source text. A one-hop question is answered by its own line, ``# lookup A VALUE``; a
 two-hop question needs two lines, ``# lookup A B`` and ``# lookup B VALUE``, which stand more than ``min_gap`` tokens
@@ -22,14 +24,40 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.errors import LengthError
 from hf_longattn.training.data import QA_FEATURES
 from research import corpus
-from research.lookup_words import NAMES, VALUES
 
 MARKER = "# lookup"
 _ATTEMPTS = 12  # stretches tried until one fills the length
 _LONG_LINE = 64  # tokens
 _SLACK = 0.02  # a document may be shorter than asked by this share
+# Short and common in source code, one piece each in a tokenizer that was trained on code. Names and values are disjoint, so that a reader
+# can tell a hop from an answer.
+_NAMES = """
+    account action address alpha angle archive argument array attribute axis basis batch beta bias binary bit block
+    body bound branch bucket buffer builder byte cache canvas case cell center channel character child chunk client
+    cluster code color column config current curve date day decimal degree delta depth device digest domain edge
+    element engine entry epoch error event face factor factory family field figure file filter force form format
+    fraction frame function future gamma gate gradient graph grid group handle handler hash head header height host
+    image index integer item job kernel key label layer layout leaf length level library limit line link list loader
+    lock log loop manager map mask matrix member memory merge message method metric mock mode model module moment
+    name node norm number object offset option order origin package paper parent parser past patch path pattern pipe
+    pixel plan plot point policy pool port power present process product profile program project proxy queue radius
+    random range rank ratio reader record region release report result ring root row sample scalar scale score
+    screen script second section seed series server shadow shape sigma signal size socket source space speed square
+    stack stage state status step storage store stream string style sum symbol system table tag target task team
+    tensor term test text theta thread time title token tool trace track train tree trust tuple type unit user
+    vector version video view weight width window word worker world writer
+"""
+_VALUES = """
+    active back bad basic best big blue bottom clean close closed common complex dense direct double down dynamic
+    eager early empty equal exact false fast final first fixed flat free frozen full global good green half hard
+    hidden high inner joint large last lazy left linear local long low lower main new normal old one open outer
+    private public raw read real red right round safe shared short simple single slow small soft sparse special
+    static strict three top true two unique up upper valid warm write zero
+"""
+NAMES: tuple[str, ...] = tuple(_NAMES.split())
+VALUES: tuple[str, ...] = tuple(_VALUES.split())
 LENGTHS = (480, 1024, 2048, 4096, 8192)
-LOOKUP_FEATURES = Features({**QA_FEATURES, "hops": Value("int32"), "trail": List(Value("int32")), "length": Value("int32")})
+TRACKING_FEATURES = Features({**QA_FEATURES, "hops": Value("int32"), "trail": List(Value("int32")), "length": Value("int32")})
 """SQuAD's schema and: hops (1 or 2; 0 = unanswerable), trail, length (the target length of the input in tokens).
 
 ``trail`` holds the character offsets of the names that a reader passes: the asked name where it is defined, the name it
@@ -38,7 +66,7 @@ leads to (for one hop: the value), and the name at the start of the line that ho
 
 
 @dataclass(frozen=True)
-class LookupShape:
+class DocumentShape:
     """What is inserted into a document.
 
     Attributes:
@@ -57,9 +85,9 @@ class LookupShape:
         return self.pairs + 2 * self.chains
 
     @staticmethod
-    def for_length(length: int) -> LookupShape:
+    def for_length(length: int) -> DocumentShape:
         """The shape of the published table: hops of more than 512 tokens from 1,024 tokens on."""
-        return LookupShape(min_gap=512 if length >= 1024 else 0)
+        return DocumentShape(min_gap=512 if length >= 1024 else 0)
 
 
 class Filler:
@@ -101,7 +129,7 @@ def question_of(name: str) -> str:
 
 
 def make_document(
-    filler: Filler, tokens: int, shape: LookupShape, rng: random.Random, tokenizer: PreTrainedTokenizerBase
+    filler: Filler, tokens: int, shape: DocumentShape, rng: random.Random, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
     """Make one document with its questions.
 
@@ -153,7 +181,7 @@ def make_document(
     return records
 
 
-def build_lookup(
+def build_variable_tracking(
     split: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -181,13 +209,13 @@ def build_lookup(
     for length in lengths:
         for number in range(documents):
             rng = random.Random(f"{seed}:{split}:{length}:{number}")
-            made = make_document(filler, length, LookupShape.for_length(length), rng, tokenizer)
+            made = make_document(filler, length, DocumentShape.for_length(length), rng, tokenizer)
             half = questions_per_document // 2
             chosen = [r for r in made if r["hops"] == 1][:half] + [r for r in made if r["hops"] == 2][:half]
             for place, record in enumerate(chosen + (made[-1:] if unanswerable else [])):
                 record.pop("links", None)
                 records.append({**record, "id": f"lookup:{split}:{length}:{number}:{place}", "title": f"lookup {length}"})
-    return Dataset.from_list(records, features=LOOKUP_FEATURES)
+    return Dataset.from_list(records, features=TRACKING_FEATURES)
 
 
 def _shuffled_texts(split: str, packages: Iterable[str] | None, seed: int) -> list[str]:
@@ -206,7 +234,7 @@ class _Asked:
     trail: tuple[tuple[int, bool], ...]
 
 
-def _inserted_lines(names: list[str], values: list[str], shape: LookupShape) -> tuple[list[str], list[_Asked]]:
+def _inserted_lines(names: list[str], values: list[str], shape: DocumentShape) -> tuple[list[str], list[_Asked]]:
     """Return the lines, each chain's two lines first, and the questions."""
     lines: list[str] = []
     asked: list[_Asked] = []
@@ -222,7 +250,7 @@ def _inserted_lines(names: list[str], values: list[str], shape: LookupShape) -> 
     return lines, asked
 
 
-def _places(filler: Filler, numbers: list[int], shape: LookupShape, rng: random.Random) -> list[int]:
+def _places(filler: Filler, numbers: list[int], shape: DocumentShape, rng: random.Random) -> list[int]:
     """Choose, for every inserted line, the filler line it stands before; chains keep their distance."""
     before = list(itertools.accumulate((filler.counts[n] for n in numbers), initial=0))
     total = before[-1]

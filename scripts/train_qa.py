@@ -2,13 +2,32 @@
 
 python scripts/train_qa.py --model MODEL --data my_squad.json --output trained
 accelerate launch --multi_gpu --num_processes 2 scripts/train_qa.py --model MODEL --data my_squad.json --output trained
+
+`--data docstring lookup`, the tasks of research/, are trained by `python -m research.qa_finetune`, which has more flags.
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
+from pathlib import Path
 
-from hf_longattn.cli.train import qa as main
+from hf_longattn.cli.train import qa
+
+REFERENCE_TASKS = {"docstring", "lookup"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    data = takewhile(lambda word: not word.startswith("--"), typed[typed.index("--data") + 1 :] if "--data" in typed else [])
+    if REFERENCE_TASKS.isdisjoint(data):
+        return qa(typed)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # research/ is part of the checkout, not of the installed package
+    from research.qa_finetune import main as train_reference_tasks
+
+    return train_reference_tasks(typed)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,7 +27,8 @@ from hf_longattn.mechanisms import mechanism_class, registry
 from tools import update_docs
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("docs", "research", "scripts", "tools")
+DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
 
 
 def test_made_parts_are_up_to_date() -> None:
@@ -122,6 +123,14 @@ def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.M
     brief = code.replace("learning_rate=3e-5", 'num_train_epochs=1, use_cpu=True, report_to="none"')
     exec(compile(brief, "train.md", "exec"), names)
     assert names["trainer"].state.global_step == 1
+
+
+@pytest.mark.parametrize("folder", ["scripts", "tools", "research"])
+def test_an_index_names_every_module_of_its_folder(folder: str) -> None:
+    index = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    named = {name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([\w/.]+)`", index)}
+    found = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert found - {"__init__", "__pycache__"} <= named
 
 
 def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, DataColla
 
 from hf_longattn import convert_checkpoint, export_checkpoint, revert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from research.variable_tracking import Filler, LookupShape, make_document
+from research.variable_tracking import DocumentShape, Filler, make_document
 from tests.trained import tokenizer_of
 
 LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}
@@ -85,7 +85,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Pat
 
 def lookups(tokenizer: Any, documents: int, length: int) -> list[dict[str, Any]]:
     filler = Filler(SOURCES, tokenizer)
-    made = [make_document(filler, length, LookupShape(4, 4, 0), random.Random(seed), tokenizer) for seed in range(documents)]
+    made = [make_document(filler, length, DocumentShape(4, 4, 0), random.Random(seed), tokenizer) for seed in range(documents)]
     return [record for document in made for record in document if record["answers"]["text"]]
 
 

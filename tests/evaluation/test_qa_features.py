@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.errors import LengthError
 from hf_longattn.evaluation import qa_features
 from hf_longattn.evaluation.qa_features import QAFormat, cut_question, encode_qa, token_at
-from research.variable_tracking import Filler, LookupShape, make_document
+from research.variable_tracking import DocumentShape, Filler, make_document
 
 
 @pytest.fixture
 def record(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> dict:
-    return make_document(filler, 900, LookupShape(), random.Random(3), tokenizer)[0]
+    return make_document(filler, 900, DocumentShape(), random.Random(3), tokenizer)[0]
 
 
 def text_of(record: dict, feature: object, first: int, last: int) -> str:

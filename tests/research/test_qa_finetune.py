@@ -18,7 +18,7 @@ from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.data import save_qa
 from research.qa_finetune import ReaderArguments, ReaderCollator, describe_training, finetune_qa
 from research.qa_packing import encode_packed
-from research.variable_tracking import Filler, LookupShape, make_document
+from research.variable_tracking import DocumentShape, Filler, make_document
 
 FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "logging_steps": 1, "threads": 1, "warmup_steps": 1}
 
@@ -27,7 +27,7 @@ FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "logging_steps": 1,
 def given(tmp_path: Path, tiny_model: BertForQuestionAnswering, tokenizer: PreTrainedTokenizerBase, filler: Filler) -> dict[str, Any]:
     tiny_model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    records = [r for seed in range(4) for r in make_document(filler, 600, LookupShape(), random.Random(seed), tokenizer)]
+    records = [r for seed in range(4) for r in make_document(filler, 600, DocumentShape(), random.Random(seed), tokenizer)]
     save_qa([{**record, "id": str(i)} for i, record in enumerate(records)], tmp_path / "data.jsonl")
     return {"model": str(tmp_path / "model"), "data": [str(tmp_path / "data.jsonl")], "crop": [60, 120], "tokens_per_step": 1024, "pack": 3}
 
@@ -68,7 +68,7 @@ def test_held_out_questions_are_measured_by_the_usual_format(given: dict[str, An
 
 
 def test_groups_are_padded_with_their_questions(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
-    records = make_document(filler, 300, LookupShape(), random.Random(1), tokenizer)
+    records = make_document(filler, 300, DocumentShape(), random.Random(1), tokenizer)
     group = [encode_packed(records[2:5], tokenizer, QAFormat(1024)), encode_packed(records[5:6], tokenizer, QAFormat(1024))]
     batch = ReaderCollator(tokenizer)([group])
     assert batch["ask"].shape == batch["starts"].shape == (2, 3)

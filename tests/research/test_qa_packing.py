@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
 from research.qa_packing import encode_packed, packed_loss, share_found
-from research.variable_tracking import Filler, LookupShape, make_document
+from research.variable_tracking import DocumentShape, Filler, make_document
 
 
 def test_every_question_keeps_its_own(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
-    records = make_document(filler, 400, LookupShape(), random.Random(1), tokenizer)[2:6]
+    records = make_document(filler, 400, DocumentShape(), random.Random(1), tokenizer)[2:6]
     feature = encode_packed(records, tokenizer, QAFormat(1024))
     assert len(feature.packed) == 4
     for record, asked in zip(records, feature.packed, strict=True):
@@ -28,9 +28,9 @@ def test_every_question_keeps_its_own(filler: Filler, tokenizer: PreTrainedToken
 
 
 def test_links_join_the_words_of_a_line(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
-    records = make_document(filler, 400, LookupShape(), random.Random(1), tokenizer)
+    records = make_document(filler, 400, DocumentShape(), random.Random(1), tokenizer)
     feature = encode_packed(records[:1], tokenizer, QAFormat(1024))
-    assert len(feature.links) == LookupShape().lines
+    assert len(feature.links) == DocumentShape().lines
     for word, name in feature.links:
         line = records[0]["context"][feature.offsets[name][0] : feature.offsets[word][1]]
         assert "\n" not in line

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.evaluation.qa_features import QAFormat
 from research.qa_stream import CURRICULUM, Curriculum, QAStream, crop_range, crop_record
-from research.variable_tracking import Filler, LookupShape, make_document
+from research.variable_tracking import DocumentShape, Filler, make_document
 
 
 @pytest.fixture
 def records(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
-    return [r for seed in range(3) for r in make_document(filler, 700, LookupShape(), random.Random(seed), tokenizer)]
+    return [r for seed in range(3) for r in make_document(filler, 700, DocumentShape(), random.Random(seed), tokenizer)]
 
 
 @pytest.mark.parametrize("stage", range(len(CURRICULUM)))
@@ -66,7 +66,7 @@ def test_crops(without_answer: bool, records: list[dict]) -> None:
 
 def test_an_answer_beyond_the_length_is_not_learned_as_none(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
     """Documents that do not fit are read in stretches around the answer; the few without it do not contain it either."""
-    made = [r for seed in range(3) for r in make_document(filler, 900, LookupShape(), random.Random(seed), tokenizer)]
+    made = [r for seed in range(3) for r in make_document(filler, 900, DocumentShape(), random.Random(seed), tokenizer)]
     records = [{**record, "answers": record["answers"]} for record in made if record["answers"]["text"]]
     stream = QAStream(tokenizer, QAFormat(256), records=Dataset.from_list(records), tokens_per_group=600, lookup_share=0.0, pack=1)
     features = [feature for index in range(30) for feature in stream[index]]
@@ -82,7 +82,7 @@ def test_an_answer_beyond_the_length_is_not_learned_as_none(filler: Filler, toke
 
 
 def test_documents_that_fit_stay_whole(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
-    records = [r for r in make_document(filler, 200, LookupShape(), random.Random(0), tokenizer) if r["answers"]["text"]]
+    records = [r for r in make_document(filler, 200, DocumentShape(), random.Random(0), tokenizer) if r["answers"]["text"]]
     stream = QAStream(tokenizer, QAFormat(512), records=Dataset.from_list(records), tokens_per_group=600, lookup_share=0.0, pack=1)
     for index in range(5):
         for feature in stream[index]:

@@ -28,3 +28,14 @@ def test_mistakes_are_one_sentence(script: ModuleType, tmp_path: Path, capsys: p
     assert "cannot be read" in capsys.readouterr().err
     assert script.main(["--model", str(tmp_path), "--output", str(tmp_path / "o"), "--data", "docstring"]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_reference_tasks_are_trained_by_research(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from research import qa_finetune
+
+    given: list[list[str]] = []
+    monkeypatch.setattr(qa_finetune, "main", lambda arguments: given.append(arguments) or 0)
+    assert script.main(typed := ["--data", "mine.json", "lookup", "--model", "m"]) == 0
+    assert given == [typed]
+    assert script.main(["--model", "lookup", "--data", "mine.json"]) == 1  # a folder's name
+    assert len(given) == 1
