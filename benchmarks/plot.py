@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_longattn.drawing import svg
-
+from .drawing import svg
 from .report import BenchmarkResult
 
 

@@ -1,4 +1,4 @@
-"""Every error that the package raises on purpose: one sentence saying what was wrong, what was expected, what to type."""
+"""The errors of this package. Each message is one sentence: what is wrong, what was expected, what to type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LongAttentionError(ValueError):
-    """Base of all errors of this package. The message is one sentence that a user can act on."""
+    """Base of all errors of this package."""
 
 
 class UnknownMechanismError(LongAttentionError):
@@ -18,7 +18,7 @@ class UnknownMechanismError(LongAttentionError):
 
 
 class OptionError(LongAttentionError):
-    """A mechanism option that is unknown, has the wrong type or an impossible value."""
+    """An option that is unknown, or has the wrong type or an invalid value."""
 
 
 class MaskError(LongAttentionError):
@@ -26,15 +26,15 @@ class MaskError(LongAttentionError):
 
 
 class LengthError(LongAttentionError):
-    """A sequence length that a model or mechanism cannot take."""
+    """A sequence length that a model or mechanism does not support."""
 
 
 class PositionError(LongAttentionError):
-    """A position table or rotary setting that cannot be extended as asked."""
+    """A position table or rotary setting that cannot be extended as requested."""
 
 
 class MemoryMismatchError(LongAttentionError):
-    """A memory of earlier segments that does not fit the input, or a model that cannot take one."""
+    """A memory of earlier segments that does not match the input, or a model that does not support one."""
 
 
 class CheckpointError(LongAttentionError):
@@ -42,7 +42,7 @@ class CheckpointError(LongAttentionError):
 
 
 class DestinationExistsError(LongAttentionError):
-    """The place to write to is already taken."""
+    """The destination exists already."""
 
 
 class ExportError(LongAttentionError):
@@ -54,24 +54,24 @@ class RegistrationError(LongAttentionError):
 
 
 class BackendError(LongAttentionError):
-    """The attention backend was selected on a model that does not carry mechanisms."""
+    """The attention backend was selected on a model without mechanisms."""
 
 
 class MissingExtraError(LongAttentionError, ImportError):
-    """A package that an optional part of hf_longattn needs, and that is not installed."""
+    """A package that an optional part of hf_longattn needs is not installed."""
 
 
 class RemoteCodeError(LongAttentionError):
-    """Code that cannot be bundled with a model, or that nobody has said may be."""
+    """Code that cannot be bundled with a model, or may not be without the user's consent."""
 
 
 class HubError(LongAttentionError):
-    """The Hub cannot be reached or refuses what was asked."""
+    """The Hub cannot be reached or refuses the request."""
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports of packages that ``pip install 'hf-longattn[extra]'`` brings: a missing one is a sentence that says so.
+    """Around imports of an extra's packages: turns a missing one into a sentence.
 
     Raises:
         MissingExtraError: a package is not installed.
@@ -83,34 +83,34 @@ def needs_extra(extra: str) -> Iterator[None]:
         if name == "hf_longattn":
             raise
         raise MissingExtraError(
-            f"This needs the package {name!r}, which is not installed; type: pip install 'hf-longattn[{extra}]'"
+            f"This needs the package {name!r}, which is not installed; type pip install '.[{extra}]' in your clone of hf_longattn."
         ) from error
 
 
 def shortened(text: str, limit: int = 300) -> str:
-    """``text`` as a sentence can hold it: cut where it goes on and on."""
+    """``text`` cut to a length that fits into a sentence."""
     return text if len(text) <= limit else f"{text[:limit]} …"
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory; PyTorch says so with a RuntimeError on the CPU."""
+    """Whether an error means that memory ran out; on the CPU, PyTorch raises a RuntimeError."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)
 
 
 def in_a_line(error: Exception, limit: int = 300) -> str:
-    """What another library's error says, as a part of a sentence: one line without its last full stop, cut where it goes on and on."""
+    """The message of another library's error as a part of a sentence: one line, without its last full stop, shortened."""
     text = " ".join(str(error).split("Exception raised from")[0].split()).rstrip('." ') or type(error).__name__
     return shortened(text, limit)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string when nothing is close."""
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is close."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def defined_at(value: Any) -> str:
-    """``file:line`` of a class or function, for a sentence about it; its dotted name where Python does not know the file."""
+    """``file:line`` of a class or function; its dotted name if the file is unknown."""
     try:
         return f"{inspect.getsourcefile(value)}:{inspect.getsourcelines(value)[1]}"
     except (OSError, TypeError):  # typed at a prompt
@@ -121,10 +121,10 @@ def check_registration(what: str, name: str, cls: Any, base: type, known: type |
     """Refuse a class that cannot be registered, in one sentence with its file and line.
 
     Args:
-        what: kind of thing, "source", "mechanism" …
-        name: to register it under.
-        cls: that is to be registered.
-        base: it must derive from.
+        what: "source", "mechanism" …
+        name: its name in the registry.
+        cls: the class to register.
+        base: the class that it must derive from.
         known: the class that has the name already.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reading files that others wrote: which ones may be opened, and bounds for their text, JSON and counts."""
+"""Reads files that others wrote: which ones may be opened, bounds on text, JSON and counts, types of fields, and recipes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ CONFIGS = Path(__file__).parent / "configs"
 LARGEST_JSON = 256 * 2**20
 """Bytes; the index of the largest checkpoints takes a few MB, a tokenizer tens of MB."""
 DEEPEST = 100
-"""Levels of JSON; configs have about five, and whatever handles them is recursive."""
+"""Levels of JSON; configs have about five, and the code that reads them is recursive."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
-"""Fields of a config that count parts, each of which is built."""
+"""Fields of a config that count modules to build."""
 CHECKED = ("long_attention", "decoder_long_attention")
-"""Fields whose options have bounds of their own, where "blocks" are what a query sees."""
+"""Fields whose options are checked elsewhere; their "blocks" are not modules."""
 MOST_LAYERS = 1000
-"""At most so many, unless the checkpoint has more tensors."""
+"""Upper bound, unless the checkpoint has more tensors."""
 MOST_LABELS = 1_000_000
 
 
 def check_name(path: str | Path) -> None:
-    """Refuse a path that no file of a checkpoint can name.
+    """Refuse a path that reports and cards cannot contain.
 
     Raises:
         CheckpointError: it is not UTF-8.
@@ -56,19 +56,19 @@ def check_name(path: str | Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise CheckpointError(f"The path {str(path)!a} is not UTF-8, in which reports and cards are written; rename it.") from None
+        raise CheckpointError(f"The path {str(path)!a} is not valid UTF-8; rename it.") from None
 
 
 def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
-    """Look at every file of a source that may be read or copied, without opening it.
+    """Check every file of a source that may be read or copied, without opening it.
 
-    Links are followed inside the folder, and from a snapshot of the Hub's cache into the files that belong to it. One that leads anywhere
-    else would carry a file of this machine into the result, and with it to the Hub.
+    Links are followed inside the folder, and from a snapshot of the Hub's cache into the files that belong to it. Any other
+    link would copy a file of this machine into the result, and perhaps upload it to the Hub.
 
     Args:
-        folder: of the source.
-        patterns: of names in the folder itself.
-        folders: in it, taken with everything below them.
+        folder: the source.
+        patterns: of file names in the folder itself.
+        folders: sub-folders, with everything below them.
 
     Raises:
         CheckpointError: a link that is broken or leads outside, something that is not a regular file, or a file without read permission.
@@ -83,7 +83,7 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
             check_link(path, homes)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{str(path)!r} is a folder, but a file is expected; remove it.")
+            raise CheckpointError(f"{str(path)!r} is a folder where a file is expected; remove it.")
         if not stat.S_ISREG(mode):
             raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
@@ -91,7 +91,7 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
 
 
 def homes_of(folder: Path) -> list[Path]:
-    """Where the links of a checkpoint may lead: into its folder and, from a snapshot of the Hub's cache, to its files."""
+    """Where the links of a checkpoint may lead: into its folder and, in a snapshot of the Hub's cache, to the repository's blobs."""
     place = folder.resolve()
     return [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
 
@@ -107,18 +107,20 @@ def _chosen(folder: Path, patterns: Iterable[str], folders: Iterable[str]) -> It
 
 
 def check_link(path: Path, homes: list[Path]) -> None:
-    """Refuse a link that leads out of `homes`, or nowhere.
+    """Refuse a link that leads outside of `homes`, or nowhere.
 
     Raises:
-        CheckpointError: saying where it leads.
+        CheckpointError: naming the target.
     """
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # a loop is either, by version of Python
-        raise CheckpointError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which leads to no file; put the file there.") from error
+        raise CheckpointError(
+            f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file in its place."
+        ) from error
     if not any(home in target.parents for home in homes):
         raise CheckpointError(
-            f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; put a copy of that file in its place."
+            f"{str(path)!r} is a link to {str(target)!r}, outside of its checkpoint; replace it with a copy of that file."
         )
 
 
@@ -126,31 +128,29 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
     """The UTF-8 text of a regular file.
 
     Raises:
-        CheckpointError: it is none, larger than `largest` bytes, not UTF-8, or cannot be read.
+        CheckpointError: it is not a regular file, is larger than `largest` bytes or not UTF-8, or cannot be read.
     """
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would block
             kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-            raise CheckpointError(f"{str(path)!r} is {kind}; remove it, or name another file.")
+            raise CheckpointError(f"{str(path)!r} is {kind}; remove it, or give another file.")
         if about.st_size > largest:
-            raise CheckpointError(
-                f"{str(path)!r} is too large: {about.st_size / 1e6:,.0f} MB, where at most {largest / 1e6:,.0f} are read."
-            )
+            raise CheckpointError(f"{str(path)!r} has {about.st_size / 1e6:,.0f} MB, but at most {largest / 1e6:,.0f} MB are read.")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     except CheckpointError:
         raise
-    except ValueError as error:  # not UTF-8, or no path at all
+    except ValueError as error:  # not UTF-8, or not a valid path
         raise CheckpointError(f"{str(path)!r} is not UTF-8 text ({error}).") from error
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file, with bounded nesting and text that can be written again.
+    """The JSON in a file, with bounded nesting and text that can be encoded as UTF-8.
 
     Raises:
-        CheckpointError: it is not JSON, or too large to be a checkpoint's; or it cannot be read.
+        CheckpointError: it is not JSON, is too large, or cannot be read.
     """
     try:
         text = read_text(path)
@@ -175,7 +175,7 @@ def read_json(path: Path) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise CheckpointError(f"{str(path)!r} is not valid JSON (half of a surrogate pair, which is no character).") from None
+            raise CheckpointError(f"{str(path)!r} is not valid JSON (half of a surrogate pair).") from None
     return value
 
 
@@ -183,11 +183,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        CheckpointError: as :func:`read_json`, or it is no object.
+        CheckpointError: as :func:`read_json`, or it is not an object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise CheckpointError(f"{str(path)!r} must hold a JSON object, but holds {type(value).__name__}.")
+        raise CheckpointError(f"{str(path)!r} must contain a JSON object, not {type(value).__name__}.")
     return value
 
 
@@ -229,10 +229,10 @@ def read_recipe(recipe: str | Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None:
-    """Refuse counts by which a model of any size could be asked for before a tensor is looked at.
+    """Refuse counts that would build a model far larger than its tensors, before any tensor is read.
 
     Args:
-        values: of a config.json; nested objects are checked, too.
+        values: those of a config.json; nested objects are checked, too.
         name: of the checkpoint.
         tensors: that it has.
 
@@ -249,6 +249,34 @@ def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None
             if limit is not None and isinstance(one, int | float) and not one <= limit:
                 less = f"which is more than its {tensors} tensors allow" if tensors else f"but at most {limit} are built"
                 raise CheckpointError(f"The config.json of {name!r} says {field}={one}, {less}.")
+
+
+def _all_text(values: Any) -> bool:
+    return all(isinstance(one, str) for one in values)
+
+
+TEXT, NATURAL, NUMBER = "text", "a whole number", "a number"
+NAMES = "a name, a regular expression or a list of names"
+TYPES: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    NATURAL: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    NAMES: lambda value: isinstance(value, str) or (isinstance(value, list) and _all_text(value)),
+    "true or false": lambda value: isinstance(value, bool),
+    "an object": lambda value: isinstance(value, dict),
+    "an object of text": lambda value: isinstance(value, dict) and _all_text(value.values()),
+    "an object of class names": lambda value: isinstance(value, dict) and all(isinstance(one, str | list) for one in value.values()),
+    "a list of text": lambda value: isinstance(value, list) and _all_text(value),
+    "a list of one class name": lambda value: isinstance(value, list) and len(value) <= 1 and _all_text(value),
+}
+"""What a field of JSON can be, in the words of a message."""
+CONFIG_FIELDS = {
+    "model_type": TEXT,
+    "architectures": "a list of one class name",
+    "auto_map": "an object of class names",
+    **dict.fromkeys(("long_attention", "extended_from"), "an object"),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_position_embeddings", "n_positions"), NATURAL),
+}
 
 
 def check_config(values: Mapping[str, Any], name: str) -> None:
@@ -300,34 +328,6 @@ def _misfits(value: Any, expected: Any, field: str) -> Iterator[tuple[str, Any, 
             yield from _misfits(one, expected[0], f"{field}[{number}]")
     elif not TYPES[expected](value):
         yield field, value, expected
-
-
-def _all_text(values: Any) -> bool:
-    return all(isinstance(one, str) for one in values)
-
-
-TEXT, NATURAL, NUMBER = "text", "a whole number", "a number"
-NAMES = "a name, a regular expression or a list of names"
-TYPES: dict[str, Callable[[Any], bool]] = {
-    TEXT: lambda value: isinstance(value, str),
-    NATURAL: lambda value: isinstance(value, int) and not isinstance(value, bool),
-    NUMBER: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    NAMES: lambda value: isinstance(value, str) or (isinstance(value, list) and _all_text(value)),
-    "true or false": lambda value: isinstance(value, bool),
-    "an object": lambda value: isinstance(value, dict),
-    "an object of text": lambda value: isinstance(value, dict) and _all_text(value.values()),
-    "an object of class names": lambda value: isinstance(value, dict) and all(isinstance(one, str | list) for one in value.values()),
-    "a list of text": lambda value: isinstance(value, list) and _all_text(value),
-    "a list of one class name": lambda value: isinstance(value, list) and len(value) <= 1 and _all_text(value),
-}
-"""What a field of JSON can be, in the words of a message."""
-CONFIG_FIELDS = {
-    "model_type": TEXT,
-    "architectures": "a list of one class name",
-    "auto_map": "an object of class names",
-    **dict.fromkeys(("long_attention", "extended_from"), "an object"),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_position_embeddings", "n_positions"), NATURAL),
-}
 
 
 def named_class(values: Mapping[str, Any], default: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `longattn convert | plan | inspect | mechanisms`. Each command is a file here; what it does is elsewhere.
+"""The command line. The files here parse and print; the work is done by the packages of the same names.
 
 Exit codes: 0 done, 1 refused or failed with one sentence on stderr, 2 wrong usage.
 """

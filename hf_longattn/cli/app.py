@@ -1,4 +1,4 @@
-"""Put the commands together, and turn errors into one sentence and an exit code."""
+"""The commands of `longattn`; errors become one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
-        _fail("There is not enough memory for what was asked; give smaller options or lengths.")
+        _fail("There is not enough memory; use smaller options or lengths.")
 
 
 def _fail(sentence: str) -> None:
-    words = " ".join(sentence.split()).encode("utf-8", "backslashreplace").decode()  # a path may hold bytes that are no text
+    words = " ".join(sentence.split()).encode("utf-8", "backslashreplace").decode()  # a path may contain bytes that are not UTF-8
     print(f"Error: {words}", file=sys.stderr)
     raise SystemExit(1)

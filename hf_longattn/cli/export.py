@@ -14,24 +14,25 @@ __all__ = ["export", "revert"]
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint folder, or a Hub repository id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    format: Annotated[str, typer.Option(help="onnx, or torch for torch.export.load.")] = "onnx",
-    opset: Annotated[int | None, typer.Option(min=18, max=25, help="Of ONNX.", show_default="PyTorch's")] = None,
+    format: Annotated[str, typer.Option(help="onnx, or torch (for torch.export.load).")] = "onnx",
+    opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Which head, for example feature-extraction.", show_default="the one it was saved with")
+        str | None, typer.Option(help="The head, for example feature-extraction.", show_default="the one it was saved with")
     ] = None,
     global_attention_mask: Annotated[
-        bool, typer.Option("--global-attention-mask", help="Make this an input; otherwise global tokens are the configuration's.")
+        bool,
+        typer.Option("--global-attention-mask", help="Make this an input of the graph; otherwise the config determines the global tokens."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")] = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Write a long checkpoint as one graph for all lengths, and compare it with the model.
+    """Export a long checkpoint as one graph for all lengths, and compare it with the model.
 
-    OUT appears complete and equal to the model at three lengths, or not at all.
+    OUT appears complete, and equal to the model at three lengths, or not at all.
     """
     from ..conversion import export_checkpoint
     from .show import print_json, show_export
@@ -44,16 +45,16 @@ def export(
 
 
 def revert(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint folder, or a Hub repository id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens the result takes.", min=1, show_default="what the model was converted from")
+        int | None, typer.Option(help="Maximum length of the result, in tokens.", min=1, show_default="that of the source")
     ] = None,
     positions: Annotated[
         str,
         typer.Option(
-            help="Of a table: auto gives the rows before the conversion, truncate keeps the first ones, "
-            "interpolate squeezes all of them into the new length."
+            help="Position table: auto restores the rows before the conversion, truncate keeps the first ones, "
+            "interpolate resizes the whole table."
         ),
     ] = "auto",
     dtype: flags.Dtype = None,
@@ -65,7 +66,7 @@ def revert(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Turn a long checkpoint back into a plain one of its base, which loads without this package.
+    """Turn a long checkpoint back into one of its base architecture, which loads without this package.
 
     DST appears complete and verified, or not at all.
     """
@@ -73,7 +74,7 @@ def revert(
     from .show import conversion_progress, print_json, show_report
 
     with conversion_progress() as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they stand in the report
+        warnings.simplefilter("ignore", UserWarning)  # they are in the report
         report = revert_checkpoint(
             model,
             destination,

@@ -19,16 +19,16 @@ __all__ = ["card", "push", "push_converted"]
 
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; made when it does not exist.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="NAME or USER/NAME on the Hub; created if it does not exist.")],
     private: flags.Private = False,
-    revision: Annotated[str | None, typer.Option(help="A branch; made when it does not exist.", show_default="main")] = None,
-    commit_message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default="Upload and the folder's name")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch; created if it does not exist.", show_default="main")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Commit message.", show_default="Upload FOLDER")] = None,
     remote_code: flags.RemoteCode = False,
     bundle_user_code: flags.UserCode = False,
     token: flags.Token = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Send a model to the Hub, in one commit, with its card.
+    """Upload a model to the Hub in one commit, with its card.
 
     Files of the repository that the folder does not have stay. After a broken connection, run the same command again: large files that
     have arrived are not uploaded again.
@@ -52,7 +52,7 @@ def push(
 
 
 def push_converted(destination: Path, repo: str, *, private: bool, token: str | None, quiet: bool) -> dict[str, Any]:
-    """Push what `longattn convert` has just made; where that fails, the sentence says how to retry."""
+    """Push what `longattn convert` has just written; if that fails, the message tells how to retry."""
     from ..errors import HubError
     from ..hub import push_model
 
@@ -60,7 +60,7 @@ def push_converted(destination: Path, repo: str, *, private: bool, token: str | 
         report = push_model(destination, repo, private=private, token=token, log=partial(typer.echo, err=True))
     except HubError as error:
         again = f"longattn push {shlex.quote(str(destination))} {repo}{' --private' if private else ''}"
-        raise HubError(f"{error} The converted model is in {str(destination)!r}: {again}") from error
+        raise HubError(f"{error} The converted model is in {str(destination)!r}; push it with: {again}") from error
     if not quiet:
         _show(report)
     return report.to_dict()
@@ -74,15 +74,17 @@ def _show(report: PushReport) -> None:
 
 def card(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a saved model.")],
-    base_model: Annotated[str | None, typer.Option(help="Hub name of the model it was made from.")] = None,
-    name: Annotated[str | None, typer.Option(help="What a reader types to load it.", show_default="the folder as given")] = None,
-    results: Annotated[Path | None, typer.Option(help="Measured rows, a JSON list of {dataset, metric, value, ...}.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub name of the model that it was made from.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name or path by which the card loads it.", show_default="the folder as given")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Results: a JSON list of {dataset, metric, value, ...}.")] = None,
     license: Annotated[str | None, typer.Option(help="License identifier, for example apache-2.0.")] = None,
     language: Annotated[str | None, typer.Option(help="Language code, for example en.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Hub name of a data set it was trained on. Repeatable.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag. Repeatable.")] = None,
 ) -> None:
-    """Write the model card, README.md, from the model's config, its conversion report and measured results."""
+    """Write README.md, the model card, from the config, the conversion report and measured results."""
     from ..errors import LongAttentionError
     from ..hub import write_model_card
     from ..reading import read_json
@@ -91,7 +93,7 @@ def card(
     if results is not None:
         rows = read_json(results)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise LongAttentionError(f"{results} must hold a JSON list of rows with dataset, metric and value.")
+            raise LongAttentionError(f"{results} must contain a JSON list of rows with dataset, metric and value.")
     path = write_model_card(
         model, base_model=base_model, name=name, results=rows, license=license, language=language, datasets=dataset, tags=tag or []
     )

@@ -15,13 +15,14 @@ __all__ = ["inspect", "mechanisms"]
 
 def inspect(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A long or short checkpoint folder, or a Hub repository id.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A long or short checkpoint: a folder or a Hub repository id.", show_default=False),
     ] = None,
-    mechanism: Annotated[str | None, typer.Option(help="Draw this mechanism (without --option, with options for short inputs).")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Draw this mechanism; without --option, with options for short inputs.")] = None,
     option: flags.OptionFlag = None,
-    length: Annotated[int, typer.Option(min=2, max=512, help="Tokens drawn by --plot.")] = 64,
-    causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: its causal form.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the attention pattern per head into this image file.")] = None,
+    length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing.")] = 64,
+    causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: draw its causal form.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the attention patterns into this image file.")] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -30,9 +31,9 @@ def inspect(
     if (model is None) == (mechanism is None):
         raise typer.BadParameter("give either a MODEL or --mechanism NAME.")
     if mechanism is not None and plot is None:
-        raise typer.BadParameter("needs --plot FILE.png; `longattn mechanisms NAME` describes it in words.", param_hint="--mechanism")
+        raise typer.BadParameter("requires --plot FILE.png; `longattn mechanisms NAME` describes it in words.", param_hint="--mechanism")
     if mechanism is None and option:
-        raise typer.BadParameter("goes with --mechanism.", param_hint="--option")
+        raise typer.BadParameter("requires --mechanism.", param_hint="--option")
 
     from .show import print_json, show_inspection
 
@@ -65,7 +66,7 @@ def inspect(
 
 
 def mechanisms(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One mechanism in full.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Describe this mechanism in full.", show_default=False)] = None,
     as_json: flags.Json = False,
 ) -> None:
     """List the attention mechanisms, or describe one with its options."""

@@ -1,4 +1,4 @@
-"""Draw what mechanisms weigh: one row of panels per mechanism, one panel per head where heads differ."""
+"""Draws attention patterns: one row of panels per mechanism, one panel per head if heads differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["draw_patterns", "name_layers"]
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
-    """Layers of equal mechanism and options under one name: "layers 0, 2: window window=64"."""
+    """Mechanisms by name, with equal layers grouped: "layers 0, 2: window window=64"."""
     groups: dict[str, list[int]] = {}
     for index, mechanism in enumerate(mechanisms):
         text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
@@ -32,18 +32,18 @@ def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
 
 
 def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: bool | Sequence[bool], file: Path) -> None:
-    """Write an image: a query a row, a key a column, dark where the query weighs it more, white where it sees nothing.
+    """Write an image: a row per query, a column per key, darker for larger weights, white where nothing is visible.
 
-    ``causal`` says which form is drawn, of all mechanisms or of each.
+    ``causal`` selects the form, for all mechanisms or for each.
 
     Raises:
-        LongAttentionError: matplotlib is missing, or does not know the file's ending.
+        LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         OSError: the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib: pip install matplotlib.") from error
+        raise LongAttentionError("Drawing needs matplotlib; type pip install matplotlib.") from error
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     rows = {name: _different_heads(pattern(one, length, form)) for (name, one), form in zip(mechanisms.items(), forms, strict=True)}
     columns = max(len(panels) for panels in rows.values())

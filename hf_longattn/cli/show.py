@@ -43,7 +43,7 @@ def print_json(value: Any) -> None:
 
 
 def show_plan(plan: ConversionPlan) -> None:
-    """What would happen."""
+    """What a conversion would do."""
     console = _console()
     counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items() if count)
     facts = _facts(
@@ -72,7 +72,7 @@ def show_plan(plan: ConversionPlan) -> None:
 
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
-    """What would happen, and the costs of all mechanisms at 1K to 64K tokens."""
+    """The plan, and the cost of all mechanisms at 1K to 64K tokens."""
     from ..conversion.flops import LENGTHS, compare_mechanisms, matrix_speed
 
     rows = compare_mechanisms(plan.attention, plan.shape)
@@ -86,7 +86,7 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
 
 def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> Table:
     counted = [row for row in rows if not row.refused]
-    same = len({row.bytes for row in counted}) == 1  # an encoder keeps nothing, and its widest layer is none of attention's
+    same = len({row.bytes for row in counted}) == 1  # an encoder has no cache, and its largest activation is not in attention
     title = f"one sequence through the whole model: least seconds at this machine's {speed / 1e9:,.0f} GFLOP/s"
     title = title if same else f"{title} / memory beside the weights"
     table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
@@ -107,7 +107,7 @@ def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: fl
 
 
 def _round(count: int) -> str:
-    """A size without decimals, so that four columns stand beside the names in 80 characters."""
+    """A size without decimals, so that four columns and the names fit into 80 characters."""
     number, unit = size(count).split()
     return f"{float(number.replace(',', '')):,.0f} {unit}"
 
@@ -121,12 +121,12 @@ def _grown(old: int, new: int) -> str:
 
 
 def _tokens(length: int) -> str:
-    """Of a model whose config does not say how many it takes, nothing can be said."""
+    """A maximum length; 0 if the config does not limit it."""
     return f"{length} tokens" if length else "any number of tokens"
 
 
 def show_costs(costs: Sequence[LengthCost]) -> None:
-    """Cost per length, for one sequence."""
+    """Cost at each length, for one sequence."""
     table = Table(box=box.SIMPLE, pad_edge=False, title="one sequence, counted from shapes", title_style="dim", title_justify="left")
     for heading in ("tokens", "attention", "full attention", "saved", "whole model", "activations"):
         table.add_column(heading, justify="right")
@@ -147,7 +147,7 @@ def show_costs(costs: Sequence[LengthCost]) -> None:
 
 
 def show_report(report: ConversionReport) -> None:
-    """What was written and what was found."""
+    """What was written, and the checks."""
     console = _console()
     plan = report.plan
     counts = ", ".join(f"{count} {action}" for action, count in plan["tensor_counts"].items() if count)
@@ -172,13 +172,13 @@ def show_report(report: ConversionReport) -> None:
         table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{_plain(check.detail)}[/]")
     console.print(table, highlight=False)
     console.print()
-    console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; kept in {report.files[-1]}.", highlight=False)
+    console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; details are in {report.files[-2]}.", highlight=False)
     if report.train_command:
         console.print(f"Next: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
 
 
 def show_export(report: ExportReport) -> None:
-    """What was written, what it takes and gives, and how far it is from the model."""
+    """What was written, its inputs and outputs, and the comparison with the model."""
     console = _console()
     form = report.format if report.opset is None else f"{report.format}, opset {report.opset}"
     console.print(
@@ -193,12 +193,12 @@ def show_export(report: ExportReport) -> None:
 
 
 def show_inspection(found: Inspection) -> None:
-    """A checkpoint as it is."""
+    """A checkpoint: its model, mechanisms, state and cost."""
     console = _console()
     console.print(
         _facts(
             ("model", f"{found.source.name}  ({found.class_name}, model type {found.model_type})"),
-            ("takes", f"{found.max_length:,} tokens, {'causal' if found.causal else 'bidirectional'}"),
+            ("input", f"up to {found.max_length:,} tokens, {'causal' if found.causal else 'bidirectional'}"),
             ("parameters", f"{found.parameters:,}  ({size(found.nbytes)} in {len(found.source.tensors)} tensors)"),
         )
     )
@@ -211,7 +211,7 @@ def show_inspection(found: Inspection) -> None:
 
 
 def _state_table(found: Inspection) -> Table:
-    """What runs of equal layers keep while decoding."""
+    """The decode state of each run of equal layers."""
     table = Table(box=box.SIMPLE, pad_edge=False, title=f"decode state of one sequence of {found.max_length:,} tokens, of each layer")
     table.title_style, table.title_justify = "dim", "left"
     for heading in ("layers", "mechanism", "state", "each further token"):
@@ -268,7 +268,7 @@ def show_mechanism(info: MechanismInfo) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Bytes in readable units."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
@@ -276,7 +276,7 @@ def size(count: int) -> str:
 
 
 def flops(count: int) -> str:
-    """Floating-point operations for people."""
+    """Floating-point operations in readable units."""
     for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

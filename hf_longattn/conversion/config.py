@@ -142,9 +142,9 @@ class ConversionConfig:
     token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or that of `hf auth login`", planned=True, secret=True)
 
     def __post_init__(self) -> None:
-        for name in ("mechanism", "long_attention"):
+        for name, instead in (("mechanism", "--mechanism"), ("long_attention", "--mechanism, --option and --layers")):
             if name in (self.options or {}):
-                raise OptionError(f"{name!r} is not an option of a mechanism; pass it as --mechanism (mechanism=…).")
+                raise OptionError(f"{name!r} is not an option of a mechanism; use {instead} (in Python, the argument {name}).")
         if self.layers is not None and "layers" in (self.options or {}):
             raise OptionError("The option 'layers' was given twice; give it once.")
         if self.generic and self.remote_code:

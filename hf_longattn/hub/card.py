@@ -1,4 +1,4 @@
-"""Model cards written by code: from the model's own config, the conversion's report and measured results."""
+"""Model cards, made from the model's config, its conversion report and measured results."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     """
     path = Path(model_dir) / "README.md"
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is not a regular file, so no card was written; remove it.")
+        raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
     card = model_card(model_dir, **{**_kept(path, contents), **contents})
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         card.save(beside)
-        os.replace(beside, path)  # in the place of a link, whose file stays as it is
+        os.replace(beside, path)  # replaces a link, not its target
     finally:
         beside.unlink(missing_ok=True)
     return path
 
 
 def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a card that is written again, since nothing else says it: how the model was trained, and what was measured."""
+    """What a rewritten card keeps because nothing else records it: how the model was trained, and what was measured."""
     if not readme.is_file():
         return {}
     try:
         card = read_card(readme)
-    except CheckpointError:  # of which the user is told where its metadata would be taken over
+    except CheckpointError:  # the user is warned where its metadata is inherited
         return {}
     kept = {"training": section(card.text, "Training"), "measured": section(card.text, "Results")}
     if contents.get("results"):
@@ -94,23 +94,23 @@ def model_card(
 ) -> ModelCard:
     """The card of a saved model.
 
-    Licence, language, datasets and tags are taken over from the card of the model that it was made from, as far as they are not given:
-    from a ``README.md`` that the folder has already, else from that of the source.
+    Licence, language, datasets and tags that are not given are inherited: from the folder's own ``README.md``, or else from that of the
+    source.
 
     Args:
-        model_dir: a folder with a ``config.json``.
-        base_model: the Hub name of the model it was made from; a local folder's name is shown in the text only.
-        source: the folder or Hub name of the model it was made from, for its card; the report's by default.
-        report: a conversion's report; ``conversion_report.json`` of the folder when not given.
+        model_dir: a saved model.
+        base_model: the Hub name of the model it was made from; a local folder is named in the text only.
+        source: the folder or Hub name of the model whose card is inherited from; the report's by default.
+        report: the conversion's report; the folder's ``conversion_report.json`` by default.
         results: measured rows; those without a ``system`` also go into the metadata (``model-index``).
-        name: what a reader types to load the model, a Hub name or a path; the folder as given by default.
-        title, introduction, training, limits: text; limits are added to those that the config implies.
+        name: what a reader types to load the model, a Hub name or a path; ``model_dir`` by default.
+        title, introduction, training, limits: text; limits follow those that the config implies.
         license, language, datasets, tags: the Hub's metadata.
-        measured, eval_results: the table of results and its metadata as they stand in an earlier card, where no results are given.
+        measured, eval_results: the table of results and its metadata from an earlier card, if no results are given.
 
     Raises:
-        CheckpointError: when the folder has no readable ``config.json``.
-        LongAttentionError: when a result is not a finite number, or the metadata does not survive being read back.
+        CheckpointError: the folder has no readable ``config.json``.
+        LongAttentionError: a result is not a finite number, or the metadata cannot be read back.
     """
     folder = Path(model_dir)
     config = read_config(folder)
@@ -172,7 +172,7 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
 
 
 def _inherited(folder: Path, source: str | Path | None) -> dict[str, Any]:
-    """From the folder's own card, else from its source's, whose base is not this model's."""
+    """The metadata of the folder's own card or else of its source's, without that one's base."""
     if (folder / "README.md").is_file():
         return inherited_metadata(folder / "README.md")
     card = source_card(source) if source is not None else None
@@ -183,7 +183,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a saved model.
 
     Raises:
-        CheckpointError: there is none that can be read, or its fields are of other types than transformers writes.
+        CheckpointError: it cannot be read, or its fields have types that transformers does not write.
     """
     if not (folder / "config.json").exists():
         raise CheckpointError(f"There is no readable config.json in {folder}; give the folder of a saved model.")
@@ -207,10 +207,10 @@ REPORT_FIELDS: dict[str, Any] = {
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report of the conversion that made a folder; empty where there is none.
+    """The report of the conversion that made a folder; empty if there is none.
 
     Raises:
-        CheckpointError: it cannot be read, or a field is of another type than a conversion writes.
+        CheckpointError: it cannot be read, or a field has a type that a conversion does not write.
     """
     if not (folder / REPORT).exists():
         return {}
@@ -224,7 +224,7 @@ def _introduction(architecture: str, base: str | None, attention: LongAttentionC
         return f"`{architecture}` for inputs of up to {length:,} tokens."
     start = f"Converted from `{Path(base).name if Path(base).is_absolute() else base}`" if base else f"`{architecture}`"
     grown = f", extended from {plan['old_length']:,} to {length:,} tokens" if plan else f", for inputs of up to {length:,} tokens"
-    if plan and not plan["new_length"]:  # of a plain class that does not say
+    if plan and not plan["new_length"]:  # a plain class without a maximum length
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
     return f"{start}{grown}{positions}, with `{attention.mechanism}` attention, by hf_longattn."
@@ -242,14 +242,14 @@ def _display_name(source: str) -> str:
 def _limits(config: dict[str, Any], attention: LongAttentionConfig | None, length: int, needs_training: bool) -> list[str]:
     family = FAMILIES.get((config.get("model_type") or "").removeprefix("long_"))
     if family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
-        limits = [f"Inputs of more than {length:,} tokens are refused or must be cut."]
+        limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]
     else:
-        limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but nothing was verified for them."]
+        limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
     if attention is not None:
         exact = mechanism_class(attention.mechanism).exact_when
-        limits.append(f"`{attention.mechanism}` equals full attention when: {exact}. Otherwise a layer does not see the tokens outside it.")
+        limits.append(f"`{attention.mechanism}` equals full attention when: {exact}.")
     if needs_training:
-        limits.append("As converted, it does not give what its source gave: train it before use, as said above.")
+        limits.append("As converted, its outputs differ from those of its source: train it before use, as described above.")
     return limits
 
 
@@ -276,17 +276,17 @@ def _versions(report: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredResult:
-    """One number that a script measured.
+    """One measured number.
 
     Attributes:
         dataset: readable name, for example "lookup, documents of 1,025 to 2,048 tokens".
         metric: readable name, for example "exact match".
         value: finite; in ``unit``.
-        unit: "%", "s", "nats" or "" for a plain number.
+        unit: "%", "s", "nats", or "" for a plain number.
         task: the Hub's task name, for example "question-answering".
         dataset_type: identifier in the metadata; made from ``dataset`` when empty.
         metric_type: identifier in the metadata; made from ``metric`` when empty.
-        system: what was measured, when the table compares several; only rows without one go into the metadata.
+        system: what was measured, if the table compares several; only rows without one go into the metadata.
         n: examples; standard_error: in ``unit``; split: of the dataset; note: a few words.
     """
 
@@ -305,13 +305,11 @@ class MeasuredResult:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.value, int | float) and math.isfinite(self.value)):
-            raise LongAttentionError(
-                f"The result {self.metric!r} on {self.dataset!r} is {self.value!r}, but a card states finite numbers only."
-            )
+            raise LongAttentionError(f"The result {self.metric!r} on {self.dataset!r} is {self.value!r}, but must be a finite number.")
 
     @classmethod
     def of(cls, row: MeasuredResult | dict[str, Any]) -> MeasuredResult:
-        """The row itself, or one made from a dict of the attributes above."""
+        """The row itself, or one made from a dict of these attributes."""
         if isinstance(row, MeasuredResult):
             return row
         try:
@@ -319,7 +317,7 @@ class MeasuredResult:
         except TypeError as error:
             known = ", ".join(field.name for field in dataclasses.fields(cls))
             raise LongAttentionError(
-                f"A result row has the fields {sorted(row)}, but takes {known} (the first three are needed)."
+                f"A result row has the fields {sorted(row)}, but takes {known} (the first three are required)."
             ) from error
 
     @property

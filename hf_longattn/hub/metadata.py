@@ -1,4 +1,4 @@
-"""What a model's card takes over from the card of the model it was made from."""
+"""Metadata of model cards: what a card inherits from that of its source, and whether it can be read back."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..reading import read_text
 __all__ = ["KEPT", "check_metadata", "fetch_card", "inherited_metadata", "read_card", "source_card", "with_inherited"]
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
-"""Metadata that holds for a converted model as for its source. Results do not: they were measured on another model."""
+"""Metadata that a converted model shares with its source. Results are not among them: they were measured on another model."""
 LISTED = ("language", "datasets", "tags", "base_model")
-"""Of which there may be several."""
+"""Fields that may have several values."""
 FORMATS = frozenset(
     [
         "coreml",
@@ -40,25 +40,25 @@ FORMATS = frozenset(
         "transformers",
     ]
 )
-"""Tags that name a format in which the source's files are."""
+"""Tags that name the format of the source's files."""
 
 
 def inherited_metadata(card: str | Path) -> dict[str, Any]:
     """The fields :data:`KEPT` of the front matter of a ``README.md``, without tags of file formats, and its ``base_model``.
 
-    A card that cannot be read gives nothing, with a warning.
+    A card that cannot be read gives no metadata, and a warning.
     """
     try:
         data = read_card(Path(card)).data.to_dict()
     except CheckpointError as error:
-        warnings.warn(f"{error} Nothing is taken over from it.", stacklevel=2)
+        warnings.warn(f"{error} No metadata is taken from it.", stacklevel=2)
         return {}
     found = {name: data[name] for name in (*KEPT, "base_model") if data.get(name)}
     for name, value in list(found.items()):
         listed = name in LISTED and isinstance(value, list) and all(isinstance(one, str) for one in value)
         if not isinstance(value, str) and not listed:
             expected = "text or a list of text" if name in LISTED else "text"
-            warnings.warn(f"{str(card)!r} says {name}: {value!r}, which must be {expected}; it is not taken over.", stacklevel=2)
+            warnings.warn(f"{str(card)!r} says {name}: {value!r}, which must be {expected}; it is ignored.", stacklevel=2)
             del found[name]
     if "tags" in found:
         given = [found["tags"]] if isinstance(found["tags"], str) else found["tags"]
@@ -70,14 +70,14 @@ def read_card(path: Path) -> ModelCard:
     """The card in a file.
 
     Raises:
-        CheckpointError: the file or the metadata at its beginning cannot be read.
+        CheckpointError: the file or its metadata cannot be read.
     """
     text = read_text(path)
     try:
         card = ModelCard(text, ignore_metadata_errors=False)
-        str(card).encode()  # escapes of YAML can stand for what is no character
+        str(card).encode()  # YAML escapes can encode half a surrogate pair
         return card
-    except Exception as error:  # the Hub's library raises what it happens to raise on metadata of other types
+    except Exception as error:  # huggingface_hub raises various errors on metadata of unexpected types
         raise CheckpointError(f"The metadata of {str(path)!r} cannot be read: {in_a_line(error, 200)}.") from error
 
 
@@ -91,22 +91,22 @@ def source_card(source: str | Path) -> Path | None:
 
     try:
         cached = try_to_load_from_cache(str(source), "README.md")
-    except HFValidationError:  # the path of a folder that is no longer there
+    except HFValidationError:  # the path of a folder that no longer exists
         return None
     return Path(cached) if isinstance(cached, str) else None
 
 
 def fetch_card(repo_id: str) -> None:
-    """Bring the card of a Hub repository into the Hub cache, where it has one that can be read."""
+    """Download the card of a Hub repository into the Hub cache, if it has one that can be read."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
-    with contextlib.suppress(OSError, ValueError, HTTPError):  # without it, nothing is taken over
+    with contextlib.suppress(OSError, ValueError, HTTPError):  # without it, no metadata is inherited
         hf_hub_download(repo_id, "README.md")
 
 
 def with_inherited(given: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given, completed by what is inherited; tags are both, and a licence is taken over whole or not at all."""
+    """The given metadata, completed by the inherited: tags are merged, and a licence is inherited with its name and link or not at all."""
     own_license = given.get("license") is not None
     rest = {name: value for name, value in inherited.items() if not (own_license and name.startswith("license"))}
     merged = {**rest, **{name: value for name, value in given.items() if value}}
@@ -115,23 +115,21 @@ def with_inherited(given: Mapping[str, Any], inherited: Mapping[str, Any]) -> di
 
 
 def check_metadata(text: str, expected: dict[str, Any]) -> None:
-    """Read the card's metadata back, as the Hub does, and compare it with what was meant.
+    """Read the card's metadata back, as the Hub does, and compare it with what was written.
 
     Raises:
-        LongAttentionError: when it cannot be read or differs.
+        LongAttentionError: it cannot be read, or it differs.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise LongAttentionError("The card cannot be written as UTF-8; check the names and values given to the card.") from None
+        raise LongAttentionError("The card cannot be encoded as UTF-8; check the names and values given for it.") from None
     try:
         found = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
     except ValueError as error:
-        raise LongAttentionError(
-            f"The card's metadata cannot be read back ({error}); check the names and values given to the card."
-        ) from error
+        raise LongAttentionError(f"The card's metadata cannot be read back ({error}); check the names and values given for it.") from error
     wrong = sorted(key for key, value in expected.items() if found.get(key) != value)
     if wrong:
         raise LongAttentionError(
-            f"The card's metadata changed when it was read back, in {', '.join(wrong)}; check the values given to the card."
+            f"The card's metadata changed when it was read back, in {', '.join(wrong)}; check the values given for it."
         )

@@ -1,4 +1,4 @@
-"""Cards that transformers writes when it pushes a model, completed by what ours says."""
+"""Completes the cards that transformers writes when it pushes a model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .metadata import fetch_card, inherited_metadata, read_card, source_card
 __all__ = ["complete_pushed_card", "from_source", "keep_model_card"]
 
 EMPTY_CARD = "This model card has been automatically generated"
-"""In the card that transformers gives a repository without one."""
+"""In the card that transformers writes for a repository without one."""
 TRAINING = "## Training procedure"
-"""Where the part of Trainer's card begins that nobody else knows."""
+"""Heading of the part of Trainer's card that only Trainer knows."""
 
 
 def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
-    """Put our card in the place of transformers' empty one, in a folder that is about to be pushed; any other card stays.
+    """Replace transformers' empty card with ours, in a folder that is about to be pushed; any other card stays.
 
     Args:
-        folder: of a saved model.
-        repo_id: where it goes.
-        source: what the model was loaded from, whose card says licence, language, data sets and tags.
+        folder: a saved model.
+        repo_id: the repository it is pushed to.
+        source: what the model was loaded from; its card gives licence, language, data sets and tags.
     """
     readme = Path(folder) / "README.md"
     if not readme.is_file() or EMPTY_CARD not in (text := read_text(readme)):
@@ -43,13 +43,13 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
 
 
 def keep_model_card(trainer: Any) -> None:
-    """Have ``trainer.push_to_hub()`` write our card, with what the Trainer knows in it, instead of its own, which forgets the model's.
+    """Make ``trainer.push_to_hub()`` write our card, with the training added, instead of Trainer's, which drops the model's.
 
         trainer = Trainer(model, ...)
         keep_model_card(trainer)
 
-    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded, unless ``push_to_hub`` is given
-    others; results and hyperparameters are the Trainer's.
+    Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded, unless
+    ``push_to_hub`` is given others; results and hyperparameters are the Trainer's.
 
     Args:
         trainer: any ``transformers.Trainer`` whose model was loaded with ``from_pretrained``.
@@ -65,10 +65,10 @@ def keep_model_card(trainer: Any) -> None:
 
 
 def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> None:
-    """Rewrite the card that Trainer has put into ``folder``."""
+    """Rewrite the card that Trainer wrote into ``folder``."""
     readme = folder / "README.md"
     if not (folder / "config.json").is_file():
-        raise HubError(f"{str(folder)!r} holds no saved model yet, so its card cannot be written; call trainer.save_model() first.")
+        raise HubError(f"{str(folder)!r} contains no saved model yet, so its card cannot be written; call trainer.save_model() first.")
     theirs = read_card(readme)
     text = theirs.text.strip()
     said = introduction(text, source)
@@ -87,8 +87,8 @@ def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> Non
 
 
 def introduction(text: str, source: str) -> str:
-    """The first paragraphs of Trainer's card, without its comment and title, and without its wrong guesses: a model that was loaded was not
-    trained from scratch, and a data set may have no name."""
+    """The first paragraphs of Trainer's card, without its comment, its title and its wrong guesses: a loaded model was not trained from
+    scratch, and a data set may have no name."""
     said = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).strip().partition("\n## ")[0]
     said = re.sub(r"^# .*$", "", said, flags=re.MULTILINE).strip()
     if source:
@@ -98,8 +98,7 @@ def introduction(text: str, source: str) -> str:
 
 
 def from_source(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Arguments of :func:`model_card`: what was given, and what the model was loaded from. A Hub name is itself the base, a folder says
-    in its card which that is."""
+    """Arguments of :func:`model_card` for a model that was loaded from ``source``: a Hub name is the base, a folder's card names it."""
     said = {name: value for name, value in given.items() if value}
     if not source:
         return said

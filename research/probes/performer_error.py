@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.drawing import svg
 from hf_longattn import attend, build_mechanism
-from hf_longattn.drawing import svg
 
 COUNTS = (16, 32, 64, 128, 256, 512, 1024)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_longattn.drawing import svg
+from benchmarks.drawing import svg
 
 PANELS = (("state_bytes", "bytes of state of a sequence"), ("tokens_per_second", "tokens per second while decoding"))
 

@@ -114,3 +114,14 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path, capsys
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *arguments)
     assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [("mechanism=window", "use --mechanism (in"), ("long_attention=window", "use --mechanism, --option and --layers (in")],
+)
+def test_what_is_no_option_is_told_its_flag(option: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", str(tmp_path), "--option", option])
+    assert stopped.value.code == 1
+    assert instead in capsys.readouterr().err

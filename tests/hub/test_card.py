@@ -182,7 +182,7 @@ def test_every_card_says_how_the_package_is_installed_truly(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("base", "sentence"), [("bert", "are refused or must be cut"), ("llama", "Longer ones may run, but nothing was verified")]
+    ("base", "sentence"), [("bert", "are refused; truncate them"), ("llama", "Longer ones may run, but were not verified")]
 )
 def test_only_models_with_a_table_are_said_to_refuse_longer_inputs(base: str, sentence: str, tmp_path: Path) -> None:
     config = FAMILIES[base].config_class(**SIZES, max_position_embeddings=64, long_attention={"mechanism": "window", "window": 8})
@@ -211,7 +211,7 @@ def test_a_report_of_odd_types_is_a_sentence(report: dict[str, object], sentence
         write_model_card(folder)
 
 
-@pytest.mark.filterwarnings("ignore:.*(not taken over|Nothing is taken over)")
+@pytest.mark.filterwarnings("ignore:.*(it is ignored|No metadata is taken)")
 @pytest.mark.parametrize(
     "front",
     [

@@ -79,7 +79,7 @@ def test_from_the_hub(checkpoint: Callable[..., Path], hub: Callable[[str], None
 
 def test_a_card_that_cannot_be_read_gives_nothing_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.warns(UserWarning, match="Nothing is taken over"):
+    with pytest.warns(UserWarning, match="No metadata is taken"):
         assert inherited_metadata(tmp_path / "README.md") == {}
     (tmp_path / "README.md").write_text("# no front matter\n")
     assert inherited_metadata(tmp_path / "README.md") == {}

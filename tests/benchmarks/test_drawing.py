@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.drawing import svg
+from benchmarks.drawing import svg
 from research.qa_run import ScoredAnswer
 from research.qa_table import draw, tabulate
 

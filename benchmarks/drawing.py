@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import LongAttentionError
+from hf_longattn.errors import LongAttentionError
 
 
 @contextmanager
