@@ -15,13 +15,14 @@ import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.utils import logging, output_capturing
+from transformers.utils import logging
 
 from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
+from .private_apis import attentions_collected, tensor_version
 
 Found = TypeVar("Found")
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
@@ -215,7 +216,7 @@ def _once(given: Tensor, key: Any, make: Callable[[], Found]) -> Found:
     """What is made of a tensor that all layers share, made once; again when the tensor has been written to. Made anew in a graph."""
     if in_graph():
         return make()
-    version = 0 if given.is_inference() else given._version
+    version = tensor_version(given)
     known: dict[Any, Any] = getattr(given, "_long_attention", {})
     if (version, key) not in known:
         known = {name: found for name, found in known.items() if name[0] == version} | {(version, key): make()}
@@ -284,7 +285,7 @@ def separates_documents(mask: Tensor) -> bool:
     """
     if mask.shape[2] != mask.shape[3] or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    version = 0 if mask.is_inference() else mask._version  # a mask that is written to again is looked at again
+    version = tensor_version(mask)  # a mask that is written to again is looked at again
     known: tuple[int, bool] | None = getattr(mask, "_separates_documents", None)
     if known is None or known[0] != version:
         known = version, _falls_apart(mask)
@@ -377,17 +378,7 @@ def _score_mod(terms: list[Tensor | ScoreMod | None], q_len: int, kv_len: int, s
 
 def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     """Whether somebody collects attentions: not every model passes ``output_attentions`` down to its attention modules."""
-    if kwargs.get("output_attentions"):
-        return True
-    active = getattr(output_capturing, "_active_collector", None)
-    if active is None:  # a private name, which another version may have changed
-        logger.warning_once(
-            "This version of transformers does not tell its attention modules whether attentions are collected; "
-            "they are returned only by models that pass output_attentions down to their attention."
-        )
-        return False
-    collector = active.global_var if torch.compiler.is_compiling() else active.get()
-    return collector is not None and any("attentions" in key for key in collector)
+    return bool(kwargs.get("output_attentions")) or attentions_collected()
 
 
 def register_backend() -> None:

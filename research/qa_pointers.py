@@ -125,7 +125,8 @@ def _real(mask: Tensor | None) -> Tensor | None:
 
 def detach_pointers(model: PreTrainedModel) -> None:
     """Remove the pointers and their hooks; does nothing when there are none."""
-    pointers = model._modules.pop(_NAME, None)
+    pointers = getattr(model, _NAME, None)
     if isinstance(pointers, TrailPointers):
+        delattr(model, _NAME)
         for handle in pointers.handles:
             handle.remove()

@@ -11,7 +11,6 @@ from transformers import BertModel
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_longattn import backend
 from hf_longattn.attend import attend
 from hf_longattn.backend import BACKEND, longattn_attention_forward, longattn_mask, separates_documents
 from hf_longattn.errors import BackendError, LengthError, MaskError
@@ -190,7 +189,7 @@ class TestMask:
 
 def test_another_version_of_transformers_may_collect_attentions_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its private names are looked up where they are needed, and only what they are for is lost without them."""
-    monkeypatch.delattr(backend.output_capturing, "_active_collector")
+    monkeypatch.delattr("transformers.utils.output_capturing._active_collector")
     out, weights = longattn_attention_forward(module(window=8), *qkv(), None)
     assert out.isfinite().all()
     assert weights is None

@@ -17,7 +17,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 # (`hf_longattn.hub`), never what is behind it; `cli` and the scripts stand on everything.
 FLOORS = (
     ("errors", "naming"),
-    ("hub_errors", "reading"),
+    ("hub_errors", "private_apis", "reading"),
     ("engines",),
     ("positions",),
     ("mechanisms",),

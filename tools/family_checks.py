@@ -137,7 +137,7 @@ class Subject:
     def compile(self) -> str:
         model = self._long()
         inputs = self._inputs(2, self.checkpoint.length + 40)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         return self._equal(self._logits(model, inputs), self._logits(compiled, inputs), inputs)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from ..errors import CheckpointError
+from ..private_apis import replace_parameters, with_loader
 from .report import MEASURED, SKIPPED, Check
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 
@@ -71,7 +73,7 @@ class WeightsInFiles:
     def loading(self, model_class: Any) -> Any:
         """`model_class` with a `from_pretrained` that leaves the weights in their files."""
 
-        def load(model: Any, state_dict: Any, checkpoint_files: Any, config: Any, *more: Any) -> Any:
+        def load(original: Callable[..., Any], model: Any, state_dict: Any, checkpoint_files: Any, config: Any, *more: Any) -> Any:
             read = {name: _WhileLoading(StoredTensor(header, config.dtype)) for name, header in self.tensors.items()}
             for name in self.tensors.keys() - _needed(model, self.tensors, config.weight_mapping or ()):
                 read[name].needed = False
@@ -81,11 +83,10 @@ class WeightsInFiles:
                 disk_offload_folder=str(self.scratch),
                 sharded_metadata={"weight_map": dict.fromkeys(self.tensors, ANY_FILE)},
             )
-            info, self.index = model_class._load_pretrained_model(model, read, [ANY_FILE], changed, *more)
+            info, self.index = original(model, read, [ANY_FILE], changed, *more)
             return info, None
 
-        own = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(load)}
-        return type(model_class.__name__, (model_class,), own)
+        return with_loader(model_class, load)
 
     def give_to(self, model: nn.Module, in_memory: str | None = None) -> None:
         """Read every parameter of a loaded model that has no values from its file, when it is accessed.
@@ -99,17 +100,17 @@ class WeightsInFiles:
         """
         for prefix, module in model.named_modules():
             later = {}
-            for name, parameter in list(module._parameters.items()):
-                if parameter is None or not parameter.is_meta:
+            for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                if not parameter.is_meta:
                     continue
                 full = f"{prefix}.{name}".removeprefix(".")
                 stored = self._stored(full, tuple(parameter.shape))
                 if in_memory is not None and in_memory in full:
-                    module._parameters[name] = nn.Parameter(stored.read(), requires_grad=False)
+                    setattr(module, name, nn.Parameter(stored.read(), requires_grad=False))
                 else:
                     later[name] = stored
             if later:
-                module._parameters = _FileParameters(module._parameters, later)
+                replace_parameters(module, partial(_FileParameters, stored=later))
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         entry = self.index[name]

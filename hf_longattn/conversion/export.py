@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..mechanisms import Mechanism
+from ..private_apis import auto_mapping, trace_errors
 from .architectures import attached_mechanisms
 from .inspection import inspect_checkpoint
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
@@ -156,7 +157,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     if task is not None:
         if task not in TASKS:
             raise ExportError(f"The task is {task!r}, but must be one of {', '.join(TASKS)}.")
-        heads = getattr(transformers, TASKS[task])._model_mapping
+        heads = auto_mapping(getattr(transformers, TASKS[task]))
         if family.config_class not in heads:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}.")
         chosen = heads[family.config_class]
@@ -290,15 +291,13 @@ def _traced(
     graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], max_length: int
 ) -> tuple[torch.export.ExportedProgram, dict[str, Tensor], int]:
     """The program, its example inputs, and the minimum length for which it is one graph."""
-    from torch._dynamo.exc import UserError
-
     decoded, tried = longest_decoded(graph.model, max_length), _least_lengths(graph, max_length)
     for shortest in tried:
         example = example_of(min(max_length, max(EXAMPLE, shortest + 1)))
         try:
             program = torch.export.export(graph, (), kwargs=example, dynamic_shapes=free_sizes(example, shortest, max_length, decoded))
             return program, example, shortest
-        except (UserError, AssertionError):  # a guard on the length, or guards that contradict each other
+        except trace_errors():  # a guard on the length, or guards that contradict each other
             if shortest == tried[-1]:
                 raise
     raise AssertionError("no minimum length to try")

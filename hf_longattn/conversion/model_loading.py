@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, in_a_line
+from ..private_apis import auto_classes
 from .architectures import Architecture
 from .disk_offload import WeightsInFiles
 from .sources import Source, open_source
@@ -22,11 +23,8 @@ from .tensor_files import TensorHeader
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
     """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
-    from transformers.models.auto import modeling_auto
-
-    for name in sorted(dir(modeling_auto), key=lambda name: name == "AutoModelForPreTraining"):  # it has other heads as well
-        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
-        if mapping is None or not name.startswith("AutoModel") or type(config) not in mapping:
+    for name, mapping in sorted(auto_classes(), key=lambda found: found[0] == "AutoModelForPreTraining"):  # it has other heads as well
+        if type(config) not in mapping:
             continue
         found = mapping[type(config)]
         if class_name in [one.__name__ for one in (found if isinstance(found, tuple | list) else [found])]:

@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from ..mechanisms.base import Mechanism
 from ..modeling.generic import OWN, load_generic, load_generic_with
 from ..modeling.sliding_window import keeps_window, own_windows
+from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .flops import cost_at, layer_mechanisms
 from .model_loading import load_plain, load_result, load_source, newly_initialised, outputs, weights_in_files
@@ -173,7 +174,7 @@ def _compare_old(
         model.use_base_attention()
         name = "equal at the old length with full attention"
         checks.append(compare(name, lengths.old, "full attention instead of the mechanism", exact, position_change))
-        model.set_attn_implementation(plan.config._attn_implementation or "longattn")
+        model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
         covers = f"covers inputs up to {lengths.covered} tokens" if lengths.covered else "is full attention at no length"
         why = " and ".join(filter(None, [position_change, f"the mechanism {covers}"]))
         checks.append(compare("at the old length", lengths.old, "long attention", False, why))
@@ -262,7 +263,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
     source: Any = load_plain(plan.source, plan.architecture, cast, scratch)
     inputs = seeded_inputs(source)
-    own = source.config._attn_implementation
+    own = attention_implementation(source.config)
     expected = _run(source, inputs)
     del source
     model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..private_apis import tensor_version
+
 Made = TypeVar("Made")
 BUDGET = 256 << 20
 """Most bytes in :data:`KEPT`: enough for the masks and plans of 24 layers with different patterns."""
@@ -64,7 +66,7 @@ class ByteCache:
 
     def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Made], size: Callable[[Made], int]) -> Made:
         """What ``make`` returned for ``key`` and the current versions of these tensor objects; dropped when one of them is freed."""
-        versions = (0 if x.is_inference() else x._version for x in tensors)
+        versions = map(tensor_version, tensors)
         whole = (*key, *map(id, tensors), *versions)
         held = self.find(whole)
         if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
@@ -128,12 +130,12 @@ KEPT = ByteCache()
 
 def tensor_bytes(value: Any) -> int | None:
     """Bytes of all tensors in ``value``, each storage once; None if one is not a plain tensor (a traced one, for example)."""
-    storages: dict[int, int] = {}
+    storages: dict[tuple[torch.device, int], int] = {}
     for tensor in _tensors(value):
         if type(tensor) not in (Tensor, nn.Parameter):
             return None
         storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage.nbytes()
+        storages[storage.device, storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
+from ..private_apis import aten
 
 MASKED = -1e30
 """Additive mask. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
 
 
-def _operator(name: str) -> Any:
-    """A private operator of PyTorch."""
-    try:
-        return getattr(torch.ops.aten, name)
-    except AttributeError:
-        sentence = (
-            f"This version of torch has no operator aten::{name}, by which attention runs on the CPU; "
-            "install one that hf_longattn names in its requirements."
-        )
-
-        def missing(*_: Any, **__: Any) -> Any:
-            raise BackendError(sentence)
-
-        return missing
-
-
-flash = _operator("_scaled_dot_product_flash_attention_for_cpu")
-flash_backward = _operator("_scaled_dot_product_flash_attention_for_cpu_backward")
+flash = aten("cpu_flash")
+flash_backward = aten("cpu_flash", 1)
 
 
 def mask_dtype(q: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from ..private_apis import assume_in_graph
 from .batch import Batch
 from .call import AttentionCall
 from .dense import dense_attention, masked_softmax
@@ -20,8 +21,8 @@ def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
     count = mask.sum(-1)
     most, length = count.max().item(), mask.shape[-1]
     if torch.compiler.is_exporting():
-        torch._check(most >= 0)
-        torch._check(most <= length)
+        assume_in_graph(most >= 0)
+        assume_in_graph(most <= length)
     index = torch.where(mask, torch.arange(length, device=mask.device), length).sort(-1).values[:, :most].clamp(max=length - 1)
     return index, torch.arange(index.shape[1], device=mask.device)[None] < count[:, None]
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from ..private_apis import aten, has_aten, warn_missing
 from .call import AttentionCall
 from .dense import index_grid, masked_softmax
 from .pattern import ScoreMod
@@ -60,11 +61,13 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     """q_i · k[index_ij]: ``(B, H, Nq, K)``, float32 at least."""
     out = q.new_empty(index.shape, dtype=_dtype(q))
     for queries, keys, places, into in _heads(q, k, index, out):
-        if q.device.type == "cpu":
+        if q.device.type == "cpu" and has_aten("pair_scores"):
             offsets, bags = _bags(places)
-            weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(queries, keys, places.flatten(), offsets, bags, 0)
+            weights = aten("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
+            if q.device.type == "cpu":
+                warn_missing("pair_scores")
             for rows in _slices(places, keys):
                 torch.matmul(keys[places[rows]], queries[rows, :, None], out=into[rows, :, None])
     return out

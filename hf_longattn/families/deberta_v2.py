@@ -21,6 +21,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderConfig
 from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.family import Family, PositionTable
+from ..private_apis import attention_implementation
 
 
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
@@ -76,14 +77,14 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
         """The padding mask as it is, ``None`` where all tokens are real; for another implementation the pairs of real tokens."""
-        if self.config._attn_implementation != BACKEND:
+        if attention_implementation(self.config) != BACKEND:
             return super().get_attention_mask(attention_mask)
         batch, length = attention_mask.shape[0], attention_mask.shape[-1]
         return longattn_mask(batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask)
 
     def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
         """``None``: the attention modules look distances up."""
-        if self.config._attn_implementation != BACKEND:
+        if attention_implementation(self.config) != BACKEND:
             return super().get_rel_pos(hidden_states, query_states, relative_pos)
         return None
 
@@ -104,7 +105,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
-        if self.config._attn_implementation != BACKEND:
+        if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
         asking = hidden_states if query_states is None else query_states
         inputs = ((self.query_proj, asking), (self.key_proj, hidden_states), (self.value_proj, hidden_states))

@@ -20,6 +20,7 @@ from ..modeling.config import LongEncoderConfig
 from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.family import Family, PositionTable
 from ..positions.relative import buckets
+from ..private_apis import attention_implementation
 
 
 class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
@@ -38,7 +39,7 @@ class LongMPNetEncoder(MPNetEncoder):
 
     def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
         """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""
-        if self.config._attn_implementation != BACKEND:
+        if attention_implementation(self.config) != BACKEND:
             return super().compute_position_bias(x, position_ids, num_buckets)
         distance = torch.arange(-FURTHEST, FURTHEST + 1, device=x.device)
         return DistanceBias(self.relative_attention_bias(buckets(distance, False, num_buckets, FURTHEST)).T, FURTHEST)
@@ -59,7 +60,7 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
         **kwargs: Any,
     ) -> tuple[Tensor | None, ...]:
         """Attention output ``(B, N, width)``, and the weights where they are asked for."""
-        if self.config._attn_implementation != BACKEND:
+        if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.q, self.k, self.v))
         output, weights = attend_by_mechanism(

@@ -31,6 +31,7 @@ from ..families import FAMILIES, Family
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attention_sites import CROSS_MECHANISM
 from ..modeling.family import family_of
+from ..private_apis import auto_classes, mapped_names
 from .card import read_config
 
 __all__ = ["BUNDLED", "bundle_remote_code", "check_remote_code"]
@@ -396,13 +397,9 @@ def _header(module: Module, origin: str) -> str:
 
 
 def _auto_map(family: Family, model_type: str, entry: str) -> dict[str, str]:
-    from transformers.models.auto import modeling_auto
-
     found = {"AutoConfig": f"{entry}.{family.config_class.__name__}"}
-    for auto, auto_class in sorted(vars(modeling_auto).items()):
-        if not auto.startswith("AutoModel") or getattr(auto_class, "_model_mapping", None) is None:
-            continue
-        if names := auto_class._model_mapping._model_mapping.get(model_type):
+    for auto, table in auto_classes():
+        if names := mapped_names(table)[0].get(model_type):
             found[auto] = f"{entry}.{names if isinstance(names, str) else names[0]}"
     return found
 

@@ -24,6 +24,7 @@ from ..engines.global_rows import global_index, put_rows, separate_rows
 from ..engines.pattern import MaskMod, Pattern
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
+from ..private_apis import has_hooks
 from .base import Mechanism
 from .masked import SparseMechanism
 from .options import Options, option, positive
@@ -253,7 +254,7 @@ class GlobalProjections(nn.Module):
 
     def _bare(self) -> bool:
         """Whether key and value projections are nothing but their weights (an adapter or a hook makes them more)."""
-        return all(type(one) is nn.Linear and not one._forward_hooks and not one._forward_pre_hooks for one in (self.key, self.value))
+        return all(type(one) is nn.Linear and not has_hooks(one) for one in (self.key, self.value))
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
         """Rows ``(B, H, g, D)`` for queries ``q (B, H, g, D)`` over ``hidden (B, N, d)``; ``seen`` broadcasts to ``(B, H, g, N)``."""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..private_apis import in_backward, tensor_version
 from .base import State
 from .feature_map import At, LinearMechanism, added, log_products
 from .options import Options, not_negative, one_of, option, positive
@@ -113,16 +114,16 @@ class Performer(LinearMechanism):
         return self.options.num_features
 
     def _run(self, *arguments: Any) -> tuple[Tensor, State]:
-        if self.training and self.options.redraw_interval and not torch.compiler.is_compiling() and not _in_backward():
+        if self.training and self.options.redraw_interval and not torch.compiler.is_compiling() and not in_backward():
             self._count()
         return super()._run(*arguments)
 
     def _count(self) -> None:
         """One training pass; a new draw at the end of an interval."""
         known, tensor = self._known, self.passes
-        value = known[2] if known[:2] == (id(tensor), tensor._version) else int(tensor)
+        value = known[2] if known[:2] == (id(tensor), tensor_version(tensor)) else int(tensor)
         self.passes.add_(1)
-        self._known = id(tensor), tensor._version, value + 1
+        self._known = id(tensor), tensor_version(tensor), value + 1
         if (value + 1) % self.options.redraw_interval == 0:
             self._draw((value + 1) // self.options.redraw_interval)
 
@@ -146,11 +147,6 @@ class Performer(LinearMechanism):
         lengths = [at.scale * x.square().sum(-1, keepdim=True) / 2 for x, at in ((q, of_q), (k, of_k))]
         left, right = left - lengths[0], right - lengths[1]
         return log_products(left, right)
-
-
-def _in_backward() -> bool:
-    """Whether a backward pass is going on: a checkpointed layer then runs again, and must find what it found before."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:

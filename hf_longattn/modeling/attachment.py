@@ -15,6 +15,7 @@ from ..errors import BackendError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.registry import mechanism_from
 from ..memory import AttendingLayer
+from ..private_apis import attention_implementation
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
@@ -90,7 +91,9 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
-    if hook not in module._forward_pre_hooks.values():
+    hooks = module.__dict__.setdefault("long_attention_hooks", set())
+    if hook not in hooks:
+        hooks.add(hook)
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -111,7 +114,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     Raises:
         BackendError: the module was given no input that can be found.
     """
-    if getattr(getattr(module, "config", None), "_attn_implementation", BACKEND) != BACKEND:
+    if attention_implementation(getattr(module, "config", None)) not in (None, BACKEND):
         return None
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):

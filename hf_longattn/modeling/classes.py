@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..private_apis import record_outputs
 from .family import Family
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
 def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -> type[PreTrainedModel]:
     from transformers import GenerationMixin
-    from transformers.utils import output_capturing
 
     from .mixin import LongDecoderMixin, LongGenerationMixin
 
@@ -82,7 +82,5 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     if family.config_class.score_cap is not None:
         namespace["_supports_sdpa"] = False  # it leaves the cap out; transformers before 5.23 takes it all the same
     made: Any = type(name, tuple(bases), namespace)
-    # transformers looks up by class which outputs can be recorded, and enters a class there when one is built; a base model
-    # inside a head becomes ours after it was built.
-    dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(made), made._can_record_outputs)
+    record_outputs(made)
     return made

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
+from ..private_apis import IMPLEMENTATION_FIELD
 from .sliding_window import equals_base, own_windows, with_own_windows
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ else:
 
 logger = logging.get_logger(LOGGER)
 
-IMPLEMENTATION = "_attn_implementation_internal"
-"""Where transformers keeps a config's attention implementation."""
 BASE_ATTENTION = "_base_attention"
 """Set while the attention of the plain base was asked for on purpose; not written to files."""
 DEFAULTS = ("sdpa", "eager")
@@ -93,7 +92,7 @@ class LongConfig(_Base):
             super().__setattr__(name, value)
             value.check_forms(*self._attending)
             self._check_implementation()
-        elif name == IMPLEMENTATION:
+        elif name == IMPLEMENTATION_FIELD:
             super().__setattr__(name, value if value is None else self.resolve_implementation(value))
         else:
             super().__setattr__(name, value)
@@ -132,7 +131,7 @@ class LongConfig(_Base):
     def _check_implementation(self) -> None:
         """What was chosen before the mechanisms were, or changed, is checked with them."""
         if not self._runs_mechanisms:
-            setattr(self, IMPLEMENTATION, self.__dict__[IMPLEMENTATION])
+            setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
 
     @property
     def _computes_as_base(self) -> bool:
@@ -246,7 +245,7 @@ class LongConfig(_Base):
 
     @property
     def _runs_mechanisms(self) -> bool:
-        return self.__dict__.get(IMPLEMENTATION) in (None, BACKEND)
+        return self.__dict__.get(IMPLEMENTATION_FIELD) in (None, BACKEND)
 
 
 @cache

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..backend import BACKEND, longattn_attention_forward
+from ..private_apis import IMPLEMENTATION_FIELD, attention_implementation
 from .validation import refuse_scoreless
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def attend_by_config(
     module: Any, eager: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """What the attention function gives that the module's config names: ``(B, N, heads, D)`` and weights."""
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
     return _attended(interface, module, query, key, value, mask, **kwargs)
 
 
@@ -87,7 +88,8 @@ class OnTheInterface(ReplacedModules):
 
     def post_init(self) -> None:
         if self._requested is not None:
-            self.config._attn_implementation_internal, self._requested = self._requested, None
+            setattr(self.config, IMPLEMENTATION_FIELD, self._requested)
+            self._requested = None
         super().post_init()
 
 

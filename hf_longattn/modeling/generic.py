@@ -14,6 +14,7 @@ from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError
 from ..hub_errors import DOWNLOAD, translated_errors
+from ..private_apis import attention_implementation, can_set_implementation
 from .attachment import attach_mechanisms
 from .attention_sites import ON
 from .recurrence import recursion_of
@@ -135,7 +136,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
     for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
         submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have configs of their own
-    deaf = [site.name for site in sites if getattr(getattr(site.module, "config", None), "_attn_implementation", BACKEND) != BACKEND]
+    deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if deaf:
         raise BackendError(
             f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
@@ -146,7 +147,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
 def check_interface(model_class: type[Any]) -> None:
     """Raise :class:`BackendError` for a class whose attention modules do not call what the config names."""
-    if not issubclass(model_class, PreTrainedModel) or not model_class._can_set_attn_implementation():
+    if not issubclass(model_class, PreTrainedModel) or not can_set_implementation(model_class):
         raise BackendError(
             f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
             "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."

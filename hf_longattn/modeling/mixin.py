@@ -17,6 +17,7 @@ from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
 from ..naming import COPY, TAGS, load_module
+from ..private_apis import ModelHooks, assert_in_graph, attention_implementation, tie_parameters
 from .attachment import attach_mechanisms
 from .config import BASE_ATTENTION
 from .family import Family, PositionTable
@@ -35,7 +36,7 @@ else:
     _Base = object
 
 
-class LongAttentionMixin(_Base):
+class LongAttentionMixin(ModelHooks, _Base):
     """Comes before the base's model class; makes a head of the base a Long class."""
 
     family: ClassVar[Family]
@@ -64,16 +65,15 @@ class LongAttentionMixin(_Base):
             model.equip()
         for model in models:
             if shared := shared_parameters(model):
-                model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}  # saved once
+                tie_parameters(model, shared)
         super().post_init()
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
 
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Part of ``push_to_hub``: a repository that has no card yet gets ours in place of transformers' empty one."""
+    def before_upload(self, working_dir: Any, repo_id: str) -> None:
+        """A repository that has no card yet gets ours in place of transformers' empty one."""
         if not COPY:
             load_module("hub", "trainer_card").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
         """Mechanisms with global tokens have no place in models whose layers cannot be told of them."""
@@ -121,18 +121,9 @@ class LongAttentionMixin(_Base):
         drop_tables(self, self.family)
         initialise(self, added)
 
-    @classmethod
-    def _can_set_attn_implementation(cls) -> bool:
-        """Every Long class runs on the interface; the base's own answer is read off its source, which need not be on it (BigBird)."""
-        return True
-
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """As the base's; what does not compute the mechanisms is refused (``LongConfig.resolve_implementation``)."""
         return super().get_correct_attn_implementation(self.config.resolve_implementation(requested_attention), is_init_check)
-
-    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        """The same before transformers looks for kernels, which it downloads."""
-        return super()._check_and_adjust_attn_implementation(self.config.resolve_implementation(attn_implementation), *args, **kwargs)
 
     def use_base_attention(self, implementation: str | None = None) -> None:
         """Compute the attention of the plain base in place of the mechanisms, with the same weights.
@@ -167,9 +158,8 @@ class LongAttentionMixin(_Base):
         freeze_tables(model, cls.family)  # transformers loads them as if they were trained
         return loaded
 
-    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """A generated token is not global: ``global_attention_mask`` grows with the text, unless that is an encoder's."""
-        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if not self.config.is_encoder_decoder and (given := model_kwargs.get("global_attention_mask")) is not None:
             new = len(model_kwargs["attention_mask"][0]) - given.shape[1] if "attention_mask" in model_kwargs else 1
             model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
@@ -191,9 +181,9 @@ class LongAttentionMixin(_Base):
         """
         return new_memory(self, positions)
 
-    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+    def may_compile_generation(self) -> bool:
         """A static cache is cut to what is filled, so its shapes move and compiling each of them would not pay."""
-        return self.config._attn_implementation != BACKEND and super()._valid_auto_compile_criteria(model_kwargs, generation_config)
+        return attention_implementation(self.config) != BACKEND
 
 
 class LongGenerationMixin(_Base):
@@ -207,7 +197,7 @@ class LongGenerationMixin(_Base):
         ``inputs_embeds`` stands in the signature because ``generate`` looks for it there.
         """
         rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
-        if rule is not None and kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
+        if rule is not None and kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
             known = {"attention_mask": kwargs.get("attention_mask")}
             kwargs["global_attention_mask"] = global_tokens_of(rule, (input_ids,), known)
         return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
@@ -236,21 +226,21 @@ class LongBaseModelMixin(LongAttentionMixin):
         """As the mixin's: the text fits, tokens that are global by their ids are marked, and memory tokens mean segment after segment."""
         self._check_inputs(args, kwargs)
         self._find_globals(args, kwargs)
-        if self.recursion is None or self.config._attn_implementation != BACKEND:
+        if self.recursion is None or attention_implementation(self.config) != BACKEND:
             return base_forward
         return functools.partial(run_in_segments, forward=base_forward)
 
     def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Without a ``global_attention_mask``, the tokens that are global by their ids."""
-        if kwargs.get("global_attention_mask") is None and self.config._attn_implementation == BACKEND:
+        if kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
             rule = token_rule(self)
             if rule is not None:
                 kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs, kwargs.get("documents"))
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.position_table is not None and (self.recursion is None or self.config._attn_implementation != BACKEND):
+        if self.position_table is not None and (self.recursion is None or attention_implementation(self.config) != BACKEND):
             check_length(self.position_table, self.config, args, kwargs)
-        if kwargs.get("global_attention_mask") is not None and self.config._attn_implementation == BACKEND:
+        if kwargs.get("global_attention_mask") is not None and attention_implementation(self.config) == BACKEND:
             mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
             length = kwargs["global_attention_mask"].shape[-1]
             if not any(m.takes_globals or m.covers(length) for m in mechanisms):
@@ -261,7 +251,7 @@ class LongBaseModelMixin(LongAttentionMixin):
                 )
         if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
             self._rule_out_packing(args, kwargs)
-        if self.config._attn_implementation == BACKEND:
+        if attention_implementation(self.config) == BACKEND:
             self._find_documents(args, kwargs)
         elif kwargs.pop("documents", None) is not None:
             raise MaskError(
@@ -286,7 +276,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if told is None and traced:
             assert restarts is not None
             if (refusal := self._refusal_of_packing(shape[1], kwargs.get("use_cache"))) is not None:
-                torch._assert_async(~restarts.any(), refusal)  # positions are not known yet
+                assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
                 self._rule_out_packing(args, kwargs)
             return
         if told is None:
@@ -403,7 +393,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         if memory_reset is not None:
             raise MemoryMismatchError("memory_reset says which rows begin anew, but no memory was given; pass memory=model.new_memory().")
         outputs = self.prepared(base_forward, args, kwargs)(self, *args, **kwargs)
-        return with_auxiliary_loss(self, outputs, kwargs) if self.training and self.config._attn_implementation == BACKEND else outputs
+        return with_auxiliary_loss(self, outputs, kwargs) if self.training and attention_implementation(self.config) == BACKEND else outputs
 
     signature = inspect.signature(base_forward)
     parameters = list(signature.parameters.values())

@@ -29,6 +29,7 @@ from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.segment_state import leading
 from ..memory import CacheMemory, SegmentMemory, StateLayer, TokenMemory
+from ..private_apis import attention_implementation
 from .attention_sites import attention_sites
 from .family import PositionTable
 from .validation import check_positions
@@ -40,9 +41,9 @@ POSITIONS = ("continue", "restart")
 
 def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
-    if model.config._attn_implementation != BACKEND:
+    if attention_implementation(model.config) != BACKEND:
         raise MemoryMismatchError(
-            f"The model runs attn_implementation={model.config._attn_implementation!r}, which has no memory of segments; "
+            f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
             f"choose model.set_attn_implementation({BACKEND!r})."
         )
     if any(isinstance(module, MemoryTokens) for module in model.modules()):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from ..private_apis import enter_class, enter_config, lazy_mappings, mapped_names, target_module_tables
 from .family import family_names, module_name
 
 PACKAGE = __name__.rpartition(".modeling")[0]
@@ -30,24 +31,24 @@ def register_configs() -> None:
 
     for base in family_names(CONFIG_MAPPING_NAMES):
         CONFIG_MAPPING_NAMES[f"long_{base}"] = f"Long{CONFIG_MAPPING_NAMES[base]}"
-        CONFIG_MAPPING._modules[module_name(f"long_{base}")] = _families()
+        enter_config(CONFIG_MAPPING, module_name(f"long_{base}"), _families())
 
 
 def register_models() -> None:
     """Every ``AutoModel…`` that knows a base knows its Long class of the same head."""
     from transformers.models.auto import modeling_auto
 
-    for table in vars(modeling_auto).values():
-        if isinstance(table, modeling_auto._LazyAutoMapping):
-            _enter(table, _families(), "Long")
+    for table in lazy_mappings(modeling_auto):
+        _enter(table, _families(), "Long")
 
 
 def register_tokenizers() -> None:
     """``AutoTokenizer`` gives a Long model the tokenizer of its base."""
     import transformers
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+    from transformers.models.auto import tokenization_auto
 
-    _enter(TOKENIZER_MAPPING, transformers, "")
+    for table in lazy_mappings(tokenization_auto):
+        _enter(table, transformers, "")
 
 
 def _families() -> ModuleType:
@@ -57,12 +58,11 @@ def _families() -> ModuleType:
 
 def _enter(table: Any, module: ModuleType, prefix: str) -> None:
     """Give the table, for every Long model type, the name that it has for the base, with ``prefix``; ``module`` holds what it names."""
-    names, configs = table._model_mapping, table._config_mapping
+    names, configs = mapped_names(table)
     for base in family_names(configs):
         if isinstance(names.get(base), str) and (not prefix or names[base].startswith(_first_word(configs[base]))):
-            names[f"long_{base}"] = prefix + names[base]
-            table._modules[module_name(f"long_{base}")] = module
-            table._reverse_config_mapping[f"Long{configs[base]}"] = f"long_{base}"
+            model_type = f"long_{base}"
+            enter_class(table, model_type, prefix + names[base], f"Long{configs[base]}", module_name(model_type), module)
 
 
 def _first_word(config: str) -> str:
@@ -77,8 +77,7 @@ def register_attention() -> None:
 
 def register_adapters() -> None:
     """Every recipe of peft chooses for a Long model the modules that it chooses for the base."""
-    constants = vars(sys.modules["peft.utils.constants"])
-    for table in [value for name, value in constants.items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]:
+    for table in target_module_tables(sys.modules["peft.utils.constants"]):
         for base in family_names(table):
             table.setdefault(f"long_{base}", table[base])
 

@@ -19,6 +19,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from ..mechanisms.base import Mechanism
 from ..positions.tables import DROPPED, SINUSOIDAL, extend_table
+from ..private_apis import is_initialised
 from .attention_sites import copy_projections, mechanisms_on
 from .family import Family, PositionTable
 from .recurrence import MemoryTokens
@@ -96,8 +97,6 @@ def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
         register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
 
 
-LOADED = "_is_hf_initialized"
-"""transformers' mark on tensors that it has loaded, and on modules that are initialised."""
 OURS = (Mechanism, MemoryTokens)
 
 
@@ -110,28 +109,27 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if not isinstance(child, OURS):
             yield from _outermost(child)
-        elif not getattr(child, LOADED, False):
+        elif not is_initialised(child):
             yield child
 
 
 def give_values(module: nn.Module) -> None:
     """Initialise all tensors of a module of ours that were not loaded, buffers included, by its ``reset_parameters``."""
-    loaded: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    loaded: list[tuple[nn.Module, str, Tensor]] = []
     missing = False
     for owner in module.modules():
-        for store in (owner._parameters, owner._buffers):
-            for name, tensor in store.items():
-                if tensor is not None and getattr(tensor, LOADED, False):
-                    loaded.append((store, name, tensor))  # type: ignore[arg-type]
-                else:
-                    missing = missing or tensor is not None
+        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+            if is_initialised(tensor):
+                loaded.append((owner, name, tensor))
+            else:
+                missing = True
     if not missing:
         return
-    for store, name, tensor in loaded:
-        store[name] = _stand_in(tensor)
+    for owner, name, tensor in loaded:
+        setattr(owner, name, _stand_in(tensor))
     module.reset_parameters()  # type: ignore[operator]
-    for store, name, tensor in loaded:
-        store[name] = tensor
+    for owner, name, tensor in loaded:
+        setattr(owner, name, tensor)
 
 
 def _stand_in(tensor: Tensor) -> Tensor:

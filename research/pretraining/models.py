@@ -139,11 +139,11 @@ class Optimizers:
             muon = torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
             self._optimizers.append(muon)
         self._base = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
-        self._parameters = matrices + others
+        self._trained = matrices + others
 
     def step(self, scale: float) -> None:
         """Clip the gradient norm to 1, step with ``scale`` times the base learning rates, and clear the gradients."""
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        nn.utils.clip_grad_norm_(self._trained, 1.0)
         for optimizer, base in zip(self._optimizers, self._base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * scale

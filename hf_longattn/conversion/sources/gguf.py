@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, LongAttentionError
+from ...private_apis import gguf_readers
 from ...reading import MOST_LAYERS, check_counts
 from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader
 from .base import Source, SourceFormat, SourceRequest, register_source
@@ -225,11 +226,10 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
 
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:
     """Every tensor of the file with its name and shape in transformers."""
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
-    processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config)
-    names = get_gguf_hf_weights_map(skeleton, processor)
+    processors, other, names_in = gguf_readers()
+    processor: Any = processors.get(architecture, other)(config=config)
+    names = names_in(skeleton, processor)
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     headers = {}
     for packed in reader.tensors:

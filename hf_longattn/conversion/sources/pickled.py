@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...private_apis import storage_offset
 from ...reading import check_counts
 from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader, read_span
 from .base import Source, SourceFormat, SourceRequest, register_source
@@ -128,8 +129,7 @@ def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHea
 
 def _offset(value: Tensor) -> int:
     """Offset of a tensor's storage: in the file if it was loaded on the meta device (torch.load records it)."""
-    storage: Any = value.untyped_storage()
-    return storage._checkpoint_offset if value.is_meta else storage.data_ptr()
+    return storage_offset(value) if value.is_meta else value.untyped_storage().data_ptr()
 
 
 def _strided(header: TensorHeader, start: int, span: int, stride: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,475 @@
+"""Every private name of torch, transformers and peft that this package uses; no other module touches one.
+
+A private name can change with any version of its library. So each is looked up where it is used, never on import, and :data:`PRIVATE_APIS`
+records what it is for and what happens without it: a sentence, as a :class:`BackendError` or, where the result is correct all the same,
+as a warning. ``tests/test_private_apis.py`` finds each of them in the versions of :data:`TESTED`, and removes each to see the sentence.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import BackendError
+from .naming import LOGGER
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+logger = logging.getLogger(LOGGER)
+
+TESTED = {"torch": ("2.11", "2.13"), "transformers": ("5.20", "5.23"), "peft": ("0.21", "0.21")}
+"""Library -> the versions between which the tests have passed: the lowest that pyproject.toml allows, and the pinned one."""
+
+
+@dataclass(frozen=True)
+class PrivateApi:
+    """A private name, or several that are used together.
+
+    where: ``"module:name"``, or ``"module:Class.name"``.
+    purpose: what it is used for; "needed to ..." in the sentence.
+    without: what happens when it is missing.
+    """
+
+    where: tuple[str, ...]
+    purpose: str
+    without: str
+
+    @property
+    def library(self) -> str:
+        return self.where[0].split(".")[0].split(":")[0]
+
+    def sentence(self, detail: object = "") -> str:
+        """For a user whose version of the library does not have it."""
+        first, last = TESTED[self.library]
+        name = self.where[0].replace(":", ".")
+        return (
+            f"{self.library} {importlib.metadata.version(self.library)} has no {name}{detail}, needed to {self.purpose}; {self.without}. "
+            f"hf_longattn is tested with {self.library} {first} to {last}."
+        )
+
+
+REFUSED = "install a tested version"
+"""What happens without an API that nothing else can do the work of."""
+AUTO = "transformers.models.auto.auto_factory:_LazyAutoMapping."
+PRIVATE_APIS = {
+    "cpu_flash": PrivateApi(
+        (
+            "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu",
+            "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu_backward",
+        ),
+        "run fused attention on the CPU with its log-sum-exp, which the public function does not return",
+        REFUSED,
+    ),
+    "pair_scores": PrivateApi(
+        ("torch:ops.aten._embedding_bag_per_sample_weights_backward",),
+        "multiply queries with scattered keys on the CPU without a copy of the keys",
+        "the keys are copied, which is slower",
+    ),
+    "in_backward": PrivateApi(
+        ("torch:_C._current_graph_task_id",),
+        "tell a checkpointed layer that runs again during the backward pass from a new pass",
+        "with gradient checkpointing performer counts each training pass twice towards redraw_interval",
+    ),
+    "assert_in_graph": PrivateApi(
+        ("torch:_assert_async",), "refuse packed documents inside a compiled graph", "a compiled model does not refuse them"
+    ),
+    "assume_in_graph": PrivateApi(
+        ("torch:_check",),
+        "bound a length that an exported graph reads from its input",
+        "models with global tokens cannot be exported: " + REFUSED,
+    ),
+    "trace_errors": PrivateApi(
+        ("torch:_dynamo.exc.UserError",), "tell an input that is too short to be traced from another error of torch.export", REFUSED
+    ),
+    "tensor_version": PrivateApi(
+        ("torch:Tensor._version",), "notice that a mask was changed in place", "what follows from a mask is computed again for every layer"
+    ),
+    "storage_offset": PrivateApi(
+        ("torch:UntypedStorage._checkpoint_offset",), "find a tensor in a .bin file without reading the file into memory", REFUSED
+    ),
+    "has_hooks": PrivateApi(
+        ("torch:nn.Module._forward_hooks", "torch:nn.Module._forward_pre_hooks"),
+        "see whether a projection was changed by a hook",
+        "a projection is taken for one that was",
+    ),
+    "parameter_dict": PrivateApi(
+        ("torch:nn.Module._parameters",), "leave the weights of a model in their files until each is used", REFUSED
+    ),
+    "attention_implementation": PrivateApi(
+        ("transformers:PreTrainedConfig._attn_implementation", "transformers:PreTrainedConfig._attn_implementation_internal"),
+        "know which attention implementation a model runs",
+        REFUSED,
+    ),
+    "attentions_collected": PrivateApi(
+        ("transformers.utils.output_capturing:_active_collector",),
+        "know inside attention whether attentions are collected",
+        "they are returned only by models that pass output_attentions down to their attention",
+    ),
+    "record_outputs": PrivateApi(
+        ("transformers.utils.output_capturing:_CAN_RECORD_REGISTRY", "transformers:PreTrainedModel._can_record_outputs"),
+        "collect hidden states and attentions of the base model inside a head",
+        "a head returns none",
+    ),
+    "initialised": PrivateApi(
+        ("transformers.initialization:copy_",),
+        "know which tensors transformers has loaded, by the mark _is_hf_initialized that its initialisers skip",
+        REFUSED,
+    ),
+    "tied_weights": PrivateApi(
+        ("transformers:PreTrainedModel._tied_weights_keys",), "save parameters that layers share once", "each layer saves its own"
+    ),
+    "lazy_mapping": PrivateApi(
+        (f"{AUTO}_load_attr_from_module", "transformers:AutoModel._model_mapping"),
+        "enter class names into the Auto classes without importing models, which their public register() needs as classes",
+        "AutoModel and AutoTokenizer do not know the Long models: import the class, for example from hf_longattn import LongBertModel, or "
+        + REFUSED,
+    ),
+    "load_weights": PrivateApi(
+        ("transformers:PreTrainedModel._load_pretrained_model",), "load a model whose weights stay in files of any format", REFUSED
+    ),
+    "model_hooks": PrivateApi(
+        (
+            "transformers:PreTrainedModel._check_and_adjust_attn_implementation",
+            "transformers:PreTrainedModel._can_set_attn_implementation",
+            "transformers:GenerationMixin._update_model_kwargs_for_generation",
+            "transformers:GenerationMixin._valid_auto_compile_criteria",
+            "transformers.utils:PushToHubMixin._upload_modified_files",
+        ),
+        "take part in choosing an attention implementation, in generation and in push_to_hub",
+        REFUSED,
+    ),
+    "gguf_readers": PrivateApi(
+        ("transformers.modeling_gguf_pytorch_utils:TENSOR_PROCESSORS", "transformers.modeling_gguf_pytorch_utils:get_gguf_hf_weights_map"),
+        "read the tensors of a GGUF file as transformers does",
+        "convert the checkpoint that the file was made from, or " + REFUSED,
+    ),
+    "target_modules": PrivateApi(
+        ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
+        "adapt in a Long model what peft adapts in its base",
+        "pass target_modules to the config of peft",
+    ),
+}
+DECLARED = (
+    "_no_split_modules",
+    "_supports_attention_backend",
+    "_supports_flash_attn",
+    "_supports_flex_attn",
+    "_supports_sdpa",
+)
+"""Class attributes that transformers' documentation has authors of models set; a version that does not know one ignores it."""
+
+
+def missing(name: str, detail: object = "") -> BackendError:
+    """The error to raise at the point of use."""
+    return BackendError(PRIVATE_APIS[name].sentence(detail))
+
+
+_warned: set[str] = set()
+
+
+def warn_missing(name: str) -> None:
+    """Say once in a process that the result is correct, but that something is lost."""
+    if name not in _warned:
+        _warned.add(name)
+        logger.warning(PRIVATE_APIS[name].sentence())
+
+
+# ---- torch
+
+
+def aten(api: str, which: int = 0) -> Callable[..., Any]:
+    """An operator of PyTorch; where it is missing, a function that raises."""
+    import torch
+
+    try:
+        return getattr(torch.ops.aten, _operator(api, which))
+    except AttributeError:
+
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            raise missing(api)
+
+        return refuse
+
+
+def has_aten(api: str) -> bool:
+    import torch
+
+    return hasattr(torch.ops.aten, _operator(api))
+
+
+def _operator(api: str, which: int = 0) -> str:
+    return PRIVATE_APIS[api].where[which].rpartition(".")[2]
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running; a checkpointed layer is run again by it."""
+    import torch
+
+    if not hasattr(torch._C, "_current_graph_task_id"):
+        warn_missing("in_backward")
+        return False
+    return torch._C._current_graph_task_id() != -1
+
+
+def assert_in_graph(condition: Tensor, message: str) -> None:
+    """Raise RuntimeError with ``message`` when a compiled graph runs and ``condition ()`` is false."""
+    import torch
+
+    if hasattr(torch, "_assert_async"):
+        torch._assert_async(condition, message)
+    else:
+        warn_missing("assert_in_graph")
+
+
+def assume_in_graph(condition: Any) -> None:
+    """Tell torch.export that ``condition`` holds for every input."""
+    import torch
+
+    if not hasattr(torch, "_check"):
+        raise missing("assume_in_graph")
+    torch._check(condition)
+
+
+def trace_errors() -> tuple[type[Exception], ...]:
+    """What torch.export raises for an input that is too short to stand for all lengths."""
+    try:
+        from torch._dynamo.exc import UserError
+    except ImportError:
+        raise missing("trace_errors") from None
+    return (UserError, AssertionError)  # PyTorch asserts where its guards contradict each other
+
+
+_fresh = itertools.count(1)
+
+
+def tensor_version(tensor: Tensor) -> int:
+    """A number that grows whenever ``tensor`` is changed in place; 0 for one made in inference mode, which has none."""
+    if tensor.is_inference():
+        return 0
+    try:
+        return tensor._version
+    except AttributeError:
+        warn_missing("tensor_version")
+        return next(_fresh)
+
+
+def storage_offset(tensor: Tensor) -> int:
+    """Where the storage of a tensor that was loaded on the meta device begins in its file, in bytes."""
+    found = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if found is None:
+        raise missing("storage_offset")
+    return found
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook may change what ``module`` is given or returns."""
+    hooks = [getattr(module, name, None) for name in ("_forward_hooks", "_forward_pre_hooks")]
+    if None in hooks:
+        warn_missing("has_hooks")
+    return any(found is None or found for found in hooks)
+
+
+def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Put another mapping in the place of the one in which ``module`` keeps its own parameters."""
+    if not isinstance(getattr(module, "_parameters", None), dict):
+        raise missing("parameter_dict")
+    module._parameters = parameters(module._parameters)
+
+
+# ---- transformers: attention
+
+IMPLEMENTATION_FIELD = "_attn_implementation_internal"
+"""Where a config keeps its attention implementation; :class:`LongConfig` checks what is written there."""
+
+
+def attention_implementation(config: Any) -> str | None:
+    """The attention implementation of a config; ``None`` for no config."""
+    if config is None:
+        return None
+    try:
+        return config._attn_implementation
+    except AttributeError:
+        raise missing("attention_implementation") from None
+
+
+def attentions_collected() -> bool:
+    """Whether somebody collects attentions from the modules of the running model."""
+    import torch
+    from transformers.utils import output_capturing
+
+    active = getattr(output_capturing, "_active_collector", None)
+    if active is None:
+        if not torch.compiler.is_compiling():
+            warn_missing("attentions_collected")
+        return False
+    collector = active.global_var if torch.compiler.is_compiling() else active.get()
+    return collector is not None and any("attentions" in key for key in collector)
+
+
+def record_outputs(model_class: Any) -> None:
+    """Let transformers know which outputs can be recorded of ``model_class``.
+
+    It looks that up by class, and enters a class when an instance is built; a base model inside a head becomes ours after it was built.
+    """
+    from transformers.utils import output_capturing
+
+    if not hasattr(output_capturing, "_CAN_RECORD_REGISTRY") or not hasattr(model_class, "_can_record_outputs"):
+        warn_missing("record_outputs")
+        return
+    dict.__setitem__(output_capturing._CAN_RECORD_REGISTRY, str(model_class), model_class._can_record_outputs)
+
+
+# ---- transformers: weights
+
+
+def is_initialised(value: Any) -> bool:
+    """Whether transformers has loaded a tensor, or initialised a module."""
+    return getattr(value, "_is_hf_initialized", False)
+
+
+def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
+    """Have ``model`` save the parameters ``shared`` (name -> name of the one that is kept) once."""
+    if not hasattr(model, "_tied_weights_keys"):
+        warn_missing("tied_weights")
+        return
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **shared}
+
+
+def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
+    """``model_class`` whose ``from_pretrained`` fills the model by ``load(original, model, state_dict, files, config, *more)``."""
+    original = getattr(model_class, "_load_pretrained_model", None)
+    if original is None:
+        raise missing("load_weights")
+
+    def load_pretrained(*arguments: Any) -> Any:
+        return load(original, *arguments)
+
+    own = {"__module__": model_class.__module__, "_load_pretrained_model": staticmethod(load_pretrained)}
+    return type(model_class.__name__, (model_class,), own)
+
+
+def gguf_readers() -> tuple[Mapping[str, Any], type[Any], Callable[..., Any]]:
+    """transformers' tensor processors by architecture, the one of all others, and what maps names in the file to those of a model."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    try:
+        return gguf.TENSOR_PROCESSORS, gguf.TensorProcessor, gguf.get_gguf_hf_weights_map
+    except AttributeError:
+        raise missing("gguf_readers") from None
+
+
+# ---- transformers: Auto classes
+
+
+def lazy_mappings(module: ModuleType) -> list[Any]:
+    """The tables of a module of transformers from which Auto classes take their classes."""
+    found = [table for table in vars(module).values() if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")]
+    return [table for table in found if not isinstance(table, type) and _is_lazy(table)]
+
+
+def _is_lazy(table: Any) -> bool:
+    if all(hasattr(table, name) for name in ("_modules", "_reverse_config_mapping", "_load_attr_from_module")):
+        return True
+    warn_missing("lazy_mapping")
+    return False
+
+
+def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
+    """Let ``CONFIG_MAPPING`` find the config of a model type in ``module``."""
+    if not hasattr(mapping, "_modules"):
+        warn_missing("lazy_mapping")
+        return False
+    mapping._modules[module_name] = module
+    return True
+
+
+def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Model type -> name of its class, and -> name of its config."""
+    return table._model_mapping, table._config_mapping
+
+
+def enter_class(table: Any, model_type: str, name: str, config: str, module_name: str, module: ModuleType) -> None:
+    """Let a table find the class ``name``, for the config called ``config``, in ``module`` when it is asked for."""
+    table._model_mapping[model_type] = name
+    table._modules[module_name] = module
+    table._reverse_config_mapping[config] = model_type
+
+
+def auto_mapping(auto_class: Any) -> Any:
+    """Config class -> model class, of an Auto class; ``None`` for what is none."""
+    return getattr(auto_class, "_model_mapping", None)
+
+
+def auto_classes() -> Iterator[tuple[str, Any]]:
+    """Name and table of every ``AutoModel...``, sorted by name."""
+    from transformers.models.auto import modeling_auto
+
+    found = [(name, auto_mapping(one)) for name, one in sorted(vars(modeling_auto).items()) if name.startswith("AutoModel")]
+    if not any(table is not None for _, table in found):
+        raise missing("lazy_mapping")
+    yield from ((name, table) for name, table in found if table is not None)
+
+
+# ---- transformers: methods of models
+
+
+class ModelHooks:
+    """Private methods of PreTrainedModel that a Long model takes part in, each by a public method of :class:`LongAttentionMixin`."""
+
+    config: Any
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Every Long class is on the AttentionInterface; transformers reads the base's source for it, which need not be (BigBird)."""
+        return True
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """Refused before transformers looks for kernels, which it downloads."""
+        chosen = self.config.resolve_implementation(attn_implementation)
+        return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)  # type: ignore[misc]
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        return self.after_generated_token(updated)
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        return self.may_compile_generation() and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        self.before_upload(working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
+
+    def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the next call of the model during generation."""
+        return model_kwargs
+
+    def may_compile_generation(self) -> bool:
+        """Whether ``generate`` may compile the model by itself, as it does for static caches."""
+        return True
+
+    def before_upload(self, working_dir: Any, repo_id: str) -> None:
+        """Called by ``push_to_hub`` with the folder that is about to be uploaded."""
+
+
+def can_set_implementation(model_class: Any) -> bool:
+    """Whether the attention modules of a class call what its config names."""
+    if not hasattr(model_class, "_can_set_attn_implementation"):
+        raise missing("model_hooks", " (_can_set_attn_implementation)")
+    return model_class._can_set_attn_implementation()
+
+
+# ---- peft
+
+
+def target_module_tables(constants: ModuleType) -> list[dict[str, Any]]:
+    """Model type -> modules to adapt, for every method of peft."""
+    found = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
+    if not found:
+        warn_missing("target_modules")
+    return found
