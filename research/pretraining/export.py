@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.hub import write_model_card
 from research.corpus import PACKAGES, TEST_PACKAGES, VALIDATION_PACKAGES
 from research.pretraining.data import load_tokenizer
 from research.pretraining.models import build_model
@@ -45,8 +46,7 @@ def export(work_dir: Path, architecture: str, destination: Path, checkpoint: str
     lines = _log_until(work_dir / architecture / "log.jsonl", state["progress"]["tokens"])
     (partial / "training_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     description = json.loads((work_dir / "data.json").read_text(encoding="utf-8"))
-    card = write_card(destination.name, model, state, lines, description)
-    (partial / "README.md").write_text(card, encoding="utf-8")
+    write_card(partial, model, state, lines, description, destination.name)
     aside = destination.with_name(destination.name + ".replaced")
     if destination.exists():
         os.replace(destination, aside)
@@ -61,33 +61,44 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def write_card(
-    name: str, model: transformers.PreTrainedModel, state: dict[str, Any], lines: list[dict[str, Any]], description: dict[str, Any]
-) -> str:
-    """Return the model card as Markdown; every number comes from the checkpoint, the log or the data's description."""
+    folder: Path,
+    model: transformers.PreTrainedModel,
+    state: dict[str, Any],
+    lines: list[dict[str, Any]],
+    description: dict[str, Any],
+    name: str,
+) -> Path:
+    """Write the model card; every number comes from the checkpoint, the log or the data's description."""
     config, recipe, progress = model.config, state["recipe"], state["progress"]
-    return _CARD.format(
+    introduction = (
+        f"A small `{type(model).__name__}` pre-trained from scratch by `python -m research.pretrain_reference` in a clone of hf_longattn: "
+        f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, "
+        f"{config.max_position_embeddings} positions, {config.vocab_size:,} byte-level BPE pieces, "
+        f"{model.num_parameters() / 1e6:.2f} M parameters, stored in fp16. It is a plain transformers "
+        "checkpoint with a short context, meant to be converted to a long one."
+    )
+    measured = (
+        f"{_results(lines)} The packages it is measured on were never seen in training. Masked models predict 15 % of the pieces with "
+        f"fixed masks; left-to-right models predict every next piece.\n\n{_curve(lines)}"
+    )
+    training = (
+        f"{progress['tokens'] / 1e6:.1f} million tokens in {progress['step']:,} steps, {progress['seconds'] / 3600:.2f} hours of active "
+        f"steps on {platform.machine()} CPU, {os.cpu_count()} cores (Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}). The whole log is in `training_log.jsonl`.\n\n"
+        f"Recipe: {', '.join(f'{key} {value}' for key, value in recipe.items() if value is not None)}.\n\n"
+        f"### Data\n\n{_data_sentence(description['versions'])} Only the train split was trained on.\n\n"
+        f"{_splits_table(description['splits'])}\n\n{_sources_table(description['versions'])}"
+    )
+    return write_model_card(
+        folder,
         name=name,
-        task="fill-mask" if config.model_type == "bert" else "text-generation",
-        model_class=type(model).__name__,
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        positions=config.max_position_embeddings,
-        vocab_size=config.vocab_size,
-        parameters=model.num_parameters() / 1e6,
-        results=_results(lines),
-        curve=_curve(lines),
-        tokens=progress["tokens"] / 1e6,
-        steps=progress["step"],
-        hours=progress["seconds"] / 3600,
-        splits=_splits_table(description["splits"]),
-        data=_data_sentence(description["versions"]),
-        recipe=", ".join(f"{key} {value}" for key, value in recipe.items() if value is not None),
-        machine=f"{platform.machine()} CPU, {os.cpu_count()} cores",
-        python=platform.python_version(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        sources=_sources_table(description["versions"]),
+        introduction=introduction,
+        measured=measured,
+        training=training,
+        limits=["It is too small for any use but tests and demonstrations."],
+        license="apache-2.0",
+        language="code",
+        tags=["python", "reference-checkpoint"],
     )
 
 
@@ -171,41 +182,3 @@ def _log_until(path: Path, tokens: int) -> list[dict[str, Any]]:
             lines = [kept for kept in lines if kept.get("tokens", 0) <= line["tokens"]]
         lines.append(line)
     return [line for line in lines if line.get("tokens", 0) <= tokens]
-
-
-_CARD = """---
-library_name: transformers
-pipeline_tag: {task}
-license: apache-2.0
-language: [code]
-tags: [python, reference-checkpoint]
----
-
-# {name}
-
-A small `{model_class}` pre-trained from scratch by `python -m research.pretrain_reference`: {layers} layers, {width} wide, {heads} heads,
-{positions} positions, {vocab_size:,} byte-level BPE pieces, {parameters:.2f} M parameters, stored in fp16. It is a plain transformers
-checkpoint of short context, meant to be converted to a long one; it is too small for any other use.
-
-## Result
-
-{results} The packages it is measured on were never seen in training.
-Masked models predict 15 % of the pieces with fixed masks; left-to-right models predict every next piece.
-
-{curve}
-
-## Training
-
-{tokens:.1f} million tokens in {steps:,} steps, {hours:.2f} hours of active steps on {machine}
-(Python {python}, torch {torch}, transformers {transformers}). The whole log is in `training_log.jsonl`.
-
-Recipe: {recipe}.
-
-## Data
-
-{data} Only the train split was trained on.
-
-{splits}
-
-{sources}
-"""
