@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
 from ..mechanisms.base import Mechanism
@@ -99,8 +100,8 @@ def _activations(plan: ConversionPlan, ids: Tensor) -> dict[str, Tensor]:
     seen: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
-            q, k, v = args
+        def hook(module: nn.Module, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+            q, k, v, _ = args
             seen.setdefault(name, []).append(torch.stack([q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])]))
 
         return hook
@@ -117,7 +118,7 @@ def _activations(plan: ConversionPlan, ids: Tensor) -> dict[str, Tensor]:
 def _error(mechanism: Mechanism, measured: Tensor, causal: bool) -> float:
     q, k, v = measured
     full = scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return float((mechanism(q, k, v, causal=causal) - full).norm() / full.norm())
+    return float((mechanism(q, k, v, AttentionCall(causal=causal)) - full).norm() / full.norm())
 
 
 def _check(before: list[float], after: list[float], file: str, ids: Tensor) -> Check:

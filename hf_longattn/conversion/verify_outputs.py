@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engines.call import AttentionCall
 from ..errors import CheckpointError
 from ..mechanisms.base import Mechanism
 from ..modeling.generic import OWN, load_generic, load_generic_with
@@ -269,7 +270,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
     seen: dict[str, bool] = {}
     for name, mechanism in attached_mechanisms(model).items():
-        mechanism.register_forward_pre_hook(_note_covers(name, seen), with_kwargs=True)
+        mechanism.register_forward_pre_hook(_note_covers(name, seen))
     found = _run(model, inputs)
     windows = plan.source.config.get("sliding_window") is not None or plan.source.config.get("layer_types") is not None
     covered = bool(seen) and all(seen.values()) and not windows
@@ -330,9 +331,9 @@ def _run(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _note_covers(name: str, seen: dict[str, bool]) -> Any:
-    def hook(mechanism: Mechanism, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        covers = mechanism.covers(args[1].shape[2], causal=bool(kwargs.get("causal")))
-        seen[name] = seen.get(name, True) and covers
+    def hook(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+        _, k, _, call = args
+        seen[name] = seen.get(name, True) and mechanism.covers(k.shape[2], causal=call.causal)
 
     return hook
 
