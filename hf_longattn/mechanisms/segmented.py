@@ -270,8 +270,9 @@ def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: f
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Tokens ``(B, H, M, size, D)`` averaged by ``weights (B, H, M, size)``, in the tokens' dtype."""
-    return (weights[..., None, :].to(blocks.dtype) @ blocks)[..., 0, :]
+    """Tokens ``(B, H, M, size, D)`` averaged by ``weights (B, H, M, size)``, in fp32 at least, and rounded once to the tokens' dtype."""
+    with torch.autocast(blocks.device.type, enabled=False):
+        return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
 
 
 def at_summaries(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:

@@ -132,3 +132,21 @@ def test_summaries_weigh_half_precision_nearly_as_exactly_as_fused_attention(len
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_summaries_in_half_precision_are_rounded_once(causal: bool) -> None:
+    """Weights in half precision would add up to something other than 1, and scores of this size double the error."""
+    torch.manual_seed(0)
+    q, k, v = (scale * torch.randn(2, 4, 260, 16, dtype=torch.float64) for scale in (4.0, 4.0, 1.0))
+    options = {"block_size": 24, "integration": "attention"}
+    for dtype in (torch.bfloat16, torch.float16):
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        found, expected = (
+            attend(*inputs, "segmented", causal=causal, **options),
+            reference_attend(*inputs, "segmented", causal=causal, **options),
+        )
+        fused = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=causal)
+        exact = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in inputs), is_causal=causal)
+        error, of_fused = ((a - b).norm() / b.norm() for a, b in ((found, expected), (fused, exact)))
+        assert error < 2.7 * of_fused
