@@ -42,18 +42,15 @@ def block_sparse_attention(
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
     q, k, v = same_dtype(q, k, v)
-    call = call.replace(causal=pattern.causal)
-    key_mask, scale, dropout_p, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.dropout, call.score_mod
-    global_mask = call.global_mask if pattern.has_globals else None
+    call = call.replace(causal=pattern.causal, global_mask=call.global_mask if pattern.has_globals else None)
+    global_mask, score_mod = call.global_mask, call.score_mod
     q_len, kv_len = q.shape[2], k.shape[2]
     if torch.compiler.is_exporting():  # one graph for all lengths, of operations that every runtime has
         mod = pattern.visible_mod(global_mask)
         if not pattern.bounded or _known(kv_len <= min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1):
             return dense_attention(q, k, v, call, mask_mod=mod)
-        return blockwise_attention(
-            q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
-        )
-    fused = q.device.type == "cpu" and dropout_p == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias))
+        return blockwise_attention(q, k, v, pattern, call)
+    fused = q.device.type == "cpu" and call.dropout == 0.0 and (score_mod is None or isinstance(score_mod, DistanceBias))
     biased = fused and score_mod is not None and not suits_dense(q_len, kv_len)  # the dense kernel would write the bias out for all pairs
     if pattern.covers(q_len, kv_len) and not biased:
         return dense_attention(q, k, v, call)
@@ -62,13 +59,11 @@ def block_sparse_attention(
     if fused:
         left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
         bias = (score_mod.table, score_mod.ahead) if isinstance(score_mod, DistanceBias) else (None, 0)
-        settings = (left, right, pattern.causal, pattern.global_rows, scale, *bias)
-        return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), key_mask, global_mask, *settings)[0]
-    if q.device.type == "cuda" and dropout_p == 0.0:
-        return flex_band(q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, score_mod=score_mod)
-    return blockwise_attention(
-        q, k, v, pattern, key_mask=key_mask, global_mask=global_mask, scale=scale, dropout_p=dropout_p, score_mod=score_mod
-    )
+        settings = (left, right, pattern.causal, pattern.global_rows, call.scale_for(q.shape[-1]), *bias)
+        return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), call.key_mask, global_mask, *settings)[0]
+    if q.device.type == "cuda" and call.dropout == 0.0:
+        return flex_band(q, k, v, pattern, call)
+    return blockwise_attention(q, k, v, pattern, call)
 
 
 def _known(condition: Any) -> bool:

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from .batch import Batch
 from .byte_cache import KEPT
 from .call import AttentionCall
 from .dense import merged
 from .global_rows import gather_tokens, global_index, overwrite_global_rows
-from .pattern import GatherTile, Pattern, ScoreMod
+from .pattern import GatherTile, Pattern
 
 Lists = tuple[Tensor, Tensor]
 """Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""
@@ -132,18 +131,9 @@ def kind_of(score_mod: Any) -> Hashable:
     return type(score_mod).__name__ if code is None else code
 
 
-def flex_band(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    *,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    scale: float,
-    score_mod: ScoreMod | None = None,
-) -> Tensor:
+def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, without dropout."""
+    key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(q.shape[-1]), call.score_mod
     q_len, kv_len = q.shape[2], k.shape[2]
     offset = _offset(q_len, kv_len)
     kind = pattern, key_mask is None, kind_of(score_mod)
@@ -167,8 +157,7 @@ def flex_band(
     out = merged([out, column_out], [aux.lse, column_aux.lse])
     if not pattern.global_rows:
         return out
-    call = AttentionCall(causal=pattern.causal, batch=Batch.of(key_mask), scale=scale, score_mod=score_mod)
-    return overwrite_global_rows(out, q, k, v, index, real, call)
+    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
 
 
 def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, key_mask: Tensor | None, device: torch.device) -> BlockMask:
@@ -266,38 +255,31 @@ SIZES = (128, 64, 32)
 """Block sizes of the compiled kernel."""
 
 
-def flex_gathered(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    parts: Sequence[GatherTile],
-    *,
-    key_mask: Tensor | None,
-    scale: float,
-    score_mod: ScoreMod | None = None,
-) -> Tensor | None:
+def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor | None:
     """As :func:`hf_longattn.engines.gathered.gathered_attention`.
 
     Returns None where a tile is not made of whole blocks, or this machine supports no such kernel (logged once for each kind). Every other
-    error, such as a lack of memory, is raised."""
-    found = [kept_block_lists(part, q.shape[2], k.shape[2]) for part in parts]
+    error, such as a lack of memory, is raised.
+    """
+    key_mask, scale, score_mod = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
+    found = [kept_block_lists(tile, q.shape[2], k.shape[2]) for tile in tiles]
     if not all(found):
         return None
     shared = (q.device.type, q.dtype, q.shape[-1], key_mask is None, kind_of(score_mod))
     kinds = [
-        ("part", *shared, part.causal, part.inside, part.outside, blocks and blocks[0]) for part, blocks in zip(parts, found, strict=True)
+        ("tile", *shared, tile.causal, tile.inside, tile.outside, blocks and blocks[0]) for tile, blocks in zip(tiles, found, strict=True)
     ]
     if not _unsupported.isdisjoint(kinds):
         return None
-    single = len(parts) == 1
+    single = len(tiles) == 1
     outs, lses = [], []
-    for part, blocks, kind in zip(parts, found, kinds, strict=True):
+    for tile, blocks, kind in zip(tiles, found, kinds, strict=True):
         assert blocks is not None
         size, lists = blocks
         mask = block_mask(
             (q.shape[2], k.shape[2]),
             size,
-            rules_mod(part, key_mask),
+            rules_mod(tile, key_mask),
             by_query=(lists, None),
             by_key=(transposed(lists, -(-k.shape[2] // size)), None),
         )
@@ -354,29 +336,29 @@ def _causes(error: BaseException) -> list[BaseException]:
 _WITH_LSE = {"return_aux": AuxRequest(lse=True)}
 
 
-def kept_block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
+def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
     """:func:`block_lists`, cached for the tiles of a static plan, because reading values synchronises with the GPU."""
-    tensors = [x for x in (part.queries, part.keys) if not x.is_inference()]
-    if len(tensors) < 2 or torch.compiler.is_compiling() or part.bias is not None:
-        return block_lists(part, q_len, kv_len)
+    tensors = [x for x in (tile.queries, tile.keys) if not x.is_inference()]
+    if len(tensors) < 2 or torch.compiler.is_compiling() or tile.bias is not None:
+        return block_lists(tile, q_len, kv_len)
     return KEPT.of(
         tensors,
         ("block lists", q_len, kv_len),
-        lambda: block_lists(part, q_len, kv_len),
+        lambda: block_lists(tile, q_len, kv_len),
         lambda found: 0 if found is None else sum(x.nbytes for x in found[1]),
     )
 
 
-def block_lists(part: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
+def block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
     """The block size of a tile and the key blocks of every block of queries; None where its rows are not whole blocks.
 
     A whole block holds the positions ``n · size …`` of its size in order, with -1 for those past the end of the sequence.
     """
-    size = part.queries.shape[3]
-    if size not in SIZES or part.keys.shape[3] % size or part.bias is not None:
+    size = tile.queries.shape[3]
+    if size not in SIZES or tile.keys.shape[3] % size or tile.bias is not None:
         return None
-    keys = part.keys.unflatten(-1, (-1, size))
-    row, row_whole = _blocks(part.queries, size, q_len)
+    keys = tile.keys.unflatten(-1, (-1, size))
+    row, row_whole = _blocks(tile.queries, size, q_len)
     block, whole = _blocks(keys, size, kv_len)
     empty = (keys < 0).all(-1)
     if not bool(row_whole.all() & (whole | empty).all()):
@@ -397,16 +379,16 @@ def _blocks(index: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]:
     return first.div(size, rounding_mode="floor"), whole
 
 
-def rules_mod(part: GatherTile, key_mask: Tensor | None) -> Any:
+def rules_mod(tile: GatherTile, key_mask: Tensor | None) -> Any:
     """The rules of a tile and the padding as a ``mask_mod``."""
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         distance = q_idx - kv_idx
-        seen = distance >= 0 if part.causal else distance == distance
-        if part.inside is not None:
-            seen = seen & (distance >= part.inside[0]) & (distance <= part.inside[1])
-        if part.outside is not None:
-            seen = seen & ((distance < part.outside[0]) | (distance > part.outside[1]))
+        seen = distance >= 0 if tile.causal else distance == distance
+        if tile.inside is not None:
+            seen = seen & (distance >= tile.inside[0]) & (distance <= tile.inside[1])
+        if tile.outside is not None:
+            seen = seen & ((distance < tile.outside[0]) | (distance > tile.outside[1]))
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     return mask_mod

@@ -13,29 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .batch import Batch
 from .call import AttentionCall
 from .dense import masked_softmax, merged, products
 from .global_rows import global_index, overwrite_global_rows
-from .pattern import GatherTile, Pattern, ScoreMod
+from .pattern import GatherTile, Pattern
 
 BLOCK = 128
+"""Queries per block of a band."""
+PAIRS = 1 << 24
+"""Most pairs of tiles, over all heads and batch items, in memory at once; the backward pass recomputes them."""
 
 
-def blockwise_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    *,
-    key_mask: Tensor | None,
-    global_mask: Tensor | None,
-    scale: float,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
-) -> Tensor:
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """As :func:`hf_longattn.engines.block_sparse.block_sparse_attention`, with dropout and any ``score_mod``."""
-    (batch, heads, q_len, _head_dim), kv_len = q.shape, k.shape[2]
+    (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
+    key_mask, global_mask, scale, score_mod = call.key_mask, call.global_mask, call.scale_for(head_dim), call.score_mod
     device, offset = q.device, kv_len - q_len
     exporting = torch.compiler.is_exporting()
     # By branches, not min and max, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
@@ -71,7 +63,7 @@ def blockwise_attention(
     scores, values = scored(q_blocks, slices(k), q_safe, kv_safe), slices(v)
     if global_mask is None:
         weights = masked_softmax(scores, seen)
-        return first_rows((F.dropout(weights, dropout_p).to(v.dtype) @ values).flatten(2, 3), q_len)
+        return first_rows((F.dropout(weights, call.dropout).to(v.dtype) @ values).flatten(2, 3), q_len)
 
     index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
     columns = index[:, None, None, None, :]
@@ -82,12 +74,11 @@ def blockwise_attention(
     scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
     shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
     seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
-    weights = F.dropout(masked_softmax(scores, seen), dropout_p).to(v.dtype)
+    weights = F.dropout(masked_softmax(scores, seen), call.dropout).to(v.dtype)
     out = first_rows((weights[..., :width] @ values + weights[..., width:] @ v_global).flatten(2, 3), q_len)
     if not pattern.global_rows:
         return out
-    call = AttentionCall(causal=pattern.causal, batch=Batch.of(key_mask), scale=scale, dropout=dropout_p, score_mod=score_mod)
-    return overwrite_global_rows(out, q, k, v, index, real, call)
+    return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal))
 
 
 def first_rows(x: Tensor, count: int) -> Tensor:
@@ -95,43 +86,23 @@ def first_rows(x: Tensor, count: int) -> Tensor:
     return x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
 
 
-PAIRS = 1 << 24
-"""Pairs, over all heads and batch items, that are in memory at once; the backward pass computes them again."""
-
-
-def plain_gathered(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    parts: Sequence[GatherTile],
-    *,
-    key_mask: Tensor | None,
-    scale: float,
-    dropout_p: float = 0.0,
-    score_mod: ScoreMod | None = None,
-) -> Tensor:
-    """As :func:`hf_longattn.engines.gathered.gathered_attention`.
-
-    Pairs are computed PAIRS at a time: memory grows with the listed tokens.
-    """
-    outs, lses = zip(*(_part(q, k, v, part, key_mask, scale, dropout_p, score_mod) for part in parts), strict=True)
+def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
+    """As :func:`hf_longattn.engines.gathered.gathered_attention`, with dropout, any ``score_mod`` and biases that require gradients."""
+    outs, lses = zip(*(_tile(q, k, v, tile, call) for tile in tiles), strict=True)
     return merged(outs, lses)
 
 
-def _part(
-    q: Tensor, k: Tensor, v: Tensor, part: GatherTile, key_mask: Tensor | None, scale: float, dropout_p: float, score_mod: ScoreMod | None
-) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one part, -inf where a query sees nothing."""
+def _tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Output (B, H, Nq, D) and log-sum-exp (B, H, Nq) of one tile, -inf where a query sees no key."""
     batch, heads, q_len, head_dim = q.shape
-    pieces = list(_pieces(part, batch * heads))
+    pieces = list(_pieces(tile, batch * heads))
     again = len(pieces) > 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     outs, lses = [], []
     for piece in pieces:
-        arguments = (q, k, v, piece, key_mask, scale, dropout_p, score_mod)
-        out, lse = checkpoint(_rows, *arguments, use_reentrant=False) if again else _rows(*arguments)
+        out, lse = checkpoint(_rows, q, k, v, piece, call, use_reentrant=False) if again else _rows(q, k, v, piece, call)
         outs.append(out.flatten(2, 3))
         lses.append(lse.flatten(2))
-    # Empty slots go to one row behind the last.
+    # Empty slots go to one row after the last.
     listed = torch.cat([piece.queries.flatten(2) for piece in pieces], 2)
     place = torch.where(listed >= 0, listed, q_len).expand(batch, heads, -1)
     out, lse = torch.cat(outs, 2), torch.cat(lses, 2)
@@ -140,64 +111,62 @@ def _part(
     return out[:, :, :q_len], lse[:, :, :q_len]
 
 
-def _pieces(part: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """The part cut into some rows, or some slots of one row's queries, of at most PAIRS pairs in ``copies`` heads."""
-    rows, slots = part.queries.shape[2:]
-    width = copies * part.keys.shape[3]
+def _pieces(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
+    """The tile cut into rows, or into slots of one row's queries, of at most PAIRS pairs in ``copies`` heads."""
+    rows, slots = tile.queries.shape[2:]
+    width = copies * tile.keys.shape[3]
     if rows * slots * width <= PAIRS:
-        yield part
+        yield tile
         return
     some_slots = max(1, min(slots, PAIRS // width))
     some_rows = max(1, PAIRS // (width * some_slots))
     for row in range(0, rows, some_rows):
         for slot in range(0, slots, some_slots):
             at, within = slice(row, row + some_rows), slice(slot, slot + some_slots)
-            bias = part.bias
+            bias = tile.bias
             if bias is not None:
                 bias = bias[:, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)]
-            queries, keys = part.queries[:, :, at, within], part.keys[:, :, at]
-            yield type(part)(queries, keys, part.causal, part.inside, part.outside, bias)
+            queries, keys = tile.queries[:, :, at, within], tile.keys[:, :, at]
+            yield type(tile)(queries, keys, tile.causal, tile.inside, tile.outside, bias)
 
 
-def _rows(
-    q: Tensor, k: Tensor, v: Tensor, part: GatherTile, key_mask: Tensor | None, scale: float, dropout_p: float, score_mod: ScoreMod | None
-) -> tuple[Tensor, Tensor]:
-    """Output (B, H, R, Tq, D) and log-sum-exp (B, H, R, Tq) of a part's rows."""
+def _rows(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Output (B, H, R, Tq, D) and log-sum-exp (B, H, R, Tq) of a tile's rows."""
     b = torch.arange(q.shape[0], device=q.device).view(-1, 1, 1, 1)
     h = torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
-    rows, columns = part.queries.clamp(min=0), part.keys.clamp(min=0)
-    scores = products(q[b, h, rows], k[b, h, columns]) * scale
+    rows, columns = tile.queries.clamp(min=0), tile.keys.clamp(min=0)
+    scores = products(q[b, h, rows], k[b, h, columns]) * call.scale_for(q.shape[-1])
     q_idx, kv_idx = rows[..., :, None], columns[..., None, :]
-    if score_mod is not None:
-        scores = score_mod(scores, b[..., None], h[..., None], q_idx, kv_idx)
-    seen = allowed(part, key_mask, b)
-    if part.bias is not None:
-        if part.bias.dtype == torch.bool:
-            seen = seen & part.bias
+    if call.score_mod is not None:
+        scores = call.score_mod(scores, b[..., None], h[..., None], q_idx, kv_idx)
+    seen = allowed(tile, call.key_mask, b)
+    if tile.bias is not None:
+        if tile.bias.dtype == torch.bool:
+            seen = seen & tile.bias
         else:
-            scores = scores + part.bias
+            scores = scores + tile.bias
     scores = scores.masked_fill(~seen, float("-inf"))
     highest = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     weights = (scores - highest).exp()
     total = weights.sum(-1, keepdim=True)
     empty = total == 0
-    weights = F.dropout(weights / total.masked_fill(empty, 1.0), dropout_p)
+    weights = F.dropout(weights / total.masked_fill(empty, 1.0), call.dropout)
     out = weights.to(v.dtype) @ v[b, h, columns]
     lse = (highest + total.masked_fill(empty, 1.0).log()).masked_fill(empty, float("-inf"))
     return out, lse[..., 0]
 
 
-def allowed(part: GatherTile, key_mask: Tensor | None, b: Tensor) -> Tensor:
-    """Which pairs the part's rules and the padding leave, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
-    q_idx, kv_idx = part.queries[..., :, None], part.keys[..., None, :]
+def allowed(tile: GatherTile, key_mask: Tensor | None, b: Tensor) -> Tensor:
+    """Which pairs the tile's rules and the padding leave visible, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
+    q_idx, kv_idx = tile.queries[..., :, None], tile.keys[..., None, :]
     seen = (q_idx >= 0) & (kv_idx >= 0)
     distance = q_idx - kv_idx
-    if part.causal:
+    if tile.causal:
         seen = seen & (distance >= 0)
-    if part.inside is not None:
-        seen = seen & (distance >= part.inside[0]) & (distance <= part.inside[1])
-    if part.outside is not None:
-        seen = seen & ~((distance >= part.outside[0]) & (distance <= part.outside[1]))
+    if tile.inside is not None:
+        seen = seen & (distance >= tile.inside[0]) & (distance <= tile.inside[1])
+    if tile.outside is not None:
+        seen = seen & ~((distance >= tile.outside[0]) & (distance <= tile.outside[1]))
     if key_mask is not None:
-        seen = seen & key_mask[b, part.keys.clamp(min=0)][..., None, :]
+        seen = seen & key_mask[b, tile.keys.clamp(min=0)][..., None, :]
     return seen

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
 from hf_longattn.engines import block_sparse, flex
+from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import KEPT
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.pattern import GatherTile, Pattern, rows_of
 from hf_longattn.engines.plain import blockwise_attention, plain_gathered
@@ -100,9 +102,9 @@ def test_rules_and_merging_equal_the_plain_path() -> None:
     rows = rows_of(200, 32)
     keys = whole_blocks(200, 32, torch.arange(7).expand(1, 1, 7, 7))
     parts = [GatherTile(rows, keys, causal=True, inside=(0, 40)), GatherTile(rows, keys, outside=(-60, 60))]
-    arguments: dict[str, Any] = {"key_mask": mask, "scale": 0.3, "score_mod": lambda score, b, h, i, j: score - 0.02 * (i - j).abs()}
-    out = flex.flex_gathered(q, k, v, parts, **arguments)
-    torch.testing.assert_close(out, plain_gathered(q, k, v, parts, **arguments), atol=1e-5, rtol=0)
+    call = AttentionCall(batch=Batch.of(mask), scale=0.3, score_mod=lambda score, b, h, i, j: score - 0.02 * (i - j).abs())
+    out = flex.flex_gathered(q, k, v, parts, call)
+    torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
 
 
 def by_the_lists(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float, **_: Any) -> Any:
@@ -123,12 +125,13 @@ def by_the_lists(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scal
 def test_every_listed_block_is_visited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "kernel", lambda *_: by_the_lists)
     (q, k, v), mask = cases()
+    call = AttentionCall(batch=Batch.of(mask), scale=0.3)
     blocks = torch.where(torch.rand(2, 2, 4, 3) < 0.7, torch.rand(2, 2, 4, 4).argsort(-1)[..., :3], -1)
     rows = rows_of(200, 64)
     parts = [GatherTile(rows, whole_blocks(200, 64, blocks), outside=(3, 20)), GatherTile(rows, rows, causal=True)]
-    out = flex.flex_gathered(q, k, v, parts, key_mask=mask, scale=0.3)
+    out = flex.flex_gathered(q, k, v, parts, call)
     assert out is not None
-    torch.testing.assert_close(out, plain_gathered(q, k, v, parts, key_mask=mask, scale=0.3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out, plain_gathered(q, k, v, parts, call), atol=1e-5, rtol=0)
 
 
 def test_a_kernel_that_is_not_supported_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,7 +148,7 @@ def test_a_kernel_that_is_not_supported_is_said_once(monkeypatch: pytest.MonkeyP
     for _ in range(2):
         for size in (32, 64):
             part = GatherTile(rows_of(200, size), rows_of(200, size))
-            assert flex.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3) is None
+            assert flex.flex_gathered(q, k, v, [part], AttentionCall()) is None
     assert tried == [32, 64]
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
         f"flex_attention does not support blocks of {size} here" for size in (32, 64)
@@ -163,7 +166,7 @@ def test_other_errors_are_the_caller_s_and_change_nothing(error: Exception, monk
     monkeypatch.setattr(flex, "_unsupported", set())
     monkeypatch.setattr(flex, "kernel", lambda *_: fails if not isinstance(error, RuntimeError) else _raising(error))
     with pytest.raises(type(error) if isinstance(error, RuntimeError) else RuntimeError):
-        flex.flex_gathered(q, k, v, [part], key_mask=None, scale=0.3)
+        flex.flex_gathered(q, k, v, [part], AttentionCall())
     assert not flex._unsupported
 
 
@@ -178,7 +181,7 @@ PATTERN = Pattern.window(160, causal=True)
 
 
 def band(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-    return flex.flex_band(q, k, v, PATTERN, key_mask=mask, global_mask=tokens, scale=0.25)
+    return flex.flex_band(q, k, v, PATTERN, AttentionCall(batch=Batch.of(mask), global_mask=tokens, scale=0.25))
 
 
 def inputs(length: int) -> list[Tensor]:
@@ -198,7 +201,7 @@ def test_lengths_change_under_one_compiled_callable(backend: str, globals_: bool
             mask = torch.arange(length) < torch.tensor([[length], [length - 37]]) if padded else None
             tokens = torch.arange(length) % 290 == torch.tensor([[3], [length]]) if globals_ else None
             found = compiled(*inputs(length), mask, tokens)
-            expected = blockwise_attention(*inputs(length), PATTERN, key_mask=mask, global_mask=tokens, scale=0.25)
+            expected = blockwise_attention(*inputs(length), PATTERN, AttentionCall(batch=Batch.of(mask), global_mask=tokens, scale=0.25))
             real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
             torch.testing.assert_close(found * real[:, None, :, None], expected * real[:, None, :, None], atol=1e-5, rtol=0)
 
@@ -212,10 +215,10 @@ def test_global_tokens_in_a_graph_and_outside_of_it(q_len: int, global_rows: boo
     q, k, v = inputs(700)
     tokens = torch.arange(700) % 290 == torch.tensor([[3], [200]])
     mask = torch.arange(700) < torch.tensor([[700], [650]])
-    arguments = {"key_mask": mask, "global_mask": tokens, "scale": 0.25}
-    eager = flex.flex_band(q[:, :, -q_len:], k, v, pattern, **arguments)
+    call = AttentionCall(causal, Batch.of(mask), tokens, 0.25)
+    eager = flex.flex_band(q[:, :, -q_len:], k, v, pattern, call)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    in_graph = flex.flex_band(q[:, :, -q_len:], k, v, pattern, **arguments)
+    in_graph = flex.flex_band(q[:, :, -q_len:], k, v, pattern, call)
     real = mask[:, None, -q_len:, None]
     torch.testing.assert_close(in_graph * real, eager * real, atol=1e-5, rtol=0)
 
@@ -244,7 +247,7 @@ def test_every_kind_of_call_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatc
             mask = flex.band_block_mask(pattern, 130, 130, None, q.device)
             kernel = flex.kernel("cuda", ("band", pattern))
             assert kernel is flex.kernel("cuda", ("band", pattern))
-            expected = blockwise_attention(q, k, v, pattern, key_mask=None, global_mask=None, scale=0.25)
+            expected = blockwise_attention(q, k, v, pattern, AttentionCall(scale=0.25))
             torch.testing.assert_close(kernel(q, k, v, block_mask=mask, scale=0.25), expected, atol=1e-5, rtol=0)
     assert len(flex._kernels) == 7
     assert counts is not None

@@ -104,17 +104,13 @@ def inputs(q_len: int, kv_len: int, dtype: torch.dtype = torch.float64, stored: 
     return tuple(found)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, parts: list[GatherTile], *, key_mask: Tensor | None, scaling: float) -> Tensor:
-    return plain_gathered(q, k, v, parts, key_mask=key_mask, scale=scaling)
-
-
-@pytest.mark.parametrize("path", [gathered_attention, plain])
+@pytest.mark.parametrize("path", [gathered_attention, plain_gathered])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(case=parts_and_mask(), stored=st.sampled_from(["heads", "tokens", "slices"]))
 def test_output_and_gradients_equal_the_pairs_counted_one_by_one(path, case, stored: str) -> None:
     parts, mask, q_len, kv_len = case
     x = inputs(q_len, kv_len, stored=stored)
-    out, expected = path(*x, parts, key_mask=mask, scaling=0.4), counted(*x, parts, mask, 0.4)
+    out, expected = path(*x, parts, AttentionCall.of(padding_mask=mask, scaling=0.4)), counted(*x, parts, mask, 0.4)
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     weight = torch.randn_like(expected)
     got, wanted = (torch.autograd.grad((y * weight).sum(), x, allow_unused=True) for y in (out, expected))
@@ -130,10 +126,10 @@ def local_parts(length: int) -> list[GatherTile]:
     return [GatherTile(rows, torch.where((near >= 0) & (near < length), near, -1)), GatherTile(rows, far, causal=True, outside=(-15, 15))]
 
 
-@pytest.mark.parametrize("path", [gathered_attention, plain])
+@pytest.mark.parametrize("path", [gathered_attention, plain_gathered])
 def test_gradcheck(path) -> None:
     x = tuple(y[:1, :, :, :3].detach().requires_grad_() for y in inputs(21, 21))
-    assert torch.autograd.gradcheck(lambda *x: path(*x, local_parts(21), key_mask=None, scaling=0.4), x, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: path(*x, local_parts(21), AttentionCall(scale=0.4)), x, fast_mode=True)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import build_mechanism, reference_attend
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall, aligned
 from hf_longattn.engines.cpu_band import cpu_band
 from hf_longattn.engines.flex import flex_band
 from hf_longattn.engines.pattern import Pattern
@@ -29,10 +31,9 @@ def masks(length: int, side: str) -> Tensor | None:
     return mask
 
 
-def run_cpu_band(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, key_mask: Tensor | None, global_mask: Tensor | None, scale: float
-) -> Tensor:
-    return cpu_band(q, k, v, key_mask, global_mask, pattern.left, pattern.right, pattern.causal, pattern.global_rows, scale)[0]
+def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
+    settings = (pattern.left, pattern.right, pattern.causal, pattern.global_rows, call.scale_for(16))
+    return cpu_band(q, k, v, call.key_mask, call.global_mask, *settings)[0]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -46,8 +47,12 @@ def test_path_equals_the_definition(path, visited: str, causal: bool, length: in
     mask, chosen = masks(length, side), torch.rand(2, length) < 0.1
     name, options = MECHANISMS[visited]
     module = build_mechanism(name, num_heads=4, head_dim=16, window=32, **options)
-    tokens = module.resolve_globals(mask, chosen, (2, length), q.device)
-    out = path(q, k, v, module.pattern(causal), key_mask=mask, global_mask=tokens, scale=0.25)
+    call = AttentionCall(causal, Batch.of(mask), chosen, 0.25)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return path(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
+
+    out = aligned(run, q, k, v, call, by_position=module.position_dependent)
     expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen, scaling=0.25)
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]

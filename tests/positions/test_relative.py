@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.pattern import DistanceBias
 from hf_longattn.engines.plain import blockwise_attention
 from hf_longattn.errors import OptionError
@@ -102,10 +104,10 @@ def test_the_fused_path_of_a_distance_bias_equals_the_plain_one(name: str, causa
     table = torch.randn(4, 999, requires_grad=True)
     mask = torch.ones(2, 500, dtype=torch.bool)
     mask[0, :31], mask[0, 200:220] = False, False
-    tokens = built.resolve_globals(mask, None, (2, 500), torch.device("cpu"))
     bias = DistanceBias(table, 499)
+    call = AttentionCall(causal, Batch.of(mask), scale=0.25, score_mod=bias)
     fast = attend(*leaves, mechanism=built, causal=causal, padding_mask=mask, score_mod=bias)
-    plain = blockwise_attention(*leaves, built.pattern(causal), key_mask=mask, global_mask=tokens, scale=0.25, score_mod=bias)
+    plain = blockwise_attention(*leaves, built.pattern(causal), call.replace(global_mask=built.resolve_globals(leaves[1], call)))
     real = mask[:, None, :, None]
     torch.testing.assert_close(fast * real, plain * real, atol=1e-5, rtol=0)
     weight = torch.randn_like(fast) * real
