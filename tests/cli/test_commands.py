@@ -164,3 +164,20 @@ def test_help_does_not_import_torch() -> None:
     program = "import sys; from hf_longattn.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("task", ["qa", "classification", "lm", "mlm", "clm", "distill"])
+def test_every_training_has_help_with_the_options_of_trainer(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", task, "--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert f"usage: longattn train {task}" in shown
+    assert "--gradient_checkpointing" in shown
+
+
+def test_a_training_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "lm"])
+    assert stopped.value.code == 1
+    assert "add --model" in capsys.readouterr().err
