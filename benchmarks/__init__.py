@@ -1,4 +1,4 @@
-"""Measuring: every implementation of a comparison is one small file; equality is shown before anything is timed."""
+"""Compare implementations of attention and of whole models, one small file each; outputs are verified before anything is timed."""
 
 from __future__ import annotations
 

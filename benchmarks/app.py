@@ -22,26 +22,26 @@ app = typer.Typer(
 )
 
 LONGEST, MOST = 2**24, 2**16
-"""Tokens, and whatever else is counted: beyond it, no device holds what would be measured."""
+"""Maximum of lengths in tokens, and of all other counts."""
 
 Mechanism = Annotated[str, typer.Option(help="The mechanism to measure; `longattn mechanisms` lists them.")]
 Options = Annotated[
     list[str], typer.Option("--option", help="An option of the mechanism as name=value, for example window=512. Repeatable.")
 ]
 Lengths = Annotated[str, typer.Option(help="Tokens, separated by commas.")]
-Against = Annotated[str, typer.Option(help="The other implementations, separated by commas; '' for none.")]
+Against = Annotated[str, typer.Option(help="Implementations to compare with, separated by commas; '' for none.")]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Batch = Annotated[int, typer.Option(min=1, max=MOST, help="Sequences per pass.")]
 Heads = Annotated[int, typer.Option(min=1, max=MOST, help="Attention heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, max=MOST, help="Width of a head.")]
 Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encoder; 12 is base size.")]
-Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="How many leading tokens are global.")]
+Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
 WithMemory = Annotated[
     bool, typer.Option("--memory", help="Also measure peak memory, each length in a fresh process, and fit its exponent.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads inside operations; PyTorch's choice when not given.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of inputs and weights.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder for the JSON and the SVG.")]
 
@@ -84,7 +84,7 @@ def parse_lengths(text: str) -> list[int]:
 
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
-    """Store and draw the result; exit 1 when something was not equal."""
+    """Store and plot the result; exit with 1 if a check failed."""
     from .plot import plot
 
     path = result.save(folder)
@@ -102,7 +102,7 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
 def measure(
     kind: str, option: list[str], lengths: str, against: str, repeats: int, memory: bool, threads: int | None, folder: Path, **fields: Any
 ) -> None:
-    """Run, print line by line, store; a refusal is one sentence and exit code 1."""
+    """Run, print and store; a refusal is one sentence and exit code 1."""
     from .case import Case
     from .run import run_attention, run_model, set_threads
 
@@ -193,7 +193,8 @@ _model_command("train", "The same, forward and backward through all parameters."
 @app.command()
 def decode(
     attention: Annotated[
-        list[str], typer.Option(help="Mechanism with its options, or layers in turn, as in --layers of longattn convert. Repeatable.")
+        list[str],
+        typer.Option(help="Mechanism with its options, or one per layer as in --layers of longattn convert. Repeatable."),
     ] = ["full", "window:window=512", "linear", "taylor:feature_dim=16,window:window=64", "recurrent_memory"],  # noqa: B006
     lengths: Lengths = "2K,8K,64K",
     layers: Layers = 2,

@@ -99,7 +99,7 @@ class AttentionInputs:
 
     @property
     def resolved_globals(self) -> Tensor | None:
-        """The tokens (B, N) that are global in this case, whether the call or the mechanism's options say so."""
+        """The tokens (B, N) that are global in this case, by the call or by the mechanism's options."""
         if not isinstance(self.mechanism, MaskedMechanism):
             return self.global_mask
         keys = self.hidden.unflatten(-1, (-1, self.case.head_dim)).transpose(1, 2)
@@ -116,5 +116,5 @@ class AttentionInputs:
         return x.view(*x.shape[:2], self.case.heads, self.case.head_dim).transpose(1, 2)
 
     def upstream_heads(self) -> Tensor:
-        """The gradient that flows into the output, (B, H, N, D)."""
+        """The gradient of the output, (B, H, N, D)."""
         return self.split(self.upstream)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_longattn.attend import attend, reference_attend
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, check_options, list_mechanisms, mechanism_info
 
@@ -70,7 +71,7 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
             arguments["hidden_states"] = torch.randn(shape, generator=generator).to(device, DTYPES[dtype])
         found = _pass(partial(attended, mechanism), (q, k, v), upstream, **arguments)
         doubles = (q.detach().double().requires_grad_(), k.detach().double().requires_grad_(), v.detach().double().requires_grad_())
-        expected = _pass(mechanism.reference, doubles, upstream.double(), **arguments)
+        expected = _pass(partial(defined, mechanism), doubles, upstream.double(), **arguments)
     except (RuntimeError, LongAttentionError) as error:
         return DeviceCheck(name, dtype, causal, length, None, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     rows = real[:, None, :, None]
@@ -80,10 +81,15 @@ def _check(name: str, dtype: str, causal: bool, length: int, device: str) -> Dev
 
 def attended(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
     """What is checked: the mechanism's fast path."""
-    return mechanism(q, k, v, **arguments)
+    return attend(q, k, v, mechanism, **arguments)
+
+
+def defined(mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+    """What it is checked against: the mechanism's definition in float64."""
+    return reference_attend(q, k, v, mechanism, **arguments)
 
 
 def _pass(function: Callable[..., Tensor], inputs: tuple[Tensor, Tensor, Tensor], upstream: Tensor, **arguments: Any) -> list[Tensor]:
-    """Output and the gradients of q, k, v; zeros where one plays no part."""
+    """Output and the gradients of q, k, v; zeros for unused inputs."""
     output = function(*inputs, **arguments)
     return [output.detach(), *torch.autograd.grad(output, inputs, upstream, materialize_grads=True)]

@@ -1,4 +1,4 @@
-"""An implementation of a comparison: something that computes, from shared inputs, what can be checked and timed."""
+"""The base class and the registry of implementations: each computes, from shared inputs, an output that can be verified and timed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hf_longattn.errors import LongAttentionError, OptionError, nearest
 
 
 class LeftOut(LongAttentionError):
-    """This implementation cannot do this case; the message says why and goes into the results."""
+    """An implementation that cannot run this case; the message is stored with the results."""
 
 
 class Implementation(ABC):
     """Built once per case (what is built is not timed), then called many times.
 
-    ``baseline`` names the one of our own implementations that does the same work from the same inputs; ``computes`` is what the
+    ``baseline`` names our implementation that does the same work from the same inputs, for the ratio; ``computes`` is what the
     result is checked against: ``"mechanism"`` (the definition of the case's mechanism), ``"full"`` (softmax over all keys) or
     ``"band"`` (the mechanism's window without its global tokens).
     """
@@ -29,11 +29,11 @@ class Implementation(ABC):
     baseline: ClassVar[str] = "longattn"
     computes: ClassVar[str] = "mechanism"
     leaves: Sequence[Tensor] = ()
-    """What gradients are taken of when the backward pass is measured."""
+    """Gradients are taken with respect to these when the backward pass is measured."""
     upstream: Tensor
     """The gradient of the output, of the output's shape."""
     gradients: tuple[Tensor, ...] = ()
-    """Those of ``leaves``, after a run with the backward pass."""
+    """With respect to ``leaves``, after a run with the backward pass."""
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -53,7 +53,7 @@ _IMPLEMENTATIONS: dict[str, dict[str, type[Implementation]]] = {"attention": {},
 
 
 def register_implementation(kind: str, name: str) -> Callable[[type[Implementation]], type[Implementation]]:
-    """Register an implementation for ``--against NAME``; ``kind`` is ``attention`` or ``model``. A name is given once."""
+    """Register an implementation for ``--against NAME``; ``kind`` is ``attention`` or ``model``. Each name is registered once."""
 
     def add(cls: type[Implementation]) -> type[Implementation]:
         if name in _IMPLEMENTATIONS[kind]:

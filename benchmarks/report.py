@@ -21,7 +21,7 @@ from .verify import Check
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, threads, versions and date: what a reader needs to place the numbers."""
+    """Processor, cores, threads, versions and date."""
     about: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The course of a benchmark: for every length build the implementations, check them, then time them."""
+"""Run a benchmark: for every length build the implementations, verify them, then time them."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def _measure_memory(kind: str, result: BenchmarkResult, log: Log) -> None:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use this many threads inside operations; ``None`` leaves PyTorch's own choice."""
+    """Use this many threads inside operations; ``None`` keeps PyTorch's default."""
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Timing several implementations in turn, so that a drift of the machine's speed meets all of them."""
+"""Time several implementations in turn, so that a drift of the machine's speed affects all of them alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equality before speed: every implementation's output, and its gradients, against the float64 definition."""
+"""Verification: every implementation's output and gradients against the float64 definition."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def verify_attention(inputs: AttentionInputs, candidates: Sequence[Implementation]) -> list[Check]:
-    """Compare all implementations with the definition; where that is too large to write out, at the longest length at which it is not."""
+    """Compare all implementations with the definition; if that is too large to compute, at the longest length at which it is not."""
     case = inputs.case
     if case.length > DENSE_LENGTH and mask_of(inputs) is None:
         inputs = AttentionInputs(case.at(length=DENSE_LENGTH))

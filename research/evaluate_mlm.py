@@ -2,7 +2,7 @@
 
     python -m research.evaluate_mlm --model assets/bert-python-512
 
-Rows: the original on chunks of its own length; converted with random new positions; converted with tiled positions and a
+Rows: the original on chunks of its length; converted with random new positions; converted with tiled positions and a
 window; with tiled positions and full attention. Writes OUTPUT.json and OUTPUT.md.
 """
 

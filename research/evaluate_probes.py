@@ -4,7 +4,7 @@
     python -m research.evaluate_probes mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
     python -m research.evaluate_probes performer-error                            # the error falls with the number of features
 
-`mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text begins with key–value pairs, and each key is asked for once
+`mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text starts with key–value pairs, and each key is queried once
 later. `performer-error` is the error of Performer's features against softmax. Each writes OUTPUT.json and OUTPUT.svg.
 """
 

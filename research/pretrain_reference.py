@@ -38,7 +38,7 @@ def train(
     architecture: Annotated[str, typer.Option(help="bert, gpt2 or llama.")] = "bert",
     hours: Annotated[float | None, typer.Option(help="Budget in hours of active steps, decay included.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Budget in tokens, decay included.")] = None,
-    decay_at: Annotated[int | None, typer.Option(help="Begin the decay at this number of tokens.")] = None,
+    decay_at: Annotated[int | None, typer.Option(help="Start the decay at this number of tokens.")] = None,
     decay_share: Annotated[float, typer.Option(help="Length of the decay as a share of the tokens seen.")] = Recipe.decay_share,
     batch_tokens: Annotated[int, typer.Option(help="Tokens per step.")] = Recipe.batch_tokens,
     full_every: Annotated[int, typer.Option(help="Every n-th step uses the whole position table.")] = Recipe.full_every,
@@ -53,7 +53,7 @@ def train(
     compile: Annotated[bool, typer.Option(help="Compile the loss (needs a C++ compiler).")] = False,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the data's order and the masks.")] = 0,
 ) -> None:
-    """Train, or resume. Without a budget it goes on until the file DECAY appears in the architecture's folder."""
+    """Train, or resume. Without a budget it runs until the file DECAY appears in the architecture's folder."""
     options = {key: value for key, value in locals().items() if key in Recipe.__dataclass_fields__}
     if threads:
         torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """Auxiliary pointers: after each layer, the question's last token must point at the next name of the trail.
 
-They exist in training only. A chain of lookups is learnt in a fraction of the steps when every hop has a loss of its own,
+They exist in training only. A chain of lookups is learnt in a fraction of the steps when every hop has its own loss,
 and the finished checkpoint is a plain question-answering model: :func:`detach_pointers` takes them off again.
 The projections start near the identity, so that "the same word" is what scores from the first step on.
 """
@@ -56,8 +56,8 @@ class TrailPointers(nn.Module):
             attention_mask: (B, L), 1 = real token.
         """
         rows = torch.arange(len(ask), device=ask.device)[:, None]
-        behind = torch.arange(attention_mask.shape[1], device=ask.device) > ask.max(1, keepdim=True).values
-        elsewhere = ~(behind & attention_mask.bool())[:, None]
+        after = torch.arange(attention_mask.shape[1], device=ask.device) > ask.max(1, keepdim=True).values
+        elsewhere = ~(after & attention_mask.bool())[:, None]
         losses = []
         for step, layer in enumerate(self.layers[: trail.shape[2]]):
             hidden = hidden_states[layer]

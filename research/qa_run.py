@@ -70,9 +70,9 @@ def run_readers(
     answers = []
     for done, record in enumerate(records, start=1):
         for reader in readers:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             text = reader.answer(record)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
             exact, f1 = score_answer(text, record["answers"]["text"])
             length = int(record.get("length") or record.get("tokens") or 0)
             answers.append(ScoredAnswer(reader.name, reader.seed, _group(group, record), record["id"], length, text, exact, f1, seconds))

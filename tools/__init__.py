@@ -1,1 +1,1 @@
-"""Scripts of those who maintain the project, run from a checkout: `python -m tools.update_docs`."""
+"""Scripts for maintainers, run from a checkout: `python -m tools.update_docs`."""

@@ -71,7 +71,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _entries(text: str) -> list[str]:
-    """The entries of a section: a new one begins at every line that is not indented further."""
+    """The entries of a section: a new one starts at every line that is not indented further."""
     entries: list[str] = []
     for line in text.splitlines():
         if entries and line.startswith(" "):

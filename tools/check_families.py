@@ -4,7 +4,7 @@
     python -m tools.check_families bert gpt2 --again        these, from the beginning
     python -m tools.check_families --no-model-tester        leave transformers' own suite out: it takes minutes for each family
 
-Each cell is stored as soon as it is known, in families.json and families.md, so that a run that was ended goes on where it was.
+Each cell is stored as soon as it is known, in families.json and families.md, so that an interrupted run resumes where it stopped.
 Exit code 1 when a stored cell of these families says "failed".
 """
 
@@ -66,15 +66,15 @@ def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool, 
         todo.remove("model_tester")
         cells.setdefault("model_tester", {"status": NOT_RUN, "detail": "--no-model-tester"})
     with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as temporary:
-        room = Path(temporary)
+        folder = Path(temporary)
         try:
-            checkpoint = make_checkpoint(base, room / "short")
+            checkpoint = make_checkpoint(base, folder / "short")
             record |= {"head": checkpoint.head, "kind": checkpoint.kind, "tokenizer": checkpoint.tokenizer, "length": checkpoint.length}
         except Exception as error:  # any architecture may have a config that cannot be made small by its fields' names
             cells |= {name: family_checks.failed(error) for name in todo}
             store()
             return
-        subject = family_checks.Subject(checkpoint, room)
+        subject = family_checks.Subject(checkpoint, folder)
         for name in todo:
             cells[name] = subject.run(name)
             record["date"] = date.today().isoformat()

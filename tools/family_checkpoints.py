@@ -1,4 +1,4 @@
-"""Realistic random checkpoints of any architecture: its own default shape scaled down, a tokenizer of its own class trained on text."""
+"""Realistic random checkpoints of any architecture: its default shape scaled down, a tokenizer of its class trained on text."""
 
 from __future__ import annotations
 

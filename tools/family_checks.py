@@ -35,7 +35,7 @@ class Differs(Exception):
 
 
 class NotApplicable(Exception):
-    """A check that says nothing about this kind of model, and why."""
+    """A check that does not apply to this kind of model, and why."""
 
 
 def failed(error: Exception) -> Cell:
@@ -47,8 +47,8 @@ def failed(error: Exception) -> Cell:
 class Subject:
     """A checkpoint, converted on first use, and the checks of it."""
 
-    def __init__(self, checkpoint: Checkpoint, room: Path) -> None:
-        self.checkpoint, self.room = checkpoint, room
+    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
         self.family = FAMILIES[checkpoint.base]
         self.long_class = self.family.model_class(checkpoint.head)
         self.auto_class = {"encoder": "AutoModelForMaskedLM", "decoder": "AutoModelForCausalLM"}.get(
@@ -93,7 +93,7 @@ class Subject:
         return self._equal(self._logits(base, inputs), self._logits(self._long(), inputs), inputs)
 
     def save_load(self) -> str:
-        first, second = self.room / "first", self.room / "second"
+        first, second = self.folder / "first", self.folder / "second"
         self._long().save_pretrained(first)
         self._auto().from_pretrained(first).save_pretrained(second)
         names = sorted(path.name for path in first.iterdir())
@@ -123,7 +123,7 @@ class Subject:
         labels = inputs.get("decoder_input_ids", inputs["input_ids"])
         before = self._logits(model.eval(), inputs)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        for _ in range(2):  # the first step renamed B, which begins at zero, and the second A
+        for _ in range(2):  # the first step trains B, which is initialised to zero, and the second A
             loss = model.train()(**inputs, labels=labels).loss
             loss.backward()
             optimizer.step()
@@ -143,7 +143,7 @@ class Subject:
 
     def export(self) -> str:
         format = "onnx" if self.checkpoint.kind == "encoder" else "torch"
-        report = export_checkpoint(self._converted, self.room / "graph", format=format, overwrite=True)
+        report = export_checkpoint(self._converted, self.folder / "graph", format=format, overwrite=True)
         return f"{'ONNX' if format == 'onnx' else 'torch.export'}, {max(check.values['difference'] for check in report.checks):.0e}"
 
     def generate(self) -> str:
@@ -163,10 +163,10 @@ class Subject:
     @cached_property
     def _conversion(self) -> tuple[dict[str, Any], float]:
         """The report of the conversion by the command line, and its seconds."""
-        length, begun = self.checkpoint.length, time.perf_counter()
+        length, started = self.checkpoint.length, time.perf_counter()
         takes_globals = self.checkpoint.kind == "encoder" and self.long_class.hands_globals_down
-        window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)  # all that the base sees, and nothing farther
-        command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), str(self.checkpoint.folder), str(self.room / "long")]
+        window = length if self.checkpoint.kind == "decoder" else 2 * (length - 1)  # all that the base sees, and nothing beyond
+        command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), str(self.checkpoint.folder), str(self.folder / "long")]
         if not self._has_converter:
             command += ["--mechanism", "longformer" if takes_globals else "window", "--option", f"window={window}"]
         command += ["--max-length", str(GROWTH * length), "--json"]
@@ -175,11 +175,11 @@ class Subject:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Differs((done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("Error: "))
-        return json.loads(done.stdout), time.perf_counter() - begun
+        return json.loads(done.stdout), time.perf_counter() - started
 
     @property
     def _has_converter(self) -> bool:
-        """Whether the base has a long attention of its own, which the result takes over."""
+        """Whether the base has its own long attention, which the result keeps."""
         return any(converter.model_type == self.checkpoint.base for converter in checkpoint_converters())
 
     @property

@@ -2,12 +2,12 @@
 
     python -m tools.measure_conversion --gigabytes 3
 
-Writes a Llama-shaped checkpoint tensor by tensor, converts it in processes of their own in several ways, and takes turns with `cp`, both
+Writes a Llama-shaped checkpoint tensor by tensor, converts it in several ways, each in a new process, alternating with `cp`, both
 synced to the disk and both beginning with the source out of the page cache. Writes OUTPUT.json and OUTPUT.md.
 
     python -m tools.measure_conversion --rounds 0 --ways "kept, verified" "kept, verified whole"
 
-measures some ways anew and keeps the rest of OUTPUT.json.
+measures some ways again and keeps the rest of OUTPUT.json.
 """
 
 from __future__ import annotations
@@ -128,26 +128,26 @@ def out_of_cache(folder: Path) -> None:
 def copied(source: Path, target: Path) -> float:
     """Seconds of `cp` until everything is on the disk."""
     out_of_cache(source)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
     for path in [*target.iterdir(), target]:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     shutil.rmtree(target)
     return seconds
 
 
 def converted(source: Path, target: Path, way: str) -> dict[str, Any]:
-    """Peaks in bytes after each stage, and seconds, of a conversion in a process of its own."""
+    """Peaks in bytes after each stage, and seconds, of a conversion in a new process."""
     out_of_cache(source)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     arguments = {**ARGUMENTS, "verify": False, **WAYS[way]}
     command = [sys.executable, "-c", CHILD, str(source), str(target), json.dumps(arguments)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     shutil.rmtree(target)
-    return {"way": way, **found, "process_seconds": time.perf_counter() - begun, "busy_cores": os.getloadavg()[0]}
+    return {"way": way, **found, "process_seconds": time.perf_counter() - started, "busy_cores": os.getloadavg()[0]}
 
 
 def measure(options: argparse.Namespace, folder: Path, before: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.probe:
         print(json.dumps(probe(tree)))
         return 0
-    # In a process of its own, so that it is that tree's package that runs.
+    # In a new process, which imports that tree's package.
     command = [sys.executable, str(Path(__file__).resolve()), "--probe", "--tree", str(tree)]
     done = subprocess.run(command, env=_environment(tree), stdout=subprocess.PIPE, text=True, check=True)
     path = options.output.with_suffix(".json")
@@ -94,7 +94,7 @@ def size(tree: Path) -> dict[str, Any]:
         "mean_lines": round(statistics.mean(lines.values())),
         "median_lines": round(statistics.median(lines.values())),
         "largest": [str(largest.relative_to(package)), lines[largest]],
-        "padding": sum(names_padding(path) for room in ("mechanisms", "engines", "memory") for path in (package / room).rglob("*.py")),
+        "padding": sum(names_padding(path) for folder in ("mechanisms", "engines", "memory") for path in (package / folder).rglob("*.py")),
     }
 
 

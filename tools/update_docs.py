@@ -25,7 +25,7 @@ from hf_longattn.families import FAMILIES
 from research.mlm import mlm_markdown
 from research.probes import recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
-from tools import api_reference, measure_transfer, mechanism_pages
+from tools import api_reference, measure_distillation, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -138,10 +138,10 @@ def footprint(name: str) -> str:
     return NOT_MEASURED.format(name, "make bench") if record is None else f"{footprint_table(record)}\n\n*{where(record)}*"
 
 
-def transfer(name: str) -> str:
-    """What attention transfer wins back."""
+def distillation(name: str) -> str:
+    """What attention distillation recovers."""
     record = stored(name)
-    return NOT_MEASURED.format(name, "python -m tools.measure_transfer") if record is None else measure_transfer.tables(record)
+    return NOT_MEASURED.format(name, "python -m tools.measure_distillation") if record is None else measure_distillation.tables(record)
 
 
 def recall(name: str) -> str:
@@ -217,7 +217,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decode": partial(decoding, "decode"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
-    "transfer": partial(transfer, "transfer"),
+    "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,
     "families": families,
@@ -229,7 +229,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def render(text: str) -> str:
-    """The document with every marked part made anew."""
+    """The document with every marked part updated."""
     return MARKED.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[4]}", text)
 
 

@@ -14,7 +14,7 @@ from ..implementations import Implementation, LeftOut, register_implementation
 @register_implementation("attention", "hf-big-bird")
 class HFBigBird(Implementation):
     """Starts from hidden states, so it is compared with our attention plus the same three projections. In training mode, since
-    transformers draws no random blocks in evaluation; it draws them anew in every pass, as it does in use."""
+    transformers draws no random blocks in evaluation; it draws new ones in every pass, as in use."""
 
     summary = "BigBirdBlockSparseAttention of transformers in training mode, without dropout"
     baseline = "longattn+projections"

@@ -12,9 +12,9 @@ from ..implementations import Implementation, LeftOut, register_implementation
 
 @register_implementation("attention", "reformer-pytorch")
 class ReformerPytorch(Implementation):
-    """Draws hashes of its own, so that its outputs are not those of our rounds and are not compared; the work is the same."""
+    """Its hashes differ from ours, so outputs are not compared; the work is the same."""
 
-    summary = "LSHAttention of reformer-pytorch (shared queries and keys), same bucket size and rounds, hashes of its own"
+    summary = "LSHAttention of reformer-pytorch (shared queries and keys), same bucket size and rounds, different hashes"
     computes = ""
 
     def __init__(self, inputs: AttentionInputs) -> None:

@@ -1,4 +1,4 @@
-"""Our own window of the same width, without global tokens: what the global tokens cost."""
+"""Our window of the same width, without global tokens: shows what the global tokens cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One plain BERT with random weights, from which every implementation takes its own, and the tokens they all read."""
+"""One plain BERT with random weights, which every implementation copies, and the tokens that they all read."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ModelImplementation(Implementation):
         return True
 
     def arguments(self) -> dict[str, Any]:
-        """What the forward call gets besides the tokens."""
+        """Further arguments of the forward call."""
         return {}
 
     def forward(self) -> Tensor:

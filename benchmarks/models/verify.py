@@ -1,4 +1,4 @@
-"""Whole models before they are timed: each against plain BERT under the mechanism's mask, written out as a dense 4-D mask."""
+"""Verification of whole models: each against plain BERT under the mechanism's mask as a dense 4-D mask."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 Files in the work folder, below one sub-folder per architecture:
 
 * ``checkpoint.pt``: model, optimisers, progress; replaced atomically every few minutes;
-* ``stable.pt``: the last checkpoint before the decay, from which a longer run can go on;
+* ``stable.pt``: the last checkpoint before the decay, from which a longer run can resume;
 * ``log.jsonl``: one line per report;
-* ``DECAY``: touch it to begin the decay now; it may hold its length (``12000000`` tokens or ``15m``).
+* ``DECAY``: touch it to start the decay now; it may hold its length (``12000000`` tokens or ``15m``).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Recipe:
     learning_rate: float = 2e-3
     matrix_learning_rate: float = 3e-3
     warmup_tokens: int = 500_000
-    decay_share: float = 0.2  # length of the decay, as a share of the tokens seen when it begins
+    decay_share: float = 0.2  # length of the decay, as a share of the tokens seen when it starts
     decay_at: int | None = None  # tokens
     max_tokens: int | None = None
     hours: float | None = None  # of active steps; pauses do not count
@@ -206,7 +206,7 @@ class Pretraining:
         if length is not None:
             self._save()
             shutil.copyfile(self.checkpoint, self.folder / "stable.pt")
-            progress.schedule.begin_decay(progress.tokens, length)
+            progress.schedule.start_decay(progress.tokens, length)
             self._log({"event": "decay", "tokens": progress.tokens, "decay_tokens": progress.schedule.decay_tokens})
 
     def _requested_decay(self) -> int | None:

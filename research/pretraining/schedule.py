@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Schedule:
     """The learning rate's scale as a function of the tokens seen.
 
-    ``warmup_tokens`` rise linearly; then 1 until the decay begins, which falls linearly to zero within ``decay_tokens``.
+    ``warmup_tokens`` rise linearly; then 1 until the decay starts, which falls linearly to zero within ``decay_tokens``.
     """
 
     warmup_tokens: int
@@ -22,8 +22,8 @@ class Schedule:
             return max(0.0, 1.0 - (tokens - self.decay_start) / self.decay_tokens)
         return min(1.0, (tokens + 1) / max(1, self.warmup_tokens))
 
-    def begin_decay(self, tokens: int, decay_tokens: int) -> None:
-        """Start the decay now; a decay already under way goes on unchanged."""
+    def start_decay(self, tokens: int, decay_tokens: int) -> None:
+        """Start the decay now; a decay already under way is unchanged."""
         if self.decay_start is None:
             self.decay_start, self.decay_tokens = tokens, max(1, decay_tokens)
 

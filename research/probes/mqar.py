@@ -49,8 +49,8 @@ class Mqar:
         values = torch.randint(half, self.vocab, (size, pairs), generator=generator)
         tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
         tokens[:, : 2 * pairs] = torch.stack([keys, values], -1).flatten(1)
-        room = (self.length - 2 * pairs) // 2
-        law = torch.arange(1, room + 1, dtype=torch.float64) ** (self.power - 1)
+        gaps = (self.length - 2 * pairs) // 2
+        law = torch.arange(1, gaps + 1, dtype=torch.float64) ** (self.power - 1)
         places = 2 * pairs + 2 * torch.multinomial(law.expand(size, -1), pairs, generator=generator)
         tokens.scatter_(1, places, keys)
         labels = torch.full_like(tokens, IGNORED).scatter_(1, places, values)

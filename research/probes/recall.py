@@ -141,10 +141,10 @@ def decoding(model: RecallModel, task: Mqar, batch: int = 32) -> tuple[int, floa
     model(tokens, past_key_values=cache)
     size = cache_bytes(cache) // batch
     model(tokens[:, :1], past_key_values=cache)
-    begin = time.process_time()
+    started = time.process_time()
     for _ in range(DECODED - 1):
         model(tokens[:, :1], past_key_values=cache)
-    return size, batch * (DECODED - 1) / (time.process_time() - begin)
+    return size, batch * (DECODED - 1) / (time.process_time() - started)
 
 
 def measure_recall(
@@ -157,11 +157,11 @@ def measure_recall(
     """
     results = []
     for setting in settings:
-        begin, model = time.perf_counter(), small_model(setting, task)
+        started, model = time.perf_counter(), small_model(setting, task)
         steps = train(model, setting, task, progress)
         recalled = accuracy(model, task, torch.Generator().manual_seed(setting.seed + 3))
         size, speed = decoding(model, task)
-        results.append(RecallResult(setting.name, recalled, size, speed, steps, time.perf_counter() - begin))
+        results.append(RecallResult(setting.name, recalled, size, speed, steps, time.perf_counter() - started))
         progress(f"{setting.name}: recall {recalled:.3f}, state {size} bytes, {steps} steps in {results[-1].seconds:.0f} s")
     return results
 

@@ -113,8 +113,8 @@ def test_the_schedule_may_end_whenever_asked() -> None:
     assert schedule.scale(49) == 0.5
     assert schedule.scale(10_000) == 1.0
     assert not schedule.finished(10_000)
-    schedule.begin_decay(10_000, 1000)
-    schedule.begin_decay(10_500, 9999)
+    schedule.start_decay(10_000, 1000)
+    schedule.start_decay(10_500, 9999)
     assert schedule.scale(10_250) == 0.75
     assert schedule.finished(11_000)
     assert tokens_from("1200\n", 10.0) == 1200

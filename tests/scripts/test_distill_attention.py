@@ -1,4 +1,4 @@
-"""scripts/distill_attention.py and tools/measure_transfer.py: from the command line, in one process and in two."""
+"""scripts/distill_attention.py and tools/measure_distillation.py: from the command line, in one process and in two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.training.args import DistillationArguments, parse_arguments
 from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
-from tools import measure_transfer
+from tools import measure_distillation
 
 FAST = (
     "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --no_bf16 --disable_tqdm True --threads 1 --logging_steps 1 --held_out_inputs 2"
@@ -76,7 +76,7 @@ def test_mistakes_are_one_sentence(repository: Path, tmp_path: Path, given: list
 def test_the_table_of_stages(
     kind: str, fixed: str, tmp_path: Path, given: list[str], tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, output = measure_transfer, tmp_path / "results" / "transfer"
+    script, output = measure_distillation, tmp_path / "results" / "transfer"
     articles = tmp_path / "wiki.txt"
     articles.write_text("".join(f" = Article {number} = \n\n{source}\n" for number, source in enumerate(SOURCES)))
     options = ["--work", str(tmp_path / "work"), "--wikitext", str(articles), "--documents", "2", "--batch-size", "1"]

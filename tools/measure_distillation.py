@@ -1,6 +1,6 @@
-"""What a conversion costs and what attention transfer wins back: held-out loss by mechanism and stage.
+"""What a conversion costs and what attention distillation recovers: held-out loss by mechanism and stage.
 
-    python -m tools.measure_transfer --model assets/bert-python-512 --mechanisms hedgehog taylor nystrom linformer
+    python -m tools.measure_distillation --model assets/bert-python-512 --mechanisms hedgehog taylor nystrom linformer
 
 Each mechanism is put into the model, trained by scripts/distill_attention.py's two stages on the training packages of the reference
 corpus, and scored on its test packages and on WikiText-2, on the same tokens for every row. Encoders are scored by masked tokens,
@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--pretraining-tokens", type=float, default=25.3e6, help="tokens of the model's pre-training (default: 25.3e6)")
     add("--threads", type=int, default=1, help="processor threads (default: 1)")
     add("--seed", type=int, default=0, help="seed of training order and masks")
-    add("--output", default="docs/results/transfer", help="path without suffix (default: docs/results/transfer)")
+    add("--output", default="docs/results/distillation", help="path without suffix (default: docs/results/distillation)")
     return parser.parse_args(arguments)
 
 
