@@ -41,6 +41,7 @@ class AttentionCall:
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
     stopped: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
+    positions: ``(B or 1, n)``, what the features of n tokens read of their positions; set within linear mechanisms that count them.
     """
 
     causal: bool = False
@@ -52,6 +53,7 @@ class AttentionCall:
     seed: int = 0
     hidden_states: Tensor | None = None
     stopped: tuple[Tensor, Tensor] | None = None
+    positions: Tensor | None = None
 
     @classmethod
     def of(

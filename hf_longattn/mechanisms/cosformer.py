@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.batch import last_real
+from ..engines.call import AttentionCall
 from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
-from .feature_map import At, LinearMechanism
+from .feature_map import LinearMechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -55,50 +56,39 @@ class Cosformer(LinearMechanism):
     def features_per_head(self) -> int:
         return 2 * self.head_dim
 
-    def placed(self, at: At, mask: Tensor | None, positions: Tensor, *, causal: bool, counted: bool) -> At:
-        longest = self.options.max_length
-        if longest is None:
-            if not causal:
-                return at._replace(positions=positions, horizon=_length(mask, positions.shape[1]))
-            longest = self.max_length
-        if longest is None:
+    def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
+        """The angles π/2 · position / M."""
+        length, longest = positions.shape[1], self.options.max_length
+        horizon: Tensor | int | None = longest
+        if longest is None and not call.causal:
+            horizon = length if call.key_mask is None else last_real(call.key_mask)[:, None] + 1
+        elif longest is None:
+            horizon = longest = self.max_length
+        if horizon is None:
             raise OptionError(
                 "Mechanism 'cosformer' weighs by distance relative to the longest text in its causal form, and the model does not say how "
                 "long that is; give it, for example max_length=4096."
             )
-        known = torch.compiler.is_compiling() or (not counted and positions.shape[1] <= longest)
-        if not known and int(positions.max()) >= longest:
+        unknown = longest is not None and not torch.compiler.is_compiling() and (resumed or length > longest)
+        real = positions if call.key_mask is None else positions * call.key_mask
+        if unknown and longest is not None and int(real.max()) >= longest:
             raise LengthError(
                 f"The text has more than {longest} tokens, the max_length of mechanism 'cosformer', beyond which its weights would be "
                 f"negative; build it with a larger one, for example max_length={2 * longest}."
             )
-        return at._replace(positions=positions, horizon=longest)
+        return positions.to(exact_dtype(positions.device)) * (math.pi / 2) / horizon
 
-    def queries(self, q: Tensor, at: At) -> Tensor:
-        assert at.positions is not None
-        angle = at.positions.to(q.dtype)[:, None, :, None] * _quarter(at.horizon, q)
+    def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        assert call.positions is not None
+        angle = call.positions.to(q.dtype)[:, None, :, None]
         x = F.relu(q)
         return torch.cat((x * angle.cos(), x * angle.sin()), -1)
 
-    def keys(self, k: Tensor, at: At) -> Tensor:
-        return self.queries(k, at)
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
+        return self.queries(k, call)
 
-    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        assert of_q.positions is not None
-        assert of_k.positions is not None
-        distance = (of_q.positions[:, :, None] - of_k.positions[:, None, :])[:, None].to(q.dtype)
-        return q.clamp(min=0) @ k.clamp(min=0).mT * (distance * _quarter(of_k.horizon, q)).cos()
-
-
-def _length(mask: Tensor | None, length: int) -> Tensor | int:
-    """Tokens up to the last real one of ``mask (B, N)``, ``(B,)``; all where there is no mask."""
-    if mask is None:
-        return length
-    return last_real(mask) + 1
-
-
-def _quarter(horizon: Tensor | int, like: Tensor) -> Tensor | float:
-    """π / 2M: one number, or ``(B, 1, 1, 1)`` in the dtype of ``like``, with the same bits."""
-    if not isinstance(horizon, Tensor):
-        return math.pi / 2 / horizon
-    return (math.pi / 2 / horizon.to(exact_dtype(like.device))).to(like.dtype).view(-1, 1, 1, 1)
+    def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        assert call.positions is not None
+        angle = call.positions.to(q.dtype)
+        difference = (angle[:, angle.shape[1] - q.shape[2] :, None] - angle[:, None, :])[:, None]
+        return q.clamp(min=0) @ k.clamp(min=0).mT * difference.cos()

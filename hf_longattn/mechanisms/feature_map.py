@@ -38,42 +38,12 @@ class HeadwiseLinear(nn.Module):
         return "heads={}, in_features={}, out_features={}".format(*self.weight.shape)
 
 
-def positions_of(mask: Tensor | None, batch: int, length: int, device: torch.device, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Positions ``(B, N)`` of the next tokens, and ``(B,)`` how many are counted after them.
-
-    Args:
-        mask: ``(B, N)`` bool, True = real. Padding before the first real token is at position 0 and is not counted.
-        seen: how many tokens ``(B,)`` were counted before, 0 where no real one has come yet.
-    """
-    steps = torch.arange(length, device=device).expand(batch, length)
-    seen = torch.zeros(batch, dtype=torch.long, device=device) if seen is None else seen
-    if mask is None:
-        return steps + seen[:, None], seen + length
-    empty = torch.where(mask.any(1), mask.int().argmax(1), length)
-    before = torch.where(seen > 0, 0, empty)
-    return (steps - before[:, None] + seen[:, None]).clamp(min=0), seen + length - before
-
-
 PIECE = 1 << 18
 """Features of one tensor that are made at a time, for each thread: fewer, and threads wait for one another; more, and the cache is left."""
 NOTHING = -1e30
 """Logarithm of the scale of a feature that no key has yet: finite, so that differences are numbers."""
 RISE = 60.0
 """Most by which the logarithm of a key's feature may exceed the largest before its piece: exp(60) and the products fp32 still holds."""
-
-
-class At(NamedTuple):
-    """What features may depend on besides the vectors: the factor on q·k, the seed of the call, and, for mechanisms that count them, the
-    tokens' positions ``(B, n)`` and the distance that these are relative to, one for all texts or ``(B,)``."""
-
-    scale: float
-    seed: int = 0
-    positions: Tensor | None = None
-    horizon: Tensor | int = 1
-
-    def where(self, tokens: slice) -> At:
-        """For some of the tokens."""
-        return self if self.positions is None else self._replace(positions=self.positions[:, tokens])
 
 
 class LinearMechanism(Mechanism):
@@ -106,28 +76,27 @@ class LinearMechanism(Mechanism):
         return not (cls.counts_positions or cls.logarithms)
 
     @abstractmethod
-    def queries(self, q: Tensor, at: At) -> Tensor:
-        """φ_q of ``q (B, H, n, D)``, or its logarithm: ``(B, H, n, F)``. A factor of its own for each row changes nothing."""
+    def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        """φ_q of ``q (B, H, n, D)``, or its logarithm: ``(B, H, n, F)``. A factor per row changes nothing."""
 
     @abstractmethod
-    def keys(self, k: Tensor, at: At) -> Tensor:
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         """φ_k of ``k (B, H_kv, n, D)``, or its logarithm: ``(B, H_kv or H, n, F)``."""
 
     @abstractmethod
-    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
+    def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: κ ``(B, H, Nq, Nk)``, or its logarithm, of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to factors of the
-        rows."""
+        rows; the queries are the last Nq positions."""
 
-    def placed(self, at: At, mask: Tensor | None, positions: Tensor, *, causal: bool, counted: bool) -> At:
-        """``at`` with the tokens' positions ``(B, n)``; for mechanisms that count them.
+    def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
+        """What features read of the ``positions (B or 1, n)`` of a call's tokens, as ``call.positions``; for mechanisms that count them.
 
         Args:
-            mask: ``(B, n)`` bool, True = real.
-            counted: whether there were tokens before these.
+            resumed: whether there were tokens before these.
         Raises:
             LengthError: for positions that the features do not know.
         """
-        return at._replace(positions=positions)
+        return positions
 
     def features_per_head(self) -> int:
         """F, which sizes the state and the pieces."""
@@ -139,12 +108,10 @@ class LinearMechanism(Mechanism):
         return min(super().pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        (batch, heads, q_len, _), kv_len = q.shape, k.shape[2]
-        at = At(call.scale_for(self.head_dim), call.seed)
         if self.counts_positions:
-            positions, _ = positions_of(call.key_mask, batch, kv_len, q.device)
-            at = self.placed(at, call.key_mask, positions, causal=call.causal, counted=False)
-        weights = self.kernel(q, repeat_heads(k, heads), at.where(slice(kv_len - q_len, None)), at)
+            positions = torch.arange(k.shape[2], device=q.device)[None]
+            call = call.replace(positions=self.read_positions(positions, call, resumed=False))
+        weights = self.kernel(q, repeat_heads(k, q.shape[1]), call)
         seen = visible_to_all(q, k, call).expand_as(weights)
         if self.logarithms:
             return softmax_over(weights, seen)
@@ -154,7 +121,7 @@ class LinearMechanism(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, None, call.causal, call.key_mask, At(call.scale_for(self.head_dim), call.seed), call.dropout)[0]
+            return self._run(q, k, v, None, call)[0]
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """The next tokens of a causal text: ``q (B, H, n, D)``, ``k, v (B, H_kv, n, D)``, their padding ``call.key_mask (B, n)``.
@@ -164,25 +131,26 @@ class LinearMechanism(Mechanism):
             how many positions were counted, and ``log (B, heads, F)``, the largest logarithm of each feature, relative to which sums are.
         """
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, state, True, call.key_mask, At(call.scale_for(self.head_dim)), call.dropout)
+            return self._run(q, k, v, state, call.replace(causal=True))
 
-    def _run(
-        self, q: Tensor, k: Tensor, v: Tensor, state: State | None, causal: bool, mask: Tensor | None, at: At, dropout_p: float
-    ) -> tuple[Tensor, State]:
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         batch, kv_len = q.shape[0], k.shape[2]
-        if dropout_p:  # there is no matrix of weights: whole keys are dropped
-            v = v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p)
+        if call.dropout:  # there is no matrix of weights: whole keys are dropped
+            v = v * F.dropout(v.new_ones(*v.shape[:3], 1), call.dropout)
         seen = None
         if self.counts_positions:
-            positions, seen = positions_of(mask, batch, kv_len, q.device, None if state is None else state["seen"])
-            at = self.placed(at, mask, positions, causal=causal, counted=state is not None)
-        if self.logarithms and causal and q.shape[2] > 1:
-            out, state = self._run_logarithms(q, _Keys(self, k, v, mask, at), state, at)
+            positions = torch.arange(kv_len, device=q.device)[None]
+            before = torch.zeros(batch, dtype=torch.long, device=q.device) if state is None else state["seen"]
+            positions, seen = (positions if state is None else positions + before[:, None]), before + kv_len
+            call = call.replace(positions=self.read_positions(positions, call, resumed=state is not None))
+        source = _Keys(self, k, v, call)
+        if self.logarithms and call.causal and q.shape[2] > 1:
+            out, state = self._run_logarithms(q, source, state)
         else:
-            out, state = self._pass(q, _Keys(self, k, v, mask, at), state, causal, at, None)
+            out, state = self._pass(q, source, state, None)
         return out, state if seen is None else {**state, "seen": seen}
 
-    def _run_logarithms(self, q: Tensor, source: _Keys, state: State | None, at: At) -> tuple[Tensor, State]:
+    def _run_logarithms(self, q: Tensor, source: _Keys, state: State | None) -> tuple[Tensor, State]:
         """A causal pass over features that are exponentials: a piece ends where a key exceeds the ones before it by :data:`RISE`.
 
         A graph can end nothing where the data say so. It computes in float64, which holds logarithms some 700 apart (on devices without
@@ -191,19 +159,19 @@ class LinearMechanism(Mechanism):
         if _in_graph(q):
             exact = exact_dtype(q.device)
             wider = None if state is None else {name: x.to(exact) for name, x in state.items()}
-            out, after = self._pass(q.to(exact), source._replace(k=source.k.to(exact), v=source.v.to(exact)), wider, True, at, None)
+            out, after = self._pass(q.to(exact), source._replace(k=source.k.to(exact), v=source.v.to(exact)), wider, None)
             return out.to(q.dtype), {name: wide(x.to(q.dtype)) if x.is_floating_point() else x for name, x in after.items()}
         if q.device.type == "cpu":
-            return self._pass(q, source, state, True, at, _Rises(look=True))
+            return self._pass(q, source, state, _Rises(look=True))
         rises = _Rises(look=False)
-        found = self._pass(q, source, state, True, at, rises)
+        found = self._pass(q, source, state, rises)
         if rises.exceeded():  # asked once, at the end: a device would be waited for at every piece
-            return self._pass(q, source, state, True, at, _Rises(look=True))
+            return self._pass(q, source, state, _Rises(look=True))
         return found
 
-    def _pass(self, q: Tensor, source: _Keys, state: State | None, causal: bool, at: At, rises: _Rises | None) -> tuple[Tensor, State]:
+    def _pass(self, q: Tensor, source: _Keys, state: State | None, rises: _Rises | None) -> tuple[Tensor, State]:
         """All pieces of a call; ``rises`` watches over exponential features of a causal one."""
-        (batch, _, q_len, _), kv_len = q.shape, source.k.shape[2]
+        (batch, _, q_len, _), kv_len, causal = q.shape, source.k.shape[2], source.call.causal
         first = kv_len - q_len
         outs: list[Tensor] = []
         whole: Tensor | None = None
@@ -212,7 +180,7 @@ class LinearMechanism(Mechanism):
             state = self._absorbed(state, phi_k, values)
         for piece in self._pieces(0, q_len, q):
             tokens = slice(piece.start + first, piece.stop + first)
-            phi_q = self.queries(wide(q[:, :, piece]), at.where(tokens))
+            phi_q = self.queries(wide(q[:, :, piece]), source.of_tokens(tokens))
             if not causal:
                 assert state is not None
                 out = self._read(phi_q, state)
@@ -296,16 +264,20 @@ class _Keys(NamedTuple):
     mechanism: LinearMechanism
     k: Tensor
     v: Tensor
-    mask: Tensor | None
-    at: At
+    call: AttentionCall
+
+    def of_tokens(self, tokens: slice) -> AttentionCall:
+        """The call with the positions of these tokens."""
+        positions = self.call.positions
+        return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
 
     def real(self, tokens: slice) -> Tensor | None:
         """Which of these tokens are no padding, ``(B, n)``."""
-        return None if self.mask is None else self.mask[:, tokens]
+        return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
         """Features of these keys, or their logarithms, and their values; padding has none."""
-        phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.at.where(tokens))
+        phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.of_tokens(tokens))
         values = repeat_heads(wide(self.v[:, :, tokens]), phi_k.shape[1])
         mask = self.real(tokens)
         if mask is None:

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .feature_map import At, HeadwiseLinear, LinearMechanism, log_products
+from ..engines.call import AttentionCall
+from .feature_map import HeadwiseLinear, LinearMechanism, log_products
 from .linear import relative
 from .options import Options, even, one_of, option
 from .registry import register_mechanism
@@ -78,14 +79,14 @@ class Hedgehog(LinearMechanism):
         assert isinstance(options, HedgehogOptions)
         return options.feature_softmax != NONE
 
-    def queries(self, q: Tensor, at: At) -> Tensor:
-        return self._features(self._projected(q, self.query_map, at.scale))
+    def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        return self._features(self._projected(q, self.query_map, call))
 
-    def keys(self, k: Tensor, at: At) -> Tensor:
-        return self._features(self._projected(k, self.key_map, at.scale))
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
+        return self._features(self._projected(k, self.key_map, call))
 
-    def _projected(self, x: Tensor, projection: HeadwiseLinear, scale: float) -> Tensor:
-        factor = relative(scale, self.head_dim)
+    def _projected(self, x: Tensor, projection: HeadwiseLinear, call: AttentionCall) -> Tensor:
+        factor = relative(call.scale_for(self.head_dim), self.head_dim)
         return projection(x if factor == 1 else x * factor)
 
     def _features(self, projected: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ class Hedgehog(LinearMechanism):
             return both.unflatten(-1, (2, -1)).softmax(-1).flatten(-2)
         return both.softmax(-1)
 
-    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        factor = relative(of_q.scale, self.head_dim)
+    def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        factor = relative(call.scale_for(self.head_dim), self.head_dim)
         left, right = q @ self.query_map.weight.to(q.dtype) * factor, k @ self.key_map.weight.to(k.dtype) * factor
         if self.options.feature_softmax == HALVES:
             return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT

@@ -27,7 +27,7 @@ from ..engines.pattern import Pattern
 from ..errors import OptionError
 from .base import Mechanism, State, visible_to_all
 from .composite import Choice
-from .feature_map import At, LinearMechanism, wide
+from .feature_map import LinearMechanism, wide
 from .hedgehog import HedgehogOptions
 from .layout import band_pairs
 from .options import Options, option, positive
@@ -121,7 +121,7 @@ class Hybrid(Mechanism):
             sums: State | None = {"kv": state["kv"], "z": state["z"]} if "kv" in state else None
             out = self._run(q, k, v, sums, call.replace(causal=True).with_mask(mask))
             gone = k.shape[2] - size
-            features = masked(self.linear.keys(wide(k[:, :, :gone]), At(call.scale_for(self.head_dim))), mask[:, :gone])
+            features = masked(self.linear.keys(wide(k[:, :, :gone]), call), mask[:, :gone])
             values = _with_ones(wide(v[:, :, :gone]), features.shape[1])
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
@@ -136,7 +136,7 @@ class Hybrid(Mechanism):
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
             if drop:  # there is no matrix of weights: whole keys are dropped
                 v = v * F.dropout(v.new_ones(*v.shape[:3], 1), drop)
-            phi_q, phi_k = self.linear.queries(q, At(scale)), self.linear.keys(k, At(scale))
+            phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
             values = _with_ones(v, phi_k.shape[1])
             far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums)
             if not call.causal:
@@ -157,7 +157,7 @@ class Hybrid(Mechanism):
         scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~(near & seen), float("-inf"))
         most = scores.amax(-1, keepdim=True)
         most = most.masked_fill(most == float("-inf"), 0.0)
-        far = self.linear.kernel(q, k, At(scale), At(scale))
+        far = self.linear.kernel(q, k, call)
         if self.linear.estimates_exp:
             far = far * (-most).exp()
         weights = torch.where(near, self._gamma(q.dtype) * (scores - most).exp(), far).masked_fill(~seen, 0.0)

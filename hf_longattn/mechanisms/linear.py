@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .feature_map import At, LinearMechanism
+from ..engines.call import AttentionCall
+from .feature_map import LinearMechanism
 from .options import Options, one_of, option
 from .registry import register_mechanism
 
@@ -39,17 +40,17 @@ class Linear(LinearMechanism):
     sample: ClassVar[dict[str, Any]] = {}
     options: LinearOptions
 
-    def queries(self, q: Tensor, at: At) -> Tensor:
-        factor = relative(at.scale, q.shape[-1])
+    def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        factor = relative(call.scale_for(self.head_dim), q.shape[-1])
         if self.options.feature_map == "relu":
             return F.relu(q if factor == 1 else q * factor)
         return _EluPlusOne.apply(q if factor == 1 else q * factor)
 
-    def keys(self, k: Tensor, at: At) -> Tensor:
-        return self.queries(k, at)
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
+        return self.queries(k, call)
 
-    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        factor = relative(of_q.scale, q.shape[-1])
+    def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        factor = relative(call.scale_for(self.head_dim), q.shape[-1])
         if self.options.feature_map == "relu":
             left, right = (q * factor).clamp(min=0), (k * factor).clamp(min=0)
         else:

@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.call import AttentionCall
 from ..private_apis import in_backward, tensor_version
 from .base import State
-from .feature_map import At, LinearMechanism, added, log_products
+from .feature_map import LinearMechanism, added, log_products
 from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism
 
@@ -127,24 +128,28 @@ class Performer(LinearMechanism):
         if (value + 1) % self.options.redraw_interval == 0:
             self._draw((value + 1) // self.options.redraw_interval)
 
-    def queries(self, q: Tensor, at: At) -> Tensor:
-        projected = self._projected(q, at)
+    def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        projected = self._projected(q, call)
         return projected if self.logarithms else projected.relu()  # |x'|²/2 is a factor of the row, which cancels
 
-    def keys(self, k: Tensor, at: At) -> Tensor:
-        projected = self._projected(k, at)
-        return added(projected, at.scale / 2 * k.square().sum(-1, keepdim=True), -1) if self.logarithms else projected.relu()
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
+        projected = self._projected(k, call)
+        return (
+            added(projected, call.scale_for(self.head_dim) / 2 * k.square().sum(-1, keepdim=True), -1)
+            if self.logarithms
+            else projected.relu()
+        )
 
-    def _projected(self, x: Tensor, at: At) -> Tensor:
+    def _projected(self, x: Tensor, call: AttentionCall) -> Tensor:
         """w_m·x'."""
-        return x @ (self.directions(at.seed).to(x.dtype) * at.scale**0.5).mT
+        return x @ (self.directions(call.seed).to(x.dtype) * call.scale_for(self.head_dim) ** 0.5).mT
 
-    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        directions = self.directions(of_q.seed).to(q.dtype)
-        left, right = (of_q.scale**0.5 * x @ directions.mT for x in (q, k))
+    def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        directions = self.directions(call.seed).to(q.dtype)
+        left, right = (call.scale_for(self.head_dim) ** 0.5 * x @ directions.mT for x in (q, k))
         if self.options.kernel == "relu":
             return left.clamp(min=0) @ right.clamp(min=0).mT
-        lengths = [at.scale * x.square().sum(-1, keepdim=True) / 2 for x, at in ((q, of_q), (k, of_k))]
+        lengths = [call.scale_for(self.head_dim) * x.square().sum(-1, keepdim=True) / 2 for x in (q, k)]
         left, right = left - lengths[0], right - lengths[1]
         return log_products(left, right)
 

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .feature_map import At, HeadwiseLinear, LinearMechanism
+from ..engines.call import AttentionCall
+from .feature_map import HeadwiseLinear, LinearMechanism
 from .options import Options, even, one_of, option
 from .registry import register_mechanism
 
@@ -79,14 +80,19 @@ class Taylor(LinearMechanism):
         d = self.options.feature_dim
         return 1 + d + d * (d + 1) // 2
 
-    def queries(self, q: Tensor, at: At) -> Tensor:
-        return polynomial(self.query_map(q) * (at.scale * self._factor()))
+    def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
+        return polynomial(self.query_map(q) * (call.scale_for(self.head_dim) * self._factor()))
 
-    def keys(self, k: Tensor, at: At) -> Tensor:
+    def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return polynomial(self.key_map(k))
 
-    def kernel(self, q: Tensor, k: Tensor, of_q: At, of_k: At) -> Tensor:
-        s = of_q.scale * self._factor() * (q @ self.query_map.weight.to(q.dtype)) @ (k @ self.key_map.weight.to(k.dtype)).mT
+    def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        s = (
+            call.scale_for(self.head_dim)
+            * self._factor()
+            * (q @ self.query_map.weight.to(q.dtype))
+            @ (k @ self.key_map.weight.to(k.dtype)).mT
+        )
         return 1 + s + s.square() / 2
 
 

@@ -35,4 +35,5 @@ def visible(mechanism: MaskedMechanism, length: int, causal: bool, padding: Tens
     def run(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return mechanism.visible(q, k, call).expand(*q.shape[:3], k.shape[2]).float()
 
-    return aligned_weights(run, x, x, AttentionCall.of(causal=causal, padding_mask=padding)) > 0
+    call = AttentionCall.of(causal=causal, padding_mask=padding)
+    return (aligned_weights(run, x, x, call) if mechanism.ignores_padding else run(x, x, call)) > 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 
@@ -65,7 +66,7 @@ def test_gradcheck_of_the_spans() -> None:
     module = spanned(30, 8, (0.31, 0.62)).double()
     q, k, v = (torch.randn(1, 2, 40, 4, dtype=torch.float64) for _ in range(3))
     assert torch.autograd.gradcheck(
-        lambda fraction: torch.func.functional_call(module, {"span_fraction": fraction}, (q, k, v)),
+        lambda fraction: torch.func.functional_call(module, {"span_fraction": fraction}, (q, k, v, AttentionCall())),
         (module.span_fraction.detach().clone().requires_grad_(),),
     )
 
@@ -85,9 +86,9 @@ def test_fractions_stay_between_0_and_1() -> None:
     module = spanned(100, 10, (-0.2, 1.3))
     q, k, v = inputs(300, heads=2)
     assert module.spans.tolist() == [0.0, 100.0]
-    torch.testing.assert_close(module.eval()(q, k, v), spanned(100, 10, (0.0, 1.0)).eval()(q, k, v), atol=0, rtol=0)
+    torch.testing.assert_close(attend(q, k, v, module.eval()), attend(q, k, v, spanned(100, 10, (0.0, 1.0)).eval()), atol=0, rtol=0)
     assert module.span_fraction[1] > 1, "nothing is written in evaluation"
-    module.train()(q, k, v)
+    attend(q, k, v, module.train())
     assert module.span_fraction.tolist() == [0.0, 1.0]
 
 
@@ -102,7 +103,7 @@ def test_the_loss_term_shortens_spans_that_nothing_needs() -> None:
         optimizer.zero_grad()
         module.auxiliary_loss().backward()
         optimizer.step()
-        module(*inputs(70, heads=2))
+        attend(*inputs(70, heads=2), mechanism=module)
     assert module.spans.tolist() == [0.0, 0.0]
 
 

@@ -56,8 +56,8 @@ def test_each_text_of_a_batch_has_its_own_horizon() -> None:
     mask[2, 13:] = False
     mask[3] = False
     module = build_mechanism("cosformer", num_heads=1, head_dim=8)
-    for run in (module, module.reference):
-        out = run(q, k, v, padding_mask=mask)
+    for run in (attend, reference_attend):
+        out = run(q, k, v, module, padding_mask=mask)
         for item, at in enumerate((slice(0, 20), slice(7, 20), slice(0, 13))):
             expected = by_the_authors(*(x[item, 0, at] for x in (q, k, v)))
             torch.testing.assert_close(out[item, 0, at], expected, atol=1e-12, rtol=1e-10)
@@ -73,8 +73,8 @@ def test_the_causal_form_does_not_ask_how_long_the_text_will_be() -> None:
     given = mechanism_from("cosformer", {"max_length": 64}, num_heads=2, head_dim=8)
     whole = attend(q, k, v, module, causal=True)
     torch.testing.assert_close(whole[:, :, :12], attend(*(x[:, :, :12] for x in (q, k, v)), mechanism=module, causal=True))
-    torch.testing.assert_close(whole, given(q, k, v, causal=True))
-    assert not torch.allclose(attend(q, k, v, module), given(q, k, v)), "max_length is M in the bidirectional form, too"
+    torch.testing.assert_close(whole, attend(q, k, v, given, causal=True))
+    assert not torch.allclose(attend(q, k, v, module), attend(q, k, v, given)), "max_length is M in the bidirectional form, too"
     assert attend(q, k, v, "cosformer", causal=True).isfinite().all(), "attend takes the length of the keys"
 
 

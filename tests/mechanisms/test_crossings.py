@@ -132,14 +132,14 @@ def test_large_scores_are_finite_and_right(name: str, causal: bool, length: int)
     assert scores.abs().max() > 80
     mask = left_padding(length)
     module = built(name).double()
-    out, expected = (run(q, k, v, causal=causal, padding_mask=mask) for run in (module, module.reference))
+    out, expected = (run(q, k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))
     same(out, expected, mask)
     weight = torch.randn_like(out) * mask[:, None, :, None]
     for a, b in zip(*(torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (out, expected)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-6)
     module = built(name)
     q, k, v = (x.detach().float() for x in (q, k, v))
-    out, expected = (run(q, k, v, causal=causal, padding_mask=mask) for run in (module, module.reference))
+    out, expected = (run(q, k, v, module, causal=causal, padding_mask=mask) for run in (attend, reference_attend))
     assert out.isfinite().all()
     same(out, expected, mask, atol=2e-3)
 
@@ -202,9 +202,9 @@ def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
             other = copy.deepcopy(module)
             same(attend(q, k, v, other, causal=causal), expected, atol=1e-4)
             fresh = built(name)
-            fresh(q, k, v, causal=causal)
+            attend(q, k, v, fresh, causal=causal)
             fresh.load_state_dict(module.state_dict())
-            same(fresh(q, k, v, causal=causal), expected, atol=1e-4)
+            same(attend(q, k, v, fresh, causal=causal), expected, atol=1e-4)
             for parameter in other.parameters():
                 parameter.data.mul_(2.0)
             same(attend(q, k, v, module, causal=causal), expected, atol=1e-4)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, advanced
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.feature_map import At, LinearMechanism
+from hf_longattn.mechanisms.feature_map import LinearMechanism
 from hf_longattn.mechanisms.registry import mechanism_class
 
 LINEAR = [name for name in list_mechanisms() if issubclass(mechanism_class(name), LinearMechanism)]
@@ -48,12 +48,14 @@ def test_steps_equal_the_whole_with_left_padding(name: str, options: dict[str, o
         state, outs = None, []
         for begin, end in ((0, 64), (64, 65), (65, 90), (90, 200), *((i, i + 1) for i in range(200, 230))):
             piece = slice(begin, end)
-            out, state = module.advance(
-                q[:, :, piece], k[:, :, piece], v[:, :, piece], state, AttentionCall.of(padding_mask=mask[:, piece])
-            )
+            skipped = (mask.int().argmax(1) - begin).clamp(0, end - begin).tolist()
+            call = AttentionCall.of(padding_mask=mask[:, piece])
+            out, state = advanced(module.advance, q[:, :, piece], k[:, :, piece], v[:, :, piece], state, call, skipped)
             outs.append(out)
+    assert state is not None
+    real = mask[:, None, :, None]
     assert all(x.shape[0] == 3 for x in state.values()), "batch first, so that beams reorder"
-    torch.testing.assert_close(torch.cat(outs, 2), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(outs, 2) * real, whole * real, atol=1e-5, rtol=0)
 
 
 @of_forms
@@ -79,7 +81,7 @@ def test_learned_features_get_gradients_as_the_definition_says(name: str, option
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     parameters = list(module.parameters())
-    out, expected = (run(q, k, v, causal=causal, scaling=0.4) for run in (module, module.reference))
+    out, expected = (run(q, k, v, module, causal=causal, scaling=0.4) for run in (attend, reference_attend))
     torch.testing.assert_close(out, expected)
     for a, b in zip(torch.autograd.grad(out.sin().sum(), parameters), torch.autograd.grad(expected.sin().sum(), parameters), strict=True):
         torch.testing.assert_close(a, b)
@@ -135,7 +137,7 @@ def test_hedgehog_follows_the_authors_code_unless_told_otherwise() -> None:
         ({}, torch.cat((q.softmax(-1), (-q).softmax(-1)), -1)),
         ({"feature_softmax": "joint"}, torch.cat((q, -q), -1).softmax(-1)),
     ):
-        torch.testing.assert_close(built("hedgehog", **options).queries(q, At(0.25)), expected)
+        torch.testing.assert_close(built("hedgehog", **options).queries(q, AttentionCall(scale=0.25)), expected)
 
 
 def test_large_keys_do_not_overflow_exponential_features() -> None:
@@ -165,7 +167,8 @@ def test_taylor_is_the_kernel_of_based(causal: bool) -> None:
 @pytest.mark.parametrize("feature_dim", [8, 16, 24])
 def test_both_scales_of_taylor_estimate_the_same_scores_at_first(feature_dim: int) -> None:
     q, k, v = qkv(30, torch.float64)
-    found = [built("taylor", feature_dim=feature_dim, scale=scale).double()(q, k, v, scaling=0.7) for scale in ("feature_dim", "head_dim")]
+    modules = [built("taylor", feature_dim=feature_dim, scale=scale).double() for scale in ("feature_dim", "head_dim")]
+    found = [attend(q, k, v, module, scaling=0.7) for module in modules]
     torch.testing.assert_close(*found, atol=1e-6, rtol=0)
 
 

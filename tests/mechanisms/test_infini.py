@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, advanced
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.infini import Infini
 
@@ -90,9 +90,9 @@ def test_pieces_equal_the_whole(delta_rule: bool, cuts: list[int]) -> None:
         state, outs, at, sizes = None, [], 0, set()
         for count in cuts:
             piece = slice(at, at + count)
-            out, state = mechanism.advance(
-                q[:, :, piece], k[:, :, piece], v[:, :, piece], state, AttentionCall.of(padding_mask=mask[:, piece])
-            )
+            skipped = (mask.int().argmax(1) - at).clamp(0, count).tolist()
+            call = AttentionCall.of(padding_mask=mask[:, piece])
+            out, state = advanced(mechanism.advance, q[:, :, piece], k[:, :, piece], v[:, :, piece], state, call, skipped)
             outs.append(out)
             sizes.add(sum(x.numel() for x in state.values()))
             at += count

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing
 from tests.ranks import run_two_ranks
@@ -46,7 +47,7 @@ def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
     mask = torch.ones(2, 320, dtype=torch.bool)
     mask[0, :90] = False
     mask[1, 200:230] = False
-    out = module.eval()(q, k, v, causal=causal, padding_mask=mask)
+    out = attend(q, k, v, module.eval(), causal=causal, padding_mask=mask)
     expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask)
     real = mask[:, None, :, None]
     torch.testing.assert_close(out.double() * real, expected * real, atol=1e-5, rtol=0)
@@ -128,7 +129,7 @@ def test_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> No
     gradient = q.grad.clone()
     fresh = routing(decay=1.0)
     q.grad = None
-    fresh(q, k, v).square().sum().backward()
+    attend(q, k, v, fresh).square().sum().backward()
     torch.testing.assert_close(gradient, q.grad, atol=1e-6, rtol=0)
 
 
@@ -137,17 +138,17 @@ def test_centroids_rest_without_training_or_gradients() -> None:
     before = module.centroids.clone()
     with torch.no_grad():
         attend(q, k, v, module)
-    module.eval()(q, k, v).sum().backward()
-    module.train()(*(x.detach() for x in (q, k, v)))
+    attend(q, k, v, module.eval()).sum().backward()
+    attend(*(x.detach() for x in (q, k, v)), mechanism=module.train())
     assert torch.equal(module.centroids, before)
 
 
 def test_padding_moves_no_centroid() -> None:
     first, second = routing(decay=0.5), routing(decay=0.5)
     q, k, v = inputs(100, grad=True)
-    first(q, k, v).sum().backward()
+    attend(q, k, v, first).sum().backward()
     padded = [F.pad(x.detach(), (0, 0, 40, 0), value=9.0).requires_grad_() for x in (q, k, v)]
-    second(*padded, padding_mask=(torch.arange(140) >= 40).expand(2, -1)).sum().backward()
+    attend(*padded, mechanism=second, padding_mask=(torch.arange(140) >= 40).expand(2, -1)).sum().backward()
     torch.testing.assert_close(first.centroids, second.centroids)
 
 
@@ -172,11 +173,12 @@ def test_compiled_training_moves_the_centroids_as_well() -> None:
     plain, compiled = routing(decay=0.5), routing(decay=0.5)
     q, k, v = inputs(300, grad=True)
     attend(q, k, v, plain).sum().backward()
-    torch.compile(compiled, fullgraph=True, backend="aot_eager")(q, k, v).sum().backward()
+    torch.compile(lambda *x: attend(*x, mechanism=compiled), fullgraph=True, backend="aot_eager")(q, k, v).sum().backward()
     torch.testing.assert_close(plain.centroids, compiled.centroids)
 
 
 AVERAGE = """
+from hf_longattn import attend
 from hf_longattn.mechanisms.routing import average_centroids
 from tests.mechanisms.test_routing import inputs, routing
 
@@ -185,7 +187,7 @@ batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for 
 module = routing(decay=0.5)
 for number, batch in enumerate(batches):
     if rank == 0 or number != 1:  # the second process has nothing to learn from in one of them
-        module(*batch).sum().backward()
+        attend(*batch, mechanism=module).sum().backward()
 torch.save(module.centroids, f"{rank}.pt")
 dist.barrier()
 average_centroids(module)
@@ -205,7 +207,7 @@ class Layer(torch.nn.Module):
         self.mechanism, self.scale = mechanism, torch.nn.Parameter(torch.ones(()))
 
     def forward(self, q, k, v):
-        return self.mechanism(q, k, v) * self.scale
+        return attend(q, k, v, self.mechanism) * self.scale
 
 """
 
@@ -243,7 +245,7 @@ def test_gradients_of_the_learned_router() -> None:
     router = module.router.detach().clone().requires_grad_()
 
     def call(router: Tensor, *x: Tensor) -> Tensor:
-        return torch.func.functional_call(module, {"router": router}, x, {"causal": True})
+        return torch.func.functional_call(module, {"router": router}, (*x, AttentionCall(causal=True)))
 
     assert torch.autograd.gradcheck(call, (router, q, k, v), fast_mode=True)
 

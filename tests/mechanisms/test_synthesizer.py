@@ -71,7 +71,7 @@ def test_padding_and_gradients_of_every_parameter(variant: str, causal: bool) ->
     torch.testing.assert_close(out * real, (expected * real).float(), atol=1e-5, rtol=0)
     alone = attend(*(x[:1, :, 30:] for x in leaves), mechanism=module, causal=causal)
     torch.testing.assert_close(out[:1, :, 30:], alone, atol=1e-5, rtol=0)
-    last = module(leaves[0][:, :, -3:], *leaves[1:], causal=causal, padding_mask=mask)
+    last = attend(leaves[0][:, :, -3:], *leaves[1:], module, causal=causal, padding_mask=mask)
     torch.testing.assert_close(last * real[:, :, -3:], (out * real)[:, :, -3:], atol=1e-5, rtol=0)
     leaves, module, weight = [x.detach().double().requires_grad_() for x in leaves], module.double(), torch.randn_like(expected) * real
     wanted = [*leaves, *module.parameters()]  # in float64: what is added up here rounds by more than a mistake would show
@@ -157,4 +157,4 @@ def test_lengths_are_checked() -> None:
     with pytest.raises(LengthError, match=r"The input has 17 tokens.*parameters for 16.*max_length=17"):
         attend(x, x, x, module)
     free = build_mechanism("synthesizer", num_heads=2, head_dim=4, variant="dot_product")
-    assert free(x, x, x).shape == x.shape
+    assert attend(x, x, x, free).shape == x.shape

@@ -58,7 +58,7 @@ def test_one_round(num_buckets: int, after: int) -> None:
     hidden = torch.randn(2, LENGTH, HEADS * WIDTH)
     expected = module(hidden).hidden_states
     x, v = projected(module, hidden)
-    out = ours(1, num_buckets, after)(x, x, v).transpose(1, 2).flatten(2)
+    out = attend(x, x, v, ours(1, num_buckets, after)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
     weights = list(module.parameters())
     gradients = [torch.autograd.grad(y.square().sum(), weights) for y in (expected, out)]

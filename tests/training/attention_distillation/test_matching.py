@@ -111,7 +111,7 @@ def test_the_loss_is_its_definition_over_the_real_tokens(causal: bool) -> None:
 
 def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
     layer = Matching(build_mechanism("window", num_heads=2, head_dim=8, window=64), Factors(), learns=False)
-    layer(*torch.randn(3, 1, 2, 16, 8))
+    attend(*torch.randn(3, 1, 2, 16, 8), mechanism=layer)
     assert layer.errors is not None
     assert float(layer.errors.max()) < 1e-10
 
