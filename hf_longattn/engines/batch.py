@@ -172,7 +172,8 @@ def last_real(mask: Tensor) -> Tensor:
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
     """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``; what falls off comes back at the end."""
     length = x.shape[dim]
-    places = (torch.arange(length, device=x.device) + start[:, None]) % length
+    places = torch.arange(length, device=x.device) + start[:, None]
+    places = torch.where(places < length, places, places - length)  # ONNX has no remainder of a free length
     shape = [1] * x.dim()
     shape[0], shape[dim] = places.shape
     return x.gather(dim, places.view(shape).expand(x.shape))
