@@ -1,4 +1,7 @@
-"""Evaluation: metrics that load without a network, baselines, and the tables of the long-document tasks."""
+"""Evaluation: metrics that load without a network, and a reader that answers questions about long documents.
+
+Below training, which uses the same inputs and metrics.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every training script shares: parse, train or resume, save the model with its log and card, and one sentence for what is wrong."""
+"""What every task shares: parse, train or resume, save the model with its log and card, and report errors as one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_longattn
 from hf_longattn.errors import LongAttentionError, OptionError
@@ -115,12 +114,6 @@ def write_trained_card(args: LongTrainingArguments, training: str) -> None:
     write_model_card(
         args.folder, training=f"Fine-tuned from `{made_from}`. {training}", measured="", eval_results=None, **from_source(args.model)
     )
-
-
-def save_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, dtype: str) -> None:
-    """Save model (in ``dtype``) and tokenizer."""
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def versions() -> dict[str, str]:
