@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .pattern import GatherTile, rows_of
+from .pattern import GatherTile
 
 ROW = 128
 """Most queries in one row."""
@@ -122,7 +122,7 @@ class Rounds(ABC):
             made.append(GatherTile(rows, columns, outside=outside, bias=bias))
         return tuple(made)
 
-    def lonely(self) -> Tensor:
+    def no_visible_key(self) -> Tensor:
         """Which queries see nothing in any round, ``(B, H, N)`` by position."""
         return (self.seen() - int(self.shared)).sum(2) <= 0
 
@@ -242,14 +242,6 @@ def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len
     order = torch.where(cluster < num_clusters, ordered.order, -1)
     rows, group = rows_by_group(order, cluster.clamp(max=num_clusters - 1), num_clusters, q_len, size)
     return rows[:, :, 0], group[:, :, 0]
-
-
-def band_part(length: int, left: int, right: int, device: torch.device) -> GatherTile:
-    """The band ``-right <= query - key <= left`` in rows of 64 queries."""
-    queries = rows_of(length, 64, device)
-    start = torch.arange(queries.shape[2], device=device)[:, None] * 64 - left
-    keys = start + torch.arange(64 + left + right, device=device)
-    return GatherTile(queries, torch.where((keys >= 0) & (keys < length), keys, -1)[None, None], inside=(-right, left))
 
 
 def taken(values: Tensor, positions: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ BAND_ROW = 64
 """Queries per row of a band: its keys are the row and both sides."""
 
 
-def band(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
+def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
     """Pairs at distances ``-right … left`` times ``dilation``: in every residue class of positions, a plain band."""
     members = -(-length // dilation)
     left, right = min(left, members - 1), min(right, members - 1)
@@ -102,20 +102,6 @@ def prefixes(
         yield GatherTile(rows[None, None, first:last], listed[None, None], causal=causal, outside=outside)
 
 
-BLOCK = 64
-"""Queries per row."""
-
-
-def band_parts(band: Pattern, length: int, device: torch.device) -> list[GatherTile]:
-    """The band of ``band``: every row of queries meets one run of keys."""
-    queries = rows_of(length, BLOCK, device)
-    left, right = min(band.left, length - 1), min(band.right, length - 1)
-    first = torch.arange(queries.shape[2], device=device)[:, None] * BLOCK - left
-    keys = first + torch.arange(left + BLOCK + right, device=device)
-    keys = torch.where((keys >= 0) & (keys < length), keys, -1)
-    return [GatherTile(queries, keys[None, None], causal=band.causal, inside=(-right, left))]
-
-
 def without(part: GatherTile, band: Pattern | None, mods: Sequence[MaskMod], num_heads: int) -> GatherTile:
     """``part`` without the pairs of ``band`` and without those that any of ``mods`` lets through."""
     mods = list(mods)
@@ -147,7 +133,7 @@ def global_parts(tokens: Tensor, most: int, seen: MaskMod, num_heads: int, causa
         return ()
     index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
     chosen = torch.where(tokens.gather(1, index), index, -1)[:, None, None, :]
-    queries = rows_of(length, BLOCK, device)
+    queries = rows_of(length, BAND_ROW, device)
     keys = chosen.expand(-1, -1, queries.shape[2], -1)
     everything = torch.arange(length, device=device).view(1, 1, 1, -1)
     rows_only = ~_any([seen], chosen, everything, num_heads) & ~tokens[:, None, None, None, :]

@@ -183,7 +183,7 @@ class LSH(BucketedMechanism):
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)
-        return rounds.parts(self.options.count_duplicates), rounds.lonely()
+        return rounds.parts(self.options.count_duplicates), rounds.no_visible_key()
 
     def rounds(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> Rounds:
         """Who sees whom in every round of hashing."""

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.bucketed import ROW, RecentRounds, band_part, cluster_rows, taken
+from ..engines.bucketed import ROW, RecentRounds, cluster_rows, taken
 from ..engines.call import AttentionCall
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.pattern import GatherTile
@@ -45,6 +45,7 @@ from ..engines.topk import exact_dtype, ranking, topk
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, all_real, recent_in_bucket
+from .layout import band_tile
 from .options import Options, option, positive
 from .registry import register_mechanism
 
@@ -223,12 +224,12 @@ class Routing(BucketedMechanism):
                 cluster[:, :, None], keys[:, :, None], self.num_clusters, real=real, q_len=q_len, size=self.size, shared=False
             )
             (part,) = rounds.parts(outside=band)
-            no_visible_key = None if band else rounds.lonely()
+            no_visible_key = None if band else rounds.no_visible_key()
         else:
             part = self._members(cluster, k, offset, q_len, real, band)
         parts = [part]
         if band is not None:
-            near = band_part(k.shape[2], band[1], -band[0], k.device)
+            near = band_tile(k.shape[2], band[1], -band[0], k.device)
             queries = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1)
             parts.append(dataclasses.replace(near, queries=queries, keys=_real_only(near.keys, real)))
         if self.learned:

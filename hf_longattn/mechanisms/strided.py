@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
-from .layout import ROW, band, band_pairs, cells, column_pairs, prefixes, residues
+from .layout import ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
 from .masked import GatheredMechanism
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
@@ -74,7 +74,7 @@ class Strided(GatheredMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         near, stride = self.window(causal), self.options.stride
         within = (-near.right, near.left)
-        local = band(length, near.left, near.right, device)
+        local = band_tile(length, near.left, near.right, device)
         if self.options.columns == "relative":
             classes = residues(length, stride, device)
             return (local, *cells(classes, classes, causal=causal, outside=within))

@@ -21,7 +21,7 @@ from ..engines.pattern import GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Choice, Composite
-from .layout import band_parts, without
+from .layout import band_tile, without
 from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .options import Options, option
 from .registry import mechanism_class, register_mechanism
@@ -111,7 +111,7 @@ class Union(Composite, GatheredMechanism):
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The band, then each member's parts without the pairs of those before it."""
         band = self.pattern(causal)
-        laid = [] if band is None else band_parts(band, length, device)
+        laid = [] if band is None else [band_tile(length, band.left, band.right, device)]
         earlier: list[MaskMod] = []
         for member in self.gathered:
             laid += [without(part, band, earlier, self.num_heads) for part in member.parts(length, causal, device)]

@@ -26,7 +26,7 @@ from ..engines.pattern import GatherTile, MaskMod, Pattern, mod_of_heads
 from ..errors import OptionError
 from ..positions.relative import Span
 from .base import Mechanism
-from .layout import band, band_pairs, column_pairs
+from .layout import band_pairs, band_tile, column_pairs
 from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
@@ -131,7 +131,7 @@ class DilatedWindow(WindowMask, GatheredMechanism):
 
     def _parts_of(self, dilation: int, length: int, causal: bool, device: torch.device) -> Iterator[GatherTile]:
         pattern = Pattern.window(self.options.window, causal)
-        near = band(length, pattern.left, pattern.right, device, dilation)
+        near = band_tile(length, pattern.left, pattern.right, device, dilation)
         yield near
         if not self.options.num_sinks:
             return

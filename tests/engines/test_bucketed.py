@@ -69,7 +69,7 @@ def test_every_query_stands_in_one_row_of_each_round_and_no_pair_is_listed_twice
     outside = ~(real[:, None, :, None] & real[:, None, None, :]) | (torch.arange(90) < 90 - q_len)[:, None]
     assert not (total * outside).any()
     alone = (total.sum(-1) == 0) & real[:, None] & (torch.arange(90) >= 90 - q_len)
-    assert torch.equal(rounds.lonely() & real[:, None] & (torch.arange(90) >= 90 - q_len), alone)
+    assert torch.equal(rounds.no_visible_key() & real[:, None] & (torch.arange(90) >= 90 - q_len), alone)
 
 
 def test_aligned_chunks_are_the_published_ones() -> None:
