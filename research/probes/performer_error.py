@@ -61,7 +61,7 @@ def measure_performer_error(
             directions = module.directions(seed)  # type: ignore[operator]
             phi_x, phi_y = ((one @ directions.T - one.square().sum(-1, keepdim=True) / 2).exp() for one in (x, y))
             kernel += ((phi_x @ phi_y.T) / count - exact).square().mean().item() / draws
-            output += (module(q, k, v, seed=seed) - expected).square().mean().item() / draws
+            output += (attend(q, k, v, module, seed=seed) - expected).square().mean().item() / draws
         found.append(FeatureError(count, math.sqrt(kernel), math.sqrt(variance / count), math.sqrt(output)))
     return found
 
