@@ -40,6 +40,7 @@ from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
 from ..modeling.config import {configs}
 from ..modeling.family import FAMILIES as FAMILIES
+from ..modeling.family import AttentionNames as AttentionNames
 from ..modeling.family import Family as Family
 from ..modeling.family import PositionTable as PositionTable
 from ..modeling.generic import enable_long_attention as enable_long_attention
@@ -53,6 +54,7 @@ __all__ = [
 '''
 LONG_ARGUMENTS = {
     "global_attention_mask": "Tensor | None",
+    "documents": "Tensor | None",
     "memory": "SegmentMemory | None",
     "memory_reset": "Tensor | None",
 }

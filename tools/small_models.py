@@ -63,7 +63,8 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     """
     default = CONFIG_MAPPING[base]()
     fields, heads = default.to_dict(), default.num_attention_heads
-    sizes = {name: getattr(shape, size) for size, names in NAMES.items() for name in names if isinstance(fields.get(name), int)}
+    named = {name: size for size, names in NAMES.items() for name in names} | dict(FAMILIES[base].sizes)
+    sizes = {name: getattr(shape, size) for name, size in named.items() if isinstance(fields.get(name), int)}
     if isinstance(grouped := fields.get("num_key_value_heads"), int):
         sizes["num_key_value_heads"] = shape.heads if grouped == heads else shape.heads // 2
     sizes["vocab_size"] = shape.vocabulary

@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 _WHERE = {
+    "AttentionNames": "family",
     "FAMILIES": "family",
     "Family": "family",
     "PositionTable": "family",

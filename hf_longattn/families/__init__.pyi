@@ -75,6 +75,7 @@ from ..configuration import LongAttentionConfig
 from ..memory import SegmentMemory
 from ..modeling.config import LongConfig, LongEncoderConfig, LongEncoderDecoderConfig
 from ..modeling.family import FAMILIES as FAMILIES
+from ..modeling.family import AttentionNames as AttentionNames
 from ..modeling.family import Family as Family
 from ..modeling.family import PositionTable as PositionTable
 from ..modeling.generic import enable_long_attention as enable_long_attention
@@ -292,78 +293,85 @@ class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
 class LongAlbertForMaskedLM(LongAttentionMixin, AlbertForMaskedLM):
     """AlbertForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertForMaskedLM instead.
+    ``forward`` takes the arguments of AlbertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertForMaskedLM instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongAlbertForMultipleChoice(LongAttentionMixin, AlbertForMultipleChoice):
     """AlbertForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertForMultipleChoice instead.
+    ``forward`` takes the arguments of AlbertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertForMultipleChoice instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> AlbertForPreTrainingOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> AlbertForPreTrainingOutput: ...
     __call__ = forward
 
 class LongAlbertForPreTraining(LongAttentionMixin, AlbertForPreTraining):
     """AlbertForPreTraining with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertForPreTraining instead.
+    ``forward`` takes the arguments of AlbertForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertForPreTraining instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, sentence_order_label: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> AlbertForPreTrainingOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, sentence_order_label: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> AlbertForPreTrainingOutput: ...
     __call__ = forward
 
 class LongAlbertForQuestionAnswering(LongAttentionMixin, AlbertForQuestionAnswering):
     """AlbertForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertForQuestionAnswering instead.
+    ``forward`` takes the arguments of AlbertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertForQuestionAnswering instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> AlbertForPreTrainingOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> AlbertForPreTrainingOutput: ...
     __call__ = forward
 
 class LongAlbertForSequenceClassification(LongAttentionMixin, AlbertForSequenceClassification):
     """AlbertForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertForSequenceClassification instead.
+    ``forward`` takes the arguments of AlbertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertForSequenceClassification instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongAlbertForTokenClassification(LongAttentionMixin, AlbertForTokenClassification):
     """AlbertForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertForTokenClassification instead.
+    ``forward`` takes the arguments of AlbertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertForTokenClassification instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongAlbertModel(LongBaseModelMixin, AlbertModel):
     """AlbertModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of AlbertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of AlbertModel instead.
+    ``forward`` takes the arguments of AlbertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of AlbertModel instead.
     """
     config: LongAlbertConfig
     def __init__(self, config: LongAlbertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPooling: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPooling: ...
     __call__ = forward
 
 # bart
@@ -375,56 +383,61 @@ class LongBartConfig(LongEncoderDecoderConfig, BartConfig):
 class LongBartForCausalLM(LongGenerationMixin, LongAttentionMixin, BartForCausalLM, GenerationMixin):
     """BartForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BartForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BartForCausalLM instead.
+    ``forward`` takes the arguments of BartForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BartForCausalLM instead.
     """
     config: LongBartConfig
     def __init__(self, config: LongBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongBartForConditionalGeneration(LongGenerationMixin, LongAttentionMixin, BartForConditionalGeneration, GenerationMixin):
     """BartForConditionalGeneration with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BartForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BartForConditionalGeneration instead.
+    ``forward`` takes the arguments of BartForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BartForConditionalGeneration instead.
     """
     config: LongBartConfig
     def __init__(self, config: LongBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
     __call__ = forward
 
 class LongBartForQuestionAnswering(LongAttentionMixin, BartForQuestionAnswering):
     """BartForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BartForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BartForQuestionAnswering instead.
+    ``forward`` takes the arguments of BartForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BartForQuestionAnswering instead.
     """
     config: LongBartConfig
     def __init__(self, config: LongBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqQuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqQuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongBartForSequenceClassification(LongAttentionMixin, BartForSequenceClassification):
     """BartForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BartForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BartForSequenceClassification instead.
+    ``forward`` takes the arguments of BartForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BartForSequenceClassification instead.
     """
     config: LongBartConfig
     def __init__(self, config: LongBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqSequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqSequenceClassifierOutput: ...
     __call__ = forward
 
 class LongBartModel(LongAttentionMixin, BartModel):
     """BartModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BartModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BartModel instead.
+    ``forward`` takes the arguments of BartModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BartModel instead.
     """
     config: LongBartConfig
     def __init__(self, config: LongBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
     __call__ = forward
 
 # bert
@@ -436,100 +449,109 @@ class LongBertConfig(LongConfig, BertConfig):
 class LongBertForMaskedLM(LongAttentionMixin, BertForMaskedLM):
     """BertForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForMaskedLM instead.
+    ``forward`` takes the arguments of BertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForMaskedLM instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongBertForMultipleChoice(LongAttentionMixin, BertForMultipleChoice):
     """BertForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForMultipleChoice instead.
+    ``forward`` takes the arguments of BertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForMultipleChoice instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongBertForNextSentencePrediction(LongAttentionMixin, BertForNextSentencePrediction):
     """BertForNextSentencePrediction with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForNextSentencePrediction, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForNextSentencePrediction instead.
+    ``forward`` takes the arguments of BertForNextSentencePrediction, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForNextSentencePrediction instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> NextSentencePredictorOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> NextSentencePredictorOutput: ...
     __call__ = forward
 
 class LongBertForPreTraining(LongAttentionMixin, BertForPreTraining):
     """BertForPreTraining with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForPreTraining instead.
+    ``forward`` takes the arguments of BertForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForPreTraining instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, next_sentence_label: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BertForPreTrainingOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, next_sentence_label: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BertForPreTrainingOutput: ...
     __call__ = forward
 
 class LongBertForQuestionAnswering(LongAttentionMixin, BertForQuestionAnswering):
     """BertForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForQuestionAnswering instead.
+    ``forward`` takes the arguments of BertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForQuestionAnswering instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongBertForSequenceClassification(LongAttentionMixin, BertForSequenceClassification):
     """BertForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForSequenceClassification instead.
+    ``forward`` takes the arguments of BertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForSequenceClassification instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongBertForTokenClassification(LongAttentionMixin, BertForTokenClassification):
     """BertForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertForTokenClassification instead.
+    ``forward`` takes the arguments of BertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertForTokenClassification instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongBertLMHeadModel(LongGenerationMixin, LongAttentionMixin, BertLMHeadModel, GenerationMixin):
     """BertLMHeadModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertLMHeadModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertLMHeadModel instead.
+    ``forward`` takes the arguments of BertLMHeadModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertLMHeadModel instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongBertModel(LongBaseModelMixin, BertModel):
     """BertModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BertModel instead.
+    ``forward`` takes the arguments of BertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BertModel instead.
     """
     config: LongBertConfig
     def __init__(self, config: LongBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
     __call__ = forward
 
 # big_bird
@@ -544,89 +566,97 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
 class LongBigBirdForCausalLM(LongGenerationMixin, LongAttentionMixin, BigBirdForCausalLM, GenerationMixin):
     """BigBirdForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForCausalLM instead.
+    ``forward`` takes the arguments of BigBirdForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForCausalLM instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongBigBirdForMaskedLM(LongAttentionMixin, BigBirdForMaskedLM):
     """BigBirdForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForMaskedLM instead.
+    ``forward`` takes the arguments of BigBirdForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForMaskedLM instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongBigBirdForMultipleChoice(LongAttentionMixin, BigBirdForMultipleChoice):
     """BigBirdForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForMultipleChoice instead.
+    ``forward`` takes the arguments of BigBirdForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForMultipleChoice instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongBigBirdForPreTraining(LongAttentionMixin, BigBirdForPreTraining):
     """BigBirdForPreTraining with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForPreTraining instead.
+    ``forward`` takes the arguments of BigBirdForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForPreTraining instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, next_sentence_label: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BigBirdForPreTrainingOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, next_sentence_label: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BigBirdForPreTrainingOutput: ...
     __call__ = forward
 
 class LongBigBirdForQuestionAnswering(LongAttentionMixin, BigBirdForQuestionAnswering):
     """BigBirdForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForQuestionAnswering instead.
+    ``forward`` takes the arguments of BigBirdForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForQuestionAnswering instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, question_lengths: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BigBirdForQuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, question_lengths: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BigBirdForQuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongBigBirdForSequenceClassification(LongAttentionMixin, BigBirdForSequenceClassification):
     """BigBirdForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForSequenceClassification instead.
+    ``forward`` takes the arguments of BigBirdForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForSequenceClassification instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongBigBirdForTokenClassification(LongAttentionMixin, BigBirdForTokenClassification):
     """BigBirdForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdForTokenClassification instead.
+    ``forward`` takes the arguments of BigBirdForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdForTokenClassification instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongBigBirdModel(LongBaseModelMixin, BigBirdModel):
     """BigBirdModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdModel instead.
+    ``forward`` takes the arguments of BigBirdModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdModel instead.
     """
     config: LongBigBirdConfig
     def __init__(self, config: LongBigBirdConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
     __call__ = forward
 
 # bigbird_pegasus
@@ -643,56 +673,61 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
 class LongBigBirdPegasusForCausalLM(LongGenerationMixin, LongAttentionMixin, BigBirdPegasusForCausalLM, GenerationMixin):
     """BigBirdPegasusForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdPegasusForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdPegasusForCausalLM instead.
+    ``forward`` takes the arguments of BigBirdPegasusForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdPegasusForCausalLM instead.
     """
     config: LongBigBirdPegasusConfig
     def __init__(self, config: LongBigBirdPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongBigBirdPegasusForConditionalGeneration(LongGenerationMixin, LongAttentionMixin, BigBirdPegasusForConditionalGeneration, GenerationMixin):
     """BigBirdPegasusForConditionalGeneration with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdPegasusForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdPegasusForConditionalGeneration instead.
+    ``forward`` takes the arguments of BigBirdPegasusForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdPegasusForConditionalGeneration instead.
     """
     config: LongBigBirdPegasusConfig
     def __init__(self, config: LongBigBirdPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
     __call__ = forward
 
 class LongBigBirdPegasusForQuestionAnswering(LongAttentionMixin, BigBirdPegasusForQuestionAnswering):
     """BigBirdPegasusForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdPegasusForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdPegasusForQuestionAnswering instead.
+    ``forward`` takes the arguments of BigBirdPegasusForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdPegasusForQuestionAnswering instead.
     """
     config: LongBigBirdPegasusConfig
     def __init__(self, config: LongBigBirdPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqQuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqQuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongBigBirdPegasusForSequenceClassification(LongAttentionMixin, BigBirdPegasusForSequenceClassification):
     """BigBirdPegasusForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdPegasusForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdPegasusForSequenceClassification instead.
+    ``forward`` takes the arguments of BigBirdPegasusForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdPegasusForSequenceClassification instead.
     """
     config: LongBigBirdPegasusConfig
     def __init__(self, config: LongBigBirdPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqSequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqSequenceClassifierOutput: ...
     __call__ = forward
 
 class LongBigBirdPegasusModel(LongAttentionMixin, BigBirdPegasusModel):
     """BigBirdPegasusModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of BigBirdPegasusModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of BigBirdPegasusModel instead.
+    ``forward`` takes the arguments of BigBirdPegasusModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of BigBirdPegasusModel instead.
     """
     config: LongBigBirdPegasusConfig
     def __init__(self, config: LongBigBirdPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
     __call__ = forward
 
 # camembert
@@ -704,78 +739,85 @@ class LongCamembertConfig(LongConfig, CamembertConfig):
 class LongCamembertForCausalLM(LongGenerationMixin, LongAttentionMixin, CamembertForCausalLM, GenerationMixin):
     """CamembertForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertForCausalLM instead.
+    ``forward`` takes the arguments of CamembertForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertForCausalLM instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongCamembertForMaskedLM(LongAttentionMixin, CamembertForMaskedLM):
     """CamembertForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertForMaskedLM instead.
+    ``forward`` takes the arguments of CamembertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertForMaskedLM instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongCamembertForMultipleChoice(LongAttentionMixin, CamembertForMultipleChoice):
     """CamembertForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertForMultipleChoice instead.
+    ``forward`` takes the arguments of CamembertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertForMultipleChoice instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongCamembertForQuestionAnswering(LongAttentionMixin, CamembertForQuestionAnswering):
     """CamembertForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertForQuestionAnswering instead.
+    ``forward`` takes the arguments of CamembertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertForQuestionAnswering instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongCamembertForSequenceClassification(LongAttentionMixin, CamembertForSequenceClassification):
     """CamembertForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertForSequenceClassification instead.
+    ``forward`` takes the arguments of CamembertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertForSequenceClassification instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongCamembertForTokenClassification(LongAttentionMixin, CamembertForTokenClassification):
     """CamembertForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertForTokenClassification instead.
+    ``forward`` takes the arguments of CamembertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertForTokenClassification instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongCamembertModel(LongBaseModelMixin, CamembertModel):
     """CamembertModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of CamembertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of CamembertModel instead.
+    ``forward`` takes the arguments of CamembertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of CamembertModel instead.
     """
     config: LongCamembertConfig
     def __init__(self, config: LongCamembertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
     __call__ = forward
 
 # deberta-v2
@@ -790,67 +832,73 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
 class LongDebertaV2ForMaskedLM(LongAttentionMixin, DebertaV2ForMaskedLM):
     """DebertaV2ForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DebertaV2ForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DebertaV2ForMaskedLM instead.
+    ``forward`` takes the arguments of DebertaV2ForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DebertaV2ForMaskedLM instead.
     """
     config: LongDebertaV2Config
     def __init__(self, config: LongDebertaV2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongDebertaV2ForMultipleChoice(LongAttentionMixin, DebertaV2ForMultipleChoice):
     """DebertaV2ForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DebertaV2ForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DebertaV2ForMultipleChoice instead.
+    ``forward`` takes the arguments of DebertaV2ForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DebertaV2ForMultipleChoice instead.
     """
     config: LongDebertaV2Config
     def __init__(self, config: LongDebertaV2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongDebertaV2ForQuestionAnswering(LongAttentionMixin, DebertaV2ForQuestionAnswering):
     """DebertaV2ForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DebertaV2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DebertaV2ForQuestionAnswering instead.
+    ``forward`` takes the arguments of DebertaV2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DebertaV2ForQuestionAnswering instead.
     """
     config: LongDebertaV2Config
     def __init__(self, config: LongDebertaV2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongDebertaV2ForSequenceClassification(LongAttentionMixin, DebertaV2ForSequenceClassification):
     """DebertaV2ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DebertaV2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DebertaV2ForSequenceClassification instead.
+    ``forward`` takes the arguments of DebertaV2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DebertaV2ForSequenceClassification instead.
     """
     config: LongDebertaV2Config
     def __init__(self, config: LongDebertaV2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongDebertaV2ForTokenClassification(LongAttentionMixin, DebertaV2ForTokenClassification):
     """DebertaV2ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DebertaV2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DebertaV2ForTokenClassification instead.
+    ``forward`` takes the arguments of DebertaV2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DebertaV2ForTokenClassification instead.
     """
     config: LongDebertaV2Config
     def __init__(self, config: LongDebertaV2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongDebertaV2Model(LongBaseModelMixin, DebertaV2Model):
     """DebertaV2Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DebertaV2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DebertaV2Model instead.
+    ``forward`` takes the arguments of DebertaV2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DebertaV2Model instead.
     """
     config: LongDebertaV2Config
     def __init__(self, config: LongDebertaV2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> BaseModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> BaseModelOutput: ...
     __call__ = forward
 
 # distilbert
@@ -862,67 +910,73 @@ class LongDistilBertConfig(LongEncoderConfig, DistilBertConfig):
 class LongDistilBertForMaskedLM(LongAttentionMixin, DistilBertForMaskedLM):
     """DistilBertForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DistilBertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DistilBertForMaskedLM instead.
+    ``forward`` takes the arguments of DistilBertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DistilBertForMaskedLM instead.
     """
     config: LongDistilBertConfig
     def __init__(self, config: LongDistilBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongDistilBertForMultipleChoice(LongAttentionMixin, DistilBertForMultipleChoice):
     """DistilBertForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DistilBertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DistilBertForMultipleChoice instead.
+    ``forward`` takes the arguments of DistilBertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DistilBertForMultipleChoice instead.
     """
     config: LongDistilBertConfig
     def __init__(self, config: LongDistilBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongDistilBertForQuestionAnswering(LongAttentionMixin, DistilBertForQuestionAnswering):
     """DistilBertForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DistilBertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DistilBertForQuestionAnswering instead.
+    ``forward`` takes the arguments of DistilBertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DistilBertForQuestionAnswering instead.
     """
     config: LongDistilBertConfig
     def __init__(self, config: LongDistilBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongDistilBertForSequenceClassification(LongAttentionMixin, DistilBertForSequenceClassification):
     """DistilBertForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DistilBertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DistilBertForSequenceClassification instead.
+    ``forward`` takes the arguments of DistilBertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DistilBertForSequenceClassification instead.
     """
     config: LongDistilBertConfig
     def __init__(self, config: LongDistilBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongDistilBertForTokenClassification(LongAttentionMixin, DistilBertForTokenClassification):
     """DistilBertForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DistilBertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DistilBertForTokenClassification instead.
+    ``forward`` takes the arguments of DistilBertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DistilBertForTokenClassification instead.
     """
     config: LongDistilBertConfig
     def __init__(self, config: LongDistilBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongDistilBertModel(LongBaseModelMixin, DistilBertModel):
     """DistilBertModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of DistilBertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of DistilBertModel instead.
+    ``forward`` takes the arguments of DistilBertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of DistilBertModel instead.
     """
     config: LongDistilBertConfig
     def __init__(self, config: LongDistilBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutput: ...
     __call__ = forward
 
 # electra
@@ -934,89 +988,97 @@ class LongElectraConfig(LongConfig, ElectraConfig):
 class LongElectraForCausalLM(LongGenerationMixin, LongAttentionMixin, ElectraForCausalLM, GenerationMixin):
     """ElectraForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForCausalLM instead.
+    ``forward`` takes the arguments of ElectraForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForCausalLM instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongElectraForMaskedLM(LongAttentionMixin, ElectraForMaskedLM):
     """ElectraForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForMaskedLM instead.
+    ``forward`` takes the arguments of ElectraForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForMaskedLM instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongElectraForMultipleChoice(LongAttentionMixin, ElectraForMultipleChoice):
     """ElectraForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForMultipleChoice instead.
+    ``forward`` takes the arguments of ElectraForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForMultipleChoice instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongElectraForPreTraining(LongAttentionMixin, ElectraForPreTraining):
     """ElectraForPreTraining with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForPreTraining instead.
+    ``forward`` takes the arguments of ElectraForPreTraining, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForPreTraining instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> ElectraForPreTrainingOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> ElectraForPreTrainingOutput: ...
     __call__ = forward
 
 class LongElectraForQuestionAnswering(LongAttentionMixin, ElectraForQuestionAnswering):
     """ElectraForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForQuestionAnswering instead.
+    ``forward`` takes the arguments of ElectraForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForQuestionAnswering instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongElectraForSequenceClassification(LongAttentionMixin, ElectraForSequenceClassification):
     """ElectraForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForSequenceClassification instead.
+    ``forward`` takes the arguments of ElectraForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForSequenceClassification instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongElectraForTokenClassification(LongAttentionMixin, ElectraForTokenClassification):
     """ElectraForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraForTokenClassification instead.
+    ``forward`` takes the arguments of ElectraForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraForTokenClassification instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongElectraModel(LongBaseModelMixin, ElectraModel):
     """ElectraModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ElectraModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ElectraModel instead.
+    ``forward`` takes the arguments of ElectraModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ElectraModel instead.
     """
     config: LongElectraConfig
     def __init__(self, config: LongElectraConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: list[Tensor] | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: list[Tensor] | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithCrossAttentions: ...
     __call__ = forward
 
 # esm
@@ -1028,45 +1090,49 @@ class LongEsmConfig(LongConfig, EsmConfig):
 class LongEsmModel(LongBaseModelMixin, EsmModel):
     """EsmModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of EsmModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of EsmModel instead.
+    ``forward`` takes the arguments of EsmModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of EsmModel instead.
     """
     config: LongEsmConfig
     def __init__(self, config: LongEsmConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
     __call__ = forward
 
 class LongEsmForMaskedLM(LongAttentionMixin, EsmForMaskedLM):
     """EsmForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of EsmForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of EsmForMaskedLM instead.
+    ``forward`` takes the arguments of EsmForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of EsmForMaskedLM instead.
     """
     config: LongEsmConfig
     def __init__(self, config: LongEsmConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongEsmForSequenceClassification(LongAttentionMixin, EsmForSequenceClassification):
     """EsmForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of EsmForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of EsmForSequenceClassification instead.
+    ``forward`` takes the arguments of EsmForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of EsmForSequenceClassification instead.
     """
     config: LongEsmConfig
     def __init__(self, config: LongEsmConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongEsmForTokenClassification(LongAttentionMixin, EsmForTokenClassification):
     """EsmForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of EsmForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of EsmForTokenClassification instead.
+    ``forward`` takes the arguments of EsmForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of EsmForTokenClassification instead.
     """
     config: LongEsmConfig
     def __init__(self, config: LongEsmConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 # gemma
@@ -1078,45 +1144,49 @@ class LongGemmaConfig(LongConfig, GemmaConfig):
 class LongGemmaForCausalLM(LongGenerationMixin, LongAttentionMixin, GemmaForCausalLM, GenerationMixin):
     """GemmaForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GemmaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GemmaForCausalLM instead.
+    ``forward`` takes the arguments of GemmaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GemmaForCausalLM instead.
     """
     config: LongGemmaConfig
     def __init__(self, config: LongGemmaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongGemmaForSequenceClassification(LongAttentionMixin, GemmaForSequenceClassification):
     """GemmaForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GemmaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GemmaForSequenceClassification instead.
+    ``forward`` takes the arguments of GemmaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GemmaForSequenceClassification instead.
     """
     config: LongGemmaConfig
     def __init__(self, config: LongGemmaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongGemmaForTokenClassification(LongAttentionMixin, GemmaForTokenClassification):
     """GemmaForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GemmaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GemmaForTokenClassification instead.
+    ``forward`` takes the arguments of GemmaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GemmaForTokenClassification instead.
     """
     config: LongGemmaConfig
     def __init__(self, config: LongGemmaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongGemmaModel(LongBaseModelMixin, GemmaModel):
     """GemmaModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GemmaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GemmaModel instead.
+    ``forward`` takes the arguments of GemmaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GemmaModel instead.
     """
     config: LongGemmaConfig
     def __init__(self, config: LongGemmaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # gemma2
@@ -1128,45 +1198,49 @@ class LongGemma2Config(LongConfig, Gemma2Config):
 class LongGemma2ForCausalLM(LongGenerationMixin, LongAttentionMixin, Gemma2ForCausalLM, GenerationMixin):
     """Gemma2ForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma2ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma2ForCausalLM instead.
+    ``forward`` takes the arguments of Gemma2ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma2ForCausalLM instead.
     """
     config: LongGemma2Config
     def __init__(self, config: LongGemma2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongGemma2ForSequenceClassification(LongAttentionMixin, Gemma2ForSequenceClassification):
     """Gemma2ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma2ForSequenceClassification instead.
+    ``forward`` takes the arguments of Gemma2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma2ForSequenceClassification instead.
     """
     config: LongGemma2Config
     def __init__(self, config: LongGemma2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongGemma2ForTokenClassification(LongAttentionMixin, Gemma2ForTokenClassification):
     """Gemma2ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma2ForTokenClassification instead.
+    ``forward`` takes the arguments of Gemma2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma2ForTokenClassification instead.
     """
     config: LongGemma2Config
     def __init__(self, config: LongGemma2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongGemma2Model(LongBaseModelMixin, Gemma2Model):
     """Gemma2Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma2Model instead.
+    ``forward`` takes the arguments of Gemma2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma2Model instead.
     """
     config: LongGemma2Config
     def __init__(self, config: LongGemma2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # gemma3_text
@@ -1178,34 +1252,37 @@ class LongGemma3TextConfig(LongConfig, Gemma3TextConfig):
 class LongGemma3TextModel(LongBaseModelMixin, Gemma3TextModel):
     """Gemma3TextModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma3TextModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma3TextModel instead.
+    ``forward`` takes the arguments of Gemma3TextModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma3TextModel instead.
     """
     config: LongGemma3TextConfig
     def __init__(self, config: LongGemma3TextConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 class LongGemma3ForCausalLM(LongGenerationMixin, LongAttentionMixin, Gemma3ForCausalLM, GenerationMixin):
     """Gemma3ForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma3ForCausalLM instead.
+    ``forward`` takes the arguments of Gemma3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma3ForCausalLM instead.
     """
     config: LongGemma3TextConfig
     def __init__(self, config: LongGemma3TextConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongGemma3TextForSequenceClassification(LongAttentionMixin, Gemma3TextForSequenceClassification):
     """Gemma3TextForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Gemma3TextForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Gemma3TextForSequenceClassification instead.
+    ``forward`` takes the arguments of Gemma3TextForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma3TextForSequenceClassification instead.
     """
     config: LongGemma3TextConfig
     def __init__(self, config: LongGemma3TextConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 # gpt2
@@ -1217,67 +1294,73 @@ class LongGPT2Config(LongConfig, GPT2Config):
 class LongGPT2DoubleHeadsModel(LongGenerationMixin, LongAttentionMixin, GPT2DoubleHeadsModel, GenerationMixin):
     """GPT2DoubleHeadsModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPT2DoubleHeadsModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPT2DoubleHeadsModel instead.
+    ``forward`` takes the arguments of GPT2DoubleHeadsModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2DoubleHeadsModel instead.
     """
     config: LongGPT2Config
     def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, mc_token_ids: Tensor | None = None, labels: Tensor | None = None, mc_labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> GPT2DoubleHeadsModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, mc_token_ids: Tensor | None = None, labels: Tensor | None = None, mc_labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> GPT2DoubleHeadsModelOutput: ...
     __call__ = forward
 
 class LongGPT2ForQuestionAnswering(LongAttentionMixin, GPT2ForQuestionAnswering):
     """GPT2ForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPT2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPT2ForQuestionAnswering instead.
+    ``forward`` takes the arguments of GPT2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2ForQuestionAnswering instead.
     """
     config: LongGPT2Config
     def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongGPT2ForSequenceClassification(LongAttentionMixin, GPT2ForSequenceClassification):
     """GPT2ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPT2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPT2ForSequenceClassification instead.
+    ``forward`` takes the arguments of GPT2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2ForSequenceClassification instead.
     """
     config: LongGPT2Config
     def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongGPT2ForTokenClassification(LongAttentionMixin, GPT2ForTokenClassification):
     """GPT2ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPT2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPT2ForTokenClassification instead.
+    ``forward`` takes the arguments of GPT2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2ForTokenClassification instead.
     """
     config: LongGPT2Config
     def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongGPT2LMHeadModel(LongGenerationMixin, LongAttentionMixin, GPT2LMHeadModel, GenerationMixin):
     """GPT2LMHeadModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPT2LMHeadModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPT2LMHeadModel instead.
+    ``forward`` takes the arguments of GPT2LMHeadModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2LMHeadModel instead.
     """
     config: LongGPT2Config
     def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongGPT2Model(LongBaseModelMixin, GPT2Model):
     """GPT2Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPT2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPT2Model instead.
+    ``forward`` takes the arguments of GPT2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2Model instead.
     """
     config: LongGPT2Config
     def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPastAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPastAndCrossAttentions: ...
     __call__ = forward
 
 # gpt_neox
@@ -1289,56 +1372,61 @@ class LongGPTNeoXConfig(LongConfig, GPTNeoXConfig):
 class LongGPTNeoXForCausalLM(LongGenerationMixin, LongAttentionMixin, GPTNeoXForCausalLM, GenerationMixin):
     """GPTNeoXForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPTNeoXForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPTNeoXForCausalLM instead.
+    ``forward`` takes the arguments of GPTNeoXForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPTNeoXForCausalLM instead.
     """
     config: LongGPTNeoXConfig
     def __init__(self, config: LongGPTNeoXConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values: Cache | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values: Cache | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongGPTNeoXForQuestionAnswering(LongAttentionMixin, GPTNeoXForQuestionAnswering):
     """GPTNeoXForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPTNeoXForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPTNeoXForQuestionAnswering instead.
+    ``forward`` takes the arguments of GPTNeoXForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPTNeoXForQuestionAnswering instead.
     """
     config: LongGPTNeoXConfig
     def __init__(self, config: LongGPTNeoXConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongGPTNeoXForSequenceClassification(LongAttentionMixin, GPTNeoXForSequenceClassification):
     """GPTNeoXForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPTNeoXForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPTNeoXForSequenceClassification instead.
+    ``forward`` takes the arguments of GPTNeoXForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPTNeoXForSequenceClassification instead.
     """
     config: LongGPTNeoXConfig
     def __init__(self, config: LongGPTNeoXConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values: Cache | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values: Cache | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongGPTNeoXForTokenClassification(LongAttentionMixin, GPTNeoXForTokenClassification):
     """GPTNeoXForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPTNeoXForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPTNeoXForTokenClassification instead.
+    ``forward`` takes the arguments of GPTNeoXForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPTNeoXForTokenClassification instead.
     """
     config: LongGPTNeoXConfig
     def __init__(self, config: LongGPTNeoXConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongGPTNeoXModel(LongBaseModelMixin, GPTNeoXModel):
     """GPTNeoXModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of GPTNeoXModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of GPTNeoXModel instead.
+    ``forward`` takes the arguments of GPTNeoXModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPTNeoXModel instead.
     """
     config: LongGPTNeoXConfig
     def __init__(self, config: LongGPTNeoXConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # llama
@@ -1350,56 +1438,61 @@ class LongLlamaConfig(LongConfig, LlamaConfig):
 class LongLlamaForCausalLM(LongGenerationMixin, LongAttentionMixin, LlamaForCausalLM, GenerationMixin):
     """LlamaForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of LlamaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of LlamaForCausalLM instead.
+    ``forward`` takes the arguments of LlamaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of LlamaForCausalLM instead.
     """
     config: LongLlamaConfig
     def __init__(self, config: LongLlamaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongLlamaForQuestionAnswering(LongAttentionMixin, LlamaForQuestionAnswering):
     """LlamaForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of LlamaForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of LlamaForQuestionAnswering instead.
+    ``forward`` takes the arguments of LlamaForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of LlamaForQuestionAnswering instead.
     """
     config: LongLlamaConfig
     def __init__(self, config: LongLlamaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongLlamaForSequenceClassification(LongAttentionMixin, LlamaForSequenceClassification):
     """LlamaForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of LlamaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of LlamaForSequenceClassification instead.
+    ``forward`` takes the arguments of LlamaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of LlamaForSequenceClassification instead.
     """
     config: LongLlamaConfig
     def __init__(self, config: LongLlamaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongLlamaForTokenClassification(LongAttentionMixin, LlamaForTokenClassification):
     """LlamaForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of LlamaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of LlamaForTokenClassification instead.
+    ``forward`` takes the arguments of LlamaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of LlamaForTokenClassification instead.
     """
     config: LongLlamaConfig
     def __init__(self, config: LongLlamaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongLlamaModel(LongBaseModelMixin, LlamaModel):
     """LlamaModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of LlamaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of LlamaModel instead.
+    ``forward`` takes the arguments of LlamaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of LlamaModel instead.
     """
     config: LongLlamaConfig
     def __init__(self, config: LongLlamaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # marian
@@ -1411,34 +1504,37 @@ class LongMarianConfig(LongEncoderDecoderConfig, MarianConfig):
 class LongMarianForCausalLM(LongGenerationMixin, LongAttentionMixin, MarianForCausalLM, GenerationMixin):
     """MarianForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MarianForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MarianForCausalLM instead.
+    ``forward`` takes the arguments of MarianForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MarianForCausalLM instead.
     """
     config: LongMarianConfig
     def __init__(self, config: LongMarianConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongMarianMTModel(LongGenerationMixin, LongAttentionMixin, MarianMTModel, GenerationMixin):
     """MarianMTModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MarianMTModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MarianMTModel instead.
+    ``forward`` takes the arguments of MarianMTModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MarianMTModel instead.
     """
     config: LongMarianConfig
     def __init__(self, config: LongMarianConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | BaseModelOutput | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | BaseModelOutput | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
     __call__ = forward
 
 class LongMarianModel(LongAttentionMixin, MarianModel):
     """MarianModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MarianModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MarianModel instead.
+    ``forward`` takes the arguments of MarianModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MarianModel instead.
     """
     config: LongMarianConfig
     def __init__(self, config: LongMarianConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | BaseModelOutput | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | BaseModelOutput | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
     __call__ = forward
 
 # mbart
@@ -1450,56 +1546,61 @@ class LongMBartConfig(LongEncoderDecoderConfig, MBartConfig):
 class LongMBartForCausalLM(LongGenerationMixin, LongAttentionMixin, MBartForCausalLM, GenerationMixin):
     """MBartForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MBartForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MBartForCausalLM instead.
+    ``forward`` takes the arguments of MBartForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MBartForCausalLM instead.
     """
     config: LongMBartConfig
     def __init__(self, config: LongMBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongMBartForConditionalGeneration(LongGenerationMixin, LongAttentionMixin, MBartForConditionalGeneration, GenerationMixin):
     """MBartForConditionalGeneration with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MBartForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MBartForConditionalGeneration instead.
+    ``forward`` takes the arguments of MBartForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MBartForConditionalGeneration instead.
     """
     config: LongMBartConfig
     def __init__(self, config: LongMBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[tuple[Tensor]] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None) -> Seq2SeqLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[tuple[Tensor]] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None) -> Seq2SeqLMOutput: ...
     __call__ = forward
 
 class LongMBartForQuestionAnswering(LongAttentionMixin, MBartForQuestionAnswering):
     """MBartForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MBartForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MBartForQuestionAnswering instead.
+    ``forward`` takes the arguments of MBartForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MBartForQuestionAnswering instead.
     """
     config: LongMBartConfig
     def __init__(self, config: LongMBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqQuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqQuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongMBartForSequenceClassification(LongAttentionMixin, MBartForSequenceClassification):
     """MBartForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MBartForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MBartForSequenceClassification instead.
+    ``forward`` takes the arguments of MBartForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MBartForSequenceClassification instead.
     """
     config: LongMBartConfig
     def __init__(self, config: LongMBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqSequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: list[Tensor] | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqSequenceClassifierOutput: ...
     __call__ = forward
 
 class LongMBartModel(LongAttentionMixin, MBartModel):
     """MBartModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MBartModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MBartModel instead.
+    ``forward`` takes the arguments of MBartModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MBartModel instead.
     """
     config: LongMBartConfig
     def __init__(self, config: LongMBartConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[tuple[Tensor]] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None) -> Seq2SeqModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[tuple[Tensor]] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None) -> Seq2SeqModelOutput: ...
     __call__ = forward
 
 # mistral
@@ -1511,56 +1612,61 @@ class LongMistralConfig(LongConfig, MistralConfig):
 class LongMistralForCausalLM(LongGenerationMixin, LongAttentionMixin, MistralForCausalLM, GenerationMixin):
     """MistralForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MistralForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MistralForCausalLM instead.
+    ``forward`` takes the arguments of MistralForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MistralForCausalLM instead.
     """
     config: LongMistralConfig
     def __init__(self, config: LongMistralConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongMistralForQuestionAnswering(LongAttentionMixin, MistralForQuestionAnswering):
     """MistralForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MistralForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MistralForQuestionAnswering instead.
+    ``forward`` takes the arguments of MistralForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MistralForQuestionAnswering instead.
     """
     config: LongMistralConfig
     def __init__(self, config: LongMistralConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongMistralForSequenceClassification(LongAttentionMixin, MistralForSequenceClassification):
     """MistralForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MistralForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MistralForSequenceClassification instead.
+    ``forward`` takes the arguments of MistralForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MistralForSequenceClassification instead.
     """
     config: LongMistralConfig
     def __init__(self, config: LongMistralConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongMistralForTokenClassification(LongAttentionMixin, MistralForTokenClassification):
     """MistralForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MistralForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MistralForTokenClassification instead.
+    ``forward`` takes the arguments of MistralForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MistralForTokenClassification instead.
     """
     config: LongMistralConfig
     def __init__(self, config: LongMistralConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongMistralModel(LongBaseModelMixin, MistralModel):
     """MistralModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MistralModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MistralModel instead.
+    ``forward`` takes the arguments of MistralModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MistralModel instead.
     """
     config: LongMistralConfig
     def __init__(self, config: LongMistralConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # modernbert
@@ -1572,67 +1678,73 @@ class LongModernBertConfig(LongEncoderConfig, ModernBertConfig):
 class LongModernBertForMaskedLM(LongAttentionMixin, ModernBertForMaskedLM):
     """ModernBertForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ModernBertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ModernBertForMaskedLM instead.
+    ``forward`` takes the arguments of ModernBertForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ModernBertForMaskedLM instead.
     """
     config: LongModernBertConfig
     def __init__(self, config: LongModernBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongModernBertForMultipleChoice(LongAttentionMixin, ModernBertForMultipleChoice):
     """ModernBertForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ModernBertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ModernBertForMultipleChoice instead.
+    ``forward`` takes the arguments of ModernBertForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ModernBertForMultipleChoice instead.
     """
     config: LongModernBertConfig
     def __init__(self, config: LongModernBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongModernBertForQuestionAnswering(LongAttentionMixin, ModernBertForQuestionAnswering):
     """ModernBertForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ModernBertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ModernBertForQuestionAnswering instead.
+    ``forward`` takes the arguments of ModernBertForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ModernBertForQuestionAnswering instead.
     """
     config: LongModernBertConfig
     def __init__(self, config: LongModernBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongModernBertForSequenceClassification(LongAttentionMixin, ModernBertForSequenceClassification):
     """ModernBertForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ModernBertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ModernBertForSequenceClassification instead.
+    ``forward`` takes the arguments of ModernBertForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ModernBertForSequenceClassification instead.
     """
     config: LongModernBertConfig
     def __init__(self, config: LongModernBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongModernBertForTokenClassification(LongAttentionMixin, ModernBertForTokenClassification):
     """ModernBertForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ModernBertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ModernBertForTokenClassification instead.
+    ``forward`` takes the arguments of ModernBertForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ModernBertForTokenClassification instead.
     """
     config: LongModernBertConfig
     def __init__(self, config: LongModernBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongModernBertModel(LongBaseModelMixin, ModernBertModel):
     """ModernBertModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of ModernBertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of ModernBertModel instead.
+    ``forward`` takes the arguments of ModernBertModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of ModernBertModel instead.
     """
     config: LongModernBertConfig
     def __init__(self, config: LongModernBertConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutput: ...
     __call__ = forward
 
 # mpnet
@@ -1644,67 +1756,73 @@ class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
 class LongMPNetForMaskedLM(LongAttentionMixin, MPNetForMaskedLM):
     """MPNetForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MPNetForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MPNetForMaskedLM instead.
+    ``forward`` takes the arguments of MPNetForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MPNetForMaskedLM instead.
     """
     config: LongMPNetConfig
     def __init__(self, config: LongMPNetConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongMPNetForMultipleChoice(LongAttentionMixin, MPNetForMultipleChoice):
     """MPNetForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MPNetForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MPNetForMultipleChoice instead.
+    ``forward`` takes the arguments of MPNetForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MPNetForMultipleChoice instead.
     """
     config: LongMPNetConfig
     def __init__(self, config: LongMPNetConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongMPNetForQuestionAnswering(LongAttentionMixin, MPNetForQuestionAnswering):
     """MPNetForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MPNetForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MPNetForQuestionAnswering instead.
+    ``forward`` takes the arguments of MPNetForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MPNetForQuestionAnswering instead.
     """
     config: LongMPNetConfig
     def __init__(self, config: LongMPNetConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongMPNetForSequenceClassification(LongAttentionMixin, MPNetForSequenceClassification):
     """MPNetForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MPNetForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MPNetForSequenceClassification instead.
+    ``forward`` takes the arguments of MPNetForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MPNetForSequenceClassification instead.
     """
     config: LongMPNetConfig
     def __init__(self, config: LongMPNetConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongMPNetForTokenClassification(LongAttentionMixin, MPNetForTokenClassification):
     """MPNetForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MPNetForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MPNetForTokenClassification instead.
+    ``forward`` takes the arguments of MPNetForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MPNetForTokenClassification instead.
     """
     config: LongMPNetConfig
     def __init__(self, config: LongMPNetConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongMPNetModel(LongBaseModelMixin, MPNetModel):
     """MPNetModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of MPNetModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of MPNetModel instead.
+    ``forward`` takes the arguments of MPNetModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of MPNetModel instead.
     """
     config: LongMPNetConfig
     def __init__(self, config: LongMPNetConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> BaseModelOutputWithPooling: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> BaseModelOutputWithPooling: ...
     __call__ = forward
 
 # nystromformer
@@ -1716,67 +1834,73 @@ class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
 class LongNystromformerForMaskedLM(LongAttentionMixin, NystromformerForMaskedLM):
     """NystromformerForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of NystromformerForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of NystromformerForMaskedLM instead.
+    ``forward`` takes the arguments of NystromformerForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of NystromformerForMaskedLM instead.
     """
     config: LongNystromformerConfig
     def __init__(self, config: LongNystromformerConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongNystromformerForMultipleChoice(LongAttentionMixin, NystromformerForMultipleChoice):
     """NystromformerForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of NystromformerForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of NystromformerForMultipleChoice instead.
+    ``forward`` takes the arguments of NystromformerForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of NystromformerForMultipleChoice instead.
     """
     config: LongNystromformerConfig
     def __init__(self, config: LongNystromformerConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongNystromformerForQuestionAnswering(LongAttentionMixin, NystromformerForQuestionAnswering):
     """NystromformerForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of NystromformerForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of NystromformerForQuestionAnswering instead.
+    ``forward`` takes the arguments of NystromformerForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of NystromformerForQuestionAnswering instead.
     """
     config: LongNystromformerConfig
     def __init__(self, config: LongNystromformerConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongNystromformerForSequenceClassification(LongAttentionMixin, NystromformerForSequenceClassification):
     """NystromformerForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of NystromformerForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of NystromformerForSequenceClassification instead.
+    ``forward`` takes the arguments of NystromformerForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of NystromformerForSequenceClassification instead.
     """
     config: LongNystromformerConfig
     def __init__(self, config: LongNystromformerConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongNystromformerForTokenClassification(LongAttentionMixin, NystromformerForTokenClassification):
     """NystromformerForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of NystromformerForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of NystromformerForTokenClassification instead.
+    ``forward`` takes the arguments of NystromformerForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of NystromformerForTokenClassification instead.
     """
     config: LongNystromformerConfig
     def __init__(self, config: LongNystromformerConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongNystromformerModel(LongBaseModelMixin, NystromformerModel):
     """NystromformerModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of NystromformerModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of NystromformerModel instead.
+    ``forward`` takes the arguments of NystromformerModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of NystromformerModel instead.
     """
     config: LongNystromformerConfig
     def __init__(self, config: LongNystromformerConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> BaseModelOutputWithPastAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None) -> BaseModelOutputWithPastAndCrossAttentions: ...
     __call__ = forward
 
 # opt
@@ -1788,45 +1912,49 @@ class LongOPTConfig(LongConfig, OPTConfig):
 class LongOPTForCausalLM(LongGenerationMixin, LongAttentionMixin, OPTForCausalLM, GenerationMixin):
     """OPTForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of OPTForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of OPTForCausalLM instead.
+    ``forward`` takes the arguments of OPTForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of OPTForCausalLM instead.
     """
     config: LongOPTConfig
     def __init__(self, config: LongOPTConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongOPTForQuestionAnswering(LongAttentionMixin, OPTForQuestionAnswering):
     """OPTForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of OPTForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of OPTForQuestionAnswering instead.
+    ``forward`` takes the arguments of OPTForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of OPTForQuestionAnswering instead.
     """
     config: LongOPTConfig
     def __init__(self, config: LongOPTConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongOPTForSequenceClassification(LongAttentionMixin, OPTForSequenceClassification):
     """OPTForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of OPTForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of OPTForSequenceClassification instead.
+    ``forward`` takes the arguments of OPTForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of OPTForSequenceClassification instead.
     """
     config: LongOPTConfig
     def __init__(self, config: LongOPTConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongOPTModel(LongBaseModelMixin, OPTModel):
     """OPTModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of OPTModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of OPTModel instead.
+    ``forward`` takes the arguments of OPTModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of OPTModel instead.
     """
     config: LongOPTConfig
     def __init__(self, config: LongOPTConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, position_ids: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # pegasus
@@ -1838,34 +1966,37 @@ class LongPegasusConfig(LongEncoderDecoderConfig, PegasusConfig):
 class LongPegasusForCausalLM(LongGenerationMixin, LongAttentionMixin, PegasusForCausalLM, GenerationMixin):
     """PegasusForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PegasusForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PegasusForCausalLM instead.
+    ``forward`` takes the arguments of PegasusForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PegasusForCausalLM instead.
     """
     config: LongPegasusConfig
     def __init__(self, config: LongPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongPegasusForConditionalGeneration(LongGenerationMixin, LongAttentionMixin, PegasusForConditionalGeneration, GenerationMixin):
     """PegasusForConditionalGeneration with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PegasusForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PegasusForConditionalGeneration instead.
+    ``forward`` takes the arguments of PegasusForConditionalGeneration, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PegasusForConditionalGeneration instead.
     """
     config: LongPegasusConfig
     def __init__(self, config: LongPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqLMOutput: ...
     __call__ = forward
 
 class LongPegasusModel(LongAttentionMixin, PegasusModel):
     """PegasusModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PegasusModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PegasusModel instead.
+    ``forward`` takes the arguments of PegasusModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PegasusModel instead.
     """
     config: LongPegasusConfig
     def __init__(self, config: LongPegasusConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None, decoder_attention_mask: Tensor | None = None, encoder_outputs: tuple[Tensor] | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, decoder_inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> Seq2SeqModelOutput: ...
     __call__ = forward
 
 # phi
@@ -1877,45 +2008,49 @@ class LongPhiConfig(LongConfig, PhiConfig):
 class LongPhiForCausalLM(LongGenerationMixin, LongAttentionMixin, PhiForCausalLM, GenerationMixin):
     """PhiForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PhiForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PhiForCausalLM instead.
+    ``forward`` takes the arguments of PhiForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PhiForCausalLM instead.
     """
     config: LongPhiConfig
     def __init__(self, config: LongPhiConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongPhiForSequenceClassification(LongAttentionMixin, PhiForSequenceClassification):
     """PhiForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PhiForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PhiForSequenceClassification instead.
+    ``forward`` takes the arguments of PhiForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PhiForSequenceClassification instead.
     """
     config: LongPhiConfig
     def __init__(self, config: LongPhiConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongPhiForTokenClassification(LongAttentionMixin, PhiForTokenClassification):
     """PhiForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PhiForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PhiForTokenClassification instead.
+    ``forward`` takes the arguments of PhiForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PhiForTokenClassification instead.
     """
     config: LongPhiConfig
     def __init__(self, config: LongPhiConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongPhiModel(LongBaseModelMixin, PhiModel):
     """PhiModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of PhiModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of PhiModel instead.
+    ``forward`` takes the arguments of PhiModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of PhiModel instead.
     """
     config: LongPhiConfig
     def __init__(self, config: LongPhiConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # phi3
@@ -1927,45 +2062,49 @@ class LongPhi3Config(LongConfig, Phi3Config):
 class LongPhi3ForCausalLM(LongGenerationMixin, LongAttentionMixin, Phi3ForCausalLM, GenerationMixin):
     """Phi3ForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Phi3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Phi3ForCausalLM instead.
+    ``forward`` takes the arguments of Phi3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Phi3ForCausalLM instead.
     """
     config: LongPhi3Config
     def __init__(self, config: LongPhi3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongPhi3ForSequenceClassification(LongAttentionMixin, Phi3ForSequenceClassification):
     """Phi3ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Phi3ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Phi3ForSequenceClassification instead.
+    ``forward`` takes the arguments of Phi3ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Phi3ForSequenceClassification instead.
     """
     config: LongPhi3Config
     def __init__(self, config: LongPhi3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongPhi3ForTokenClassification(LongAttentionMixin, Phi3ForTokenClassification):
     """Phi3ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Phi3ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Phi3ForTokenClassification instead.
+    ``forward`` takes the arguments of Phi3ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Phi3ForTokenClassification instead.
     """
     config: LongPhi3Config
     def __init__(self, config: LongPhi3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongPhi3Model(LongBaseModelMixin, Phi3Model):
     """Phi3Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Phi3Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Phi3Model instead.
+    ``forward`` takes the arguments of Phi3Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Phi3Model instead.
     """
     config: LongPhi3Config
     def __init__(self, config: LongPhi3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # qwen2
@@ -1977,56 +2116,61 @@ class LongQwen2Config(LongConfig, Qwen2Config):
 class LongQwen2ForCausalLM(LongGenerationMixin, LongAttentionMixin, Qwen2ForCausalLM, GenerationMixin):
     """Qwen2ForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen2ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen2ForCausalLM instead.
+    ``forward`` takes the arguments of Qwen2ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen2ForCausalLM instead.
     """
     config: LongQwen2Config
     def __init__(self, config: LongQwen2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongQwen2ForQuestionAnswering(LongAttentionMixin, Qwen2ForQuestionAnswering):
     """Qwen2ForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen2ForQuestionAnswering instead.
+    ``forward`` takes the arguments of Qwen2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen2ForQuestionAnswering instead.
     """
     config: LongQwen2Config
     def __init__(self, config: LongQwen2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongQwen2ForSequenceClassification(LongAttentionMixin, Qwen2ForSequenceClassification):
     """Qwen2ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen2ForSequenceClassification instead.
+    ``forward`` takes the arguments of Qwen2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen2ForSequenceClassification instead.
     """
     config: LongQwen2Config
     def __init__(self, config: LongQwen2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongQwen2ForTokenClassification(LongAttentionMixin, Qwen2ForTokenClassification):
     """Qwen2ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen2ForTokenClassification instead.
+    ``forward`` takes the arguments of Qwen2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen2ForTokenClassification instead.
     """
     config: LongQwen2Config
     def __init__(self, config: LongQwen2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongQwen2Model(LongBaseModelMixin, Qwen2Model):
     """Qwen2Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen2Model instead.
+    ``forward`` takes the arguments of Qwen2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen2Model instead.
     """
     config: LongQwen2Config
     def __init__(self, config: LongQwen2Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # qwen3
@@ -2038,56 +2182,61 @@ class LongQwen3Config(LongConfig, Qwen3Config):
 class LongQwen3ForCausalLM(LongGenerationMixin, LongAttentionMixin, Qwen3ForCausalLM, GenerationMixin):
     """Qwen3ForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen3ForCausalLM instead.
+    ``forward`` takes the arguments of Qwen3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen3ForCausalLM instead.
     """
     config: LongQwen3Config
     def __init__(self, config: LongQwen3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongQwen3ForQuestionAnswering(LongAttentionMixin, Qwen3ForQuestionAnswering):
     """Qwen3ForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen3ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen3ForQuestionAnswering instead.
+    ``forward`` takes the arguments of Qwen3ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen3ForQuestionAnswering instead.
     """
     config: LongQwen3Config
     def __init__(self, config: LongQwen3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongQwen3ForSequenceClassification(LongAttentionMixin, Qwen3ForSequenceClassification):
     """Qwen3ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen3ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen3ForSequenceClassification instead.
+    ``forward`` takes the arguments of Qwen3ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen3ForSequenceClassification instead.
     """
     config: LongQwen3Config
     def __init__(self, config: LongQwen3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongQwen3ForTokenClassification(LongAttentionMixin, Qwen3ForTokenClassification):
     """Qwen3ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen3ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen3ForTokenClassification instead.
+    ``forward`` takes the arguments of Qwen3ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen3ForTokenClassification instead.
     """
     config: LongQwen3Config
     def __init__(self, config: LongQwen3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongQwen3Model(LongBaseModelMixin, Qwen3Model):
     """Qwen3Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of Qwen3Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of Qwen3Model instead.
+    ``forward`` takes the arguments of Qwen3Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Qwen3Model instead.
     """
     config: LongQwen3Config
     def __init__(self, config: LongQwen3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # roberta
@@ -2099,78 +2248,85 @@ class LongRobertaConfig(LongConfig, RobertaConfig):
 class LongRobertaForCausalLM(LongGenerationMixin, LongAttentionMixin, RobertaForCausalLM, GenerationMixin):
     """RobertaForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaForCausalLM instead.
+    ``forward`` takes the arguments of RobertaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaForCausalLM instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongRobertaForMaskedLM(LongAttentionMixin, RobertaForMaskedLM):
     """RobertaForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaForMaskedLM instead.
+    ``forward`` takes the arguments of RobertaForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaForMaskedLM instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongRobertaForMultipleChoice(LongAttentionMixin, RobertaForMultipleChoice):
     """RobertaForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaForMultipleChoice instead.
+    ``forward`` takes the arguments of RobertaForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaForMultipleChoice instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongRobertaForQuestionAnswering(LongAttentionMixin, RobertaForQuestionAnswering):
     """RobertaForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaForQuestionAnswering instead.
+    ``forward`` takes the arguments of RobertaForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaForQuestionAnswering instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongRobertaForSequenceClassification(LongAttentionMixin, RobertaForSequenceClassification):
     """RobertaForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaForSequenceClassification instead.
+    ``forward`` takes the arguments of RobertaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaForSequenceClassification instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongRobertaForTokenClassification(LongAttentionMixin, RobertaForTokenClassification):
     """RobertaForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaForTokenClassification instead.
+    ``forward`` takes the arguments of RobertaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaForTokenClassification instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongRobertaModel(LongBaseModelMixin, RobertaModel):
     """RobertaModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of RobertaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of RobertaModel instead.
+    ``forward`` takes the arguments of RobertaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of RobertaModel instead.
     """
     config: LongRobertaConfig
     def __init__(self, config: LongRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
     __call__ = forward
 
 # smollm3
@@ -2182,56 +2338,61 @@ class LongSmolLM3Config(LongConfig, SmolLM3Config):
 class LongSmolLM3ForCausalLM(LongGenerationMixin, LongAttentionMixin, SmolLM3ForCausalLM, GenerationMixin):
     """SmolLM3ForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of SmolLM3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of SmolLM3ForCausalLM instead.
+    ``forward`` takes the arguments of SmolLM3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of SmolLM3ForCausalLM instead.
     """
     config: LongSmolLM3Config
     def __init__(self, config: LongSmolLM3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
     __call__ = forward
 
 class LongSmolLM3ForQuestionAnswering(LongAttentionMixin, SmolLM3ForQuestionAnswering):
     """SmolLM3ForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of SmolLM3ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of SmolLM3ForQuestionAnswering instead.
+    ``forward`` takes the arguments of SmolLM3ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of SmolLM3ForQuestionAnswering instead.
     """
     config: LongSmolLM3Config
     def __init__(self, config: LongSmolLM3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongSmolLM3ForSequenceClassification(LongAttentionMixin, SmolLM3ForSequenceClassification):
     """SmolLM3ForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of SmolLM3ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of SmolLM3ForSequenceClassification instead.
+    ``forward`` takes the arguments of SmolLM3ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of SmolLM3ForSequenceClassification instead.
     """
     config: LongSmolLM3Config
     def __init__(self, config: LongSmolLM3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
     __call__ = forward
 
 class LongSmolLM3ForTokenClassification(LongAttentionMixin, SmolLM3ForTokenClassification):
     """SmolLM3ForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of SmolLM3ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of SmolLM3ForTokenClassification instead.
+    ``forward`` takes the arguments of SmolLM3ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of SmolLM3ForTokenClassification instead.
     """
     config: LongSmolLM3Config
     def __init__(self, config: LongSmolLM3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongSmolLM3Model(LongBaseModelMixin, SmolLM3Model):
     """SmolLM3Model with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of SmolLM3Model, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of SmolLM3Model instead.
+    ``forward`` takes the arguments of SmolLM3Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of SmolLM3Model instead.
     """
     config: LongSmolLM3Config
     def __init__(self, config: LongSmolLM3Config, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
     __call__ = forward
 
 # xlm-roberta
@@ -2243,76 +2404,83 @@ class LongXLMRobertaConfig(LongConfig, XLMRobertaConfig):
 class LongXLMRobertaForCausalLM(LongGenerationMixin, LongAttentionMixin, XLMRobertaForCausalLM, GenerationMixin):
     """XLMRobertaForCausalLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaForCausalLM instead.
+    ``forward`` takes the arguments of XLMRobertaForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaForCausalLM instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, past_key_values: tuple[tuple[Tensor]] | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
     __call__ = forward
 
 class LongXLMRobertaForMaskedLM(LongAttentionMixin, XLMRobertaForMaskedLM):
     """XLMRobertaForMaskedLM with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaForMaskedLM instead.
+    ``forward`` takes the arguments of XLMRobertaForMaskedLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaForMaskedLM instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MaskedLMOutput: ...
     __call__ = forward
 
 class LongXLMRobertaForMultipleChoice(LongAttentionMixin, XLMRobertaForMultipleChoice):
     """XLMRobertaForMultipleChoice with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaForMultipleChoice instead.
+    ``forward`` takes the arguments of XLMRobertaForMultipleChoice, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaForMultipleChoice instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> MultipleChoiceModelOutput: ...
     __call__ = forward
 
 class LongXLMRobertaForQuestionAnswering(LongAttentionMixin, XLMRobertaForQuestionAnswering):
     """XLMRobertaForQuestionAnswering with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaForQuestionAnswering instead.
+    ``forward`` takes the arguments of XLMRobertaForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaForQuestionAnswering instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
     __call__ = forward
 
 class LongXLMRobertaForSequenceClassification(LongAttentionMixin, XLMRobertaForSequenceClassification):
     """XLMRobertaForSequenceClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaForSequenceClassification instead.
+    ``forward`` takes the arguments of XLMRobertaForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaForSequenceClassification instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutput: ...
     __call__ = forward
 
 class LongXLMRobertaForTokenClassification(LongAttentionMixin, XLMRobertaForTokenClassification):
     """XLMRobertaForTokenClassification with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaForTokenClassification instead.
+    ``forward`` takes the arguments of XLMRobertaForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaForTokenClassification instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
     __call__ = forward
 
 class LongXLMRobertaModel(LongBaseModelMixin, XLMRobertaModel):
     """XLMRobertaModel with the mechanisms of ``config.long_attention``.
 
-    ``forward`` takes the arguments of XLMRobertaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``memory`` and
-    ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of XLMRobertaModel instead.
+    ``forward`` takes the arguments of XLMRobertaModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of XLMRobertaModel instead.
     """
     config: LongXLMRobertaConfig
     def __init__(self, config: LongXLMRobertaConfig, *arguments: Any, **options: Any) -> None: ...
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, past_key_values: Cache | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPoolingAndCrossAttentions: ...
     __call__ = forward

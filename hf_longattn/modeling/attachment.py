@@ -25,6 +25,7 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
+from .family import attention_names
 from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -64,8 +65,9 @@ def attach_mechanisms(
     for attention, site in stacks:
         name, options = (CROSS_MECHANISM, {}) if site.cross else attention.for_layer(site.layer)
         max_length = decoder_length if site.decoding else encoder_length
-        heads = _first(site.module, HEAD_COUNTS)
-        head_dim = _first(site.module, HEAD_DIMS) or _first(site.module, WIDTHS) // heads
+        names = attention_names(site.module)
+        heads = _first(site.module, (names.heads or HEAD_COUNTS[0], *HEAD_COUNTS))
+        head_dim = _first(site.module, (names.head_dim or HEAD_DIMS[0], *HEAD_DIMS)) or _first(site.module, WIDTHS) // heads
         width = input_width(site.module) or _first(site.module, WIDTHS)
         mechanism = mechanism_from(name, options, num_heads=heads, head_dim=head_dim, hidden_size=width, max_length=max_length)
         mechanism.layer = site.layer

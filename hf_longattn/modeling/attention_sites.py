@@ -14,6 +14,7 @@ from transformers import initialization
 from transformers.pytorch_utils import Conv1D
 
 from ..mechanisms.base import Mechanism
+from .family import AttentionNames, attention_names
 
 ON = "long_attention"
 """The attribute of an attention module that holds its mechanism, or, where it serves several layers, theirs by number."""
@@ -161,6 +162,15 @@ def _thirds_of_rows(attention: Any) -> list[Part]:
     return [third(index) for index in range(3)]
 
 
+def _family_split(attention: Any, names: AttentionNames) -> list[Part]:
+    """What the family's entry says of its fused projection."""
+
+    def part(index: int) -> Part:
+        return lambda parameter: names.split(attention, parameter)[index].contiguous()  # type: ignore[misc]
+
+    return [part(index) for index in range(3)]
+
+
 FUSED: dict[str, Callable[[Any], list[Part] | None]] = {
     "c_attn": _thirds,
     "query_key_value": _by_head,
@@ -173,11 +183,14 @@ FUSED: dict[str, Callable[[Any], list[Part] | None]] = {
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
     """ "query.weight", "query.bias", "key.weight" … -> where the module has it; a projection without bias has no such entry."""
     found: dict[str, OwnParameter] = {}
-    for kind, names in SEPARATE.items():
+    unusual = attention_names(attention)
+    for kind, usual in SEPARATE.items():
+        names = (getattr(unusual, kind) or usual[0], *usual)
         linear = next((name for name in names if isinstance(getattr(attention, name, None), nn.Linear)), None)
         if linear is not None:
             found |= {f"{kind}.{own}": OwnParameter(f"{linear}.{own}") for own, _ in getattr(attention, linear).named_parameters()}
-    for fused, layout in FUSED.items():
+    own_layout = {unusual.fused: lambda _: _family_split(attention, unusual)} if unusual.fused is not None else {}
+    for fused, layout in {**FUSED, **own_layout}.items():
         module = getattr(attention, fused, None)
         parts = layout(attention) if isinstance(module, nn.Module) else None
         for kind, part in zip(SEPARATE, parts or (), strict=bool(parts)):
@@ -212,7 +225,8 @@ def attention_projections(model: nn.Module, attention: str) -> list[str]:
     module = model.get_submodule(attention)
     inner = dict.fromkeys(own.name.rpartition(".")[0] for own in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]
-    output = next((f"{attention}.{name}" for name in OUTPUT if isinstance(getattr(module, name, None), nn.Module)), None)
+    outputs = (attention_names(module).output or OUTPUT[0], *OUTPUT)
+    output = next((f"{attention}.{name}" for name in outputs if isinstance(getattr(module, name, None), nn.Module)), None)
     if output is None:
         beside = f"{attention.rpartition('.')[0]}.{BESIDE}".removeprefix(".")
         output = beside if beside in dict(model.named_modules()) else None

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
 
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``memory`` and
-``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes the attention of {base} instead.
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
+numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+the attention of {base} instead.
 """
 
 

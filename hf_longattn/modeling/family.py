@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RegistrationError
 from ..naming import load_module, module_names
 
 if TYPE_CHECKING:
@@ -66,6 +68,27 @@ class PositionTable:
 
 
 @dataclass(frozen=True)
+class AttentionNames:
+    """What the attention modules of a base call their parts, where the usual names (:mod:`.attention_sites`) do not find them.
+
+    query, key, value: the projections.
+    fused: one projection for all three, in place of these.
+    split: ``(attention module, weight or bias of the fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``.
+    output: the output projection.
+    heads, head_dim: the number of heads and their width, in the module or its config.
+    """
+
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    fused: str | None = None
+    split: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
+    output: str | None = None
+    heads: str | None = None
+    head_dim: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """A base architecture and its Long classes, which are made from the base's own on first use.
 
@@ -75,6 +98,8 @@ class Family:
     package: where transformers keeps the base, where that is not named after its model type (Gemma 3's text model: ``"gemma3"``).
     classes: the base's model classes, where that package holds others as well.
     inner: further model classes of the base inside its models (``OPTDecoder``), beside the encoder and decoder of one that has both.
+    attention: unusual names in its attention modules.
+    sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, by which tests make small models (:mod:`tools.small_models`).
     mixin: comes first among the bases of every Long class of this family, where the base needs more than a mechanism on its attention
         modules.
     """
@@ -85,7 +110,44 @@ class Family:
     package: str | None = None
     classes: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
+    attention: AttentionNames = AttentionNames()
+    sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
     mixin: type | None = None
+
+    def __post_init__(self) -> None:
+        """Enter the family into the table of those that are imported.
+
+        Raises:
+            RegistrationError: the entry is not complete, or another file has the same model type.
+        """
+        caller = traceback.extract_stack(limit=3)[0]
+        where = f"{caller.filename}:{caller.lineno}"
+        if problem := self._problem():
+            raise RegistrationError(f"The family at {where} cannot be registered: {problem}")
+        other = _REGISTERED.setdefault(self.base_package, (where, self))
+        if other[0].rpartition(":")[0] != caller.filename and other[1].base_model_type == self.base_model_type:
+            raise RegistrationError(
+                f"The family at {where} cannot be registered: {other[0]} already has the model type "
+                f"{self.config_class.model_type!r}; leave one of them out."
+            )
+        _REGISTERED[self.base_package] = where, self
+
+    def _problem(self) -> str | None:
+        """What the entry lacks; ``None`` when nothing."""
+        config = self.config_class
+        base = getattr(config, "base_model_type", None)
+        name = getattr(config, "__name__", repr(config))
+        if base is None:
+            return f"{name} is not a Long config; derive it as class LongNewConfig(LongConfig, NewConfig)."
+        if config.__dict__.get("model_type") != f"long_{base}":
+            return f"{name} needs model_type = 'long_{base}'."
+        fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
+        if not self.rope and not self.position_tables and "max_position_embeddings" in fields:
+            return (
+                f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
+                r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
+            )
+        return None
 
     @property
     def base_config_class(self) -> type[PreTrainedConfig]:
@@ -164,6 +226,18 @@ def module_name(model_type: str) -> str:
     return model_type.replace("-", "_")
 
 
+_REGISTERED: dict[str, tuple[str, Family]] = {}
+"""transformers' package of the base -> file and line of the entry, and the family; of those that are imported."""
+
+
+def attention_names(module: Any) -> AttentionNames:
+    """The unusual names in an attention module, which its family knows."""
+    for parent in type(module).__mro__:
+        if (found := _REGISTERED.get(parent.__module__.rpartition(".")[0])) is not None:
+            return found[1].attention
+    return AttentionNames()
+
+
 class _Families(Mapping[str, Family]):
     """Base model type -> family. A module of this package that is named after a model type of transformers is a family; it is imported
     when it is asked for."""
@@ -177,7 +251,17 @@ class _Families(Mapping[str, Family]):
     def __getitem__(self, base_model_type: str) -> Family:
         if base_model_type not in self._names:
             raise KeyError(base_model_type)
-        return load_module("families", module_name(base_model_type)).FAMILY
+        module = load_module("families", module_name(base_model_type))
+        family = getattr(module, "FAMILY", None)
+        if not isinstance(family, Family) or "__getattr__" not in vars(module):
+            lacking = "FAMILY = Family(...)" if not isinstance(family, Family) else "__getattr__ = lazy_classes(FAMILY, globals())"
+            raise RegistrationError(f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}.")
+        if family.base_model_type != base_model_type:
+            raise RegistrationError(
+                f"{module.__file__}:1 is named after the model type {base_model_type!r}, but its FAMILY is that of "
+                f"{family.base_model_type!r}; rename the file to {module_name(family.base_model_type)}.py."
+            )
+        return family
 
     def __contains__(self, base_model_type: object) -> bool:
         return base_model_type in self._names

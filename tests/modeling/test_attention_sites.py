@@ -23,7 +23,7 @@ def test_they_make_what_attention_is_given(base: str) -> None:
         lambda module, args, kwargs: seen.update(input=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
     site.module.long_attention.register_forward_pre_hook(
-        lambda module, args: seen.update(zip(("query", "key", "value"), args, strict=True))
+        lambda module, args: seen.update(zip(("query", "key", "value"), args[:3], strict=True))
     )
     with torch.no_grad():
         model(tokens(2, 9))

@@ -44,7 +44,7 @@ class TestEveryHead:
     def test_the_signature_shows_what_was_added(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
         added = [name for name in inspect.signature(longer.forward).parameters if name not in inspect.signature(plain.forward).parameters]
-        assert added == ["global_attention_mask", "memory", "memory_reset"]
+        assert added == ["global_attention_mask", "documents", "memory", "memory_reset"]
 
     def test_global_attention_mask_reaches_the_mechanism(self, base: str, head: str) -> None:
         model, inputs = long_model(base, head), head_inputs(head)

@@ -1,0 +1,162 @@
+"""A new family is one file: the example of CONTRIBUTING.md, put in place in a copy of the package; and what is refused of an entry."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.bert.configuration_bert import BertConfig
+
+from hf_longattn.errors import RegistrationError
+from hf_longattn.modeling import family as families
+from hf_longattn.modeling.attention_sites import attention_projections, own_projections
+from hf_longattn.modeling.config import LongConfig
+from hf_longattn.modeling.family import AttentionNames, Family, PositionTable
+
+TABLE = (PositionTable(r"position_embeddings\.weight$"),)
+USE = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, ErnieForMaskedLM
+import hf_longattn
+from hf_longattn import LongErnieForMaskedLM, convert_checkpoint
+from tools.small_models import Shape, small_config
+
+folder = Path(sys.argv[1])
+assert Path(hf_longattn.__file__).is_relative_to(folder), hf_longattn.__file__
+torch.manual_seed(0)
+short = ErnieForMaskedLM(small_config("ernie", Shape(tokens=32))).eval()
+short.save_pretrained(folder / "short")
+convert_checkpoint(folder / "short", folder / "long", max_length=128, mechanism="window", options={"window": 64})
+longer = AutoModelForMaskedLM.from_pretrained(folder / "long").eval()
+assert type(longer) is LongErnieForMaskedLM and type(longer.ernie).__name__ == "LongErnieModel"
+ids = torch.randint(5, 90, (2, 30))
+with torch.no_grad():
+    assert torch.allclose(longer(ids).logits, short(ids).logits, atol=1e-5)
+    assert longer(torch.randint(5, 90, (1, 128))).logits.isfinite().all()
+print(AutoConfig.from_pretrained(folder / "long").model_type)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, repository: Path) -> Path:
+    """A copy of the package with the example in place; everything else is the repository's."""
+    code = re.search(
+        r"## Add a family.*?```python\n(.*?)```", (repository / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert code is not None
+    shutil.copytree(repository / "hf_longattn", tmp_path / "hf_longattn", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "hf_longattn" / "families" / "ernie.py").write_text(code[1], encoding="utf-8")
+    for name in ("tests", "tools", "pyproject.toml", "configs", "scripts", "assets", "docs"):
+        if (repository / name).exists():
+            (tmp_path / name).symlink_to(repository / name)
+    return tmp_path
+
+
+def run(checkout: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *command], cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_example_converts_a_checkpoint(checkout: Path) -> None:
+    done = run(checkout, "-c", USE, str(checkout))
+    assert done.stdout.splitlines()[-1:] == ["long_ernie"], done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_example_passes_the_contract(checkout: Path) -> None:
+    files = [f"tests/modeling/test_{name}.py" for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")]
+    done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "ernie", *files)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert passed is not None
+    assert int(passed[1]) >= 20, done.stdout
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests register is gone after them."""
+    monkeypatch.setattr(families, "_REGISTERED", dict(families._REGISTERED))
+
+
+def config_class(model_type: str | None = "long_bert") -> Any:
+    namespace = {"__module__": __name__} | ({"model_type": model_type} if model_type else {})
+    return type("LongOtherConfig", (LongConfig, BertConfig), namespace)
+
+
+class TestRefusals:
+    def test_a_model_type_that_is_missing(self) -> None:
+        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*LongOtherConfig needs model_type = 'long_bert'"):
+            Family(config_class(None), TABLE)
+
+    def test_a_config_that_is_not_a_long_one(self) -> None:
+        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*class LongNewConfig\(LongConfig, NewConfig\)"):
+            Family(BertConfig, TABLE)
+
+    def test_positions_that_nothing_is_said_of(self) -> None:
+        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*rope=True"):
+            Family(config_class())
+
+    def test_a_model_type_that_is_taken(self) -> None:
+        assert families.FAMILIES["bert"].base_model_type == "bert"
+        with pytest.raises(RegistrationError, match=r"test_new_family\.py:\d+ .*bert\.py:\d+ already has the model type 'long_bert'"):
+            Family(config_class(), TABLE)
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ({}, "has no FAMILY = "),
+            ({"FAMILY": families.FAMILIES["bert"]}, "has no __getattr__ = lazy_classes"),
+            ({"FAMILY": families.FAMILIES["roberta"], "__getattr__": None}, "rename the file to roberta.py"),
+        ],
+    )
+    def test_a_file_that_is_not_complete(self, content: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = ModuleType("bert")
+        vars(module).update(content, __file__="families/bert.py")
+        monkeypatch.setattr(families, "load_module", lambda *_: module)
+        with pytest.raises(RegistrationError, match=rf"families/bert\.py:1 is named after the model type 'bert'.*{re.escape(sentence)}"):
+            families.FAMILIES["bert"]
+
+
+class Odd(nn.Module):
+    """Attention of a base that calls its parts as no other does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w_in, self.asking = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.w_out = nn.Linear(8, 8)
+
+
+def interleaved(attention: nn.Module, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first, second, third = (parameter[start::3] for start in range(3))
+    return first, second, third
+
+
+class TestUnusualNames:
+    def known(self, monkeypatch: pytest.MonkeyPatch, names: AttentionNames) -> Odd:
+        monkeypatch.setattr(Odd, "__module__", "transformers.models.odd.modeling_odd")
+        entry = Family(config_class(), TABLE, package="odd", attention=names)
+        assert families.attention_names(Odd()) is entry.attention
+        return Odd()
+
+    def test_a_fused_projection_of_another_layout(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        attention = self.known(monkeypatch, AttentionNames(fused="w_in", split=interleaved, output="w_out"))
+        own = own_projections(attention)
+        torch.testing.assert_close(own["key.weight"](attention.get_parameter(own["key.weight"].name)), attention.w_in.weight[1::3])
+        assert own["value.bias"](attention.w_in.bias).shape == (8,)
+        model = nn.Module()
+        model.attention = attention
+        assert attention_projections(model, "attention") == ["attention.w_in", "attention.w_out"]
+
+    def test_projections_with_names_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert not own_projections(Odd())
+        assert set(own_projections(self.known(monkeypatch, AttentionNames(query="asking")))) == {"query.weight", "query.bias"}
