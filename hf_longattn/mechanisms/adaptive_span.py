@@ -65,7 +65,6 @@ class AdaptiveSpan(Mechanism):
     cost = "N·(longest span + ramp)"
     exact_when = "every span ≥ N"
     trains = True
-    takes_packed = True
     position_dependent = False
     options_type = AdaptiveSpanOptions
     sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}

@@ -53,11 +53,16 @@ class Mechanism(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    paper: ClassVar[str]
-    engine: ClassVar[str]
-    cost: ClassVar[str]
-    exact_when: ClassVar[str]
+    """Set by :func:`hf_longattn.register_mechanism`."""
+    summary: ClassVar[str] = ""
+    """One line for lists of mechanisms."""
+    paper: ClassVar[str] = ""
+    """Author, year, title, section or equation."""
+    engine: ClassVar[str] = "its own"
+    cost: ClassVar[str] = "not stated"
+    """How time grows with the length N, such as ``"N·w"``."""
+    exact_when: ClassVar[str] = "not stated"
+    """The options with which it equals full softmax attention."""
     causal: bool | str = "both"
     """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
     trains: ClassVar[bool] = False
@@ -74,10 +79,6 @@ class Mechanism(nn.Module, ABC):
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
     takes_fewer_queries: ClassVar[bool] = True
     """Whether queries may be the last ones only of the keys' sequence; otherwise LengthError is raised for them."""
-    takes_packed: bool = False
-    """Whether a mask that keeps documents of one row apart makes of each what it would be in a row of its own. It does where a pair of
-    tokens is weighed by their distance and contents alone: nothing is counted from the start of the row, chosen, pooled or remembered
-    across documents."""
     position_dependent: bool = True
     """Whether the output depends on where a sequence begins, as blocks, columns and counted positions do; otherwise a key mask says all
     there is to say about left padding."""
@@ -104,8 +105,8 @@ class Mechanism(nn.Module, ABC):
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
-        """Options by which the mechanism equals full softmax attention up to ``length`` tokens; ``None`` when there are none."""
-        return {}
+        """Options by which the mechanism equals full softmax attention up to ``length`` tokens; ``None`` where none are known."""
+        return None
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()

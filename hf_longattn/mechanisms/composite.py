@@ -325,10 +325,6 @@ class Composite(Mechanism):
         return any(member.whole_batch for member in self.mechanisms)
 
     @property
-    def takes_packed(self) -> bool:  # type: ignore[override]
-        return all(member.takes_packed for member in self.mechanisms)
-
-    @property
     def token_rule(self) -> TokenRule | None:
         return next((rule for member in self.mechanisms if (rule := member.token_rule) is not None), None)
 

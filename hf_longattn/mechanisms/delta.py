@@ -66,10 +66,6 @@ class Delta(Mechanism):
     sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
     options: DeltaOptions
 
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> None:
-        return None
-
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: DeltaOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.takes_hidden_states = options.gate_input == "hidden_states"

@@ -67,10 +67,6 @@ class LinearMechanism(Mechanism):
         return self.counts_positions
 
     @classmethod
-    def covering(cls, length: int, causal: bool) -> None:
-        return None
-
-    @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
         """Whether, with these options, sums of the features can be added to terms of softmax."""
         return not (cls.counts_positions or cls.logarithms)

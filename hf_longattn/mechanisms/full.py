@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..engines.call import AttentionCall
@@ -20,7 +22,10 @@ class Full(SparseMechanism):
     engine = "dense"
     cost = "N²"
     exact_when = "always"
-    takes_packed = True
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {}
 
     def pattern(self, causal: bool) -> Pattern:
         return Pattern.everything(causal)

@@ -109,11 +109,6 @@ class Longformer(SparseMechanism):
     def is_mask(self) -> bool:
         return self.options.is_mask()
 
-    @property
-    def takes_packed(self) -> bool:  # type: ignore[override]
-        """Positions and segments are those of a row. Tokens that are global by their ids are so in every document."""
-        return not (self.options.global_tokens or self.options.global_first_segment or self.options.global_second_segment)
-
     def pattern(self, causal: bool) -> Pattern:
         return dataclasses.replace(Pattern.window(self.options.window, causal), has_globals=True)
 

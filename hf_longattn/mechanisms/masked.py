@@ -116,6 +116,10 @@ class SparseMechanism(MaskedMechanism):
             return super().span(q_len, kv_len, causal)
         return min(pattern.left, kv_len - 1), min(pattern.right, q_len - 1)
 
+    def reach(self, causal: bool = True) -> int | None:
+        pattern = self.pattern(True)
+        return None if pattern.has_globals or not pattern.bounded else pattern.left + 1
+
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)
 

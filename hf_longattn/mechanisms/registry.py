@@ -171,11 +171,6 @@ def _prototype(name: str, options: str) -> Mechanism:
         return mechanism_class(name)(heads, PROTOTYPE_WIDTH, heads * PROTOTYPE_WIDTH, chosen.sample_length(), chosen)
 
 
-def packing_mechanisms(causal: bool) -> list[str]:
-    """Names of the mechanisms that take packed documents, with their default options."""
-    return [name for name in list_mechanisms(causal) if prototype(name, {}).takes_packed]
-
-
 def build_mechanism(
     name: str, *, num_heads: int, head_dim: int, hidden_size: int | None = None, max_length: int | None = None, **options: Any
 ) -> Mechanism:

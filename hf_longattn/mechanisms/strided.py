@@ -55,10 +55,6 @@ class Strided(GatheredMechanism):
 
     options: StridedOptions
 
-    @property
-    def takes_packed(self) -> bool:  # type: ignore[override]
-        return self.options.columns == "relative"
-
     def window(self, causal: bool) -> Pattern:
         """The local part."""
         return Pattern.window(self.options.window, causal)

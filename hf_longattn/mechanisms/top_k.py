@@ -50,9 +50,7 @@ class TopK(SummarisedMechanism):
     exports = "definition"
     cost = "N² scores in rows, N·k softmax and memory"
     exact_when = "num_keys ≥ N"
-    takes_packed = True
     position_dependent = False
-    """The choice is among what a score term leaves."""
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 

@@ -69,10 +69,6 @@ class WindowMask(MaskedMechanism):
         self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
 
     @property
-    def takes_packed(self) -> bool:  # type: ignore[override]
-        return not self.options.num_sinks
-
-    @property
     def _span(self) -> int:
         """Distance from a causal query to the first key behind its window."""
         return (self.options.window - 1) * max(self.dilations) + 1
