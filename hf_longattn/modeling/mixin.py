@@ -292,7 +292,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if positions is None and "position_ids" in inspect.signature(type(self).forward).parameters:
             first = self.position_table.first_id if self.position_table is not None else 0
             kwargs["position_ids"] = positions_in(told) + first
-        if self.config.use_cache if kwargs.get("use_cache") is None else False:
+        if kwargs.get("use_cache") is None and getattr(self.config, "use_cache", False):
             kwargs["use_cache"] = False
         if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
             self._rule_out_packing(args, kwargs)
@@ -330,7 +330,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         for mechanism in self.modules():
             if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
                 return packing_refused(mechanism)
-        if self.config.use_cache if use_cache is None else use_cache:
+        if getattr(self.config, "use_cache", False) if use_cache is None else use_cache:
             return (
                 "Several documents are packed into one row (position_ids restart in it), but with a cache nothing keeps them apart; "
                 "pass use_cache=False, or give each document a row of its own with padding."
