@@ -1,0 +1,249 @@
+"""Which path runs: one table of named paths in order of priority, each with the reason why it cannot or should not run.
+
+A mechanism says what it needs (a band, tiles, features, pairs); :func:`choose` takes the first path of the table that has no reason against
+it. ``HF_LONGATTN_LOG=paths`` logs every distinct answer once, and :func:`hf_longattn.explain` collects them for a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from .batch import in_graph
+from .call import AttentionCall
+from .pattern import DistanceBias, Pattern
+
+logger = logging.getLogger("transformers.hf_longattn")  # transformers' handlers print it
+VARIABLE = "HF_LONGATTN_LOG"
+DENSE_CELLS = 256 * 256
+"""Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the sparse
+paths cost several calls. It holds on every device: on a GPU so few pairs are one kernel launch."""
+DENSE_KEYS = 768
+"""Up to this many keys it also is when the band is as wide as they are many, so that little would be left out; measured on CPUs."""
+MOST_FEATURES = 256
+"""Features per head that the tiles of flash-linear-attention's kernels hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a choice depends on."""
+
+    device: str
+    q_len: Any
+    kv_len: Any
+    call: AttentionCall
+    covered: bool = False
+    """The mechanism sees every pair."""
+    unknown: bool = False
+    """How many tokens are global is not known in this graph."""
+    pattern: Pattern | None = None
+    learned_bias: bool = False
+    """Tiles have a bias that needs gradients."""
+    dtype: torch.dtype | None = None
+    features: int = 0
+    fla: bool = False
+    """flash-linear-attention is installed."""
+
+    @property
+    def few_pairs(self) -> bool:
+        """Whether so few pairs are asked for that a dense call with a mask is the fastest, whatever the pattern."""
+        return bool(self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS)
+
+    @property
+    def biased(self) -> bool:
+        """Whether the only score term is a bias by distance, which the CPU's band kernel adds without writing it out for all pairs."""
+        return self.device == "cpu" and self.call.dropout == 0.0 and isinstance(self.call.score_mod, DistanceBias) and not self.few_pairs
+
+    @property
+    def band(self) -> Pattern:
+        assert self.pattern is not None
+        return self.pattern
+
+
+Reason = Callable[[Facts], str | None]
+"""Why a path does not run, as a clause; ``None`` where it may."""
+Path = tuple[str, Reason]
+
+
+def _last(facts: Facts) -> None:
+    """The path that can do everything."""
+
+
+def _not_covered(facts: Facts) -> str | None:
+    return None if facts.covered else "keys are left out"
+
+
+def _many_pairs(facts: Facts) -> str | None:
+    return None if facts.few_pairs or facts.unknown else f"there are more than {DENSE_CELLS:,} query-key pairs"
+
+
+def _band_leaves_keys_out(facts: Facts) -> str | None:
+    if torch.compiler.is_exporting():
+        return "a graph for all lengths cannot ask whether the band covers them"
+    if not facts.band.covers(facts.q_len, facts.kv_len):
+        return "the band leaves keys out"
+    return "the band kernel adds the bias by distance without an N×N matrix" if facts.biased else None
+
+
+def _band_is_long(facts: Facts) -> str | None:
+    band, kv_len = facts.band, facts.kv_len
+    if torch.compiler.is_exporting():  # one graph for all lengths
+        narrow = min(band.left, band.left if band.causal else band.right) + 1
+        return "the band is narrower than some inputs" if band.bounded and not _known(kv_len <= narrow) else None
+    if facts.few_pairs or (kv_len <= min(band.width, DENSE_KEYS) and not facts.biased):
+        return None
+    return f"there are more than {DENSE_CELLS:,} query-key pairs"
+
+
+def _not_fused_on_cpu(facts: Facts, takes_bias: bool) -> str | None:
+    if torch.compiler.is_exporting():
+        return "an exported graph holds operations of every runtime only"
+    if facts.device != "cpu":
+        return f"the tensors are on {facts.device}"
+    if facts.call.dropout:
+        return "the fused kernel has no dropout"
+    if facts.call.score_mod is not None and not (takes_bias and isinstance(facts.call.score_mod, DistanceBias)):
+        return "the fused kernel adds no score term" + (" but a bias by distance" if takes_bias else "")
+    return "the bias of its tiles needs gradients" if facts.learned_bias else None
+
+
+def _no_flex(facts: Facts) -> str | None:
+    if torch.compiler.is_exporting():
+        return "an exported graph holds operations of every runtime only"
+    if facts.device != "cuda":
+        return f"the tensors are on {facts.device}"
+    return "flex_attention has no dropout" if facts.call.dropout else None
+
+
+def _no_flex_tiles(facts: Facts) -> str | None:
+    return _no_flex(facts) or ("the tiles are laid out by values, which a graph does not know" if torch.compiler.is_compiling() else None)
+
+
+def _no_fla(facts: Facts, half: bool) -> str | None:
+    if facts.device != "cuda":
+        return f"the tensors are on {facts.device}"
+    if torch.compiler.is_compiling():
+        return "the package's kernels cannot be traced"
+    if (facts.dtype in (torch.bfloat16, torch.float16)) is not half or (not half and facts.dtype != torch.float32):
+        return f"its kernel does not take {facts.dtype}"
+    if facts.q_len <= 1:
+        return "there is one token"
+    if facts.features > MOST_FEATURES:
+        return f"there are more than {MOST_FEATURES} features"
+    return None if facts.fla else "flash-linear-attention is not installed"
+
+
+PATHS: dict[str, tuple[Path, ...]] = {
+    "pairs": (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _last)),
+    "band": (
+        ("dense", _band_leaves_keys_out),
+        ("dense-masked", _band_is_long),
+        ("cpu-band", lambda facts: _not_fused_on_cpu(facts, takes_bias=True)),
+        ("flex", _no_flex),
+        ("blockwise", _last),
+    ),
+    "tiles": (
+        ("cpu-gathered", lambda facts: _not_fused_on_cpu(facts, takes_bias=False)),
+        ("flex-gathered", _no_flex_tiles),
+        ("plain-gathered", _last),
+    ),
+    "linear": (("linear-fla", lambda facts: _no_fla(facts, half=False)), ("linear-chunks", _last)),
+    "delta": (("delta-fla", lambda facts: _no_fla(facts, half=True)), ("delta-chunks", _last)),
+}
+"""By what a mechanism or engine asks for: the paths, the first choice first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One answer: which path ran, and why those before it did not."""
+
+    path: str
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self.path + "".join(f"; no {name}: {reason}" for name, reason in self.refused)
+
+
+def choose(kind: str, facts: Facts, unavailable: str | None = None) -> str:
+    """The path that runs.
+
+    Args:
+        kind: a key of :data:`PATHS`.
+        unavailable: the path that was tried already and is not supported by this machine.
+    """
+    refused = []
+    for name, reason_of in PATHS[kind]:
+        reason = "this machine does not support its kernel" if name == unavailable else reason_of(facts)
+        if reason is None:
+            if _listeners and not in_graph():
+                tell(Choice(name, tuple(refused)))
+            return name
+        refused.append((name, reason))
+    raise AssertionError(f"the last path of {kind!r} takes everything")
+
+
+_listeners: list[Callable[[Any, Choice], None]] = []
+_running: list[Any] = []
+"""The mechanisms that run, the innermost last; kept while somebody listens."""
+
+
+def tell(choice: Choice) -> None:
+    """Tell the listeners what ran in the innermost mechanism."""
+    for listener in _listeners:
+        listener(_running[-1] if _running else None, choice)
+
+
+def listening() -> bool:
+    """Whether anybody wants to know which paths run."""
+    return bool(_listeners)
+
+
+@contextlib.contextmanager
+def running(mechanism: Any) -> Iterator[None]:
+    """Mark ``mechanism`` as the one whose paths are chosen."""
+    _running.append(mechanism)
+    try:
+        yield
+    finally:
+        _running.pop()
+
+
+@contextlib.contextmanager
+def listen(listener: Callable[[Any, Choice], None]) -> Iterator[None]:
+    """Call ``listener(mechanism, choice)`` whenever a path is chosen."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def _known(condition: Any) -> bool:
+    """Whether a comparison of lengths holds for all lengths that a graph is exported for."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # experimental, and needed for exporting only
+
+    return statically_known_true(condition)
+
+
+def log_paths() -> None:
+    """Log every distinct answer once, as ``HF_LONGATTN_LOG=paths`` does."""
+    logged: set[str] = set()
+
+    def log(mechanism: Any, choice: Choice) -> None:
+        line = f"{getattr(mechanism, 'name', 'attention')}: {choice}"
+        if line not in logged:
+            logged.add(line)
+            logger.info(line)
+
+    logger.setLevel(logging.INFO)
+    _listeners.append(log)
+
+
+if "paths" in os.environ.get(VARIABLE, "").split(","):
+    log_paths()

@@ -1,0 +1,82 @@
+"""Which path of which engine runs in every layer of a model, and why not a faster one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .engines.dispatch import Choice, listen
+from .errors import BackendError
+from .mechanisms.base import Mechanism
+
+COLUMNS = ("layer", "mechanism", "path", "reason")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPath:
+    """One answer in one layer.
+
+    layer: name of the attention module in the model.
+    mechanism: its registered name.
+    path: what ran, such as ``cpu-band``, or how the rows of a batch were brought to it, such as ``split``.
+    reason: why the paths of higher priority did not run; empty where the first one did.
+    """
+
+    layer: str
+    mechanism: str
+    path: str
+    reason: str
+
+
+class Explanation(list[LayerPath]):
+    """The answers of all layers in the order in which they ran; prints as a table, equal layers as one line."""
+
+    def __str__(self) -> str:
+        lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
+        for layer, group in itertools.groupby(self, lambda one: one.layer):
+            lines.setdefault(tuple((one.mechanism, one.path, one.reason) for one in group), []).append(layer)
+        rows = [COLUMNS]
+        for answers, layers in lines.items():
+            name = layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
+            for number, answer in enumerate(answers):
+                rows.append((name if number == 0 else "", *answer))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation:
+    """Run ``model`` once, without gradients, and say what its attention ran.
+
+        print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
+
+    ``HF_LONGATTN_LOG=paths`` logs the same while a program runs.
+
+    Args:
+        model: a Long model, one changed by :func:`hf_longattn.enable_long_attention`, or a mechanism's module in some other model.
+        inputs: the keyword arguments of its ``forward``, or ``input_ids``.
+    Returns:
+        One entry per layer and distinct answer; ``print`` it.
+    Raises:
+        BackendError: no mechanism ran.
+    """
+    names = {id(module): name for name, module in model.named_modules() if isinstance(module, Mechanism)}
+    found: dict[tuple[int, Choice], LayerPath] = {}
+
+    def note(mechanism: Any, choice: Choice) -> None:
+        name = names.get(id(mechanism), "").partition(".long_attention")[0]
+        reason = "; ".join(f"no {path}: {reason}" for path, reason in choice.refused)
+        found.setdefault((id(mechanism), choice), LayerPath(name, getattr(mechanism, "name", ""), choice.path, reason))
+
+    with torch.no_grad(), listen(note):
+        model(**({"input_ids": inputs} if isinstance(inputs, Tensor) else inputs))
+    if not found:
+        raise BackendError(
+            f"No attention mechanism ran in {type(model).__name__}; load a Long class, or call "
+            'hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) and keep attn_implementation="longattn".'
+        )
+    return Explanation(found.values())
