@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         revert_checkpoint,
     )
     from .errors import LongAttentionError
+    from .explain import Explanation, explain
     from .families import *  # noqa: F403 - every Long class, from families/__init__.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
@@ -38,6 +39,7 @@ __all__ = [
     "ConversionConfig",
     "ConversionPlan",
     "ConversionReport",
+    "Explanation",
     "ExportReport",
     "LongAttentionConfig",
     "LongAttentionError",
@@ -47,6 +49,7 @@ __all__ = [
     "build_mechanism",
     "convert_checkpoint",
     "enable_long_attention",
+    "explain",
     "export_checkpoint",
     "list_mechanisms",
     "load_generic",
@@ -70,6 +73,7 @@ _WHERE = {
         "plan_conversion",
         "revert_checkpoint",
     ),
+    "explain": ("Explanation", "explain"),
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
     "modeling.generic": ("enable_long_attention", "load_generic"),

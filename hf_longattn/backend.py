@@ -8,6 +8,7 @@ nothing of size N×N is ever built.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from transformers.utils import logging
 
 from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall
+from .engines.dispatch import Choice, listening, running, tell
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
@@ -139,7 +141,9 @@ def longattn_attention_forward(
             hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
         )  # fmt: skip
         if cache.takes_over(mechanism, query, call):
-            output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
+            with running(mechanism) if listening() else contextlib.nullcontext():
+                tell(Choice(f"cache of {cache.keeps}"))
+                output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
     key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
     batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)

@@ -21,7 +21,7 @@ FLOORS = (
     ("engines",),
     ("positions",),
     ("mechanisms",),
-    ("configuration", "attend"),
+    ("configuration", "attend", "explain"),
     ("memory",),
     ("backend",),
     ("modeling",),

@@ -1,8 +1,9 @@
 """One call of attention, from the backend or :func:`hf_longattn.attend` to the engines, and its alignment.
 
-Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of three ways:
+Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of three ways, among which
+:mod:`.dispatch` chooses:
 
-- **as it is**: nothing is padded, or the mechanism depends on distances only and a key mask says the rest (short inputs, a GPU, a graph);
+- **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
   documents are bit for bit what they are alone. On the CPU, and for documents everywhere;
 - **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
@@ -23,9 +24,6 @@ from torch import Tensor
 from ..errors import MaskError
 from .batch import Batch, Sequence, first_real, in_graph, roll_left
 from .pattern import DistanceBias, ScoreMod
-
-SPLIT_CELLS = 256 * 256
-"""Up to this many query-key pairs of a row one call with a mask costs less than one call per sequence; measured on CPUs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,34 +83,27 @@ Run = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
 """Attention of sequences that begin at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
 
 
-def aligned(
-    run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, by_position: bool = True, together: bool = False, alone: bool = False
-) -> Tensor:
+def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how: str) -> Tensor:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
-        by_position: whether the output depends on where a sequence begins; otherwise a key mask may say all of it.
-        together: run one call for all rows (documents apart), for a mechanism that draws or learns something once per call.
-        alone: run every sequence alone wherever that is possible, however short.
+        how: ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
     Returns:
         Rows of padding are finite and mean nothing.
     Raises:
         MaskError: documents in a graph.
     """
     batch = call.batch
-    if batch is None:
-        return run(q, k, v, call)
+    assert batch is not None
     if batch.documents is not None and in_graph():
         raise MaskError(
             "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
             "torch.compile, or give each document a row of its own with padding."
         )
-    if batch.documents is not None or (not together and not in_graph() and (alone or _split_pays(q, k, by_position))):
+    if how == "split":
         outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
-    if not by_position or not batch.padded_left:
-        return run(q, k, v, call)
-    return _rolled(run, q, k, v, call, batch)
+    return run(q, k, v, call) if how == "masked" else _rolled(run, q, k, v, call, batch)
 
 
 def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -169,12 +160,6 @@ def advanced(
     empty = {name: torch.zeros_like(x) for name, x in like.items()}
     rows = [states.get(row, empty) for row in range(len(q))]
     return batch.join(outs, len(q), length, length), {name: torch.cat([row[name] for row in rows]) for name in like}
-
-
-def _split_pays(q: Tensor, k: Tensor, by_position: bool) -> bool:
-    if q.shape[2] < k.shape[2] and by_position:  # rolling would copy all keys for a few queries
-        return True
-    return q.device.type == "cpu" and q.shape[2] * k.shape[2] > SPLIT_CELLS
 
 
 def _pieces(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, AttentionCall]]:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear import fla_gated_delta_rule, fla_runs_delta
+from .dispatch import CALL, Facts, choose
+from .linear import fla_gated_delta_rule
 
 CHUNK = 64
 """Tokens per triangular system."""
@@ -35,7 +36,9 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     state = torch.zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=dtype, device=k.device) if state is None else state.to(dtype)
-    if fla_runs_delta(q, v):
+    given = q.dtype if q.dtype == v.dtype else None
+    facts = Facts(q.device.type, q.shape[2], k.shape[2], CALL, dtype=given, features=max(q.shape[-1], v.shape[-1]))
+    if choose("delta", facts) == "delta-fla":
         return fla_gated_delta_rule(q, k, v, g, beta, state)
     with torch.autocast(q.device.type, enabled=False):
         q, k, v, g, beta = (x.to(dtype) for x in (q, k, v, g, beta))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -30,7 +32,12 @@ MOST_FEATURES = 256
 """Features per head that the tiles of flash-linear-attention's kernels hold."""
 
 
-@dataclasses.dataclass(frozen=True)
+DENSE, DENSE_MASKED = "dense", "dense-masked"
+CALL = AttentionCall()
+"""For choices that no part of a call enters."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Facts:
     """What a choice depends on."""
 
@@ -40,20 +47,24 @@ class Facts:
     call: AttentionCall
     covered: bool = False
     """The mechanism sees every pair."""
-    unknown: bool = False
-    """How many tokens are global is not known in this graph."""
+    tokens: bool = False
+    """Some tokens are global, whose number is not known in a graph."""
     pattern: Pattern | None = None
     learned_bias: bool = False
     """Tiles have a bias that needs gradients."""
     dtype: torch.dtype | None = None
     features: int = 0
-    fla: bool = False
-    """flash-linear-attention is installed."""
+    by_position: bool = False
+    """The output depends on where a sequence starts."""
+    together: bool = False
+    """The mechanism draws or learns something once per call."""
+    alone: bool = False
+    """Every sequence is to be run alone."""
 
     @property
-    def few_pairs(self) -> bool:
+    def few_pairs(self) -> Any:
         """Whether so few pairs are asked for that a dense call with a mask is the fastest, whatever the pattern."""
-        return bool(self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS)
+        return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
 
     @property
     def biased(self) -> bool:
@@ -70,6 +81,9 @@ Reason = Callable[[Facts], str | None]
 """Why a path does not run, as a clause; ``None`` where it may."""
 Path = tuple[str, Reason]
 
+MANY = f"there are more than {DENSE_CELLS:,} query-key pairs"
+EXPORTED = "an exported graph holds operations of every runtime only"
+
 
 def _last(facts: Facts) -> None:
     """The path that can do everything."""
@@ -80,7 +94,9 @@ def _not_covered(facts: Facts) -> str | None:
 
 
 def _many_pairs(facts: Facts) -> str | None:
-    return None if facts.few_pairs or facts.unknown else f"there are more than {DENSE_CELLS:,} query-key pairs"
+    if facts.few_pairs or (facts.tokens and torch.compiler.is_compiling()):
+        return None
+    return MANY
 
 
 def _band_leaves_keys_out(facts: Facts) -> str | None:
@@ -91,70 +107,101 @@ def _band_leaves_keys_out(facts: Facts) -> str | None:
     return "the band kernel adds the bias by distance without an N×N matrix" if facts.biased else None
 
 
-def _band_is_long(facts: Facts) -> str | None:
+def _band_is_short(facts: Facts) -> str | None:
     band, kv_len = facts.band, facts.kv_len
     if torch.compiler.is_exporting():  # one graph for all lengths
         narrow = min(band.left, band.left if band.causal else band.right) + 1
         return "the band is narrower than some inputs" if band.bounded and not _known(kv_len <= narrow) else None
     if facts.few_pairs or (kv_len <= min(band.width, DENSE_KEYS) and not facts.biased):
         return None
-    return f"there are more than {DENSE_CELLS:,} query-key pairs"
+    return MANY
 
 
-def _not_fused_on_cpu(facts: Facts, takes_bias: bool) -> str | None:
-    if torch.compiler.is_exporting():
-        return "an exported graph holds operations of every runtime only"
+def _not_on(device: str, facts: Facts) -> str | None:
+    return None if facts.device == device else "the tensors are on another device"
+
+
+def _no_cpu_kernel(facts: Facts, takes_bias: bool) -> str | None:
+    if torch.compiler.is_exporting() and takes_bias:
+        return EXPORTED
     if facts.device != "cpu":
-        return f"the tensors are on {facts.device}"
+        return _not_on("cpu", facts)
     if facts.call.dropout:
         return "the fused kernel has no dropout"
     if facts.call.score_mod is not None and not (takes_bias and isinstance(facts.call.score_mod, DistanceBias)):
-        return "the fused kernel adds no score term" + (" but a bias by distance" if takes_bias else "")
+        return "the fused kernel adds no score term other than a bias by distance" if takes_bias else "the fused kernel adds no score term"
     return "the bias of its tiles needs gradients" if facts.learned_bias else None
 
 
 def _no_flex(facts: Facts) -> str | None:
     if torch.compiler.is_exporting():
-        return "an exported graph holds operations of every runtime only"
-    if facts.device != "cuda":
-        return f"the tensors are on {facts.device}"
-    return "flex_attention has no dropout" if facts.call.dropout else None
+        return EXPORTED
+    return _not_on("cuda", facts) or ("flex_attention has no dropout" if facts.call.dropout else None)
 
 
 def _no_flex_tiles(facts: Facts) -> str | None:
-    return _no_flex(facts) or ("the tiles are laid out by values, which a graph does not know" if torch.compiler.is_compiling() else None)
+    return _no_flex(facts) or ("tiles are laid out by values, which a graph does not know" if torch.compiler.is_compiling() else None)
 
 
-def _no_fla(facts: Facts, half: bool) -> str | None:
+def _no_fla(facts: Facts, taken: tuple[torch.dtype, ...]) -> str | None:
     if facts.device != "cuda":
-        return f"the tensors are on {facts.device}"
+        return _not_on("cuda", facts)
     if torch.compiler.is_compiling():
         return "the package's kernels cannot be traced"
-    if (facts.dtype in (torch.bfloat16, torch.float16)) is not half or (not half and facts.dtype != torch.float32):
-        return f"its kernel does not take {facts.dtype}"
+    if facts.dtype not in taken:
+        return "its kernel does not take this dtype"
     if facts.q_len <= 1:
         return "there is one token"
     if facts.features > MOST_FEATURES:
         return f"there are more than {MOST_FEATURES} features"
-    return None if facts.fla else "flash-linear-attention is not installed"
+    return None if fla_installed() else "flash-linear-attention is not installed"
+
+
+@functools.cache
+def fla_installed() -> bool:
+    """Whether flash-linear-attention and the Triton that it needs are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
+
+
+def _no_split(facts: Facts) -> str | None:
+    batch = facts.call.batch
+    if batch is not None and batch.documents is not None:
+        return None
+    if in_graph():
+        return "a graph does not know where sequences start"
+    if facts.together:
+        return "the mechanism draws or learns something once per call"
+    if facts.alone or (facts.by_position and facts.q_len < facts.kv_len):  # rolling would copy all keys for a few queries
+        return None
+    if facts.device != "cpu":
+        return "one call serves all rows of a batch on this device"
+    return None if facts.q_len * facts.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
+
+
+def _no_mask(facts: Facts) -> str | None:
+    batch = facts.call.batch
+    return "its positions count from each row's first token" if facts.by_position and batch is not None and batch.padded_left else None
 
 
 PATHS: dict[str, tuple[Path, ...]] = {
-    "pairs": (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _last)),
+    "rows": (("split", _no_split), ("masked", _no_mask), ("rolled", _last)),
+    "pairs": ((DENSE, _not_covered), (DENSE_MASKED, _many_pairs), ("sparse", _last)),
+    "selected": ((DENSE, _not_covered), ("selected", _last)),
+    "low-rank": ((DENSE, _not_covered), ("low-rank", _last)),
     "band": (
-        ("dense", _band_leaves_keys_out),
-        ("dense-masked", _band_is_long),
-        ("cpu-band", lambda facts: _not_fused_on_cpu(facts, takes_bias=True)),
+        (DENSE, _band_leaves_keys_out),
+        (DENSE_MASKED, _band_is_short),
+        ("cpu-band", lambda facts: _no_cpu_kernel(facts, takes_bias=True)),
         ("flex", _no_flex),
         ("blockwise", _last),
     ),
     "tiles": (
-        ("cpu-gathered", lambda facts: _not_fused_on_cpu(facts, takes_bias=False)),
+        ("cpu-gathered", lambda facts: _no_cpu_kernel(facts, takes_bias=False)),
         ("flex-gathered", _no_flex_tiles),
         ("plain-gathered", _last),
     ),
-    "linear": (("linear-fla", lambda facts: _no_fla(facts, half=False)), ("linear-chunks", _last)),
-    "delta": (("delta-fla", lambda facts: _no_fla(facts, half=True)), ("delta-chunks", _last)),
+    "linear": (("linear-fla", lambda facts: _no_fla(facts, (torch.float32,))), ("linear-chunks", _last)),
+    "delta": (("delta-fla", lambda facts: _no_fla(facts, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }
 """By what a mechanism or engine asks for: the paths, the first choice first."""
 
@@ -177,7 +224,7 @@ def choose(kind: str, facts: Facts, unavailable: str | None = None) -> str:
         kind: a key of :data:`PATHS`.
         unavailable: the path that was tried already and is not supported by this machine.
     """
-    refused = []
+    refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
         reason = "this machine does not support its kernel" if name == unavailable else reason_of(facts)
         if reason is None:
@@ -186,6 +233,16 @@ def choose(kind: str, facts: Facts, unavailable: str | None = None) -> str:
             return name
         refused.append((name, reason))
     raise AssertionError(f"the last path of {kind!r} takes everything")
+
+
+def choose_pairs(q: Any, k: Any, call: AttentionCall, covered: bool = False, tokens: bool = False) -> str:
+    """How a mechanism that compares some pairs runs: as full attention, with a mask over all pairs, or sparsely."""
+    return choose("pairs", Facts(q.device.type, q.shape[2], k.shape[2], call, covered=covered, tokens=tokens))
+
+
+def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool) -> str:
+    """``"dense"`` where a mechanism of ``kind`` sees every pair, otherwise its own path."""
+    return choose(kind, Facts(q.device.type, q.shape[2], k.shape[2], call, covered=covered))
 
 
 _listeners: list[Callable[[Any, Choice], None]] = []

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .call import AttentionCall
 from .cpu_gathered import Rules, cpu_gathered, flat_rules
 from .dense import same_dtype
+from .dispatch import Facts, choose
 from .flex import flex_gathered
 from .pattern import GatherTile
 from .plain import plain_gathered
@@ -39,12 +39,15 @@ def gathered_attention(
     """
     q, k, v = same_dtype(q, k, v)
     learned = any(tile.bias is not None and tile.bias.requires_grad for tile in tiles)
-    if q.device.type == "cpu" and call.dropout == 0.0 and call.score_mod is None and not learned:
+    facts = Facts(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned)
+    path = choose("tiles", facts)
+    if path == "cpu-gathered":
         rules = flat_rules([Rules.of(tile.causal, tile.inside, tile.outside) for tile in tiles])
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]))[0]
-    if q.device.type == "cuda" and call.dropout == 0.0 and not torch.compiler.is_compiling():
+    if path == "flex-gathered":
         out = flex_gathered(q, k, v, tiles, call)
         if out is not None:
             return out
+        choose("tiles", facts, unavailable=path)
     return plain_gathered(q, k, v, tiles, call)

@@ -17,13 +17,13 @@ would require whatever an import statement names.
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .dispatch import CALL, Facts, choose
 
 CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk."""
@@ -72,7 +72,8 @@ def linear_attention(
     if prefix:
         state = absorb(state, phi_k[:, :, :prefix], v[:, :, :prefix])
         phi_k, v = phi_k[:, :, prefix:], v[:, :, prefix:]
-    run = fla_linear_attention if fla_runs(phi_q, phi_k, v) else chunked_linear_attention
+    facts = Facts(phi_q.device.type, phi_q.shape[2], phi_k.shape[2], CALL, dtype=dtype, features=max(phi_q.shape[-1], v.shape[-1]))
+    run = fla_linear_attention if choose("linear", facts) == "linear-fla" else chunked_linear_attention
     out, kv, z = run(phi_q, phi_k, v, state["kv"], state["z"], chunk, normalise)
     return out, {"kv": kv, "z": z}
 
@@ -242,27 +243,6 @@ def _remaining(sums: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(steps[-2::-1], 2), steps[-1]
 
 
-MOST_FEATURES = 256
-
-
-@cache
-def fla_installed() -> bool:
-    """Whether flash-linear-attention and the Triton that it needs are installed."""
-    return all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
-
-
-def fla_runs(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels can run this call."""
-    return (
-        q.is_cuda
-        and not torch.compiler.is_compiling()
-        and q.dtype == torch.float32
-        and q.shape[2] > 1
-        and max(q.shape[-1], v.shape[-1]) <= MOST_FEATURES
-        and fla_installed()
-    )
-
-
 def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
     """As :func:`chunked_linear_attention`; the kernels choose ``chunk`` themselves."""
     chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
@@ -280,13 +260,6 @@ def fla_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor,
     if normalise:
         out = out * inverse_of((q * (keys.cumsum(2) + sums[:, :, None])).sum(-1, keepdim=True))
     return out, after[:, ::group], z + k.sum(2)
-
-
-def fla_runs_delta(q: Tensor, v: Tensor) -> bool:
-    """Whether the kernels can run this gated delta rule; they take half precision only."""
-    half = q.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
-    fits = max(q.shape[-1], v.shape[-1]) <= MOST_FEATURES and q.shape[2] > 1
-    return q.is_cuda and half and fits and not torch.compiler.is_compiling() and fla_installed()
 
 
 def fla_gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.block_sparse import suits_dense
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, rows_of
 from ..errors import OptionError
@@ -132,7 +132,7 @@ class AdaptiveSpan(Mechanism):
             if not learning and shortest >= kv_len:
                 return dense_attention(q, k, v, call)
         dtype = torch.promote_types(q.dtype, torch.float32)
-        if suits_dense(q_len, kv_len):
+        if choose_pairs(q, k, call) == DENSE_MASKED:
             near, term = self._dense_terms(dtype, call.score_mod)
             return dense_attention(q, k, v, call.replace(score_mod=term), mask_mod=near)
         part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)

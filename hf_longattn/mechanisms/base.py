@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..engines.call import AttentionCall, Run, aligned, aligned_weights
 from ..engines.dense import grid_of, index_grid, repeat_heads
+from ..engines.dispatch import Facts, choose, listening, running
 from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
@@ -164,10 +165,20 @@ class Mechanism(nn.Module, ABC):
         """The same by the definition in the inputs' dtype: :meth:`defined` on aligned sequences."""
         return self._aligned(self.defined, q, k, v, call)
 
-    def _aligned(self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, **how: bool) -> Tensor:
-        if not self.ignores_padding and (call.batch is None or call.batch.documents is None):
+    def _aligned(
+        self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, together: bool = False, alone: bool = False
+    ) -> Tensor:
+        if listening():
+            with running(self):
+                return self._chosen(run, q, k, v, call, together, alone)
+        return self._chosen(run, q, k, v, call, together, alone)
+
+    def _chosen(self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, together: bool, alone: bool) -> Tensor:
+        batch = call.batch
+        if batch is None or not (self.ignores_padding or batch.documents is not None):
             return run(q, k, v, call)
-        return aligned(run, q, k, v, call, by_position=self.position_dependent, **how)
+        facts = Facts(q.device.type, q.shape[2], k.shape[2], call, by_position=self.position_dependent, together=together, alone=alone)
+        return aligned(run, q, k, v, call, choose("rows", facts))
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition in the inputs' own dtype, without dropout: what is exported where the engine cannot be."""

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..engines.batch import last_real
-from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod
@@ -190,12 +190,11 @@ class BigBird(MaskedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        if self.covers(kv_len, call.causal):
-            return dense_attention(q, k, v, call)
         tokens = self.resolve_globals(k, call)
-        # How many tokens are global is not known while compiling, so that they cannot be laid out.
-        unknown = tokens is not None and torch.compiler.is_compiling()
-        if unknown or suits_dense(q_len, kv_len):
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=tokens is not None)
+        if path == DENSE:
+            return dense_attention(q, k, v, call)
+        if path == DENSE_MASKED:
             times = self.times(call.causal, call.key_mask, tokens, call.seed)
             term = call.score_mod if self.options.random_pattern == "seeded" else counted(call.score_mod, times)
             return dense_attention(q, k, v, call.replace(score_mod=term), mask_mod=lambda *index: times(*index) > 0)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.block_sparse import suits_dense
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
@@ -96,10 +96,11 @@ class BlockTopK(SummarisedMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
         self.accept(q_len, kv_len)
-        if self.covers(kv_len, call.causal):
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == DENSE:
             return dense_attention(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        if suits_dense(q_len, kv_len):
+        if path == DENSE_MASKED:
             with torch.no_grad():
                 seen = self.visible(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)

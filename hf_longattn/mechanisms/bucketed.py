@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import suits_dense
 from ..engines.bucketed import found_in_earlier_rounds, last_in_bucket
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
@@ -144,12 +144,13 @@ class BucketedMechanism(SummarisedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        if self.covers(kv_len, call.causal):
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == DENSE:
             return dense_attention(q, k, v, call)
         given = repeat_heads(k, q.shape[1])
         q, k = self.prepared(q, k)
         v = repeat_heads(v, q.shape[1])
-        if suits_dense(q_len, kv_len):
+        if path == DENSE_MASKED:
             count = self.multiplicity(q, given, call)
             own = self._counted(q, k, call, count).replace(causal=False, batch=None)
             return dense_attention(q, k, v, own, mask_mod=lambda *_: count > 0)

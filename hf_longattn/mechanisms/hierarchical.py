@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.batch import last_real
-from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..errors import OptionError
@@ -108,9 +108,10 @@ class Hierarchical(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len, heads = q.shape[2], k.shape[2], q.shape[1]
-        if self.covers(kv_len, call.causal):
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == DENSE:
             return dense_attention(q, k, v, call)
-        if suits_dense(q_len, kv_len):
+        if path == DENSE_MASKED:
             exact = torch.promote_types(q.dtype, torch.float32)
             weights = self.dense_weights(q.to(exact), k.to(exact), call)
             return F.dropout(weights, call.dropout).to(v.dtype) @ repeat_heads(v, heads)

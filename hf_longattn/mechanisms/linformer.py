@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
+from ..engines.dispatch import DENSE, choose_covered
 from ..engines.low_rank import convolve_blocks, project_length, segment_matrix, segment_means
 from ..errors import LengthError, OptionError
 from .base import Mechanism, softmax_over
@@ -182,7 +183,7 @@ class Linformer(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         self.accept(k.shape[2])
-        if self.covers(k.shape[2]):
+        if choose_covered("low-rank", q, k, call, self.covers(k.shape[2])) == DENSE:
             return dense_attention(q, k, v, call)
         if self.options.sharing == "none" and self.options.projection != "pooling":
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

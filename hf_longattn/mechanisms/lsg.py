@@ -38,10 +38,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import suits_dense
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index, overwrite_global_rows
 from ..engines.pattern import GatherTile, ScoreMod, rows_of
@@ -195,9 +195,10 @@ class Lsg(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         (q_len, kv_len), missing = (q.shape[2], k.shape[2]), self.missing
-        if self.covers(kv_len, call.causal):
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == DENSE:
             return dense_attention(q, k, v, call)
-        small, fixed = suits_dense(q_len, kv_len), call.global_mask is None
+        small, fixed = path == DENSE_MASKED, call.global_mask is None
         call = call.replace(global_mask=self.resolve_globals(k, call))
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         q = q if small else pad_queries(q, kv_len)

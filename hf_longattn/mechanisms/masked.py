@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import block_sparse_attention, suits_dense
+from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import KEPT
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, Pattern
 from ..positions.relative import Span
@@ -152,13 +153,12 @@ class GatheredMechanism(MaskedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q_len, kv_len = q.shape[2], k.shape[2]
-        if self.covers(kv_len, call.causal):
+        tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
+        some = tokens is not None and call.global_mask is not None
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal), tokens=some)
+        if path == DENSE:
             return dense_attention(q, k, v, call)
-        tokens = self.resolve_globals(k, call)
-        # How many tokens a global_mask holds is not known while the call is compiled: then it is applied densely.
-        compiling = torch.compiler.is_compiling()
-        unknown = compiling and tokens is not None and call.global_mask is not None
-        if suits_dense(q_len, kv_len) or unknown:
+        if path == DENSE_MASKED:
             return dense_attention(q, k, v, call, mask_mod=self.mask_mod(call.causal, tokens))
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         parts = self.plan(kv_len, call.causal, q.device)

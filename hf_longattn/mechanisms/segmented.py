@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.block_sparse import suits_dense
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, products, repeat_heads
+from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.selected import gather_kv, term_at
@@ -118,7 +118,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         call = call.replace(score_mod=at_summaries(call.score_mod, kv_len, made.position), causal=False)
         if call.key_mask is not None:
             call = call.with_mask(torch.cat([call.key_mask, made.real], 1))
-        if suits_dense(q_len, kv_len):
+        if choose_pairs(q, k[:, :, :kv_len], call) == DENSE_MASKED:
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=places)
         parts = self.plan(kv_len, causal, q.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
+from ..engines.dispatch import DENSE, choose_covered
 from ..engines.pattern import ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, selected_attention, term_at
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, topk_keys
@@ -64,7 +65,7 @@ class TopK(SummarisedMechanism):
         return self.options.num_keys >= length
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if self.covers(k.shape[2], call.causal):
+        if choose_covered("selected", q, k, call, self.covers(k.shape[2], call.causal)) == DENSE:
             return dense_attention(q, k, v, call)
         scale, repeated = call.scale_for(q.shape[-1]), repeat_heads(k, q.shape[1])
         with torch.no_grad():

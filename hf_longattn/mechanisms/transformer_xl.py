@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.block_sparse import suits_dense
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, grid_of, repeat_heads
+from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..positions.relative import Span
@@ -107,7 +107,7 @@ class TransformerXL(GatheredMechanism):
         own = call.replace(score_mod=_folded(mods, length), causal=False)
         if call.key_mask is not None:
             own = own.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
-        if suits_dense(length, length):
+        if choose_pairs(q, k[:, :, :length], own) == DENSE_MASKED:
             places = torch.arange(length, device=q.device).view(1, 1, -1, 1)
             out = dense_attention(q, k, v, own, mask_mod=self._folded_mod(length, causal), q_idx=places)
         else:

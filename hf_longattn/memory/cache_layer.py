@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ MOST_NAMES = 1024
 
 class AttendingLayer(ABC):
     """A cache layer that the backend asks before it calls the mechanism itself."""
+
+    keeps: ClassVar[str]
+    """What it attends to, for :func:`hf_longattn.explain`."""
 
     @abstractmethod
     def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:

@@ -30,6 +30,7 @@ class KeptLayer(StartsLayer):
     """Keys and values ``(B, H, S, D)`` of the columns ``(B, S)``, which ``mechanism`` with ``options`` (JSON) can still see; ``seen``
     tokens have passed."""
 
+    keeps = "kept keys"
     keys: Tensor
     values: Tensor
 

@@ -87,6 +87,7 @@ class LastSteps:
 class StateLayer(StartsLayer):
     """What :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned last, and how many tokens have passed."""
 
+    keeps = "a state"
     is_croppable = False
 
     def __init__(self, **kwargs: Any) -> None:

@@ -65,6 +65,7 @@ class GrowableBuffer:
 class SummaryLayer(StartsLayer):
     """All keys and values ``(B, H, N, D)``, and tables ``(B, H', units, …)`` of what is known of the first ``summarised`` columns."""
 
+    keeps = "keys and summaries"
     _layer_type = SUMMARY_LAYER
     keys: Tensor
     values: Tensor

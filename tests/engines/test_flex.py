@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from hf_longattn.engines import block_sparse, flex
+from hf_longattn.engines import flex
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.call import AttentionCall
@@ -264,7 +264,6 @@ def test_kernels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_graph_that_is_being_compiled_takes_flex_attention_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert flex.kernel("cuda", "any") is flex.flex_attention
-    assert block_sparse.suits_dense(1, 10_000)
 
 
 def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:

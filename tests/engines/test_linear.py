@@ -1,5 +1,6 @@
 """The linear engine against the quadratic form written out: values, gradients of everything that it takes, states, memory."""
 
+import dataclasses
 import importlib.util
 import itertools
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.linear import fla_installed, fla_runs, linear_attention
+from hf_longattn.engines import dispatch
+from hf_longattn.engines.dispatch import CALL, Facts, choose, fla_installed
+from hf_longattn.engines.linear import linear_attention
 
 
 def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -95,7 +98,10 @@ def test_what_is_kept_for_the_backward_pass_is_linear_in_the_length() -> None:
     assert kept(4096) < 2.2 * kept(2048)
 
 
-def test_the_optional_kernels_run_where_they_can_only() -> None:
-    q, k, v = features(8, 8, dtype=torch.float32)
+def test_the_optional_kernels_run_where_they_can_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fla_installed() == all(importlib.util.find_spec(name) is not None for name in ("fla", "triton"))
-    assert not fla_runs(q, k, v), "on the CPU the chunked path runs"
+    facts = Facts("cpu", 8, 8, CALL, dtype=torch.float32, features=16)
+    assert choose("linear", facts) == choose("linear", dataclasses.replace(facts, device="cuda", features=300)) == "linear-chunks"
+    monkeypatch.setattr(dispatch, "fla_installed", lambda: True)
+    assert choose("linear", dataclasses.replace(facts, device="cuda")) == "linear-fla"
+    assert choose("delta", dataclasses.replace(facts, device="cuda")) == "delta-chunks", "which takes no fp32"

@@ -1,0 +1,119 @@
+"""Which path runs, and why others do not: explained for a model, and logged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from hf_longattn import attend, explain
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.dispatch import PATHS, Choice, Facts, choose, listen, listening
+from hf_longattn.errors import BackendError
+from hf_longattn.mechanisms.registry import mechanism_class
+from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
+
+
+def paths(run: Any) -> list[str]:
+    found: list[Choice] = []
+    with listen(lambda _, choice: found.append(choice)):
+        run()
+    return [choice.path for choice in found]
+
+
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "short": ("window", {"window": 32}, ["dense-masked"]),
+    "covered": ("window", {"window": 4000}, ["dense"]),
+    "long": ("window", {"window": 32}, ["cpu-band"]),
+    "dropout": ("window", {"window": 32, "dropout_p": 0.1}, ["blockwise"]),
+    "score term": ("window", {"window": 32, "score_mod": lambda score, b, h, i, j: score}, ["blockwise"]),
+    "bias by distance": ("window", {"window": 32, "relative": "alibi"}, ["cpu-band"]),
+    "tiles": ("bigbird", {"block_size": 16}, ["sparse", "cpu-gathered"]),
+    "tiles with dropout": ("bigbird", {"block_size": 16, "dropout_p": 0.1}, ["sparse", "plain-gathered"]),
+    "linear": ("linear", {"causal": True}, ["linear-chunks"]),
+    "padding": ("window", {"window": 32, "padding_mask": padding(1, 300, left=True).bool()}, ["split", "cpu-band"]),
+    "documents": ("window", {"window": 32, "documents": torch.arange(300)[None] // 150}, ["split", *["dense-masked"] * 2]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_path_of(case: str) -> None:
+    name, arguments, expected = CASES[case]
+    x = torch.randn(1, 2, 200 if case == "short" else 300, 16)
+    found = paths(lambda: attend(x, x, x, name, **arguments))
+    assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected))
+
+
+def test_every_kind_of_request_has_a_path_that_takes_all() -> None:
+    call = AttentionCall()
+    for kind, listed in PATHS.items():
+        assert listed[-1][1](Facts("cpu", 2, 2, call)) is None, kind
+        assert len({name for name, _ in listed}) == len(listed)
+
+
+def test_reasons_are_told() -> None:
+    found: list[Choice] = []
+    x = torch.randn(1, 2, 300, 16)
+    with listen(lambda _, choice: found.append(choice)):
+        attend(x, x, x, "window", window=32, dropout_p=0.1)
+    assert dict(found[0].refused)["cpu-band"] == "the fused kernel has no dropout"
+    assert dict(found[0].refused)["flex"] == "the tensors are on another device"
+    assert not listening()
+
+
+def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
+    facts = Facts("cuda", 512, 512, AttentionCall())
+    assert choose("tiles", facts) == "flex-gathered"
+    assert choose("tiles", facts, unavailable="flex-gathered") == "plain-gathered"
+
+
+def test_a_model_is_explained_layer_by_layer() -> None:
+    model = long_model("bert", None, {"mechanism": "window", "window": 32, "layers": {"1": {"mechanism": "linear"}}}).eval()
+    mask = torch.ones(2, 300, dtype=torch.long)
+    mask[0, :100] = 0
+    found = explain(model, {"input_ids": tokens(2, 300), "attention_mask": mask})
+    assert {(one.layer.split(".")[2], one.mechanism) for one in found} == {("0", "window"), ("1", "linear"), ("2", "window")}
+    assert "cpu-band" in [one.path for one in found if one.mechanism == "window"]
+    assert "split" in [one.path for one in found]
+    table = str(found).splitlines()
+    assert table[0].split() == ["layer", "mechanism", "path", "reason"]
+    assert any("cpu-band" in line and "no dense: the band leaves keys out" in line for line in table)
+
+
+def test_equal_layers_are_one_line() -> None:
+    model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
+    assert "and 1 more" in str(explain(model, tokens(1, 300)))
+
+
+def test_a_decode_cache_is_named() -> None:
+    model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"}).eval()
+    assert "cache of a state" in [one.path for one in explain(model, tokens(1, 30))]
+
+
+def test_a_model_without_mechanisms_is_refused() -> None:
+    with pytest.raises(BackendError, match="No attention mechanism ran in"):
+        explain(plain_model("bert", "BertModel"), tokens(1, 8))
+
+
+def test_paths_are_logged_once() -> None:
+    program = (
+        "import torch; from hf_longattn import attend; x = torch.randn(1, 2, 300, 16); "
+        "[attend(x, x, x, 'window', window=32) for _ in range(3)]"
+    )
+    environment = {**os.environ, "HF_LONGATTN_LOG": "paths"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if "cpu-band" in line]
+    assert len(lines) == 1
+    assert "window: cpu-band; no dense: the band leaves keys out" in lines[0]
+
+
+def test_nothing_is_logged_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(1, 2, 300, 16)
+    with caplog.at_level(logging.INFO, "transformers.hf_longattn"):
+        attend(x, x, x, "window", **mechanism_class("window").sample)
+    assert not caplog.records
