@@ -87,7 +87,7 @@ def test_a_model_is_explained_layer_by_layer() -> None:
 
 def test_equal_layers_are_one_line() -> None:
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).eval()
-    assert "and 1 more" in str(explain(model, tokens(1, 300)))
+    assert "and 2 more" in str(explain(model, tokens(1, 300)))
 
 
 def test_a_decode_cache_is_named() -> None:

@@ -7,11 +7,10 @@ runs, so mechanisms and engines only ever meet padding after a sequence or insid
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,13 +59,9 @@ class Batch:
 
         The parts are views whose gradients are joined, not added up.
         """
-        parts: list[Tensor] = []
-        rows, missing = x.split(1), length - x.shape[dim]
-        for row, group in itertools.groupby(self.sequences, lambda one: one.row):
-            ends = [max(0, end - missing) for one in group for end in (one.start, one.stop)]
-            sizes = [b - a for a, b in itertools.pairwise([0, *ends, x.shape[dim]])]
-            parts += rows[row].split(sizes, dim)[1::2]
-        return parts
+        missing = length - x.shape[dim]
+        at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
+        return list(_Cut.apply(x, dim, at))
 
     def join(self, outs: Several[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences; zeros elsewhere. Stored token-major."""
@@ -82,6 +77,31 @@ class Batch:
         if at < batch * q_len:
             parts.append(zeros.expand(batch * q_len - at, -1, -1))
         return torch.cat(parts).unflatten(0, (batch, q_len)).transpose(1, 2)
+
+
+class _Cut(torch.autograd.Function):
+    """Views ``x[row : row + 1]`` from start to stop along an axis; their gradients are written into one tensor, once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, at: list[tuple[int, int, int]]) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.at, ctx.shape, ctx.major = dim, at, x.shape, x.dim() == 4 and x.stride(1) < x.stride(2)
+        return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in at)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        like = next((grad for grad in grads if grad is not None), None)
+        if like is None:
+            return None, None, None
+        shape = list(ctx.shape)
+        whole = sum(stop - start for _, start, stop in ctx.at) == shape[0] * shape[ctx.dim] and None not in grads
+        if ctx.major:  # token-major, as the input was
+            shape[1], shape[2] = shape[2], shape[1]
+        total = like.new_empty(shape) if whole else like.new_zeros(shape)
+        total = total.transpose(1, 2) if ctx.major else total
+        for (row, start, stop), grad in zip(ctx.at, grads, strict=True):
+            if grad is not None:
+                total[row : row + 1].narrow(ctx.dim, start, stop - start).copy_(grad)
+        return total, None, None
 
 
 def in_graph() -> bool:

@@ -21,7 +21,6 @@ from .batch import in_graph
 from .call import AttentionCall
 from .pattern import DistanceBias, Pattern
 
-logger = logging.getLogger("transformers.hf_longattn")  # transformers' handlers print it
 VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the sparse
@@ -290,7 +289,9 @@ def _known(condition: Any) -> bool:
 
 def log_paths() -> None:
     """Log every distinct answer once, as ``HF_LONGATTN_LOG=paths`` does."""
-    logged: set[str] = set()
+    from transformers.utils import logging as transformers_logging  # whose handlers print it; imported by those who ask only
+
+    logger, logged = transformers_logging.get_logger("transformers.hf_longattn"), set[str]()
 
     def log(mechanism: Any, choice: Choice) -> None:
         line = f"{getattr(mechanism, 'name', 'attention')}: {choice}"
