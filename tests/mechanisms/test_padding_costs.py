@@ -43,7 +43,7 @@ def built(name: str) -> tuple[Mechanism, list[Tensor]]:
 def once(module: Mechanism, tensors: list[Tensor], **arguments: Any) -> Callable[[], Any]:
     """Forward and backward."""
     grad = torch.randn_like(tensors[0])
-    return lambda: torch.autograd.grad(attend(*tensors, module, **arguments), tensors, grad)
+    return lambda: torch.autograd.grad(attend(*tensors, module, causal=module.name == "linear", **arguments), tensors, grad)
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
