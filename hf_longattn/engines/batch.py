@@ -17,6 +17,9 @@ from torch import Tensor
 
 from ..errors import MaskError
 
+Places = Several[tuple[int, int, int]]
+"""Row, first token and token after the last one, of parts along an axis."""
+
 
 class Sequence(NamedTuple):
     """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
@@ -64,44 +67,55 @@ class Batch:
         return list(_Cut.apply(x, dim, at))
 
     def join(self, outs: Several[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
-        """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences; zeros elsewhere. Stored token-major."""
-        zeros = outs[0].new_zeros(1, outs[0].shape[1], outs[0].shape[3])
-        parts: list[Tensor] = []
-        at = 0
-        for one, out in zip(self.sequences, outs, strict=True):
-            first, stop = (one.row * q_len + max(0, end - kv_len + q_len) for end in (one.start, one.stop))
-            if first > at:
-                parts.append(zeros.expand(first - at, -1, -1))
-            parts.append(out[0].transpose(0, 1))
-            at = stop
-        if at < batch * q_len:
-            parts.append(zeros.expand(batch * q_len - at, -1, -1))
-        return torch.cat(parts).unflatten(0, (batch, q_len)).transpose(1, 2)
+        """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
+        missing = kv_len - q_len
+        at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
+        return _Join.apply(batch, q_len, at, *outs)
+
+
+def _put(parts: Several[Tensor | None], shape: Several[int], dim: int, at: Places) -> Tensor:
+    """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
+    like = next(part for part in parts if part is not None)
+    whole = sum(stop - start for _, start, stop in at) == shape[0] * shape[dim] and all(part is not None for part in parts)
+    token_major = like.dim() == 4 and like.stride(1) < like.stride(2)
+    sizes = [shape[0], shape[2], shape[1], shape[3]] if token_major else list(shape)
+    total = like.new_empty(sizes) if whole else like.new_zeros(sizes)
+    total = total.transpose(1, 2) if token_major else total
+    for (row, start, stop), part in zip(at, parts, strict=True):
+        if part is not None:
+            total[row : row + 1].narrow(dim, start, stop - start).copy_(part)
+    return total
+
+
+def _views(x: Tensor, dim: int, at: Places) -> tuple[Tensor, ...]:
+    return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in at)
+
+
+class _Join(torch.autograd.Function):
+    """Copies parts ``(1, H, n, D)`` to their places; their gradients are views."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: int, length: int, at: Places, *parts: Tensor) -> Tensor:
+        ctx.at = at
+        return _put(parts, (batch, parts[0].shape[1], length, parts[0].shape[3]), 2, at)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_views(grads[0], 2, ctx.at)
 
 
 class _Cut(torch.autograd.Function):
-    """Views ``x[row : row + 1]`` from start to stop along an axis; their gradients are written into one tensor, once."""
+    """Views of sequences; their gradients are written into one tensor, once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, at: list[tuple[int, int, int]]) -> tuple[Tensor, ...]:
-        ctx.dim, ctx.at, ctx.shape, ctx.major = dim, at, x.shape, x.dim() == 4 and x.stride(1) < x.stride(2)
-        return tuple(x[row : row + 1].narrow(dim, start, stop - start) for row, start, stop in at)
+    def forward(ctx: Any, x: Tensor, dim: int, at: Places) -> tuple[Tensor, ...]:
+        ctx.dim, ctx.at, ctx.shape = dim, at, x.shape
+        return _views(x, dim, at)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
-        like = next((grad for grad in grads if grad is not None), None)
-        if like is None:
-            return None, None, None
-        shape = list(ctx.shape)
-        whole = sum(stop - start for _, start, stop in ctx.at) == shape[0] * shape[ctx.dim] and None not in grads
-        if ctx.major:  # token-major, as the input was
-            shape[1], shape[2] = shape[2], shape[1]
-        total = like.new_empty(shape) if whole else like.new_zeros(shape)
-        total = total.transpose(1, 2) if ctx.major else total
-        for (row, start, stop), grad in zip(ctx.at, grads, strict=True):
-            if grad is not None:
-                total[row : row + 1].narrow(ctx.dim, start, stop - start).copy_(grad)
-        return total, None, None
+        found = all(grad is None for grad in grads)
+        return None if found else _put(grads, ctx.shape, ctx.dim, ctx.at), None, None
 
 
 def in_graph() -> bool:
