@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_longattn import Mechanism, attend, build_mechanism
 
 pytestmark = pytest.mark.slow
-LENGTH, ROUNDS = 4096, 5
+LENGTH, ROUNDS = 4096, 9
 MECHANISMS: dict[str, dict[str, Any]] = {
     "window": {},
     "longformer": {"global_tokens": (0,)},
