@@ -100,7 +100,7 @@ def finish(
         (args.folder / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
     if args.dtype != "float32":
         trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, args.dtype))
-    trainer.card = lambda: write_trained_card(args, describe(log))
+    trainer.card = lambda: write_trained_card(args, describe(log), trainer.hub_model_id)
     trainer.save_model()  # pushes if asked to
     if not args.push_to_hub:
         trainer.create_model_card()
@@ -108,12 +108,11 @@ def finish(
     return log
 
 
-def write_trained_card(args: LongTrainingArguments, training: str) -> None:
-    """Write the card of a trained model, with the licence, language and base of what it was trained from."""
+def write_trained_card(args: LongTrainingArguments, training: str, repo_id: str | None = None) -> None:
+    """Write the card of a trained model, with the licence, language and base of what it was trained from, and the name it is pushed to."""
     made_from = Path(args.model).name if Path(args.model).exists() else args.model
-    write_model_card(
-        args.folder, training=f"Fine-tuned from `{made_from}`. {training}", measured="", eval_results=None, **from_source(args.model)
-    )
+    contents = {**from_source(args.model), **({"name": repo_id} if repo_id else {})}
+    write_model_card(args.folder, training=f"Fine-tuned from `{made_from}`. {training}", measured="", eval_results=None, **contents)
 
 
 def versions() -> dict[str, str]:

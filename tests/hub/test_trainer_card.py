@@ -14,9 +14,12 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from hf_longattn.errors import HubError
 from hf_longattn.hub import keep_model_card, write_model_card
+from hf_longattn.training.args import LMTrainingArguments
+from hf_longattn.training.lm import finetune_lm
 
 from ..hub_server import serve
 from ..hub_state import WRITER, Hub
+from .conftest import TEXT
 
 REPO = "writer/tuned"
 METADATA = {"license": "apache-2.0", "language": "en", "datasets": ["bookcorpus"], "base_model": "someone/small-bert"}
@@ -83,3 +86,18 @@ def test_a_plain_trainer_keeps_the_tags(server: Hub, folder: Path, tmp_path: Pat
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)
     Trainer(model, arguments).push_to_hub()
     assert {"hf_longattn", "long-context"} <= set(pushed_card(server, tmp_path).data.tags)
+
+
+def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(4):
+        (tmp_path / "texts" / f"{number}.txt").write_text(TEXT * (number + 1))
+    given = {"model": str(folder), "output_dir": str(tmp_path / "run"), "text": [str(tmp_path / "texts")], "max_length": 64, "bf16": False}
+    finetune_lm(LMTrainingArguments(**given, max_steps=1, push_to_hub=True, hub_model_id=REPO))
+    card = pushed_card(server, tmp_path)
+    assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
+    assert "Fine-tuned from `long-bert`. 1 steps with `longattn train lm`" in card.text
+    assert f'from_pretrained("{REPO}")' in card.text
+    there = server.repos[REPO].branches["main"]
+    assert {"model.safetensors", "training_log.json", "tokenizer.json"} <= set(there)
+    assert "training_args.bin" not in there
