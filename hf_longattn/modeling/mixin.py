@@ -27,8 +27,9 @@ from .validation import check_length, check_tables, refuse_scoreless
 from .weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
 
 if TYPE_CHECKING:
+    from typing import Self  # Python 3.11, for type checkers only: bundled code must not import what transformers does not need
+
     from transformers import GenerationMixin, PreTrainedModel
-    from typing_extensions import Self
 
     class _Base(PreTrainedModel, GenerationMixin):
         pass
