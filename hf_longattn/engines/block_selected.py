@@ -5,6 +5,9 @@ queries of a head are copied in the order of their selected blocks, so those of 
 block is one more selection; causal queries meet it separately, in views on both sides, under one mask. The results of several blocks merge
 exactly by log-sum-exp, and the backward pass of every block is the kernel's backward with the merged output and log-sum-exp. Elsewhere the
 selection becomes tiles of the gathered engine.
+
+The CPU path pays: at 2,048 and 8,192 tokens the gathered engine takes 1.8 times as long for the forward pass and 1.7 times for forward and
+backward (one thread, 4 heads of 64, 4 blocks of 128 per query, taken in turns).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from .gathered import gathered_attention
 from .pattern import GatherTile, rows_of
 
 ROW = 64
-"""Queries per row that meet one block, at most."""
+"""Most queries per row of one block."""
 
 
 def block_selected_attention(
@@ -36,11 +39,11 @@ def block_selected_attention(
     block_size: int,
     call: AttentionCall,
 ) -> Tensor:
-    """Softmax attention of every query over its own block and the blocks it chose.
+    """Softmax attention of every query over its own block and its selected blocks.
 
     Args:
         q, k, v: ``(B, H, N, D)``; block m holds the tokens ``m * block_size …``.
-        chosen: ``(B, H, N, K)`` int64, blocks besides the own one, none twice in a row; -1 is none.
+        chosen: ``(B, H, N, K)`` int64, selected blocks other than the query's, no duplicates; -1 is none.
         call: causality leaves out the keys after the query in its own block.
     Returns:
         ``(B, H, N, D)``; zeros where a query sees nothing.
@@ -57,16 +60,16 @@ def block_selected_attention(
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:
-    """Parts in which query i meets every block of ``chosen[i]``.
+    """Tiles in which query i attends to every block of ``chosen[i]``.
 
     Args:
-        chosen: ``(B, H, N, K)`` int64, no block twice in a row; -1 is none.
-        blocks: how many blocks there are.
+        chosen: ``(B, H, N, K)`` int64, no duplicates per query; -1 is none.
+        blocks: number of blocks.
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
         rows: queries per row.
     Returns:
-        K parts, since a query stands once in a part. Part j has the j-th of each query's blocks in ascending order, so that the queries
-        of a part share few blocks and few rows remain unfilled.
+        K tiles, since a tile lists a query once. Tile j has the j-th of each query's blocks in ascending order, so that the queries of a
+        tile share few blocks and few rows are only partly filled.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)
@@ -77,7 +80,7 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
     filled = (size + rows - 1) // rows
     filled[..., blocks] = 0
     end = filled.cumsum(-1)
-    # Where a query goes: behind the rows of the blocks before its own. Queries without a block go to one slot behind the last row.
+    # A query's slot: after the rows of all lower blocks. Queries without a block go to one slot after the last row.
     most = count // rows + blocks if torch.compiler.is_compiling() else int(end[..., -1].max())
     place = torch.arange(count, device=chosen.device) - begin.gather(-1, block) + ((end - filled) * rows).gather(-1, block)
     place = torch.where(block < blocks, place, most * rows)
@@ -92,11 +95,11 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
 
 
 TOGETHER = 4096
-"""Queries, of all heads, whose own blocks are computed in one call."""
+"""Most queries, over all heads, in one call over their own blocks."""
 
 
 class _Own(NamedTuple):
-    """Some blocks whose queries meet their own keys: ``view`` makes ``(H, N, …)`` the blocks ``(blocks, H, size, …)``."""
+    """Blocks whose queries attend to the same block of keys: ``view`` turns ``(H, N, …)`` into ``(blocks, H, size, …)``."""
 
     first: int
     blocks: int
@@ -108,27 +111,27 @@ class _Own(NamedTuple):
 
 
 class _Visit(NamedTuple):
-    """The queries of one head that meet the keys of a block."""
+    """The queries of one head that selected a block."""
 
     place: slice
-    """Where these queries stand among all choices, sorted by block."""
+    """Their indices among all selections, sorted by block."""
     keys: slice
     mask: Tensor | None
 
 
 class _Head(NamedTuple):
-    """The choices of one head, sorted by block."""
+    """The selections of one head, sorted by block."""
 
     queries: Tensor
-    """``(N · K)``: who made the choice."""
+    """``(N · K)``: the query of each selection."""
     row: Tensor
-    """``(N, K)``: where the choices of a query stand."""
+    """``(N, K)``: the indices of a query's selections."""
     none: int
-    """Choices of no block, which come first."""
+    """Number of empty selections, which come first."""
     visits: tuple[_Visit, ...]
 
     def sorted(self, x: Tensor) -> Tensor:
-        """The choosing queries' rows of ``x (N, …)``, ``(N · K, …)``."""
+        """``x (N, …)`` at the query of each selection, ``(N · K, …)``."""
         return x.contiguous().index_select(0, self.queries)
 
 
@@ -136,7 +139,7 @@ class _Head(NamedTuple):
 def cpu_block_selected(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, chosen: Tensor, block_size: int, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every query to its own block and to the blocks it chose.
+    """Attention of every query to its own block and its selected blocks.
 
     Args:
         q, k, v: ``(B, H, N, D)``.
@@ -166,9 +169,9 @@ def cpu_block_selected(
 
 
 def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head: _Head, merge: bool, scale: float) -> None:
-    """Attention to the chosen blocks of one head, written or, to ``merge``, added to its ``out (N, D)`` and ``lse (N,)``."""
+    """Attention to the selected blocks of one head, written to ``out (N, D)`` and ``lse (N,)`` or merged with them."""
     queries, row = head.sorted(q), head.row
-    # One row for every choice, and with ``merge`` what is there already. Choices of no block have the share 0.
+    # One row for every selection, then the earlier results to merge with. Empty selections have the share 0.
     parts, lses = [q.new_zeros(head.none, q.shape[1])], [lse.new_full((head.none,), MASKED)]
     for visit in head.visits:
         keys, values = (x[None, None, visit.keys] for x in (k, v))
@@ -186,13 +189,13 @@ def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head:
 
 
 def _with_own(chosen: Tensor, size: int) -> Tensor:
-    """``chosen (B, H, N, K)`` and the own block of every query, ``(B, H, N, K + 1)``."""
+    """``chosen (B, H, N, K)`` with every query's own block added, ``(B, H, N, K + 1)``."""
     own = torch.arange(chosen.shape[2]) // size
     return torch.cat([chosen, own[:, None].expand(*chosen.shape[:3], 1)], -1)
 
 
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[_Own]:
-    """The own blocks of causal queries: whole blocks, as many in a call as keep its results in the cache; then what is left behind them."""
+    """The own blocks of causal queries: whole blocks, as many per call as stay within the cache, then the incomplete last one."""
     whole, step = length // size, max(1, TOGETHER // (heads * size))
     stretches = [(at * size, min(step, whole - at), size) for at in range(0, whole, step)]
     if length > whole * size:
@@ -206,12 +209,12 @@ def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtyp
 
 
 def _future(size: int, dtype: torch.dtype) -> Tensor:
-    """The additive mask ``(1, 1, size, size)`` of a block whose queries see no later key. Shared: never written to."""
+    """The additive mask ``(1, 1, size, size)`` of a causal block; shared, so read-only."""
     return KEPT.get(("future", size, dtype), lambda: torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None])
 
 
 def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]:
-    """The choices ``(H, N, K)`` of every head of one item; none where K = 0."""
+    """The selections ``(H, N, K)`` of every head of one item; nothing where K = 0."""
     heads, length, many = chosen.shape
     blocks = -(-length // size)
     by_block = stable_order(chosen.flatten(1), blocks)
@@ -233,7 +236,7 @@ def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]
 
 
 def _padding(key_mask: Tensor | None, item: int, q: Tensor) -> Tensor | None:
-    """The additive mask ``(N,)`` of one item's padding, where it has any."""
+    """The additive mask ``(N,)`` of one item's padding, if any."""
     if key_mask is None or bool(key_mask[item].all()):
         return None
     return torch.zeros(key_mask.shape[1], dtype=mask_dtype(q)).masked_fill_(~key_mask[item], MASKED)
@@ -249,7 +252,7 @@ def cpu_block_selected_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, chosen: Tensor,
     block_size: int, causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of :func:`cpu_block_selected` with respect to q, k, v, added up in float32 or finer."""
+    """Gradients of :func:`cpu_block_selected` with respect to q, k, v, accumulated in float32 at least."""
     dq, dk, dv = (x.zero_() for x in token_major(mask_dtype(q), q, k, v))
     chosen = chosen if causal else _with_own(chosen, block_size)
     for item in range(q.shape[0]):

@@ -1,13 +1,13 @@
-"""The bucketed engine: from bucket numbers to the parts of the gathered engine.
+"""The bucketed engine: from bucket numbers to the tiles of the gathered engine.
 
 In every round each token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so that a key has
-a *place* 0 … n-1; a query stands where its own (bucket, position) would be in that order. What it sees of a round is one run of places:
+a *place* 0 … n-1; a query has the place of its (bucket, position) in that order. It sees one run of places per round:
 
-    :class:`ChunkRounds`    the order is cut into chunks; a query sees the chunk it stands in, and neighbouring chunks (in a circle)
-    :class:`RecentRounds`   the last w keys of its bucket that are not behind it, which later tokens can never change
+    :class:`ChunkRounds`    the order is cut into chunks; a query sees its chunk and neighbouring chunks (in a circle)
+    :class:`RecentRounds`   the last w keys of its bucket at or before it, which later tokens never change
 
-Sorted queries that see nearly the same run form a row. Both cost N·(size of the run) whatever the buckets' sizes: an empty or a huge
-bucket makes neither empty rows nor long ones. Padding is sorted to the end and is never seen.
+Sorted queries with nearly the same run form a row. Both cost N·(size of the run) whatever the sizes of the buckets: an empty or a huge
+bucket makes neither empty nor long rows. Padding is sorted to the end and never seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Sorted:
     """Tokens by (bucket, position), in every round; all ``(B, H, R, N)``.
 
     codes: bucket · N + position in ascending order, padding last.
-    order: which token stands at a place.
+    order: the token at each place.
     """
 
     codes: Tensor
@@ -43,13 +43,13 @@ class Sorted:
 
     @property
     def places(self) -> Tensor:
-        """Where a token stands."""
+        """The place of each token."""
         count = torch.arange(self.order.shape[-1], device=self.order.device)
         return torch.empty_like(self.order).scatter_(-1, self.order, count.expand(self.order.shape))
 
 
 def codes_of(buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Tensor:
-    """``bucket · N + position``: one number that sorts by bucket, then by position, with padding behind the last bucket."""
+    """``bucket · N + position``: one number that sorts by bucket, then by position, with padding after the last bucket."""
     length = buckets.shape[-1]
     position = torch.arange(length, device=buckets.device)
     outside = position < first
@@ -59,12 +59,12 @@ def codes_of(buckets: Tensor, num_buckets: int, real: Tensor | None, first: int 
 
 
 class Rounds(ABC):
-    """What every query sees of every round, and the parts by which the gathered engine visits it."""
+    """The keys that every query sees in every round, and the tiles by which the gathered engine visits them."""
 
     limits_rows: ClassVar[bool] = False
     """Whether a row's run holds keys that not all of its queries see."""
     groups: Tensor
-    """A number for every sorted query, ``(B, H, R, N)``, that never falls along them; queries of one row share it."""
+    """A non-decreasing number for every sorted query, ``(B, H, R, N)``; the queries of a row share it."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -84,18 +84,18 @@ class Rounds(ABC):
         self.queries = self.keys if same else Sorted.of(query_buckets, num_buckets, real, self.first)
         self.key_places = self.keys.places
         self.real = torch.full((1, 1, 1, 1), self.length, device=key_buckets.device) if real is None else real.sum(-1).view(-1, 1, 1, 1)
-        # Where the sorted queries are the sorted keys, a row is a stretch of the order; elsewhere rows end where their run does, too.
+        # If the sorted queries are the sorted keys, a row is a stretch of the order; otherwise rows end where their run does, too.
         self.aligned = same and size <= ROW
         self.row = size if self.aligned else max(1, min(size, ROW) // 2)
         self.place()
 
     @abstractmethod
     def place(self) -> None:
-        """Find the run of every query: sets ``self.groups`` and what :meth:`run` and :meth:`meets` need."""
+        """Find the run of every query: set ``self.groups`` and the attributes that :meth:`run` and :meth:`meets` read."""
 
     @abstractmethod
     def run(self, group: Tensor) -> Tensor:
-        """Places of the keys that a row of ``group (B, H, R, rows)`` meets, ``(B, H, R, rows, Tk)``; -1 where there is none."""
+        """Places of the keys of a row of ``group (B, H, R, rows)``, ``(B, H, R, rows, Tk)``; -1 where there is none."""
 
     @abstractmethod
     def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
@@ -103,10 +103,10 @@ class Rounds(ABC):
 
     @abstractmethod
     def seen(self) -> Tensor:
-        """How many keys a query sees in a round, ``(B, H, R, N)`` by position; what is no query has any number."""
+        """How many keys a query sees in a round, ``(B, H, R, N)`` by position; arbitrary where there is no query."""
 
     def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
-        """One part for each round, each with the rule ``outside``; a pair met in an earlier round is left out unless duplicates count."""
+        """One tile per round, with the rule ``outside``; a pair of an earlier round is left out unless duplicates count."""
         queries, group = self._rows()
         places = self.run(group)
         keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
@@ -123,7 +123,7 @@ class Rounds(ABC):
         return tuple(made)
 
     def no_visible_key(self) -> Tensor:
-        """Which queries see nothing in any round, ``(B, H, N)`` by position."""
+        """Which queries see no key in any round, ``(B, H, N)`` by position."""
         return (self.seen() - int(self.shared)).sum(2) <= 0
 
     def _rows(self) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class Rounds(ABC):
 
 
 class ChunkRounds(Rounds):
-    """The sorted keys in chunks of ``size``; a query sees its chunk, ``before`` chunks before it and ``after`` behind it, in a circle."""
+    """The sorted keys in chunks of ``size``; a query sees its chunk, ``before`` chunks before and ``after`` after it, in a circle."""
 
     def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
         self.before, self.after = before, after
@@ -217,7 +217,7 @@ class RecentRounds(Rounds):
 def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
     """Sorted queries in rows of at most ``size`` that share a group.
 
-    A new row begins where a stretch of ``size`` sorted queries ends and where the group changes: at most the sum of both.
+    A new row starts after ``size`` sorted queries and where the group changes: at most the sum of both numbers of rows.
 
     Args:
         order: ``(B, H, R, N)``, queries by rising group; only the first ``count`` are meant, and of them no -1.
@@ -264,15 +264,15 @@ def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) 
     if q_len > 1 or bool((positions < length - 1).any()):
         same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
     row, place = same.view(-1, length).nonzero().unbind(1)  # by row, and rising in each
-    behind = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
-    kept = behind < size
+    after = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
+    kept = after < size
     found = place.new_full((batch * heads * rounds * q_len, size), -1)
-    found[row[kept], behind[kept]] = place[kept]
+    found[row[kept], after[kept]] = place[kept]
     return found.view(batch, heads, rounds, q_len, size)
 
 
 def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    """Which of ``places``, as :func:`last_in_bucket` returned them, an earlier round has found as well; same shape, bool."""
+    """Which of ``places``, returned by :func:`last_in_bucket`, an earlier round has found as well; same shape, bool."""
     rounds = places.shape[2]
     twice = torch.zeros_like(places, dtype=torch.bool)
     for earlier in range(rounds - 1):

@@ -40,7 +40,9 @@ def dense_attention(
     if mask_mod is not None:
         chosen = mask_mod(b, h, q_idx, kv_idx)
         seen = chosen if seen is None else seen & chosen
-    if score_mod is None and (last or not torch.compiler.is_exporting()):  # the kernel's choice hangs on a number of rows that data says
+    if score_mod is None and (
+        last or not torch.compiler.is_exporting()
+    ):  # the kernel is chosen by the number of rows, which depends on the data
         if seen is not None:
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)

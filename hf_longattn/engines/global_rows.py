@@ -1,6 +1,7 @@
 """Global query rows: the few tokens that see every key are computed densely and overwrite their rows of a sparse output.
 
-:func:`separate_rows` is the same as one operation for compiled graphs, which cannot hold a number of tokens that depends on the data.
+:func:`separate_rows` does the same as one operator in compiled graphs, which cannot hold a number of tokens that depends on the data; it is
+there for that, not for speed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def overwrite_global_rows(
 
 def put_rows(out: Tensor, rows: Tensor, index: Tensor, real: Tensor) -> Tensor:
     """Return ``out (B, H, N, D)`` with ``rows (B, H, g, D)`` at positions ``index (B, g)`` where ``real (B, g)``."""
-    # Entries that are no row go to an extra row that is cut off again: no branch on the data.
+    # Padding entries go to an extra row that is cut off again: no branch on the data.
     length = out.shape[2]
     index = torch.where(real, index, length)
     item = torch.arange(out.shape[0], device=out.device)[:, None]
@@ -93,7 +94,7 @@ def _(q, k, v, key_mask, global_mask, causal, scale):  # type: ignore[no-untyped
 def separate_rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, global_mask: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`separate_rows`; the weights of the few rows are computed again."""
+    """Gradients of :func:`separate_rows`; the weights of the few rows are recomputed."""
     index, real = global_index(global_mask)
     if index.shape[1] == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -25,7 +25,7 @@ from .dense import index_grid, masked_softmax
 from .pattern import ScoreMod
 
 SLICE = 1 << 20
-"""Gathered numbers that are held at once where no fused operation gathers them."""
+"""Most gathered numbers in memory at once where no fused operation gathers them."""
 
 
 def selected_attention(
@@ -40,7 +40,7 @@ def selected_attention(
     Args:
         q: ``(B, H, Nq, D)``, the last Nq positions.
         k, v: ``(B, H, Nk, D)``.
-        index: ``(B, H, Nq, K)`` int64, positions of keys, none twice in a row; -1 is an empty slot.
+        index: ``(B, H, Nq, K)`` int64, positions of keys, no duplicates per query; -1 is an empty slot.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; zeros where every slot is empty.
     """
@@ -101,7 +101,7 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """One head of one batch item after the other, the inputs in the dtype of ``out``."""
+    """The heads of all batch items one by one, the inputs in the dtype of ``out``."""
     for item in range(index.shape[0]):
         for head in range(index.shape[1]):
             first, second = (x[item, head].to(out.dtype).contiguous() for x in (a, b))
@@ -116,7 +116,7 @@ def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
 
 
 def _bags(places: Tensor) -> tuple[Tensor, Tensor]:
-    """embedding_bag's layout of equal bags: where each begins, and the bag of every entry."""
+    """embedding_bag's layout of equal bags: their offsets, and the bag of every entry."""
     count, size = places.shape
     return torch.arange(0, count * size, size), torch.arange(count).repeat_interleave(size)
 

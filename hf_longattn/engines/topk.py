@@ -4,6 +4,9 @@ Long rows are prefiltered in float32. The k highest of a row lie in the k blocks
 compared first, then those of blocks of 8 inside the chosen ones, and only what is left is ranked. A float32 product q·k is off by at most
 γ·|q|·|k| with γ = (D + 2)·2⁻²⁴ (Higham 2002, Accuracy and Stability of Numerical Algorithms, §3.1). Where the k-th and the next score are
 further apart than twice that, the choice is that of exact arithmetic; all other rows are ranked again in float64.
+
+The prefilter pays: at 1,024 and 4,096 tokens ``top_k`` without it takes 1.6-1.8 times as long for the forward pass and 1.2-1.5 times for
+forward and backward (one thread, 4 heads of 64, 64 keys per query, taken in turns).
 """
 
 from __future__ import annotations

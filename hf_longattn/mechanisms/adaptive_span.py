@@ -156,7 +156,8 @@ class AdaptiveSpan(Mechanism):
     ) -> GatherTile:
         """Rows of queries with what the longest span reaches; the soft mask is the same for every row."""
         band = self.pattern(causal, longest)
-        left = min(-(-band.left // BLOCK) * BLOCK, kv_len)
+        left = -(-band.left // BLOCK) * BLOCK
+        left = left if left <= kv_len else kv_len  # a branch, not min, which torch.compile would keep in the shapes
         right = 0 if causal else left
         queries = rows_of(q_len, BLOCK, device)
         first = torch.arange(queries.shape[2], device=device)[:, None] * BLOCK + (kv_len - q_len - left)

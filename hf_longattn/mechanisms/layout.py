@@ -29,8 +29,9 @@ BAND_ROW = 64
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
     """Pairs at distances ``-right … left`` times ``dilation``: in every residue class of positions, a plain band."""
     members = -(-length // dilation)
-    left, right = min(left, members - 1), min(right, members - 1)
-    size = min(BAND_ROW, members)
+    # By branches, not min, which torch.compile would keep in the shapes, where Inductor fails to divide by them.
+    left, right = (side if side < members else members - 1 for side in (left, right))
+    size = BAND_ROW if members >= BAND_ROW else members
     first = torch.arange(0, members, size, device=device)[:, None]
     queries = _members(first + torch.arange(size, device=device), dilation, length)
     keys = _members(first + torch.arange(-left, size + right, device=device), dilation, length)
