@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import transformers
 
 from tools import run_transformers_tests as suite
 
+ROOT = Path(__file__).resolve().parents[2]
 ONE_OF_EACH = ["bert", "llama", "bart"]
 QUICK = (
     "test_attention_outputs", "test_batching_equivalence", "test_can_init_all_missing_weights", "test_config", "test_correct_missing_keys",
@@ -40,5 +42,6 @@ def test_some_of_the_suite_on_an_encoder_a_decoder_and_both(tmp_path: Path) -> N
 @pytest.mark.parametrize("family", suite.FAMILIES)
 def test_model_tester_mixin(family: str, tmp_path: Path) -> None:
     result = result_of([family], tmp_path)[f"long_{family}"]
+    stored = json.loads((ROOT / "docs/results/model_tester.json").read_text(encoding="utf-8"))
     assert result["failures"] == []
-    assert result["passed"] > 90
+    assert result["passed"] >= stored["families"][f"long_{family}"]["passed"]  # what is skipped without a reason is missed here
