@@ -204,10 +204,11 @@ def last_real(mask: Tensor) -> Tensor:
 
 
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
-    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``; what falls off comes back at the end."""
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, from -N to N; what falls off comes back at the other end."""
     length = x.shape[dim]
     places = torch.arange(length, device=x.device) + start[:, None]
     places = torch.where(places < length, places, places - length)  # ONNX has no remainder of a free length
+    places = torch.where(places < 0, places + length, places)
     shape = [1] * x.dim()
     shape[0], shape[dim] = places.shape
     return x.gather(dim, places.view(shape).expand(x.shape))
