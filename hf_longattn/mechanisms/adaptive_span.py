@@ -36,8 +36,8 @@ BLOCK = 64
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSpanOptions(Options):
     max_span: int = option(1024, "the longest span that a head can learn", "tokens")
-    ramp: int = option(32, "R, over how many tokens the weight falls from 1 to 0 behind the span", "tokens")
-    init_span: int | None = option(None, "the span at first; none begins at max_span", "tokens")
+    ramp: int = option(32, "R, over how many tokens the weight falls from 1 to 0 at the end of the span", "tokens")
+    init_span: int | None = option(None, "the initial span; none starts at max_span", "tokens")
     span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss")
 
     def check(self) -> None:
@@ -58,7 +58,7 @@ class AdaptiveSpanOptions(Options):
 class AdaptiveSpan(Mechanism):
     """Each head learns how far it looks."""
 
-    summary = "a learned soft span per head; what lies beyond the longest is not visited"
+    summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
     engine = "gathered"
     exports = "definition"
@@ -82,7 +82,7 @@ class AdaptiveSpan(Mechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Every head begins with ``init_span``."""
+        """Every head is initialised with ``init_span``."""
         super().reset_parameters(generator)
         first = self.options.init_span
         nn.init.constant_(self.span_fraction, 1.0 if first is None else first / self.options.max_span)

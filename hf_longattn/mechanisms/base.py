@@ -23,14 +23,14 @@ from .options import Options
 from .token_rules import TokenRule
 
 State = dict[str, Tensor]
-"""What a stateful mechanism remembers of the tokens so far: tensors with the batch first."""
+"""What a stateful mechanism keeps of the tokens so far: tensors with the batch first."""
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recursion:
-    """How a model runs over a text in segments, one after the other, with memory tokens that pass from each to the next.
+    """How a model processes a text segment by segment, with memory tokens passed from each to the next.
 
     length: tokens of a segment, memory included.
     memory: memory tokens.
@@ -69,20 +69,20 @@ class Mechanism(nn.Module, ABC):
     trains: ClassVar[bool] = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     same_bits: ClassVar[bool] = True
-    """Whether a causal row keeps its very bits when later tokens change; otherwise it keeps them up to rounding (1e-6)."""
+    """Whether a causal row is bitwise unchanged when later tokens change; otherwise it is unchanged up to rounding (1e-6)."""
     takes_globals: ClassVar[bool] = False
-    """Whether ``global_mask`` means something to the mechanism."""
+    """Whether the mechanism uses ``global_mask``."""
 
     exports: str = "engine"
-    """What ``torch.export`` writes as one graph for all lengths: the ``"engine"``; or, where the length or the data decide how its work is
-    laid out, the ``"definition"``, which takes N×N memory; or nothing, ``""``."""
+    """What ``torch.export`` writes as one graph for all lengths: the ``"engine"``; the ``"definition"``, which takes N×N memory, if the
+    layout of the work depends on the length or the data; or nothing, ``""``."""
     takes_score_mod: ClassVar[bool] = True
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
     takes_fewer_queries: ClassVar[bool] = True
     """Whether queries may be the last ones only of the keys' sequence; otherwise LengthError is raised for them."""
     position_dependent: bool = True
-    """Whether the output depends on where a sequence begins, as blocks, columns and counted positions do; otherwise a key mask says all
-    there is to say about left padding."""
+    """Whether the output depends on where a sequence starts, as blocks, columns and counted positions do; otherwise a key mask is all that
+    left padding needs."""
     whole_batch: bool = False
     """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
@@ -91,16 +91,16 @@ class Mechanism(nn.Module, ABC):
     takes_hidden_states: bool = False
     """Whether this mechanism needs its layer's input, ``hidden_states (B, Nk, hidden_size)``, as a further argument of ``forward``."""
     copies: Mapping[str, str] = MappingProxyType({})
-    """Parameters that begin as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
+    """Parameters initialised as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
 
     shared_by_layers: tuple[str, ...] = ()
-    """Parameters that are one and the same in all layers of a model whose mechanisms have equal options."""
+    """Parameters tied across all layers of a model whose mechanisms have equal options."""
 
     options_type: ClassVar[type[Options]] = Options
     ignores_padding: bool = True
-    """Whether padding changes nothing. False only where an option asks for another implementation's way of counting it."""
+    """Whether padding changes nothing. False only where an option reproduces another implementation that counts it."""
     layer: int = 0
-    """Index of the layer that it runs in, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
+    """Index of its layer, by which the layers of a seeded mechanism differ; set when it is attached to a model."""
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of some hundred tokens, for tests and pictures."""
 
@@ -121,11 +121,11 @@ class Mechanism(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set every parameter and buffer, those of relative positions and of members included, to its initial value.
 
-        A mechanism with tensors of its own extends this. Nothing else may give them values: a mechanism that was built without storage
-        and then filled by this method must equal one that was just built, since this is how models are loaded.
+        A mechanism that owns tensors extends this. Nothing else may initialise them: a mechanism built without storage and then filled by
+        this method must equal a newly built one, since this is how models are loaded.
 
         Args:
-            generator: what random values are drawn from, on the tensors' device; by default torch's own generator.
+            generator: source of random values, on the tensors' device; torch's default generator if None.
         """
         inside: set[int] = set()
         for part in _parts(self):
@@ -134,7 +134,7 @@ class Mechanism(nn.Module, ABC):
         own = next((name for name, tensor in (*self.named_parameters(), *self.named_buffers()) if id(tensor) not in inside), None)
         if own is not None and type(self).reset_parameters is Mechanism.reset_parameters:
             raise OptionError(
-                f"Mechanism {self.name!r} has tensors of its own ({own}), but nothing that gives them values; "
+                f"Mechanism {self.name!r} owns a tensor, {own!r}, that nothing initialises; "
                 "define reset_parameters(self, generator=None) in its class."
             )
 
@@ -189,7 +189,7 @@ class Mechanism(nn.Module, ABC):
         return self.defined(q.double(), k.double(), v.double(), call)
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
-        """What the mechanism really weighs, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots; zeros for padding.
+        """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots; zeros for padding.
 
         Raises:
             LengthError: above :data:`DENSE_LIMIT` tokens, where the dense matrix would not fit.
@@ -253,7 +253,7 @@ class Mechanism(nn.Module, ABC):
 
     @property
     def token_rule(self) -> TokenRule | None:
-        """Which tokens are global by their ids, where no mask says so; the model applies it. ``None`` when ids play no part."""
+        """Which tokens are global by their ids if there is no global mask; the model applies it. ``None`` if ids play no part."""
         return None
 
     def check_form(self, causal: bool, where: str) -> None:
@@ -272,8 +272,8 @@ class Mechanism(nn.Module, ABC):
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Which keys some causal query at or after ``upcoming (B, 1)`` can see, of those at ``positions (B, S)``: ``(B, S)`` bool.
 
-        ``None`` when every key stays within reach. Positions count from each sequence's first real token. Where this says more than
-        :meth:`reach`, the decode cache keeps just these keys, and :meth:`attend_kept` runs on them.
+        ``None`` when every key stays within reach. Positions count from each sequence's first real token. Where this keeps fewer keys
+        than :meth:`reach`, the decode cache keeps just these, and :meth:`attend_kept` runs on them.
         """
         return None
 

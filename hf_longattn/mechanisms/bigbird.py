@@ -46,7 +46,7 @@ class BigBirdOptions(Options):
     block_size: int = option(64, "tokens in a block", "tokens")
     num_random_blocks: int = option(3, "random key blocks of each query block, drawn independently for each head", "blocks", most=4096)
     num_window_blocks: int = option(3, "width of the window, the query's block in the middle, or at the end when causal", "blocks")
-    num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at its beginning when causal", "blocks")
+    num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at the start when causal", "blocks")
     seed: int = option(0, "seed of the random blocks; layer l draws with seed + l")
     random_pattern: str = option(
         "seeded",
@@ -463,7 +463,7 @@ def block_parts(
 
 
 def counted_again(blocks: Blocks, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The bias by which one listing of the first block, which stands first among the ``keys``, counts as all of its listings."""
+    """The bias by which one listing of the first block, the first of the ``keys``, counts as all of its listings."""
     if not blocks.again:
         return None
     slot = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1)

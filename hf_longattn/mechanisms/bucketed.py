@@ -1,6 +1,6 @@
 """Mechanisms whose tokens meet by bucket: the base of hashing and of clustering.
 
-A mechanism says, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
+A mechanism determines, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
 
     weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M when duplicates count, else 1 where M > 0
 
@@ -75,7 +75,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
-        """How many keys of its bucket a causal query sees, and how many of the last keys whatever their bucket."""
+        """How many keys of its bucket a causal query sees, and how many of the last keys in any bucket."""
 
     @property
     def sees_itself(self) -> bool:

@@ -64,7 +64,7 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def read_members(text: str) -> list[dict[str, Any]]:
-    """``window:window=256+strided:stride=64`` as a list of choices. A piece that begins with a digit belongs to the list before it."""
+    """``window:window=256+strided:stride=64`` as a list of choices. A piece that starts with a digit belongs to the list before it."""
     return [read_choice(piece) for piece in _joined(split(_unwrapped(text), "+"), "+", LETTER.match)]
 
 
@@ -145,7 +145,7 @@ def split(text: str, sign: str) -> list[str]:
 
 
 def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
-    """Put every piece that begins nothing behind the one before it."""
+    """Append every piece that starts nothing new to the one before it."""
     whole: list[str] = []
     for piece in pieces:
         if whole and not begins(piece):
@@ -216,7 +216,7 @@ class Choice:
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise OptionError(f"Option {name!r} of mechanism {owner!r} is {value!r}, which is no JSON: {error}.") from None
+                raise OptionError(f"Option {name!r} of mechanism {owner!r} is {value!r}, which is not valid JSON: {error}.") from None
         if isinstance(value, Mapping | Choice):
             return [value]
         if not isinstance(value, list | tuple):

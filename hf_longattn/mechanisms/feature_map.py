@@ -3,7 +3,7 @@
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
 A mechanism gives φ for the fast path and κ, written without φ, for the definition. Features are made for a few hundred tokens at a time,
-so that they stay in the cache and, where no gradient is asked for, never exist for the whole text.
+so that they fit in cache and, where no gradient is asked for, never exist for the whole text.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LinearMechanism(Mechanism):
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
     estimates_exp: ClassVar[bool] = False
-    """Whether κ stands for exp(scale · q·k) on its very scale, so that it can be added to terms of softmax."""
+    """Whether κ estimates exp(scale · q·k) on its scale, so that it can be added to terms of softmax."""
     logarithms: bool = False
     """Whether :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms; they are exponentiated here, each feature relative to
     the largest that the past keys have, so that neither the size of the scores nor a future key touches a row."""
@@ -352,12 +352,12 @@ def _relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
 
 
 def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
-    """``fresh ± term``, in place where no gradient is asked for; ``fresh`` is nobody else's."""
+    """``fresh ± term``, in place where no gradient is needed; nothing else may use ``fresh``."""
     return torch.add(fresh, term, alpha=sign) if torch.is_grad_enabled() else fresh.add_(term, alpha=sign)
 
 
 def exp_of(fresh: Tensor) -> Tensor:
-    """exp, in place where no gradient is asked for; ``fresh`` is nobody else's."""
+    """exp, in place where no gradient is needed; nothing else may use ``fresh``."""
     return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
 
 

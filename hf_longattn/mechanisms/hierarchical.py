@@ -183,7 +183,7 @@ class Pyramid:
         return -(-self.length >> level) if level else self.length
 
     def offset(self, level: int) -> int:
-        """Where a level begins on the keys' axis, on which the levels stand one behind the other."""
+        """Where a level starts on the keys' axis, on which the levels follow one another."""
         return sum(self.size(below) for below in range(level))
 
     def level_of(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Hybrid(Mechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """γ begins at 0.1, or 0.9 beside a kernel that estimates softmax's terms; the features as their mechanism says."""
+        """γ is initialised to 0.1, or 0.9 beside a kernel that estimates softmax's terms; the features by their mechanism."""
         super().reset_parameters(generator)
         if self.options.mixing is None:
             first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
@@ -109,7 +109,7 @@ class Hybrid(Mechanism):
             return self._run(q, k, v, None, call)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state: sums ``kv (B, H, F, D+1)``, ``z`` of the keys behind the window; ``keys, values (B, H_kv, w, D)``, ``real (B, w)``."""
+        """The state: sums ``kv (B, H, F, D+1)``, ``z`` of the keys before the window; ``keys, values (B, H_kv, w, D)``, ``real (B, w)``."""
         with torch.autocast(q.device.type, enabled=False):
             mask = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if call.key_mask is None else call.key_mask
             size = self.options.window

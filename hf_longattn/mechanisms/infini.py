@@ -30,7 +30,7 @@ from .registry import register_mechanism
 from .segment_state import arrive, begin, last_segment
 
 GATE = -2.0
-"""Where β begins: a memory that has learned nothing has an eighth of the weight."""
+"""Initial β: an untrained memory has an eighth of the weight."""
 
 
 @dataclasses.dataclass(frozen=True)

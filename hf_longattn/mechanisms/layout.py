@@ -1,6 +1,6 @@
 """Building blocks of static patterns: rows of queries and keys for the gathered engine, and how many pairs a pattern has.
 
-Positions stand in int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries, or :data:`WIDE_ROW` where all see the
+Positions are int64 tables whose empty slots are -1. Rows have at most :data:`ROW` queries, or :data:`WIDE_ROW` where all see the
 same keys; where queries see a growing number of keys (the causal forms), rows are grouped into at most :data:`STEPS` parts, each as wide
 as its last row needs.
 """
@@ -71,7 +71,7 @@ def in_rows(cells: Tensor, row: int) -> Tensor:
 
 
 def without_gaps(index: Tensor) -> Tensor:
-    """Rows of ``index (…, T)`` with the empty slots behind the listed positions, and no more slots than the longest row needs.
+    """Rows of ``index (…, T)`` with the empty slots after the listed positions, and no more slots than the longest row needs.
 
     What a row needs is read from the values; while PyTorch compiles, when nothing can be read, the rows stay as they are.
     """
@@ -167,8 +167,8 @@ def band_pairs(length: int, left: int, right: int) -> int:
 
 def column_pairs(columns: range, length: int, left: int, right: int, causal: bool) -> int:
     """Pairs of all queries (when causal, those from the column on) with the given columns, without those in the band."""
-    behind = sum(max(0, length - 1 - column - left) for column in columns)
-    return behind if causal else behind + sum(max(0, column - right) for column in columns)
+    past = sum(max(0, length - 1 - column - left) for column in columns)
+    return past if causal else past + sum(max(0, column - right) for column in columns)
 
 
 def block_sizes(length: int, size: int) -> list[int]:

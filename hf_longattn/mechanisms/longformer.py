@@ -39,14 +39,12 @@ class LongformerOptions(Options):
         (0,), "positions, counted from the first real token, that are global when no global_attention_mask is given", "positions"
     )
     global_token_ids: tuple[int, ...] = option(
-        (), "tokens with these ids are global too when no global_attention_mask is given", "token ids"
+        (), "also make tokens with these ids global when no global_attention_mask is given", "token ids"
     )
-    global_first_segment: bool = option(False, "so are the tokens before the first separator: the question of a question and a text")
-    global_second_segment: bool = option(
-        False, "so are the tokens behind the separators that end the first segment: the answer of a choice"
-    )
+    global_first_segment: bool = option(False, "also make all tokens before the first separator global (the question in QA)")
+    global_second_segment: bool = option(False, "also make all tokens after the first segment's separators global (the candidate answer)")
     separator_token_id: int | None = option(None, "the token that ends a segment; none takes the config's sep_token_id", "token id")
-    separate_global: bool = option(False, "global rows have query, key and value projections of their own, which begin as copies")
+    separate_global: bool = option(False, "give global rows separate query, key and value projections, initialised as copies")
 
     def check(self) -> None:
         positive("longformer", "window", self)
@@ -65,7 +63,7 @@ class LongformerOptions(Options):
         if self.separate_global and self.relative is not None and not issubclass(relative_kind(self.relative), DistanceOnly):
             raise OptionError(
                 f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens' rows "
-                "have queries of their own; use 'alibi' or 't5_buckets', or separate_global=False."
+                "have separate queries; use 'alibi' or 't5_buckets', or separate_global=False."
             )
 
     def is_mask(self) -> bool:

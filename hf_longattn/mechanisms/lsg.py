@@ -370,7 +370,7 @@ class Cells(NamedTuple):
         return (length + self.block - 1) // self.block
 
     def count(self, length: int) -> int:
-        """Cells of so many blocks as ``length`` tokens begin."""
+        """Cells in the blocks of ``length`` tokens."""
         return self.blocks(length) * self.in_block
 
 
@@ -479,7 +479,7 @@ def at_made_keys(score_mod: ScoreMod | None, length: int, position: Tensor) -> S
 class KeyRows(NamedTuple):
     """Which keys each block of queries sees, one row of keys per block; -1 is none.
 
-    A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side; in the causal form, none behind it."""
+    A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side; in the causal form, of past blocks only."""
 
     cells: Cells
     beyond: int
@@ -497,14 +497,14 @@ class KeyRows(NamedTuple):
         count, most = place.shape[2], self.beyond
         row = torch.arange(count, device=place.device)[:, None]
         before = (row - 1).clamp(0, most)
-        behind = torch.zeros_like(row) if self.causal else (count - 2 - row).clamp(0, most)
+        after = torch.zeros_like(row) if self.causal else (count - 2 - row).clamp(0, most)
         slot = torch.arange(max(1, min(most, count - 2), 0 if self.causal else min(2 * most, count - 3)), device=place.device)
         cell = torch.where(slot < before, row - 1 - before + slot, row + 2 - before + slot)
         keys = place[:, :, cell.clamp(0, count - 1)]
-        return keys.masked_fill((slot >= before + behind)[..., None], -1).flatten(-2)
+        return keys.masked_fill((slot >= before + after)[..., None], -1).flatten(-2)
 
     def made(self, place: Tensor) -> list[Tensor]:
-        """Sparse keys that were made, by their places as above: those before and those behind, ``(B or 1, H or 1, blocks, S)`` each."""
+        """Sparse keys that were made, by their places as above: those before and those after, ``(B or 1, H or 1, blocks, S)`` each."""
         count = place.shape[2]
         row = torch.arange(count, device=place.device)[:, None]
         sides = []

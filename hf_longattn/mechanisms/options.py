@@ -35,8 +35,8 @@ class OptionInfo:
 def option(default: Any, help: str, unit: str = "", most: int = LARGEST) -> Any:
     """Declare a field of an ``Options`` dataclass with its meaning and unit (tokens, blocks, rows …).
 
-    ``most`` bounds whole numbers by which memory or time grow whatever the length of the input, so that a typing error is
-    refused where it is made; all others may be as large as the index arithmetic of the engines allows.
+    ``most`` bounds whole numbers that determine memory or time independently of the input's length, so that a typo is refused
+    where it is made; all others may be as large as the index arithmetic of the engines allows.
     """
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "most": most})
 
@@ -103,7 +103,7 @@ class Options:
         return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
 
     def is_mask(self) -> bool:
-        """Whether a mechanism over masks is, with these options, a mask and nothing more, as a union needs."""
+        """Whether a mechanism over masks is nothing but a mask with these options, as a union needs."""
         return True
 
     def sample_length(self) -> int:
@@ -111,7 +111,7 @@ class Options:
         return 64
 
     def min_heads(self) -> int:
-        """How many heads a layer needs for every part of these options to show in it."""
+        """The smallest head count that exercises every part of these options."""
         return 1
 
 

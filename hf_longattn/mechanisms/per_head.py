@@ -61,7 +61,7 @@ class PerHeadOptions(Options):
         left = [head for head in range(num_heads) if head not in named]
         if left and not turns:
             raise OptionError(
-                f"Option 'heads' of mechanism 'per_head' says nothing of head {left[0]} of {num_heads}; "
+                f"Option 'heads' of mechanism 'per_head' has no mechanism for head {left[0]} of {num_heads}; "
                 "add one mechanism without numbers for the rest, for example '0-5=window:window=64;full'."
             )
         for number, head in enumerate(left):
@@ -71,9 +71,9 @@ class PerHeadOptions(Options):
 
 @register_mechanism("per_head")
 class PerHead(Composite):
-    """Each head, or group of heads, has a mechanism of its own."""
+    """Each head, or group of heads, has its own mechanism."""
 
-    summary = "another mechanism in each head or group of heads"
+    summary = "a different mechanism for each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
     engine = "its members'"
     exports = "definition"
@@ -97,7 +97,7 @@ class PerHead(Composite):
         hungry = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
         if hungry is not None:
             raise OptionError(
-                f"Mechanism {hungry!r} has projections of its own with these options, which belong to a whole layer; "
+                f"Mechanism {hungry!r} has separate projections with these options, which belong to a whole layer; "
                 "leave them out (separate_global=False), or give it the layer in place of some heads."
             )
 

@@ -61,7 +61,7 @@ class Performer(LinearMechanism):
     projection: Tensor
     """``(m, D)``, the random directions."""
     passes: Tensor
-    """How many training passes there were, which says how often was drawn."""
+    """Number of training passes so far, which determines the number of draws."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -81,7 +81,7 @@ class Performer(LinearMechanism):
 
     @property
     def layer(self) -> int:
-        """The layer that it runs in: each has directions of its own."""
+        """Its layer: each draws different directions."""
         return self._layer
 
     @layer.setter

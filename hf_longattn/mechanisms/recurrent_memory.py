@@ -43,7 +43,7 @@ class RecurrentMemoryOptions(Options):
         if self.segment_length < 2 * self.num_memory_tokens + 2:
             raise OptionError(
                 f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but {self.num_memory_tokens} memory "
-                f"tokens stand in front of and behind the text: give segment_length={2 * self.num_memory_tokens + 2} or more."
+                f"tokens come before and after the text: give segment_length={2 * self.num_memory_tokens + 2} or more."
             )
 
 

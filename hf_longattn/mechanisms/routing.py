@@ -95,7 +95,7 @@ class Routing(BucketedMechanism):
 
     options: RoutingOptions
     centroids: Tensor
-    """``(H, clusters, D)``, part of the checkpoint; with a learned router a parameter of that shape, ``router``, stands in its place."""
+    """``(H, clusters, D)``, part of the checkpoint; a learned router has a parameter of that shape, ``router``, instead."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)

@@ -85,7 +85,7 @@ def leading(padding_mask: Tensor) -> Tensor:
 
 
 def arrive(state: SegmentState, k: Tensor, v: Tensor, padding_mask: Tensor | None) -> Arrived:
-    """Put n <= S new tokens ``k, v (B, H_kv, n, D)`` behind those of the state."""
+    """Append n <= S new tokens ``k, v (B, H_kv, n, D)`` to those of the state."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
     mask = torch.ones(batch, count, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
     filled = state["filled"]

@@ -3,7 +3,7 @@
 With B(i) = ⌊i/b⌋ query i sees, under one softmax,
 
     none       the keys of its own block
-    previous   also those of the block before (and, bidirectional, of the block behind): Qiu et al. 2020, BlockBERT (Blockwise), whose
+    previous   also those of the block before (and, bidirectional, of the next block): Qiu et al. 2020, BlockBERT (Blockwise), whose
                heads of identical and of shifted block indices are here the keys of one head
     pooled     the keys of its own block, and one summary, the mean key and value, of each other block (each earlier one when causal)
     attention  the same with summaries weighed by attention; see :mod:`hf_longattn.mechanisms.segmented`
@@ -159,7 +159,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
-        """Which of the keys, and of the summaries behind them, a query sees."""
+        """Which of the keys, and of the summaries after them, a query sees."""
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -220,7 +220,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
 
 def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[GatherTile]:
-    """The rows of ``blocks (M, b)`` with the summaries, behind ``length`` keys, of the other blocks."""
+    """The rows of ``blocks (M, b)`` with the summaries, after ``length`` keys, of the other blocks."""
     rows, count = in_rows(blocks, WIDE_ROW).flatten(0, 1), len(blocks)
     per_block = len(rows) // count
     if causal:

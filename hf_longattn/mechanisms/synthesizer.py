@@ -241,7 +241,7 @@ class TokenMLP(nn.Module):
 
 
 class Dense(SyntheticScores):
-    """``B_i = F(x_i)``: token i alone says the scores of all positions."""
+    """``B_i = F(x_i)``: token i alone determines the scores of all positions."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)

@@ -4,7 +4,7 @@ With the scores s_ij = scale · q_i · k_j (and the score term, where there is o
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Of equal scores the earlier key is kept. The choice is that of float64 (:mod:`hf_longattn.engines.topk` says when float32 suffices)
+Ties go to the earlier key. The choice is that of float64 (see :mod:`hf_longattn.engines.topk` for when float32 suffices)
 and is a constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward
 pass take N·k pairs of time and memory. A decode cache keeps the greatest length of the keys of every unit, which bounds the rounding errors
 of float32 without reading all keys once more.

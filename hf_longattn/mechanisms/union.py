@@ -45,8 +45,8 @@ class UnionOptions(Options):
             plain = issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism)
             if not plain or not choice.options.is_mask():
                 raise OptionError(
-                    f"Mechanism {choice.mechanism!r} is no mask over positions, so a union cannot hold it; "
-                    "join masks such as window, longformer or strided, or give it to heads of its own with 'per_head'."
+                    f"Mechanism {choice.mechanism!r} is not a mask over positions, so a union cannot contain it; "
+                    "join masks such as window, longformer or strided, or give it separate heads with 'per_head'."
                 )
 
     def min_heads(self) -> int:

@@ -35,7 +35,7 @@ from .registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(Options):
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
-    num_sinks: int = option(0, "how many tokens from the first real one on everyone keeps seeing (attention sinks)", "tokens")
+    num_sinks: int = option(0, "how many of the first tokens every query keeps seeing (attention sinks)", "tokens")
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
 
     def check(self) -> None:
@@ -70,7 +70,7 @@ class WindowMask(MaskedMechanism):
 
     @property
     def _span(self) -> int:
-        """Distance from a causal query to the first key behind its window."""
+        """Distance from a causal query to the last key before its window."""
         return (self.options.window - 1) * max(self.dilations) + 1
 
     def reach(self, causal: bool = True) -> int | None:
@@ -141,7 +141,7 @@ class DilatedWindow(WindowMask, GatheredMechanism):
 
 
 def dilated_band(pattern: Pattern, dilations: tuple[int, ...], h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    """Which keys lie in the window of head h, as a mask_mod says it."""
+    """Which keys lie in the window of head h, as a mask_mod."""
     dilation = torch.tensor(dilations, device=q_idx.device)[h]
     away = q_idx - kv_idx
     return (away % dilation == 0) & (away <= pattern.left * dilation) & (-away <= pattern.right * dilation)
@@ -212,7 +212,7 @@ class Window(WindowMask, SparseMechanism):
         return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]] if len(outs) > 1 else outs[0]
 
     def _of_dilation(self, dilation: int, heads: int) -> Mechanism:
-        """The heads of one dilation as a mechanism of their own."""
+        """The heads of one dilation as a mechanism."""
         options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # which are in the score term already
         kind = Window if dilation == 1 else DilatedWindow
         return kind(heads, self.head_dim, self.hidden_size, self.max_length, options)

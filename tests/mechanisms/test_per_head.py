@@ -101,7 +101,7 @@ def test_bad_heads_get_a_sentence_when_the_config_is_made(heads: Any, says: str)
     ("heads", "says"),
     [
         ("0-9=window", "use 0 to 7"),
-        ("0-3=window", "says nothing of head 4 of 8"),
+        ("0-3=window", "has no mechanism for head 4 of 8"),
         ("0-3=longformer:separate_global=true;full", "belong to a whole layer"),
     ],
 )

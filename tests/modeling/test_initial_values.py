@@ -262,5 +262,5 @@ def test_a_mechanism_without_initial_values_is_refused() -> None:
             self.gate = nn.Parameter(torch.ones(1))
 
     built = Forgetful(2, 8, 16, None, mechanism_class("full").options_type())
-    with pytest.raises(OptionError, match=r"'forgetful' has tensors of its own \(gate\).*define reset_parameters"):
+    with pytest.raises(OptionError, match=r"'forgetful' owns a tensor, 'gate', that nothing initialises.*define reset_parameters"):
         built.reset_parameters()
