@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -67,14 +66,16 @@ def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, 
 
 
 class ClassificationTrainer(TimedTrainer):
-    """Groups documents by length in training, and evaluates them in their order."""
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        return SequentialSampler(eval_dataset)
+    """Scores documents by their length."""
 
     def scores(self, data: Dataset) -> dict[str, Any]:
         """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""
+        strategy, self.args.train_sampling_strategy = (
+            self.args.train_sampling_strategy,
+            "random",
+        )  # else grouped by length, too
         found = self.predict(data).predictions
+        self.args.train_sampling_strategy = strategy
         if not self.is_world_process_zero():
             return {}
         pairs = zip(data["labels"], data["document"], strict=True)
