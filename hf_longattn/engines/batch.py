@@ -203,12 +203,16 @@ def last_real(mask: Tensor) -> Tensor:
     return mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
 
 
+def wrapped(places: Tensor, length: int) -> Tensor:
+    """``places`` from -length to 2·length - 1 as indices of ``length`` tokens; ONNX has no remainder of a free length."""
+    places = torch.where(places < length, places, places - length)
+    return torch.where(places < 0, places + length, places)
+
+
 def roll_left(x: Tensor, start: Tensor, dim: int = 2) -> Tensor:
-    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, from -N to N; what falls off comes back at the other end."""
+    """Roll axis ``dim`` of ``x (B, …)`` to the left by ``start (B,)``, or to the right by ``-start``; what falls off comes back."""
     length = x.shape[dim]
-    places = torch.arange(length, device=x.device) + start[:, None]
-    places = torch.where(places < length, places, places - length)  # ONNX has no remainder of a free length
-    places = torch.where(places < 0, places + length, places)
+    places = wrapped(torch.arange(length, device=x.device) + start[:, None], length)
     shape = [1] * x.dim()
     shape[0], shape[dim] = places.shape
     return x.gather(dim, places.view(shape).expand(x.shape))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MaskError
-from .batch import Batch, Sequence, first_real, in_graph, roll_left
+from .batch import Batch, Sequence, first_real, in_graph, roll_left, wrapped
 from .pattern import DistanceBias, ScoreMod
 
 
@@ -197,7 +197,10 @@ def _rolled(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, batc
     score_mod, hidden, stopped = call.score_mod, call.hidden_states, call.stopped
     if score_mod is not None and not isinstance(score_mod, DistanceBias):
         inner = score_mod  # which meets every token at its own index, padding that came round to the end too
-        score_mod = lambda score, b, h, q_idx, kv_idx: inner(score, b, h, (q_idx + start[b]) % length, (kv_idx + start[b]) % length)  # noqa: E731
+
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            return inner(score, b, h, wrapped(q_idx + start[b], length), wrapped(kv_idx + start[b], length))
+
     if hidden is not None:
         hidden = roll_left(F.pad(hidden, (0, 0, length - hidden.shape[1], 0)), start, 1)
     if stopped is not None:
