@@ -14,7 +14,7 @@ Layers = str | Sequence[Any] | Mapping[Any, Any]
 
 
 IN_TURN = "in_turn"
-"""Key of ``layers`` under which the mechanisms stand that the layers take in turn."""
+"""Key of ``layers`` for the mechanisms that layers take in turn."""
 
 
 class LongAttentionConfig:
@@ -26,7 +26,7 @@ class LongAttentionConfig:
         LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full, and again
 
     A layer that names no mechanism keeps the default one and its options, except those it overrides; a layer that names one starts
-    from that mechanism's own defaults. In a ``config.json`` it stands under ``long_attention``.
+    from that mechanism's defaults. In ``config.json`` it is stored as ``long_attention``.
 
     Args:
         mechanism: the default; ``longformer``, or the first of those in turn.

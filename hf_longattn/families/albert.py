@@ -1,5 +1,5 @@
 """LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers; its position table is as wide as the embeddings, which are
-narrower than the layers (``embedding_size``). Every layer has a mechanism of its own all the same.
+narrower than the layers (``embedding_size``). Every layer still has its own mechanism.
 """
 
 from __future__ import annotations

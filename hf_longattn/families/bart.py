@@ -1,4 +1,4 @@
-"""LongBart: BART (Lewis et al. 2020), an encoder and a decoder, each with a learned table that begins with two rows that are no
+"""LongBart: BART (Lewis et al. 2020), an encoder and a decoder, each with a learned table that starts with two rows that are not
 positions. ``max_position_embeddings`` leaves those out, as in BartConfig: 4,096 for 4,096 tokens.
 """
 

@@ -64,7 +64,7 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
     """The projections of BigBirdSelfAttention around the attention function that the config names.
 
     Only the modules called cross-attention look at an encoder, and under its padding mask, as in BERT; transformers 5.23 hands the
-    encoder's states to a decoder's self-attention as well, which then sees none of its own tokens.
+    encoder's states to a decoder's self-attention as well, which then sees none of its tokens.
     """
 
     config: Any
@@ -84,7 +84,7 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
-        if past_key_values is not None and not self.is_cross_attention:  # the cache has no room for what the encoder gave
+        if past_key_values is not None and not self.is_cross_attention:  # the cache does not hold the encoder's keys
             key, value = past_key_values.update(key, value, self.layer_idx)
         output, weights = attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
         return output.flatten(2), weights

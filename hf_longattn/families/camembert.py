@@ -1,4 +1,4 @@
-"""LongCamembert: CamemBERT (Martin et al. 2020), RoBERTa for French: its position table begins with two rows that are no positions, and
+"""LongCamembert: CamemBERT (Martin et al. 2020), RoBERTa for French: its position table starts with two rows that are not positions, and
 ``max_position_embeddings`` counts them.
 """
 

@@ -2,7 +2,7 @@
 it takes any mechanism over scores that has no global tokens.
 
 The relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input``
-there is a position table besides.
+there is also a position table.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """LongDistilBert: DistilBERT (Sanh et al. 2019), BERT of half the layers, without token types and pooler; positions in one table, which
-with ``sinusoidal_pos_embds`` begins as sinusoids and is trained like any other.
+with ``sinusoidal_pos_embds`` is initialised with sinusoids and trained like any other.
 """
 
 from transformers.models.distilbert.configuration_distilbert import DistilBertConfig

@@ -1,6 +1,6 @@
 """LongEsm: ESM-1b and ESM-2 (Rives et al. 2021; Lin et al. 2022), encoders of proteins: a token is an amino acid.
 
-``position_embedding_type`` says where positions are: ``"rotary"``, or ``"absolute"`` in a table that begins with two rows that are no
+``position_embedding_type`` says where positions are: ``"rotary"``, or ``"absolute"`` in a table that starts with two rows that are not
 positions. ``max_position_embeddings`` counts those in either case: 1,026 for 1,024 tokens. The folding model, whose trunk computes on all
 pairs of tokens, has no long form.
 """

@@ -1,5 +1,5 @@
 """LongGemma3Text: the text model of Gemma 3 (Kamath et al. 2025), five of six layers with a window, and rotary positions
-(``rope_parameters``) of their own for either kind.
+(``rope_parameters``) for each of the two kinds.
 """
 
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig

@@ -1,5 +1,5 @@
-"""LongMBart: mBART (Liu et al. 2020) and mBART-50, an encoder and a decoder, each with a learned table that begins with two rows that
-are no positions. ``max_position_embeddings`` leaves those out.
+"""LongMBart: mBART (Liu et al. 2020) and mBART-50, an encoder and a decoder, each with a learned table that starts with two rows that
+are not positions. ``max_position_embeddings`` leaves those out.
 """
 
 from transformers.models.mbart.configuration_mbart import MBartConfig

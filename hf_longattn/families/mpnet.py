@@ -1,6 +1,6 @@
 """LongMPNet: MPNet (Song et al. 2020), which takes any mechanism over scores that has no global tokens.
 
-Besides a position table, which begins with two rows that are no positions, all layers share one table of T5's relative positions. Tokens
+Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. Tokens
 that are far apart have its last bucket in common, so that it serves long texts as it is.
 """
 

@@ -1,5 +1,5 @@
 """LongNystromformer: Nyströmformer (Xiong et al. 2021), whose attention joins transformers' AttentionInterface and so takes any mechanism
-without global tokens. Its position table begins with two rows that are no positions, which ``max_position_embeddings`` leaves out.
+without global tokens. Its position table starts with two rows that are not positions, which ``max_position_embeddings`` leaves out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LongOPT: OPT (Zhang et al. 2022), causal, positions in one learned table that begins with two rows that are no positions; the model adds
+"""LongOPT: OPT (Zhang et al. 2022), causal, positions in one learned table that starts with two rows that are not positions; the model adds
 those itself, and ``max_position_embeddings`` leaves them out. Padding takes no position.
 """
 

@@ -1,4 +1,4 @@
-"""LongRoberta: RoBERTa (Liu et al. 2019), whose position table begins with two rows that are no positions.
+"""LongRoberta: RoBERTa (Liu et al. 2019), whose position table starts with two rows that are not positions.
 
 ``max_position_embeddings`` counts the rows, as in RobertaConfig: 4,098 for 4,096 tokens.
 """

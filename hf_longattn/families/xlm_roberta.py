@@ -1,5 +1,5 @@
-"""LongXLMRoberta: XLM-RoBERTa (Conneau et al. 2020), RoBERTa over a hundred languages: its position table begins with two rows that are
-no positions, and ``max_position_embeddings`` counts them.
+"""LongXLMRoberta: XLM-RoBERTa (Conneau et al. 2020), RoBERTa over a hundred languages: its position table starts with two rows that are
+not positions, and ``max_position_embeddings`` counts them.
 """
 
 from transformers.models.xlm_roberta.configuration_xlm_roberta import XLMRobertaConfig

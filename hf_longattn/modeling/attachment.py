@@ -42,7 +42,7 @@ def attach_mechanisms(
     Args:
         model: any model of transformers.
         long_attention: which mechanism in which layer.
-        decoder_attention: the same for the modules of a decoder, where those are to have their own.
+        decoder_attention: the same for the modules of a decoder, where they differ.
 
     Raises:
         BackendError: no attention module was found.
@@ -153,28 +153,28 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Projections of hidden states of the mechanism's own can stand in for the layer's only where those are all there is."""
+    """Projections of the mechanism can replace the layer's only if nothing else happens to queries, keys and values."""
     config = getattr(model, "config", None)
     if mechanism.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
-            f"Mechanism {mechanism.name!r} was asked for query and key projections of its own, but those of {type(model).__name__} are "
-            "rotated by their positions afterwards; leave the option out, it is meant for models with a position table."
+            f"Mechanism {mechanism.name!r} was asked for separate query and key projections, but those of {type(model).__name__} are "
+            "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
     missing = {name for name in mechanism.copies.values() if name.endswith("weight")} - copied_sources(site.module, mechanism)
     if missing:
         raise OptionError(
-            f"Mechanism {mechanism.name!r} begins with copies of the layer's own projections, but {type(site.module).__name__} in "
-            f"{site.name} has none that is known ({', '.join(sorted(missing))}); leave the option out."
+            f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
+            f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."
         )
 
 
 def copied_sources(attention: nn.Module, mechanism: Mechanism) -> set[str]:
-    """Which of the parameters that the mechanism copies the attention module has."""
+    """The parameters copied by the mechanism that the attention module has."""
     return {mechanism.copies[name] for name in copied_parameters(attention, mechanism.copies)}
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """The first of these attributes that the module, or else its config, has."""
+    """The first of these attributes found on the module, or else on its config."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
             if isinstance(value := getattr(owner, name, None), int):
@@ -183,7 +183,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
-    """A module without storage says nothing about the device: its mechanism is wherever things are made."""
+    """On the device and in the dtype of the module; a module without storage has no device, and its mechanism stays on the default one."""
     weight = next(module.parameters(), None)
     if weight is None:
         return mechanism

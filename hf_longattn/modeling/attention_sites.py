@@ -19,7 +19,7 @@ from .family import AttentionNames, attention_names
 ON = "long_attention"
 """The attribute of an attention module that holds its mechanism, or, where it serves several layers, theirs by number."""
 CROSS_MECHANISM = "full"
-"""Queries and keys of cross-attention come from different sequences, so that nearness between them means nothing."""
+"""Queries and keys of cross-attention come from different sequences, so distances between them mean nothing."""
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """What cross-attention is called."""
 SERVED = "layers_served"
@@ -30,7 +30,7 @@ SERVED = "layers_served"
 class AttentionSite:
     """The attention of one layer: its module, the layer's place in its stack, and whether it attends to another sequence.
 
-    shared: whether the module serves other layers as well, each of which is a site of its own.
+    shared: whether the module serves other layers as well, each with its own site.
     """
 
     name: str
@@ -51,12 +51,12 @@ class AttentionSite:
 
     @property
     def mechanism(self) -> nn.Module:
-        """What stands there."""
+        """The mechanism of this layer."""
         owner, name = self._place
         return getattr(owner, name)
 
     def put(self, mechanism: nn.Module) -> None:
-        """Put a mechanism there, in place of what stands there."""
+        """Set the mechanism of this layer, replacing the present one."""
         if self.shared and not isinstance(getattr(self.module, ON, None), nn.ModuleDict):
             setattr(self.module, ON, nn.ModuleDict())
         setattr(*self._place, mechanism)
@@ -103,7 +103,7 @@ SEPARATE = {
 }
 OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
 BESIDE = "output.dense"
-"""BERT and its kin keep the output projection beside the attention module, not in it."""
+"""BERT-like models keep the output projection next to the attention module, not in it."""
 
 Part = Callable[[Tensor], Tensor]
 
@@ -208,14 +208,14 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's own parameter that it begins as, for ``Mechanism.copies``."""
+    """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.copies``."""
     own = own_projections(attention)
     return {name: own[wanted] for name, wanted in copies.items() if wanted in own}
 
 
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
-    """Set the parameters of a mechanism that begin as copies of its layer's own, unless transformers has loaded them."""
+    """Initialise parameters of a mechanism with copies of its layer's, unless they were loaded."""
     for name, own in copied_parameters(attention, mechanism.copies).items():
         initialization.copy_(mechanism.get_parameter(name), own(attention.get_parameter(own.name)))
 

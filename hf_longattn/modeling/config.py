@@ -40,8 +40,8 @@ class LongConfig(_Base):
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
 
-    question_separator_id: in a model that answers questions, the token that stands between the question and the document. Every token
-        before the document is global then, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
+    question_separator_id: in a model that answers questions, the token between question and document. Every token before the
+        document is then global, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
         Conversion and ``longattn train qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
 
     extended_from: what the config of the short model said where this one differs, so that the way back is known
@@ -129,7 +129,7 @@ class LongConfig(_Base):
         )
 
     def _check_implementation(self) -> None:
-        """What was chosen before the mechanisms were, or changed, is checked with them."""
+        """Check an implementation that was set before the mechanisms were set or changed."""
         if not self._runs_mechanisms:
             setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
 
@@ -141,7 +141,7 @@ class LongConfig(_Base):
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
-        """What runs where nothing was chosen; ``None`` is Longformer's defaults, or the base's own windows where all layers have one."""
+        """The attention used if none is given; ``None`` is Longformer's defaults, or the base's own windows where all layers have one."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     def _unasked(self) -> LongAttentionConfig | Mapping[str, Any] | None:
@@ -171,7 +171,7 @@ class LongConfig(_Base):
     def layer_types(self) -> list[str]:
         """What ``DynamicCache(config)`` and ``StaticCache(config)`` build each layer's memory from.
 
-        Absent (``AttributeError``) where every layer keeps everything. A base that has layer types of its own keeps them under this
+        Absent (``AttributeError``) where every layer keeps everything. A base with its own layer types keeps them under this
         name, since its forward pass looks masks up by them; there and where the base has windows, caches find theirs in
         :meth:`get_text_config`.
         """
@@ -268,7 +268,7 @@ class LongEncoderConfig(LongConfig):
 class LongEncoderDecoderConfig(LongConfig):
     """Stands before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
 
-    long_attention: of the encoder's self-attention; of the decoder's where it stands alone (``LongBartForCausalLM``).
+    long_attention: of the encoder's self-attention; of the decoder's where there is no encoder (``LongBartForCausalLM``).
     decoder_long_attention: of the decoder's self-attention beside an encoder; ``None`` is full attention. Cross-attention is full.
     max_position_embeddings: tokens that the encoder takes.
     max_decoder_position_embeddings: tokens that the decoder takes; ``None`` is as many as the encoder. A config read from a folder of

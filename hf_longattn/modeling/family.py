@@ -24,9 +24,9 @@ class PositionTable:
     """A position table of the base architecture.
 
     pattern: regular expression that is found in the names of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
-    offset: how many leading rows are not positions (RoBERTa, BART: 2).
-    counted: whether the config's number counts those rows (RoBERTa) or adds them (BART).
-    added: whether the model itself adds them, so that ``position_ids`` begin with 0 (OPT).
+    offset: number of leading rows that are not positions (RoBERTa, BART: 2).
+    counted: whether the config's length includes those rows (RoBERTa) or not (BART).
+    added: whether the model adds them itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
     learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
     decoder: whether it is the decoder's, beside an encoder that has its own.
@@ -59,7 +59,7 @@ class PositionTable:
 
     @property
     def first_id(self) -> int:
-        """What ``position_ids`` begin with."""
+        """The first of the ``position_ids``."""
         return 0 if self.added else self.offset
 
     def matches(self, name: str) -> bool:
@@ -277,7 +277,7 @@ FAMILIES: Mapping[str, Family] = _Families()
 
 
 def family_with(name: str) -> Family | None:
-    """The family that has a public class called ``name``. Those that it begins with are asked first, so that no others are imported."""
+    """The family with a public class called ``name``. Families with a matching prefix are tried first, so that no others are imported."""
 
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

@@ -71,7 +71,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     model, found = load(_loading_class(base, attention), config)
     model.__class__ = base  # the class that loaded it adds no state
     own = {name: values.clone() for name, values in model.state_dict().items() if OWN in name}
-    enable_long_attention(model, attention)  # anew, since what mechanisms compute for themselves is in no file
+    enable_long_attention(model, attention)  # again, since buffers that mechanisms compute are not in the files
     shared = shared_parameters(model)
     lost = sorted(set(found["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
     if lost:
@@ -109,9 +109,9 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
-    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). A window of the model's
-    own gives way to the mechanism. The choice is not written into the model's config: call it again after loading. The decode cache
-    keeps every token; the Long classes have the bounded one. ``model.set_attn_implementation("sdpa")`` switches back.
+    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). The mechanism
+    replaces a sliding window of the model. The choice is not written into the model's config: call it again after loading. The decode
+    cache keeps every token, unlike that of the Long classes. ``model.set_attn_implementation("sdpa")`` switches back.
 
     Args:
         model: any model of transformers.
@@ -135,7 +135,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
     if shared := shared_parameters(model):
         model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
     for submodel in [module for module in model.modules() if isinstance(module, PreTrainedModel)]:
-        submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have configs of their own
+        submodel.set_attn_implementation(BACKEND)  # an encoder and a decoder may have separate configs
     deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
     if deaf:
         raise BackendError(

@@ -42,7 +42,7 @@ class LongAttentionMixin(ModelHooks, _Base):
 
     family: ClassVar[Family]
     hands_globals_down: ClassVar[bool] = True
-    """Whether the base's heads and layers hand keyword arguments down to attention, as a global mask needs."""
+    """Whether the base's heads and layers pass keyword arguments on to attention, as a global mask requires."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -77,12 +77,12 @@ class LongAttentionMixin(ModelHooks, _Base):
             load_module("hub", "trainer_card").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
 
     def _refuse_globals(self) -> None:
-        """Mechanisms with global tokens have no place in models whose layers cannot be told of them."""
+        """Refuse mechanisms with global tokens in models that cannot pass a global mask to their layers."""
         attention = self.config.long_attention
         names = {attention.for_layer(layer)[0] for layer in range(self.config.num_hidden_layers)} if not self.hands_globals_down else set()
         if found := sorted(name for name in names if mechanism_class(name).takes_globals):
             raise OptionError(
-                f"{type(self).__name__} cannot hand global tokens to its attention, which mechanism {found[0]!r} is about; "
+                f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {found[0]!r} needs; "
                 "choose one without, for example mechanism='nystrom' or 'window'."
             )
 
@@ -105,10 +105,10 @@ class LongAttentionMixin(ModelHooks, _Base):
             missing_keys |= begun
 
     def adapt(self) -> None:
-        """Called once when an instance of the base has become one of ours: what its ``__init__`` would have done otherwise."""
+        """Called once when an instance of the base has become a Long model, for what its ``__init__`` has not done."""
 
     def equip(self) -> None:
-        """Called once when the mechanisms are attached: what a model with these needs besides."""
+        """Called once when the mechanisms are attached, for what else the model needs."""
 
     def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         """What runs in place of ``base_forward`` on these arguments, which are checked and completed in ``kwargs``."""
@@ -171,11 +171,11 @@ class LongAttentionMixin(ModelHooks, _Base):
 
         Each call sees what the mechanisms of its layers reach of the calls before (``transformer_xl``: the last ``memory_length`` tokens
         before the segment; ``infini`` and linear mechanisms: their state; ``recurrent_memory``: its memory tokens), without gradients.
-        ``attention_mask (B, n)`` is that of the new tokens, and rows of ``memory_reset (B,)`` begin a new document.
+        ``attention_mask (B, n)`` is that of the new tokens, and rows of ``memory_reset (B,)`` start a new document.
 
         Args:
-            positions: ``"continue"`` counts a document's tokens through all its segments, ``"restart"`` begins anew in each call; by
-                default rotary positions continue and a position table, which would come to its end, begins anew.
+            positions: ``"continue"`` counts a document's tokens through all its segments, ``"restart"`` starts from 0 in each call; by
+                default rotary positions continue and those of a position table, which is finite, restart.
 
         Raises:
             MemoryMismatchError: the model is an encoder without memory tokens, or runs another attention implementation.
@@ -188,14 +188,14 @@ class LongAttentionMixin(ModelHooks, _Base):
 
 
 class LongGenerationMixin(_Base):
-    """Stands before the other mixins in models that generate."""
+    """Comes before the other mixins in models that generate."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Tokens that are global by their ids are found here, where the whole text is at hand and not only its last token.
+        """Tokens that are global by their ids are found here, where the whole text is available and not only its last token.
 
-        ``inputs_embeds`` stands in the signature because ``generate`` looks for it there.
+        ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
         rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
         if rule is not None and kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
@@ -208,7 +208,7 @@ __all__ = ["LongAttentionMixin", "LongGenerationMixin"]
 
 
 class LongBaseModelMixin(LongAttentionMixin):
-    """Comes before the base model, with or without a head the one that is given the input: it checks and completes what it is given."""
+    """Comes before the base model, which receives the input with or without a head: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
 
@@ -303,19 +303,19 @@ class LongBaseModelMixin(LongAttentionMixin):
         if self.recursion is not None or self.config.is_encoder_decoder or not self.hands_globals_down:
             which = "runs in segments with memory tokens" if self.recursion is not None else "cannot tell its attention where each starts"
             return (
-                f"Several documents are packed into one row, but {type(self).__name__} {which}; give each document a row of its own "
+                f"Several documents are packed into one row, but {type(self).__name__} {which}; give each document its own row "
                 "with padding."
             )
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
             return (
                 "Several documents are packed into one row, but with a cache nothing keeps them apart; "
-                "pass use_cache=False, or give each document a row of its own with padding."
+                "pass use_cache=False, or give each document its own row with padding."
             )
         takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
         if self.position_table is not None and kwargs.get("position_ids") is None and not takes_positions:
             return (
                 f"Several documents are packed into one row, but {type(self).__name__} takes no position_ids that could restart with each; "
-                "give each document a row of its own with padding."
+                "give each document its own row with padding."
             )
         return None
 
@@ -326,7 +326,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if not causal:
             return (
                 "Several documents are packed into one row (position_ids restart in it), but nothing keeps them apart in a compiled "
-                "encoder; call it without torch.compile, or give each document a row of its own with padding."
+                "encoder; call it without torch.compile, or give each document its own row with padding."
             )
         for mechanism in self.modules():
             if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
@@ -334,13 +334,13 @@ class LongBaseModelMixin(LongAttentionMixin):
         if getattr(self.config, "use_cache", False) if use_cache is None else use_cache:
             return (
                 "Several documents are packed into one row (position_ids restart in it), but with a cache nothing keeps them apart; "
-                "pass use_cache=False, or give each document a row of its own with padding."
+                "pass use_cache=False, or give each document its own row with padding."
             )
         return None
 
     def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """While it is compiled, a causal model without attention_mask prepares for packed sequences with an N×N mask; without
-        position_ids there are none, and a mask of ones says so."""
+        position_ids there are none, as a mask of ones tells it."""
         tokens = args[0] if args else kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if len(args) <= 1 and kwargs.get("past_key_values") is None and isinstance(tokens, Tensor):
@@ -383,7 +383,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         **kwargs: Any,
     ) -> Any:
         if global_attention_mask is not None and not self.hands_globals_down:
-            raise MaskError(f"{type(self).__name__} has no way to hand a global_attention_mask to its attention; leave it out.")
+            raise MaskError(f"{type(self).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
         if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
             several = global_attention_mask.dim() == 3
             kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
@@ -392,7 +392,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         if memory is not None:
             return run_with_memory(self, forward, args, kwargs, memory, memory_reset)
         if memory_reset is not None:
-            raise MemoryMismatchError("memory_reset says which rows begin anew, but no memory was given; pass memory=model.new_memory().")
+            raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
         outputs = self.prepared(base_forward, args, kwargs)(self, *args, **kwargs)
         return with_auxiliary_loss(self, outputs, kwargs) if self.training and attention_implementation(self.config) == BACKEND else outputs
 

@@ -48,11 +48,11 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
         )
     if any(isinstance(module, MemoryTokens) for module in model.modules()):
         if positions is not None:
-            raise OptionError("Positions begin anew in every segment where memory tokens pass between them; leave positions out.")
+            raise OptionError("Positions restart in every segment of a model with memory tokens; leave positions out.")
         return TokenMemory()
     if model.config.is_encoder_decoder or not all(site.module.is_causal and not site.cross for site in attention_sites(model)):
         raise MemoryMismatchError(
-            f"{type(model).__name__} is no decoder, and only what comes before a token can be remembered for it; "
+            f"{type(model).__name__} is not a decoder, and a memory holds past tokens only; "
             "use a decoder, or memory tokens (recurrent_memory) in an encoder."
         )
     if positions not in (None, *POSITIONS):
@@ -65,10 +65,10 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
     if not isinstance(memory, SegmentMemory):
         raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
     if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
-        raise MemoryMismatchError("The memory is that of another kind of model; begin anew with memory=model.new_memory().")
+        raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
     given = _named(forward, model, args, kwargs)
     if given.get("past_key_values") is not None:
-        raise MemoryMismatchError("Both memory and past_key_values were given, and each holds what came before; leave one of them out.")
+        raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
     ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
     tokens: Tensor = ids if ids is not None else embeddings  # type: ignore[assignment]
     following = memory.begin(tokens.shape[0], reset)
@@ -151,7 +151,7 @@ def _real(mask: Any, tokens: Tensor) -> Tensor:
 def _refuse_checkpointing(model: Any) -> None:
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise MemoryMismatchError(
-            "Gradient checkpointing runs every layer without what it remembers; call model.gradient_checkpointing_disable() to train "
+            "Gradient checkpointing runs every layer again without its memory; call model.gradient_checkpointing_disable() to train "
             "with a memory."
         )
 
@@ -239,7 +239,7 @@ class Text:
         """
         others = dict(arguments)
         ids, embeddings, mask = (others.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        others.pop("position_ids", None)  # they begin anew in each segment
+        others.pop("position_ids", None)  # they restart in each segment
         if others.get("output_attentions") or (others.get("output_attentions") is None and model.config.output_attentions):
             raise OptionError(
                 "Attentions were asked for, but the model runs over one segment after the other and has none between them; "
@@ -262,7 +262,7 @@ class Text:
         return Text(_turned(self.embeddings, start), _turned(self.real, start), along, self.others)
 
     def piece(self, where: slice, *, after_first: bool) -> Text:
-        """A part of it, behind its first token where that is to stand in front of every part."""
+        """A slice of it, after its first token if every slice starts with that."""
 
         def cut(x: Tensor) -> Tensor:
             return torch.cat([x[:, :1], x[:, where]], 1) if after_first else x[:, where]
@@ -277,7 +277,7 @@ def run_segments(
 
     Args:
         memory: ``(B, M, d)``, what the first segment reads.
-        causal: whether memory tokens to write stand behind each segment.
+        causal: whether memory tokens to write follow each segment.
         remember: whether the memory after the last segment is wanted.
     Returns:
         The outputs, as for the whole text, and the memory ``(B, M, d)``: of each row, after its last segment that has a real token.
@@ -312,10 +312,10 @@ def _pieces(text: Text, size: int, causal: bool) -> list[Text]:
 
 def _segment(forward: Forward, piece: Text, memory: Tensor, *, write: bool) -> Any:
     """The base's outputs for one segment with its memory tokens."""
-    behind = memory.shape[1] if write else 0
-    embeddings = torch.cat([memory, piece.embeddings, memory[:, :behind]], 1)
-    mask = torch.nn.functional.pad(piece.real.long(), (memory.shape[1], behind), value=1)
-    along = {name: torch.nn.functional.pad(value, (memory.shape[1], behind)) for name, value in piece.along.items()}
+    written = memory.shape[1] if write else 0
+    embeddings = torch.cat([memory, piece.embeddings, memory[:, :written]], 1)
+    mask = torch.nn.functional.pad(piece.real.long(), (memory.shape[1], written), value=1)
+    along = {name: torch.nn.functional.pad(value, (memory.shape[1], written)) for name, value in piece.along.items()}
     others = {**piece.others, "return_dict": True, "use_cache": False}
     return forward(inputs_embeds=embeddings, attention_mask=mask, **along, **others)
 
@@ -382,7 +382,7 @@ class SegmentDecoder:
             text.others.pop(name, None)
 
     def run(self, memory: Tensor) -> Any:
-        """The base's outputs for all tokens of the text; ``memory (B, M, d)`` is what a text without a past begins with."""
+        """The base's outputs for all tokens of the text; ``memory (B, M, d)`` is the memory at the start of a text."""
         rows = self._load(memory)
         embeddings, real = self.text.embeddings, self.text.real
         length = real.shape[1]
@@ -411,10 +411,10 @@ class SegmentDecoder:
         return out
 
     def _forward(self, rows: _Rows, embeddings: Tensor, real: Tensor, there: Tensor, along: dict[str, Tensor]) -> Any:
-        """Run tokens ``(B, n)`` behind those in the slots, of which ``there`` take a slot. Rows without a real one take no part."""
+        """Run tokens ``(B, n)`` after those in the slots; those in ``there`` take a slot. Rows without a real token are ignored."""
         used, count = int((rows.filled * real.any(1)).max()), embeddings.shape[1]
         inner = DynamicCache()
-        # What a row has taken stands right before its new tokens, so that distances between columns are those between tokens.
+        # The filled slots of a row come right before its new tokens, so that distances between columns are those between tokens.
         columns = torch.arange(used, device=real.device) - (used - rows.filled)[:, None]
         for layer, (keys, values) in enumerate(zip(rows.keys, rows.values, strict=True)) if used else ():
             inner.update(_take(keys, columns), _take(values, columns), layer)
@@ -474,7 +474,7 @@ class SegmentDecoder:
             keys, values = ([state[name] for state in states if state is not None] for name in ("keys", "values"))
             return _Rows(keys, values, **own)
         real = torch.zeros(batch, self.slots, dtype=torch.bool, device=memory.device)
-        # No key has come yet: shapes and dtypes are known when the first token has run.
+        # There are no keys yet: shapes and dtypes are known when the first token has run.
         empty = memory.new_zeros(batch, 0, self.slots, 0)
         filled = torch.zeros(batch, dtype=torch.long, device=memory.device)
         return _Rows([empty] * len(layers), [empty] * len(layers), real, filled, memory)
@@ -491,7 +491,7 @@ class SegmentDecoder:
 
 
 def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """Write ``new (B, H, n, D)`` into the slots ``(B, n)`` of ``old (B, H, C, D)``; slot C takes what is not kept."""
+    """Write ``new (B, H, n, D)`` into the slots ``(B, n)`` of ``old (B, H, C, D)``; slot C takes what is dropped."""
     old = _shaped(old, new)
     room = torch.cat([old, old.new_zeros(*old.shape[:2], 1, old.shape[3])], 2)
     return room.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
@@ -503,5 +503,5 @@ def _take(x: Tensor, slots: Tensor) -> Tensor:
 
 
 def _shaped(old: Tensor, new: Tensor) -> Tensor:
-    """``old`` slots, or empty ones of the heads and widths of ``new`` where no key has come yet."""
+    """``old`` slots, or empty ones of the heads and widths of ``new`` where there are no keys yet."""
     return old if old.shape[1] else new.new_zeros(old.shape[0], new.shape[1], old.shape[2], new.shape[3])

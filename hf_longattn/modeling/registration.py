@@ -1,11 +1,11 @@
-"""Enter the backend, configs, models and tokenizers into transformers' own tables, and what adapters are put on into peft's, when those
-come into being.
+"""Enter the backend, configs, models and tokenizers into transformers' tables, and the modules to adapt into peft's.
 
-``import hf_longattn`` must stay cheap, and transformers imports torch and its models only when they are asked for. So nothing is
-imported for the sake of registering: each entry is made at the end of the import of the table it belongs to (at once, where that has
-happened already), and it consists of names. transformers keeps names itself (``"bert": "BertModel"``) and imports the class on first
-use from the module noted for the model type; for ``"long_bert"`` that is :mod:`hf_longattn.families`. Entering classes instead would
-import transformers' models in the middle of its own imports, and go in a circle.
+``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
+and ``AutoModel.register`` take classes, which would import both. So names are entered instead: transformers keeps names itself
+(``"bert": "BertModel"``) and imports the class on first use from the module noted for the model type, for ``"long_bert"``
+:mod:`hf_longattn.families`. These tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the
+module that defines it is imported: an entry in ``sys.meta_path`` wraps the loader of the five modules in :data:`TABLES` for that, and of no
+others; modules that are imported already are filled at once. Nothing of transformers is replaced.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _enter(table: Any, module: ModuleType, prefix: str) -> None:
 
 
 def _first_word(config: str) -> str:
-    """With which the base's own classes begin: ``"Qwen2Config"`` -> ``"Qwen2"``, whose table of heads also names one of another model."""
+    """The prefix of the base's class names: ``"Qwen2Config"`` -> ``"Qwen2"``, whose table of heads also has one of another model."""
     return re.findall("[A-Z]+[a-z0-9]*", config.removesuffix("Config"))[0]
 
 
@@ -76,7 +76,7 @@ def register_attention() -> None:
 
 
 def register_adapters() -> None:
-    """Every recipe of peft chooses for a Long model the modules that it chooses for the base."""
+    """Every method of peft adapts the same modules in a Long model as in its base."""
     for table in target_module_tables(sys.modules["peft.utils.constants"]):
         for base in family_names(table):
             table.setdefault(f"long_{base}", table[base])
@@ -92,7 +92,7 @@ TABLES: dict[str, Callable[[], None]] = {
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds the modules of ``TABLES`` where they are, and has them call their entry once they have been executed."""
+    """Calls the function in ``TABLES`` right after a module named there has been executed; finding it is left to Python."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
         if name not in TABLES:
@@ -111,7 +111,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Make every entry, now or when its table is imported. ``import hf_longattn`` does it; doing it again changes nothing."""
+    """Fill every table, now or when it is imported. ``import hf_longattn`` does it; doing it again changes nothing."""
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())

@@ -1,4 +1,4 @@
-"""Sliding windows that a base has of its own, and what becomes of them.
+"""Sliding windows of the base, and which layers keep them.
 
 Mistral and Phi-3 may look back a window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, which their ``layer_types``
 name. A layer of the latter keeps its window unless ``long_attention`` names that layer (or mechanisms that all layers take in turn): the
@@ -50,7 +50,7 @@ def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, win
 
 
 def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) -> bool:
-    """Whether a layer attends to what it attended to in the base, at any length."""
+    """Whether a layer attends to the same keys as in the base, at any length."""
     name, options = attention.for_layer(layer)
     return width is not None and {"mechanism": name, **options} == _kept(width)
 

@@ -58,7 +58,7 @@ def takes_globals(model: nn.Module) -> bool:
 
 def question_separator(tokenizer: Any) -> int | None:
     """The special token that ``tokenizer`` puts between a question and a document; ``None`` where it puts none by which the document's
-    beginning could be told (GPT-2, Llama).
+    start could be found (GPT-2, Llama).
 
     Args:
         tokenizer: of transformers; the question is the first of the two texts.
@@ -92,7 +92,7 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
     """The ``global_attention_mask (B, N)`` of a forward pass that was given none; of every one of its ``documents (B, N)`` alone.
 
     Raises:
-        MaskError: the ids, or those of the tokens in the cache, are not at hand.
+        MaskError: the ids, or those of the tokens in the cache, are not known.
     """
     ids = args[0] if args else kwargs.get("input_ids")
     if not isinstance(ids, Tensor):
@@ -103,7 +103,7 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
     past = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if past is not None and not torch.compiler.is_compiling() and int(past.get_seq_length()) > 0:
         raise MaskError(
-            "Tokens are global by their ids here, but the ids of the tokens in the cache are not at hand; "
+            "Tokens are global by their ids here, but the ids of the tokens in the cache are not known; "
             "pass global_attention_mask (batch, tokens seen so far) with 1 for global tokens."
         )
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
@@ -122,12 +122,12 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _warn_of_order(question: Tensor, real: Tensor) -> None:
-    """A first text that is long, and longer than the second, is hardly the question."""
+    """Warn if the first text is long, and longer than the second: it is probably not the question."""
     if question.shape[-1] <= LONGEST_QUESTION:
         return
     counts = question.sum(-1)
     if bool(((counts > LONGEST_QUESTION) & (2 * counts > real.sum(-1))).any()):
         logger.warning_once(
-            "The first of the two texts is taken for the question, whose tokens are all global, but it is longer than the document; "
+            "The first of the two texts is taken as the question, whose tokens are all global, but it is longer than the document; "
             "call tokenizer(question, document), or pass global_attention_mask (batch, tokens) with 1 for global tokens."
         )

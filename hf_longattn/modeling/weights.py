@@ -60,7 +60,7 @@ class ExtendPositions(Unchanged):
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
-    """Zeros in the position tables of a new model that does without them."""
+    """Zero the position tables of a new model that does not use them."""
     if model.config.position_extension in DROPPED:
         for name, parameter in model.named_parameters():
             if family.table(name) is not None:
@@ -91,7 +91,7 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
 
 
 def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
-    """A head whose base class stores tensors under names of its own (GPT-NeoX: ``embed_out`` for ``lm_head``) does so as well."""
+    """A head whose base class stores tensors under other names (GPT-NeoX: ``embed_out`` for ``lm_head``) does so as well."""
     inherited = get_checkpoint_conversion_mapping(base_class.__name__)
     if inherited:
         register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
@@ -133,7 +133,7 @@ def give_values(module: nn.Module) -> None:
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
-    """What is initialised in place of a loaded tensor, and thrown away."""
+    """A tensor that is initialised in place of a loaded one, and discarded."""
     if not isinstance(tensor, nn.Parameter):
         return torch.empty_like(tensor)
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one

@@ -118,7 +118,7 @@ def test_refusals() -> None:
     for options in ({"global_token_ids": (-1,)}, {"separator_token_id": -5}):
         with pytest.raises(OptionError, match="token ids count from 0"):
             build_mechanism("longformer", num_heads=2, head_dim=4, **options)
-    for base, match in (("llama", "rotated by their positions"),):
+    for base, match in (("llama", "rotated by position"),):
         config = families.FAMILIES[base].config_class(**SIZES, num_key_value_heads=2, long_attention=SEPARATE)
         with pytest.raises(OptionError, match=match):
             families.FAMILIES[base].model_class("LlamaModel")(config)

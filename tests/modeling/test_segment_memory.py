@@ -147,7 +147,7 @@ def test_bad_input_is_a_sentence() -> None:
         longer(tokens(3, 32), memory=memory)
     with pytest.raises(MemoryMismatchError, match="one flag for each row"):
         longer(ids, memory=memory, memory_reset=torch.zeros(3))
-    with pytest.raises(MemoryMismatchError, match="no memory was given"):
+    with pytest.raises(MemoryMismatchError, match="without a memory"):
         longer(ids, memory_reset=torch.zeros(2))
     with pytest.raises(MemoryMismatchError, match="Both memory and past_key_values"):
         longer(ids, memory=memory, past_key_values=longer(ids, use_cache=True).past_key_values)
@@ -157,7 +157,7 @@ def test_bad_input_is_a_sentence() -> None:
         longer(ids, memory=memory, attention_mask=torch.ones(2, 64))
     with pytest.raises(OptionError, match="positions is 'absolute'"):
         longer.new_memory("absolute")
-    with pytest.raises(MemoryMismatchError, match="is no decoder"):
+    with pytest.raises(MemoryMismatchError, match="is not a decoder"):
         long_like(plain_model("bert"), "bert", {"mechanism": "window"}).new_memory()
     longer.transformer.gradient_checkpointing = True
     with pytest.raises(MemoryMismatchError, match="Gradient checkpointing"):

@@ -93,7 +93,7 @@ def test_the_default_is_a_window(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
-@pytest.mark.parametrize(("mechanism", "sentence"), [("longformer", "cannot hand global tokens"), ("performer", "has no scores")])
+@pytest.mark.parametrize(("mechanism", "sentence"), [("longformer", "cannot pass global tokens"), ("performer", "has no scores")])
 @pytest.mark.parametrize(("base", "head"), BASE_MODELS)
 def test_what_they_cannot_do_is_refused(base: str, head: str, mechanism: str, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):

@@ -109,12 +109,12 @@ def test_another_mechanism_drops_the_convolution(nystromformer: Callable[..., Pa
 
 def test_global_tokens_are_refused(nystromformer: Callable[..., Path], tmp_path: Path) -> None:
     source = nystromformer("ForMaskedLM")
-    with pytest.raises(OptionError, match="cannot hand global tokens to its attention"):
+    with pytest.raises(OptionError, match="cannot pass global tokens to its attention"):
         convert_checkpoint(source, tmp_path / "other", mechanism="longformer", window=32)
     convert_checkpoint(source, tmp_path / "ours", verify=False)
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours")
     ids = torch.randint(5, 200, (1, LENGTH))
-    with pytest.raises(MaskError, match="no way to hand a global_attention_mask"):
+    with pytest.raises(MaskError, match="cannot pass a global_attention_mask"):
         model(ids, global_attention_mask=torch.ones_like(ids))
 
 
