@@ -59,15 +59,15 @@ def test_a_mechanism_that_claims_to_be_exact_and_is_not_is_found(built: Built, t
 
 
 def test_a_mechanism_that_looks_at_padding_is_found(built: Built, tmp_path: Path) -> None:
-    def forward(self: Window, q: Any, k: Any, v: Any, *, padding_mask: Any = None, **arguments: Any) -> Any:
-        return Window.forward(self, q, k, v, **arguments)
+    def forward(self: Window, q: Any, k: Any, v: Any, call: Any) -> Any:
+        return Window.forward(self, q, k, v, call.with_mask(None))
 
     refused(built("BertModel"), tmp_path, "padded to 200", mechanism=broken("careless", forward=forward))
 
 
 def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> None:
-    def forward(self: Window, q: Any, k: Any, v: Any, **arguments: Any) -> Any:
-        out = Window.forward(self, q, k, v, **arguments)
+    def forward(self: Window, q: Any, k: Any, v: Any, call: Any) -> Any:
+        out = Window.forward(self, q, k, v, call)
         return out / 0 if k.shape[2] > LENGTH else out
 
     refused(built("BertModel"), tmp_path, "are not finite", mechanism=broken("infinite", forward=forward))
