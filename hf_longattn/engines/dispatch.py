@@ -36,7 +36,7 @@ CALL = AttentionCall()
 """For choices that no part of a call enters."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Facts:
     """What a choice depends on."""
 
@@ -59,6 +59,8 @@ class Facts:
     """The mechanism draws or learns something once per call."""
     alone: bool = False
     """Every sequence is to be run alone."""
+    trims: bool = False
+    """The engine cuts the outer padding off every row by itself."""
 
     @property
     def few_pairs(self) -> Any:
@@ -174,6 +176,8 @@ def _no_split(facts: Facts) -> str | None:
         return None
     if facts.device != "cpu":
         return "one call serves all rows of a batch on this device"
+    if facts.trims and not facts.call.dropout and _no_mask(facts) is None:
+        return "the band engine cuts padding off every row by itself"
     return None if facts.q_len * facts.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
 
 

@@ -83,6 +83,8 @@ class Mechanism(nn.Module, ABC):
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts, as blocks, columns and counted positions do; otherwise a key mask is all that
     left padding needs."""
+    trims_padding: bool = False
+    """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
     whole_batch: bool = False
     """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
@@ -178,6 +180,7 @@ class Mechanism(nn.Module, ABC):
         if batch is None or not (self.ignores_padding or batch.documents is not None):
             return run(q, k, v, call)
         facts = Facts(q.device.type, q.shape[2], k.shape[2], call, by_position=self.position_dependent, together=together, alone=alone)
+        facts.trims = self.trims_padding
         return aligned(run, q, k, v, call, choose("rows", facts))
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

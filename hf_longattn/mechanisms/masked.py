@@ -102,6 +102,10 @@ class SparseMechanism(MaskedMechanism):
     def position_dependent(self) -> bool:  # type: ignore[override]
         return self.pattern(self.causal is not False).has_globals
 
+    @property
+    def trims_padding(self) -> bool:  # type: ignore[override]
+        return self.pattern(self.causal is not False).bounded
+
     @abstractmethod
     def pattern(self, causal: bool) -> Pattern:
         """How the engine visits the visible keys."""
