@@ -83,14 +83,14 @@ def test_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int
 @pytest.mark.parametrize("length", [1, 2, 7, 20])
 @pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
 def test_pairs_counts_what_is_visible(options: dict, length: int, causal: bool) -> None:
-    mechanism = build_mechanism("window" if options else "full", num_heads=2, head_dim=4, **options)
+    mechanism = build_mechanism("window" if options else "full", num_heads=1, head_dim=4, **options)
     seen = visible(mechanism, length, causal)
     assert mechanism.pairs(length, causal) == seen.expand(1, 1, length, length).sum()
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_global_tokens_are_counted_from_above_and_never_beyond_full_attention(causal: bool) -> None:
-    mechanism = build_mechanism("longformer", num_heads=2, head_dim=4, window=4, global_tokens=(0, 30))
+    mechanism = build_mechanism("longformer", num_heads=1, head_dim=4, window=4, global_tokens=(0, 30))
     seen = visible(mechanism, 64, causal)
     exact = int(seen.expand(1, 1, 64, 64).sum())
     assert exact <= mechanism.pairs(64, causal) <= exact + 2 * 2 * 5 + 64
