@@ -145,7 +145,7 @@ def cpu_block_selected(
         q, k, v: ``(B, H, N, D)``.
         key_mask: ``(B, N)`` bool, True = real token, or None.
         chosen: ``(B, H, N, K)`` int64, blocks besides the own one, none twice; -1 is none.
-        causal: leave out the keys behind the query of its own block.
+        causal: no keys after the query in its own block.
     Returns:
         output ``(B, H, N, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, N)``, 0 where a query
         sees nothing.

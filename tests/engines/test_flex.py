@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask
 
-from hf_longattn.engines import flex
+from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn.engines import dispatch, flex
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
 from hf_longattn.engines.pattern import GatherTile, Pattern, rows_of
 from hf_longattn.engines.plain import blockwise_attention, plain_gathered
+from hf_longattn.mechanisms.registry import mechanism_class
 
 
 def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
@@ -276,3 +278,32 @@ def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
     assert flex.kept_band_block_mask(PATTERN, 384, 384, None, torch.device("cpu")) is mask
     assert flex.kept_block_lists(part, 256, 256) is found
     assert not any(x.is_inference() for x in (*found[1], *(x for x in vars(mask).values() if isinstance(x, torch.Tensor))))
+
+
+@pytest.fixture
+def paths_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dispatcher's table without the CPU's paths, and with those for CUDA on every device."""
+    monkeypatch.setattr(dispatch, "_not_on", lambda device, facts: None)
+    for kind, paths in dispatch.PATHS.items():
+        monkeypatch.setitem(dispatch.PATHS, kind, tuple(path for path in paths if not path[0].startswith("cpu")))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("paths_for_cuda")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine)])
+def test_mechanisms_on_the_paths_for_cuda(name: str, causal: bool) -> None:
+    """In one whole graph, too: nothing there may depend on how many tokens are global."""
+    options = {"window": 64} if "window" in mechanism_class(name).sample else mechanism_class(name).sample
+    module = build_mechanism(name, num_heads=2, head_dim=16, **options).eval()
+    q, k, v = inputs(300)
+    mask = torch.arange(300) < torch.tensor([[300], [250]])
+    # lsg looks at how many tokens are global, on every device: with a mask of them it is no whole graph.
+    tokens = torch.arange(300).expand(2, -1) % 97 == 3 if module.takes_globals and name != "lsg" else None
+    call = AttentionCall(causal, Batch.of(mask), tokens)
+    expected = module.attend_exactly(q, k, v, call) * mask[:, None, :, None]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for run in (module.attend, torch.compile(module.attend, backend="aot_eager", fullgraph=True)):
+            torch.testing.assert_close(run(q, k, v, call).double() * mask[:, None, :, None], expected, atol=1e-5, rtol=0)
