@@ -199,6 +199,14 @@ def _without_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class PlainFamily(Family):
+    """An architecture without Long classes, which is not registered."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class GenericArchitecture(Architecture):
     """A class of transformers that keeps its name, its config and its weights."""
 
@@ -238,7 +246,7 @@ def generic_architecture(source: Source) -> GenericArchitecture:
         config = AutoConfig.for_model(**dict(source.config))
     except Exception as error:  # config classes raise any type of error
         raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
-    return GenericArchitecture(Family(type(config)), config, base.__name__, base.__name__)
+    return GenericArchitecture(PlainFamily(type(config)), config, base.__name__, base.__name__)
 
 
 def generic_hint(source: Source) -> str:
