@@ -171,7 +171,7 @@ def _no_split(facts: Facts) -> str | None:
     if in_graph():
         return "a graph does not know where sequences start"
     if facts.together:
-        return "the mechanism draws or learns something once per call"
+        return "the mechanism draws or learns something once per call, or its queries belong to another sequence"
     if facts.alone or (facts.by_position and facts.q_len < facts.kv_len):  # rolling would copy all keys for a few queries
         return None
     if facts.device != "cpu":

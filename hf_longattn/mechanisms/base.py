@@ -85,6 +85,9 @@ class Mechanism(nn.Module, ABC):
     left padding needs."""
     trims_padding: bool = False
     """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
+    crosses: bool = False
+    """Whether the queries belong to another sequence than the keys: set on the mechanism of a cross-attention module, whose rows are not
+    cut where the keys have padding."""
     whole_batch: bool = False
     """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
@@ -179,6 +182,7 @@ class Mechanism(nn.Module, ABC):
         batch = call.batch
         if batch is None or not (self.ignores_padding or batch.documents is not None):
             return run(q, k, v, call)
+        together, alone = together or self.crosses, alone and not self.crosses
         facts = Facts(q.device.type, q.shape[2], k.shape[2], call, by_position=self.position_dependent, together=together, alone=alone)
         facts.trims = self.trims_padding
         return aligned(run, q, k, v, call, choose("rows", facts))

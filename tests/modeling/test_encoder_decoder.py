@@ -16,6 +16,7 @@ import hf_longattn.families as families
 from hf_longattn.errors import MaskError, OptionError
 from tests.modeling.two_stacks import BASES, GENERATING, LONGFORMER, WINDOW, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, tokens
+from tools.small_models import Shape, small_values
 
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
 
@@ -185,3 +186,16 @@ class TestEveryBase:
             assert type(twin.encoder) is type(model.encoder)
             with torch.no_grad():
                 assert torch.equal(twin(**inputs_of()).last_hidden_state, model(**inputs_of()).last_hidden_state)
+
+
+def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
+    """Cross-attention with more pairs than one dense call takes: its queries are not the last of the keys' sequence."""
+    config = families.LongBartConfig(**small_values("bart", Shape(tokens=1024), pad_token_id=1), long_attention=WINDOW)
+    torch.manual_seed(0)
+    model = families.LongBartModel(config).eval()
+    ids, padding, decoded = torch.randint(5, 90, (1, 600)), torch.ones(1, 37, dtype=torch.long), torch.randint(5, 90, (1, 600))
+    mask = torch.cat([torch.ones_like(ids), torch.zeros_like(padding)], 1)
+    with torch.no_grad():
+        alone = model(input_ids=ids, decoder_input_ids=decoded).last_hidden_state
+        padded = model(input_ids=torch.cat([ids, padding], 1), attention_mask=mask, decoder_input_ids=decoded).last_hidden_state
+    torch.testing.assert_close(alone, padded, atol=1e-4, rtol=0)
