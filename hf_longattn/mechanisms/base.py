@@ -164,7 +164,7 @@ class Mechanism(nn.Module, ABC):
 
     def attend_exactly(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The same by the definition, in float64: :meth:`reference` on aligned sequences."""
-        return self._aligned(self.reference, q, k, v, call, alone=True)
+        return self._aligned(self.reference, q.double(), k.double(), v.double(), call, alone=True)
 
     def attend_as_defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The same by the definition in the inputs' dtype: :meth:`defined` on aligned sequences."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism, reference_attend
 from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.call import AttentionCall, aligned
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cpu_band import cpu_band
 from hf_longattn.engines.flex import flex_band
 from hf_longattn.engines.pattern import Pattern
@@ -52,7 +52,7 @@ def test_path_equals_the_definition(path, visited: str, causal: bool, length: in
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return path(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
 
-    out = aligned(run, q, k, v, call, by_position=module.position_dependent)
+    out = module._aligned(run, q, k, v, call)
     expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen, scaling=0.25)
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]

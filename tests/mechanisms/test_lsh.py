@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.errors import OptionError
 from tests.reference.small_models import pair, tokens
 
@@ -93,7 +94,7 @@ def test_duplicates_count_once_unless_they_are_to_count() -> None:
     once, often = (
         build_mechanism("lsh", num_heads=4, head_dim=16, count_duplicates=count, **{**OPTIONS, "num_buckets": 2}) for count in (False, True)
     )
-    times = often.multiplicity(q, k.repeat_interleave(2, 1), False, None)
+    times = often.multiplicity(q, k.repeat_interleave(2, 1), AttentionCall())
     assert times.max() == OPTIONS["num_hashes"]
     scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) / 4
     for module, factor in ((once, (times > 0).float()), (often, times.float())):

@@ -246,7 +246,7 @@ def test_a_model_without_a_long_class_keeps_them_apart_too() -> None:
 
 def test_models_that_cannot_pack_say_so() -> None:
     memory = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "recurrent_memory"})
-    with pytest.raises(MaskError, match="runs in segments with memory tokens; give each document a row"):
+    with pytest.raises(MaskError, match="runs in segments with memory tokens; give each document its own row"):
         memory(tokens(1, LENGTH), **packed("position_ids", True))
     prefix = torch.ones(60, 60, dtype=torch.bool).tril()
     prefix[:, :10] = True

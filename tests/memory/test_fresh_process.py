@@ -14,7 +14,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING
 
-from hf_longattn import attend, build_mechanism, list_mechanisms
+from hf_longattn import build_mechanism, list_mechanisms
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.memory import cache_layer, window_layer_type
 from tests.memory.test_kept_patterns import PATTERNS
@@ -62,7 +63,8 @@ def alone(name: str) -> bytes:
     built = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": 300, **mechanism_class(name).sample}).eval()
     q, k, v = torch.randn(3, 1, 4, 300, 16)
     with torch.no_grad():
-        return pickle.dumps((built, {"q": q, "k": k, "v": v, "causal": causal}, attend(q, k, v, built, causal=causal)))
+        call = AttentionCall(causal=causal)
+        return pickle.dumps((built, {"q": q, "k": k, "v": v, "call": call}, built(q, k, v, call)))
 
 
 def remembering() -> bytes:

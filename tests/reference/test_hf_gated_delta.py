@@ -44,7 +44,7 @@ def test_gates_from_hidden_states_are_those_of_qwen3_next() -> None:
     g = -module.log_a.exp() * torch.nn.functional.softplus(a + module.bias)
     swapped = [x.transpose(1, 2) for x in (q, k, v)]
     expected, _ = theirs.torch_recurrent_gated_delta_rule(*swapped, g=g, beta=b.sigmoid(), use_qk_l2norm_in_kernel=True)
-    torch.testing.assert_close(attend(q, k, v, module, hidden_states=hidden), expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attend(q, k, v, module, causal=True, hidden_states=hidden), expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
 
 
 def test_wider_keys_are_scaled_as_in_qwen3_next() -> None:
@@ -56,5 +56,5 @@ def test_wider_keys_are_scaled_as_in_qwen3_next() -> None:
     wide = [torch.nn.functional.silu(projection(x)) for projection, x in ((module.query_map, q), (module.key_map, k))]
     swapped = [x.transpose(1, 2) for x in (*wide, v, g, beta)]
     expected, _ = theirs.torch_recurrent_gated_delta_rule(*swapped[:3], g=swapped[3], beta=swapped[4], use_qk_l2norm_in_kernel=True)
-    torch.testing.assert_close(attend(q, k, v, module), expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(attend(q, k, v, module, scaling=0.5), expected.transpose(1, 2) * 0.5 * 4, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attend(q, k, v, module, causal=True), expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attend(q, k, v, module, causal=True, scaling=0.5), expected.transpose(1, 2) * 0.5 * 4, atol=1e-5, rtol=1e-4)

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-from hf_longattn import build_mechanism
+from hf_longattn import attend, build_mechanism
 from hf_longattn.conversion import convert_checkpoint
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -59,7 +59,7 @@ def _their_attention(theirs: Any, ours: Any, hidden: Tensor, real: Tensor, marke
 
 def _our_attention(theirs: Any, ours: Any, hidden: Tensor, real: Tensor, marked: Tensor) -> Tensor:
     q, k, v = (getattr(theirs, name)(hidden).unflatten(-1, (4, 12)).transpose(1, 2) for name in ("query", "key", "value"))
-    return ours(q, k, v, padding_mask=real, global_mask=marked, hidden_states=hidden).transpose(1, 2).flatten(2)
+    return attend(q, k, v, ours, padding_mask=real, global_mask=marked, hidden_states=hidden).transpose(1, 2).flatten(2)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
-from hf_longattn import build_mechanism
+from hf_longattn import attend, build_mechanism
 from hf_longattn.conversion import convert_checkpoint
 
 LENGTH = 256
@@ -62,7 +62,7 @@ def test_self_attention(landmarks: int, start: str, padded: bool) -> None:
             out = theirs(leaf, mask)[0]
         else:
             q, k, v = (getattr(theirs, name)(leaf).unflatten(-1, (4, 12)).transpose(1, 2) for name in ("query", "key", "value"))
-            out = ours(q, k, v, padding_mask=real if padded else None).transpose(1, 2).flatten(2)
+            out = attend(q, k, v, ours, padding_mask=real if padded else None).transpose(1, 2).flatten(2)
         out.sin().sum().backward()
         results.append((out, leaf.grad))
     for a, b in zip(*results, strict=True):

@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
         tmp_path / "blocks.gguf": "block_count=4294967295, which is more than its 21 tensors allow",
         tmp_path / "list.gguf": "not a whole GGUF file",
         tmp_path / "keys.gguf": "not a whole GGUF file",
-        tmp_path / "empty.gguf": "holds no tensors",
+        tmp_path / "empty.gguf": "holds only metadata and no tensors",
     }.items():
         with pytest.raises(CheckpointError, match=sentence):
             convert_checkpoint(file, tmp_path / "long", **ARGUMENTS)
