@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import transformers
 
 from tools import run_transformers_tests as suite
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE_OF_EACH = ["bert", "llama", "bart"]
 QUICK = (
     "test_attention_outputs", "test_batching_equivalence", "test_can_init_all_missing_weights", "test_config", "test_correct_missing_keys",
@@ -22,13 +20,13 @@ QUICK = (
 """Beginnings of the names of the tests that `make test` runs; the whole suite takes minutes for each family and is a slow test."""
 
 
-def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...] = ()) -> dict[str, dict]:
+def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...] = (), with_base: bool = False) -> dict[str, dict]:
     try:
         folder = suite.unpacked_sdist(suite.CACHE, transformers.__version__)
     except subprocess.CalledProcessError:
         pytest.skip(f"the sdist of transformers {transformers.__version__} is not in {suite.CACHE} and cannot be downloaded")
     report = folder_for_report / "report.xml"
-    suite.run(folder, suite.prepare(folder), families, False, 1, report, only)
+    suite.run(folder, suite.prepare(folder), families, with_base, 1, report, only)
     return suite.table(report)
 
 
@@ -41,7 +39,9 @@ def test_some_of_the_suite_on_an_encoder_a_decoder_and_both(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("family", suite.FAMILIES)
 def test_model_tester_mixin(family: str, tmp_path: Path) -> None:
-    result = result_of([family], tmp_path)[f"long_{family}"]
-    stored = json.loads((ROOT / "docs/results/model_tester.json").read_text(encoding="utf-8"))
-    assert result["failures"] == []
-    assert result["passed"] >= stored["families"][f"long_{family}"]["passed"]  # what is skipped without a reason is missed here
+    """Nothing fails, and what passes on the base passes, except for what is skipped with a reason."""
+    result = result_of([family], tmp_path, with_base=True)
+    ours = result[f"long_{family}"]
+    skipped = sum(count for reason, count in ours["skips"].items() if reason.startswith("skip list"))
+    assert ours["failures"] == []
+    assert ours["passed"] + skipped >= result[family]["passed"] > 50
