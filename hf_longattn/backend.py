@@ -8,7 +8,6 @@ nothing of size N×N is ever built.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -141,8 +140,11 @@ def longattn_attention_forward(
             hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
         )  # fmt: skip
         if cache.takes_over(mechanism, query, call):
-            with running(mechanism) if listening() else contextlib.nullcontext():
-                tell(Choice(f"cache of {cache.keeps}"))
+            if listening():
+                with running(mechanism):
+                    tell(Choice(f"cache of {cache.keeps}"))
+                    output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
+            else:
                 output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
     key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
