@@ -59,7 +59,7 @@ def longattn_mask(
     Returns:
         ``None`` when every token is real; the padding mask ``(B, tokens seen so far)`` bool, True = real; or ``(B, 1, Nq, Nk)`` bool
         where the model asks for more than padding and causality (packed sequences, prefix blocks), which costs N×N memory.
-        The window of a model's own sliding layers (``local_size``) is left out: the mechanism stands in its place.
+        The window of a model's own sliding layers (``local_size``) is left out: the mechanism replaces it.
     """
     if attention_mask is not None and attention_mask.dim() != 2:
         raise MaskError(
@@ -80,7 +80,7 @@ def longattn_mask(
         if attention_mask is None:
             return torch.ones(batch_size, total, dtype=torch.bool, device=kwargs.get("device"))
         return attention_mask[:, :total]
-    if attention_mask is None or (not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool(attention_mask.all())):
+    if attention_mask is None or (not in_graph() and bool(attention_mask.all())):
         return None
     return attention_mask
 
@@ -162,15 +162,15 @@ def longattn_attention_forward(
         batch=batch,
         global_mask=_global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
         scale=scaling,
+        dropout=dropout,
         score_mod=score_mod,
         hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
     )
-    own = call.replace(dropout=dropout)
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
-        own = own.replace(stopped=tuple(stopped) or (key, value))
+        call = call.replace(stopped=tuple(stopped) or (key, value))
     defined = torch.compiler.is_exporting() and mechanism.exports == "definition"
-    output = (mechanism.attend_as_defined if defined else mechanism.attend)(query, key, value, own)
-    weights = mechanism.weights(query, key, call) if _weights_wanted(kwargs) else None
+    output = (mechanism.attend_as_defined if defined else mechanism.attend)(query, key, value, call)
+    weights = mechanism.weights(query, key, call.replace(dropout=0.0, stopped=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
 
 
@@ -225,7 +225,9 @@ def _once(given: Tensor, key: Any, make: Callable[[], Found]) -> Found:
     version = tensor_version(given)
     known: dict[Any, Any] = getattr(given, "_long_attention", {})
     if (version, key) not in known:
-        known = {name: found for name, found in known.items() if name[0] == version} | {(version, key): make()}
+        made = make()  # which may keep something else on the same tensor
+        known = {name: found for name, found in getattr(given, "_long_attention", {}).items() if name[0] == version}
+        known[version, key] = made
         given._long_attention = known  # type: ignore[attr-defined]
     return known[version, key]
 
@@ -289,14 +291,7 @@ def separates_documents(mask: Tensor) -> bool:
 
     Found once for each mask, which all layers share; unknown, and so False, while a graph is traced.
     """
-    if mask.shape[2] != mask.shape[3] or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    version = tensor_version(mask)  # a mask that is written to again is looked at again
-    known: tuple[int, bool] | None = getattr(mask, "_separates_documents", None)
-    if known is None or known[0] != version:
-        known = version, _falls_apart(mask)
-        mask._separates_documents = known  # type: ignore[attr-defined]
-    return known[1]
+    return mask.shape[2] == mask.shape[3] and not in_graph() and _borders(mask) is not None
 
 
 def _parts(seen: Tensor) -> Tensor:
@@ -315,21 +310,27 @@ def _seen(mask: Tensor) -> Tensor:
     return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
 
 
-def _falls_apart(mask: Tensor) -> bool:
-    seen = _seen(mask)
-    return not bool(seen.diagonal(-1, 1, 2).all()) and bool(_parts(seen).any())
+def _borders(mask: Tensor) -> Tensor | None:
+    """:func:`_parts` of a dense mask, found once; ``None`` where no row falls apart."""
+
+    def find() -> Tensor | None:
+        seen = _seen(mask)
+        if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
+            return None
+        borders = _parts(seen)
+        return borders if bool(borders.any()) else None
+
+    return _once(mask, "borders", find)
 
 
 def masked_documents(mask: Tensor, causal: bool) -> Batch | None:
     """The documents of a dense mask ``(B, 1, N, N)`` that says nothing else, apart from padding and causality; ``None`` for other masks."""
     if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != mask.shape[3]:
         return None
+    borders = _borders(mask)
+    if borders is None:
+        return None
     seen = _seen(mask)
-    if bool(seen.diagonal(-1, 1, 2).all()):  # every token sees the one before it
-        return None
-    borders = _parts(seen)
-    if not bool(borders.any()):
-        return None
     if mask.dtype != torch.bool and bool((seen[:, None] & (mask != 0)).any()):
         return None
     documents = torch.nn.functional.pad(borders.cumsum(1), (1, 0))

@@ -75,7 +75,7 @@ class AttentionCall:
         return new
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
-        """The call for other keys: ``key_mask (B, Nk)`` bool in place of its own."""
+        """The call for other keys: ``key_mask (B, Nk)`` bool in place of the call's."""
         return self.replace(batch=Batch.of(key_mask))
 
     def scale_for(self, head_dim: int) -> float:
@@ -102,7 +102,7 @@ def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how:
     if batch.documents is not None and in_graph():
         raise MaskError(
             "Documents packed into one row are kept apart by their numbers, which a traced graph does not know; call the model without "
-            "torch.compile, or give each document a row of its own with padding."
+            "torch.compile, or give each document its own row with padding."
         )
     if how == "split":
         outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]
@@ -118,8 +118,7 @@ def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: T
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
-        found = _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), q, k, k, call, batch)
-        return found
+        return _rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), q, k, k, call, batch)
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
     for one, (queries, keys, _, own) in zip(batch.sequences, _pieces(q, k, k, call, batch), strict=True):

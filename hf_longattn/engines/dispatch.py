@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..naming import LOGGER
 from .batch import in_graph
 from .call import AttentionCall
 from .pattern import DistanceBias, Pattern
@@ -295,7 +296,7 @@ def log_paths() -> None:
     """Log every distinct answer once, as ``HF_LONGATTN_LOG=paths`` does."""
     from transformers.utils import logging as transformers_logging  # whose handlers print it; imported by those who ask only
 
-    logger, logged = transformers_logging.get_logger("transformers.hf_longattn"), set[str]()
+    logger, logged = transformers_logging.get_logger(LOGGER), set[str]()
 
     def log(mechanism: Any, choice: Choice) -> None:
         line = f"{getattr(mechanism, 'name', 'attention')}: {choice}"

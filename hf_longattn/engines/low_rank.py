@@ -75,7 +75,7 @@ def segment_means(x: Tensor, count: int) -> Tensor:
     length = x.shape[2]
     if length <= count:
         return x
-    if torch.compiler.is_exporting():  # slices at places that follow from the length cannot stand in one graph for all lengths
+    if torch.compiler.is_exporting():  # one graph for all lengths cannot have slices whose bounds depend on the length
         everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
         return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
     size = length // count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -179,13 +180,17 @@ class Mechanism(nn.Module, ABC):
         return self._chosen(run, q, k, v, call, together, alone)
 
     def _chosen(self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, together: bool, alone: bool) -> Tensor:
-        batch = call.batch
-        if batch is None or not (self.ignores_padding or batch.documents is not None):
+        if not self._is_aligned(call):
             return run(q, k, v, call)
-        together, alone = together or self.crosses, alone and not self.crosses
-        facts = Facts(q.device.type, q.shape[2], k.shape[2], call, by_position=self.position_dependent, together=together, alone=alone)
-        facts.trims = self.trims_padding
+        facts = Facts(
+            q.device.type, q.shape[2], k.shape[2], call, by_position=self.position_dependent, together=together or self.crosses,
+            alone=alone and not self.crosses, trims=self.trims_padding,
+        )  # fmt: skip
         return aligned(run, q, k, v, call, choose("rows", facts))
+
+    def _is_aligned(self, call: AttentionCall) -> bool:
+        """Whether the sequences of a call are brought to index 0 before the mechanism runs."""
+        return call.batch is not None and (self.ignores_padding or call.batch.documents is not None)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The definition in the inputs' own dtype, without dropout: what is exported where the engine cannot be."""
@@ -208,10 +213,8 @@ class Mechanism(nn.Module, ABC):
             )
         precise = torch.promote_types(q.dtype, torch.float32)
         call = AttentionCall.of(**arguments) if call is None else call
-        run = self._weights if self.ignores_padding or (call.batch and call.batch.documents is not None) else None
-        q_exact, k_exact = q.to(precise), k.to(precise)
-        found = self._weights(q_exact, k_exact, call) if run is None else aligned_weights(run, q_exact, k_exact, call)
-        return found.to(q.dtype)
+        run = functools.partial(aligned_weights, self._weights) if self._is_aligned(call) else self._weights
+        return run(q.to(precise), k.to(precise), call).to(q.dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, self._with_dense_terms(q, k, call))

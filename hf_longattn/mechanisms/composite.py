@@ -198,7 +198,7 @@ class Choice:
         options = check_options(mechanism, values)
         if options.relative is not None:
             raise OptionError(
-                f"Relative positions stand on a whole layer, but a member of mechanism {owner!r} has relative={options.relative!r}; "
+                f"Relative positions belong to a whole layer, but a member of mechanism {owner!r} has relative={options.relative!r}; "
                 f"give relative to {owner!r} itself."
             )
         return cls(mechanism, options, tuple(values))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.batch import in_graph
 from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
@@ -243,7 +244,7 @@ class LinearMechanism(Mechanism):
 
     def _pieces(self, start: int, stop: int, like: Tensor) -> Iterator[slice]:
         """Runs of tokens, each with :data:`PIECE` features or two chunks; a single one in compiled graphs."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if in_graph():
             size = stop - start
         else:
             features = like.shape[0] * like.shape[1] * self.features_per_head()
@@ -304,7 +305,7 @@ class _Rises:
 
 def _in_graph(x: Tensor) -> bool:
     """Whether operations are recorded, so that none may depend on the data."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    recorded = in_graph()
     return recorded or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 

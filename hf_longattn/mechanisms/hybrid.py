@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.batch import in_graph
 from ..engines.call import AttentionCall
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
@@ -216,7 +217,7 @@ def local_softmax_terms(
         The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is in reach.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = in_graph()
     if not traced:  # a band wider than the text costs no more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
     starts = range(0, q.shape[2], q.shape[2] if traced else PIECE)

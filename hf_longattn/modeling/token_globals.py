@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import logging
 
-from ..engines.batch import Batch
+from ..engines.batch import Batch, in_graph
 from ..errors import MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..mechanisms.token_rules import TokenRule
@@ -110,7 +110,7 @@ def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, A
     real = torch.ones_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.bool()
-    if rule.question_separator is not None and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if rule.question_separator is not None and not in_graph():
         _warn_of_order(rule.question(ids, real), real)
     if documents is None:
         return rule.mask(ids, real).long()
