@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn.attend import reference_attend
-from hf_longattn.engines.pattern import Pattern
+from hf_longattn.engines.call import Pattern
 from hf_longattn.mechanisms.masked import MaskedMechanism, SparseMechanism
 
 from .case import AttentionInputs

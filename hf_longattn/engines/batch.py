@@ -7,8 +7,7 @@ runs, so mechanisms and engines only ever meet padding after a sequence or insid
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from collections.abc import Sequence as Several
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from ..errors import MaskError
 
-Places = Several[tuple[int, int, int]]
+Places = Sequence[tuple[int, int, int]]
 """Row, first token and token after the last one, of parts along an axis."""
 
 
-class Sequence(NamedTuple):
+class Piece(NamedTuple):
     """Tokens ``start … stop - 1`` of a row: from its first real token to its last."""
 
     row: int
@@ -48,7 +47,7 @@ class Batch:
         return None if mask is None and documents is None else cls(mask, documents)
 
     @functools.cached_property
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[Piece, ...]:
         """Every sequence that has a real token, row by row. Waits for the device once; not available in a graph."""
         return tuple(_found(self.mask, self.documents))
 
@@ -66,14 +65,14 @@ class Batch:
         at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
         return list(_Cut.apply(x, dim, at))
 
-    def join(self, outs: Several[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
+    def join(self, outs: Sequence[Tensor], batch: int, q_len: int, kv_len: int) -> Tensor:
         """``(B, H, Nq, D)`` from the outputs ``(1, H, n, D)`` of the sequences, in their memory layout; zeros elsewhere."""
         missing = kv_len - q_len
         at = [(one.row, max(0, one.start - missing), max(0, one.stop - missing)) for one in self.sequences]
         return _Join.apply(batch, q_len, at, *outs)
 
 
-def _put(parts: Several[Tensor | None], shape: Several[int], dim: int, at: Places) -> Tensor:
+def _put(parts: Sequence[Tensor | None], shape: Sequence[int], dim: int, at: Places) -> Tensor:
     """A tensor of this shape with the parts in their places, and zeros in places without one; in the layout of the first part."""
     like = next(part for part in parts if part is not None)
     whole = sum(stop - start for _, start, stop in at) == shape[0] * shape[dim] and all(part is not None for part in parts)
@@ -123,7 +122,7 @@ def in_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Sequence]:
+def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Piece]:
     """The documents of each row, each from its first real token to its last."""
     like = documents if mask is None else mask
     assert like is not None
@@ -149,7 +148,7 @@ def _found(mask: Tensor | None, documents: Tensor | None) -> Iterator[Sequence]:
     for start, stop, count in torch.stack([starts, stops, part.bincount(minlength=len(firsts))], 1).tolist():
         if count:
             row = start // width
-            yield Sequence(row, start - row * width, stop - row * width, count < stop - start)
+            yield Piece(row, start - row * width, stop - row * width, count < stop - start)
 
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 from .byte_cache import KEPT
-from .call import AttentionCall
-from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
+from .call import AttentionCall, GatherTile, rows_of
+from .cpu_chunks import stable_order
 from .dense import same_dtype
 from .gathered import gathered_attention
-from .pattern import GatherTile, rows_of
 
 ROW = 64
 """Most queries per row of one block."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .pattern import GatherTile
+from .call import GatherTile
 
 ROW = 128
 """Most queries in one row."""

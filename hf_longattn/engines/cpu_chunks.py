@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, stable_order, token_major
+from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 from .dense import same_dtype
 
 
@@ -241,3 +241,10 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
 
 
 cpu_chunks.register_autograd(_backward, setup_context=_setup_context)
+
+
+def stable_order(numbers: Tensor, most: int) -> Tensor:
+    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
+    if most >= 1 << 15:
+        return numbers.argsort(dim=-1, stable=True)
+    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))

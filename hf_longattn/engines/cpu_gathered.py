@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 from .byte_cache import KEPT
-from .cpu_flash import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`."""
@@ -53,7 +53,7 @@ class Rules(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One tile as the operator receives it; see :class:`hf_longattn.engines.pattern.GatherTile`."""
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.call.GatherTile`."""
 
     queries: Tensor
     keys: Tensor
@@ -478,7 +478,7 @@ def cpu_gathered(
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real token, or None.
-        queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.pattern.GatherTile`.
+        queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.call.GatherTile`.
         rules: four numbers per tile, see :func:`flat_rules`.
     Returns:
         output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``, 0 where a query

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import AttentionCall
-from .pattern import MaskMod
+from .call import AttentionCall, MaskMod
 
 
 def dense_attention(

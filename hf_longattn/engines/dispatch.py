@@ -19,8 +19,7 @@ import torch
 
 from ..naming import LOGGER
 from .batch import in_graph
-from .call import AttentionCall
-from .pattern import DistanceBias, Pattern
+from .call import AttentionCall, DistanceBias, Pattern
 
 VARIABLE = "HF_LONGATTN_LOG"
 DENSE_CELLS = 256 * 256

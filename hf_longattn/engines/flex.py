@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from .byte_cache import KEPT
-from .call import AttentionCall
+from .call import AttentionCall, GatherTile, Pattern
 from .dense import merged
 from .global_rows import gather_tokens, global_index, overwrite_global_rows
-from .pattern import GatherTile, Pattern
 
 Lists = tuple[Tensor, Tensor]
 """Counts ``(B, H, rows)`` and indices ``(B, H, rows, width)``, int32; the first ``count`` indices of a row are valid."""

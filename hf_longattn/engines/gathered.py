@@ -1,6 +1,6 @@
 """The gathered engine: softmax attention of rows of queries over rows of keys, both given as lists of positions.
 
-Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.pattern.GatherTile`:
+Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.call.GatherTile`:
 R rows, each of which pairs some queries with some keys. A query may appear in several tiles; it attends to the union of their keys
 under *one* softmax, because the tiles' outputs are merged by their log-sum-exp. The cost is the number of listed pairs, in any arrangement.
 """
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .call import AttentionCall
+from .call import AttentionCall, GatherTile
 from .cpu_gathered import Rules, cpu_gathered, flat_rules
 from .dense import same_dtype
 from .dispatch import Facts, choose
 from .flex import flex_gathered
-from .pattern import GatherTile
 from .plain import plain_gathered
 
 

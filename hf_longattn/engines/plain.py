@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .call import AttentionCall
+from .call import AttentionCall, GatherTile, Pattern
 from .dense import masked_softmax, merged, products
 from .global_rows import global_index, overwrite_global_rows
-from .pattern import GatherTile, Pattern
 
 BLOCK = 128
 """Queries per block of a band."""

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from ..naming import OPERATORS
 from ..private_apis import aten, has_aten, warn_missing
-from .call import AttentionCall
+from .call import AttentionCall, ScoreMod
 from .dense import index_grid, masked_softmax
-from .pattern import ScoreMod
 
 SLICE = 1 << 20
 """Most gathered numbers in memory at once where no fused operation gathers them."""

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
+from .call import ScoreMod
 from .dense import repeat_heads
-from .pattern import ScoreMod
 
 SCORE_CELLS = 1 << 19
 """Scores per step of a search, so that the results of a step stay within the cache."""

@@ -18,11 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, ScoreMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.pattern import GatherTile, MaskMod, Pattern, ScoreMod, rows_of
 from ..errors import OptionError
 from .base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs

@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, Run, aligned, aligned_weights
+from ..engines.call import AttentionCall, Run, ScoreMod, aligned, aligned_weights
 from ..engines.dense import grid_of, index_grid, repeat_heads
 from ..engines.dispatch import Facts, choose, listening, running
-from ..engines.pattern import ScoreMod
 from ..errors import LengthError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options

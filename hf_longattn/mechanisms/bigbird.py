@@ -23,12 +23,11 @@ from torch import Tensor
 
 from ..engines.batch import last_real
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index
-from ..engines.pattern import GatherTile, MaskMod, ScoreMod
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
 from .base import pad_queries, scaled_scores, softmax_over, visible_to_all

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
 from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.bucketed import found_in_earlier_rounds, last_in_bucket
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, ScoreMod
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.pattern import GatherTile, ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, term_at
 from .base import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism

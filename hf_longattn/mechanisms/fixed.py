@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.pattern import GatherTile, MaskMod, rows_of
+from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .masked import GatheredMechanism

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, DistanceBias, MaskMod, Pattern
 from ..engines.dense import dense_attention
-from ..engines.pattern import DistanceBias, MaskMod, Pattern
 from .masked import SparseMechanism
 from .registry import register_mechanism
 

@@ -29,11 +29,10 @@ from torch import Tensor
 
 from ..engines.batch import last_real
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..errors import OptionError
 from .base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .layout import without_gaps

@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.batch import in_graph
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, Pattern
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.pattern import Pattern
 from ..errors import OptionError
 from .base import Mechanism, State, visible_to_all
 from .composite import Choice

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
+from ..engines.call import GatherTile, MaskMod, Pattern, rows_of
 
 ROW = 128
 """Queries per row, at most, where what they see differs: wider rows would be masked for longer."""

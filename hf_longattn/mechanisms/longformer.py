@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, MaskMod, Pattern
 from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
-from ..engines.pattern import MaskMod, Pattern
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks

@@ -39,12 +39,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index, overwrite_global_rows
-from ..engines.pattern import GatherTile, ScoreMod, rows_of
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS

@@ -30,10 +30,9 @@ import torch
 from torch import Tensor
 
 from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile
 from ..engines.cpu_chunks import chunk_attention
 from ..engines.dense import repeat_heads
-from ..engines.pattern import GatherTile
 from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .base import Mechanism

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.pattern import GatherTile, MaskMod, Pattern
 from ..positions.relative import Span
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs, global_parts, triangle
@@ -134,7 +133,7 @@ class SparseMechanism(MaskedMechanism):
 
 
 class GatheredMechanism(MaskedMechanism):
-    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.pattern.GatherTile`, a function of the length alone.
+    """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.call.GatherTile`, a function of the length alone.
 
     The engine always gets a whole sequence: queries that are the last of a longer one are preceded by zeros.
     """

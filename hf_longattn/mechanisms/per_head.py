@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.pattern import mod_of_heads
+from ..engines.call import AttentionCall, mod_of_heads
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Composite, HeadChoice

@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
-from ..engines.pattern import GatherTile, MaskMod, rows_of
+from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .base import Recursion, State
 from .layout import block_sizes, cells, triangle

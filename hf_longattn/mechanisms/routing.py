@@ -38,9 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.bucketed import ROW, RecentRounds, cluster_rows, taken
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
-from ..engines.pattern import GatherTile
 from ..engines.topk import exact_dtype, ranking, topk
 from ..errors import OptionError
 from .base import Mechanism

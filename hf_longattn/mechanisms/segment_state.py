@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, ScoreMod
 from ..engines.dense import dense_attention
-from ..engines.pattern import ScoreMod
 from ..positions.relative import RelativePositions
 
 SegmentState = dict[str, Tensor]

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.pattern import GatherTile, MaskMod, Pattern, rows_of
+from ..engines.call import GatherTile, MaskMod, Pattern, rows_of
 from .layout import ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
 from .masked import GatheredMechanism
 from .options import Options, one_of, option, positive

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engines.pattern import ScoreMod
+from ..engines.call import ScoreMod
 from .base import Mechanism
 
 FEW_QUERIES = 32

@@ -18,10 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, ScoreMod
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
-from ..engines.pattern import ScoreMod
 from ..engines.selected import gather_kv, gathered_kv_attention, selected_attention, term_at
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, topk_keys
 from .base import scaled_scores, softmax_over, visible_to_all

@@ -22,11 +22,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.pattern import GatherTile, MaskMod, ScoreMod, rows_of
 from ..positions.relative import Span
 from .base import both, pad_queries, scaled_scores, softmax_over
 from .layout import block_sizes, cells, triangle

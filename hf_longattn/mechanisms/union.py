@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.dense import repeat_heads
-from ..engines.pattern import GatherTile, MaskMod, Pattern
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Choice, Composite

@@ -20,9 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads
 from ..engines.dense import repeat_heads
-from ..engines.pattern import GatherTile, MaskMod, Pattern, mod_of_heads
 from ..errors import OptionError
 from ..positions.relative import Span
 from .base import Mechanism

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..engines.pattern import UNBOUNDED
+from ..engines.call import UNBOUNDED
 from ..mechanisms.registry import prototype
 
 SLIDING = "sliding_attention"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.pattern import DistanceBias, ScoreMod
+from ..engines.call import DistanceBias, ScoreMod
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 

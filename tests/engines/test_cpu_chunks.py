@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.cpu_chunks import chunk_attention
-from hf_longattn.engines.cpu_flash import stable_order
+from hf_longattn.engines.cpu_chunks import chunk_attention, stable_order
 from hf_longattn.engines.dense import masked_softmax
 
 

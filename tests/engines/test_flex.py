@@ -19,9 +19,8 @@ from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.engines import dispatch, flex
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, GatherTile, Pattern, rows_of
 from hf_longattn.engines.flex import BLOCK, Lists, band_block_mask, packed, transposed
-from hf_longattn.engines.pattern import GatherTile, Pattern, rows_of
 from hf_longattn.engines.plain import blockwise_attention, plain_gathered
 from hf_longattn.mechanisms.registry import mechanism_class
 

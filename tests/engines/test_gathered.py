@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.byte_cache import KEPT
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, GatherTile, rows_of
 from hf_longattn.engines.cpu_gathered import Rules, cpu_gathered, flat_rules
 from hf_longattn.engines.gathered import gathered_attention
-from hf_longattn.engines.pattern import GatherTile, rows_of
 from hf_longattn.engines.plain import plain_gathered
 
 BATCH, HEADS, WIDTH = 2, 3, 8

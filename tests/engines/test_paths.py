@@ -8,10 +8,9 @@ from torch import Tensor
 
 from hf_longattn import build_mechanism, reference_attend
 from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.cpu_band import cpu_band
+from hf_longattn.engines.block_sparse import cpu_band
+from hf_longattn.engines.call import AttentionCall, Pattern
 from hf_longattn.engines.flex import flex_band
-from hf_longattn.engines.pattern import Pattern
 from hf_longattn.engines.plain import blockwise_attention
 
 MECHANISMS = {

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.call import AttentionCall, aligned_weights
-from hf_longattn.engines.pattern import GatherTile
+from hf_longattn.engines.call import AttentionCall, GatherTile, aligned_weights
 from hf_longattn.engines.plain import allowed
 from hf_longattn.mechanisms.masked import MaskedMechanism
 

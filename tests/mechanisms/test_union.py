@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, reference_attend
+from hf_longattn.engines.call import GatherTile, rows_of
 from hf_longattn.engines.dense import index_grid
-from hf_longattn.engines.pattern import GatherTile, rows_of
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.masked import GatheredMechanism, SparseMechanism

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
-from hf_longattn.engines.pattern import GatherTile, MaskMod, rows_of
+from hf_longattn.engines.call import GatherTile, MaskMod, rows_of
 from hf_longattn.mechanisms import registry
 from hf_longattn.mechanisms.masked import GatheredMechanism
 from hf_longattn.mechanisms.options import Options, option

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, list_mechanisms, mechanism_info, reference_attend
 from hf_longattn.engines.batch import Batch
-from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.pattern import DistanceBias
+from hf_longattn.engines.call import AttentionCall, DistanceBias
 from hf_longattn.engines.plain import blockwise_attention
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.base import Mechanism

@@ -14,9 +14,8 @@ from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.bucketed import Sorted
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, GatherTile
 from hf_longattn.engines.gathered import gathered_attention
-from hf_longattn.engines.pattern import GatherTile
 from hf_longattn.mechanisms.lsh import LSH
 
 LENGTH, CHUNK, HEADS, WIDTH, SEED = 320, 32, 3, 16, 11
