@@ -381,6 +381,22 @@ def pad_queries(q: Tensor, length: int) -> Tensor:
     return F.pad(q, (0, 0, missing, 0)) if missing else q
 
 
+def real_tokens(k: Tensor, key_mask: Tensor | None) -> Tensor:
+    """``key_mask``, or one of the keys ``k (B, H_kv, Nk, D)`` without padding: ``(B, Nk)`` bool."""
+    return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+
+
+def drop_keys(v: Tensor, dropout_p: float) -> Tensor:
+    """Values ``(B, H, Nk, D)`` after dropout of whole keys, for mechanisms without a matrix of weights that dropout could act on."""
+    return v * F.dropout(v.new_ones(*v.shape[:3], 1), dropout_p) if dropout_p else v
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Non-negative ``weights (…, Nk)`` divided by their row sums; rows of zeros stay zeros."""
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)
+
+
 def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:
     """Softmax over the last axis of ``scores`` where ``visible``; rows that see nothing are zeros."""
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)

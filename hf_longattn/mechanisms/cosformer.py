@@ -2,11 +2,11 @@
 
     κ(q_i, k_j) = (ReLU(q_i)·ReLU(k_j)) cos(π/2 · (i - j) / M)
 
-and by the addition theorem its features are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token.
-M is at least the length, so that no weight is negative. The authors' code takes the length of the text itself, and so does the
-bidirectional form here, for each sequence of a batch by its own real tokens. A causal row must not change with the tokens after it, and a
-decoder does not know how long its text will be, so the causal form takes the longest text of the model. ``max_length`` sets M in both. A
-``scaling`` of q·k is a positive factor, which cancels.
+By the addition theorem its features are ReLU(x) cos(π i / 2M) and ReLU(x) sin(π i / 2M). Positions count from the first real token. M is
+at least the length, so that no weight is negative. The authors' code uses the length of the text, as does the bidirectional form here,
+counting the real tokens of each sequence. A causal row must not change with the tokens after it, and a decoder does not know how long its
+text will be, so the causal form uses the longest text of the model. ``max_length`` sets M in both. A ``scaling`` of q·k is a positive
+factor, which cancels.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .registry import register_mechanism
 class CosformerOptions(Options):
     max_length: int | None = option(
         None,
-        "M, the longest text and the distance at which weights reach 0; none takes each text's own length, as in the authors' code, or, "
-        "causal, the model's longest text",
+        "M, the longest text and the distance at which weights reach 0; none takes the length of each text, as the authors' code does, or "
+        "the model's longest text if causal",
         "tokens",
     )
 
@@ -58,24 +58,23 @@ class Cosformer(LinearMechanism):
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
         """The angles π/2 · position / M."""
-        length, longest = positions.shape[1], self.options.max_length
-        horizon: Tensor | int | None = longest
-        if longest is None and not call.causal:
-            horizon = length if call.key_mask is None else last_real(call.key_mask)[:, None] + 1
-        elif longest is None:
-            horizon = longest = self.max_length
-        if horizon is None:
+        length, longest = positions.shape[1], self.options.max_length or (self.max_length if call.causal else None)
+        if longest is None and call.causal:
             raise OptionError(
-                "Mechanism 'cosformer' weighs by distance relative to the longest text in its causal form, and the model does not say how "
-                "long that is; give it, for example max_length=4096."
+                "The causal form of mechanism 'cosformer' weighs distances relative to the longest text, but the model does not say how "
+                "long that is; set it, for example max_length=4096."
             )
-        unknown = longest is not None and not torch.compiler.is_compiling() and (resumed or length > longest)
-        real = positions if call.key_mask is None else positions * call.key_mask
-        if unknown and longest is not None and int(real.max()) >= longest:
-            raise LengthError(
-                f"The text has more than {longest} tokens, the max_length of mechanism 'cosformer', beyond which its weights would be "
-                f"negative; build it with a larger one, for example max_length={2 * longest}."
-            )
+        horizon: Tensor | int
+        if longest is None:
+            horizon = length if call.key_mask is None else last_real(call.key_mask)[:, None] + 1
+        else:
+            horizon = longest
+            real = positions if call.key_mask is None else positions * call.key_mask
+            if (resumed or length > longest) and not torch.compiler.is_compiling() and int(real.max()) >= longest:
+                raise LengthError(
+                    f"The text has more than {longest} tokens, the max_length of mechanism 'cosformer', beyond which its weights would be "
+                    f"negative; build it with a larger one, for example max_length={2 * longest}."
+                )
         return positions.to(exact_dtype(positions.device)) * (math.pi / 2) / horizon
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:

@@ -2,14 +2,14 @@
 
     S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ        o_t = scale · S_tᵀ q_t
 
-with q and k of length 1, β_t = σ(x_t W_β) and log α_t = -exp(A) softplus(x_t W_α + b), for each head (the parametrisation of Mamba2, as in
-transformers' Qwen3-Next). x_t is the layer's input, or the head's key. Unrolled, o = W v with
+with q and k of length 1, β_t = σ(x_t W_β) and log α_t = -exp(A) softplus(x_t W_α + b) for each head (the parametrisation of Mamba2, as in
+transformers' Qwen3-Next). x_t is the layer's input or the head's key. Unrolled, o = W v with
 
     W = scale · tril(Q Kᵀ ⊙ Γ) (I + tril(diag(β) K Kᵀ ⊙ Γ, -1))⁻¹ diag(β)        Γ_ij = α_{j+1} … α_i
 
 so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D
-features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. The rule alone is taken from the paper: its layer's short
-convolution, SiLU of the values and gated output norm are not, so that a checkpoint's projections keep their meaning.
+features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. Only the rule is taken from the paper, not its layer's
+short convolution, SiLU of the values and gated output norm, so that a checkpoint's projections keep their meaning.
 """
 
 from __future__ import annotations
@@ -26,33 +26,32 @@ from ..engines.call import AttentionCall
 from ..engines.delta import gated_delta_rule
 from ..engines.dense import repeat_heads
 from ..errors import OptionError
-from .base import Mechanism, State
-from .feature_map import HeadwiseLinear
+from .base import Mechanism, State, drop_keys
+from .feature_map import HeadwiseLinear, wide
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
-INPUTS = ("hidden_states", "key")
 STEPS = (1e-3, 1e-1)
-"""Range of softplus(b) at first, as in Mamba2."""
+"""Initial range of softplus(b), as in Mamba2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DeltaOptions(Options):
-    expand: int = option(1, "rows of the state for each of the head's dimensions; above 1 through learned maps and SiLU", "times", most=64)
+    expand: int = option(1, "rows of the state per dimension of the head; above 1 through learned maps and SiLU", "times", most=64)
     gate: bool = option(True, "the state decays by α; without it this is the plain delta rule")
     gate_input: str = option("hidden_states", "what β and α are computed from: hidden_states, the layer's input, or key, the head's key")
-    normalise: bool = option(True, "queries and keys are brought to length 1")
+    normalise: bool = option(True, "queries and keys are scaled to length 1")
 
     def check(self) -> None:
         positive("delta", "expand", self)
-        one_of("delta", "gate_input", self.gate_input, INPUTS)
+        one_of("delta", "gate_input", self.gate_input, ("hidden_states", "key"))
 
 
 @register_mechanism("delta")
 class Delta(Mechanism):
-    """A key's old value is replaced rather than added to."""
+    """A key's new value replaces its old one instead of being added to it."""
 
-    summary = "a linear state that forgets by a gate and overwrites what a key held (gated delta rule)"
+    summary = "a linear state that decays by a gate and overwrites a key's old value (gated delta rule)"
     paper = "Yang et al. 2024, Gated Delta Networks, eq. 10"
     engine = "linear (chunked WY)"
     cost = "N·D²"
@@ -100,16 +99,14 @@ class Delta(Mechanism):
                 nn.init.normal_(projection.weight, std=self.head_dim**-0.5, generator=generator)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """``hidden_states (B, N, hidden_size)`` is the layer's input, unless the gates come from the keys."""
+        """``call.hidden_states (B, N, hidden_size)`` is the layer's input, unless the gates come from the keys."""
         return self.advance(q, k, v, None, call)[0]
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is ``kv (B, H, F, D)``. With fewer queries than keys, the queries are the last positions."""
+        """The state is ``kv (B, H, F, D)``."""
         with torch.autocast(q.device.type, enabled=False):
-            g, beta = self._rates(k, call.hidden_states, call.key_mask, torch.promote_types(q.dtype, torch.float32))
-            phi_q, phi_k, v = self._queries(q, call), self._keys(k), repeat_heads(v, self.num_heads)
-            if call.dropout:  # there is no matrix of weights: the values of whole keys are dropped
-                v = v * F.dropout(v.new_ones(*v.shape[:3], 1), call.dropout)
+            g, beta = self._rates(k, call, torch.promote_types(q.dtype, torch.float32))
+            phi_q, phi_k, v = self._queries(q, call), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)
             kv = None if state is None else state["kv"]
             first = k.shape[2] - q.shape[2]
             if first:
@@ -132,12 +129,13 @@ class Delta(Mechanism):
         return self._normal(F.silu(self.key_map(k)) if self.options.expand > 1 else k).to(k.dtype)
 
     def _normal(self, x: Tensor) -> Tensor:
-        """Length 1, in fp32 at least, as transformers and flash-linear-attention do it."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        """``x`` scaled to length 1, in fp32 at least, as in transformers and flash-linear-attention."""
+        x = wide(x)
         return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() if self.options.normalise else x
 
-    def _rates(self, k: Tensor, hidden: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """g and β ``(B, H, N)`` in ``dtype``; both 0 where there is padding, so that it leaves the state alone."""
+    def _rates(self, k: Tensor, call: AttentionCall, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """g = log α and β, ``(B, H, N)`` in ``dtype``; both are 0 for padding, which then leaves the state unchanged."""
+        hidden, mask = call.hidden_states, call.key_mask
         if self.takes_hidden_states:
             if hidden is None or hidden.shape[1] != k.shape[2]:
                 given, advice = "none were given", "pass hidden_states to the built mechanism"
@@ -160,7 +158,7 @@ class Delta(Mechanism):
         return g, beta
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        g, beta = self._rates(k, call.hidden_states, call.key_mask, q.dtype)
+        g, beta = self._rates(k, call, q.dtype)
         q, k = self._queries(q, call), self._keys(k)
         total = g.cumsum(-1)
         decay = (total[..., :, None] - total[..., None, :]).tril().exp().tril()

@@ -2,8 +2,8 @@
 
     o_i = Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)        κ(q, k) = φ_q(q) · φ_k(k)
 
-A mechanism gives φ for the fast path and κ, written without φ, for the definition. Features are made for a few hundred tokens at a time,
-so that they fit in cache and, where no gradient is asked for, never exist for the whole text.
+A mechanism gives φ for the fast path and κ, written without φ, for the definition. Features are computed for a few hundred tokens at a
+time, so that they stay in the cache and, where no gradient is needed, never exist for the whole text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.batch import in_graph
@@ -21,7 +20,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.topk import exact_dtype
-from .base import Mechanism, State, softmax_over, visible_to_all
+from .base import Mechanism, State, drop_keys, normalised, softmax_over, visible_to_all
 from .options import Options
 
 
@@ -40,11 +39,11 @@ class HeadwiseLinear(nn.Module):
 
 
 PIECE = 1 << 18
-"""Features of one tensor that are made at a time, for each thread: fewer, and threads wait for one another; more, and the cache is left."""
+"""Features of one tensor computed at a time, per thread: with fewer, threads wait for one another; with more, the cache overflows."""
 NOTHING = -1e30
-"""Logarithm of the scale of a feature that no key has yet: finite, so that differences are numbers."""
+"""Logarithm of the scale of a feature without keys so far: finite, so that differences are numbers."""
 RISE = 60.0
-"""Most by which the logarithm of a key's feature may exceed the largest before its piece: exp(60) and the products fp32 still holds."""
+"""How far the logarithm of a key's feature may exceed the largest before its piece: fp32 still holds exp(60) and its products."""
 
 
 class LinearMechanism(Mechanism):
@@ -58,10 +57,10 @@ class LinearMechanism(Mechanism):
     counts_positions: ClassVar[bool] = False
     """Whether the features depend on the tokens' positions, counted from the first real token."""
     estimates_exp: ClassVar[bool] = False
-    """Whether κ estimates exp(scale · q·k) on its scale, so that it can be added to terms of softmax."""
+    """Whether κ estimates exp(scale · q·k) itself, so that it can be added to softmax terms."""
     logarithms: bool = False
-    """Whether :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms; they are exponentiated here, each feature relative to
-    the largest that the past keys have, so that neither the size of the scores nor a future key touches a row."""
+    """Whether :meth:`queries`, :meth:`keys` and :meth:`kernel` return logarithms. They are exponentiated here, each feature relative to its
+    largest value among the past keys, so that no score overflows and no future key changes a row."""
 
     @property
     def position_dependent(self) -> bool:  # type: ignore[override]
@@ -69,7 +68,7 @@ class LinearMechanism(Mechanism):
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
-        """Whether, with these options, sums of the features can be added to terms of softmax."""
+        """Whether, with these options, sums of the features can be added to softmax terms."""
         return not (cls.counts_positions or cls.logarithms)
 
     @abstractmethod
@@ -82,18 +81,23 @@ class LinearMechanism(Mechanism):
 
     @abstractmethod
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: κ ``(B, H, Nq, Nk)``, or its logarithm, of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to factors of the
-        rows; the queries are the last Nq positions."""
+        """The definition: κ ``(B, H, Nq, Nk)``, or its logarithm, of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to a factor per row;
+        the queries are the last Nq positions."""
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
-        """What features read of the ``positions (B or 1, n)`` of a call's tokens, as ``call.positions``; for mechanisms that count them.
+        """``call.positions`` for tokens at ``positions (B or 1, n)``, where the features depend on positions.
 
         Args:
-            resumed: whether there were tokens before these.
+            resumed: whether tokens came before these.
         Raises:
-            LengthError: for positions that the features do not know.
+            LengthError: for positions beyond those that the features can represent.
         """
         return positions
+
+    def scaled(self, x: Tensor, call: AttentionCall) -> Tensor:
+        """Queries or keys times (scale · √D)^½ each, so that a product q·k is scaled relative to the usual D^-½."""
+        scale = call.scale_for(self.head_dim)
+        return x if scale == self.head_dim**-0.5 else x * (scale * self.head_dim**0.5) ** 0.5
 
     def features_per_head(self) -> int:
         """F, which sizes the state and the pieces."""
@@ -112,28 +116,21 @@ class LinearMechanism(Mechanism):
         seen = visible_to_all(q, k, call).expand_as(weights)
         if self.logarithms:
             return softmax_over(weights, seen)
-        weights = weights.masked_fill(~seen, 0.0)
-        total = weights.sum(-1, keepdim=True)
-        return torch.where(total == 0, 0.0, weights / torch.where(total == 0, 1.0, total))
+        return normalised(weights.masked_fill(~seen, 0.0))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, None, call)[0]
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The next tokens of a causal text: ``q (B, H, n, D)``, ``k, v (B, H_kv, n, D)``, their padding ``call.key_mask (B, n)``.
-
-        Returns:
-            The output ``(B, H, n, D)``, and the state after them, batch first: ``kv``, ``z``, and where the features need it ``seen (B,)``,
-            how many positions were counted, and ``log (B, heads, F)``, the largest logarithm of each feature, relative to which sums are.
-        """
+        """The state is the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``; where features depend on positions ``seen (B,)``, the
+        number of positions so far; for logarithms ``log (B, heads, F)``, the largest of each feature, which the sums are relative to."""
         with torch.autocast(q.device.type, enabled=False):
             return self._run(q, k, v, state, call.replace(causal=True))
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         batch, kv_len = q.shape[0], k.shape[2]
-        if call.dropout:  # there is no matrix of weights: whole keys are dropped
-            v = v * F.dropout(v.new_ones(*v.shape[:3], 1), call.dropout)
+        v = drop_keys(v, call.dropout)
         seen = None
         if self.counts_positions:
             positions = torch.arange(kv_len, device=q.device)[None]
@@ -150,8 +147,8 @@ class LinearMechanism(Mechanism):
     def _run_logarithms(self, q: Tensor, source: _Keys, state: State | None) -> tuple[Tensor, State]:
         """A causal pass over features that are exponentials: a piece ends where a key exceeds the ones before it by :data:`RISE`.
 
-        A graph can end nothing where the data say so. It computes in float64, which holds logarithms some 700 apart (on devices without
-        float64 in float32, some 80).
+        In a graph, pieces cannot depend on the data. It computes in float64 instead, which holds logarithms some 700 apart (on devices
+        without float64 in float32, some 80).
         """
         if _in_graph(q):
             exact = exact_dtype(q.device)
@@ -162,12 +159,12 @@ class LinearMechanism(Mechanism):
             return self._pass(q, source, state, _Rises(look=True))
         rises = _Rises(look=False)
         found = self._pass(q, source, state, rises)
-        if rises.exceeded():  # asked once, at the end: a device would be waited for at every piece
+        if rises.exceeded():  # read once, at the end: reading after every piece would wait for the device each time
             return self._pass(q, source, state, _Rises(look=True))
         return found
 
     def _pass(self, q: Tensor, source: _Keys, state: State | None, rises: _Rises | None) -> tuple[Tensor, State]:
-        """All pieces of a call; ``rises`` watches over exponential features of a causal one."""
+        """All pieces of a call; ``rises`` watches the exponential features of a causal one."""
         (batch, _, q_len, _), kv_len, causal = q.shape, source.k.shape[2], source.call.causal
         first = kv_len - q_len
         outs: list[Tensor] = []
@@ -187,7 +184,7 @@ class LinearMechanism(Mechanism):
                 phi_k, values = source.take(tokens)
                 out, state = linear_attention(phi_q, phi_k, values, causal=True, initial_state=state)
             outs.append(out.to(q.dtype))
-            if not torch.is_grad_enabled() and out.shape[2] < q_len:  # straight to its place, while it is in the cache
+            if not torch.is_grad_enabled() and out.shape[2] < q_len:  # written to its place while it is in the cache
                 whole = q.new_empty(batch, q.shape[1], q_len, source.v.shape[3]) if whole is None else whole
                 whole[:, :, piece] = outs.pop()
         assert state is not None
@@ -196,7 +193,7 @@ class LinearMechanism(Mechanism):
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)), state
 
     def _absorbed(self, state: State | None, phi_k: Tensor, values: Tensor) -> State:
-        """The state with further keys, of features or their logarithms ``phi_k (B, heads, n, F)``, added."""
+        """The state after adding keys, given as features or their logarithms ``phi_k (B, heads, n, F)``."""
         if not self.logarithms:
             return absorb(empty_state(phi_k, values) if state is None else state, phi_k, values)
         state = _of_logarithms(state, phi_k, values)
@@ -204,7 +201,7 @@ class LinearMechanism(Mechanism):
         return {**absorb(_rescaled(state, top), exp_of(added(phi_k, top[:, :, None], -1)), values), "log": top}
 
     def _read(self, phi_q: Tensor, state: State) -> Tensor:
-        """What queries that see the whole state get; their features relative to its scale, and to the largest of the row."""
+        """The output of queries that see the whole state."""
         return read(_relative_queries(phi_q, _scale_of(state)) if self.logarithms else phi_q, state)
 
     def _causal_logarithms(
@@ -212,9 +209,9 @@ class LinearMechanism(Mechanism):
     ) -> tuple[Tensor, State]:
         """Causal attention of the next tokens, given logarithms of their features ``(B, H, n, F)`` and ``(B, heads, n, F)``.
 
-        With A the largest logarithm of each feature before the piece (of the first real key, where there is none), the weights
-        exp(b_im + a_jm) are exp(b_im + A_m - c_i) exp(a_jm - A_m) up to a factor of the row, c_i the row's largest. Every row sees the keys
-        that A is taken from, so that its weights sum to 1 or more.
+        With A the largest logarithm of each feature before the piece (or that of the first real key), the weights exp(b_im + a_jm) are
+        exp(b_im + A_m - c_i) exp(a_jm - A_m) up to a factor per row, c_i being the row's largest. Every row sees the keys that A is taken
+        from, so its weights sum to 1 or more.
         """
         outs, begin, length = [], 0, logs_q.shape[2]
         while begin < length:
@@ -256,7 +253,7 @@ class LinearMechanism(Mechanism):
 
 
 class _Keys(NamedTuple):
-    """The keys and values of one call, of which features are made piece by piece."""
+    """The keys and values of one call, whose features are computed piece by piece."""
 
     mechanism: LinearMechanism
     k: Tensor
@@ -269,11 +266,11 @@ class _Keys(NamedTuple):
         return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
 
     def real(self, tokens: slice) -> Tensor | None:
-        """Which of these tokens are no padding, ``(B, n)``."""
+        """Which of these tokens are not padding, ``(B, n)``; ``None`` if all are."""
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:
-        """Features of these keys, or their logarithms, and their values; padding has none."""
+        """Features of these keys, or their logarithms, and their values; the features of padding are 0."""
         phi_k = self.mechanism.keys(wide(self.k[:, :, tokens]), self.of_tokens(tokens))
         values = repeat_heads(wide(self.v[:, :, tokens]), phi_k.shape[1])
         mask = self.real(tokens)
@@ -285,32 +282,31 @@ class _Keys(NamedTuple):
 
 
 class _Rises:
-    """Whether the keys of a piece exceed the ones before it by more than :data:`RISE`: asked at once, or once for all."""
+    """Whether keys exceed those before their piece by more than :data:`RISE`: read after every piece (``look``), or once at the end."""
 
     def __init__(self, look: bool) -> None:
         self.look = look
         self.largest: list[Tensor] = []
 
     def exceeds(self, rise: Tensor) -> bool:
-        """Whether some feature rises too far, as far as is known now."""
+        """Whether some feature rises too far; always False without ``look``."""
         if self.look:
             return bool(rise.max() > RISE)
         self.largest.append(rise.max())
         return False
 
     def exceeded(self) -> bool:
-        """Whether one did that was not looked at."""
+        """Whether a rise was too large that has not been read yet."""
         return bool(self.largest) and bool(torch.stack(self.largest).max() > RISE)
 
 
 def _in_graph(x: Tensor) -> bool:
     """Whether operations are recorded, so that none may depend on the data."""
-    recorded = in_graph()
-    return recorded or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return in_graph() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
-    """The state, or an empty one, whose ``log`` is :data:`NOTHING` for features that no key has had yet."""
+    """The state, or an empty one, whose ``log`` is :data:`NOTHING` for features without keys so far."""
     if state is None:
         state = empty_state(logs, values)
         return {**state, "log": state["z"] + NOTHING}
@@ -319,7 +315,7 @@ def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
 
 @torch.no_grad()
 def _scale_of(state: State) -> Tensor:
-    """What the sums of a state are relative to, ``(B, heads, F)``. A state of zeros is an empty one."""
+    """The logarithms that the sums of a state are relative to, ``(B, heads, F)``. A state of zeros is empty."""
     return torch.where(state["z"] == 0, NOTHING, state["log"])
 
 
@@ -331,7 +327,7 @@ def _largest(logs: Tensor, scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _anchor(logs: Tensor, real: Tensor | None, state: State) -> Tensor:
-    """The scale of the state, and where it is empty the logarithms of the first real key."""
+    """The scale of the state, or the logarithms of the first real key where the state is empty."""
     if real is None:
         first = logs[:, :, 0]
     else:
@@ -341,13 +337,13 @@ def _anchor(logs: Tensor, real: Tensor | None, state: State) -> Tensor:
 
 
 def _rescaled(state: State, scale: Tensor) -> State:
-    """The sums ``kv`` and ``z`` relative to ``scale (B, heads, F)`` in place of the state's own."""
+    """The sums ``kv`` and ``z`` relative to ``scale (B, heads, F)`` instead of the state's ``log``."""
     factor = (state["log"] - scale).clamp(max=0).exp()
     return {"kv": state["kv"] * factor[..., None], "z": state["z"] * factor}
 
 
 def _relative_queries(logs: Tensor, scale: Tensor) -> Tensor:
-    """exp of ``logs (B, H, n, F)`` where keys are relative to ``scale (B, heads, F)``, relative to the largest of each row."""
+    """Features of queries with logarithms ``logs (B, H, n, F)``, for keys relative to ``scale (B, heads, F)``, up to a factor per row."""
     logs = added(logs, scale.repeat_interleave(logs.shape[1] // scale.shape[1], 1)[:, :, None])
     return exp_of(added(logs, logs.detach().amax(-1, keepdim=True), -1))
 
@@ -363,12 +359,17 @@ def exp_of(fresh: Tensor) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """At least fp32."""
+    """``x`` in fp32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def elu_plus_one(x: Tensor) -> Tensor:
+    """elu(x) + 1, as exp(x) below zero, where the sum would lose digits."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+
 def log_products(left: Tensor, right: Tensor) -> Tensor:
-    """log Σ_m exp(left_im + right_jm), ``(…, n, m)``: every row and column relative to its own largest term, so that float64 holds them."""
+    """log Σ_m exp(left_im + right_jm), each row and column relative to its largest term, so that float64 holds them."""
     rows, columns = left.amax(-1, keepdim=True), right.amax(-1, keepdim=True)
     products = (left - rows).exp() @ (right - columns).exp().mT
     return products.clamp(min=torch.finfo(products.dtype).tiny).log() + rows + columns.mT

@@ -4,23 +4,20 @@
 
 Each softmax runs over the features of its half, as in the authors' code (Based, LoLCATs). ``feature_softmax`` chooses other published
 forms: ``joint`` is softmax([x W, -x W]), as in flash-linear-attention (which doubles x W), and ``none`` is exp([x W, -x W]), as the
-equations are printed.
-W (D × feature_dim / 2, without bias) is learned for queries and keys of each head and is initialised as the identity, as in the paper.
-A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, products of
-features below exp(-87) are zeros (opposite q and k of lengths above 40 or so), and so is a row that sees no other.
+equations are printed. W (D × feature_dim / 2, without bias) is learned for the queries and the keys of each head and is initialised as
+the identity, as in the paper. A ``scaling`` other than D^-½ multiplies q and k by (scaling · √D)^½ each. In fp32, products of features
+below exp(-87) underflow (opposite q and k longer than about 40); a row of nothing else is zeros.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..engines.call import AttentionCall
 from .feature_map import HeadwiseLinear, LinearMechanism, log_products
-from .linear import relative
 from .options import Options, even, one_of, option
 from .registry import register_mechanism
 
@@ -34,8 +31,8 @@ class HedgehogOptions(Options):
     )
     feature_softmax: str = option(
         HALVES,
-        "what brings the features to one scale: halves, a softmax of each half, as in the authors' code (Based, LoLCATs); joint, one "
-        "softmax of both, as in flash-linear-attention; none, as the paper's equations are printed",
+        "how the features are normalised: halves, a softmax of each half, as in the authors' code (Based, LoLCATs); joint, one softmax of "
+        "both, as in flash-linear-attention; none, as the paper's equations are printed",
     )
 
     def check(self) -> None:
@@ -52,7 +49,6 @@ class Hedgehog(LinearMechanism):
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"
     trains = True
     options_type = HedgehogOptions
-    sample: ClassVar[dict[str, Any]] = {}
     options: HedgehogOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:
@@ -64,15 +60,14 @@ class Hedgehog(LinearMechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """W is initialised as the identity: the first features are the head's own."""
+        """W is initialised as the identity."""
         super().reset_parameters(generator)
         for projection in (self.query_map, self.key_map):
             with torch.no_grad():
                 projection.weight.copy_(torch.eye(projection.weight.shape[1], projection.weight.shape[2]))
 
     def features_per_head(self) -> int:
-        given = self.options.feature_dim
-        return 2 * self.head_dim if given is None else given
+        return self.options.feature_dim or 2 * self.head_dim
 
     @classmethod
     def sums_beside_softmax(cls, options: Options) -> bool:
@@ -80,14 +75,10 @@ class Hedgehog(LinearMechanism):
         return options.feature_softmax != NONE
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        return self._features(self._projected(q, self.query_map, call))
+        return self._features(self.query_map(self.scaled(q, call)))
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
-        return self._features(self._projected(k, self.key_map, call))
-
-    def _projected(self, x: Tensor, projection: HeadwiseLinear, call: AttentionCall) -> Tensor:
-        factor = relative(call.scale_for(self.head_dim), self.head_dim)
-        return projection(x if factor == 1 else x * factor)
+        return self._features(self.key_map(self.scaled(k, call)))
 
     def _features(self, projected: Tensor) -> Tensor:
         both = torch.cat((projected, -projected), -1)
@@ -98,13 +89,8 @@ class Hedgehog(LinearMechanism):
         return both.softmax(-1)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        factor = relative(call.scale_for(self.head_dim), self.head_dim)
-        left, right = q @ self.query_map.weight.to(q.dtype) * factor, k @ self.key_map.weight.to(k.dtype) * factor
+        left, right = self.scaled(q, call) @ self.query_map.weight.to(q.dtype), self.scaled(k, call) @ self.key_map.weight.to(k.dtype)
         if self.options.feature_softmax == HALVES:
             return left.softmax(-1) @ right.softmax(-1).mT + (-left).softmax(-1) @ (-right).softmax(-1).mT
-        if self.logarithms:
-            return log_products(torch.cat((left, -left), -1), torch.cat((right, -right), -1))
-        rows, keys = left.abs().amax(-1, keepdim=True), right.abs().amax(-1, keepdim=True)
-        (up, down), (key_up, key_down) = ([(x - most).exp(), (-x - most).exp()] for x, most in ((left, rows), (right, keys)))
-        weights = up @ key_up.mT + down @ key_down.mT
-        return weights / ((up + down).sum(-1)[..., None] * (key_up + key_down).sum(-1)[..., None, :])
+        left, right = torch.cat((left, -left), -1), torch.cat((right, -right), -1)
+        return log_products(left, right) if self.logarithms else left.softmax(-1) @ right.softmax(-1).mT

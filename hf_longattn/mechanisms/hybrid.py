@@ -4,8 +4,8 @@ With the near keys W_i (a window of w tokens), s_ij = scale · q_i·k_j, c_i = m
 
     o_i = (γ Σ_{j ∈ W_i} exp(s_ij - c_i) v_j + Σ_{j ∉ W_i} κ(q_i, k_j) v_j) / (γ Σ_{j ∈ W_i} exp(s_ij - c_i) + Σ_{j ∉ W_i} κ(q_i, k_j))
 
-γ is the sigmoid of one learned number per head, or a fixed number. Where the window covers the text this is softmax attention. A kernel
-that stands for exp(s_ij) itself (Taylor's) is on the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ is initialised near 1.
+γ is the sigmoid of one learned number per head, or a fixed number. If the window covers the text, this is softmax attention. A kernel
+that estimates exp(s_ij) itself (Taylor's) is brought to the scale of the near terms as κ(q_i, k_j) exp(-c_i), and γ is initialised near 1.
 The window slides, as in the equations; the authors' GPU kernels cut it into blocks (a "terraced" window). The bidirectional form is ours.
 """
 
@@ -24,7 +24,7 @@ from ..engines.call import AttentionCall, Pattern
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
-from .base import Mechanism, State, visible_to_all
+from .base import Mechanism, State, drop_keys, normalised, real_tokens, visible_to_all
 from .composite import Choice
 from .feature_map import LinearMechanism, wide
 from .hedgehog import HedgehogOptions
@@ -36,11 +36,11 @@ HEDGEHOG = Choice("hedgehog", HedgehogOptions())
 FIRST_MIXING = 0.1
 """γ before training, as in LoLCATs."""
 FIRST_MIXING_OF_ESTIMATES = 0.9
-"""γ before training where the kernel estimates exp(s_ij): near terms count as what they are, within the sigmoid's range."""
+"""γ before training where the kernel estimates exp(s_ij): close to 1, within the sigmoid's range."""
 LOWEST = -60.0
-"""Largest near scores below this are taken for it: exp of the opposite must not overflow, and such terms count for nothing anyway."""
+"""Lower bound on c_i, so that exp(-c_i) cannot overflow; terms below exp(-60) are negligible."""
 BLOCK = 64
-"""Queries per block of the window; the block's keys are these and the width of the window more."""
+"""Queries per block of the window; a block has this many keys plus the width of the window."""
 PIECE = 2048
 """Queries computed at a time."""
 
@@ -49,7 +49,7 @@ PIECE = 2048
 class HybridOptions(Options):
     window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens")
     features: Choice = option(HEDGEHOG, "the linear mechanism of the other keys: hedgehog, taylor, linear")  # noqa: RUF009 - it is frozen
-    mixing: float | None = option(None, "γ, the weight of the window's terms, from above 0; none learns one for each head, from 0.1 on")
+    mixing: float | None = option(None, "γ, the weight of the window's terms, above 0; none learns one per head, initialised to 0.1")
 
     def check(self) -> None:
         positive("hybrid", "window", self)
@@ -58,14 +58,14 @@ class HybridOptions(Options):
         chosen = mechanism_class(self.features.mechanism)
         if not issubclass(chosen, LinearMechanism) or not chosen.sums_beside_softmax(self.features.options):
             raise OptionError(
-                f"Option 'features' of mechanism 'hybrid' is '{self.features}', which has no features that can be summed beside "
-                "a softmax; choose hedgehog, taylor or linear, for example features=hedgehog."
+                f"Option 'features' of mechanism 'hybrid' is '{self.features}', which has no features that can be added to a softmax; "
+                "choose hedgehog, taylor or linear, for example features=hedgehog."
             )
 
 
 @register_mechanism("hybrid")
 class Hybrid(Mechanism):
-    """A small exact window, and everything else by learned features."""
+    """Softmax in a small window, learned features for all other keys."""
 
     summary = "softmax in a small window and linear attention to all other keys, normalised together"
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
@@ -109,10 +109,10 @@ class Hybrid(Mechanism):
             return self._run(q, k, v, None, call)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state: sums ``kv (B, H, F, D+1)``, ``z`` of the keys before the window; ``keys, values (B, H_kv, w, D)``, ``real (B, w)``."""
+        """The state holds ``keys, values (B, H_kv, w, D)`` and ``real (B, w)`` of the window, and the sums ``kv (B, H, F, D+1)`` and ``z``
+        of the keys before it."""
         with torch.autocast(q.device.type, enabled=False):
-            mask = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if call.key_mask is None else call.key_mask
-            size = self.options.window
+            mask, size = real_tokens(k, call.key_mask), self.options.window
             if state is None:
                 state = {
                     "keys": k.new_zeros(*k.shape[:2], size, k.shape[3]),
@@ -137,8 +137,7 @@ class Hybrid(Mechanism):
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
-            if drop:  # there is no matrix of weights: whole keys are dropped
-                v = v * F.dropout(v.new_ones(*v.shape[:3], 1), drop)
+            v = drop_keys(v, drop)
             phi_q, phi_k = self.linear.queries(q, call), self.linear.keys(k, call)
             values = _with_ones(v, phi_k.shape[1])
             far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums)
@@ -163,9 +162,7 @@ class Hybrid(Mechanism):
         far = self.linear.kernel(q, k, call)
         if self.linear.estimates_exp:
             far = far * (-most).exp()
-        weights = torch.where(near, self._gamma(q.dtype) * (scores - most).exp(), far).masked_fill(~seen, 0.0)
-        total = weights.sum(-1, keepdim=True)
-        return weights / torch.where(total == 0, 1.0, total)
+        return normalised(torch.where(near, self._gamma(q.dtype) * (scores - most).exp(), far).masked_fill(~seen, 0.0))
 
     def _gamma(self, dtype: torch.dtype) -> Tensor | float:
         fixed = self.options.mixing
@@ -181,7 +178,7 @@ class Hybrid(Mechanism):
 
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None) -> Tensor:
-    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens back, for queries at the last positions; ``sums`` are of keys before."""
+    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens back, for the last queries; ``sums`` are of the keys before ``phi_k``."""
     seen = phi_k.shape[2] - distance
     rows = phi_q.shape[2] if sums is not None else max(0, min(phi_q.shape[2], seen))
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
@@ -203,24 +200,24 @@ def _with_ones(v: Tensor, heads: int) -> Tensor:
 def local_softmax_terms(
     q: Tensor, k: Tensor, v: Tensor, left: int, right: int, key_mask: Tensor | None, scale: float, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i the largest of their s_ij.
+    """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i being the largest s_ij.
 
-    Time and memory N·(left + right + 64) for each head.
+    Takes time and memory N·(left + right + 64) per head.
 
     Args:
         q: ``(B, H, Nq, D)``, the last Nq positions of ``k, v (B, H, Nk, D)``.
         key_mask: ``(B, Nk)`` bool, True = real token.
         scale: factor on q·k.
-        dropout_p: probability with which a term of the first sum is dropped.
+        dropout_p: dropout probability on the terms of the first sum.
     Returns:
-        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is in reach.
+        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     traced = in_graph()
-    if not traced:  # a band wider than the text costs no more than the text
+    if not traced:  # a band wider than the text need not cost more than the text
         left, right = min(left, k.shape[2]), min(right, k.shape[2])
     starts = range(0, q.shape[2], q.shape[2] if traced else PIECE)
-    size, first = (starts.step, k.shape[2] - q.shape[2])
+    size, first = starts.step, k.shape[2] - q.shape[2]
     found = []
     for start in starts:
         rows = q[:, :, start : start + size]
@@ -235,13 +232,12 @@ def local_softmax_terms(
 def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, key_mask: Tensor | None, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The terms of neighbouring queries; ``missing`` keys before the first of ``k`` do not exist."""
+    """The terms of consecutive queries; ``missing`` of their keys lie before the text and are not in ``k``."""
     length = q.shape[2]
     blocks = -(-length // BLOCK)
     span, rows = reach + BLOCK, blocks * BLOCK
     rest = rows + reach - missing - k.shape[2]
-    real = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool) if key_mask is None else key_mask
-    real = F.pad(real, (missing, rest)).unfold(1, span, BLOCK)
+    real = F.pad(real_tokens(k, key_mask), (missing, rest)).unfold(1, span, BLOCK)
     keys, values = (F.pad(x, (0, 0, missing, rest)).unfold(2, span, BLOCK) for x in (k, v))
     query = F.pad(q, (0, 0, 0, rows - length)).unflatten(2, (blocks, BLOCK))
     scores = (query @ keys) * scale

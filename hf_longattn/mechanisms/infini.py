@@ -1,15 +1,15 @@
-"""Infini-attention (Munkhdalai et al. 2024, equations 4-10): softmax inside a segment, and a linear memory of the segments before it.
+"""Infini-attention (Munkhdalai et al. 2024, equations 4-10): softmax within a segment, and a linear memory of the segments before it.
 
 With segments of S tokens from the first real token on and σ = elu + 1, segment s of each head computes
 
-    A_dot = softmax(Q Kᵀ / √D, causal) V                                            local attention in the segment
+    A_dot = softmax(Q Kᵀ / √D, causal) V                                            local attention within the segment
     A_mem = σ(Q) M_{s-1} / (σ(Q) z_{s-1})                                           retrieval (equation 4)
     M_s   = M_{s-1} + σ(K)ᵀ V          z_s = z_{s-1} + Σ_t σ(K_t)                   update (5)
     M_s   = M_{s-1} + σ(K)ᵀ (V - σ(K) M_{s-1} / (σ(K) z_{s-1}))                     update by the delta rule (6), with ``delta_rule``
-    A     = g · A_mem + (1 - g) · A_dot,   g = sigmoid(β)                           gate, one β for each head (7)
+    A     = g · A_mem + (1 - g) · A_dot,   g = sigmoid(β)                           gate, one β per head (7)
 
-While the memory is empty (the first segment) there is nothing to retrieve and g is 0, so that a text of one segment has plain softmax
-attention. The paper's memory takes queries and keys without positions; in a rotary model those that reach a mechanism are rotated.
+While the memory is empty (in the first segment), g is 0, so that a text of one segment has plain softmax attention. The paper's memory
+uses queries and keys without positions; in a rotary model a mechanism receives them rotated.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype
-from .base import Mechanism, State, pad_queries, visible_to_all
+from .base import Mechanism, State, drop_keys, normalised, pad_queries, visible_to_all
+from .feature_map import elu_plus_one, wide
 from .layout import block_sizes, triangle
 from .options import Options, option, positive
 from .registry import register_mechanism
 from .segment_state import arrive, begin, last_segment
 
 GATE = -2.0
-"""Initial β: an untrained memory has an eighth of the weight."""
+"""Initial β: an untrained memory has a weight of about 1/8."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InfiniOptions(Options):
     segment_length: int = option(512, "tokens in a segment, which attend to each other by softmax", "tokens")
-    delta_rule: bool = option(False, "write into the memory only what it does not give back already (equation 6)")
+    delta_rule: bool = option(False, "write to the memory only what cannot be retrieved from it yet (equation 6)")
 
     def check(self) -> None:
         positive("infini", "segment_length", self)
@@ -44,9 +45,9 @@ class InfiniOptions(Options):
 
 @register_mechanism("infini")
 class Infini(Mechanism):
-    """Causal softmax inside a segment, and a compressive memory of all earlier segments."""
+    """Causal softmax within a segment, and a compressive memory of all earlier segments."""
 
-    summary = "softmax inside a segment, gated with a linear memory of all segments before it"
+    summary = "softmax within a segment, gated with a linear memory of all segments before it"
     paper = "Munkhdalai et al. 2024, Infini-attention, eq. 4-10"
     engine = "recurrent"
     cost = "N·(s+D)"
@@ -85,7 +86,7 @@ class Infini(Mechanism):
         call = call.replace(causal=True, dropout=0.0)
         if length <= size:
             out = dense_attention(q, k, v, call)
-            # The gate takes part in every step all the same, as distributed training needs it to.
+            # Distributed training needs every parameter, the gate included, to take part in every step.
             return out + (self.gate.sum() * 0).to(out.dtype) if torch.is_grad_enabled() else out, None, None
         q = pad_queries(q, length)
         count = -(-length // size)
@@ -103,7 +104,7 @@ class Infini(Mechanism):
     def _memories(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """Memory and norm before each of the segments ``k, v (B, H_kv, s, S, D)``, of which ``real (B, s, S)`` are tokens."""
         with torch.autocast(k.device.type, enabled=False):
-            keys, values = feature_map(k), v.to(torch.promote_types(v.dtype, torch.float32))
+            keys, values = elu_plus_one(wide(k)), wide(v)
             if real is not None:
                 keys = keys * real[:, None, :, :, None]
             norm = F.pad(keys.sum(3).cumsum(2), (0, 0, 1, -1))
@@ -116,26 +117,25 @@ class Infini(Mechanism):
             return torch.stack(memories, 2), norm
 
     def _written(self, keys: Tensor, values: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-        """What the features ``keys (B, H_kv, S, D)`` of a segment add to a memory, ``(B, H_kv, D, D)``."""
+        """The update ``(B, H_kv, D, D)`` of a memory by a segment's features ``keys (B, H_kv, S, D)``."""
         if self.options.delta_rule:
             values = values - retrieved(keys, memory, norm)
         return keys.transpose(-1, -2) @ values
 
     def _mixed(self, q: Tensor, local: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-        """Gate the retrieval of ``q (B, H, …, S, D)`` with the local attention of the same shape, where the memory holds something."""
+        """Gate the retrieval for ``q (B, H, …, S, D)`` with the local attention of the same shape, unless the memory is empty."""
         with torch.autocast(q.device.type, enabled=False):
             memory, norm = repeat_heads(memory, q.shape[1]), repeat_heads(norm, q.shape[1])
-            found = retrieved(feature_map(q), memory, norm)
+            found = retrieved(elu_plus_one(wide(q)), memory, norm)
             gate = self.gate.to(found.dtype).sigmoid().view(1, -1, *[1] * (q.dim() - 2))
             gate = gate * (norm.sum(-1) > 0)[..., None, None]
             return (gate * found + (1 - gate) * local).to(local.dtype)
 
     def _dropped(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> tuple[Tensor, Tensor]:
-        """Drop whole keys of each head: there is no matrix of weights, and this keeps the mean as dropout on one does."""
+        """Keys and values after dropout, for which each head needs its own."""
         if not dropout_p:
             return k, v
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        return k, v * F.dropout(torch.ones_like(v[..., :1]), dropout_p)
+        return repeat_heads(k, q.shape[1]), drop_keys(repeat_heads(v, q.shape[1]), dropout_p)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         """Besides the segment's own tokens (:mod:`hf_longattn.mechanisms.segment_state`), the state holds ``memory (B, H_kv, D, D)``
@@ -174,7 +174,7 @@ class Infini(Mechanism):
         out = self._mixed(q, local, memory, norm)
         if bool(there.crossed.any()):
             with torch.autocast(k.device.type, enabled=False):
-                keys = feature_map(there.keys[:, :, :size]) * there.real[:, None, :size, None]
+                keys = elu_plus_one(wide(there.keys[:, :, :size])) * there.real[:, None, :size, None]
                 later = memory + self._written(keys, there.values[:, :, :size].to(memory.dtype), memory, norm)
                 later_norm = norm + keys.sum(2)
             beyond = (there.positions >= size)[:, None, :, None]
@@ -184,7 +184,7 @@ class Infini(Mechanism):
         return out, {**there.state(), "memory": memory, "norm": norm}
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of the own one). By the delta rule the
+        """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule the
         memory holds U with (I + R) U = V, where R are the linear weights by which keys retrieve: W_mem V becomes W_mem (I + R)⁻¹ V."""
         (_, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
         k = repeat_heads(k, heads)
@@ -197,9 +197,7 @@ class Infini(Mechanism):
         local = masked_softmax(scores, inside.expand_as(scores))
 
         def linear(features: Tensor, of: Tensor) -> Tensor:
-            weights = features @ (F.elu(k) + 1).transpose(-1, -2) * (real & (segment < of))
-            total = weights.sum(-1, keepdim=True)
-            return torch.where(total > 0, weights / torch.where(total > 0, total, 1), 0)
+            return normalised(features @ (F.elu(k) + 1).transpose(-1, -2) * (real & (segment < of)))
 
         memory = linear(F.elu(q) + 1, own)
         gate = self.gate.to(q.dtype).sigmoid().view(1, -1, 1, 1) * (memory.sum(-1, keepdim=True) > 0)
@@ -218,13 +216,7 @@ class Infini(Mechanism):
         return local + (length * self.head_dim if length > self.options.segment_length else 0)
 
 
-def feature_map(x: Tensor) -> Tensor:
-    """elu(x) + 1 in float32 at least; exp(x) below zero, where the sum would lose its digits."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
-
-
 def retrieved(features: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-    """Equation 4: what ``features (…, S, D)`` find in ``memory (…, D, D)``; zeros in an empty one."""
+    """Equation 4: the retrieval by ``features (…, S, D)`` from ``memory (…, D, D)``; zeros from an empty one."""
     total = (features @ norm[..., None]).clamp(min=torch.finfo(features.dtype).tiny)
     return (features @ memory) / total

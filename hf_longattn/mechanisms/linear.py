@@ -8,18 +8,16 @@ There is no product q·k to scale: a ``scaling`` other than D^-½ multiplies q a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.call import AttentionCall
-from .feature_map import LinearMechanism
+from .feature_map import LinearMechanism, elu_plus_one
 from .options import Options, one_of, option
 from .registry import register_mechanism
-
-MAPS = ("elu", "relu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class LinearOptions(Options):
     feature_map: str = option("elu", "φ: elu is elu(x) + 1, as in the paper; relu is max(x, 0)")
 
     def check(self) -> None:
-        one_of("linear", "feature_map", self.feature_map, MAPS)
+        one_of("linear", "feature_map", self.feature_map, ("elu", "relu"))
 
 
 @register_mechanism("linear")
@@ -37,30 +35,18 @@ class Linear(LinearMechanism):
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
     options_type = LinearOptions
-    sample: ClassVar[dict[str, Any]] = {}
     options: LinearOptions
 
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        factor = relative(call.scale_for(self.head_dim), q.shape[-1])
-        if self.options.feature_map == "relu":
-            return F.relu(q if factor == 1 else q * factor)
-        return _EluPlusOne.apply(q if factor == 1 else q * factor)
+        q = self.scaled(q, call)
+        return F.relu(q) if self.options.feature_map == "relu" else _EluPlusOne.apply(q)
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return self.queries(k, call)
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        factor = relative(call.scale_for(self.head_dim), q.shape[-1])
-        if self.options.feature_map == "relu":
-            left, right = (q * factor).clamp(min=0), (k * factor).clamp(min=0)
-        else:
-            left, right = (torch.where(x > 0, x + 1, (x * (x <= 0)).exp()) for x in (q * factor, k * factor))
-        return left @ right.mT
-
-
-def relative(scale: float, head_dim: int) -> float:
-    """What multiplies q and k each, so that their product is multiplied by ``scale`` relative to D^-½; exactly 1 at that."""
-    return 1.0 if scale == head_dim**-0.5 else (scale * head_dim**0.5) ** 0.5
+        phi = torch.relu if self.options.feature_map == "relu" else elu_plus_one
+        return phi(self.scaled(q, call)) @ phi(self.scaled(k, call)).mT
 
 
 class _EluPlusOne(torch.autograd.Function):

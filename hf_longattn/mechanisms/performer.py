@@ -3,13 +3,13 @@
     softmax:  φ(x) = exp(w_m·x' - |x'|²/2) / √m      E[φ(q)·φ(k)] = exp(scale · q·k)      x' = √scale · x     (lemma 1)
     relu:     φ(x) = max(w_m·x', 0)                                                                          (section 2.2)
 
-for m random directions w_m, Gaussian and orthogonal in blocks. Exponents are taken relative to the row's largest for queries, and for keys
-to the largest that the feature had so far; both cancel in the quotient, so that pieces of a text, one token at a time too, give what the
-whole gives, whatever the size of q and k: what remains is the rounding of the exponents in fp32, which are about -scale |k|² / 2. A
-graph (torch.compile, export) computes the causal form in float64 and holds exponents of keys that are up to some 700 apart; rows that see
-only keys further below the largest of the text are zeros there. Nothing is added to features (the authors' code adds 10⁻³ to those of
-relu, 10⁻⁶ to those of softmax): a row whose relu features meet none of its keys' is zeros. The directions are a buffer of the checkpoint.
-In training they are drawn anew every ``redraw_interval`` passes.
+for m random directions w_m, Gaussian and orthogonal in blocks. Exponents are relative to the row's largest for queries, and to the
+feature's largest so far for keys; both cancel in the quotient, so that processing a text in pieces, or token by token, equals processing
+it whole, however large q and k are, up to the rounding of the exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export)
+computes the causal form in float64 and holds exponents of keys up to some 700 apart; rows that see only keys further below the text's
+largest are zeros there. Nothing is added to the features (the authors' code adds 10⁻³ to those of relu, 10⁻⁶ to those of softmax), so a
+row whose relu features share no direction with its keys' is zeros. The directions are a buffer of the checkpoint; training draws new ones
+every ``redraw_interval`` passes.
 """
 
 from __future__ import annotations
@@ -27,32 +27,30 @@ from .feature_map import LinearMechanism, added, log_products
 from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism
 
-KERNELS = ("softmax", "relu")
-
 
 @dataclasses.dataclass(frozen=True)
 class PerformerOptions(Options):
-    num_features: int = option(256, "m, how many random directions; the error falls with its root", "features", most=65536)
+    num_features: int = option(256, "m, the number of random directions; the error falls as 1/√m", "features", most=65536)
     kernel: str = option("softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections")
     redraw_interval: int = option(
-        1000, "training passes between new draws, 0 for none; a compiled model keeps its draw until redraw() is called", "passes"
+        1000, "training passes between draws, 0 for a single draw; a compiled model keeps its draw until redraw() is called", "passes"
     )
-    seed: int = option(0, "seed of the directions; layers and draws differ")
+    seed: int = option(0, "seed of the directions, which differ from layer to layer and draw to draw")
 
     def check(self) -> None:
         positive("performer", "num_features", self)
-        one_of("performer", "kernel", self.kernel, KERNELS)
+        one_of("performer", "kernel", self.kernel, ("softmax", "relu"))
         not_negative("performer", "redraw_interval", self.redraw_interval, 1000)
 
 
 @register_mechanism("performer")
 class Performer(LinearMechanism):
-    """An unbiased estimate of softmax attention's weights, before they are normalised."""
+    """An unbiased estimate of softmax attention's weights before normalisation."""
 
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     cost = "N·m·D"
-    exact_when = "never; the expected weights are those of softmax, before normalising"
+    exact_when = "never; before normalisation, the expected weights are those of softmax"
     same_bits = False
     logarithms = True
     options_type = PerformerOptions
@@ -68,20 +66,20 @@ class Performer(LinearMechanism):
         self.logarithms = options.kernel == "softmax"
         self._layer = 0
         self._known = (0, -1, 0)
-        """Identity and version of ``passes`` when it was last read, and what it said: reading would wait for the device."""
+        """Identity and version of ``passes`` when last read, and its value: reading it again would wait for the device."""
         self.register_buffer("projection", torch.empty(options.num_features, head_dim))
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """The first draw, which follows the option ``seed`` and the layer."""
+        """The first draw, determined by the option ``seed`` and the layer."""
         super().reset_parameters(generator)
         self._draw(0)
         self.passes = torch.zeros_like(self.passes)
 
     @property
     def layer(self) -> int:
-        """Its layer: each draws different directions."""
+        """The index of the layer; each layer draws different directions."""
         return self._layer
 
     @layer.setter
@@ -94,7 +92,7 @@ class Performer(LinearMechanism):
         return self.training and self.options.redraw_interval > 0
 
     def redraw(self) -> None:
-        """Draw new directions: those of the next interval."""
+        """Draw the directions of the next interval."""
         interval = max(self.options.redraw_interval, 1)
         draws = int(self.passes) // interval + 1
         self.passes = torch.full_like(self.passes, draws * interval)
@@ -102,11 +100,11 @@ class Performer(LinearMechanism):
 
     def _draw(self, draws: int) -> None:
         drawn = orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, draws)
-        # A new tensor, since a backward pass that is still to come may need the old one.
+        # A new tensor: a pending backward pass may need the old one.
         self.projection = drawn.to(self.projection)
 
     def directions(self, seed: int) -> Tensor:
-        """``(m, D)``: the buffer, or for a seed other than 0 a draw that follows it."""
+        """``(m, D)``: the buffer, or for a call's seed other than 0 the draw of that seed."""
         if seed == 0:
             return self.projection
         return orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, 0, seed).to(self.projection)
@@ -120,7 +118,7 @@ class Performer(LinearMechanism):
         return super()._run(*arguments)
 
     def _count(self) -> None:
-        """One training pass; a new draw at the end of an interval."""
+        """Count a training pass and redraw at the end of an interval."""
         known, tensor = self._known, self.passes
         value = known[2] if known[:2] == (id(tensor), tensor_version(tensor)) else int(tensor)
         self.passes.add_(1)
@@ -134,42 +132,38 @@ class Performer(LinearMechanism):
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         projected = self._projected(k, call)
-        return (
-            added(projected, call.scale_for(self.head_dim) / 2 * k.square().sum(-1, keepdim=True), -1)
-            if self.logarithms
-            else projected.relu()
-        )
+        if not self.logarithms:
+            return projected.relu()
+        return added(projected, call.scale_for(self.head_dim) / 2 * k.square().sum(-1, keepdim=True), -1)
 
     def _projected(self, x: Tensor, call: AttentionCall) -> Tensor:
         """w_m·x'."""
         return x @ (self.directions(call.seed).to(x.dtype) * call.scale_for(self.head_dim) ** 0.5).mT
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        directions = self.directions(call.seed).to(q.dtype)
-        left, right = (call.scale_for(self.head_dim) ** 0.5 * x @ directions.mT for x in (q, k))
+        q, k = (x * call.scale_for(self.head_dim) ** 0.5 for x in (q, k))
+        left, right = (x @ self.directions(call.seed).to(x.dtype).mT for x in (q, k))
         if self.options.kernel == "relu":
-            return left.clamp(min=0) @ right.clamp(min=0).mT
-        lengths = [call.scale_for(self.head_dim) * x.square().sum(-1, keepdim=True) / 2 for x in (q, k)]
-        left, right = left - lengths[0], right - lengths[1]
-        return log_products(left, right)
+            return left.relu() @ right.relu().mT
+        return log_products(left - q.square().sum(-1, keepdim=True) / 2, right - k.square().sum(-1, keepdim=True) / 2)
 
 
 def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
-    """``(rows, columns)`` fp32: each row is distributed as N(0, I), and rows of one block of ``columns`` are orthogonal.
+    """``(rows, columns)`` fp32: each row is distributed as N(0, I), and the rows of each block of ``columns`` are orthogonal.
 
-    Drawn on the CPU from ``seeds``, so that it is the same for every device.
+    Drawn from ``seeds`` on the CPU, so that it is the same on every device.
     """
     generator = torch.Generator().manual_seed(mixed(*seeds))
     blocks = []
     for _ in range(0, rows, columns):
         q, r = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64, device="cpu"))
-        blocks.append((q * r.diagonal().sign()).mT)  # with the signs that make Q uniform, whichever library factorised
+        blocks.append((q * r.diagonal().sign()).mT)  # these signs make Q uniform, whichever library factorised
     lengths = torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu").norm(dim=1, keepdim=True)
     return (torch.cat(blocks)[:rows] * lengths).float()
 
 
 def mixed(*seeds: int) -> int:
-    """One seed from several, without collisions among small ones (the golden ratio's multiples, modulo 2**63)."""
+    """One seed from several, without collisions among small ones (multiples of the golden ratio, modulo 2**63)."""
     value = 0
     for seed in seeds:
         value = ((value ^ (seed % (1 << 31))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 63)

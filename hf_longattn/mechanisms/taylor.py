@@ -3,10 +3,10 @@
     κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
 Its features are 1, the d projected coordinates and their d (d + 1) / 2 products, those of unequal coordinates once with weight √2. The
-projections W (D × d) are learned for each head. The division by √d, the size of the projected vectors, is Based's; ``scale=head_dim``
+projections W (D × d) are learned for each head. Dividing by √d, the size of the projected vectors, follows Based; ``scale=head_dim``
 divides by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
-initialised as one random orthogonal map for queries and keys, of such a size that s estimates scaling · q·k; with ``feature_dim`` equal
-to the head size as the identity, where s is just that.
+initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k; if ``feature_dim`` equals the
+head size it is the identity, and s is exactly that.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FEATURES, HEAD = "feature_dim", "head_dim"
 
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
-    feature_dim: int = option(16, "d, to which queries and keys are projected; the state has 1 + d + d(d+1)/2 rows", "features", most=256)
+    feature_dim: int = option(16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", most=256)
     scale: str = option(
-        FEATURES, "whose square root divides the products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax"
+        FEATURES, "the size whose square root divides products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax"
     )
 
     def check(self) -> None:
@@ -59,7 +59,7 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """One random orthogonal map per head for queries and keys, of such a size that s estimates scaling · q·k; or the identity."""
+        """One random orthogonal map per head for queries and keys, scaled such that s estimates scaling · q·k; or the identity."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]
@@ -73,7 +73,7 @@ class Taylor(LinearMechanism):
         self.key_map.weight.copy_(weight)
 
     def _factor(self) -> float:
-        """What the model's factor on q·k is multiplied by."""
+        """The factor on the call's scale."""
         return 1.0 if self.options.scale == HEAD else (self.head_dim / self.options.feature_dim) ** 0.5
 
     def features_per_head(self) -> int:
@@ -87,17 +87,13 @@ class Taylor(LinearMechanism):
         return polynomial(self.key_map(k))
 
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        s = (
-            call.scale_for(self.head_dim)
-            * self._factor()
-            * (q @ self.query_map.weight.to(q.dtype))
-            @ (k @ self.key_map.weight.to(k.dtype)).mT
-        )
+        left, right = q @ self.query_map.weight.to(q.dtype), k @ self.key_map.weight.to(k.dtype)
+        s = left @ right.mT * (call.scale_for(self.head_dim) * self._factor())
         return 1 + s + s.square() / 2
 
 
 def polynomial(x: Tensor) -> Tensor:
-    """``(…, d)`` -> ``(…, 1 + d + d(d+1)/2)``, features whose products are 1 + s + s²/2 for s = x·y."""
+    """Features ``(…, 1 + d + d(d+1)/2)`` of vectors ``(…, d)``, whose products are 1 + s + s²/2 for s = x·y."""
     d = x.shape[-1]
     first, second = torch.triu_indices(d, d, device=x.device)
     weights = torch.ones(len(first), dtype=x.dtype, device=x.device).masked_fill(first == second, math.sqrt(0.5))
