@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from .errors import LongAttentionError
     from .explain import Explanation, explain
-    from .families import *  # noqa: F403 - every Long class, from families/__init__.pyi
+    from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
 

@@ -1,7 +1,7 @@
 """Write the types of the Long classes, which exist at run time only, where editors and type checkers look for them.
 
-    python -m tools.class_stubs            hf_longattn/families/__init__.pyi
-    python -m tools.class_stubs --check    exit code 1 when it is not what would be written
+    python -m tools.class_stubs            hf_longattn/families/*.pyi: one for each family, and one that names all their classes
+    python -m tools.class_stubs --check    exit code 1 when they are not what would be written
 
 The signatures are those of the pinned transformers. ``make format`` runs it.
 """
@@ -23,35 +23,36 @@ from transformers import modeling_outputs
 
 from hf_longattn.families import FAMILIES, Family
 
-STUB = Path(__file__).resolve().parent.parent / "hf_longattn" / "families" / "__init__.pyi"
-HEADER = '''\
-# Written by `python -m tools.class_stubs` (part of `make format`) with transformers {version}; do not edit.
+FOLDER = Path(__file__).resolve().parent.parent / "hf_longattn" / "families"
+HEADER = f"# Written by `python -m tools.class_stubs` (part of `make format`) with transformers {transformers.__version__}; do not edit.\n"
+FRONT = '''\
 """Long<Base> families: the models of transformers with long attention, one short file per base architecture."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from transformers import Cache, GenerationMixin
 {imports}
-
-from ..configuration import LongAttentionConfig
-from ..memory import SegmentMemory
-from ..modeling.config import {configs}
 from ..modeling.family import FAMILIES as FAMILIES
 from ..modeling.family import AttentionNames as AttentionNames
 from ..modeling.family import Family as Family
 from ..modeling.family import PositionTable as PositionTable
 from ..modeling.generic import enable_long_attention as enable_long_attention
 from ..modeling.generic import load_generic as load_generic
-from ..modeling.mixin import {mixins}
 from ..modeling.registration import register as register
 
 __all__ = [
 {names}
 ]
 '''
+COMMON = {
+    "Any": "typing",
+    "Cache": "transformers",
+    "GenerationMixin": "transformers",
+    "Literal": "typing",
+    "LongAttentionConfig": "..configuration",
+    "Mapping": "collections.abc",
+    "SegmentMemory": "..memory",
+    "Tensor": "torch",
+    "torch": "",
+}
+"""What the signatures name -> the module that it is in."""
 LONG_ARGUMENTS = {
     "global_attention_mask": "Tensor | None",
     "documents": "Tensor | None",
@@ -75,28 +76,46 @@ DECODER_ARGUMENTS = {
 NAMES = {"LongTensor": "Tensor", "RopeParameters": "dict[str, Any]", "EsmFoldConfig": "Any"}
 
 
-def stub() -> str:
-    """The whole file."""
-    classes: list[str] = []
-    exports: list[str] = []
-    named: set[str] = set()
-    imports: dict[str, set[str]] = {}
-    for base, family in FAMILIES.items():
-        exports += family.exports
-        classes.append(f"# {base}\n")
-        for text, needed in (config_stub(family), *(model_stub(family, name) for name in family.heads.values())):
-            classes.append(text)
-            for module, name in needed:
-                imports.setdefault(module, set()).add(name)
-            named |= set(re.findall(r"\bLong\w+", text.partition(":")[0]))
-    header = HEADER.format(
-        version=transformers.__version__,
-        imports="\n".join(f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())),
-        configs=", ".join(sorted(name for name in named if hasattr(importlib.import_module("hf_longattn.modeling.config"), name))),
-        mixins=", ".join(sorted(name for name in named if hasattr(importlib.import_module("hf_longattn.modeling.mixin"), name))),
-        names="\n".join(f'    "{name}",' for name in sorted(exports)),
+def stubs() -> dict[str, str]:
+    """File name -> text."""
+    exported = [(module_of(family), sorted(family.exports)) for family in FAMILIES.values()]
+    imports = "\n".join(f"from .{module} import {', '.join(f'{name} as {name}' for name in names)}" for module, names in sorted(exported))
+    names = "\n".join(f'    "{name}",' for name in sorted(name for _, names in exported for name in names))
+    return {"__init__.pyi": HEADER + FRONT.format(imports=imports, names=names)} | {
+        f"{module_of(family)}.pyi": family_stub(family) for family in FAMILIES.values()
+    }
+
+
+def module_of(family: Family) -> str:
+    return family.module.rpartition(".")[2]
+
+
+def family_stub(family: Family) -> str:
+    """The stub of a family's module: its config, its entry, its classes, and what else the module defines as it is."""
+    module = importlib.import_module(family.module)
+    models = [*family.heads.values(), *family.parts.values()]
+    needed = {("..modeling.family", "Family")}
+    bodies = ["FAMILY: Family\n"]
+    for text, imports in (config_stub(family), *(model_stub(family, name) for name in models)):
+        bodies.append(text)
+        needed |= imports
+    named = set(
+        re.findall(r"\w+", " ".join(line for body in bodies for line in body.splitlines() if line.lstrip().startswith(("class", "def"))))
     )
-    return header + "\n" + "\n".join(classes)
+    needed |= {(where, name) for name, where in COMMON.items() if name in named}
+    others = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    others = sorted({*others} - {*models, family.config_class.__name__} - {"__getattr__"})
+    if others:
+        bodies.append("\n".join(f"{name}: Any" for name in others) + "\n")
+        needed.add(("typing", "Any"))
+    by_module: dict[str, set[str]] = {}
+    for where, name in needed:
+        by_module.setdefault(where, set()).add(name)
+    lines = [
+        f"from {where} import {', '.join(sorted(names))}" if where else f"import {', '.join(names)}" for where, names in by_module.items()
+    ]
+    summary = (module.__doc__ or "").strip()
+    return HEADER + f'"""{summary}\n"""\n\n' + "\n".join(sorted(lines)) + "\n\n" + "\n".join(bodies)
 
 
 def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
@@ -114,7 +133,8 @@ def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
         docstring(config),
         f"    def __init__(self, *, {', '.join(f'{name}: {rest}' for name, rest in arguments.items())}) -> None: ...",
     ]
-    return "\n".join(lines) + "\n", {(base.__module__, base.__name__)}
+    bases = {("..modeling.config", parent.__name__) for parent in config.__bases__[:-1]}
+    return "\n".join(lines) + "\n", {*bases, (base.__module__, base.__name__)}
 
 
 def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
@@ -142,7 +162,7 @@ def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
         f"    def forward(self, {', '.join(arguments)}) -> {output}: ...",
         "    __call__ = forward",
     ]
-    return "\n".join(lines) + "\n", {(base.__module__, base.__name__), *needed}
+    return "\n".join(lines) + "\n", {(base.__module__, base.__name__), *needed, *(("..modeling.mixin", parent.__name__) for parent in ours)}
 
 
 def docstring(made: Any) -> str:
@@ -178,13 +198,18 @@ def parts(union: str) -> Iterator[str]:
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when the file is not up to date")
-    text = stub()
-    if not parser.parse_args(arguments if arguments is None else list(arguments)).check:
-        STUB.write_text(text, encoding="utf-8")
-    elif STUB.read_text(encoding="utf-8") != text:
-        print(f"{STUB} is not up to date; run `python -m tools.class_stubs`.", file=sys.stderr)
-        return 1
-    return 0
+    check = parser.parse_args(arguments if arguments is None else list(arguments)).check
+    written = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.pyi")}
+    expected = stubs()
+    stale = sorted(name for name in {*written, *expected} if written.get(name) != expected.get(name))
+    for name in stale if not check else ():
+        if name in expected:
+            (FOLDER / name).write_text(expected[name], encoding="utf-8")
+        else:
+            (FOLDER / name).unlink()
+    if stale and check:
+        print(f"Not up to date in {FOLDER}: {', '.join(stale)}; run `python -m tools.class_stubs`.", file=sys.stderr)
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import hf_longattn
 from hf_longattn.families import FAMILIES
 from tools import class_stubs
 
-TREE = ast.parse(class_stubs.STUB.read_text(encoding="utf-8"))
-CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
+TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in class_stubs.FOLDER.glob("*.pyi")}
+CLASSES = {node.name: (node, tree) for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef)}
 EXPORTS = [(family, name) for family in FAMILIES.values() for name in family.exports]
 SNIPPET = """
 import torch
@@ -34,6 +34,10 @@ memory = model.new_memory(positions=3)  # E: incompatible type "int"
 model(ids, global_mask=ids)  # E: Unexpected keyword argument "global_mask"
 LongBertConfig(long_atention={})  # E: did you mean "long_attention"?
 from hf_longattn import LongBertForNothing  # E: has no attribute "LongBertForNothing"
+from hf_longattn.families.bert import LongBertModel as FromItsModule
+from hf_longattn.families.bert import LongBertModels  # E: has no attribute "LongBertModels"; maybe "LongBertModel"
+same: type[LongBertModel] = FromItsModule
+FromItsModule(config).new_memory(positions=3)  # E: incompatible type "int"
 """
 SETTINGS = """
 [mypy]
@@ -45,7 +49,7 @@ ignore_missing_imports = True
 
 
 def written_by() -> str:
-    first = class_stubs.STUB.read_text(encoding="utf-8").splitlines()[0]
+    first = (class_stubs.FOLDER / "bert.pyi").read_text(encoding="utf-8").splitlines()[0]
     return re.search(r"transformers ([\d.]+);", first)[1]  # type: ignore[index]
 
 
@@ -55,18 +59,26 @@ def test_the_stubs_are_up_to_date() -> None:
 
 
 def test_stubs_that_are_not_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    stale = tmp_path / "__init__.pyi"
-    stale.write_text(class_stubs.STUB.read_text(encoding="utf-8").replace("LongBertModel", "LongBertModels"), encoding="utf-8")
-    monkeypatch.setattr(class_stubs, "STUB", stale)
+    monkeypatch.setattr(class_stubs, "FOLDER", tmp_path)
     monkeypatch.setattr(class_stubs, "FAMILIES", {"bert": FAMILIES["bert"]})
+    (tmp_path / "gone.pyi").touch()
+    assert class_stubs.main([]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["__init__.pyi", "bert.pyi"]
+    assert class_stubs.main(["--check"]) == 0
+    stale = tmp_path / "bert.pyi"
+    stale.write_text(stale.read_text(encoding="utf-8").replace("LongBertModel", "LongBertModels"), encoding="utf-8")
     assert class_stubs.main(["--check"]) == 1
-    assert "python -m tools.class_stubs" in capsys.readouterr().err
+    assert "bert.pyi; run `python -m tools.class_stubs`" in capsys.readouterr().err
 
 
 def test_every_long_class_has_a_definition_to_go_to() -> None:
-    assert sorted(CLASSES) == sorted(name for _, name in EXPORTS)
-    imported = {alias.asname or alias.name for node in ast.walk(TREE) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    for name, definition in CLASSES.items():
+    front = [alias for node in ast.walk(TREES["__init__"]) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    named = {alias.name for alias in front if alias.asname == alias.name}  # to jedi, a name without "as" is not exported
+    assert {name for _, name in EXPORTS} <= named & CLASSES.keys()
+    inner = {name for family in FAMILIES.values() for name in family.parts.values()}
+    assert CLASSES.keys() == {name for _, name in EXPORTS} | inner
+    for name, (definition, tree) in CLASSES.items():
+        imported = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         assert ast.get_docstring(definition), name
         assert {base.id for base in definition.bases if isinstance(base, ast.Name)} <= imported, name
 
@@ -83,7 +95,7 @@ def test_documentation_tools_show_them(name: str) -> None:
     """Sphinx' autodoc and mkdocstrings read what pydoc does: docstring, signature, and the module's list of names."""
     made = getattr(hf_longattn.families, name)
     assert name in dir(hf_longattn.families)
-    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(CLASSES[name]) or "").splitlines()[0]
+    assert (inspect.getdoc(made) or "").splitlines()[0] == (ast.get_docstring(CLASSES[name][0]) or "").splitlines()[0]
     assert name in pydoc.render_doc(made, renderer=pydoc.plaintext)
     if not name.endswith("Config"):
         assert "global_attention_mask" in str(inspect.signature(made.forward))

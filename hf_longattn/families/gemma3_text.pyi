@@ -1,0 +1,60 @@
+# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+"""LongGemma3Text: the text model of Gemma 3 (Kamath et al. 2025), five of six layers with a window, and rotary positions
+(``rope_parameters``) for each of the two kinds.
+"""
+
+from ..configuration import LongAttentionConfig
+from ..memory import SegmentMemory
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
+from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
+from collections.abc import Mapping
+from torch import Tensor
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutputWithPast
+from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3ForCausalLM, Gemma3TextForSequenceClassification, Gemma3TextModel
+from typing import Any, Literal
+import torch
+
+FAMILY: Family
+
+class LongGemma3TextConfig(LongConfig, Gemma3TextConfig):
+    """Gemma3TextConfig with ``long_attention``."""
+    def __init__(self, *, transformers_version: str | None = None, architectures: list[str] | None = None, output_hidden_states: bool | None = False, return_dict: bool | None = True, dtype: str | torch.dtype | None = None, chunk_size_feed_forward: int = 0, is_encoder_decoder: bool = False, id2label: dict[int, str] | dict[str, str] | None = None, label2id: dict[str, int] | dict[str, str] | None = None, problem_type: Literal['regression', 'single_label_classification', 'multi_label_classification'] | None = None, vocab_size: int = 262208, hidden_size: int = 2304, intermediate_size: int = 9216, num_hidden_layers: int = 26, num_attention_heads: int = 8, num_key_value_heads: int = 4, head_dim: int = 256, hidden_activation: str = 'gelu_pytorch_tanh', max_position_embeddings: int = 131072, initializer_range: float = 0.02, rms_norm_eps: float = 1e-06, use_cache: bool = True, pad_token_id: int | None = 0, eos_token_id: int | list[int] | None = 1, bos_token_id: int | None = 2, tie_word_embeddings: bool = True, rope_parameters: dict[str, Any] | None = None, attention_bias: bool = False, attention_dropout: int | float | None = 0.0, query_pre_attn_scalar: int = 256, sliding_window: int | None = 4096, layer_types: list[str] | None = None, final_logit_softcapping: float | None = None, attn_logit_softcapping: float | None = None, use_bidirectional_attention: bool | None = False, long_attention: Mapping[str, Any] | LongAttentionConfig | None = ..., position_extension: str = ..., question_separator_id: int | None = ..., attn_implementation: str | None = ..., num_labels: int = ...) -> None: ...
+
+class LongGemma3TextModel(LongBaseModelMixin, Gemma3TextModel):
+    """Gemma3TextModel with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of Gemma3TextModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma3TextModel instead.
+    """
+    config: LongGemma3TextConfig
+    def __init__(self, config: LongGemma3TextConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPast: ...
+    __call__ = forward
+
+class LongGemma3ForCausalLM(LongGenerationMixin, LongAttentionMixin, Gemma3ForCausalLM, GenerationMixin):
+    """Gemma3ForCausalLM with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of Gemma3ForCausalLM, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma3ForCausalLM instead.
+    """
+    config: LongGemma3TextConfig
+    def __init__(self, config: LongGemma3TextConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithPast: ...
+    __call__ = forward
+
+class LongGemma3TextForSequenceClassification(LongAttentionMixin, Gemma3TextForSequenceClassification):
+    """Gemma3TextForSequenceClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of Gemma3TextForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of Gemma3TextForSequenceClassification instead.
+    """
+    config: LongGemma3TextConfig
+    def __init__(self, config: LongGemma3TextConfig, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Cache | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    __call__ = forward

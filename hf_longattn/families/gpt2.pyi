@@ -1,0 +1,95 @@
+# Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
+"""LongGPT2: GPT-2 (Radford et al. 2019), causal, positions in one learned table.
+"""
+
+from ..configuration import LongAttentionConfig
+from ..memory import SegmentMemory
+from ..modeling.config import LongConfig
+from ..modeling.family import Family
+from ..modeling.mixin import LongAttentionMixin, LongBaseModelMixin, LongGenerationMixin
+from collections.abc import Mapping
+from torch import Tensor
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions, QuestionAnsweringModelOutput, SequenceClassifierOutputWithPast, TokenClassifierOutput
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2DoubleHeadsModel, GPT2DoubleHeadsModelOutput, GPT2ForQuestionAnswering, GPT2ForSequenceClassification, GPT2ForTokenClassification, GPT2LMHeadModel, GPT2Model
+from typing import Any, Literal
+import torch
+
+FAMILY: Family
+
+class LongGPT2Config(LongConfig, GPT2Config):
+    """GPT2Config with ``long_attention``."""
+    def __init__(self, *, transformers_version: str | None = None, architectures: list[str] | None = None, output_hidden_states: bool | None = False, return_dict: bool | None = True, dtype: str | torch.dtype | None = None, chunk_size_feed_forward: int = 0, is_encoder_decoder: bool = False, id2label: dict[int, str] | dict[str, str] | None = None, label2id: dict[str, int] | dict[str, str] | None = None, problem_type: Literal['regression', 'single_label_classification', 'multi_label_classification'] | None = None, vocab_size: int = 50257, n_positions: int = 1024, n_embd: int = 768, n_layer: int = 12, n_head: int = 12, n_inner: int | None = None, activation_function: str = 'gelu_new', resid_pdrop: float | int = 0.1, embd_pdrop: float | int = 0.1, attn_pdrop: float | int = 0.1, layer_norm_epsilon: float = 1e-05, initializer_range: float = 0.02, summary_type: str = 'cls_index', summary_use_proj: bool = True, summary_activation: str | None = None, summary_proj_to_labels: bool = True, summary_first_dropout: float | int = 0.1, scale_attn_weights: bool = True, use_cache: bool = True, bos_token_id: int | None = 50256, eos_token_id: int | list[int] | None = 50256, pad_token_id: int | None = None, scale_attn_by_inverse_layer_idx: bool = False, reorder_and_upcast_attn: bool = False, add_cross_attention: bool = False, tie_word_embeddings: bool = True, hidden_size: int = 768, max_position_embeddings: int = 1024, num_attention_heads: int = 12, num_hidden_layers: int = 12, long_attention: Mapping[str, Any] | LongAttentionConfig | None = ..., position_extension: str = ..., question_separator_id: int | None = ..., attn_implementation: str | None = ..., num_labels: int = ...) -> None: ...
+
+class LongGPT2DoubleHeadsModel(LongGenerationMixin, LongAttentionMixin, GPT2DoubleHeadsModel, GenerationMixin):
+    """GPT2DoubleHeadsModel with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of GPT2DoubleHeadsModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2DoubleHeadsModel instead.
+    """
+    config: LongGPT2Config
+    def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, mc_token_ids: Tensor | None = None, labels: Tensor | None = None, mc_labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> GPT2DoubleHeadsModelOutput: ...
+    __call__ = forward
+
+class LongGPT2ForQuestionAnswering(LongAttentionMixin, GPT2ForQuestionAnswering):
+    """GPT2ForQuestionAnswering with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of GPT2ForQuestionAnswering, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2ForQuestionAnswering instead.
+    """
+    config: LongGPT2Config
+    def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, start_positions: Tensor | None = None, end_positions: Tensor | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> QuestionAnsweringModelOutput: ...
+    __call__ = forward
+
+class LongGPT2ForSequenceClassification(LongAttentionMixin, GPT2ForSequenceClassification):
+    """GPT2ForSequenceClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of GPT2ForSequenceClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2ForSequenceClassification instead.
+    """
+    config: LongGPT2Config
+    def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> SequenceClassifierOutputWithPast: ...
+    __call__ = forward
+
+class LongGPT2ForTokenClassification(LongAttentionMixin, GPT2ForTokenClassification):
+    """GPT2ForTokenClassification with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of GPT2ForTokenClassification, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2ForTokenClassification instead.
+    """
+    config: LongGPT2Config
+    def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> TokenClassifierOutput: ...
+    __call__ = forward
+
+class LongGPT2LMHeadModel(LongGenerationMixin, LongAttentionMixin, GPT2LMHeadModel, GenerationMixin):
+    """GPT2LMHeadModel with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of GPT2LMHeadModel, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2LMHeadModel instead.
+    """
+    config: LongGPT2Config
+    def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> CausalLMOutputWithCrossAttentions: ...
+    __call__ = forward
+
+class LongGPT2Model(LongBaseModelMixin, GPT2Model):
+    """GPT2Model with the mechanisms of ``config.long_attention``.
+
+    ``forward`` takes the arguments of GPT2Model, and ``global_attention_mask (B, N)``, 1 = global token, ``documents (B, N)``, the
+    numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+    the attention of GPT2Model instead.
+    """
+    config: LongGPT2Config
+    def __init__(self, config: LongGPT2Config, *arguments: Any, **options: Any) -> None: ...
+    def forward(self, input_ids: Tensor | None = None, past_key_values: Cache | None = None, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None, use_cache: bool | None = None, *, global_attention_mask: Tensor | None = None, documents: Tensor | None = None, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None, return_dict: bool | None = None) -> BaseModelOutputWithPastAndCrossAttentions: ...
+    __call__ = forward
