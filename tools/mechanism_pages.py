@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from benchmarks.report import markdown_table
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli.plot import draw_patterns
 from hf_longattn.mechanisms import Mechanism
+from hf_longattn.mechanisms.options import RELATIVE, OptionInfo
 from hf_longattn.mechanisms.registry import mechanism_class, mechanism_from
 
 LENGTH = 64
@@ -19,8 +22,8 @@ FORMS = {"both": "bidirectional and causal", True: "causal", False: "bidirection
 
 
 def sections() -> str:
-    """One section per mechanism."""
-    return "\n\n".join(_section(name) for name in list_mechanisms())
+    """What all have, and one section per mechanism."""
+    return "\n\n".join([_relative(), *(_section(name) for name in list_mechanisms())])
 
 
 def picture_of(name: str) -> str:
@@ -47,21 +50,39 @@ def draw(folder: Path) -> None:
 
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
-    rows = [[f"`{o.name}`", o.type, f"`{o.default}`", o.unit, o.help] for o in info.options]
-    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "No options."
+    rows = [[f"`{o.name}`", o.type.replace(" | ", " or "), f"`{_shown(o.default)}`", o.unit, o.help] for o in _own_options(name)]
+    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "No other options."
     facts = [
-        f"Cost {info.cost}; {FORMS[info.causal]}; engine: {info.engine}; equals full attention when: {info.exact_when}.",
+        f"Source: {info.paper}.",
+        f"Cost: {info.cost}. Forms: {FORMS[info.causal]}. Engine: {info.engine}. Equals full attention: {info.exact_when}.",
         *["Takes `global_attention_mask`."] * info.takes_globals,
         *["Adds parameters that need training."] * info.trains,
     ]
-    picture = f"![pattern of {name}](pictures/{picture_of(name)})\n\n*{LENGTH} tokens, {_options(cls)}: a query a row, a key a column.*"
-    return "\n\n".join([f"### {name}", _text(cls), f"Source: {info.paper}. {' '.join(facts)}", picture, table])
+    picture = f"![pattern of {name}](pictures/{picture_of(name)})\n\n*{LENGTH} tokens, {_options(cls)}; rows are queries, columns keys.*"
+    return "\n\n".join([f"### {name}", _text(cls), " ".join(facts), picture, table])
+
+
+def _own_options(name: str) -> list[OptionInfo]:
+    return [option for option in mechanism_info(name).options if option.name != RELATIVE]
+
+
+def _relative() -> str:
+    """The option that most mechanisms have, described once."""
+    with_it, without = ([name for name in list_mechanisms() if mechanism_class(name).takes_score_mod is takes] for takes in (True, False))
+    option = next(option for option in mechanism_info(with_it[0]).options if option.name == RELATIVE)
+    return f"All mechanisms except {', '.join(without)} also have the option `{RELATIVE}` (default none): {option.help}."
 
 
 def _text(cls: type[Mechanism]) -> str:
-    """The definition as the mechanism's file states it."""
-    return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or "")
+    """The definition as the mechanism's file states it, with Sphinx's roles as plain code."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", inspect.cleandoc(sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""))
 
 
 def _options(cls: type[Mechanism]) -> str:
-    return ", ".join(f"{option} {value}" for option, value in cls.sample.items()) or "no options"
+    return ", ".join(f"{option} {_shown(value)}" for option, value in cls.sample.items()) or "no options"
+
+
+def _shown(value: Any) -> str:
+    """A value of an option as a reader writes it."""
+    values = [str(one) for one in (value if isinstance(value, tuple | list) else (value,))]
+    return ", ".join(values) or "none"

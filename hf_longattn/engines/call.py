@@ -191,6 +191,10 @@ class AttentionCall:
         """``(B, Nk)`` bool, True = real token; ``None`` when all are."""
         return None if self.batch is None else self.batch.mask
 
+    def real(self, k: Tensor) -> Tensor:
+        """:attr:`key_mask` of the keys ``k (B, H, Nk, D)``, all True where none is padding."""
+        return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
+
     def replace(self, **changes: Any) -> AttentionCall:
         """A call with other values."""
         if in_graph():

@@ -1,12 +1,13 @@
-"""Longformer attention: a sliding window, and global tokens that see and are seen by everyone (Beltagy et al. 2020, section 3.1).
+"""Longformer attention: a sliding window, and global tokens that attend to, and are attended by, all tokens (Beltagy et al. 2020,
+section 3.1).
 
-Query i sees key j when  |i - j| <= w/2,  or i is global,  or j is global  (and j <= i in the causal form). Each key counts once.
-With ``separate_global`` the rows of global tokens are computed with projections of their own ("linear projections for global attention"):
-a global token i attends to every key j with Q_g, K_g, V_g, three further projections of the layer's hidden states x,
+Query i sees key j if  |i - j| <= w/2,  or i is global,  or j is global  (in the causal form, 0 <= i - j < w or either is global, and
+j <= i). Each key counts once. With ``separate_global``, global tokens have separate projections of the layer's input x ("linear
+projections for global attention"): global token i attends to every key j with
 
-    o_i = sum_j softmax_j(scale * Q_g x_i . K_g x_j) V_g x_j
+    o_i = Σ_j softmax_j(scale · Q_g x_i · K_g x_j) V_g x_j
 
-Other tokens see the global ones through the layer's ordinary keys and values, so these rows are all that changes.
+Other tokens see the global ones through the layer's ordinary keys and values, so only the global rows change.
 """
 
 from __future__ import annotations
@@ -28,40 +29,32 @@ from .base import Mechanism
 from .masked import SparseMechanism
 from .options import Options, option, positive
 from .registry import register_mechanism
-from .token_rules import TokenRule, at_positions
+from .token_rules import TokenRule, check_counted, global_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class LongformerOptions(Options):
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
     global_tokens: tuple[int, ...] = option(
-        (0,), "positions, counted from the first real token, that are global when no global_attention_mask is given", "positions"
+        (0,), "positions, counted from the first real token, that are global if no global_attention_mask is given", "positions"
     )
     global_token_ids: tuple[int, ...] = option(
-        (), "also make tokens with these ids global when no global_attention_mask is given", "token ids"
+        (), "also make tokens with these ids global if no global_attention_mask is given", "token ids"
     )
     global_first_segment: bool = option(False, "also make all tokens before the first separator global (the question in QA)")
     global_second_segment: bool = option(False, "also make all tokens after the first segment's separators global (the candidate answer)")
-    separator_token_id: int | None = option(None, "the token that ends a segment; none takes the config's sep_token_id", "token id")
-    separate_global: bool = option(False, "give global rows separate query, key and value projections, initialised as copies")
+    separator_token_id: int | None = option(None, "the token that ends a segment; default: the config's sep_token_id", "token id")
+    separate_global: bool = option(False, "give global tokens separate projections, initialised as copies of the layer's")
 
     def check(self) -> None:
         positive("longformer", "window", self)
-        for name in ("global_tokens", "global_token_ids"):
-            if any(value < 0 for value in getattr(self, name)):
-                what = "positions count" if name == "global_tokens" else "token ids count"
-                raise OptionError(
-                    f"Option {name!r} of mechanism 'longformer' is {getattr(self, name)}, but {what} from 0; for example {name}=0."
-                )
-        if self.separator_token_id is not None and self.separator_token_id < 0:
-            raise OptionError(
-                f"Option 'separator_token_id' of mechanism 'longformer' is {self.separator_token_id}, but token ids count from 0; "
-                "for example separator_token_id=102."
-            )
-
+        check_counted("longformer", "global_tokens", self.global_tokens, "positions", example=0)
+        check_counted("longformer", "global_token_ids", self.global_token_ids, "token ids", example=0)
+        if self.separator_token_id is not None:
+            check_counted("longformer", "separator_token_id", self.separator_token_id, "token ids", example=102)
         if self.separate_global and self.relative is not None and not issubclass(relative_kind(self.relative), DistanceOnly):
             raise OptionError(
-                f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens' rows "
+                f"Relative positions {self.relative!r} depend on the layer's queries, but with separate_global the global tokens "
                 "have separate queries; use 'alibi' or 't5_buckets', or separate_global=False."
             )
 
@@ -71,7 +64,7 @@ class LongformerOptions(Options):
 
 @register_mechanism("longformer")
 class Longformer(SparseMechanism):
-    """A window plus a few tokens that see, and are seen by, the whole sequence."""
+    """A window, and a few global tokens."""
 
     summary = "sliding window plus global tokens that see and are seen by all"
     paper = "Beltagy et al. 2020, Longformer, §3.1"
@@ -97,7 +90,7 @@ class Longformer(SparseMechanism):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the projections of the global rows; inside a model they then become copies of their layer's own."""
+        """Initialise the projections of the global tokens; in a model they become copies of the layer's (:attr:`copies`)."""
         super().reset_parameters(generator)
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
@@ -114,49 +107,35 @@ class Longformer(SparseMechanism):
 
     @property
     def token_rule(self) -> TokenRule | None:
-        chosen = self.options
-        if not (chosen.global_token_ids or chosen.global_first_segment or chosen.global_second_segment):
+        o = self.options
+        if not (o.global_token_ids or o.global_first_segment or o.global_second_segment):
             return None
-        return TokenRule(
-            chosen.global_tokens,
-            chosen.global_token_ids,
-            chosen.global_first_segment,
-            chosen.global_second_segment,
-            chosen.separator_token_id,
-        )
+        return TokenRule(o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The call's ``global_mask``, or the fixed positions, counted over real tokens; padding is never global."""
-        if call.global_mask is not None:
-            return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
-        if self.token_rule is not None:
+        if call.global_mask is None and self.token_rule is not None:
             raise MaskError(
                 "Tokens are global by their ids here, and attention alone does not see ids; "
                 "pass the global tokens as a mask (global_mask, or global_attention_mask to a model)."
             )
-        if not self.options.global_tokens:
-            return None
-        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if call.key_mask is None else call.key_mask
-        return at_positions(self.options.global_tokens, real)
+        return global_tokens(self.options.global_tokens, k, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """``call.hidden_states (B, Nq, hidden_size)``, the layer's input, is needed with ``separate_global`` and ignored without."""
+        """With ``separate_global``, ``call.hidden_states (B, Nq, hidden_size)`` is needed: the layer's input."""
         out = super().forward(q, k, v, call)
-        if not self.options.separate_global:
-            return out
-        hidden, tokens = self._hidden(call), self._tokens(k, call)
-        return self.separate.overwrite(out, hidden, tokens, call) if rows_in_reach(tokens, q.shape[2]) else out
+        tokens = self._separate_tokens(q, k, call)
+        return out if tokens is None else self.separate.overwrite(out, self._hidden(call), tokens, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        weights = super().dense_weights(q, k, call)
-        if not self.options.separate_global or not rows_in_reach(tokens := self._tokens(k, call), q.shape[2]):
+        weights, tokens = super().dense_weights(q, k, call), self._separate_tokens(q, k, call)
+        if tokens is None:
             return weights
         query, key, _ = self.separate.exact(self._hidden(call), q.dtype)
         return torch.where(tokens[:, None, :, None], super().dense_weights(query, key, call), weights)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        out = super().reference(q, k, v, call)
-        if not self.options.separate_global or not rows_in_reach(tokens := self._tokens(k, call), q.shape[2]):
+        out, tokens = super().reference(q, k, v, call), self._separate_tokens(q, k, call)
+        if tokens is None:
             return out
         query, key, value = self.separate.exact(self._hidden(call), torch.float64)
         weights = super().dense_weights(query, key, self._with_dense_terms(query, key, call))
@@ -170,9 +149,23 @@ class Longformer(SparseMechanism):
             )
         return call.hidden_states
 
-    def _tokens(self, k: Tensor, call: AttentionCall) -> Tensor:
-        tokens = self.resolve_globals(k, call)
-        return torch.zeros(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if tokens is None else tokens
+    def _separate_tokens(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The tokens ``(B, N)`` bool whose rows have separate projections; ``None`` where there are none to compute.
+
+        Raises:
+            LengthError: a query is global, but the hidden states of the earlier tokens, to which it attends, are gone.
+        """
+        if not self.options.separate_global:
+            return None
+        tokens, q_len = self.resolve_globals(k, call), q.shape[2]
+        if q_len == k.shape[2]:
+            return torch.zeros_like(call.real(k)) if tokens is None else tokens
+        if tokens is not None and not torch.compiler.is_compiling() and bool(tokens[:, -q_len:].any()):
+            raise LengthError(
+                f"A global token is among the last {q_len} of {k.shape[2]} tokens, but with separate_global it needs the hidden states "
+                "of all tokens, and a cache keeps keys and values only; pass the whole text in one call, or leave new tokens non-global."
+            )
+        return None
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return not self.options.separate_global and super().covers(length, causal)
@@ -187,7 +180,7 @@ class Longformer(SparseMechanism):
 
 
 class GlobalProjections(nn.Module):
-    """``query``, ``key`` and ``value`` of the global rows, from ``hidden_size`` to ``num_heads * head_dim`` with bias."""
+    """``query``, ``key`` and ``value`` projections of the global tokens, from ``hidden_size`` to ``num_heads * head_dim``, with bias."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -211,21 +204,14 @@ class GlobalProjections(nn.Module):
         query, key, value = (self.heads(F.linear(hidden, one.weight.to(dtype), one.bias.to(dtype))) for one in linears)
         return query, key, value
 
-    def overwrite(
-        self,
-        out: Tensor,
-        hidden: Tensor,
-        tokens: Tensor,
-        call: AttentionCall,
-    ) -> Tensor:
-        """Return ``out (B, H, N, D)`` with the rows of the global ``tokens (B, N)`` bool computed from ``hidden (B, N, hidden_size)``.
+    def overwrite(self, out: Tensor, hidden: Tensor, tokens: Tensor, call: AttentionCall) -> Tensor:
+        """``out (B, H, N, D)`` with the rows of the global ``tokens (B, N)`` bool computed from ``hidden (B, N, hidden_size)``.
 
-        Time and memory are linear in N. Few rows are computed without ever projecting all keys and values: since
-        q . K x = (Kᵀ q) . x, the projections are applied to the queries and to the weighted sums instead.
+        Time and memory are linear in N. For few global tokens, keys and values are never projected: since q·K x = (Kᵀ q)·x, the
+        projections are applied to the queries and to the weighted sums instead.
         """
         scale, causal, key_mask = call.scale_for(self.head_dim), call.causal, call.key_mask
-        plain = call.dropout == 0.0 and call.score_mod is None
-        if torch.compiler.is_compiling() and plain:
+        if torch.compiler.is_compiling() and call.dropout == 0.0 and call.score_mod is None:
             q, k, v = (self.heads(project(hidden)) for project in (self.query, self.key, self.value))
             rows = separate_rows(q, k, v, key_mask, tokens, causal, scale)
             return torch.where(tokens[:, None, :, None], rows.to(out.dtype), out)
@@ -233,19 +219,23 @@ class GlobalProjections(nn.Module):
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out
-            # One row that is thrown away: every parameter takes part in every step, as DistributedDataParallel asks.
+            # One row that is thrown away: DistributedDataParallel needs every parameter to take part in every step.
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]
         if call.score_mod is None and self.num_heads * index.shape[1] <= hidden.shape[-1] // 2 and self._bare():
-            rows = self._absorbed(q, hidden, _seen(positions, key_mask, hidden.shape[1], causal), scale, call.dropout)
+            seen = None if key_mask is None else key_mask[:, None, None, :]
+            if causal:
+                earlier = torch.arange(hidden.shape[1], device=hidden.device) <= positions
+                seen = earlier if seen is None else seen & earlier
+            rows = self._absorbed(q, hidden, seen, scale, call.dropout)
         else:
             k, v = self.heads(self.key(hidden)), self.heads(self.value(hidden))
             rows = dense_attention(q, k, v, call, q_idx=positions)
         return put_rows(out, rows.to(out.dtype), index, real)
 
     def _bare(self) -> bool:
-        """Whether key and value projections are nothing but their weights (an adapter or a hook makes them more)."""
+        """Whether the key and value projections are plain linear layers, without adapters or hooks."""
         return all(type(one) is nn.Linear and not has_hooks(one) for one in (self.key, self.value))
 
     def _absorbed(self, q: Tensor, hidden: Tensor, seen: Tensor | None, scale: float, dropout_p: float) -> Tensor:
@@ -255,31 +245,6 @@ class GlobalProjections(nn.Module):
         folded = products(q, key.mT)  # (B, H, g, d)
         scores = products(folded.flatten(1, 2), hidden).unflatten(1, folded.shape[1:3])
         scores = scores + (q * self.key.bias.unflatten(0, heads)[:, None].to(q.dtype)).sum(-1, keepdim=True)
-        weights = masked_softmax(scores * scale, seen)
-        weights = F.dropout(weights, dropout_p).to(hidden.dtype)
+        weights = F.dropout(masked_softmax(scores * scale, seen), dropout_p).to(hidden.dtype)
         gathered = (weights.flatten(1, 2) @ hidden).unflatten(1, folded.shape[1:3])  # (B, H, g, d)
         return gathered @ value.transpose(1, 2) + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, heads)[:, None]
-
-
-def rows_in_reach(tokens: Tensor, q_len: int) -> bool:
-    """Whether a call with ``q_len`` queries for the keys of ``tokens (B, Nk)`` has separate global rows to compute.
-
-    Raises:
-        LengthError: it has some, but the hidden states of the earlier tokens, which they attend to, are gone.
-    """
-    if q_len == tokens.shape[1]:
-        return True
-    if not torch.compiler.is_compiling() and bool(tokens[:, -q_len:].any()):
-        raise LengthError(
-            f"A global token is among the last {q_len} of {tokens.shape[1]} tokens, but with separate_global it needs the hidden states "
-            "of all tokens, and a cache keeps keys and values only; pass the whole text in one call, or leave new tokens non-global."
-        )
-    return False
-
-
-def _seen(positions: Tensor, key_mask: Tensor | None, length: int, causal: bool) -> Tensor | None:
-    seen = None if key_mask is None else key_mask[:, None, None, :]
-    if causal:
-        earlier = torch.arange(length, device=positions.device) <= positions
-        seen = earlier if seen is None else seen & earlier
-    return seen

@@ -1,4 +1,4 @@
-"""Which tokens are global, read off the token ids: single ids, or a whole segment of a pair of texts."""
+"""Which tokens are global: fixed positions, or by token ids (single ids, or a whole segment of a pair of texts)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..engines.call import AttentionCall
 from ..errors import OptionError
 
 
@@ -16,15 +17,14 @@ class TokenRule:
 
     positions: counted from each sequence's first real token.
     token_ids: every token with one of these ids.
-    first_segment: the tokens before the first separator. As in Longformer's question answering (Beltagy et al. 2020, section 3.1, "global
-        attention on all question tokens"), the separator itself is not among them.
-    second_segment: the tokens from the first one after the separators that end the first segment to the end, closing separators included.
+    first_segment: the tokens before the first separator, which is not one of them (Beltagy et al. 2020, section 3.1, "global attention on
+        all question tokens").
+    second_segment: everything after the separators that end the first segment, closing separators included.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
-    question_separator: the id that ends the question of a question and a document. All tokens before the document are global then, the
-        separators that end the question among them (one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's), in place of
-        the positions.
+    question_separator: the id that ends the question before a document. All tokens before the document are then global, instead of
+        ``positions``: the question and its separators (one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's).
 
-    A sequence without a separator has neither segment, and one in which nothing follows it has no question.
+    A sequence without a separator has no segments, and one with nothing after it has no question.
     """
 
     positions: tuple[int, ...] = ()
@@ -40,22 +40,22 @@ class TokenRule:
         return self.first_segment or self.second_segment
 
     def with_separator(self, separator: int | None) -> TokenRule:
-        """The rule with this separator where it has none of its own.
+        """The rule with this separator if it needs one and has none.
 
         Raises:
-            OptionError: it needs one and there is none.
+            OptionError: it needs one and ``separator`` is ``None``.
         """
-        if self.separator is None and self.segments:
-            if separator is None:
-                raise OptionError(
-                    "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
-                    "nor the config's sep_token_id says which token ends one; give separator_token_id, for example 102 for BERT."
-                )
-            return dataclasses.replace(self, separator=separator)
-        return self
+        if self.separator is not None or not self.segments:
+            return self
+        if separator is None:
+            raise OptionError(
+                "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
+                "nor the config's sep_token_id says which token ends one; give separator_token_id, for example 102 for BERT."
+            )
+        return dataclasses.replace(self, separator=separator)
 
     def mask(self, ids: Tensor, real: Tensor) -> Tensor:
-        """The global tokens ``(B, N)`` bool of ``ids (B, N)``, of which ``real (B, N)`` bool are no padding."""
+        """The global tokens ``(B, N)`` bool of ``ids (B, N)``; ``real (B, N)`` bool is False for padding."""
         chosen = at_positions(self.positions, real)
         if self.question_separator is not None:
             question = self.question(ids, real)
@@ -82,3 +82,19 @@ def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
     """The tokens at ``positions``, counted from each sequence's first real token, as ``(B, N)`` bool."""
     counted = real.cumsum(-1) - 1
     return real & (counted[..., None] == torch.tensor(positions, dtype=torch.long, device=real.device)).any(-1)
+
+
+def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) -> Tensor | None:
+    """The global tokens ``(B, Nk)`` bool of a call: its ``global_mask``, else those at ``positions``; ``None`` without either.
+
+    Positions count from the first real token, and padding is never global.
+    """
+    if call.global_mask is not None:
+        return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
+    return at_positions(positions, call.real(k)) if positions else None
+
+
+def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:
+    """Refuse negative positions or token ids."""
+    if min(values if isinstance(values, tuple) else (values,), default=0) < 0:
+        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {values}, but {what} count from 0; for example {name}={example}.")

@@ -1,14 +1,14 @@
-"""Sliding window attention (Beltagy et al. 2020, Longformer, section 3.1; Jiang et al. 2023, Mistral, for the causal form), with the
-dilation per head of the same section and the attention sinks of Xiao et al. 2023 (StreamingLLM, section 3.2).
+"""Sliding window attention (Beltagy et al. 2020, Longformer, section 3.1; the causal form: Jiang et al. 2023, Mistral 7B), with a dilation
+per head (the same section of Longformer) and attention sinks (Xiao et al. 2023, StreamingLLM, section 3.2).
 
-A window of total width w with dilation d lets query i see key j when d divides i - j and
+In a window of total width w with dilation d, query i sees key j if d divides i - j and
 
     bidirectional:  |i - j| <= d·w/2          causal:  0 <= i - j < d·w
 
-or when j is one of the ``num_sinks`` positions from the first real token on (and j <= i in the causal form). Each key counts once.
-Positions stay those of the text, in rotary models too, whereas StreamingLLM counts them anew inside its cache.
+and also if j is one of the first ``num_sinks`` real tokens (in the causal form, j <= i). Each key counts once. Rotary models
+keep the positions of the text, whereas StreamingLLM renumbers the positions in its cache.
 
-Tokens whose positions are equal modulo d attend among themselves by a plain window, so a dilated window costs no more than a plain one.
+Tokens at the same position modulo d attend to each other through a plain window, so dilation costs nothing extra.
 """
 
 from __future__ import annotations
@@ -24,28 +24,24 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_h
 from ..engines.dense import repeat_heads
 from ..errors import OptionError
 from ..positions.relative import Span
-from .base import Mechanism
 from .layout import band_pairs, band_tile, column_pairs
 from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .options import Options, option, positive
+from .options import Options, not_negative, option, positive
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(Options):
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
-    num_sinks: int = option(0, "how many of the first tokens every query keeps seeing (attention sinks)", "tokens")
+    num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens")
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
 
     def check(self) -> None:
         positive("window", "window", self)
-        if self.num_sinks < 0:
-            raise OptionError(
-                f"Option 'num_sinks' of mechanism 'window' is {self.num_sinks}, but must be at least 0; for example num_sinks=4."
-            )
+        not_negative("window", "num_sinks", self.num_sinks, example=4)
         if not self.dilation or min(self.dilation) < 1:
             raise OptionError(
-                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number from 1 on, or one for each head; "
+                f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number of at least 1, or one for each head; "
                 "for example dilation=2."
             )
 
@@ -54,7 +50,7 @@ class WindowOptions(Options):
 
 
 class WindowMask(MaskedMechanism):
-    """A window whose head h has dilation ``dilations[h]``, and sinks."""
+    """The definition: a window whose head h has dilation ``dilations[h]``, and sinks."""
 
     options: WindowOptions
 
@@ -66,6 +62,20 @@ class WindowMask(MaskedMechanism):
                 "give one number, or one for each head."
             )
         self.dilations = options.dilation if len(options.dilation) == num_heads else options.dilation * num_heads
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        pattern, sinks = Pattern.window(self.options.window, causal), self.options.num_sinks
+
+        def band(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            if max(self.dilations) == 1:
+                return pattern.band_mod(b, h, q_idx, kv_idx)
+            dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
+            away = q_idx - kv_idx
+            return (away % dilation == 0) & (away <= pattern.left * dilation) & (-away <= pattern.right * dilation)
+
+        if not sinks:
+            return band
+        return lambda b, h, q_idx, kv_idx: band(b, h, q_idx, kv_idx) | ((kv_idx >= 0) & (kv_idx < sinks))
 
     @property
     def _span(self) -> int:
@@ -92,26 +102,19 @@ class WindowMask(MaskedMechanism):
         pattern, sinks = Pattern.window(self.options.window, causal), range(min(self.options.num_sinks, length))
         total = 0
         for residue in range(min(dilation, length)):
-            members = len(range(residue, length, dilation))
+            members = range(residue, length, dilation)
             own = range(len(sinks[residue::dilation]))
-            total += band_pairs(members, pattern.left, pattern.right) + column_pairs(own, members, pattern.left, pattern.right, causal)
+            total += band_pairs(len(members), pattern.left, pattern.right)
+            total += column_pairs(own, len(members), pattern.left, pattern.right, causal)
             others = [sink for sink in sinks if sink % dilation != residue]
-            total += sum(len(range(residue, length, dilation)) - (len(range(residue, sink, dilation)) if causal else 0) for sink in others)
+            total += sum(len(members) - (len(range(residue, sink, dilation)) if causal else 0) for sink in others)
         return total
 
 
 class DilatedWindow(WindowMask, GatheredMechanism):
-    """``window`` on the gathered engine; built by it, not by name."""
+    """The window on the gathered engine, for dilated heads and for unions."""
 
     name = "window"
-
-    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        pattern, sinks = Pattern.window(self.options.window, causal), self.options.num_sinks
-
-        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            return dilated_band(pattern, self.dilations, h, q_idx, kv_idx) | ((kv_idx < sinks) & (kv_idx >= 0))
-
-        return mod
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         each = sorted(set(self.dilations))
@@ -130,7 +133,7 @@ class DilatedWindow(WindowMask, GatheredMechanism):
         yield near
         if not self.options.num_sinks:
             return
-        # Sinks of the queries' own residue are left out where the window has them; the others never lie in it.
+        # A sink of the queries' own residue may lie in their window, which has listed it; the other sinks never do.
         sinks = torch.arange(min(self.options.num_sinks, length), device=device)
         own = near.queries[..., :1] % dilation == sinks % dilation
         within = (-pattern.right * dilation, pattern.left * dilation)
@@ -139,19 +142,9 @@ class DilatedWindow(WindowMask, GatheredMechanism):
             yield GatherTile(near.queries, torch.where(own, -1, sinks), causal=causal)
 
 
-def dilated_band(pattern: Pattern, dilations: tuple[int, ...], h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    """Which keys lie in the window of head h, as a mask_mod."""
-    dilation = torch.tensor(dilations, device=q_idx.device)[h]
-    away = q_idx - kv_idx
-    return (away % dilation == 0) & (away <= pattern.left * dilation) & (-away <= pattern.right * dilation)
-
-
-__all__ = ["Window", "WindowOptions"]
-
-
 @register_mechanism("window")
 class Window(WindowMask, SparseMechanism):
-    """Each token sees its neighbours within a fixed distance, and the first tokens where sinks are kept."""
+    """Each token sees its neighbours within a fixed distance, and the sinks."""
 
     summary = "each token sees the w tokens around it (the last w when causal); dilation per head, attention sinks"
     paper = "Beltagy et al. 2020, Longformer, §3.1; causal: Jiang et al. 2023, Mistral 7B; sinks: Xiao et al. 2023, StreamingLLM, §3.2"
@@ -164,9 +157,20 @@ class Window(WindowMask, SparseMechanism):
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {"window": 2 * length}
 
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: WindowOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        self._groups = [] if max(self.dilations) == 1 else [self._group(dilation) for dilation in sorted(set(self.dilations))]
+        """The heads of each dilation, and a mechanism for them. They have no tensors, so they need not be submodules."""
+
+    def _group(self, dilation: int) -> tuple[list[int], WindowMask]:
+        heads = [head for head, own in enumerate(self.dilations) if own == dilation]
+        options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # the score term has the relative positions
+        kind = Window if dilation == 1 else DilatedWindow
+        return heads, kind(len(heads), self.head_dim, self.hidden_size, self.max_length, options)
+
     @property
     def exports(self) -> str:  # type: ignore[override]
-        return "engine" if max(self.dilations) == 1 else "definition"
+        return "definition" if self._groups else "engine"
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
@@ -178,19 +182,6 @@ class Window(WindowMask, SparseMechanism):
         longest = max(self.dilations)  # the pattern counts in steps of the dilation
         return min(back * longest, kv_len - 1), min(ahead * longest, q_len - 1)
 
-    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        pattern = self.pattern(causal)
-        if max(self.dilations) == 1:
-            return pattern.visible_mod(global_mask)
-
-        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            near = dilated_band(pattern, self.dilations, h, q_idx, kv_idx)
-            if global_mask is None:
-                return near
-            return near | (global_mask[b, kv_idx] & (kv_idx <= q_idx) if causal else global_mask[b, kv_idx])
-
-        return mod
-
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The sinks."""
         if not self.options.num_sinks:
@@ -199,29 +190,19 @@ class Window(WindowMask, SparseMechanism):
         return sinks if call.key_mask is None else sinks & call.key_mask
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if max(self.dilations) == 1:
+        if not self._groups:
             return super().forward(q, k, v, call)
+        if len(self._groups) == 1:
+            return self._groups[0][1](q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
-        for dilation in sorted(set(self.dilations)):
-            heads = [head for head, own in enumerate(self.dilations) if own == dilation]
+        for heads, mechanism in self._groups:
             own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
-            outs.append(self._of_dilation(dilation, len(heads))(*(x[:, heads] for x in (q, k, v)), own))
+            outs.append(mechanism(*(x[:, heads] for x in (q, k, v)), own))
             order += heads
-        return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]] if len(outs) > 1 else outs[0]
-
-    def _of_dilation(self, dilation: int, heads: int) -> Mechanism:
-        """The heads of one dilation as a mechanism."""
-        options = dataclasses.replace(self.options, dilation=(dilation,), relative=None)  # which are in the score term already
-        kind = Window if dilation == 1 else DilatedWindow
-        return kind(heads, self.head_dim, self.hidden_size, self.max_length, options)
-
-    def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
-        sinks = (k_positions < self.options.num_sinks) & real
-        crossing = sinks[:, None, None, :] & (k_positions[:, None, None, :] <= q_positions[:, None, :, None])
-        return super().kept_visible(q_positions, k_positions, real) | crossing
+        return torch.cat(outs, 1)[:, [order.index(head) for head in range(self.num_heads)]]
 
     def for_union(self) -> MaskedMechanism:
-        if self.options.num_sinks or max(self.dilations) > 1:
+        if self.options.num_sinks or self._groups:
             return DilatedWindow(self.num_heads, self.head_dim, self.hidden_size, self.max_length, self.options)
         return self

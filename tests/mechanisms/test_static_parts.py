@@ -74,7 +74,7 @@ def test_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int
     window = build_mechanism("window", num_heads=2, head_dim=4, window=6, num_sinks=sinks, dilation=(dilation, 1))
     for length in LENGTHS:
         seen = mask_of(window, length, causal)
-        parts = window._of_dilation(dilation, 1).parts(length, causal, CPU)
+        parts = window._group(dilation)[1].parts(length, causal, CPU)
         assert torch.equal(listed(parts, length, length), seen[0].long()), length
         assert window.pairs(length, causal) == seen.sum() // 2, length
 

@@ -116,8 +116,8 @@ def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> 
     [
         ({"window": 0}, "'window' of mechanism 'window' is 0"),
         ({"num_sinks": -1}, "at least 0"),
-        ({"dilation": (1, 0)}, "one number from 1 on"),
-        ({"dilation": ()}, "one number from 1 on"),
+        ({"dilation": (1, 0)}, "one number of at least 1"),
+        ({"dilation": ()}, "one number of at least 1"),
         ({"dilation": (1, 2)}, "2 entries for 4 heads"),
         ({"sinks": 4}, "no option 'sinks'"),
     ],
