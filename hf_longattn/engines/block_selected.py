@@ -2,12 +2,9 @@
 
 On the CPU this is PyTorch's fused flash kernel on views of the keys, forward and backward: a block of keys is one contiguous slice, and the
 queries of a head are copied in the order of their selected blocks, so those of one block are one slice too. Without causality a query's own
-block is one more selection; causal queries meet it separately, in views on both sides, under one mask. The results of several blocks merge
-exactly by log-sum-exp, and the backward pass of every block is the kernel's backward with the merged output and log-sum-exp. Elsewhere the
-selection becomes tiles of the gathered engine.
-
-The CPU path pays: at 2,048 and 8,192 tokens the gathered engine takes 1.8 times as long for the forward pass and 1.7 times for forward and
-backward (one thread, 4 heads of 64, 4 blocks of 128 per query, taken in turns).
+block is one more selection; causal queries meet it separately, in views on both sides, under one mask. The blocks merge by log-sum-exp.
+Elsewhere the selection becomes tiles of the gathered engine, which on the CPU takes 1.8 times as long for the forward pass and 1.7 times
+for forward and backward (2,048 and 8,192 tokens, 4 blocks of 128 per query, 4 heads of 64, one thread).
 """
 
 from __future__ import annotations
@@ -20,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
+from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, padding_of, token_major, zero_unseen
 from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile, rows_of
-from .cpu_chunks import stable_order
+from .cpu_chunks import inverse_permutation, merge_rows, register, stable_order
 from .dense import same_dtype
 from .gathered import gathered_attention
 
@@ -31,14 +28,7 @@ ROW = 64
 """Most queries per row of one block."""
 
 
-def block_selected_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    chosen: Tensor,
-    block_size: int,
-    call: AttentionCall,
-) -> Tensor:
+def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_size: int, call: AttentionCall) -> Tensor:
     """Softmax attention of every query over its own block and its selected blocks.
 
     Args:
@@ -144,16 +134,15 @@ def cpu_block_selected(
     Args:
         q, k, v: ``(B, H, N, D)``.
         key_mask: ``(B, N)`` bool, True = real token, or None.
-        chosen: ``(B, H, N, K)`` int64, blocks besides the own one, none twice; -1 is none.
-        causal: no keys after the query in its own block.
+        chosen: ``(B, H, N, K)`` int64, as :func:`block_selected_attention` takes it.
+        causal: leave out the keys after the query in its own block.
     Returns:
-        output ``(B, H, N, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, N)``, 0 where a query
-        sees nothing.
+        output ``(B, H, N, D)``, stored token-major, and log-sum-exp ``(B, H, N)``, 0 where a query sees nothing.
     """
     out, lse = empty_results(q)
     chosen = chosen if causal else _with_own(chosen, block_size)
     for item in range(q.shape[0]):
-        padding = _padding(key_mask, item, q)
+        padding = padding_of(key_mask, item, mask_dtype(q))
         for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
             part, part_lse = flash(*(own.view(x[item]) for x in (q, k, v)), attn_mask=own.mask, scale=scale)
             own.view(out[item]).copy_(part)
@@ -161,10 +150,7 @@ def cpu_block_selected(
         for number, head in enumerate(_heads(chosen[item], block_size, padding)):
             of_q, of_k, of_v, of_out, of_lse = (x[item, number] for x in (q, k, v, out, lse))
             _add_chosen(of_q, of_k, of_v, of_out, of_lse, head, causal, scale)
-    nothing = lse <= MASKED / 2
-    if bool(nothing.any()):
-        out.masked_fill_(nothing[..., None], 0)
-        lse.masked_fill_(nothing, 0)
+    zero_unseen(out, lse)
     return out, lse
 
 
@@ -182,10 +168,8 @@ def _add_chosen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, head:
         parts.append(out)
         lses.append(lse)
         row = torch.cat([row, torch.arange(row.numel(), row.numel() + len(row))[:, None]], 1)
-    shares = torch.cat(lses)[row.t()]
-    lse.copy_(shares.logsumexp(0))
-    weights = shares.sub_(lse).exp_().t().contiguous()
-    out.copy_(F.embedding_bag(row, torch.cat(parts).to(weights.dtype), mode="sum", per_sample_weights=weights))
+    for into, merged in zip((out, lse), merge_rows(parts, lses, row), strict=True):
+        into.copy_(merged)
 
 
 def _with_own(chosen: Tensor, size: int) -> Tensor:
@@ -231,20 +215,7 @@ def _heads(chosen: Tensor, size: int, padding: Tensor | None) -> Iterator[_Head]
                 mask = padding[None, None, None, keys] if padding is not None and hidden[block] else None
                 visits.append(_Visit(slice(end, end + count), keys, mask))
             end += count
-        row = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        yield _Head(order // many, row.view(length, many), none, tuple(visits))
-
-
-def _padding(key_mask: Tensor | None, item: int, q: Tensor) -> Tensor | None:
-    """The additive mask ``(N,)`` of one item's padding, if any."""
-    if key_mask is None or bool(key_mask[item].all()):
-        return None
-    return torch.zeros(key_mask.shape[1], dtype=mask_dtype(q)).masked_fill_(~key_mask[item], MASKED)
-
-
-@cpu_block_selected.register_fake
-def _(q, k, v, key_mask, chosen, block_size, causal, scale):  # type: ignore[no-untyped-def]
-    return empty_results(q)
+        yield _Head(order // many, inverse_permutation(order).view(length, many), none, tuple(visits))
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_block_selected_backward", mutates_args=(), device_types="cpu")
@@ -256,7 +227,7 @@ def cpu_block_selected_backward(
     dq, dk, dv = (x.zero_() for x in token_major(mask_dtype(q), q, k, v))
     chosen = chosen if causal else _with_own(chosen, block_size)
     for item in range(q.shape[0]):
-        padding = _padding(key_mask, item, q)
+        padding = padding_of(key_mask, item, mask_dtype(q))
         for own in _own_blocks(q.shape[1], q.shape[2], block_size, padding, mask_dtype(q)) if causal else ():
             blocks = [own.view(x[item]) for x in (grad, q, k, v, out, lse)]
             for total, part in zip((dq, dk, dv), flash_backward(*blocks, 0.0, False, attn_mask=own.mask, scale=scale), strict=True):
@@ -275,20 +246,4 @@ def cpu_block_selected_backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-@cpu_block_selected_backward.register_fake
-def _(grad, q, k, v, out, lse, key_mask, chosen, block_size, causal, scale):  # type: ignore[no-untyped-def]
-    return token_major(q.dtype, q, k, v)
-
-
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, key_mask, chosen, *ctx.settings = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, *output, key_mask, chosen)
-
-
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    gradients = cpu_block_selected_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return *gradients, None, None, None, None, None
-
-
-cpu_block_selected.register_autograd(_backward, setup_context=_setup_context)
+register(cpu_block_selected, cpu_block_selected_backward, tensors=2)

@@ -47,8 +47,18 @@ def mask_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
+def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros, and :data:`MASKED` where ``hidden`` (bool)."""
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)
+
+
+def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor | None:
+    """The additive mask ``(N,)`` of one batch item's padding, if it has any, from ``key_mask (B, N)``."""
+    return None if key_mask is None or bool(key_mask[item].all()) else additive_mask(~key_mask[item], dtype)
+
+
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``."""
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``, so that merging the heads is free."""
     return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
 
 
@@ -58,13 +68,22 @@ def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     return token_major(q.dtype, q)[0], lse
 
 
-def block_sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    call: AttentionCall,
-) -> Tensor:
+def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Merge the output ``(…, N, D)`` and log-sum-exp ``(…, N)`` of a part with those of the parts before it, in place."""
+    merged = torch.logaddexp(lse, part_lse)
+    out.lerp_(part, (part_lse - merged).exp_()[..., None].to(out.dtype))
+    lse.copy_(merged)
+
+
+def zero_unseen(out: Tensor, lse: Tensor) -> None:
+    """Set the rows to zero that saw no key."""
+    nothing = lse <= MASKED / 2
+    if bool(nothing.any()):
+        out.masked_fill_(nothing[..., None], 0)
+        lse.masked_fill_(nothing, 0)
+
+
+def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
     """Softmax attention over the keys that ``pattern`` visits.
 
     Args:

@@ -2,34 +2,75 @@
 
 In every round the tokens of a head are copied in the order of their buckets. A chunk's queries are then one slice, its keys another, and
 all chunks together one strided view. Queries and keys are the same tokens in the same order, so one mask hides the query's own key in every
-chunk. A token's results of all rounds are weighted by their log-sum-exp and summed in one pass. A softmax gradient needs only the merged
-output and log-sum-exp, so the backward pass of every round is the kernel's backward.
+chunk. The rounds merge by log-sum-exp in one pass.
 
-It replaces the gathered engine because it pays: at 1,024 and 4,096 tokens the gathered engine takes 2.1-2.3 times as long for the forward
-pass and 1.6-1.8 times for forward and backward (one thread, 4 heads of 64, 4 rounds, taken in turns).
+The gathered engine takes 2.1-2.3 times as long for the forward pass and 1.6-1.8 times for forward and backward (1,024 and 4,096 tokens,
+4 rounds, 4 heads of 64, one CPU thread).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..naming import OPERATORS
-from .block_sparse import MASKED, empty_results, flash, flash_backward, mask_dtype, token_major
+from .block_sparse import MASKED, additive_mask, empty_results, flash, flash_backward, mask_dtype, token_major
+from .call import AttentionCall
 from .dense import same_dtype
 
 
-def chunk_attention(
-    q: Tensor, k: Tensor, v: Tensor, buckets: Tensor, size: int, *, before: int, after: int, key_mask: Tensor | None, scaling: float | None
-) -> Tensor:
-    """:func:`cpu_chunks` with the usual conventions for dtype and scaling; ``(B, H, N, D)`` in the dtype of q."""
+def stable_order(numbers: Tensor, most: int) -> Tensor:
+    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
+    if most >= 1 << 15:
+        return numbers.argsort(dim=-1, stable=True)
+    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
+
+
+def inverse_permutation(order: Tensor) -> Tensor:
+    """The place of every number in ``order (…, N)``."""
+    places = torch.arange(order.shape[-1], device=order.device)
+    return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
+
+
+def merge_rows(parts: Sequence[Tensor], lses: Sequence[Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
+    """Output ``(n, D)`` and log-sum-exp ``(n,)`` of n tokens; ``row (n, m)`` lists the rows of the concatenated parts that each merges."""
+    shares = torch.cat(list(lses))[row.t()]
+    lse = shares.logsumexp(0)
+    weights = shares.sub_(lse).exp_().t().contiguous()
+    return F.embedding_bag(row, torch.cat(list(parts)).to(weights.dtype), mode="sum", per_sample_weights=weights), lse
+
+
+def register(operator: Any, backward: Any, tensors: int) -> None:
+    """Register shapes and gradients of a custom operator on the kernel.
+
+    Args:
+        operator: ``(q, k, v, *tensors, *settings) -> (output, log-sum-exp)``.
+        backward: ``(grad, q, k, v, output, log-sum-exp, *tensors, *settings) -> (dq, dk, dv)``.
+        tensors: how many of the arguments after v are tensors or ``None``; they have no gradients.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.settings = inputs[3 + tensors :]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:3], *output, *inputs[3 : 3 + tensors])
+
+    def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * (tensors + len(ctx.settings))
+
+    operator.register_fake(lambda q, *_: empty_results(q))
+    backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))
+    operator.register_autograd(gradients, setup_context=setup_context)
+
+
+def chunk_attention(q: Tensor, k: Tensor, v: Tensor, buckets: Tensor, size: int, call: AttentionCall, *, before: int, after: int) -> Tensor:
+    """The output of :func:`cpu_chunks`, ``(B, H, N, D)``, with the padding and the scale of a call."""
     q, k, v = same_dtype(q, k, v)
-    return cpu_chunks(q, k, v, buckets, key_mask, size, before, after, q.shape[-1] ** -0.5 if scaling is None else scaling)[0]
+    return cpu_chunks(q, k, v, buckets, call.key_mask, size, before, after, call.scale_for(q.shape[-1]))[0]
 
 
 class _Rows(NamedTuple):
@@ -47,26 +88,21 @@ class _Chunks:
         self.count, self.size = count, min(size, count)
         self.chunks = -(-count // self.size)
         self.near = min(1 + before + after, self.chunks)
+        self.width = self.near * self.size  # keys that a chunk sees
         # The chunks in order, repeated at the ends so that windows of ``near`` of them close the circle.
         self.circle = (torch.arange(self.chunks + self.near - 1) - before) % self.chunks
         self.places = (self.circle[:, None] * self.size + torch.arange(self.size)).flatten()
         windows = self.places.unfold(0, self.width, self.size)
         own = torch.arange(self.size) + before % self.chunks * self.size
-        self_mask = torch.zeros(1, 1, self.size, self.width, dtype=dtype)
-        self_mask[0, 0, torch.arange(self.size), own] = MASKED
+        self_mask = additive_mask(own[:, None] == torch.arange(self.width), dtype)[None, None]
         self.rows: list[_Rows] = []
         unfilled = windows >= count
         first = 0
         for some, run in itertools.groupby(unfilled.any(1).tolist()):
             last = first + len(list(run))
-            hidden = torch.zeros(last - first, 1, 1, self.width, dtype=dtype).masked_fill_(unfilled[first:last, None, None], MASKED)
+            hidden = additive_mask(unfilled[first:last, None, None], dtype)
             self.rows.append(_Rows(first, last, (self_mask + hidden).clamp_(min=MASKED) if some else self_mask))
             first = last
-
-    @property
-    def width(self) -> int:
-        """Keys that a chunk sees."""
-        return self.near * self.size
 
     def filled(self, order: Tensor) -> Tensor:
         """``order (R, n)`` padded with an arbitrary token, ``(R, chunks · size)``."""
@@ -122,10 +158,8 @@ def _items(buckets: Tensor, key_mask: Tensor | None, size: int, before: int, aft
         elif cut is None:
             cut = whole = _Chunks(buckets.shape[-1], size, before, after, dtype)
         assert cut is not None
-        places = torch.arange(cut.count)
         for head, order in enumerate(stable_order(of_item, most)):
-            row = torch.empty_like(order).scatter_(1, order, places.expand(order.shape))
-            row += torch.arange(len(order))[:, None] * (cut.chunks * cut.size)
+            row = inverse_permutation(order).add_(torch.arange(len(order))[:, None] * (cut.chunks * cut.size))
             yield _Item((item, head), tokens, order if tokens is None else tokens[order], row.t().contiguous(), cut)
 
 
@@ -139,10 +173,11 @@ def cpu_chunks(
         q, k, v: ``(B, H, N, D)``; k may be a rescaled q, since a token sees itself only if it sees nothing else.
         buckets: ``(B, H, R, N)`` int64 from 0 on; the real tokens of each round are sorted by (bucket, position).
         key_mask: ``(B, N)`` bool, True = real token, or None.
-        size, before, after: tokens in a chunk of that order; chunks seen before and after the query's, in a circle, none twice.
+        size: tokens in a chunk of that order.
+        before, after: chunks seen before and after the query's, in a circle, none twice.
     Returns:
-        output ``(B, H, N, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, N)``: -:data:`MASKED`
-        where a token sees only itself. Rows of padding are zeros.
+        output ``(B, H, N, D)``, stored token-major, and log-sum-exp ``(B, H, N)``, -:data:`MASKED` where a token sees only itself. Rows of
+        padding are zeros.
     """
     out, lse = empty_results(q)
     if key_mask is not None:
@@ -155,18 +190,11 @@ def cpu_chunks(
             keys = order[item.cut.places]
             queries, keys, values = of_q.index_select(0, order), of_k.index_select(0, keys), of_v.index_select(0, keys)
             for rows in item.cut.rows:
-                part, part_lse = flash(
-                    item.cut.queries(queries, rows),
-                    *(item.cut.windows(x, rows) for x in (keys, values)),
-                    attn_mask=rows.mask,
-                    scale=scale,
-                )
+                seen = (item.cut.windows(x, rows) for x in (keys, values))
+                part, part_lse = flash(item.cut.queries(queries, rows), *seen, attn_mask=rows.mask, scale=scale)
                 parts.append(part.reshape(-1, part.shape[-1]))
                 lses.append(part_lse.flatten())
-        shares = torch.cat(lses)[item.row.t()]
-        total = shares.logsumexp(0)
-        weights = shares.sub_(total).exp_().t().contiguous()
-        merged = F.embedding_bag(item.row, torch.cat(parts).to(weights.dtype), mode="sum", per_sample_weights=weights)
+        merged, total = merge_rows(parts, lses, item.row)
         alone = total <= MASKED / 2
         if bool(alone.any()):
             own = of_v if item.tokens is None else of_v[item.tokens]
@@ -175,11 +203,6 @@ def cpu_chunks(
         item.put(out, merged)
         item.put(lse, total)
     return out, lse
-
-
-@cpu_chunks.register_fake
-def _(q, k, v, buckets, key_mask, size, before, after, scale):  # type: ignore[no-untyped-def]
-    return empty_results(q)
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_chunks_backward", mutates_args=(), device_types="cpu")
@@ -205,9 +228,8 @@ def cpu_chunks_backward(
             totals = [torch.zeros(len(cut.circle), cut.size, q.shape[-1], dtype=exact) for _ in by_key]
             for rows in cut.rows:
                 at_grad, at_q, at_out, at_lse = (cut.queries(x, rows) for x in by_query)
-                parts = flash_backward(
-                    at_grad, at_q, *(cut.windows(x, rows) for x in by_key), at_out, at_lse, 0.0, False, attn_mask=rows.mask, scale=scale
-                )
+                seen = (cut.windows(x, rows) for x in by_key)
+                parts = flash_backward(at_grad, at_q, *seen, at_out, at_lse, 0.0, False, attn_mask=rows.mask, scale=scale)
                 sums[0].append(parts[0].reshape(-1, q.shape[-1]))
                 for total, part in zip(totals, parts[1:], strict=True):
                     for t, chunk in enumerate(part[:, 0].unflatten(1, (cut.near, cut.size)).unbind(1)):
@@ -225,26 +247,4 @@ def cpu_chunks_backward(
     return dq, dk, dv
 
 
-@cpu_chunks_backward.register_fake
-def _(grad, q, k, v, out, lse, buckets, key_mask, size, before, after, scale):  # type: ignore[no-untyped-def]
-    return token_major(q.dtype, q, k, v)
-
-
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, buckets, key_mask, *ctx.settings = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, *output, buckets, key_mask)
-
-
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    return *cpu_chunks_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
-
-
-cpu_chunks.register_autograd(_backward, setup_context=_setup_context)
-
-
-def stable_order(numbers: Tensor, most: int) -> Tensor:
-    """Stable argsort of integers ``(…, N)`` from -1 to ``most``; NumPy has a radix sort for 16 bits."""
-    if most >= 1 << 15:
-        return numbers.argsort(dim=-1, stable=True)
-    return torch.from_numpy(numbers.to(torch.int16).numpy().argsort(-1, kind="stable"))
+register(cpu_chunks, cpu_chunks_backward, tensors=2)

@@ -2,30 +2,45 @@
 
 Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.call.GatherTile`:
 R rows, each of which pairs some queries with some keys. A query may appear in several tiles; it attends to the union of their keys
-under *one* softmax, because the tiles' outputs are merged by their log-sum-exp. The cost is the number of listed pairs, in any arrangement.
+under *one* softmax, because the tiles' outputs merge by log-sum-exp. The cost is the number of listed pairs, in any arrangement.
+
+On the CPU the rows run on PyTorch's fused flash kernel. Rows whose tokens lie at a constant distance from one another, and whose next row
+lies at a constant distance from them, are read as a strided *view*; all others are gathered by their list of positions. This layout depends
+on the tile's index tensors alone and is cached for as long as they live. Rows are computed a few at a time, so that what is gathered stays
+in the cache and its memory is reused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..naming import OPERATORS
+from .block_sparse import (
+    MASKED,
+    additive_mask,
+    empty_results,
+    flash,
+    flash_backward,
+    mask_dtype,
+    merge_into,
+    padding_of,
+    token_major,
+    zero_unseen,
+)
+from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile
-from .cpu_gathered import Rules, cpu_gathered, flat_rules
 from .dense import same_dtype
 from .dispatch import Facts, choose
 from .flex import flex_gathered
 from .plain import plain_gathered
 
 
-def gathered_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiles: Sequence[GatherTile],
-    call: AttentionCall,
-) -> Tensor:
+def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
     """Softmax attention over the union of the tiles' pairs.
 
     Args:
@@ -50,3 +65,573 @@ def gathered_attention(
             return out
         choose("tiles", facts, unavailable=path)
     return plain_gathered(q, k, v, tiles, call)
+
+
+CHUNK_BYTES = 800
+"""Estimated size of a :class:`Chunk`."""
+
+
+FAR = 1 << 30
+"""Larger than any distance between two positions."""
+
+
+SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
+"""What a row needs: nothing, since no pair is visible; no mask; a mask over keys; a mask over pairs."""
+
+
+class Rules(NamedTuple):
+    """Pairs with ``low <= query - key <= high`` are visible, except those with ``left_out[0] <= query - key <= left_out[1]``."""
+
+    low: int
+    high: int
+    left_out: tuple[int, int]
+
+    @classmethod
+    def of(cls, causal: bool, inside: tuple[int, int] | None, outside: tuple[int, int] | None) -> Rules:
+        low, high = inside or (-FAR, FAR)
+        low, high, *left_out = (max(-FAR, min(FAR, x)) for x in (max(low, 0) if causal else low, high, *(outside or (FAR, -FAR))))
+        return cls(low, high, (left_out[0], left_out[1]))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether every pair is visible."""
+        return self.low == -FAR and self.high == FAR and self.left_out[0] > self.left_out[1]
+
+
+class Spec(NamedTuple):
+    """One tile as the operator receives it; see :class:`hf_longattn.engines.call.GatherTile`."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    rules: Rules
+
+
+class Run(NamedTuple):
+    """Tokens ``start + row * step + i * stride`` for i < size; ``slot`` is the index of the first one in the row's list."""
+
+    start: int
+    step: int
+    stride: int
+    size: int
+    slot: int
+
+    def row(self, number: int) -> Run:
+        return self._replace(start=self.start + number * self.step)
+
+    def part(self, first: int, size: int) -> Run:
+        return self._replace(start=self.start + first * self.stride, size=size, slot=self.slot + first)
+
+
+class Chunk(NamedTuple):
+    """What one kernel call computes: some heads, rows, and slots of the rows' queries, with all keys of these rows."""
+
+    heads: slice
+    rows: slice
+    slots: slice
+    queries: Run | None
+    """None: the tokens are gathered by their list."""
+    keys: Run | None
+    need: int
+    """WHOLE, KEYS or PAIRS."""
+    holes: bool
+    """Whether some listed query is an empty slot."""
+
+
+class Limits(NamedTuple):
+    """Largest size of a call: (token, head) pairs on either side, and entries of a mask that is not shared by all rows."""
+
+    queries: int
+    keys: int
+    """Of keys that are gathered."""
+    viewed: int
+    """Of keys that are views."""
+    mask: int = 1 << 18
+
+
+class Layout(NamedTuple):
+    """The calls of one tile: one list for every batch item, or a single one for all; and whether the tile lists every query."""
+
+    chunks: tuple[tuple[Chunk, ...], ...]
+    complete: bool
+
+    def of(self, item: int) -> tuple[Chunk, ...]:
+        return self.chunks[item % len(self.chunks)]
+
+
+def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    """The layout of a tile, cached for its index tensors."""
+    tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
+    return KEPT.of(
+        tensors,
+        ("layout", len(tensors), spec.rules, heads, q_len, limits),
+        lambda: _lay_out(spec, heads, q_len, limits),
+        lambda made: CHUNK_BYTES * sum(map(len, made.chunks)),
+    )
+
+
+def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
+    query_runs, key_runs = _runs(spec.queries), _runs(spec.keys)
+    needs = _needs(spec, [run is not None for run in key_runs or [None] * spec.keys.shape[2]])
+    empty = (spec.queries < 0).any(-1).expand(needs.shape)
+    by_head = max(needs.shape[1], spec.keys.shape[1]) > 1
+    shared = needs.shape[:2] == (1, 1)
+    listed = int((spec.queries >= 0).sum((-1, -2)).min())
+    items = []
+    for need, holes in zip(needs.tolist(), empty.tolist(), strict=True):
+        signature = need[0] if shared else [max(map(max, need))] * len(need[0])
+        chunks = []
+        for first, count in _groups(signature, query_runs, key_runs):
+            if signature[first] == SKIP:
+                continue
+            q_run, k_run = (None if runs is None else _joined(runs, first, count) for runs in (query_runs, key_runs))
+            for chunk in _cut(spec, first, count, q_run, k_run, heads, by_head, limits, signature[first]):
+                rows = [row for head in need[chunk.heads if len(need) > 1 else slice(None)] for row in head[chunk.rows]]
+                low, high = min(rows), max(rows)
+                if high != SKIP:
+                    some = chunk.queries is None and any(any(head[chunk.rows]) for head in holes)
+                    chunks.append(chunk._replace(need=max(high, KEYS) if low == SKIP else high, holes=some))
+        items.append(tuple(chunks))
+    return Layout(tuple(items), listed == q_len and not bool((needs == SKIP).any()))
+
+
+def _needs(spec: Spec, viewed: list[bool]) -> Tensor:
+    """SKIP, WHOLE, KEYS or PAIRS for every row, ``(B or 1, H or 1, R)``; empty key slots of views are not visited."""
+    queries, keys, bias, rules = spec
+    real = queries >= 0
+    shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
+    if rules.trivial and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+        return torch.full(shape, WHOLE)
+    nearest = queries.masked_fill(~real, FAR).amin(-1, keepdim=True) - keys
+    farthest = queries.amax(-1, keepdim=True) - keys
+    empty = keys < 0
+    never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
+    always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
+    never = never | ((nearest >= rules.left_out[0]) & (farthest <= rules.left_out[1]))
+    always = always & ((farthest < rules.left_out[0]) | (nearest > rules.left_out[1]))
+    if bias is not None and bias.dtype == torch.bool:
+        never, always = never | ~bias.any(-2), always & bias.all(-2)
+    hidden = never & ~(empty & torch.tensor(viewed)[:, None])
+    need = torch.where((~never & ~always).any(-1), PAIRS, torch.where(hidden.any(-1), KEYS, WHOLE))
+    if bias is not None and bias.dtype != torch.bool:
+        need = need.clamp(min=PAIRS if bias.shape[-2] > 1 else KEYS)
+    return need.masked_fill(never.all(-1), SKIP).expand(shape)
+
+
+def _runs(index: Tensor) -> list[Run | None] | None:
+    """The rows of ``index (1, 1, R, T)`` as runs (with step 0); None where they are irregular, too many, or differ by item or head."""
+    if index.shape[:2] != (1, 1):
+        return None
+    index = index[0, 0]
+    real = index >= 0
+    size, slot = real.sum(-1), real.int().argmax(-1)
+    start = index.gather(1, slot[:, None])[:, 0]
+    following = index.gather(1, (slot + 1).clamp(max=index.shape[1] - 1)[:, None])[:, 0]
+    stride = torch.where(size > 1, following - start, 1)
+    place = torch.arange(index.shape[1]) - slot[:, None]
+    within = (place >= 0) & (place < size[:, None])
+    exact = (real == within).all(-1) & (~real | (index == start[:, None] + place * stride[:, None])).all(-1) & (stride > 0) & (size > 0)
+    if int((start.diff().diff() != 0).sum()) > len(index) // 4 + 4:
+        return None
+    numbers = zip(exact.tolist(), start.tolist(), stride.tolist(), size.tolist(), slot.tolist(), strict=True)
+    return [Run(a, 0, d, n, at) if good else None for good, a, d, n, at in numbers]
+
+
+def _groups(needs: list[int], *sides: list[Run | None] | None) -> Iterator[tuple[int, int]]:
+    """Cut the rows into stretches of equal shape and need, whose runs are one constant step apart: (first row, number of rows)."""
+
+    def kind(row: int) -> tuple:
+        runs = (None if side is None else side[row] for side in sides)
+        return needs[row], *(None if run is None else run[2:] for run in runs)
+
+    def steps(row: int) -> tuple:
+        pairs = ((None, None) if side is None else (side[row], side[row + 1]) for side in sides)
+        return tuple(0 if a is None or b is None else b.start - a.start for a, b in pairs)
+
+    first = 0
+    while first < len(needs):
+        last = first
+        while last + 1 < len(needs) and kind(last + 1) == kind(first) and min(steps(last), default=0) >= 0 and steps(last) == steps(first):
+            last += 1
+        yield first, last + 1 - first
+        first = last + 1
+
+
+def _joined(runs: list[Run | None], first: int, count: int) -> Run | None:
+    run, following = runs[first], runs[min(first + 1, first + count - 1)]
+    return None if run is None or following is None else run._replace(step=following.start - run.start)
+
+
+def _cut(
+    spec: Spec, first: int, count: int, queries: Run | None, keys: Run | None, heads: int, by_head: bool, limits: Limits, need: int
+) -> Iterator[Chunk]:
+    """Cut ``count`` equal rows into calls within ``limits``: slots of a row first, then heads or rows, whichever share less memory."""
+    size = spec.queries.shape[-1] if queries is None else queries.size
+    width = spec.keys.shape[-1] if keys is None else keys.size
+    aligned = queries is not None and keys is not None and queries.step == keys.step
+    slots = min(size, limits.queries)
+    if need == PAIRS:
+        slots = min(slots, max(32, limits.mask // width))
+    units = min(limits.queries // slots, (limits.keys if keys is None else limits.viewed) // width)
+    if need == PAIRS and not aligned:
+        units = min(units, limits.mask // (slots * width) * (1 if by_head else heads))
+    units = max(1, units)
+    if by_head:
+        at_once = min(count, units)
+        together = min(heads, max(1, units // at_once))
+    else:
+        together = min(heads, units)
+        at_once = min(count, max(1, units // together))
+    for low in range(0, size, slots):
+        some = min(slots, size - low)
+        at = (queries.slot if queries is not None else 0) + low
+        for head in range(0, heads, together):
+            for row in range(first, first + count, at_once):
+                yield Chunk(
+                    slice(head, min(heads, head + together)),
+                    slice(row, min(first + count, row + at_once)),
+                    slice(at, at + some),
+                    None if queries is None else queries.row(row - first).part(low, some),
+                    None if keys is None else keys.row(row - first),
+                    need,
+                    False,
+                )
+
+
+SHARED = 1 << 17
+"""Masks of at most this many entries are cached."""
+
+
+class Call:
+    """One kernel call: a chunk of one batch item, the listed positions of its tokens, and its mask."""
+
+    def __init__(self, spec: Spec, item: int, chunk: Chunk) -> None:
+        self.item, self.chunk = item, chunk
+        self.heads = chunk.heads.stop - chunk.heads.start
+        self.queries = None if chunk.queries is not None else _listed(spec.queries, item, chunk, chunk.slots)
+        self.keys = None if chunk.keys is not None else _listed(spec.keys, item, chunk, slice(None))
+        self.mask: Tensor | None = None
+        self.places: dict[tuple, Tensor] = {}
+
+    def side(self, name: str) -> tuple[Run | None, Tensor | None]:
+        """The ``"queries"`` or ``"keys"`` as a run, or as listed positions ``(rows, T, heads or 1)`` with -1 where empty."""
+        return (self.chunk.queries, self.queries) if name == "queries" else (self.chunk.keys, self.keys)
+
+
+def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[Call]:
+    """The calls of one tile; those over padding only are skipped."""
+    dtype = mask_dtype(q)
+    for item in range(q.shape[0]):
+        padding = padding_of(key_mask, item, dtype)
+        for chunk in plan.of(item):
+            call = Call(spec, item, chunk)
+            hidden = None if padding is None else _hidden_keys(padding, chunk, call.keys)
+            if hidden is not None and not bool(hidden.any()):
+                hidden = None
+            elif hidden is not None and bool(hidden.all()):
+                continue
+            mask = chunk_mask(spec, call, dtype)
+            call.mask = hidden if mask is None else mask if hidden is None else mask + hidden
+            yield call
+
+
+def _listed(index: Tensor, item: int, chunk: Chunk, slots: slice) -> Tensor:
+    """The listed positions of a chunk, ``(rows, T, heads or 1)``; -1 where empty."""
+    heads = chunk.heads if index.shape[1] > 1 else slice(None)
+    return index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
+
+
+def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
+    """The mask of a call, broadcastable to ``(rows, heads, Tq, Tk)``, or None where every pair is visible."""
+    chunk = call.chunk
+    if chunk.need == WHOLE:
+        return None
+    q_run, k_run = chunk.queries, chunk.keys
+    single = chunk.need == KEYS
+    if q_run is not None and k_run is not None and spec.bias is None:
+        rows = chunk.rows.stop - chunk.rows.start
+        q_size = 1 if single else q_run.size
+        if (rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= SHARED:
+            return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
+    queries = _places(chunk, q_run, call.queries)
+    keys = _places(chunk, k_run, call.keys)
+    if single:  # the same for all queries of a row: any of them will do
+        queries = queries.amax(-1, keepdim=True)
+    seen = _seen(queries, keys, spec.rules)
+    if spec.bias is not None:
+        bias = _bias(spec.bias, call.item, chunk, single)
+        if bias.dtype == torch.bool:
+            seen = seen & bias
+        else:
+            return bias.to(dtype).clamp(min=MASKED).masked_fill(~seen, MASKED).contiguous()
+    return additive_mask(~seen, dtype)
+
+
+def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride: int, rules: Rules, dtype: torch.dtype) -> Tensor:
+    """The mask ``(1, 1, Tq, Tk)`` of all rows whose first query is ``shift`` positions after their first key; shared, so read-only."""
+
+    def make() -> Tensor:
+        queries, keys = (
+            torch.arange(first, first + n * step, step, dtype=torch.int32)[None, None]
+            for first, n, step in ((shift + FAR_ENOUGH, q_size, q_stride), (FAR_ENOUGH, k_size, k_stride))
+        )
+        return additive_mask(~_seen(queries, keys, rules), dtype)
+
+    return KEPT.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
+
+
+FAR_ENOUGH = 1 << 28
+"""Keeps relative positions positive, since -1 means an empty slot."""
+
+
+def _places(chunk: Chunk, run: Run | None, listed: Tensor | None) -> Tensor:
+    """Positions ``(rows, heads or 1, T)`` int32."""
+    if run is None:
+        assert listed is not None
+        return listed.transpose(1, 2).to(torch.int32)
+    rows = torch.arange(chunk.rows.stop - chunk.rows.start, dtype=torch.int32)[:, None, None] * run.step
+    return rows + (torch.arange(run.size, dtype=torch.int32) * run.stride + run.start)
+
+
+def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
+    distance = queries[..., :, None] - keys[..., None, :]
+    seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
+    seen &= distance <= rules.high
+    if rules.left_out[0] <= rules.left_out[1]:
+        seen &= (distance < rules.left_out[0]) | (distance > rules.left_out[1])
+    return seen
+
+
+def _bias(bias: Tensor, item: int, chunk: Chunk, single: bool) -> Tensor:
+    """The tile's bias for a chunk, ``(rows or 1, heads or 1, Tq or 1, Tk)``."""
+    first = chunk.keys.slot if chunk.keys is not None else 0
+    size = chunk.keys.size if chunk.keys is not None else bias.shape[-1]
+    slots = slice(0, 1) if single else chunk.slots
+    heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
+    return bias[item % bias.shape[0], heads, rows, slots, first : first + size].transpose(0, 1)
+
+
+def _hidden_keys(padding: Tensor, chunk: Chunk, listed: Tensor | None) -> Tensor:
+    """The additive mask ``padding (Nk,)`` at a chunk's keys, ``(rows, heads or 1, 1, Tk)``."""
+    if chunk.keys is None:
+        assert listed is not None
+        return padding[listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
+    run, rows = chunk.keys, chunk.rows.stop - chunk.rows.start
+    view = padding.as_strided((rows, 1, 1, run.size), (run.step, 0, 0, run.stride), run.start)
+    return view if run.stride == 1 else view.contiguous()
+
+
+class Scratch:
+    """Buffers reused by all kernel calls, by name."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+class Tokens:
+    """``x (B, H, N)`` or ``(B, H, N, D)``; what a call reads is ``(rows, heads, T, …)``."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.width = math.prod(x.shape[3:])
+        uneven = any(n > 1 and step % self.width for n, step in zip(x.shape[:3], x.stride(), strict=False))
+        if uneven or (x.dim() == 4 and x.stride(3) != 1):
+            x = x.contiguous()
+        self.x = x
+        self.steps = tuple(step // self.width for step in x.stride()[:3])
+        rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
+        self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
+
+    def index(self, call: Call, side: str) -> Tensor:
+        """Indices into the table of a call's listed tokens, ``(rows · T · heads,)``, in the order of the kernel's results."""
+        key = side, self.steps
+        if key not in call.places:
+            _, listed = call.side(side)
+            assert listed is not None
+            by_item, by_head, by_token = self.steps
+            offset = torch.arange(call.chunk.heads.start, call.chunk.heads.stop) * by_head + call.item * by_item
+            call.places[key] = (listed.clamp(min=0) * by_token + offset).flatten()
+        return call.places[key]
+
+    def view(self, item: int, chunk: Chunk, run: Run) -> Tensor:
+        """The tokens of ``run`` for every row and head of a chunk."""
+        x = self.x[item, chunk.heads]
+        by_head, by_token, *inner = x.stride()
+        shape = (chunk.rows.stop - chunk.rows.start, x.shape[0], run.size, *x.shape[2:])
+        return x.as_strided(shape, (run.step * by_token, by_head, run.stride * by_token, *inner), x.storage_offset() + run.start * by_token)
+
+    def read(self, call: Call, side: str, scratch: Scratch, name: str) -> Tensor:
+        """The tokens of a call; empty slots hold an arbitrary token."""
+        run, listed = call.side(side)
+        if run is not None:
+            return self.view(call.item, call.chunk, run)
+        assert listed is not None
+        index = self.index(call, side)
+        flat = scratch.take(name, (len(index), *self.x.shape[3:]), self.x)
+        torch.index_select(self.table, 0, index, out=flat)
+        return flat.view(*listed.shape[:2], call.heads, *self.x.shape[3:]).transpose(1, 2)
+
+    def add(self, call: Call, side: str, more: Tensor) -> None:
+        """Add ``more (rows, heads, T, D)`` to the tokens of a call; a token may occur several times."""
+        more = more.to(self.x.dtype)
+        run, _ = call.side(side)
+        if run is None:
+            self.table.index_add_(0, self.index(call, side), more.transpose(1, 2).reshape(-1, self.width))
+            return
+        rows = more.shape[0]
+        if rows > 1 and run.step == 0:
+            more, rows = more.sum(0, keepdim=True), 1
+        if rows == 1 or (rows - 1) * run.step < run.stride or run.step % run.stride == 0:
+            self._add_stripes(call.item, call.chunk, run, more)
+        else:
+            for row in range(rows):
+                self._add_stripes(call.item, call.chunk, run.row(row), more[row : row + 1])
+
+    def _add_stripes(self, item: int, chunk: Chunk, run: Run, more: Tensor) -> None:
+        """Rows overlap only where they are longer than a step, so they are added in stripes of one step."""
+        chunk = chunk._replace(rows=slice(0, more.shape[0]))
+        step = run.step // run.stride if more.shape[0] > 1 and run.step % run.stride == 0 else run.size
+        for at in range(0, run.size, step):
+            size = min(step, run.size - at)
+            self.view(item, chunk, run.part(at, size)).add_(more[:, :, at : at + size])
+
+
+FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
+
+
+BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
+"""The results of a call stay within the cache, and their memory is reused by the next."""
+
+
+@torch.library.custom_op(f"{OPERATORS}::cpu_gathered", mutates_args=(), device_types="cpu")
+def cpu_gathered(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None,
+    queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention over the union of the tiles' pairs.
+
+    Args:
+        q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
+        key_mask: ``(B, Nk)`` bool, True = real token, or None.
+        queries, keys, biases: one per tile, as in :class:`hf_longattn.engines.call.GatherTile`.
+        rules: four numbers per tile, see :func:`flat_rules`.
+    Returns:
+        output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``, 0 where a query sees nothing.
+    """
+    out, lse = empty_results(q)
+    specs = _specs(queries, keys, biases, rules)
+    layouts = [layout(spec, q.shape[1], q.shape[2], FORWARD) for spec in specs]
+    if key_mask is not None or not (layouts and layouts[0].complete):
+        out.zero_()
+        lse.fill_(MASKED)
+    scratch = Scratch()
+    q_tokens, k_tokens, v_tokens = Tokens(q), Tokens(k), Tokens(v)
+    into = Tokens(out), Tokens(lse)
+    for number, (spec, plan) in enumerate(zip(specs, layouts, strict=True)):
+        for call in calls(spec, plan, q, key_mask):
+            call_q, call_k, call_v = (
+                x.read(call, side, scratch, name)
+                for x, side, name in ((q_tokens, "queries", "q"), (k_tokens, "keys", "k"), (v_tokens, "keys", "v"))
+            )
+            part, part_lse = flash(call_q, call_k, call_v, attn_mask=call.mask, scale=scale)
+            _write(into, call, part, part_lse, merge=number > 0, scratch=scratch)
+    zero_unseen(out, lse)
+    return out, lse
+
+
+def flat_rules(parts: Sequence[Rules]) -> list[int]:
+    """The rules of all tiles as the operator takes them."""
+    return [number for rules in parts for number in (rules.low, rules.high, *rules.left_out)]
+
+
+def _specs(queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], numbers: Sequence[int]) -> list[Spec]:
+    rules = [Rules(low, high, (a, b)) for low, high, a, b in zip(*(iter(numbers),) * 4, strict=True)]
+    return [Spec(*part) for part in zip(queries, keys, biases, rules, strict=True)]
+
+
+def _write(into: tuple[Tokens, Tokens], call: Call, part: Tensor, part_lse: Tensor, merge: bool, scratch: Scratch) -> None:
+    """Write the results of a call, or merge them with those of earlier tiles."""
+    outs, lses = into
+    if call.chunk.queries is not None:
+        out, lse = (x.view(call.item, call.chunk, call.chunk.queries) for x in into)
+        if merge:
+            merge_into(out, lse, part, part_lse)
+        else:
+            out.copy_(part)
+            lse.copy_(part_lse)
+        return
+    assert call.queries is not None
+    index = outs.index(call, "queries")
+    part, part_lse = part.transpose(1, 2).reshape(-1, part.shape[-1]), part_lse.transpose(1, 2).reshape(-1)
+    if call.chunk.holes:
+        kept = (call.queries >= 0).expand(-1, -1, call.heads).flatten()
+        index, part, part_lse = index[kept], part[kept], part_lse[kept]
+    if merge:
+        out = torch.index_select(outs.table, 0, index, out=scratch.take("out", tuple(part.shape), part))
+        lse = lses.table[index]
+        merge_into(out, lse, part, part_lse)
+        part, part_lse = out, lse
+    outs.table.index_copy_(0, index, part)
+    lses.table.index_copy_(0, index, part_lse)
+
+
+@torch.library.custom_op(f"{OPERATORS}::cpu_gathered_backward", mutates_args=(), device_types="cpu")
+def cpu_gathered_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None,
+    queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], rules: Sequence[int], scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of :func:`cpu_gathered` with respect to q, k, v, accumulated in float32 at least."""
+    specs = _specs(queries, keys, biases, rules)
+    sums = [Tokens(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
+    scratch = Scratch()
+    by_query = {name: Tokens(x) for name, x in (("grad", grad), ("q", q), ("out", out), ("lse", lse))}
+    by_key = {name: Tokens(x) for name, x in (("k", k), ("v", v))}
+    for spec in specs:
+        for call in calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD), q, key_mask):
+            at = {name: x.read(call, "queries", scratch, name) for name, x in by_query.items()}
+            at |= {name: x.read(call, "keys", scratch, name) for name, x in by_key.items()}
+            if call.chunk.holes:  # a weight of exp(score - lse) = 0
+                assert call.queries is not None
+                at["lse"].masked_fill_((call.queries < 0).transpose(1, 2), -MASKED)
+            parts = flash_backward(
+                at["grad"], at["q"], at["k"], at["v"], at["out"], at["lse"], 0.0, False, attn_mask=call.mask, scale=scale
+            )
+            for total, side, part in zip(sums, ("queries", "keys", "keys"), parts, strict=True):
+                total.add(call, side, part)
+    dq, dk, dv = (y.copy_(total.x) for y, total in zip(token_major(q.dtype, q, k, v), sums, strict=True))
+    return dq, dk, dv
+
+
+def _sum_of(x: Tensor, by_head: bool) -> Tensor:
+    """Zeros ``(B, H, N, D)`` to accumulate in, stored so that random additions touch memory that is close together."""
+    if by_head:
+        return torch.zeros(x.shape, dtype=mask_dtype(x))
+    return token_major(mask_dtype(x), x)[0].zero_()
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, key_mask, queries, keys, biases, ctx.rules, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.count = len(queries)
+    ctx.save_for_backward(q, k, v, *output, key_mask, *queries, *keys, *biases)
+
+
+def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+    q, k, v, out, lse, key_mask, *lists = ctx.saved_tensors
+    n = ctx.count
+    queries, keys, biases = lists[:n], lists[n : 2 * n], lists[2 * n :]
+    dq, dk, dv = cpu_gathered_backward(grad, q, k, v, out, lse, key_mask, queries, keys, biases, ctx.rules, ctx.scale)
+    # PyTorch expects gradients for a list of tensors, but a single None for a list that contains None.
+    no_biases = None if any(bias is None for bias in biases) else [None] * n
+    return dq, dk, dv, None, [None] * n, [None] * n, no_biases, None, None
+
+
+cpu_gathered.register_fake(lambda q, *_: empty_results(q))
+cpu_gathered_backward.register_fake(lambda _grad, q, k, v, *_: token_major(q.dtype, q, k, v))
+cpu_gathered.register_autograd(_backward, setup_context=_setup_context)

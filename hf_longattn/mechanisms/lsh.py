@@ -177,8 +177,7 @@ class LSH(BucketedMechanism):
         alike = o.shared_qk and o.count_duplicates and not call.causal and q_len == k.shape[2]
         if not alike or q.device.type != "cpu" or call.dropout > 0.0 or call.score_mod is not None:
             return super().sparse_path(q, k, v, q_len, given, call)
-        beside = {"before": o.num_chunks_before, "after": o.num_chunks_after}
-        return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, **beside, key_mask=call.key_mask, scaling=call.scale)
+        return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
     def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor]:
         rounds = self.rounds(q, k, causal, q_len, real)

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_longattn.engines.batch import Batch
+from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.cpu_chunks import chunk_attention, stable_order
 from hf_longattn.engines.dense import masked_softmax
 
@@ -29,7 +31,8 @@ def test_outputs_and_gradients_equal_the_definition(length: int, size: int, befo
     buckets = torch.randint(4, (3, 2, 3, length))
     real = torch.ones(3, length, dtype=torch.bool)
     real[1], real[2] = torch.rand(length) < 0.6, False
-    out = chunk_attention(q, k, v, buckets, size, before=before, after=after, key_mask=real, scaling=0.3)
+    call = AttentionCall(batch=Batch(real), scale=0.3)
+    out = chunk_attention(q, k, v, buckets, size, call, before=before, after=after)
     times = torch.stack([torch.stack([meetings(head, real[b], size, before, after) for head in buckets[b]]) for b in range(3)])
     alone = torch.eye(length, dtype=torch.bool) & ~times.any(-1, keepdim=True) & real[:, None, None]
     times = times + alone.long()

@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.call import AttentionCall, GatherTile, rows_of
-from hf_longattn.engines.cpu_gathered import Rules, cpu_gathered, flat_rules
-from hf_longattn.engines.gathered import gathered_attention
+from hf_longattn.engines.gathered import Rules, cpu_gathered, flat_rules, gathered_attention
 from hf_longattn.engines.plain import plain_gathered
 
 BATCH, HEADS, WIDTH = 2, 3, 8
