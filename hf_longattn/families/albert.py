@@ -1,5 +1,5 @@
-"""LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers; its position table is as wide as the embeddings, which are
-narrower than the layers (``embedding_size``). Every layer still has its own mechanism.
+"""LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers, each with its own mechanism; the position table is as
+wide as the embeddings, which are narrower than the layers (``embedding_size``).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
 
 
 class LongAlbertTransformer(AlbertTransformer):
-    """Runs the groups of AlbertTransformer in its order."""
+    """Runs the groups of AlbertTransformer in order, and tells attention which layer runs."""
 
     def group_of(self, layer: int) -> int:
-        """The group whose weights a layer has."""
+        """The group whose weights a layer uses."""
         return int(layer / (self.config.num_hidden_layers / self.config.num_hidden_groups))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
@@ -39,7 +39,7 @@ class LongAlbertTransformer(AlbertTransformer):
         return BaseModelOutput(last_hidden_state=states)
 
     def note_layers(self) -> None:
-        """Tell every attention module which layers it serves."""
+        """Tell every attention module which layers use it."""
         for number, group in enumerate(self.albert_layer_groups):
             served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)
             for attention in (module for module in group.modules() if isinstance(module, AlbertAttention)):
@@ -47,7 +47,7 @@ class LongAlbertTransformer(AlbertTransformer):
 
 
 class AlbertCountsItsLayers(ReplacedModules):
-    """Puts :class:`LongAlbertTransformer` in place."""
+    """Replaces the base's transformer by :class:`LongAlbertTransformer`."""
 
     replaced = {AlbertTransformer: LongAlbertTransformer}
 

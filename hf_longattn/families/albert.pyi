@@ -1,6 +1,6 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
-"""LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers; its position table is as wide as the embeddings, which are
-narrower than the layers (``embedding_size``). Every layer still has its own mechanism.
+"""LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers, each with its own mechanism; the position table is as
+wide as the embeddings, which are narrower than the layers (``embedding_size``).
 """
 
 from ..configuration import LongAttentionConfig

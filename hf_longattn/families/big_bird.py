@@ -1,6 +1,6 @@
-"""LongBigBird: BigBird (Zaheer et al. 2020), whose attention joins transformers' AttentionInterface and so takes any mechanism.
+"""LongBigBird: BigBird (Zaheer et al. 2020), with its attention on transformers' AttentionInterface, so that it takes any mechanism.
 
-A checkpoint of transformers' BigBird is read as it is, with the numbers it has there: see :func:`adopted`.
+A checkpoint of transformers' BigBird is read as it is and computes what it does there: see :func:`equivalent_settings`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, kwargs = super().get_config_dict(*args, **kwargs)
-        return (values if "long_attention" in values else {**values, **adopted(values)}), kwargs
+        return (values if "long_attention" in values else {**values, **equivalent_settings(values)}), kwargs
 
 
-def adopted(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
-    """What must be set for a model of transformers, with this ``config.json``, to give the same numbers as a LongBigBird.
+def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
+    """The settings with which a LongBigBird computes what transformers' model with this ``config.json`` does.
 
-    Its block-sparse attention counts the first block again for each random block in evaluation, draws with the layer's number as
-    seed in training, cuts blocks from the padded input, and has no dropout on its weights.
+    The block-sparse attention of transformers counts the first block again for each random block in evaluation, seeds random blocks with
+    the layer's number in training, cuts blocks from the padded input, and has no dropout on its weights.
     """
     defaults = BigBirdConfig() if defaults is None else defaults
     if values.get("attention_type", defaults.attention_type) == "original_full":
@@ -61,10 +61,10 @@ def adopted(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
 
 
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
-    """The projections of BigBirdSelfAttention around the attention function that the config names.
+    """The projections of BigBirdSelfAttention with the attention function that the config names.
 
-    Only the modules called cross-attention look at an encoder, and under its padding mask, as in BERT; transformers 5.23 hands the
-    encoder's states to a decoder's self-attention as well, which then sees none of its tokens.
+    Only cross-attention attends to an encoder, under its padding mask, as in BERT; transformers 5.23 passes the encoder's states to a
+    decoder's self-attention as well, which then sees none of its own tokens.
     """
 
     config: Any
@@ -80,18 +80,16 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
         source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
         if past_key_values is not None and not self.is_cross_attention:  # the cache does not hold the encoder's keys
             key, value = past_key_values.update(key, value, self.layer_idx)
-        output, weights = attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
-        return output.flatten(2), weights
+        return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 
 
 class BigBirdOnTheInterface(OnTheInterface):
-    """Puts :class:`LongBigBirdSelfAttention` in place."""
+    """Replaces the base's attention by :class:`LongBigBirdSelfAttention`."""
 
     _no_split_modules = ["BigBirdLayer"]
     replaced = {BigBirdSelfAttention: LongBigBirdSelfAttention}

@@ -1,7 +1,7 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
-"""LongBigBird: BigBird (Zaheer et al. 2020), whose attention joins transformers' AttentionInterface and so takes any mechanism.
+"""LongBigBird: BigBird (Zaheer et al. 2020), with its attention on transformers' AttentionInterface, so that it takes any mechanism.
 
-A checkpoint of transformers' BigBird is read as it is, with the numbers it has there: see :func:`adopted`.
+A checkpoint of transformers' BigBird is read as it is and computes what it does there: see :func:`equivalent_settings`.
 """
 
 from ..configuration import LongAttentionConfig
@@ -125,4 +125,4 @@ class LongBigBirdModel(LongBaseModelMixin, BigBirdModel):
 
 BigBirdOnTheInterface: Any
 LongBigBirdSelfAttention: Any
-adopted: Any
+equivalent_settings: Any

@@ -1,7 +1,7 @@
-"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), whose encoder joins transformers' AttentionInterface.
+"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), with its encoder on transformers' AttentionInterface.
 
-It is no Pegasus with another pattern: its positions are learned and its projections have no bias. A checkpoint of transformers is read
-as it is, with the numbers it has there.
+Unlike in Pegasus, positions are learned and projections have no bias. A checkpoint of transformers is read as it is and computes what it
+does there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderDecoderConfig
 from ..modeling.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.family import Family, PositionTable
-from .big_bird import adopted
+from .big_bird import equivalent_settings
 
 
 class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
@@ -44,34 +44,31 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, kwargs = super().get_config_dict(*args, **kwargs)
-        return (values if "long_attention" in values else {**values, **adopted_encoder(values)}), kwargs
+        return (values if "long_attention" in values else {**values, **equivalent_encoder_settings(values)}), kwargs
 
 
-def adopted_encoder(values: dict[str, Any]) -> dict[str, Any]:
-    """What must be set for a model of transformers, with this ``config.json``, to give the same numbers."""
+def equivalent_encoder_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with which a LongBigBirdPegasus computes what transformers' model with this ``config.json`` does."""
     if not values.get("is_encoder_decoder", True):  # the decoder alone, whose attention is full
         return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
-    found = adopted(values, BigBirdPegasusConfig())
-    dropout = found.pop("attention_probs_dropout_prob", None)  # the decoder keeps its own
+    found = equivalent_settings(values, BigBirdPegasusConfig())
+    dropout = found.pop("attention_probs_dropout_prob", None)  # the decoder has dropout
     return found if dropout is None else {**found, "sparse_attention_dropout": dropout}
 
 
 class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
-    """The projections of the encoder's self-attention around the attention function that the config names."""
+    """The projections of the encoder's self-attention with the attention function that the config names."""
 
     config: Any
     is_causal: bool
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
-        output, weights = attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
-        return output.flatten(2), weights
+        return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 
 
 class BigBirdPegasusOnTheInterface(OnTheInterface):
-    """Puts :class:`LongBigBirdPegasusSelfAttention` in place, and marks the decoder's self-attention as causal, which transformers leaves
-    to the mask."""
+    """Replaces the encoder's attention, and marks the decoder's self-attention as causal, which transformers leaves to the mask."""
 
     replaced = {BigBirdPegasusSelfAttention: LongBigBirdPegasusSelfAttention}
 

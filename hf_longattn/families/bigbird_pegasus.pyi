@@ -1,8 +1,8 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
-"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), whose encoder joins transformers' AttentionInterface.
+"""LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), with its encoder on transformers' AttentionInterface.
 
-It is no Pegasus with another pattern: its positions are learned and its projections have no bias. A checkpoint of transformers is read
-as it is, with the numbers it has there.
+Unlike in Pegasus, positions are learned and projections have no bias. A checkpoint of transformers is read as it is and computes what it
+does there.
 """
 
 from ..configuration import LongAttentionConfig
@@ -116,4 +116,4 @@ class LongBigBirdPegasusDecoder(LongDecoderMixin, BigBirdPegasusDecoder):
 
 BigBirdPegasusOnTheInterface: Any
 LongBigBirdPegasusSelfAttention: Any
-adopted_encoder: Any
+equivalent_encoder_settings: Any

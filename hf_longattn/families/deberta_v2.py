@@ -1,8 +1,8 @@
-"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention joins the mechanisms as terms of their scores, so that
-it takes any mechanism over scores that has no global tokens.
+"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention becomes terms of a mechanism's scores: it takes any
+mechanism over scores that has no global tokens.
 
-The relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input``
-there is also a position table.
+Relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input`` there
+is also a position table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..private_apis import attention_implementation
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
     """DebertaV2Config with ``long_attention``; the mechanism is ``window`` unless another one is given.
 
-    ``max_relative_positions`` is written out, since it must not grow with ``max_position_embeddings``, which it is taken from otherwise.
+    ``max_relative_positions`` is written to the config, since its default, ``max_position_embeddings``, grows.
     """
 
     model_type = "long_deberta-v2"
@@ -45,7 +45,7 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
 
 @dataclass(frozen=True)
 class Disentangled:
-    """``score_mod`` that adds the two relative terms; a term that the model does without is ``None``.
+    """``score_mod`` that adds the two relative terms, each ``None`` in a model without it.
 
     The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
 
@@ -71,26 +71,26 @@ class Disentangled:
 
 
 class LongDebertaV2Encoder(DebertaV2Encoder):
-    """DebertaV2Encoder that makes nothing of size N×N for a mechanism."""
+    """DebertaV2Encoder that builds nothing of size N×N for a mechanism."""
 
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The padding mask as it is, ``None`` where all tokens are real; for another implementation the pairs of real tokens."""
+        """The padding mask as it is, ``None`` where all tokens are real; for another implementation, the pairs of real tokens."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_attention_mask(attention_mask)
         batch, length = attention_mask.shape[0], attention_mask.shape[-1]
         return longattn_mask(batch, length, length, mask_function=bidirectional_mask_function, attention_mask=attention_mask)
 
     def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
-        """``None``: the attention modules look distances up."""
+        """``None``, since the attention modules look distances up."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_rel_pos(hidden_states, query_states, relative_pos)
         return None
 
 
 class LongDisentangledSelfAttention(DisentangledSelfAttention):
-    """The projections of DisentangledSelfAttention around the mechanism."""
+    """The projections of DisentangledSelfAttention with the mechanism."""
 
     config: Any
     is_causal = False
@@ -104,7 +104,6 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         relative_pos: Tensor | None = None,
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
         asking = hidden_states if query_states is None else query_states
@@ -119,7 +118,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         output, weights = attend_by_mechanism(
             self, query, key, value, attention_mask, scaling=scaling, position_bias=terms, output_attentions=output_attentions
         )
-        return output.flatten(2), weights if output_attentions else None
+        return output, weights if output_attentions else None
 
     def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> Disentangled:
         by_key, by_query = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
@@ -138,7 +137,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
 
 
 class DebertaV2OnTheBackend(OnTheBackend):
-    """Puts the classes above in place."""
+    """Replaces modules of the base by the classes above."""
 
     replaced = {DebertaV2Encoder: LongDebertaV2Encoder, DisentangledSelfAttention: LongDisentangledSelfAttention}
 

@@ -1,9 +1,9 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
-"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention joins the mechanisms as terms of their scores, so that
-it takes any mechanism over scores that has no global tokens.
+"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention becomes terms of a mechanism's scores: it takes any
+mechanism over scores that has no global tokens.
 
-The relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input``
-there is also a position table.
+Relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input`` there
+is also a position table.
 """
 
 from ..configuration import LongAttentionConfig
@@ -24,7 +24,7 @@ FAMILY: Family
 class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
     """DebertaV2Config with ``long_attention``; the mechanism is ``window`` unless another one is given.
 
-    ``max_relative_positions`` is written out, since it must not grow with ``max_position_embeddings``, which it is taken from otherwise.
+    ``max_relative_positions`` is written to the config, since its default, ``max_position_embeddings``, grows.
     """
     def __init__(self, *, transformers_version: str | None = None, architectures: list[str] | None = None, output_hidden_states: bool | None = False, return_dict: bool | None = True, dtype: str | torch.dtype | None = None, chunk_size_feed_forward: int = 0, is_encoder_decoder: bool = False, id2label: dict[int, str] | dict[str, str] | None = None, label2id: dict[str, int] | dict[str, str] | None = None, problem_type: Literal['regression', 'single_label_classification', 'multi_label_classification'] | None = None, vocab_size: int = 128100, hidden_size: int = 1536, num_hidden_layers: int = 24, num_attention_heads: int = 24, intermediate_size: int = 6144, hidden_act: str = 'gelu', hidden_dropout_prob: float | int = 0.1, attention_probs_dropout_prob: float | int = 0.1, max_position_embeddings: int = 512, type_vocab_size: int = 0, initializer_range: float = 0.02, layer_norm_eps: float = 1e-07, relative_attention: bool = False, max_relative_positions: int = -1, pad_token_id: int | None = 0, bos_token_id: int | None = None, eos_token_id: int | list[int] | None = None, position_biased_input: bool = True, pos_att_type: str | list[str] | None = None, pooler_dropout: float | int = 0.0, pooler_hidden_act: str = 'gelu', legacy: bool = True, tie_word_embeddings: bool = True, long_attention: Mapping[str, Any] | LongAttentionConfig | None = ..., position_extension: str = ..., question_separator_id: int | None = ..., attn_implementation: str | None = ..., num_labels: int = ...) -> None: ...
 

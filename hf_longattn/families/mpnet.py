@@ -1,7 +1,7 @@
 """LongMPNet: MPNet (Song et al. 2020), which takes any mechanism over scores that has no global tokens.
 
-Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. Tokens
-that are far apart have its last bucket in common, so that it serves long texts as it is.
+Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. All
+large distances have its last bucket, so that it needs no extension.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
 
 
 NUM_BUCKETS, FURTHEST = 32, 128
-"""What transformers' MPNet counts by, whatever its config says; all distances from the latter on have one bucket."""
+"""Constants of transformers' MPNet, whatever its config says; all distances from the latter on have one bucket."""
 
 
 class LongMPNetEncoder(MPNetEncoder):
-    """MPNetEncoder whose position bias is one number for each head and distance, where a mechanism takes it."""
+    """MPNetEncoder whose position bias, for a mechanism, is one number for each head and distance."""
 
     def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
         """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""
@@ -46,7 +46,7 @@ class LongMPNetEncoder(MPNetEncoder):
 
 
 class LongMPNetSelfAttention(MPNetSelfAttention):
-    """The projections of MPNetSelfAttention around the mechanism."""
+    """The projections of MPNetSelfAttention with the mechanism."""
 
     config: Any
     is_causal = False
@@ -59,19 +59,18 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor | None, ...]:
-        """Attention output ``(B, N, width)``, and the weights where they are asked for."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.q, self.k, self.v))
         output, weights = attend_by_mechanism(
             self, query, key, value, attention_mask, position_bias=position_bias, output_attentions=output_attentions
         )
-        output = self.o(output.flatten(2))
+        output = self.o(output)
         return (output, weights) if output_attentions else (output,)
 
 
 class MPNetOnTheBackend(OnTheBackend):
-    """Puts the classes above in place."""
+    """Replaces modules of the base by the classes above."""
 
     replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}
 

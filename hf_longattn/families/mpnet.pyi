@@ -1,8 +1,8 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
 """LongMPNet: MPNet (Song et al. 2020), which takes any mechanism over scores that has no global tokens.
 
-Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. Tokens
-that are far apart have its last bucket in common, so that it serves long texts as it is.
+Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. All
+large distances have its last bucket, so that it needs no extension.
 """
 
 from ..configuration import LongAttentionConfig

@@ -1,5 +1,5 @@
-"""LongNystromformer: Nyströmformer (Xiong et al. 2021), whose attention joins transformers' AttentionInterface and so takes any mechanism
-without global tokens. Its position table starts with two rows that are not positions, which ``max_position_embeddings`` leaves out.
+"""LongNystromformer: Nyströmformer (Xiong et al. 2021), with its attention on transformers' AttentionInterface, so that it takes any
+mechanism without global tokens. Its position table starts with two rows that are not positions, not counted in ``max_position_embeddings``.
 """
 
 from __future__ import annotations
@@ -72,9 +72,8 @@ def nystrom_of(config: Any) -> dict[str, Any]:
 
 
 class LongNystromformerSelfAttention(NystromformerSelfAttention):
-    """The projections of NystromformerSelfAttention around the attention function that the config names.
-
-    The convolution of the values is the mechanism's.
+    """The projections of NystromformerSelfAttention with the attention function that the config names; the convolution of the values is
+    the mechanism's.
     """
 
     config: Any
@@ -83,16 +82,15 @@ class LongNystromformerSelfAttention(NystromformerSelfAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool = False, **kwargs: Any
     ) -> tuple[Tensor | None, ...]:
-        """Attention output ``(B, N, heads · head width)``, and the weights where they are asked for."""
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
         output, weights = attend_by_config(
             self, eager_attention_forward, query, key, value, attention_mask, output_attentions=output_attentions, **kwargs
         )
-        return (output.flatten(2), weights) if output_attentions else (output.flatten(2),)
+        return (output, weights) if output_attentions else (output,)
 
 
 class NystromformerOnTheInterface(OnTheInterface):
-    """Puts :class:`LongNystromformerSelfAttention` in place."""
+    """Replaces the base's attention by :class:`LongNystromformerSelfAttention`."""
 
     _no_split_modules: ClassVar[list[str]] = ["NystromformerLayer"]
     hands_globals_down: ClassVar[bool] = False

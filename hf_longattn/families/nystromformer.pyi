@@ -1,6 +1,6 @@
 # Written by `python -m tools.class_stubs` (part of `make format`) with transformers 5.23.0; do not edit.
-"""LongNystromformer: Nyströmformer (Xiong et al. 2021), whose attention joins transformers' AttentionInterface and so takes any mechanism
-without global tokens. Its position table starts with two rows that are not positions, which ``max_position_embeddings`` leaves out.
+"""LongNystromformer: Nyströmformer (Xiong et al. 2021), with its attention on transformers' AttentionInterface, so that it takes any
+mechanism without global tokens. Its position table starts with two rows that are not positions, not counted in ``max_position_embeddings``.
 """
 
 from ..configuration import LongAttentionConfig

@@ -18,7 +18,7 @@ class LongPhi3Config(LongConfig, Phi3Config):
     model_type = "long_phi3"
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """As the base's, which takes ``yarn`` for an old name of ``longrope``; without longrope's factors it means YaRN here."""
+        """As the base's, which reads ``yarn`` as an old name of ``longrope``; without longrope's factors it means YaRN here."""
         asked = (self.rope_parameters or {}).get("rope_type")
         left = super().convert_rope_params_to_dict(**kwargs)
         if asked == "yarn" and "short_factor" not in self.rope_parameters:
@@ -26,7 +26,7 @@ class LongPhi3Config(LongConfig, Phi3Config):
         return left
 
     def validate_rope(self) -> None:
-        """The base allows ``longrope`` alone; its rotary embedding computes every kind that transformers knows."""
+        """The base allows only ``longrope``, but its rotary embedding computes every kind that transformers knows."""
         if self.rope_parameters.get("rope_type") == "longrope":
             super().validate_rope()
         else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import initialization
 from transformers.pytorch_utils import Conv1D
 
 from ..mechanisms.base import Mechanism
-from .family import AttentionNames, attention_names
+from .family import attention_names
 
 ON = "long_attention"
 """The attribute of an attention module that holds its mechanism, or, where it serves several layers, theirs by number."""
@@ -68,10 +69,7 @@ class AttentionSite:
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
     """The attention of every layer of ``model``. Encoder and decoder count their layers separately."""
-    return list(_sites(model))
-
-
-def _sites(model: nn.Module) -> Iterator[AttentionSite]:
+    sites: list[AttentionSite] = []
     counted: Counter[tuple[str, bool]] = Counter()
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -79,13 +77,14 @@ def _sites(model: nn.Module) -> Iterator[AttentionSite]:
             continue
         cross = bool(getattr(module, "is_cross_attention", False)) or bool(CROSS.search(f"{name.rpartition('.')[2]} {kind}"))
         if served := getattr(module, SERVED, ()):
-            yield from (AttentionSite(name, module, layer, cross, shared=True) for layer in served)
+            sites += [AttentionSite(name, module, layer, cross, shared=True) for layer in served]
             continue
         stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
         ordinal = counted[stack, cross]
         counted[stack, cross] += 1
         layer = getattr(module, "layer_idx", None)
-        yield AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross)
+        sites.append(AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross))
+    return sites
 
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
@@ -105,79 +104,56 @@ OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
 BESIDE = "output.dense"
 """BERT-like models keep the output projection next to the attention module, not in it."""
 
-Part = Callable[[Tensor], Tensor]
+Split = Callable[[Any, Tensor], Sequence[Tensor]]
+"""``(attention module, weight or bias of its fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``."""
 
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer, or the part of a fused one, in the layout of ``nn.Linear``.
+    """A parameter of the layer, or one of the three parts of a fused one, in the layout of ``nn.Linear``.
 
     name: of the parameter below the attention module.
-    part: takes it out of a fused one; ``None`` where it is alone.
+    split: takes a fused one apart; ``None`` where it is alone.
+    index: of the part.
     """
 
     name: str
-    part: Part | None = None
+    split: Callable[[Tensor], Sequence[Tensor]] | None = None
+    index: int = 0
 
     def __call__(self, parameter: Tensor) -> Tensor:
-        return parameter if self.part is None else self.part(parameter)
+        return parameter if self.split is None else self.split(parameter)[self.index].contiguous()
 
 
-def _thirds(attention: Any) -> list[Part] | None:
-    """One Conv1D, whose weight is (in, out), with queries, keys and values side by side: GPT-2."""
-
-    def third(index: int) -> Part:
-        return lambda parameter: parameter.chunk(3, dim=-1)[index].transpose(0, -1).contiguous()
-
-    return [third(index) for index in range(3)] if isinstance(attention.c_attn, Conv1D) else None
+def _gpt2(attention: Any, parameter: Tensor) -> list[Tensor]:
+    """A Conv1D, whose weight is (in, out)."""
+    return [part.transpose(0, -1) for part in parameter.chunk(3, dim=-1)]
 
 
-def _by_head(attention: Any) -> list[Part] | None:
-    """One Linear with queries, keys and values of a head side by side: GPT-NeoX."""
-    heads, linear = attention.config.num_attention_heads, attention.query_key_value
-
-    def of_heads(index: int) -> Part:
-        return lambda parameter: parameter.unflatten(0, (heads, 3, -1))[:, index].flatten(0, 1).contiguous()
-
-    return [of_heads(index) for index in range(3)] if linear.out_features == 3 * linear.in_features else None
+def _gpt_neox(attention: Any, parameter: Tensor) -> list[Tensor]:
+    """Queries, keys and values of a head side by side."""
+    return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
 
 
-def _side_by_side(attention: Any) -> list[Part] | None:
-    """One Linear with all queries, then all keys, then all values, of fewer heads: Phi-3."""
-    config, width = attention.config, attention.head_dim
-    sizes = [heads * width for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)]
-
-    def rows(index: int) -> Part:
-        return lambda parameter: parameter.split(sizes)[index].contiguous()
-
-    return [rows(index) for index in range(3)]
+def _phi3(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
+    """All queries, then keys and values of fewer heads."""
+    config = attention.config
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    return parameter.split([count * attention.head_dim for count in heads])
 
 
-def _thirds_of_rows(attention: Any) -> list[Part]:
-    """One Linear with all queries, then as many keys, then as many values: ModernBERT."""
-
-    def third(index: int) -> Part:
-        return lambda parameter: parameter.chunk(3)[index].contiguous()
-
-    return [third(index) for index in range(3)]
+def _modernbert(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
+    """All queries, then as many keys, then as many values."""
+    return parameter.chunk(3)
 
 
-def _family_split(attention: Any, names: AttentionNames) -> list[Part]:
-    """What the family's entry says of its fused projection."""
-
-    def part(index: int) -> Part:
-        return lambda parameter: names.split(attention, parameter)[index].contiguous()  # type: ignore[misc]
-
-    return [part(index) for index in range(3)]
-
-
-FUSED: dict[str, Callable[[Any], list[Part] | None]] = {
-    "c_attn": _thirds,
-    "query_key_value": _by_head,
-    "qkv_proj": _side_by_side,
-    "Wqkv": _thirds_of_rows,
+FUSED: dict[str, tuple[Split, Callable[[Any], bool]]] = {
+    "c_attn": (_gpt2, lambda module: isinstance(module, Conv1D)),
+    "query_key_value": (_gpt_neox, lambda module: module.out_features == 3 * module.in_features),
+    "qkv_proj": (_phi3, lambda module: True),
+    "Wqkv": (_modernbert, lambda module: True),
 }
-"""Name of a fused projection -> what takes queries, keys and values out of it; ``None`` where it is laid out in another way."""
+"""Name of a fused projection -> what takes it apart, and whether a module of this name is laid out so."""
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
@@ -189,12 +165,15 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
         linear = next((name for name in names if isinstance(getattr(attention, name, None), nn.Linear)), None)
         if linear is not None:
             found |= {f"{kind}.{own}": OwnParameter(f"{linear}.{own}") for own, _ in getattr(attention, linear).named_parameters()}
-    own_layout = {unusual.fused: lambda _: _family_split(attention, unusual)} if unusual.fused is not None else {}
-    for fused, layout in {**FUSED, **own_layout}.items():
+    fused_by = dict(FUSED)
+    if unusual.fused is not None and unusual.split is not None:
+        fused_by[unusual.fused] = (unusual.split, lambda module: True)
+    for fused, (split, fits) in fused_by.items():
         module = getattr(attention, fused, None)
-        parts = layout(attention) if isinstance(module, nn.Module) else None
-        for kind, part in zip(SEPARATE, parts or (), strict=bool(parts)):
-            found |= {f"{kind}.{own}": OwnParameter(f"{fused}.{own}", part) for own, _ in module.named_parameters()}  # type: ignore[union-attr]
+        if isinstance(module, nn.Module) and fits(module):
+            for index, kind in enumerate(SEPARATE):
+                for own, _ in module.named_parameters():
+                    found[f"{kind}.{own}"] = OwnParameter(f"{fused}.{own}", partial(split, attention), index)
     return found
 
 

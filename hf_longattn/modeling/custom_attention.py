@@ -1,4 +1,4 @@
-"""For families whose base has attention modules that are not on transformers' AttentionInterface: what their subclasses share."""
+"""Shared by families whose base has attention modules that are not on transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -23,32 +23,28 @@ def split_heads(module: Any, projected: Tensor) -> Tensor:
     return projected.unflatten(-1, (module.num_attention_heads, -1)).transpose(-3, -2)
 
 
-def attend_by_config(
-    module: Any, eager: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """What the attention function gives that the module's config names: ``(B, N, heads, D)`` and weights."""
+def attend_by_mechanism(module: Any, *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The ``longattn`` backend on query, key, value and mask: ``(B, N, width)``, and the weights where they are asked for."""
+    return _attended(longattn_attention_forward, module, *qkv_and_mask, **kwargs)
+
+
+def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The same by the attention function that the module's config names; ``eager`` is the base's."""
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
-    return _attended(interface, module, query, key, value, mask, **kwargs)
-
-
-def attend_by_mechanism(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The same of the ``longattn`` backend."""
-    return _attended(longattn_attention_forward, module, query, key, value, mask, **kwargs)
+    return _attended(interface, module, *qkv_and_mask, **kwargs)
 
 
 def _attended(function: Callable[..., Any], module: Any, *tensors: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     dropout = module.dropout.p if module.training else 0.0
     kwargs.setdefault("scaling", module.attention_head_size**-0.5)
-    return function(module, *tensors, dropout=dropout, **kwargs)
+    output, weights = function(module, *tensors, dropout=dropout, **kwargs)
+    return output.flatten(2), weights
 
 
 class ReplacedModules(_Base):
     """Turns modules of the base into instances of subclasses before mechanisms are attached.
 
-    The base builds its modules itself, by its own classes. So an instance gets the subclass as its ``__class__``: the subclass adds no
-    parameters and no state, and nothing else of the instance changes.
+    The base builds its modules itself, so an instance gets the subclass as its ``__class__``; the subclass adds no parameters and no state.
     """
 
     replaced: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
@@ -69,8 +65,8 @@ class ReplacedModules(_Base):
 class OnTheInterface(ReplacedModules):
     """For bases whose attention is not on the interface: the subclasses are, so every implementation can be requested.
 
-    The plain base model that a head builds inside it refuses ``sdpa`` and the like. So it is built under this package's implementation, and
-    the requested one is set in ``post_init``, when the modules have been replaced.
+    The base model that a head builds inside it refuses ``sdpa`` and the like. So it is built under this package's implementation, and the
+    requested one is set in ``post_init``, after the modules have been replaced.
     """
 
     _supports_sdpa = True
@@ -94,7 +90,7 @@ class OnTheInterface(ReplacedModules):
 
 
 class OnTheBackend(ReplacedModules):
-    """For bases that add relative positions to their scores: mechanisms take these, other implementations are the base's own."""
+    """For bases that add relative positions to their scores: mechanisms take them; other implementations are the base's."""
 
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False

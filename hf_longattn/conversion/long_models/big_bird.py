@@ -55,6 +55,6 @@ class BigBirdConverter(CheckpointConverter):
 
 
 def _long_values(config: Any) -> dict[str, Any]:
-    from ...families.big_bird import adopted
+    from ...families.big_bird import equivalent_settings
 
-    return adopted(config.to_dict())
+    return equivalent_settings(config.to_dict())

@@ -48,6 +48,6 @@ class BigBirdPegasusConverter(CheckpointConverter):
 
 
 def _long_values(config: Any) -> dict[str, Any]:
-    from ...families.bigbird_pegasus import adopted_encoder
+    from ...families.bigbird_pegasus import equivalent_encoder_settings
 
-    return adopted_encoder(config.to_dict())
+    return equivalent_encoder_settings(config.to_dict())
