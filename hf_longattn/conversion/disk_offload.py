@@ -39,13 +39,13 @@ class StoredTensor:
     def read(self) -> Tensor:
         """Its values in fp32 (integers unchanged), read block by block."""
         header = self.header
-        if not header.torch_dtype.is_floating_point:
+        if not header.dtype.is_floating_point:
             return read_tensor(header)
-        if header.start is None or header.torch_dtype == self.rounded == torch.float32:
+        if header.start is None or header.dtype == self.rounded == torch.float32:
             return read_tensor(header).to(self.rounded).float()
         values, done = torch.empty(header.numel, dtype=torch.float32), 0
         for block in read_blocks(header):
-            part = torch.frombuffer(block, dtype=header.torch_dtype).to(self.rounded)
+            part = torch.frombuffer(block, dtype=header.dtype).to(self.rounded)
             values[done : done + part.numel()] = part
             done += part.numel()
         return values.view(header.shape)

@@ -60,7 +60,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
     source = open_source(model, revision=revision, token=token, headers_only=True)
     config, class_name, family, skeleton = read_long(source) if "long_attention" in source.config else _short(source)
     max_length = longest(family, config)
-    shape = model_shape(config, skeleton, [header.torch_dtype for header in source.tensors.values()])
+    shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
     return Inspection(
         source=source,

@@ -42,7 +42,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
         renaming = WeightRenaming(name) if converter is None else converter.rename(name, architecture.original_config)
         shape = header.shape
         if renaming.change is not None:
-            shape = tuple(renaming.change(torch.empty(shape, dtype=header.torch_dtype, device="meta")).shape)
+            shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
         if renaming.target is not None and targets.setdefault(renaming.target, name) != name:
             raise CheckpointError(
                 f"The tensors {targets[renaming.target]!r} and {name!r} of {source.name!r} both become {renaming.target!r}."
@@ -85,7 +85,7 @@ def plan_tensors(
     old_rows = max((one.shape[0] for one in renamed if one.target in tables), default=old_length)
     for one in renamed:
         header = one.header
-        dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
+        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
         key = keys[header.name]
         reason = _why_dropped(one, key, {old_length, old_rows}) or _why_tied(key, shared, skeleton)
         if one.target is None or reason:
@@ -98,9 +98,9 @@ def plan_tensors(
                 f"Tensor {header.name!r} of {source.name!r} has the shape {header.shape}, but its config requires"
                 f" {expected[key] if one.target not in tables else (header.shape[0], *expected[key][1:])}."
             )
-        if key is not None and floating[key] and not header.torch_dtype.is_floating_point:
+        if key is not None and floating[key] and not header.dtype.is_floating_point:
             raise CheckpointError(
-                f"Tensor {header.name!r} of {source.name!r} holds {str(header.torch_dtype).removeprefix('torch.')} numbers,"
+                f"Tensor {header.name!r} of {source.name!r} holds {str(header.dtype).removeprefix('torch.')} numbers,"
                 " but its model requires floating-point ones; convert the checkpoint that it was quantised from."
             )
         action = "extended" if new_shape != one.shape else "changed" if one.change else "renamed" if one.target != header.name else "kept"
@@ -131,7 +131,7 @@ def _begun(
         return added
     before, part = one.change, copied
     change = part if before is None else lambda values: part(before(values))
-    return TensorPlan(name, "copied", cast or one.header.torch_dtype, one.header.shape, shape, one.header, change=change)
+    return TensorPlan(name, "copied", cast or one.header.dtype, one.header.shape, shape, one.header, change=change)
 
 
 def _why_dropped(one: RenamedTensor, key: str | None, lengths: set[int]) -> str:

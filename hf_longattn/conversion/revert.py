@@ -235,7 +235,7 @@ def _planned(
 ) -> TensorPlan:
     """restored: tokens of the original table that an interpolated one is solved for, before it is cut to `length`."""
     header = source.tensors[name]
-    dtype = cast if cast is not None and header.torch_dtype.is_floating_point else header.torch_dtype
+    dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
     expected = {one: tuple(tensor.shape) for one, tensor in skeleton.state_dict().items()}
     key = model_key(name, expected, skeleton)
     if key is None and any(part in name for part in OWN_PARTS):
@@ -490,7 +490,7 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
         strategy = rule if table is None or table.learned else SINUSOIDAL
         again = extend_table(short, len(long), offset=tensor.offset, strategy=strategy).double()
         largest = max(largest, float((again - long).abs().max()))
-        bound = max(bound, 4 * max(torch.finfo(dtype).eps for dtype in (short.dtype, tensor.header.torch_dtype)) * float(long.abs().max()))
+        bound = max(bound, 4 * max(torch.finfo(dtype).eps for dtype in (short.dtype, tensor.header.dtype)) * float(long.abs().max()))
     detail = f"extended by {rule!r} again, the table differs from the long model's by {largest:.1e}"
     if largest <= bound:
         return [Check(name, PASSED, f"{detail}, which is rounding: they are the source's", {"max_abs_difference": largest})]
@@ -502,7 +502,7 @@ def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scrat
     name = "equal to the long model with full attention"
     length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan)))
     ids = text.tokens(length)
-    rounded = any(tensor.header is not None and tensor.dtype != tensor.header.torch_dtype for tensor in plan.tensors)
+    rounded = any(tensor.header is not None and tensor.dtype != tensor.header.dtype for tensor in plan.tensors)
     dtype = plan.config.dtype if rounded else None
     expected, chance = _full_attention(plan, None, ids, dtype, scratch)
     source = _as_before(plan)

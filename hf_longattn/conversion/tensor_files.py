@@ -39,11 +39,11 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 """Names of dtypes in safetensors headers."""
 
+SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself."""
-
-SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class TensorHeader:
 
     name: str
     file: Path
-    dtype: str  # as in the header: "F32", "BF16", …
+    dtype: torch.dtype
     shape: tuple[int, ...]
     start: int | None = None
     values: Callable[[], Tensor] | None = field(default=None, compare=False, repr=False)
     shared: str = ""
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return TORCH_DTYPES[self.dtype]
+    def __post_init__(self) -> None:
+        if self.dtype not in SAFETENSORS_DTYPES:
+            raise CheckpointError(f"Tensor {self.name!r} of {str(self.file)!r} is {self.dtype}, which safetensors cannot hold.")
 
     @property
     def numel(self) -> int:
@@ -73,7 +73,7 @@ class TensorHeader:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * self.torch_dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
 
 def read_headers(file: Path) -> dict[str, TensorHeader]:
@@ -93,7 +93,7 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
                         f"Tensor {name!r} of {str(file)!r} has the dtype {part.get_dtype()}, which is not supported;"
                         f" expected one of {', '.join(TORCH_DTYPES)}."
                     )
-                headers[name] = TensorHeader(name, file, part.get_dtype(), tuple(part.get_shape()), start)
+                headers[name] = TensorHeader(name, file, TORCH_DTYPES[part.get_dtype()], tuple(part.get_shape()), start)
                 start += headers[name].nbytes
     except SafetensorError as error:
         raise CheckpointError(_damaged(file, error)) from error
@@ -110,7 +110,7 @@ def read_tensor(header: TensorHeader) -> Tensor:
     """
     if header.values is not None:
         return header.values()
-    return read_span(header, _start(header), header.nbytes).view(header.torch_dtype).reshape(header.shape)
+    return read_span(header, _start(header), header.nbytes).view(header.dtype).reshape(header.shape)
 
 
 def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK) -> Iterator[memoryview]:
@@ -127,10 +127,10 @@ def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: in
         for done in range(0, header.nbytes, size):
             block = buffer[: min(size, header.nbytes - done)]
             _fill(file, block, header)
-            if dtype in (None, header.torch_dtype):
+            if dtype in (None, header.dtype):
                 yield block
             else:
-                yield torch.frombuffer(block, dtype=header.torch_dtype).to(dtype).view(torch.uint8).numpy().data
+                yield torch.frombuffer(block, dtype=header.dtype).to(dtype).view(torch.uint8).numpy().data
 
 
 def read_span(header: TensorHeader, start: int, count: int) -> Tensor:

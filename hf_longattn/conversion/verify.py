@@ -121,8 +121,8 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
         if name not in result.tensors:
             continue
         written = result.tensors[name]
-        if (written.shape, written.torch_dtype) != (tensor.new_shape, tensor.dtype):
-            wrong.append(f"{name} is {written.torch_dtype} {written.shape}")
+        if (written.shape, written.dtype) != (tensor.new_shape, tensor.dtype):
+            wrong.append(f"{name} is {written.dtype} {written.shape}")
             finite = _is_finite(written)
         elif tensor.action == "added":
             finite = _is_finite(written)
@@ -156,11 +156,11 @@ def _say_infinite(found: dict[str, bool], plan: ResultPlan) -> str:
 
 
 def _is_finite(header: TensorHeader) -> bool:
-    if not header.torch_dtype.is_floating_point:
+    if not header.dtype.is_floating_point:
         return True
     if header.start is None:
         return _all_finite(read_tensor(header))
-    return all(_all_finite(torch.frombuffer(block, dtype=header.torch_dtype)) for block in read_blocks(header))
+    return all(_all_finite(torch.frombuffer(block, dtype=header.dtype)) for block in read_blocks(header))
 
 
 def _all_finite(values: Tensor) -> bool:
@@ -176,11 +176,11 @@ def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tup
         written = read_tensor(header)
         return _compare(tensor, written, plan), _all_finite(written)
     # block by block, so that the largest tensor need not be in memory
-    size = BLOCK * tensor.dtype.itemsize // tensor.streamed.torch_dtype.itemsize
+    size = BLOCK * tensor.dtype.itemsize // tensor.streamed.dtype.itemsize
     same = finite = True
     for a, b in zip(read_blocks(tensor.streamed, tensor.dtype), read_blocks(header, size=size), strict=True):
         same = same and _same_block(a, b)
-        finite = finite and _all_finite(torch.frombuffer(b, dtype=header.torch_dtype))
+        finite = finite and _all_finite(torch.frombuffer(b, dtype=header.dtype))
     return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"], finite
 
 

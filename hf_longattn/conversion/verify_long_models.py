@@ -45,7 +45,7 @@ def compare_with_original(
     architecture = plan.architecture
     converter = architecture.converter
     assert converter is not None
-    cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
+    cast = plan.config.dtype if any(t.header and t.dtype != t.header.dtype for t in plan.tensors) else None
     attention_takes_globals = any(one.takes_globals for one in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
 
     def probes_of(length: int) -> list[Probe]:

@@ -107,7 +107,7 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
     if plan.architecture.converter is not None:
         checks, model = compare_with_original(plan, result, text, lengths.old, scratch)
         return checks + _check_new(plan, model.base_model, text, lengths.new)
-    cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
+    cast = plan.config.dtype if any(t.header and t.dtype != t.header.dtype for t in plan.tensors) else None
     model, missing = load_source(plan.source, plan.architecture, cast, scratch)
     chance = newly_initialised(missing, model)
     at = sorted({lengths.old, lengths.covered} - {0})
@@ -261,7 +261,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
     """
-    cast = plan.config.dtype if any(t.header and t.dtype != t.header.torch_dtype for t in plan.tensors) else None
+    cast = plan.config.dtype if any(t.header and t.dtype != t.header.dtype for t in plan.tensors) else None
     source: Any = load_plain(plan.source, plan.architecture, cast, scratch)
     inputs = seeded_inputs(source)
     own = attention_implementation(source.config)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, LongAttentionError
 from ...private_apis import gguf_readers
 from ...reading import MOST_LAYERS, check_counts
-from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader
+from ..tensor_files import TensorHeader
 from .base import Source, SourceFormat, SourceRequest, register_source
 from .folder import has_safetensors
 
@@ -242,7 +242,7 @@ def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Modul
         dtype = KEPT_DTYPES.get(packed.tensor_type.name, torch.float32)
         values = partial(_values, file, packed.name, packed.data_offset, packed.data.shape, packed.data.dtype, packed.tensor_type)
         loaded = partial(_as_transformers, values, processor, packed.name, name, dtype)
-        headers[name] = TensorHeader(name, file, SAFETENSORS_DTYPES[dtype], shapes[name], values=loaded)
+        headers[name] = TensorHeader(name, file, dtype, shapes[name], values=loaded)
     return headers
 
 

@@ -63,5 +63,5 @@ def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeade
         for name, info in content.tensors.items():
             if info.dtype not in TORCH_DTYPES:
                 raise CheckpointError(f"Tensor {name!r} of {request.name!r} has the dtype {info.dtype}, which is not supported.")
-            headers[name] = TensorHeader(name, folder / file, info.dtype, tuple(info.shape))
+            headers[name] = TensorHeader(name, folder / file, TORCH_DTYPES[info.dtype], tuple(info.shape))
     return headers

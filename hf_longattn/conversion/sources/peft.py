@@ -179,7 +179,7 @@ def _value(merged: Callable[[], Mapping[str, Tensor]], header: TensorHeader) -> 
             f"The base's tensor {header.name!r} has another name in transformers' own model, so the adapter cannot be merged;"
             " load the base with transformers and save it again first."
         )
-    return values[header.name].to(header.torch_dtype).contiguous()
+    return values[header.name].to(header.dtype).contiguous()
 
 
 def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:

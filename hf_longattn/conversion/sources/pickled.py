@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...private_apis import storage_offset
 from ...reading import check_counts
-from ..tensor_files import SAFETENSORS_DTYPES, TensorHeader, read_span
+from ..tensor_files import TensorHeader, read_span
 from .base import Source, SourceFormat, SourceRequest, register_source
 from .folder import has_safetensors, indexed_headers, read_config
 
@@ -113,9 +113,9 @@ def _load(file: Path, device: str) -> Any:
 
 def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHeader:
     """size: of the file in bytes; `None` if the values are in memory."""
-    if value.dtype not in SAFETENSORS_DTYPES or value.layout != torch.strided:
-        raise CheckpointError(f"Tensor {name!r} of {str(file)!r} is {value.dtype}, {value.layout}, which safetensors cannot hold.")
-    described = TensorHeader(name, file, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape))
+    if value.layout != torch.strided:
+        raise CheckpointError(f"Tensor {name!r} of {str(file)!r} is {value.layout}, which safetensors cannot hold.")
+    described = TensorHeader(name, file, value.dtype, tuple(value.shape))
     if size is None:
         return replace(described, values=lambda: value.detach().contiguous())
     span = sum((length - 1) * stride for length, stride in zip(value.shape, value.stride(), strict=True)) + 1 if value.numel() else 0
@@ -133,7 +133,7 @@ def _offset(value: Tensor) -> int:
 
 
 def _strided(header: TensorHeader, start: int, span: int, stride: tuple[int, ...]) -> Tensor:
-    values = read_span(header, start, span * header.torch_dtype.itemsize).view(header.torch_dtype)
+    values = read_span(header, start, span * header.dtype.itemsize).view(header.dtype)
     return values.as_strided(header.shape, stride).contiguous()
 
 

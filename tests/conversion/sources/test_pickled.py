@@ -84,7 +84,7 @@ def test_any_stride_and_dtype_reads_back(zipped: bool, tmp_path: Path) -> None:
     for name, value in state.items():
         read = read_tensor(headers[name])
         assert torch.equal(read, value)
-        assert read.dtype == value.dtype == headers[name].torch_dtype
+        assert read.dtype == value.dtype == headers[name].dtype
 
 
 class Harmful:
