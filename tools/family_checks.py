@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from hf_longattn import export_checkpoint
-from hf_longattn.conversion.long_models import checkpoint_converters
+from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from tools import run_transformers_tests as suite

@@ -43,7 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
 CHILD = """
 import json, sys
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion import disk_offload
+from hf_longattn.conversion import model_loading
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -55,7 +55,7 @@ def note(stage, done, total):
 
 source, destination, arguments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 if arguments.pop("whole", False):
-    disk_offload.IN_MEMORY, disk_offload.SHARE = float("inf"), 1
+    model_loading.IN_MEMORY, model_loading.SHARE = float("inf"), 1
 report = convert_checkpoint(source, destination, progress=note, **arguments)
 checks = {check.name: check.detail for check in report.checks}
 print(json.dumps({"peaks": {**peaks, "end": peak()}, "seconds": report.seconds, "bytes": report.bytes_written, "checks": checks}))

@@ -21,8 +21,8 @@ from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.recurrence import MemoryTokens
 from ..positions import DROPPED, STRATEGIES
 from ..reading import check_config, named_class
-from .long_models import CheckpointConverter, checkpoint_converters, converter_of
-from .sources import Source
+from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
+from .sources.base import Source
 from .tensor_files import TensorHeader
 
 NAMES = ("model_type", "architectures", "transformers_version", "_name_or_path", "auto_map")

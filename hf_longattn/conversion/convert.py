@@ -11,16 +11,15 @@ from torch import Tensor
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .config import ConversionConfig
 from .flops import layer_mechanisms
-from .init_from_text import initial_values
 from .model_loading import quiet_libraries
 from .plan import ConversionPlan, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
-from .sources import ResultInfo
+from .sources.base import ResultInfo
 from .staging import destination_path, staged_folder
 from .tensor_files import write_json, write_weights
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result
-from .writing import added_values, files_of, write_sidecars
+from .writing import added_values, files_of, initial_values, write_sidecars
 
 
 @quiet_libraries()

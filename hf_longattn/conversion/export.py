@@ -24,8 +24,8 @@ from ..private_apis import auto_mapping, trace_errors
 from .architectures import attached_mechanisms
 from .inspection import inspect_checkpoint
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
-from .report import FAILED, PASSED, TOLERANCE, Check
-from .sources import SIDECARS, Source
+from .report import FAILED, PASSED, TOLERANCE, Check, versions
+from .sources.base import SIDECARS, Source
 from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import VerificationText, load_tokenizer, verification_text
@@ -42,7 +42,7 @@ TASKS = {
 }
 """The Hub's names of tasks, and the Auto class of each."""
 REPORT = "export_report.json"
-EXTRA = "pip install onnx onnxscript onnxruntime"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,11 @@ def export_checkpoint(
     """
     if format not in FORMATS:
         raise ExportError(f"The format is {format!r}, but must be one of {', '.join(map(repr, FORMATS))}.")
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
-        raise ExportError(f"The ONNX format needs the package {missing[0]!r}, which is not installed; run `{EXTRA}`.")
+        raise ExportError(
+            f"The ONNX format needs the package {missing[0]!r}, which is not installed; run `pip install {' '.join(ONNX_PACKAGES)}`."
+        )
     target = destination_path(destination)
     found = inspect_checkpoint(model, revision=revision, token=token)
     check_destination(target, found.source.folder, overwrite=overwrite)
@@ -126,7 +128,7 @@ def export_checkpoint(
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
-            written, _versions(format),
+            written, versions(*(ONNX_PACKAGES if format == "onnx" else ())),
         )  # fmt: skip
         write_json(stage / REPORT, report.to_dict())
     return report
@@ -192,15 +194,6 @@ def _sidecars(folder: Path, stage: Path) -> list[str]:
         if not path.name.endswith(("_report.json", ".index.json")):
             shutil.copyfile(path, stage / path.name)
     return sorted(path.name for path in stage.iterdir())
-
-
-def _versions(format: str) -> dict[str, str]:
-    from importlib.metadata import version
-
-    from .. import __version__
-
-    used = ["torch", "transformers", *(["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else [])]
-    return {"hf_longattn": __version__, **{name: version(name) for name in used}}
 
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}

@@ -12,8 +12,8 @@ from ..modeling.family import Family
 from .architectures import find_architecture, read_long
 from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
-from .plan_positions import longest
-from .sources import Source, open_source
+from .plan import longest
+from .sources.base import Source, open_source
 
 
 @dataclass(frozen=True)

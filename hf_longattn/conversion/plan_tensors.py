@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, nearest
 from ..modeling.attention_sites import ON, copied_parameters
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .long_models import WeightRenaming
-from .sources import Source
+from .long_models.base import WeightRenaming
+from .sources.base import Source
 from .tensor_files import TensorHeader
 
 
@@ -222,6 +222,11 @@ class ResultPlan:
         """Tensors per action."""
         found = Counter(tensor.action for tensor in self.tensors)
         return {action: found.get(action, 0) for action in ACTIONS}
+
+    @property
+    def cast(self) -> torch.dtype | None:
+        """The dtype that tensors of the source are cast to; ``None`` if each keeps its own."""
+        return self.config.dtype if any(one.header and one.dtype != one.header.dtype for one in self.tensors) else None
 
     @property
     def total_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,23 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
+
+
+def equality(name: str, found: str, relative: float, values: dict[str, Any], why: str = "") -> Check:
+    """A check of outputs that should be equal.
+
+    Args:
+        name, found: of the check, and what was compared with the largest difference.
+        relative: the largest difference, relative to the largest value; NaN is unequal.
+        values: for the report.
+        why: they may differ, so that the result needs training; empty if they must be equal.
+    """
+    values = {**values, "relative_difference": relative, "tolerance": TOLERANCE}
+    if relative <= TOLERANCE:
+        return Check(name, PASSED, f"{found}, equal", values)
+    if why:
+        return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
+    return Check(name, FAILED, f"{found}, but they must be equal", values)
 
 
 @dataclass(frozen=True)
@@ -95,18 +113,9 @@ def seconds(clock: dict[str, float]) -> dict[str, float]:
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
 
-def versions() -> dict[str, str]:
-    """Of what made and checked a result."""
-    import safetensors
-    import torch
-    import transformers
-
+def versions(*others: str) -> dict[str, str]:
+    """Of what made and checked a result: this package, Python, and the installed libraries, with ``others`` added."""
     from .. import __version__
 
-    return {
-        "hf_longattn": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "safetensors": safetensors.__version__,
-        "python": platform.python_version(),
-    }
+    libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *others)}
+    return {"hf_longattn": __version__, **libraries, "python": platform.python_version()}

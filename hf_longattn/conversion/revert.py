@@ -20,10 +20,8 @@ from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_t
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
-from .disk_offload import choose_running
-from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
-from .plan import relative_choices
-from .plan_positions import StackLength, longest
+from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
+from .plan import StackLength, longest, relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
 from .report import (
     FAILED,
@@ -39,7 +37,7 @@ from .report import (
     seconds,
     versions,
 )
-from .sources import ResultInfo, Source, open_source
+from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import read_tensor, write_json, write_weights

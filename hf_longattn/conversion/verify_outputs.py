@@ -1,7 +1,8 @@
-"""Run source and result on the same inputs and compare their outputs."""
+"""Run source and result on the same inputs, one after the other, and compare what they return."""
 
 from __future__ import annotations
 
+import bisect
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +19,30 @@ from ..modeling.sliding_window import keeps_window, own_windows
 from ..private_apis import attention_implementation
 from .architectures import attached_mechanisms
 from .flops import cost_at, layer_mechanisms
-from .model_loading import load_plain, load_result, load_source, newly_initialised, outputs, weights_in_files
+from .long_models.base import CheckpointConverter, Probe
+from .model_loading import (
+    available_memory,
+    load_plain,
+    load_result,
+    load_source,
+    newly_initialised,
+    outputs,
+    weights_in_files,
+)
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .report import FAILED, NEEDS_TRAINING, PASSED, SKIPPED, TOLERANCE, Check
-from .sources import open_source
+from .report import FAILED, PASSED, SKIPPED, TOLERANCE, Check, equality
+from .sources.base import open_source
 from .text import VerificationText
-from .verify_long_models import compare_with_original
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
-
 FLOPS_AT_OLD_LENGTH = 1e12
 PADDING = 37
 """Tokens of padding in the padding check: not a multiple of any block size."""
-
 LOGITS_FROM_FILES = 6.4e7
 """Bytes of the logits at the old length, of which four copies are in memory, for models that run from their files; more if a quarter of the
 largest tensor is more."""
-
 DECODED = 32
 """Decoder tokens of an encoder-decoder in the checks at the new length."""
 
@@ -53,15 +59,13 @@ class Lengths:
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
     """The old and the new length, or shorter ones if a large model would take too long, or its logits too much memory."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
+    windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
 
     def affordable(length: int, passes: int, limit: float) -> int:
         while length > 64 and passes * cost_at(length, plan.shape, layers).total_flops > limit:
             length = max(64, length // 2)
         return length
-
-    decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
-
-    windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
 
     def same(number: int, width: int | None, length: int) -> bool:
         if keeps_window(plan.attention, number, width):
@@ -76,11 +80,8 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
     skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
     if from_files and skeleton.get_output_embeddings() is not None:
         old = min(old, length_from_files(plan))
-    low, high = 0, old  # covers() is monotonic in the length
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if covered(middle) else (low, middle - 1)
-    return Lengths(low, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
+    longest = bisect.bisect_left(range(1, old + 1), True, key=lambda length: not covered(length))  # shorter lengths are covered as well
+    return Lengths(longest, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
 
 
 def _covers(layer: Mechanism, length: int, causal: bool) -> bool:
@@ -107,20 +108,15 @@ def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, le
     if plan.architecture.converter is not None:
         checks, model = compare_with_original(plan, result, text, lengths.old, scratch)
         return checks + _check_new(plan, model.base_model, text, lengths.new)
-    cast = plan.config.dtype if any(t.header and t.dtype != t.header.dtype for t in plan.tensors) else None
-    model, missing = load_source(plan.source, plan.architecture, cast, scratch)
-    chance = newly_initialised(missing, model)
+    source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
+    headless = newly_initialised(missing, source)
     at = sorted({lengths.old, lengths.covered} - {0})
     limit = _decoder_limit(plan)
-    expected = {length: outputs(_part(model, chance), text.tokens(length), decoder_tokens=limit) for length in at}
-    del model
-
+    expected = {length: outputs(_part(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
+    del source
     model, _ = load_result(result, plan.architecture, plan.config, scratch=scratch)
-    part = _part(model, chance)
-    what = "hidden states (the source has no weights for its head)" if chance else "outputs"
-    checks = _compare_old(plan, model, part, text, lengths, expected, what)
-    checks += _check_new(plan, model.base_model, text, lengths.new)
-    return checks
+    checks = _compare_old(plan, model, headless, text, lengths, expected)
+    return checks + _check_new(plan, model.base_model, text, lengths.new)
 
 
 def _decoder_limit(plan: ConversionPlan) -> int | None:
@@ -128,8 +124,9 @@ def _decoder_limit(plan: ConversionPlan) -> int | None:
     return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
 
 
-def _part(model: Any, chance: bool) -> Any:
-    return model.base_model if chance else model
+def _part(model: Any, headless: bool) -> Any:
+    """The part whose outputs are compared: the base model if the source has no weights for its head."""
+    return model.base_model if headless else model
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float]:
@@ -140,105 +137,94 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, float
 
 
 def _compare_old(
-    plan: ConversionPlan,
-    model: Any,
-    part: nn.Module,
-    text: VerificationText,
-    lengths: Lengths,
-    expected: dict[int, dict[str, Tensor]],
-    what: str,
+    plan: ConversionPlan, model: Any, headless: bool, text: VerificationText, lengths: Lengths, expected: dict[int, dict[str, Tensor]]
 ) -> list[Check]:
-    def compare(name: str, length: int, how: str, must: bool, why: str) -> Check:
-        ids = text.tokens(length)
-        largest, relative = difference(expected[length], outputs(part, ids, decoder_tokens=_decoder_limit(plan)))
-        values = {
-            "length": length,
-            "tokens": ids.numel(),
-            "outputs": sorted(expected[length]),
-            "max_abs_difference": largest,
-            "relative_difference": relative,
-            "tolerance": TOLERANCE,
-        }
-        found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
-        if relative <= TOLERANCE:
-            return Check(name, PASSED, f"{found}, equal", values)
-        if must:
-            return Check(name, FAILED, f"{found}, but they must be equal", values)
-        return Check(name, NEEDS_TRAINING, f"{found}: not exact, needs training, since {why}", values)
+    what = "hidden states (the source has no weights for its head)" if headless else "outputs"
 
-    exact, position_change = plan.positions_exact, plan.position_change
+    def compare(name: str, length: int, how: str, why: str) -> Check:
+        ids = text.tokens(length)
+        largest, relative = difference(expected[length], outputs(_part(model, headless), ids, decoder_tokens=_decoder_limit(plan)))
+        values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length]), "max_abs_difference": largest}
+        found = f"{what} at {length} tokens, {how}: largest difference from the source {largest:.1e}"
+        return equality(name, found, relative, values, why)
+
+    change = plan.position_change
     checks = []
     if lengths.covered:
-        name = "equal where the mechanism covers the input"
-        checks.append(compare(name, lengths.covered, "long attention", exact, position_change))
+        checks.append(compare("equal where the mechanism covers the input", lengths.covered, "long attention", change))
     if lengths.covered < lengths.old:
         model.use_base_attention()
         name = "equal at the old length with full attention"
-        checks.append(compare(name, lengths.old, "full attention instead of the mechanism", exact, position_change))
+        checks.append(compare(name, lengths.old, "full attention instead of the mechanism", change))
         model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
         covers = f"covers inputs up to {lengths.covered} tokens" if lengths.covered else "is full attention at no length"
-        why = " and ".join(filter(None, [position_change, f"the mechanism {covers}"]))
-        checks.append(compare("at the old length", lengths.old, "long attention", False, why))
+        why = " and ".join(filter(None, [change, f"the mechanism {covers}"]))
+        checks.append(compare("at the old length", lengths.old, "long attention", why))
     return checks
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> list[Check]:
     """Check the hidden states at the new length: they are finite, and unchanged by padding."""
-    ids = text.tokens(length)
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
+
+    def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
+        found = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
+        return {name: state for name, state in found.items() if name.endswith("last_hidden_state")}
+
+    ids = text.tokens(length)
+    finite = _all_finite(run(ids))
+    at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
+    said = f"hidden states {at} are {'' if finite else 'not '}finite"
+    first = Check("finite at the new length", PASSED if finite else FAILED, said, {"length": length, "tokens": ids.numel()})
+
+    name = "padding changes nothing"
+    layers = layer_mechanisms(plan.attention, plan.shape, length)
     short = max(1, length - PADDING)
+    if short == length:
+        return [first, Check(name, SKIPPED, f"{length} tokens are too few for padding")]
+    if not all(layer.ignores_padding for layer in layers):
+        return [first, Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")]
+    takes_globals = any(layer.takes_globals for layer in layers)
+    places = "position_ids" in inspect.signature(type(backbone).forward).parameters
+    sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
     alone = ids[:, :short]
-    takes_globals = any(getattr(layer, "takes_globals", False) for layer in layer_mechanisms(plan.attention, plan.shape, length))
     marked = torch.zeros_like(alone)
     marked[:, : min(short, 8)] = 1
     marked[:, short // 2] = 1
 
-    places = "position_ids" in inspect.signature(type(backbone).forward).parameters
-    sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
-
-    def run(tokens: Tensor, mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
-        arguments: dict[str, Tensor] = {"attention_mask": mask}
+    def run_masked(tokens: Tensor, mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
+        arguments = {"attention_mask": mask}
         if places:
             arguments["position_ids"] = _positions(mask, plan)
         if takes_globals:
             arguments["global_attention_mask"] = marks
-        found = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
-        return {name: state for name, state in found.items() if name.endswith("last_hidden_state")}
+        return run(tokens, **arguments)
 
     def pad(values: Tensor, fill: int) -> Tensor:
-        gap = length - short
-        padded = {"right": (0, gap), "left": (gap, 0)}
-        return torch.cat([torch.nn.functional.pad(values, padded[side], value=fill) for side in sides])
+        gaps = {"right": (0, length - short), "left": (length - short, 0)}
+        return torch.cat([nn.functional.pad(values, gaps[side], value=fill) for side in sides])
 
-    whole = outputs(backbone, ids, decoder_tokens=decoded)
-    finite = all(bool(state.isfinite().all()) for name, state in whole.items() if name.endswith("last_hidden_state"))
-    at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
-    said = f"hidden states {at} are {'' if finite else 'not '}finite"
-    checks = [Check("finite at the new length", PASSED if finite else FAILED, said, {"length": length, "tokens": ids.numel()})]
-    if short == length:
-        return [*checks, Check("padding changes nothing", SKIPPED, f"{length} tokens are too few for padding")]
-    if not all(layer.ignores_padding for layer in layer_mechanisms(plan.attention, plan.shape, length)):
-        return [
-            *checks,
-            Check("padding changes nothing", SKIPPED, "the mechanism's options count padding, for equality with another implementation"),
-        ]
-    unpadded = run(alone, torch.ones_like(alone), marked)
+    unpadded = run_masked(alone, torch.ones_like(alone), marked)
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
-    padded = run(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
-    differences = {}
-    for row, side in enumerate(sides):
-        rows = {name: state[row] for name, state in padded.items()}
-        real = {name: state[-short:] if side == "left" else state[:short] for name, state in rows.items()}
-        differences[side] = max(float((real[name] - state[0]).abs().max()) for name, state in unpadded.items())
+    padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0))
+    real = {"right": slice(short), "left": slice(-short, None)}
+    differences = {
+        side: max(float((padded[one][row, real[side]] - state[0]).abs().max()) for one, state in unpadded.items())
+        for row, side in enumerate(sides)
+    }
     largest = max(differences.values())
     scale = max(1.0, *(float(state.abs().max()) for state in unpadded.values()))
-    good = largest <= TOLERANCE * scale and all(bool(state.isfinite().all()) for state in padded.values())
+    good = largest <= TOLERANCE * scale and _all_finite(padded)
     detail = (
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
         f"{' with global tokens' if takes_globals else ''}: largest difference {largest:.1e}"
     )
     values = {**differences, "length": length, "tokens": short, "tolerance": TOLERANCE}
-    return [*checks, Check("padding changes nothing", PASSED if good else FAILED, detail, values)]
+    return [first, Check(name, PASSED if good else FAILED, detail, values)]
+
+
+def _all_finite(found: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in found.values())
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
@@ -247,8 +233,9 @@ def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset
 
 
+# Architectures without a family: --generic.
+
 TOKENS = 48
-NOT_COVERED = "the mechanism does not cover the input"
 SAMPLES = 4000
 """Audio samples for Wav2Vec2 and similar models."""
 
@@ -261,8 +248,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
     """
-    cast = plan.config.dtype if any(t.header and t.dtype != t.header.dtype for t in plan.tensors) else None
-    source: Any = load_plain(plan.source, plan.architecture, cast, scratch)
+    source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
     inputs = seeded_inputs(source)
     own = attention_implementation(source.config)
     expected = _run(source, inputs)
@@ -278,10 +264,17 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         submodel.set_attn_implementation(own)
     plain = _run(model, inputs)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-    finite = all(bool(value.isfinite().all()) for value in found.values())
+
+    def compare(name: str, got: dict[str, Tensor], how: str, why: str) -> Check:
+        largest, relative = difference(expected, got)
+        detail = f"outputs for {shapes}, {how}: largest difference from the source {largest:.1e}"
+        return equality(name, detail, relative, {"max_abs_difference": largest}, why)
+
+    finite = _all_finite(found)
+    not_covered = "" if covered else "the mechanism does not cover the input"
     return [
-        _compare("equal with the source's attention", expected, plain, shapes, "the class's attention", plan.position_change),
-        _compare("with the mechanism", expected, found, shapes, "long attention", plan.position_change or ("" if covered else NOT_COVERED)),
+        compare("equal with the source's attention", plain, "the class's attention", plan.position_change),
+        compare("with the mechanism", found, "long attention", plan.position_change or not_covered),
         Check("finite", PASSED if finite else FAILED, f"outputs for {shapes} are {'' if finite else 'not '}finite"),
     ]
 
@@ -338,13 +331,159 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
     return hook
 
 
-def _compare(name: str, expected: dict[str, Tensor], found: dict[str, Tensor], shapes: str, how: str, why: str) -> Check:
-    """``why``: they may differ; empty if they must be equal."""
-    largest, relative = difference(expected, found)
-    values = {"max_abs_difference": largest, "relative_difference": relative}
-    detail = f"outputs for {shapes}, {how}: largest difference from the source {largest:.1e}"
-    if relative <= TOLERANCE:
-        return Check(name, PASSED, f"{detail}, equal", values)
-    if not why:
-        return Check(name, FAILED, f"{detail}, but they must be equal", values)
-    return Check(name, NEEDS_TRAINING, f"{detail}: not exact, needs training, since {why}", values)
+# Long models of other architectures (Longformer, BigBird …), compared with transformers' model.
+
+
+def compare_with_original(
+    plan: ConversionPlan, result: Path, text: VerificationText, length: int, scratch: Path | None = None
+) -> tuple[list[Check], Any]:
+    """Compare source and result on the converter's probes, and the gradients of one step on the last of them.
+
+    Args:
+        plan: of the conversion.
+        result: the written folder.
+        text: what to run on.
+        length: in tokens, at most what the source takes.
+        scratch: if given, the weights stay in their files (see `load_source`), and gradients are not compared.
+
+    Returns:
+        One check for each probe and one for the gradients, and the loaded result. The two models are never in memory together.
+    """
+    architecture = plan.architecture
+    converter = architecture.converter
+    assert converter is not None
+    takes_globals = any(one.takes_globals for one in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+
+    def probes_of(length: int) -> list[Probe]:
+        made = converter.probes(architecture.original_config, architecture.source_class, text, length)
+        return [probe for probe in made if takes_globals or "global_attention_mask" not in probe.inputs]
+
+    probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
+    why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
+    source, missing = load_source(plan.source, architecture, plan.cast, scratch)
+    headless = newly_initialised(missing, source)
+    part = _part(source, headless)
+    expected = [probe_outputs(part, probe.inputs) for probe in probes]
+    wanted = {} if why_not else gradients(part, step.inputs, step)
+    del source, part
+    model, _ = load_result(result, architecture, plan.config, scratch=scratch)
+    part = _part(model, headless)
+    checks = []
+    for probe, one in zip(probes, expected, strict=True):
+        found = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
+        checks.append(_check_probe(plan, probe, one, found, length, headless))
+    if why_not:
+        return [*checks, Check(GRADIENTS, SKIPPED, why_not)], model
+    found = gradients(part, {**step.inputs, **step.result_inputs}, step)
+    return [*checks, check_gradients(plan, converter, wanted, found)], model
+
+
+def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of one forward pass by name, with the hidden states of every layer, without caches and attentions."""
+    with torch.no_grad():
+        returned = model(**_for_part(model, inputs), output_hidden_states=True, return_dict=True)
+    found: dict[str, Tensor] = {}
+    for name, value in returned.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, tuple) and name.endswith("hidden_states"):
+            found |= {f"{name}[{layer}]": state for layer, state in enumerate(value)}
+    return found
+
+
+def _for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs, with the choices of an example flattened for a model without a multiple-choice head."""
+    if model.base_model is model and inputs["input_ids"].dim() == 3:
+        return {name: value.flatten(0, 1) for name, value in inputs.items()}
+    return inputs
+
+
+def _check_probe(
+    plan: ConversionPlan, probe: Probe, expected: dict[str, Tensor], found: dict[str, Tensor], length: int, headless: bool
+) -> Check:
+    """Compare every output that both have, over the rows of real tokens, each relative to the source's largest value of it."""
+    name = f"equal to the source, {probe.name}"
+    absolute, relative = {}, {}
+    for one in sorted(expected.keys() & found.keys()):
+        if expected[one].shape == found[one].shape:
+            a, b = (probe.rows(one, outputs[one].float()) for outputs in (expected, found))
+            absolute[one] = float((a - b).abs().max())
+            relative[one] = absolute[one] / max(1.0, float(a.abs().max()))
+    if not absolute:
+        return Check(name, FAILED, "source and result have no output in common")
+    worst = max(relative, key=lambda one: relative[one] if relative[one] == relative[one] else float("inf"))  # NaN is the worst
+    layers = sum("hidden_states[" in one for one in absolute)
+    others = [one for one in absolute if "hidden_states[" not in one]
+    values = {"length": length, "tokens": int(probe.real.sum()), "max_abs_difference": max(absolute.values()), "outputs": absolute}
+    head = " (the source has no weights for its head)" if headless else ""
+    detail = (
+        f"{', '.join([*others, f'{layers} hidden states'])}{head} of two texts of up to {length} tokens, {probe.name}: "
+        f"largest difference from transformers' {plan.source.config['model_type']} {absolute[worst]:.1e} ({worst})"
+    )
+    same = plan.attention == plan.architecture.original_attention()
+    return equality(name, detail, relative[worst], values, plan.position_change if same else "the attention differs from the source's")
+
+
+GRADIENT_LENGTH = 192
+"""Tokens of the training step: enough for windows, padding and global tokens to matter, few enough for a large model."""
+GRADIENTS = "one step's gradients equal to the source's"
+
+
+def why_no_gradients(plan: ConversionPlan) -> str | None:
+    """Why the gradients of the two models are not compared; ``None`` if they are."""
+    if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
+        return "the result is not meant to be equal to the source"
+    needed, available = 4 * plan.parameters * 3.5, available_memory()
+    if needed > available:
+        return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
+    return None
+
+
+def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe) -> dict[str, Tensor]:
+    """Gradients of every parameter by name, of the mean sine of all outputs at real tokens, which needs no labels."""
+    returned = model(**_for_part(model, inputs), return_dict=True)
+    terms = [
+        probe.rows(name, value).float().sin().mean()
+        for name, value in returned.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.requires_grad
+    ]
+    model.zero_grad(set_to_none=True)
+    torch.stack(terms).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def check_gradients(plan: ConversionPlan, converter: CheckpointConverter, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> Check:
+    """Compare the source's gradients, renamed like its tensors, with those of the result.
+
+    New rows of a position table, and parameters that only the result has, must have zero gradients.
+    """
+    expected: dict[str, Tensor] = {}
+    for name, gradient in wanted.items():
+        renaming = converter.rename(name, plan.architecture.original_config)
+        if renaming.target is not None:
+            expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
+    scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
+    worst, where = 0.0, "none"
+    for name in sorted(expected.keys() | found.keys()):
+        difference = _gradient_difference(expected.get(name), found.get(name))
+        if not difference <= worst:  # true for NaN as well
+            worst, where = difference, name
+    values = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
+    detail = (
+        f"gradients of {len(expected)} parameters after one step at {GRADIENT_LENGTH} tokens or fewer: largest difference {worst:.1e} "
+        f"({where}), largest gradient {scale:.1e}"
+    )
+    good = scale > 0 and worst <= TOLERANCE * scale
+    return Check(GRADIENTS, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
+
+
+def _gradient_difference(a: Tensor | None, b: Tensor | None) -> float:
+    if a is None or b is None:
+        one = b if a is None else a
+        return 0.0 if one is None else float(one.abs().max())
+    if a.shape != b.shape and a.shape[1:] == b.shape[1:]:  # a table that was extended
+        rows = min(len(a), len(b))
+        return max(float((a[:rows] - b[:rows]).abs().max()), *(float(x[rows:].abs().max()) for x in (a, b) if len(x) > rows))
+    return float((a - b).abs().max())

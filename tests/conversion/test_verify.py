@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn.conversion import convert, convert_checkpoint, disk_offload, plan_conversion, verify_loss, verify_outputs, writing
+from hf_longattn.conversion import convert, convert_checkpoint, model_loading, plan_conversion, verify, verify_outputs, writing
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
@@ -85,14 +85,14 @@ def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path
     refused(source, tmp_path / "results", "model_max_length 64")
 
 
-@pytest.mark.parametrize("in_memory", [disk_offload.IN_MEMORY, 0])
+@pytest.mark.parametrize("in_memory", [model_loading.IN_MEMORY, 0])
 def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
     in_memory: float, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk_offload, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(model_loading, "IN_MEMORY", in_memory)
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH)
-    check = next(check for check in report.checks if check.name == verify_loss.NAME)
+    check = next(check for check in report.checks if check.name == verify.LOSS)
     buckets = check.values["buckets"]
     assert [(bucket["from"], bucket["to"]) for bucket in buckets] == [(0, 64), (64, 128), (128, 256)]
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
@@ -100,7 +100,7 @@ def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
 
 def test_a_loss_that_is_not_measured_says_why(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128)
-    check = next(check for check in report.checks if check.name == verify_loss.NAME)
+    check = next(check for check in report.checks if check.name == verify.LOSS)
     assert (check.status, check.detail) == ("skipped", "the source has no tokenizer, and a loss needs real text")
 
 
@@ -126,7 +126,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_run_and_that_is_said(
     class Little:
         available = 1000
 
-    monkeypatch.setattr(disk_offload, "_free", lambda: Little.available)
+    monkeypatch.setattr(model_loading, "_free", lambda: Little.available)
     report = convert_checkpoint(built("BertModel"), tmp_path / "long", mechanism="full", max_length=128)
     skipped = [check.detail for check in report.checks if check.status == "skipped"]
     assert any("the models were not run" in detail for detail in skipped)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 from ...errors import check_registration
 from ...naming import load_module, module_names
-from ..sources import Source
+from ..sources.base import Source
 from ..text import VerificationText
 
 DECODED = 24

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-from ..sources import Source
+from ..sources.base import Source
 from ..text import VerificationText
 from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter
 

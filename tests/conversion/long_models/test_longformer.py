@@ -12,8 +12,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, verify_long_models
-from hf_longattn.conversion.long_models import checkpoint_converters
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, verify_outputs
+from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.errors import CheckpointError
 
 LENGTH = 192
@@ -66,10 +66,10 @@ def rewritten(source: Path, folder: Path, rename: Callable[[str], str], **config
 def test_outputs_are_compared_without_memory_for_gradients(
     longformer: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_long_models, "available_memory", lambda: 1000)
+    monkeypatch.setattr(verify_outputs, "available_memory", lambda: 1000)
     checks = {check.name: check for check in convert_checkpoint(longformer("ForMaskedLM"), tmp_path / "ours").checks}
     assert checks["equal to the source, with padding and global tokens"].status == "passed"
-    assert "the gradients of two take" in checks[verify_long_models.NAME].detail
+    assert "the gradients of two take" in checks[verify_outputs.GRADIENTS].detail
     assert checks["how the models were run"].values["from_files"]
 
 

@@ -13,7 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, sources
-from hf_longattn.conversion.sources import SourceFormat, base, register_source
+from hf_longattn.conversion.sources import base
+from hf_longattn.conversion.sources.base import SourceFormat, register_source
 from hf_longattn.conversion.sources.folder import Folder
 from hf_longattn.errors import CheckpointError, RegistrationError
 

@@ -16,10 +16,9 @@ import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_longattn.conversion import convert_checkpoint, disk_offload, revert_checkpoint
-from hf_longattn.conversion.disk_offload import WeightsInFiles, available_memory, choose_running
-from hf_longattn.conversion.model_loading import outputs
-from hf_longattn.conversion.sources import open_source
+from hf_longattn.conversion import convert_checkpoint, model_loading, revert_checkpoint
+from hf_longattn.conversion.model_loading import WeightsInFiles, available_memory, choose_running, outputs
+from hf_longattn.conversion.sources.base import open_source
 from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
 
@@ -72,7 +71,7 @@ def test_one_tensor_is_in_memory_at_a_time_and_each_is_read_once(tmp_path: Path,
     assert list((tmp_path / "scratch").iterdir()) == []
     names: list[str] = []
     read: list[weakref.ref[Any]] = []
-    given = disk_offload._FileParameters.__getitem__
+    given = model_loading._FileParameters.__getitem__
 
     def noted(parameters: Any, name: str) -> Any:
         found = given(parameters, name)
@@ -82,7 +81,7 @@ def test_one_tensor_is_in_memory_at_a_time_and_each_is_read_once(tmp_path: Path,
             read.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(disk_offload._FileParameters, "__getitem__", noted)
+    monkeypatch.setattr(model_loading._FileParameters, "__getitem__", noted)
     outputs(model, torch.arange(5, 40)[None])
     assert sorted(names) == sorted(open_source(folder).tensors)
 
@@ -126,7 +125,7 @@ def test_the_report_is_the_same_without_a_family(mechanism: str, tmp_path: Path,
 def same_reports(source: Path, arguments: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert twice, and run the models whole and from their files."""
     in_memory, expected = checked(convert_checkpoint(source, folder / "whole", **arguments))
-    monkeypatch.setattr(disk_offload, "IN_MEMORY", 0)
+    monkeypatch.setattr(model_loading, "IN_MEMORY", 0)
     how, found = checked(convert_checkpoint(source, folder / "files", **arguments))
     assert in_memory.endswith("whole in memory")
     assert "with the weights in their files" in how
@@ -145,13 +144,13 @@ def test_the_way_back_is_verified_from_the_files_too(built: Built, tmp_path: Pat
 
 @pytest.mark.usefixtures("from_their_files")
 def test_a_result_that_differs_is_found_from_the_files(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = disk_offload.StoredTensor.read
+    read = model_loading.StoredTensor.read
 
-    def other(stored: disk_offload.StoredTensor) -> Tensor:
+    def other(stored: model_loading.StoredTensor) -> Tensor:
         values = read(stored)
         return values * 2 if "long" in str(stored.header.file) and "value.weight" in stored.header.name else values
 
-    monkeypatch.setattr(disk_offload.StoredTensor, "read", other)
+    monkeypatch.setattr(model_loading.StoredTensor, "read", other)
     with pytest.raises(CheckpointError, match="they must be equal"):
         convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW)
     assert list(tmp_path.iterdir()) == []
@@ -170,7 +169,7 @@ def test_a_tensor_of_another_shape_is_refused(built: Built, tmp_path: Path) -> N
 def test_values_are_rounded_as_asked_for(dtype: torch.dtype, built: Built) -> None:
     header = next(iter(open_source(built("BertModel")).tensors.values()))
     expected = read_tensor(header).to(dtype).float()
-    assert torch.equal(disk_offload.StoredTensor(header, dtype).read(), expected)
+    assert torch.equal(model_loading.StoredTensor(header, dtype).read(), expected)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_values_are_rounded_as_asked_for(dtype: torch.dtype, built: Built) -> No
 def test_how_models_are_run(
     free: float, parameters: float, largest: float, whole: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk_offload, "available_memory", lambda: int(free))
+    monkeypatch.setattr(model_loading, "available_memory", lambda: int(free))
     found = choose_running(int(parameters), int(largest), whole=whole)
     assert ("not" if found.why_not else "files" if found.from_files else "memory") == expected
     assert found.check().status == ("skipped" if found.why_not else "measured")
@@ -201,7 +200,7 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     for name, text in {"memory.max": "1000000\n", "memory.current": "400000\n"}.items():
         (folder / name).write_text(text)
     (folder / "memory.stat").write_text("anon 250000\nactive_file 50000\ninactive_file 100000\n")
-    monkeypatch.setattr(disk_offload, "GROUPS", tmp_path)
+    monkeypatch.setattr(model_loading, "GROUPS", tmp_path)
     assert available_memory() == 750_000
     (folder / "memory.max").write_text("max\n")
     assert available_memory() > 1_000_000
@@ -210,7 +209,7 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
 CONVERT = """
 import json, sys
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion import disk_offload
+from hf_longattn.conversion import model_loading
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -219,7 +218,7 @@ def note(stage, done, total):
     peaks.append(peak())
 
 peaks = []
-disk_offload.IN_MEMORY = 0
+model_loading.IN_MEMORY = 0
 report = convert_checkpoint(sys.argv[1], sys.argv[2], mechanism="window", window=64, max_length=128, progress=note)
 print(json.dumps({"grown": peak() - peaks[0], "checks": {check.name: check.status for check in report.checks}}))
 """
