@@ -1,4 +1,4 @@
-"""Synthesizer (Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3): scores that no key takes part in.
+"""Synthesizer (Tay et al. 2020, Rethinking Self-Attention in Transformer Models, section 3): attention scores without keys.
 
     y = softmax(S) v,      S = Σ_p α_p S_p,  Σ_p α_p = 1
 
@@ -8,9 +8,9 @@
     factorized_random   S_ij = (R1 R2ᵀ)_ij, of rank k                                                 (section 3.2.3)
     dot_product         S_ij = q_i · k_j · scale
 
-Several kinds are mixed with learned weights α = softmax(mixing), the paper's D+V being ``dense+dot_product`` and its R+V
+Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V
 ``random+dot_product``. The paper's F maps the layer's input X_i; here it maps the head's query q_i = X_i W_q, which is the same F with its
-first layer factored through the head. Positions i and j are counted from the first real token, so padding changes nothing.
+first layer factored through the head. Positions i and j count from the first real token, so padding changes nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -25,26 +26,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, grid_of, index_grid, masked_softmax, products, repeat_heads
+from ..engines.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads
 from ..errors import LengthError, OptionError
-from .base import Mechanism, softmax_over, visible_to_all
+from .base import Mechanism, reset, softmax_over, visible_to_all
+from .feature_map import wide
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-
-UNPLACED = ("dot_product",)
-"""Kinds that know no positions, and so take inputs of any length."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthesizerOptions(Options):
     variant: tuple[str, ...] = option(
-        ("dense",), "dense, factorized_dense, random, factorized_random or dot_product; several are mixed, as dense+dot_product"
+        ("dense",), "dense, factorized_dense, random, factorized_random or dot_product, or a mixture such as dense+dot_product"
     )
-    max_length: int | None = option(None, "longest input; none takes the model's", "tokens")
-    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none takes the head size", "units", most=65536)
-    factor: int | None = option(None, "length b of the second factor of factorized_dense; none takes √max_length", "columns")
+    max_length: int | None = option(None, "longest input; none uses the model's", "tokens")
+    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none uses the head size", "units", most=65536)
+    factor: int | None = option(None, "length b of the second factor of factorized_dense; none uses √max_length", "columns")
     rank: int = option(8, "rank k of factorized_random", "columns")
-    trainable: bool = option(True, "whether the random kinds are learned, or stay as they were drawn")
+    trainable: bool = option(True, "whether the random kinds are learned or stay as drawn")
 
     def check(self) -> None:
         if not self.variant:
@@ -60,9 +59,9 @@ class SynthesizerOptions(Options):
 
 @register_mechanism("synthesizer")
 class Synthesizer(Mechanism):
-    """Attention weights from the token alone or from a learned matrix, mixed with dot products where asked for."""
+    """Attention weights from the token alone or from a learned matrix, optionally mixed with dot products."""
 
-    summary = "attention weights not from q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
+    summary = "attention weights without q·k: an MLP of the token, a learned or random matrix, their low-rank forms, and mixtures"
     paper = "Tay et al. 2020, Synthesizer: Rethinking Self-Attention, §3"
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
@@ -79,9 +78,9 @@ class Synthesizer(Mechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: SynthesizerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        placed = any(kind not in UNPLACED for kind in options.variant)
-        self.limit = (options.max_length or max_length) if placed else None
-        if placed and self.limit is None:
+        positional = options.variant != ("dot_product",)
+        self.limit = (options.max_length or max_length) if positional else None
+        if positional and self.limit is None:
             raise OptionError(
                 f"Mechanism 'synthesizer' with variant={'+'.join(options.variant)} has parameters for every position, but no length was "
                 "given; for example max_length=512."
@@ -94,44 +93,34 @@ class Synthesizer(Mechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the kinds' values; all have the same weight in the mixture."""
+        """Draw the values of each kind; all have the same weight in the mixture."""
         super().reset_parameters(generator)
-        for kind in self.parts:
-            kind.reset_parameters(generator)
+        for kind in self.kinds.values():
+            reset(kind, generator)
         if self.mixing is not None:
             nn.init.zeros_(self.mixing)
 
-    @property
-    def parts(self) -> list[SyntheticScores]:
-        """The kinds, in the order of the option."""
-        return list(self.kinds.values())  # type: ignore[arg-type]
-
-    def _weighted(self, dtype: torch.dtype) -> list[tuple[SyntheticScores, Tensor | float]]:
+    def _weighted(self, dtype: torch.dtype) -> Iterator[tuple[Any, Tensor | float]]:
         """The kinds with their weights in the mixture."""
         shares: Any = [1.0] if self.mixing is None else self.mixing.softmax(0).to(dtype).unbind()
-        return list(zip(self.parts, shares, strict=True))
+        return zip(self.kinds.values(), shares, strict=True)
 
-    def _positions(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of queries ``(1, Nq)`` and keys ``(1, Nk)``."""
-        q_len, kv_len = q.shape[2], k.shape[2]
-        if self.limit is not None and kv_len > self.limit:
+    def _check_length(self, length: int) -> None:
+        if self.limit is not None and length > self.limit:
             raise LengthError(
-                f"The input has {kv_len} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten it, or build the "
-                f"mechanism for longer inputs (max_length={kv_len})."
+                f"The input has {length} tokens, but mechanism 'synthesizer' has parameters for {self.limit}; shorten it, or build the "
+                f"mechanism for longer inputs (max_length={length})."
             )
-        places = torch.arange(kv_len, device=q.device)[None]
-        return places[:, kv_len - q_len :], places
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        (batch, heads, q_len, width), kv_len = q.shape, k.shape[2]
-        scale = call.scale_for(self.head_dim)
-        rows, columns = self._positions(q, k)
+        (batch, heads, q_len, width), kv_len, scale = q.shape, k.shape[2], call.scale_for(self.head_dim)
+        self._check_length(kv_len)
         features: list[tuple[Tensor, Tensor]] = []
         table: Tensor | float = 0.0
         for kind, share in self._weighted(q.dtype):
-            found = kind.features(q, k, rows, columns, scale)
+            found = kind.features(q, k, scale)
             if found is None:
-                table = table + share * kind.scores(q, k, rows, columns, scale)
+                table = table + share * kind.scores(q, k, scale)
             else:
                 features.append((share * found[0], found[1]))
         v = repeat_heads(v, heads)
@@ -143,36 +132,32 @@ class Synthesizer(Mechanism):
         assert isinstance(scores, Tensor)
         scores = scores.expand(batch, heads, q_len, kv_len).to(torch.promote_types(q.dtype, torch.float32))
         if call.score_mod is not None:
-            scores = call.score_mod(scores, *index_grid(batch, heads, q_len, kv_len, q.device))
+            scores = call.score_mod(scores, *grid_of(q, k))
         return F.dropout(masked_softmax(scores, visible_to_all(q, k, call)), call.dropout).to(v.dtype) @ v
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        rows, columns = self._positions(q, k)
-        shape = (*q.shape[:3], k.shape[2])
-        scores = q.new_zeros(shape)
+        self._check_length(k.shape[2])
+        scores = q.new_zeros(*q.shape[:3], k.shape[2])
         for kind, share in self._weighted(q.dtype):
-            scores = scores + share * kind.scores(q, k, rows, columns, call.scale_for(self.head_dim))
+            scores = scores + share * kind.scores(q, k, call.scale_for(self.head_dim))
         if call.score_mod is not None:
             scores = call.score_mod(scores, *grid_of(q, k))
-        return softmax_over(scores, visible_to_all(q, k, call).expand(shape))
+        return softmax_over(scores, visible_to_all(q, k, call).expand(scores.shape))
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.variant == ("dot_product",)
 
 
 def _joined(features: list[tuple[Tensor, Tensor]], batch: int, least: int) -> tuple[Tensor, Tensor]:
-    """Feature vectors of several kinds as one, ``(B, H, N, F)``, at least ``least`` wide."""
-    sides = []
-    for side in range(2):
-        side_features = [pair[side].expand(batch, -1, -1, -1) for pair in features]
-        whole = torch.cat(side_features, -1)
-        sides.append(F.pad(whole, (0, max(0, least - whole.shape[-1]))))
-    return sides[0], sides[1]
+    """The query and the key vectors of several kinds, concatenated to ``(B, H, N, F)`` with F at least ``least``."""
+    left, right = (torch.cat([x.expand(batch, -1, -1, -1) for x in side], -1) for side in zip(*features, strict=True))
+    missing = max(0, least - left.shape[-1])
+    return F.pad(left, (0, missing)), F.pad(right, (0, missing))
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of one layer: heads, width of a head, most tokens, units of an MLP's hidden layer, rank, and length of the second factor."""
+    """Of one layer: heads, head size, longest input, units of an MLP's hidden layer, rank, and length of the second factor."""
 
     heads: int
     width: int
@@ -184,39 +169,45 @@ class Sizes:
 
 
 class SyntheticScores(nn.Module, ABC):
-    """One kind of scores of a layer: by the paper's formula and, where they are products of vectors, as features for a fused kernel.
-
-    Positions are those of queries ``(B or 1, Nq)`` and keys ``(B or 1, Nk)``, counted from the first real token.
-    """
+    """One kind of scores, for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.sizes = sizes
 
     @abstractmethod
-    def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-        """The definition, ``(B or 1, H, Nq, Nk)``, for ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)`` at positions rows and columns."""
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """The definition, ``(B or 1, H, Nq, Nk)``."""
 
-    def features(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` whose products are the scores; ``None`` where there are none."""
+    def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+        """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` whose products are the scores, for a fused kernel; ``None`` if the
+        scores are no such products."""
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the initial values."""
+        for child in self.children():
+            reset(child, generator)
+
+
+def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices ``(Nq,)`` of queries and ``(Nk,)`` of keys. An exported graph with slices instead would be right for one length only."""
+    places = torch.arange(k.shape[2], device=q.device)
+    return places[k.shape[2] - q.shape[2] :], places
 
 
 class DotProduct(SyntheticScores):
     """``q · k · scale``."""
 
-    def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
         return q @ repeat_heads(k, q.shape[1]).transpose(-1, -2) * scale
 
-    def features(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         return q * scale, repeat_heads(k, q.shape[1])
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` of every head, from D to ``columns`` (section 3.1), in fp32 at least: rounding moves ReLU's kink."""
+    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1), in fp32 at least: rounding would move ReLU's kink."""
 
     def __init__(self, heads: int, width: int, hidden: int, columns: int) -> None:
         super().__init__()
@@ -232,7 +223,7 @@ class TokenMLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """``(B, H, N, hidden)``."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = wide(x)
         return F.relu(x @ self.first.to(x.dtype) + self.first_bias.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,41 +232,35 @@ class TokenMLP(nn.Module):
 
 
 class Dense(SyntheticScores):
-    """``B_i = F(x_i)``: token i alone determines the scores of all positions."""
+    """``S_ij = F(q_i)_j``: token i alone determines the scores of all positions."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
         self.mlp = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.length)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.mlp.reset_parameters(generator)
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        return self.mlp(q)[..., positions(q, k)[1]]
 
-    def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-        return at_columns(self.mlp(q), columns)
-
-    def features(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         of_columns = torch.cat([self.mlp.second, self.mlp.second_bias[..., None]], -1).to(q.dtype)
-        return F.pad(self.mlp.hidden(q).to(q.dtype), (0, 1), value=1.0), of_columns[:, columns].transpose(0, 1)
+        return F.pad(self.mlp.hidden(q).to(q.dtype), (0, 1), value=1.0), of_columns[None, :, positions(q, k)[1]]
 
 
 class FactorizedDense(SyntheticScores):
-    """``B_ij = F_A(x_i)_{⌊j / b⌋} · F_B(x_i)_{j mod b}``: two short outputs, one repeated and one tiled."""
+    """``S_ij = F_A(q_i)_{⌊j / b⌋} · F_B(q_i)_{j mod b}``: two short outputs, one repeated and one tiled."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
         self.repeated = TokenMLP(sizes.heads, sizes.width, sizes.hidden, math.ceil(sizes.length / sizes.factor))
         self.tiled = TokenMLP(sizes.heads, sizes.width, sizes.hidden, sizes.factor)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        self.repeated.reset_parameters(generator)
-        self.tiled.reset_parameters(generator)
-
-    def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-        return at_columns(self.repeated(q), columns // self.sizes.factor) * at_columns(self.tiled(q), columns % self.sizes.factor)
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        _, columns = positions(q, k)
+        return self.repeated(q)[..., columns // self.sizes.factor] * self.tiled(q)[..., columns % self.sizes.factor]
 
 
 class Random(SyntheticScores):
-    """``R_ij``: a matrix of each head, whatever the input is; learned, or fixed as it was drawn."""
+    """``S_ij = R_ij``: a matrix per head that does not depend on the input; learned, or fixed as drawn."""
 
     matrix: Tensor
 
@@ -286,12 +271,13 @@ class Random(SyntheticScores):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.matrix, generator=generator)
 
-    def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-        return self.matrix.to(q.dtype)[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        rows, columns = positions(q, k)
+        return self.matrix.to(q.dtype)[None, :, rows[:, None], columns]
 
 
 class FactorizedRandom(SyntheticScores):
-    """``R = R1 R2ᵀ`` with two matrices ``(length, rank)`` of each head."""
+    """``S = R1 R2ᵀ`` with two matrices ``(length, rank)`` per head."""
 
     rows: Tensor
     columns: Tensor
@@ -305,21 +291,17 @@ class FactorizedRandom(SyntheticScores):
         for factor in (self.rows, self.columns):
             nn.init.normal_(factor, std=self.sizes.rank**-0.25, generator=generator)
 
-    def scores(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
-        matrix = self.rows.to(q.dtype) @ self.columns.to(q.dtype).transpose(-1, -2)
-        return matrix[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+    def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        left, right = self.features(q, k, scale)
+        return left @ right.transpose(-1, -2)
 
-    def features(self, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return self.rows.to(q.dtype)[:, rows].transpose(0, 1), self.columns.to(q.dtype)[:, columns].transpose(0, 1)
-
-
-def at_columns(scores: Tensor, columns: Tensor) -> Tensor:
-    """``(B, H, Nq, Nk)`` out of ``scores (B, H, Nq, L)`` at ``columns (B or 1, Nk)``."""
-    return scores.gather(-1, columns[:, None, None, :].expand(*scores.shape[:-1], -1))
+    def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        rows, columns = positions(q, k)
+        return self.rows.to(q.dtype)[None, :, rows], self.columns.to(q.dtype)[None, :, columns]
 
 
 def _held(module: nn.Module, name: str, value: Tensor, trainable: bool) -> None:
-    """A parameter, or a buffer of the checkpoint that no optimiser touches."""
+    """Register ``value`` as a parameter, or as a buffer, which is saved but not trained."""
     if trainable:
         module.register_parameter(name, nn.Parameter(value))
     else:
