@@ -2,14 +2,14 @@
 
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
-    linear        E and F are learned. Their rows belong to the places of the text, counted from its first real token: a shorter text
-                  takes the first rows, a longer one is refused. They are drawn with variance 1 / max_length, which keeps the size of
-                  values (the paper's theorem takes 1 / rank, which keeps that of products), unless a trained layer is measured first.
-    convolution   one learned kernel of max_length / rank tokens, moved by its own width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer
-                  text has more rows.
-    pooling       the mean over each of `rank` nearly equal runs of the text, whatever its length; nothing is learned.
+    linear        E and F are learned, with one row per position, counted from the first real token: a shorter text uses the first rows, a
+                  longer one is refused. They are drawn with variance 1 / max_length, which keeps the size of the values (the paper's
+                  theorem has 1 / rank, which keeps that of products), unless they are fitted to a trained layer.
+    convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer text
+                  has more rows.
+    pooling       the means over `rank` nearly equal runs of the text, whatever its length; nothing is learned.
 
-Padding is masked before projecting. There is no causal form: every projected key holds tokens of the whole text.
+Padding is masked before projecting. There is no causal form: every projected key mixes tokens of the whole text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..engines.low_rank import convolve_blocks, project_length, segment_matrix, segment_means
 from ..errors import LengthError, OptionError
-from .base import Mechanism, softmax_over
+from .base import Mechanism, real_tokens, softmax_over
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -36,13 +36,13 @@ SHARINGS = ("none", "headwise", "key-value", "layerwise")
 @dataclasses.dataclass(frozen=True)
 class LinformerOptions(Options):
     rank: int = option(256, "k, rows to which keys and values are projected", "rows")
-    projection: str = option("linear", "how rows are made: linear, convolution or pooling")
+    projection: str = option("linear", "linear, convolution or pooling")
     sharing: str = option(
         "headwise",
-        "what has one projection in common: none (each head has its own), headwise, key-value (headwise, and keys with values) or "
-        "layerwise (all layers of the model, and keys with values)",
+        "what shares one projection: none (each head has its own), headwise (all heads), key-value (all heads, and keys with values) or "
+        "layerwise (all layers and heads, and keys with values)",
     )
-    max_length: int | None = option(None, "the longest text of a learned projection; none: the model's", "tokens")
+    max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens")
 
     def check(self) -> None:
         positive("linformer", "rank", self)
@@ -56,7 +56,7 @@ class LinformerOptions(Options):
         return self.max_length or self.rank
 
     def check_rank(self, length: int) -> None:
-        """Raise OptionError where there would be more rows than tokens."""
+        """Raise :class:`OptionError` if there are more rows than tokens."""
         if self.rank > length and self.projection != "pooling":
             raise OptionError(
                 f"Option 'rank' of mechanism 'linformer' is {self.rank}, but must be at most the longest text, {length} tokens; "
@@ -66,7 +66,7 @@ class LinformerOptions(Options):
 
 @register_mechanism("linformer")
 class Linformer(Mechanism):
-    """Attention to keys and values that were projected along the length."""
+    """Attention to keys and values projected along the length."""
 
     summary = "keys and values projected along the length to a fixed number of rows"
     paper = "Wang et al. 2020, Linformer, eq. 7"
@@ -92,8 +92,8 @@ class Linformer(Mechanism):
         longest = options.max_length or max_length
         if longest is None:
             raise OptionError(
-                "Mechanism 'linformer' learns a projection for every place of the text, but neither the model nor the option max_length "
-                "says how many there are; give max_length=4096, or projection='pooling'."
+                "Mechanism 'linformer' learns a projection for every position, but neither the model nor the option max_length says how "
+                "many there are; give max_length=4096, or projection='pooling'."
             )
         options.check_rank(longest)
         self.longest = longest
@@ -113,7 +113,7 @@ class Linformer(Mechanism):
         return self.options.projection != "pooling"
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """A linear projection is drawn from a normal distribution such that rows of Eᵀ have length 1; a convolution is the mean."""
+        """Linear projections are normal, with rows of Eᵀ of about length 1; convolutions are initialised to the mean."""
         super().reset_parameters(generator)
         for parameter in self.parameters(recurse=False):
             if self.options.projection == "linear":
@@ -123,15 +123,14 @@ class Linformer(Mechanism):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """See :func:`fitted_projections`. A text longer than the measured ones is projected in pieces of their length, each to its share of
-        the rows."""
+        """Fit E and F by :func:`fitted_projections`; positions beyond the measured length repeat the fit, with their share of the rows."""
         if self.options.projection != "linear":
             return False
         if real is not None:
             k, v = k * real[:, None, :, None], v * real[:, None, :, None]
         own, longest, rank = self.key_projection.shape
         length = min(k.shape[2], longest)
-        parameters = set(self._parameters_of_both())
+        parameters = set(self.projections)
         for parameter in parameters:
             nn.init.zeros_(parameter)
         found: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
@@ -144,16 +143,16 @@ class Linformer(Mechanism):
                     chosen = slice(head, head + 1) if own > 1 else slice(None)
                     parts = Measured(*(x[:, chosen, : end - start].float() for x in (q, k, v)))
                     found[key] = fitted_projections(parts, key[2], apart=len(parameters) > 1)
-                for parameter, values in zip(self._parameters_of_both(), found[key], strict=True):
+                for parameter, values in zip(self.projections, found[key], strict=True):
                     parameter[head, start:end, rows] = values.to(parameter)
         return True
 
-    def _parameters_of_both(self) -> tuple[nn.Parameter, nn.Parameter]:
+    @property
+    def projections(self) -> tuple[nn.Parameter, nn.Parameter]:
         """E and F."""
         return self.key_projection, getattr(self, "value_projection", self.key_projection)
 
-    def accept(self, length: int) -> None:
-        """Raise LengthError where a learned projection has no rows for so long a text."""
+    def _check_length(self, length: int) -> None:
         if self.options.projection == "linear" and length > self.longest:
             raise LengthError(
                 f"The input has {length} tokens, but the learned projection of mechanism 'linformer' has rows for {self.longest}; "
@@ -161,19 +160,18 @@ class Linformer(Mechanism):
             )
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        (batch, length), heads = (k.shape[0], k.shape[2]), q.shape[1]
-        self.accept(length)
-        real = torch.ones(batch, length, dtype=torch.bool, device=k.device) if call.key_mask is None else call.key_mask
+        self._check_length(k.shape[2])
+        real = real_tokens(k, call.key_mask)
         down = [self._matrix(number, real).to(k.dtype) * real[:, None, None, :] for number in range(2)]
         filled = real.any(-1)[:, None] if self.options.projection == "linear" else (down[0] != 0).any(-1).any(1)
-        scores = q @ (down[0] @ repeat_heads(k, heads)).transpose(-1, -2) * call.scale_for(q.shape[3])
+        scores = q @ (down[0] @ repeat_heads(k, q.shape[1])).transpose(-1, -2) * call.scale_for(q.shape[3])
         return softmax_over(scores, filled[:, None, None, :].expand(scores.shape)) @ down[1]
 
     def _matrix(self, number: int, real: Tensor) -> Tensor:
-        """Eᵀ (0) or Fᵀ (1) for each sequence as a matrix ``(B, H or 1, rows, N)``, padding not yet masked."""
+        """Eᵀ (number 0) or Fᵀ (1) as a matrix ``(B, H or 1, rows, N)``, padding not yet masked."""
         if self.options.projection == "pooling":
             return segment_matrix(real, self.options.rank, torch.float64)[:, None]
-        parameter = self._parameters_of_both()[number]
+        parameter = self.projections[number]
         place = torch.arange(real.shape[1], device=real.device)
         if self.options.projection == "linear":
             return parameter[:, place].transpose(1, 2)[None]
@@ -182,34 +180,32 @@ class Linformer(Mechanism):
         return (parameter[:, None, place % width] * (place // width == rows[:, None]))[None]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        self.accept(k.shape[2])
+        self._check_length(k.shape[2])
         if choose_covered("low-rank", q, k, call, self.covers(k.shape[2])) == DENSE:
             return dense_attention(q, k, v, call)
         if self.options.sharing == "none" and self.options.projection != "pooling":
             k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        rows_k, rows_v, filled = getattr(self, f"_{self.options.projection}")(k, v, call.key_mask)
+        rows_k, rows_v, filled = self._projected(k, v, call.key_mask)
         return dense_attention(q, rows_k, rows_v, call.with_mask(filled))
 
-    def _linear(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows = [parameter[None, :, : k.shape[2]] for parameter in self._parameters_of_both()]
-        if real is not None:
-            rows = [parameter * real[:, None, :, None] for parameter in rows]
-        return project_length(rows[0], k), project_length(rows[1], v), None
-
-    def _convolution(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        filled = None
-        kernel_k, kernel_v = self._parameters_of_both()
+    def _projected(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Eᵀ K and Fᵀ V, and which of their rows hold real tokens, ``(B, rows)`` bool; ``None`` if all do."""
+        if self.options.projection == "pooling":
+            if real is None:
+                return segment_means(k, self.options.rank), segment_means(v, self.options.rank), None
+            means = segment_matrix(real, self.options.rank, k.dtype).transpose(1, 2)[:, None]
+            return project_length(means, k), project_length(means, v), (means > 0).any(2)[:, 0]
+        if self.options.projection == "linear":
+            rows = [parameter[None, :, : k.shape[2]] for parameter in self.projections]
+            if real is not None:
+                rows = [parameter * real[:, None, :, None] for parameter in rows]
+            return project_length(rows[0], k), project_length(rows[1], v), None
+        (kernel_k, kernel_v), filled = self.projections, None
         if real is not None:
             k, v = k * real[:, None, :, None], v * real[:, None, :, None]
             width = kernel_k.shape[1]
             filled = nn.functional.pad(real, (0, -real.shape[1] % width)).unflatten(1, (-1, width)).any(-1)
         return convolve_blocks(kernel_k, k), convolve_blocks(kernel_v, v), filled
-
-    def _pooling(self, k: Tensor, v: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        if real is None:
-            return segment_means(k, self.options.rank), segment_means(v, self.options.rank), None
-        means = segment_matrix(real, self.options.rank, k.dtype).transpose(1, 2)[:, None]
-        return project_length(means, k), project_length(means, v), (means > 0).any(2)[:, 0]
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.projection == "pooling" and self.options.rank >= length
@@ -233,7 +229,7 @@ class Measured(NamedTuple):
     v: Tensor
 
     def only(self, rows: Tensor) -> Measured:
-        """Some of the sequences."""
+        """Some of the sequences, by a mask or indices."""
         return Measured(self.q[rows], self.k[rows], self.v[rows])
 
     @property
@@ -245,18 +241,17 @@ class Measured(NamedTuple):
 def fitted_projections(measured: Measured, rank: int, *, apart: bool) -> tuple[Tensor, Tensor]:
     """E and F, ``(N, rank)`` each, from at least two sequences; equal unless ``apart``.
 
-    The leading left singular vectors of the measured keys and values say which combinations of positions matter, but are of no use as E and
-    F themselves: softmax over coefficients of global modes is not attention. They serve to choose positions, by pivoted Gram–Schmidt over
-    their rows (the interpolation points of DEIM, Chaturantabut and Sorensen 2010): the tokens there span the leading subspace best. E keeps
-    the keys of the chosen positions. F keeps their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is
-    pooling, E = F = means of equal runs. The one whose outputs are nearest to the layer's on held-out sequences wins.
-
-    Every fourth sequence, but at least one, is held out.
+    The leading left singular vectors of the measured keys and values show which combinations of positions matter, but cannot be E and F
+    themselves: a softmax over coefficients of global modes is not attention. They serve to select positions, by pivoted Gram–Schmidt over
+    their rows (the interpolation points of DEIM, Chaturantabut and Sorensen 2010), whose tokens span the leading subspace best. E keeps the
+    keys of these positions. F keeps their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling,
+    E = F = means of equal runs. The candidate whose outputs are nearest to the layer's on held-out sequences (a quarter, at least one) is
+    returned.
     """
     aside = torch.zeros(measured.q.shape[0], dtype=torch.bool)
     aside[-max(1, len(aside) // 4) :] = True
     judged = measured.only(aside)
-    return min(_candidates(measured.only(~aside), rank, apart=apart), key=lambda pair: output_error(pair[0], pair[1], judged))
+    return min(_candidates(measured.only(~aside), rank, apart=apart), key=lambda pair: output_error(*pair, judged))
 
 
 def _candidates(measured: Measured, rank: int, *, apart: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -272,9 +267,10 @@ def _candidates(measured: Measured, rank: int, *, apart: bool) -> Iterator[tuple
 
 
 def spanning_places(x: Tensor, rank: int) -> Tensor:
-    """The places of the text whose rows of the leading left singular vectors span them best, sorted.
+    """Sorted positions whose rows span the leading left singular vectors best.
 
-    x: ``(S, H, N, D)``, whose sequences, heads and channels are columns of one matrix of N rows.
+    Args:
+        x: ``(S, H, N, D)``; sequences, heads and channels are the columns of one matrix of N rows.
     """
     gram = torch.einsum("shnd,shmd->nm", x, x).double()
     left = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
@@ -303,9 +299,8 @@ def fitted_values(e: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 def output_error(e: Tensor, f: Tensor, measured: Measured) -> float:
-    """|output − softmax attention| / |softmax attention| over all that was measured."""
+    """|output − softmax attention| / |softmax attention| over all measured sequences."""
     q, k, v = measured
-    scale = measured.scale
-    full = torch.softmax(q @ k.transpose(-1, -2) * scale, -1) @ v
-    few = torch.softmax(q @ (e.T @ k).transpose(-1, -2) * scale, -1) @ (f.T @ v)
+    full = torch.softmax(q @ k.transpose(-1, -2) * measured.scale, -1) @ v
+    few = torch.softmax(q @ (e.T @ k).transpose(-1, -2) * measured.scale, -1) @ (f.T @ v)
     return float((few - full).norm() / full.norm())

@@ -1,13 +1,13 @@
 """Nyströmformer (Xiong et al. 2021, equations 13 to 15).
 
-Queries and keys are averaged over M segments of the text, the landmarks Q̃ and K̃. With F = softmax(Q K̃ᵀ), A = softmax(Q̃ K̃ᵀ) and
+The landmarks Q̃ and K̃ are the means of queries and keys over M segments of the text. With F = softmax(Q K̃ᵀ), A = softmax(Q̃ K̃ᵀ) and
 B = softmax(Q̃ Kᵀ), all scores scaled,
 
-    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), and, as in the paper's models, a depthwise convolution of V along the
-                                                       text where ``conv_kernel`` asks for it
+    softmax(Q Kᵀ) ≈ F A⁺ B        output = F A⁺ (B V), plus a depthwise convolution of V along the text with ``conv_kernel``,
+                                           as in the paper's models
 
-A⁺ is approximated by a fixed number of iterations (equation 14). A text of at most M tokens, whose landmarks are its tokens, gets
-softmax(Q Kᵀ) itself. There is no causal form: a landmark is an average over past and future.
+A⁺ is approximated by a fixed number of iterations (equation 14). A text of at most M tokens is its own landmarks and uses softmax(Q Kᵀ)
+itself. There is no causal form: a landmark is a mean over past and future.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.low_rank import convolve, project_length, pseudo_inverse, segment_matrix, segment_means
 from ..errors import LengthError, OptionError
-from .base import Mechanism, softmax_over
+from .base import Mechanism, drop_keys, real_tokens, softmax_over
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class NystromOptions(Options):
-    num_landmarks: int = option(64, "M, segments whose means stand for the queries and the keys", "segments", most=65536)
-    iterations: int = option(6, "steps of the pseudo-inverse", "steps", most=1024)
+    num_landmarks: int = option(64, "M, the number of segments whose means are the landmarks", "segments", most=65536)
+    iterations: int = option(6, "iterations of the pseudo-inverse", "steps", most=1024)
     conv_kernel: int | None = option(
         None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
     )
     inv_coeff_init_option: str = option(
-        "exact", "where the pseudo-inverse starts: exact divides by each matrix's own norm, original by the largest in the batch"
+        "exact", "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch"
     )
     landmarks_over: str = option(
-        "text", "what the segments and the convolution go over: text leaves padding out, input counts it as Nyströmformer's code does"
+        "text", "what the segments and the convolution cover: text leaves padding out, input counts it, as in Nyströmformer's code"
     )
 
     def check(self) -> None:
@@ -55,7 +55,7 @@ class NystromOptions(Options):
 
 @register_mechanism("nystrom")
 class Nystrom(Mechanism):
-    """Softmax attention from its values at landmarks."""
+    """Softmax attention interpolated from landmarks."""
 
     summary = "softmax attention approximated through landmarks, means of segments of the text"
     paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
@@ -90,12 +90,11 @@ class Nystrom(Mechanism):
             nn.init.zeros_(self.conv)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        self.accept(q.shape[2], k.shape[2])
+        self._check_lengths(q, k)
         k = repeat_heads(k, q.shape[1])
         length, count, scale = k.shape[2], self.options.num_landmarks, call.scale_for(q.shape[3])
-        everything = torch.ones(k.shape[0], length, dtype=torch.bool, device=k.device)
-        keys = everything if call.key_mask is None else call.key_mask
-        real = keys if self.options.landmarks_over == "text" else everything
+        keys = real_tokens(k, call.key_mask)
+        real = keys if self.options.landmarks_over == "text" else torch.ones_like(keys)
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)
         q_marks, k_marks = means @ q, means @ k
@@ -109,7 +108,7 @@ class Nystrom(Mechanism):
         return weights + self._convolution(length, real, weights) if self.options.conv_kernel is not None else weights
 
     def _inverse(self, a: Tensor) -> Tensor:
-        """Equation 14 as it is written."""
+        """Equation 14."""
         norm = a.sum(-2).amax(-1)[..., None, None].clamp(min=torch.finfo(a.dtype).tiny)
         z = a.transpose(-1, -2) / (norm if self.options.inv_coeff_init_option == "exact" else norm.max())
         eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
@@ -126,27 +125,24 @@ class Nystrom(Mechanism):
         band = self.conv.to(like.dtype)[:, step.clamp(0, self.options.conv_kernel - 1)] * inside
         return band * (real[:, None, None, :] & real[:, None, :, None])
 
-    def accept(self, q_len: int, kv_len: int) -> None:
-        """Raise LengthError unless there is a query for every key."""
-        if q_len != kv_len:
+    def _check_lengths(self, q: Tensor, k: Tensor) -> None:
+        if q.shape[2] != k.shape[2]:
             raise LengthError(
-                f"Mechanism 'nystrom' averages the queries of a whole text, but {q_len} queries came with {kv_len} keys; "
+                f"Mechanism 'nystrom' averages the queries of a whole text, but {q.shape[2]} queries came with {k.shape[2]} keys; "
                 "give as many queries as keys, or use mechanism='linformer'."
             )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        self._check_lengths(q, k)
         length, heads, dtype = k.shape[2], q.shape[1], q.dtype
-        self.accept(q.shape[2], length)
-        k, v = repeat_heads(k, heads), repeat_heads(v, heads)
-        if call.dropout:  # there is no matrix of weights: whole keys are dropped
-            v = nn.functional.dropout(v.new_ones(v.shape[:3]), call.dropout)[..., None] * v
-            call = call.replace(dropout=0.0)
+        k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
+        call = call.replace(dropout=0.0)
         real = call.key_mask if self.options.landmarks_over == "text" else None
-        padded_graph = torch.compiler.is_exporting() and real is not None  # where the other branch is exact as well
+        padded_graph = torch.compiler.is_exporting() and real is not None  # there the other branch is exact for short texts, too
         if length <= self.options.num_landmarks and not padded_graph:
             out = dense_attention(q, k, v, call)
         else:
-            # A⁺ has large entries of both signs that cancel: neither autocast nor half precision may touch what it meets.
+            # A⁺ has large entries of both signs that cancel, so its factors must not be in half precision.
             precise = torch.promote_types(dtype, torch.float32)
             with torch.autocast(q.device.type, enabled=False):
                 out = self._approximated(q.to(precise), k.to(precise), v.to(precise), real, call).to(dtype)
@@ -170,7 +166,7 @@ class Nystrom(Mechanism):
         middle = scores.softmax(-1) if filled is None else softmax_over(scores, between(filled).expand(scores.shape))
         inverse = pseudo_inverse(middle, self.options.iterations, self.options.inv_coeff_init_option == "exact")
         values = inverse @ dense_attention(q_marks, k, v, call)
-        if means is not None and real is not None:  # a text with a landmark for every token needs no approximation
+        if means is not None and real is not None:  # where every token is a landmark, nothing is approximated
             values = torch.where(real.sum(-1)[:, None, None, None] > count, values, project_length(means, v))
         return dense_attention(q, k_marks, values, call.with_mask(filled))
 
@@ -178,11 +174,11 @@ class Nystrom(Mechanism):
         return length <= self.options.num_landmarks and self.options.conv_kernel is None
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Queries and landmark keys, landmark queries and keys, and landmarks with one another."""
+        """Queries × landmark keys, landmark queries × keys, and landmarks × landmarks."""
         count = min(self.options.num_landmarks, length)
         return length * length if length <= self.options.num_landmarks else count * (2 * length + count)
 
 
 def between(filled: Tensor) -> Tensor:
-    """Pairs of landmarks that stand for tokens, ``(B, 1, M, M)`` for ``filled (B, M)``: others would count in the norm of the batch."""
+    """Pairs of landmarks that are not empty, ``(B, 1, M, M)`` for ``filled (B, M)``; empty ones would change the norm of the batch."""
     return filled[:, None, :, None] & filled[:, None, None, :]
