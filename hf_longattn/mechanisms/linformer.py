@@ -251,7 +251,7 @@ def fitted_projections(measured: Measured, rank: int, *, apart: bool) -> tuple[T
     aside = torch.zeros(measured.q.shape[0], dtype=torch.bool)
     aside[-max(1, len(aside) // 4) :] = True
     judged = measured.only(aside)
-    return min(_candidates(measured.only(~aside), rank, apart=apart), key=lambda pair: output_error(*pair, judged))
+    return min(_candidates(measured.only(~aside), rank, apart=apart), key=lambda pair: output_error(pair[0], pair[1], judged))
 
 
 def _candidates(measured: Measured, rank: int, *, apart: bool) -> Iterator[tuple[Tensor, Tensor]]:
