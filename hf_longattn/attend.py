@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .engines.batch import Batch, documents_from
-from .engines.call import AttentionCall
+from .engines.call import AttentionCall, Run, aligned
+from .engines.dispatch import LISTENERS, Facts, choose, running
 from .errors import LengthError, MaskError, OptionError
 from .mechanisms.base import Mechanism, ScoreMod
-from .mechanisms.registry import has_tensors, mechanism_from
+from .mechanisms.registry import has_tensors, mechanism_from, without_tensors
 
 
 def attend(
@@ -60,7 +62,7 @@ def attend(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
     )  # fmt: skip
-    return module.attend(q, k, v, call)
+    return run_batch(module, q, k, v, call)
 
 
 def reference_attend(
@@ -71,7 +73,7 @@ def reference_attend(
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
     given = {name: arguments.pop(name) for name in KEYWORDS & set(arguments)}
     module, call = prepare(q, k, v, mechanism, arguments, **given)
-    return module.attend_exactly(q, k, v, call)
+    return run_batch(module, q.double(), k.double(), v.double(), call, module.reference, alone=True)
 
 
 def prepare(
@@ -107,22 +109,20 @@ def prepare(
         module = mechanism
     else:
         width = None if hidden_states is None else hidden_states.shape[-1]
-        module = mechanism_from(
-            mechanism, options, num_heads=q.shape[1], head_dim=q.shape[3], hidden_size=width, max_length=k.shape[2],
-            generator=torch.Generator().manual_seed(seed),  # of the CPU, so that parameters are the same on every device
-        )  # fmt: skip
-        if has_tensors(module):
-            module = module.to(q.device)
-    module.check_form(causal, "this call")
+        module = _named(mechanism, options, (q.shape[1], q.shape[3], width, k.shape[2]), seed, q.device)
+    if module.causal not in ("both", causal):
+        raise module.wrong_form(causal, "this call")
     if score_mod is not None and not module.takes_score_mod:
         raise OptionError(f"Mechanism {module.name!r} has no scores to which score_mod could add; leave score_mod out.")
     if hidden_states is not None and not module.takes_hidden_states:
         raise OptionError(f"Mechanism {module.name!r} with these options needs nothing beyond q, k and v; leave hidden_states out.")
-    mask = check_mask("padding_mask", padding_mask, k)
-    packed = documents_from(documents, cu_seqlens, (k.shape[0], k.shape[2]))
+    shape = (k.shape[0], k.shape[2])
+    batch = None
+    if padding_mask is not None or documents is not None or cu_seqlens is not None:
+        batch = Batch.of(check_mask("padding_mask", padding_mask, shape), documents_from(documents, cu_seqlens, shape))
     return module, AttentionCall(
-        causal=causal, batch=Batch.of(mask, packed), global_mask=check_mask("global_mask", global_mask, k), scale=scaling,
-        dropout=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, shape), scale=scaling, dropout=dropout_p,
+        score_mod=score_mod, seed=seed, hidden_states=hidden_states,
     )  # fmt: skip
 
 
@@ -130,13 +130,49 @@ KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "m
 """Keyword arguments of :func:`attend` that are no options of a mechanism."""
 
 
-def check_mask(name: str, mask: Tensor | None, k: Tensor) -> Tensor | None:
-    """Return ``mask`` as bool, or raise :class:`MaskError` when it is not ``(B, Nk)``."""
+def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
+    """The mechanism of this name for (heads, head_dim, hidden size, length); built once for all calls where it has no tensors."""
+    if not torch.compiler.is_compiling() and all(
+        value is None or isinstance(value, bool | int | float | str) for value in options.values()
+    ):
+        module = without_tensors(name, *sizes, **options)
+        if module is not None:
+            return module
+    generator = torch.Generator().manual_seed(seed)  # of the CPU, so that parameters are the same on every device
+    module = mechanism_from(
+        name, options, num_heads=sizes[0], head_dim=sizes[1], hidden_size=sizes[2], max_length=sizes[3], generator=generator
+    )
+    return module.to(device) if has_tensors(module) else module
+
+
+def check_mask(name: str, mask: Tensor | None, expected: tuple[int, int]) -> Tensor | None:
+    """Return ``mask`` as bool, or raise :class:`MaskError` when its shape is not ``(B, Nk)``, the expected one."""
     if mask is None:
         return None
-    expected = (k.shape[0], k.shape[2])
     if tuple(mask.shape) != expected:
         raise MaskError(
             f"{name} has shape {tuple(mask.shape)}, but must be (batch, key length) = {expected}, with 1 or True for the chosen tokens."
         )
     return mask if mask.dtype == torch.bool else mask != 0
+
+
+def run_batch(
+    mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: Run | None = None, *, alone: bool = False
+) -> Tensor:
+    """Attention of a batch with padding anywhere and packed documents: a mechanism on sequences that start at index 0.
+
+    Args:
+        run: what runs in place of the mechanism's ``forward``, such as its definition.
+        alone: run every sequence alone, on any device and at any length.
+    Returns:
+        ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
+    """
+    with running(mechanism) if LISTENERS else nullcontext():
+        if call.batch is None or not mechanism.aligns(call):
+            return (run or mechanism)(q, k, v, call)
+        facts = Facts(
+            q.device.type, q.shape[2], k.shape[2], call, by_position=mechanism.position_dependent,
+            together=mechanism.crosses or (run is None and mechanism.whole_batch),
+            alone=alone and not mechanism.crosses, trims=mechanism.trims_padding,
+        )  # fmt: skip
+        return aligned(run or mechanism, q, k, v, call, choose("rows", facts))

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
+from .attend import run_batch
 from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall
-from .engines.dispatch import Choice, listening, running, tell
+from .engines.dispatch import LISTENERS, Choice, running, tell
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
@@ -140,7 +141,7 @@ def longattn_attention_forward(
             hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
         )  # fmt: skip
         if cache.takes_over(mechanism, query, call):
-            if listening():
+            if LISTENERS:
                 with running(mechanism):
                     tell(Choice(f"cache of {cache.keeps}"))
                     output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
@@ -169,7 +170,7 @@ def longattn_attention_forward(
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
         call = call.replace(stopped=tuple(stopped) or (key, value))
     defined = torch.compiler.is_exporting() and mechanism.exports == "definition"
-    output = (mechanism.attend_as_defined if defined else mechanism.attend)(query, key, value, call)
+    output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, stopped=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
 

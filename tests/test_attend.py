@@ -123,6 +123,16 @@ class TestByName:
         assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} <= {"meta"}
 
 
+def test_a_mechanism_called_by_name_is_built_once_and_options_are_still_checked() -> None:
+    options = {"causal": False, "padding_mask": None, "global_mask": None, "scaling": None, "score_mod": None, "seed": 0}
+    first, second = (prepare(Q, Q, Q, "window", {"window": 1}, **options)[0] for _ in range(2))
+    assert first is second
+    with pytest.raises(OptionError, match="window"):  # True equals 1, and is not a number of tokens
+        attend(Q, Q, Q, "window", window=True)
+    longer = Q.repeat(1, 1, 2, 1)
+    assert prepare(longer, longer, longer, "window", {"window": 1}, **options)[0] is not first
+
+
 def test_few_prototypes_are_kept() -> None:
     for window in range(1, 2 * PROTOTYPES):
         prototype("window", {"window": 2 * window})

@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 from hf_longattn import attend, explain
 from hf_longattn.engines.call import AttentionCall
-from hf_longattn.engines.dispatch import PATHS, Choice, Facts, choose, listen, listening
+from hf_longattn.engines.dispatch import LISTENERS, PATHS, Choice, Facts, choose, listen
 from hf_longattn.errors import BackendError
 from hf_longattn.mechanisms.registry import mechanism_class
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -68,7 +70,7 @@ def test_reasons_are_told() -> None:
         attend(x, x, x, "window", window=32, dropout_p=0.1)
     assert dict(found[0].refused)["cpu-band"] == "the fused kernel has no dropout"
     assert dict(found[0].refused)["flex"] == "the tensors are on another device"
-    assert not listening()
+    assert not LISTENERS
 
 
 def test_a_kernel_that_the_machine_lacks_is_passed_over() -> None:
@@ -98,6 +100,41 @@ def test_equal_layers_are_one_line() -> None:
 def test_a_decode_cache_is_named() -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "linear"}).eval()
     assert "cache of a state" in [one.path for one in explain(model, tokens(1, 30))]
+
+
+def test_what_other_threads_run_is_not_recorded() -> None:
+    x, started, done = torch.randn(1, 2, 300, 16), threading.Event(), threading.Event()
+    mine: list[tuple[str, str]] = []
+
+    def other() -> None:
+        started.wait(60)
+        attend(x, x, x, "linear", causal=True)
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with listen(lambda mechanism, choice: mine.append((mechanism.name, choice.path))):
+        started.set()
+        assert done.wait(60)
+        attend(x, x, x, "window", window=32)
+    thread.join()
+    assert mine == [("window", "cpu-band")]
+
+
+def test_two_threads_are_recorded_apart() -> None:
+    x, both = torch.randn(1, 2, 300, 16), threading.Barrier(2, timeout=60)
+
+    def record(name: str) -> set[str]:
+        found: set[str] = set()
+        with listen(lambda mechanism, choice: found.add(mechanism.name)):
+            for _ in range(20):
+                both.wait()
+                attend(x, x, x, name, causal=True)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(record, ("window", "linear"))) == [{"window"}, {"linear"}]
+    assert not LISTENERS
 
 
 def test_a_model_without_mechanisms_is_refused() -> None:

@@ -22,7 +22,7 @@ from ..naming import OPERATORS
 from ..private_apis import aten
 from .byte_cache import KEPT
 from .call import AttentionCall, DistanceBias, Pattern
-from .dense import dense_attention, same_dtype
+from .dense import dense_attention, repeat_heads, same_dtype
 from .dispatch import DENSE, DENSE_MASKED, Facts, choose
 from .flex import flex_band
 from .plain import blockwise_attention
@@ -87,32 +87,33 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     """Softmax attention over the keys that ``pattern`` visits.
 
     Args:
-        q, k, v: ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``; the queries are the last Nq positions.
+        q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
         call: its global mask is used where the pattern has globals; causality is the pattern's.
     Returns:
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
-    q, k, v = same_dtype(q, k, v)
-    call = call.replace(causal=pattern.causal, global_mask=call.global_mask if pattern.has_globals else None)
-    global_mask, score_mod = call.global_mask, call.score_mod
-    q_len, kv_len = q.shape[2], k.shape[2]
-    path = choose("band", Facts(q.device.type, q_len, kv_len, call, pattern=pattern))
+    device, q_len, kv_len = q.device.type, q.shape[2], k.shape[2]
+    if torch.is_autocast_enabled(device):
+        q, k, v = same_dtype(q, k, v)
+    if k.shape[1] != q.shape[1]:
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    global_mask = call.global_mask if pattern.has_globals else None
+    if call.causal != pattern.causal or global_mask is not call.global_mask:
+        call = call.replace(causal=pattern.causal, global_mask=global_mask)
+    path = choose("band", Facts(device, q_len, kv_len, call, pattern=pattern))
     if path == DENSE:
         return dense_attention(q, k, v, call)
     if path == DENSE_MASKED:
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
-    if path == "cpu-band":
-        left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
-        bias = (score_mod.table, score_mod.ahead) if isinstance(score_mod, DistanceBias) else (None, 0)
-        settings = (left, right, pattern.causal, pattern.global_rows, call.scale_for(q.shape[-1]), *bias)
-        return cpu_band(*(_inner_contiguous(x) for x in (q, k, v)), call.key_mask, global_mask, *settings)[0]
     if path == "flex":
         return flex_band(q, k, v, pattern, call)
-    return blockwise_attention(q, k, v, pattern, call)
-
-
-def _inner_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    if path == "blockwise":
+        return blockwise_attention(q, k, v, pattern, call)
+    key_mask, scale, bias = call.key_mask, call.scale_for(q.shape[-1]), call.score_mod
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    left, right = min(pattern.left, kv_len), min(pattern.right, kv_len)
+    terms = (bias.table, bias.ahead) if isinstance(bias, DistanceBias) else (None, 0)
+    return cpu_band(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class AttentionCall:
 
     def replace(self, **changes: Any) -> AttentionCall:
         """A call with other values."""
-        if in_graph():
+        if torch.compiler.is_compiling():
             return dataclasses.replace(self, **changes)
         new = object.__new__(AttentionCall)  # several times faster, which counts while decoding
         new.__dict__.update(self.__dict__, **changes)

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def _band_is_short(facts: Facts) -> str | None:
     if torch.compiler.is_exporting():  # one graph for all lengths
         narrow = min(band.left, band.left if band.causal else band.right) + 1
         return "the band is narrower than some inputs" if band.bounded and not _known(kv_len <= narrow) else None
-    if facts.few_pairs or (kv_len <= min(band.width, DENSE_KEYS) and not facts.biased):
+    if facts.few_pairs or (kv_len <= DENSE_KEYS and kv_len <= band.width and not facts.biased):
         return None
     return MANY
 
@@ -231,7 +232,7 @@ def choose(kind: str, facts: Facts, unavailable: str | None = None) -> str:
     for name, reason_of in PATHS[kind]:
         reason = "this machine does not support its kernel" if name == unavailable else reason_of(facts)
         if reason is None:
-            if _listeners and not in_graph():
+            if LISTENERS and not in_graph():
                 tell(Choice(name, tuple(refused)))
             return name
         refused.append((name, reason))
@@ -248,40 +249,41 @@ def choose_covered(kind: str, q: Any, k: Any, call: AttentionCall, covered: bool
     return choose(kind, Facts(q.device.type, q.shape[2], k.shape[2], call, covered=covered))
 
 
-_listeners: list[Callable[[Any, Choice], None]] = []
-_running: list[Any] = []
-"""The mechanisms that run, the innermost last; kept while somebody listens."""
+Listener = Callable[[Any, Choice], None]
+"""``listener(mechanism, choice)``."""
+LISTENERS: list[Listener] = []
+"""Those of every thread; asked first, so that paths cost nothing to watch while nobody does."""
+_everywhere: list[Listener] = []
+_listening: ContextVar[tuple[Listener, ...]] = ContextVar("listening", default=())
+_running: ContextVar[Any] = ContextVar("running", default=None)
 
 
 def tell(choice: Choice) -> None:
-    """Tell the listeners what ran in the innermost mechanism."""
-    for listener in _listeners:
-        listener(_running[-1] if _running else None, choice)
-
-
-def listening() -> bool:
-    """Whether anybody wants to know which paths run."""
-    return bool(_listeners)
+    """Tell the listeners of this thread what ran in the innermost mechanism."""
+    for listener in (*_everywhere, *_listening.get()):
+        listener(_running.get(), choice)
 
 
 @contextlib.contextmanager
 def running(mechanism: Any) -> Iterator[None]:
-    """Mark ``mechanism`` as the one whose paths are chosen."""
-    _running.append(mechanism)
+    """Mark ``mechanism`` as the one whose paths are chosen in this thread."""
+    before = _running.set(mechanism)
     try:
         yield
     finally:
-        _running.pop()
+        _running.reset(before)
 
 
 @contextlib.contextmanager
-def listen(listener: Callable[[Any, Choice], None]) -> Iterator[None]:
-    """Call ``listener(mechanism, choice)`` whenever a path is chosen."""
-    _listeners.append(listener)
+def listen(listener: Listener) -> Iterator[None]:
+    """Call ``listener(mechanism, choice)`` whenever a path is chosen in this thread."""
+    LISTENERS.append(listener)
+    before = _listening.set((*_listening.get(), listener))
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        _listening.reset(before)
+        LISTENERS.remove(listener)
 
 
 def _known(condition: Any) -> bool:
@@ -304,7 +306,8 @@ def log_paths() -> None:
             logger.info(line)
 
     logger.setLevel(logging.INFO)
-    _listeners.append(log)
+    LISTENERS.append(log)
+    _everywhere.append(log)
 
 
 if "paths" in os.environ.get(VARIABLE, "").split(","):

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, Run, ScoreMod, aligned, aligned_weights
+from ..engines.call import AttentionCall, ScoreMod, aligned_weights
 from ..engines.dense import grid_of, index_grid, repeat_heads
-from ..engines.dispatch import Facts, choose, listening, running
 from ..errors import LengthError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
@@ -158,36 +157,7 @@ class Mechanism(nn.Module, ABC):
         Relative positions come in by ``call.score_mod``, as in the engines: :meth:`defined` and :meth:`weights` put them there.
         """
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Attention of a batch with padding anywhere and packed documents: ``forward`` on aligned sequences."""
-        return self._aligned(self, q, k, v, call, together=self.whole_batch)
-
-    def attend_exactly(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The same by the definition, in float64: :meth:`reference` on aligned sequences."""
-        return self._aligned(self.reference, q.double(), k.double(), v.double(), call, alone=True)
-
-    def attend_as_defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The same by the definition in the inputs' dtype: :meth:`defined` on aligned sequences."""
-        return self._aligned(self.defined, q, k, v, call)
-
-    def _aligned(
-        self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, together: bool = False, alone: bool = False
-    ) -> Tensor:
-        if listening():
-            with running(self):
-                return self._chosen(run, q, k, v, call, together, alone)
-        return self._chosen(run, q, k, v, call, together, alone)
-
-    def _chosen(self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, together: bool, alone: bool) -> Tensor:
-        if not self._is_aligned(call):
-            return run(q, k, v, call)
-        facts = Facts(
-            q.device.type, q.shape[2], k.shape[2], call, by_position=self.position_dependent, together=together or self.crosses,
-            alone=alone and not self.crosses, trims=self.trims_padding,
-        )  # fmt: skip
-        return aligned(run, q, k, v, call, choose("rows", facts))
-
-    def _is_aligned(self, call: AttentionCall) -> bool:
+    def aligns(self, call: AttentionCall) -> bool:
         """Whether the sequences of a call are brought to index 0 before the mechanism runs."""
         return call.batch is not None and (self.ignores_padding or call.batch.documents is not None)
 
@@ -212,7 +182,7 @@ class Mechanism(nn.Module, ABC):
             )
         precise = torch.promote_types(q.dtype, torch.float32)
         call = AttentionCall.of(**arguments) if call is None else call
-        run = functools.partial(aligned_weights, self._weights) if self._is_aligned(call) else self._weights
+        run = functools.partial(aligned_weights, self._weights) if self.aligns(call) else self._weights
         return run(q.to(precise), k.to(precise), call).to(q.dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -265,14 +235,13 @@ class Mechanism(nn.Module, ABC):
         """Which tokens are global by their ids if there is no global mask; the model applies it. ``None`` if ids play no part."""
         return None
 
-    def check_form(self, causal: bool, where: str) -> None:
-        """Raise :class:`OptionError` when the form that ``where`` needs does not exist with these options."""
-        if self.causal not in ("both", causal):
-            chosen = "" if type(self).causal == self.causal else " with these options"
-            raise OptionError(
-                f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
-                f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
-            )
+    def wrong_form(self, causal: bool, where: str) -> OptionError:
+        """The refusal of a form that ``where`` needs and that does not exist with these options, see :attr:`causal`."""
+        chosen = "" if type(self).causal == self.causal else " with these options"
+        return OptionError(
+            f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
+            f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
+        )
 
     def reach(self, causal: bool = True) -> int | None:
         """How many keys, itself included, a causal query can see back; ``None`` when unbounded. Sizes the decode cache."""

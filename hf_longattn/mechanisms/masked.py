@@ -110,9 +110,10 @@ class SparseMechanism(MaskedMechanism):
         """How the engine visits the visible keys."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        call = call.replace(global_mask=self.resolve_globals(k, call))
-        heads = q.shape[1]
-        return block_sparse_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), self.pattern(call.causal), call)
+        tokens = self.resolve_globals(k, call)
+        if tokens is not call.global_mask:
+            call = call.replace(global_mask=tokens)
+        return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         pattern = self.pattern(causal)

@@ -29,7 +29,7 @@ COMPOSED = {
 PROTOTYPE_WIDTH = 64
 """Head width and length of a prototype."""
 PROTOTYPES = 256
-"""How many prototypes are kept."""
+"""How many prototypes are kept, and how many mechanisms that :func:`hf_longattn.attend` was asked for by name."""
 M = TypeVar("M", bound=type[Mechanism])
 
 
@@ -65,6 +65,8 @@ def register_mechanism(name: str) -> Callable[[M], M]:
         _check_class(name, cls)
         cls.name = name
         _REGISTRY[name] = cls
+        _prototype.cache_clear()
+        without_tensors.cache_clear()
         return cls
 
     return register
@@ -216,6 +218,16 @@ def mechanism_from(
     if has_tensors(built):
         reset(built.to_empty(device=generator.device), generator)
     return built
+
+
+@lru_cache(PROTOTYPES, typed=True)
+def without_tensors(
+    name: str, num_heads: int, head_dim: int, hidden_size: int | None, max_length: int, /, **options: bool | float | str | None
+) -> Mechanism | None:
+    """A mechanism that any number of calls may use at once, because it has no parameter or buffer; ``None`` if it has one."""
+    with torch.device("meta"):
+        built = mechanism_from(name, options, num_heads=num_heads, head_dim=head_dim, hidden_size=hidden_size, max_length=max_length)
+    return None if has_tensors(built) else built
 
 
 def has_tensors(module: nn.Module) -> bool:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.dense import repeat_heads
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Choice, Composite
@@ -121,7 +120,6 @@ class Union(Composite, GatheredMechanism):
         band = self.pattern(call.causal)
         if band is None or self.gathered:
             return super().forward(q, k, v, call)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
 
     def covers(self, length: int, causal: bool = False) -> bool:
