@@ -1,19 +1,19 @@
 """The block-sparse engine: softmax attention over a band and global tokens, and its path for the CPU, ``cpu-band``.
 
-The CPU path calls PyTorch's fused flash kernel over overlapping key slices, forward and backward.
+That path cuts the queries into blocks. The keys of one block are one contiguous slice, so the slices of all blocks are a strided *view* of
+the keys (``as_strided``, no copy), and one call of PyTorch's fused flash kernel runs all of them. Global columns and rows are further calls
+on gathered tokens.
 
-Queries are cut into blocks; the keys of one block are one contiguous slice, so the slices of all blocks are a strided *view* of the
-keys (``as_strided``, no copy) and one call of the fused kernel runs all of them. Global columns and rows are further calls on gathered
-tokens. The parts are disjoint sets of keys, so outputs merge exactly by their log-sum-exp. A softmax gradient needs only the merged output
-and log-sum-exp, so the backward pass of each part is the kernel's backward with the merged values.
+The calls are parts of one softmax over disjoint sets of keys. With their outputs o_p and log-sum-exps l_p, l = log Σ_p exp(l_p) and
+o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023, FlashAttention-2,
+section 3.1), which asks for the merged o and l only: the backward pass of each part is the kernel's with these.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -116,51 +116,41 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     return cpu_band(q, k, v, key_mask, global_mask, left, right, pattern.causal, pattern.global_rows, scale, *terms)[0]
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """One batch item without its outer padding: the position of its keys and queries in the batch's tensors."""
-
-    item: int
-    keys: slice
-    queries: slice
-    shift: int
-    """Position of the first query within the kept keys."""
-    hole: Tensor | None
-    """Additive mask ``(Nk,)`` of padding inside the kept keys, if any."""
-    globals: Tensor | None
-    """Positions of the global tokens within the kept keys, if any."""
-
-
-def sequences(q: Tensor, k: Tensor, key_mask: Tensor | None, global_mask: Tensor | None) -> Iterator[Sequence]:
-    """Trim the outer padding of every batch item; items without a real token are skipped (their rows are zeros)."""
-    q_len, kv_len = q.shape[2], k.shape[2]
-    for item in range(q.shape[0]):
-        start, stop, hole = 0, kv_len, None
-        if key_mask is not None:
-            real = key_mask[item].nonzero()
-            if not len(real):
-                continue
-            start, stop = int(real[0]), int(real[-1]) + 1
-            if len(real) != stop - start:
-                hole = torch.zeros(stop - start, dtype=mask_dtype(q)).masked_fill_(~key_mask[item, start:stop], MASKED)
-        first = max(start, kv_len - q_len)
-        if first >= stop:
-            continue
-        chosen = None if global_mask is None else global_mask[item, start:stop].nonzero()[:, 0]
-        queries = slice(first - (kv_len - q_len), stop - (kv_len - q_len))
-        yield Sequence(item, slice(start, stop), queries, first - start, hole, chosen if chosen is not None and len(chosen) else None)
-
-
-@dataclass(frozen=True)
-class Group:
-    """``count`` query blocks of ``block`` queries whose key slices start ``step`` apart and are ``width`` long."""
+class Group(NamedTuple):
+    """``blocks`` blocks of ``block`` queries from ``first`` on, whose key slices start ``step`` apart from ``start`` on, ``width`` long."""
 
     first: int
-    count: int
+    blocks: int
     block: int
     start: int
     step: int
     width: int
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The blocks of ``x (H, Nq, …)``, a view ``(blocks, H, block, …)``."""
+        return _slices(x, self.first, self.blocks, self.block, self.block)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The slices of ``x (H, Nk, …)``, a view ``(blocks, H, width, …)``."""
+        return _slices(x, self.start, self.blocks, self.width, self.step)
+
+    def add_to_keys(self, total: Tensor, parts: Tensor) -> None:
+        """Add ``parts (blocks, H, width, D)`` to ``total (H, Nk, D)``, one step wide at a time, since slices no wider never overlap."""
+        for at in range(0, self.width, self.step):
+            size = min(self.step, self.width - at)
+            _slices(total, self.start + at, self.blocks, size, self.step).add_(parts[:, :, at : at + size])
+
+    def part(self, number: int, count: int) -> Group:
+        """At most ``blocks`` blocks from block ``number`` on."""
+        first, start = self.first + number * self.block, self.start + number * self.step
+        return self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
+
+
+def _slices(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
+    """View ``x (H, N, …)`` as ``(count, H, size, …)``: slice i starts at ``first + i * step``; slices may overlap."""
+    heads, tokens, *inner = x.stride()
+    shape = (count, x.shape[0], size, *x.shape[2:])
+    return x.as_strided(shape, (step * tokens, heads, tokens, *inner), x.storage_offset() + first * tokens)
 
 
 def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
@@ -178,14 +168,6 @@ def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: in
             yield Group(row, 1, size, from_key, width, width)
 
 
-def blocks(x: Tensor, first: int, count: int, size: int, step: int) -> Tensor:
-    """View ``x (H, N, …)`` as ``(count, H, size, …)``: block i starts at ``first + i * step``; blocks may overlap."""
-    heads, tokens, *inner = x.stride()
-    return x.as_strided(
-        (count, x.shape[0], size, *x.shape[2:]), (step * tokens, heads, tokens, *inner), x.storage_offset() + first * tokens
-    )
-
-
 def band_mask(group: Group, shift: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
     """Additive band mask ``(1, 1, block, width)`` of a group's slices, whose first query is at index ``shift`` of its slice; shared, so
     read-only.
@@ -195,112 +177,29 @@ def band_mask(group: Group, shift: int, left: int, right: int, dtype: torch.dtyp
 
     def make(block: int, width: int, shift: int) -> Tensor:
         distance = torch.arange(block)[:, None] + shift - torch.arange(width)[None, :]
-        seen = (distance <= left) & (distance >= -right)
-        return torch.zeros(block, width, dtype=dtype).masked_fill_(~seen, MASKED)[None, None]
+        return additive_mask((distance > left) | (distance < -right), dtype)[None, None]
 
     first, last, whole = left - shift, left - shift + group.width, EDGE_BLOCK + left + right
-    if group.count > 1 or group.block > EDGE_BLOCK or first < 0 or last > whole:
+    if group.blocks > 1 or group.block > EDGE_BLOCK or first < 0 or last > whole:
         size = group.block, group.width, shift
         return KEPT.get(("band", *size, left, right, dtype), lambda: make(*size))
     edge = KEPT.get(("edge of a band", left, right, dtype), lambda: make(EDGE_BLOCK, whole, left))
     return edge[:, :, : group.block, first:last]
 
 
-def group_mask(group: Group, seq: Sequence, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """The additive mask of a group's slices, ``(1 or count, 1, block, width)``."""
-    mask = band_mask(group, group.first + seq.shift - group.start, left, right, dtype)
-    if seq.hole is not None:
-        mask = mask + seq.hole.as_strided((group.count, 1, 1, group.width), (group.step, 0, 0, 1), group.start)
-    return mask
-
-
-def column_runs(seq: Sequence, q_len: int, left: int, right: int, causal: bool, block: int) -> Iterator[tuple[int, int, bool]]:
-    """Stretches of query rows that need the global columns, as (first row, last row + 1, whether some pairs are hidden).
-
-    Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
-    """
-    assert seq.globals is not None
-    start = torch.arange(0, q_len, block)[:, None] + seq.shift
-    stop = (start + block).clamp(max=q_len + seq.shift) - 1
-    some = start - seq.globals <= left
-    every = stop - seq.globals <= left
-    if not causal:
-        some &= seq.globals - stop <= right
-        every &= seq.globals - start <= right
-    state = (some.any(1).int() + every.all(1).int()).tolist()
-    row = 0
-    for kind, run in itertools.groupby(state):
-        end = min(q_len, row + block * len(list(run)))
-        for first in range(row, end, COLUMN_ROWS) if kind != 2 else ():
-            yield first, min(first + COLUMN_ROWS, end), kind == 1
-        row = end
-
-
-def distances(group: Group, seq: Sequence) -> Tensor:
-    """Query position - key position in every block of a group, ``(block, width)``."""
-    shift = group.first + seq.shift - group.start
-    return torch.arange(group.block)[:, None] + shift - torch.arange(group.width)[None, :]
-
-
-def column_distances(seq: Sequence, first: int, last: int) -> Tensor:
-    """The same between a stretch of query rows and the global columns, ``(rows, g)``."""
-    assert seq.globals is not None
-    return torch.arange(first, last)[:, None] + seq.shift - seq.globals[None, :]
-
-
-def column_mask(distance: Tensor, left: int, right: int, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Additive mask ``(1, 1, rows, g)`` of the global columns: those inside the band (or in the future) are masked."""
-    hidden = distance <= left
-    if not causal:
-        hidden &= distance >= -right
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)[None, None]
-
-
-def query_rows(seq: Sequence, q_len: int) -> Tensor:
-    """Query rows (within the sequence) that are global tokens."""
-    assert seq.globals is not None
-    rows = seq.globals - seq.shift
-    return rows[(rows >= 0) & (rows < q_len)]
-
-
-def mask_of_rows(seq: Sequence, distance: Tensor, causal: bool, dtype: torch.dtype) -> Tensor | None:
-    """Additive mask ``(1, 1, g, Nk)`` of global rows at these distances ``(g, Nk)`` from the keys: the future and holes are hidden."""
-    mask = None if seq.hole is None else seq.hole[None, None, None, :]
-    if causal:
-        ahead = torch.zeros(distance.shape, dtype=dtype).masked_fill_(distance < 0, MASKED)[None, None]
-        mask = ahead if mask is None else mask + ahead
-    return mask
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Gather tokens of ``x (H, N, D)`` as ``(1, H, g, D)``."""
-    return x[:, index][None]
-
-
-def chunks(group: Group, mask: Tensor, count: int) -> Iterator[tuple[Group, Tensor]]:
-    """Split a group into calls of at most ``count`` blocks."""
-    for i in range(0, group.count, count):
-        size = min(count, group.count - i)
-        part = mask if mask.shape[0] == 1 else mask[i : i + size]
-        yield Group(group.first + i * group.block, size, group.block, group.start + i * group.step, group.step, group.width), part
-
-
-def overlap_add(total: Tensor, parts: Tensor, g: Group) -> None:
-    """Add overlapping slices ``parts (count, H, width, D)`` to ``total (H, N, D)``, one step wide at a time, since those never overlap."""
-    for at in range(0, g.width, g.step):
-        size = min(g.step, g.width - at)
-        blocks(total, g.start + at, g.count, size, g.step).add_(parts[:, :, at : at + size])
-
-
 class _Band(NamedTuple):
     """The settings of one call: which keys a query sees, and the factor on q·k."""
 
+    bias: DistanceBias | None
     left: int
     right: int
     causal: bool
     global_rows: bool
     scale: float
-    bias: DistanceBias | None
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, bias: Tensor | None, ahead: int, *settings: Any) -> _Band:
+        return cls(None if bias is None else DistanceBias(bias.to(dtype), ahead), *settings)
 
     def on(self, mask: M, distance: Tensor | None) -> M | Tensor:
         """``mask`` with the bias at these distances ``(rows, columns)`` of query and key."""
@@ -311,9 +210,17 @@ class _Band(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """One batch item cut to its real tokens; every tensor is a view ``(H, tokens, …)``."""
+    """One batch item without its outer padding; every tensor is a view ``(H, tokens, …)``."""
 
-    seq: Sequence
+    by_query: tuple[int, slice, slice]
+    """Index of its queries in the batch's tensors."""
+    by_key: tuple[int, slice, slice]
+    shift: int
+    """Position of the first query within the kept keys."""
+    hole: Tensor | None
+    """Additive mask ``(Nk,)`` of padding inside the kept keys, if any."""
+    globals: Tensor | None
+    """Positions of the global tokens within the kept keys, if any."""
     q: Tensor
     k: Tensor
     v: Tensor
@@ -322,17 +229,89 @@ class _Item(NamedTuple):
 
     def padding_rows(self) -> Tensor | None:
         """Which queries are padding between real tokens, ``(1, Nq, 1)``."""
-        hole = self.seq.hole
-        return None if hole is None else (hole[self.seq.shift : self.seq.shift + self.q.shape[1]] != 0)[None, :, None]
+        return None if self.hole is None else (self.hole[self.shift : self.shift + self.q.shape[1]] != 0)[None, :, None]
+
+    def global_rows(self) -> Tensor:
+        """The queries that are global tokens."""
+        assert self.globals is not None
+        rows = self.globals - self.shift
+        return rows[(rows >= 0) & (rows < self.q.shape[1])]
 
 
 def _items(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_mask: Tensor | None, global_mask: Tensor | None
 ) -> Iterator[_Item]:
-    for seq in sequences(q, k, key_mask, global_mask):
-        by_query = [x[seq.item, :, seq.queries] for x in (q, out, lse)]
-        by_key = [x[seq.item, :, seq.keys] for x in (k, v)]
-        yield _Item(seq, by_query[0], *by_key, *by_query[1:])
+    """Trim the outer padding of every batch item; items without a real token are skipped (their rows are zeros)."""
+    every, kv_len, earlier = slice(None), k.shape[2], k.shape[2] - q.shape[2]
+    for item in range(q.shape[0]):
+        start, stop, hole = 0, kv_len, None
+        if key_mask is not None:
+            real = key_mask[item].nonzero()
+            if not len(real):
+                continue
+            start, stop = int(real[0]), int(real[-1]) + 1
+            if len(real) != stop - start:
+                hole = additive_mask(~key_mask[item, start:stop], mask_dtype(q))
+        first = max(start, earlier)
+        if first >= stop:
+            continue
+        chosen = None if global_mask is None else global_mask[item, start:stop].nonzero()[:, 0]
+        rows, keys = (item, every, slice(first - earlier, stop - earlier)), (item, every, slice(start, stop))
+        kept = chosen if chosen is not None and len(chosen) else None
+        yield _Item(rows, keys, first - start, hole, kept, q[rows], k[keys], v[keys], out[rows], lse[rows])
+
+
+def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor, Tensor | None]]:
+    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, with their masks and, for a bias, their distances."""
+    for group in groups(item.q.shape[1], item.k.shape[1], item.shift, band.left, band.right, block):
+        shift, distance = group.first + item.shift - group.start, None
+        if band.bias is not None:
+            distance = torch.arange(group.block)[:, None] + shift - torch.arange(group.width)[None, :]
+        mask = band.on(band_mask(group, shift, band.left, band.right, mask_dtype(item.q)), distance)
+        for number in range(0, group.blocks, count):
+            part = group.part(number, count)
+            yield part, mask if item.hole is None else mask + part.keys(item.hole[None])[:, :, None], distance
+
+
+def _column_calls(item: _Item, columns: Tensor, band: _Band) -> Iterator[tuple[int, int, Tensor | None, Tensor | None]]:
+    """Stretches of query rows that need the global columns: (first row, last row + 1, mask, distances), the last two where needed.
+
+    Far from every global token no pair is hidden and no mask is needed; where the band covers all columns there is nothing to do.
+    """
+    q_len, left, right = item.q.shape[1], band.left, band.right
+    start = torch.arange(0, q_len, FORWARD_BLOCK)[:, None] + item.shift
+    stop = (start + FORWARD_BLOCK).clamp(max=q_len + item.shift) - 1
+    some, every = start - columns <= left, stop - columns <= left
+    if not band.causal:
+        some &= columns - stop <= right
+        every &= columns - start <= right
+    row = 0
+    for hidden, run in itertools.groupby((some.any(1).int() + every.all(1).int()).tolist()):  # no, some or all pairs are hidden
+        end = min(q_len, row + FORWARD_BLOCK * len(list(run)))
+        for first in range(row, end, COLUMN_ROWS) if hidden != 2 else ():
+            last, mask, distance = min(first + COLUMN_ROWS, end), None, None
+            if hidden or band.bias is not None:
+                distance = torch.arange(first, last)[:, None] + item.shift - columns[None, :]
+            if hidden and distance is not None:
+                inside = distance <= left if band.causal else (distance <= left) & (distance >= -right)
+                mask = additive_mask(inside, mask_dtype(item.q))[None, None]
+            yield first, last, band.on(mask, distance), distance
+        row = end
+
+
+def _row_mask(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Tensor]:
+    """Mask and distances of global query rows, which see every key but those in holes and, when causal, the future."""
+    distance = (rows + item.shift)[:, None] - torch.arange(item.k.shape[1])[None]
+    mask = None if item.hole is None else item.hole[None, None, None, :]
+    if band.causal:
+        ahead = additive_mask(distance < 0, mask_dtype(item.q))[None, None]
+        mask = ahead if mask is None else mask + ahead
+    return band.on(mask, distance), distance
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens of ``x (H, N, …)`` as ``(1, H, g, …)``."""
+    return x[:, index][None]
 
 
 @torch.library.custom_op(f"{OPERATORS}::cpu_band", mutates_args=(), device_types="cpu")
@@ -349,82 +328,39 @@ def cpu_band(
         global_rows: whether the global tokens also see every key.
         bias, ahead: added to the scores by distance, as :class:`DistanceBias` says.
     Returns:
-        output ``(B, H, Nq, D)`` (stored token-major, so that merging the heads is free) and log-sum-exp ``(B, H, Nq)``.
+        output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``.
     """
     out, lse = empty_results(q)
     if key_mask is not None:
         out.zero_()
         lse.zero_()
-    band = _band(q, left, right, causal, global_rows, scale, bias, ahead)
+    band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
-        _band_forward(item, band)
-        if item.seq.globals is not None:
-            _columns_forward(item, item.seq.globals, band)
-            if global_rows:
-                _rows_forward(item, query_rows(item.seq, item.q.shape[1]), band)
+        for g, mask, _ in _band_calls(item, band, FORWARD_BLOCK, FORWARD_CHUNK):
+            part, part_lse = flash(g.queries(item.q), g.keys(item.k), g.keys(item.v), attn_mask=mask, scale=scale)
+            g.queries(item.out).copy_(part)
+            g.queries(item.lse).copy_(part_lse)
+        if item.globals is not None:
+            _globals_forward(item, item.globals, band)
         padding = item.padding_rows()
         if padding is not None:
             item.out.masked_fill_(padding, 0)
     return out, lse
 
 
-def _band_forward(item: _Item, band: _Band) -> None:
-    for g, mask, _ in _band_calls(item, band, FORWARD_BLOCK, FORWARD_CHUNK):
-        queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (item.q, item.out, item.lse))
-        keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
-        part, part_lse = flash(queries, keys, values, attn_mask=mask, scale=band.scale)
-        out.copy_(part)
-        lse.copy_(part_lse)
-
-
-def _band_calls(item: _Item, band: _Band, block: int, count: int) -> Iterator[tuple[Group, Tensor, Tensor | None]]:
-    """The band as kernel calls of at most ``count`` blocks of ``block`` queries, with their masks and, for a bias, their distances."""
-    dtype = mask_dtype(item.q)
-    for group in groups(item.q.shape[1], item.k.shape[1], item.seq.shift, band.left, band.right, block):
-        distance = None if band.bias is None else distances(group, item.seq)
-        whole = group_mask(group, item.seq, band.left, band.right, dtype)
-        every = whole if len(whole) > 1 else band.on(whole, distance)  # otherwise every block has its mask, and the bias is added per call
-        for part, mask in chunks(group, every, count):
-            yield part, mask if every is not whole else band.on(mask, distance), distance
-
-
-def _columns_forward(item: _Item, chosen: Tensor, band: _Band) -> None:
-    """Merge the global keys outside the band."""
-    keys, values = take(item.k, chosen), take(item.v, chosen)
-    for first, last, mask, _ in _column_runs(item, band):
+def _globals_forward(item: _Item, columns: Tensor, band: _Band) -> None:
+    """Merge the global keys outside the band, and overwrite the rows of the global queries."""
+    keys, values = _take(item.k, columns), _take(item.v, columns)
+    for first, last, mask, _ in _column_calls(item, columns, band):
         queries, out, lse = (x[:, first:last] for x in (item.q, item.out, item.lse))
         part, part_lse = flash(queries[None], keys, values, attn_mask=mask, scale=band.scale)
-        # The part's share of the merged softmax is exp(part) / (exp(part) + exp(lse)).
-        out.lerp_(part[0], torch.sigmoid(part_lse[0] - lse)[..., None].to(out.dtype))
-        torch.logaddexp(lse, part_lse[0], out=lse)
-
-
-def _column_runs(item: _Item, band: _Band) -> Iterator[tuple[int, int, Tensor | None, Tensor | None]]:
-    left, right, causal = band.left, band.right, band.causal
-    for first, last, masked in column_runs(item.seq, item.q.shape[1], left, right, causal, FORWARD_BLOCK):
-        distance = column_distances(item.seq, first, last) if masked or band.bias is not None else None
-        mask = column_mask(distance, left, right, causal, mask_dtype(item.q)) if masked and distance is not None else None
-        yield first, last, band.on(mask, distance), distance
-
-
-def _of_rows(item: _Item, rows: Tensor, band: _Band) -> tuple[Tensor | None, Tensor]:
-    """Mask and distances of global query rows."""
-    distance = (rows + item.seq.shift)[:, None] - torch.arange(item.k.shape[1])[None]
-    return band.on(mask_of_rows(item.seq, distance, band.causal, mask_dtype(item.q)), distance), distance
-
-
-def _rows_forward(item: _Item, rows: Tensor, band: _Band) -> None:
-    """Overwrite the rows of the global queries, which see every key."""
-    if len(rows):
-        mask, _ = _of_rows(item, rows, band)
-        part, part_lse = flash(take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
+        merge_into(out, lse, part[0], part_lse[0])
+    rows = item.global_rows()
+    if band.global_rows and len(rows):
+        mask, _ = _row_mask(item, rows, band)
+        part, part_lse = flash(_take(item.q, rows), item.k[None], item.v[None], attn_mask=mask, scale=band.scale)
         item.out.index_copy_(1, rows, part[0])
         item.lse.index_copy_(1, rows, part_lse[0])
-
-
-@cpu_band.register_fake
-def _(q, k, v, key_mask, global_mask, left, right, causal, global_rows, scale, bias=None, ahead=0):  # type: ignore[no-untyped-def]
-    return empty_results(q)
 
 
 class _Gradients(NamedTuple):
@@ -437,20 +373,19 @@ class _Gradients(NamedTuple):
     bias: Tensor | None
     """Gradient of the whole table, ``(H, distances)``; ``None`` where it is not needed."""
 
-    def add_bias(self, band: _Band, parts: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None) -> None:
-        """Add the contribution of one kernel call; ``parts`` are its grad, q, k, v, out, lse."""
+    def of_call(self, band: _Band, given: tuple[Tensor, ...], mask: Tensor | None, distance: Tensor | None) -> tuple[Tensor, ...]:
+        """The gradients of q, k, v of one kernel call on ``given``, its grad, q, k, v, out, lse; that of the bias is added here."""
         if self.bias is not None and band.bias is not None and distance is not None:
-            grad, q, k, v, out, lse = parts
-            band.bias.add_gradient(self.bias, distance, score_gradient(q, k, v, out, lse, grad, mask, band.scale))
+            band.bias.add_gradient(self.bias, distance, score_gradient(mask, band.scale, *given))
+        return flash_backward(*given, 0.0, False, attn_mask=mask, scale=band.scale)
 
 
-def score_gradient(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def score_gradient(mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     """Gradient of the scores of ``softmax(q·k·scale + mask)·v``, summed over the first axis: ``(H, rows, columns)``.
 
-    q, out, grad ``(n, H, rows, D)``, k, v ``(n, H, columns, D)``, lse ``(n, H, rows)``: of the whole softmax, of which this may be a part.
+    grad, q, out ``(n, H, rows, D)``, k, v ``(n, H, columns, D)``, lse ``(n, H, rows)``: of the whole softmax, of which this may be a part.
     """
-    dtype = lse.dtype
-    q, k, v, out, grad = (x.to(dtype) for x in (q, k, v, out, grad))
+    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
     scores = (q @ k.transpose(-1, -2)).mul_(scale)
     if mask is not None:
         scores = scores.add_(mask)
@@ -468,70 +403,50 @@ def cpu_band_backward(
     in the number of tokens."""
     dbias = _like_bias(q, bias if of_bias else None).zero_()
     dq, dk, dv = (x.zero_() for x in token_major(q.dtype, q, k, v))
-    band = _band(q, left, right, causal, global_rows, scale, bias, ahead)
+    band = _Band.of(mask_dtype(q), bias, ahead, left, right, causal, global_rows, scale)
     for item in _items(q, k, v, out, lse, key_mask, global_mask):
-        at, queries, keys = item.seq.item, item.seq.queries, item.seq.keys
-        into = _Gradients(grad[at, :, queries], dq[at, :, queries], dk[at, :, keys], dv[at, :, keys], dbias if of_bias else None)
+        into = _Gradients(grad[item.by_query], dq[item.by_query], dk[item.by_key], dv[item.by_key], dbias if of_bias else None)
         padding = item.padding_rows()
         if padding is not None:
             into = into._replace(out=into.out.masked_fill(padding, 0))
-        if item.seq.globals is not None:
+        if item.globals is not None:
             if global_rows:
-                rows = query_rows(item.seq, item.q.shape[1])
-                _rows_backward(item, rows, band, into)
-                into = into._replace(out=into.out.index_fill(1, rows, 0))
-            _columns_backward(item, item.seq.globals, band, into)
-        _band_backward(item, band, into)
+                into = _rows_backward(item, item.global_rows(), band, into)
+            _columns_backward(item, item.globals, band, into)
+        for g, mask, distance in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
+            of_out, of_q, of_k, of_v = g.queries(into.out), g.queries(item.q), g.keys(item.k), g.keys(item.v)
+            given = (of_out, of_q, of_k, of_v, g.queries(item.out), g.queries(item.lse))
+            part = into.of_call(band, given, mask, distance)
+            g.queries(into.q).add_(part[0])
+            g.add_to_keys(into.k, part[1])
+            g.add_to_keys(into.v, part[2])
     return dq, dk, dv, dbias
 
 
-def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> None:
-    if len(rows):
-        mask, distance = _of_rows(item, rows, band)
-        grad, queries, out, lse = (take(x, rows) for x in (into.out, item.q, item.out, item.lse))
-        part = flash_backward(grad, queries, item.k[None], item.v[None], out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
-        into.q.index_add_(1, rows, part[0][0])
-        into.k.add_(part[1][0])
-        into.v.add_(part[2][0])
-        into.add_bias(band, (grad, queries, item.k[None], item.v[None], out, lse), mask, distance)
+def _rows_backward(item: _Item, rows: Tensor, band: _Band, into: _Gradients) -> _Gradients:
+    """The global rows; returned without the gradients of their outputs, since no other call computed these."""
+    if not len(rows):
+        return into
+    grad, queries, out, lse = (_take(x, rows) for x in (into.out, item.q, item.out, item.lse))
+    part = into.of_call(band, (grad, queries, item.k[None], item.v[None], out, lse), *_row_mask(item, rows, band))
+    into.q.index_add_(1, rows, part[0][0])
+    into.k.add_(part[1][0])
+    into.v.add_(part[2][0])
+    return into._replace(out=into.out.index_fill(1, rows, 0))
 
 
-def _columns_backward(item: _Item, chosen: Tensor, band: _Band, into: _Gradients) -> None:
-    columns = take(item.k, chosen), take(item.v, chosen)
-    for first, last, mask, distance in _column_runs(item, band):
+def _columns_backward(item: _Item, columns: Tensor, band: _Band, into: _Gradients) -> None:
+    keys, values = _take(item.k, columns), _take(item.v, columns)
+    for first, last, mask, distance in _column_calls(item, columns, band):
         grad, queries, out, lse = (x[None, :, first:last] for x in (into.out, item.q, item.out, item.lse))
-        part = flash_backward(grad, queries, *columns, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
+        part = into.of_call(band, (grad, queries, keys, values, out, lse), mask, distance)
         into.q[:, first:last].add_(part[0][0])
-        into.k.index_add_(1, chosen, part[1][0])
-        into.v.index_add_(1, chosen, part[2][0])
-        into.add_bias(band, (grad, queries, *columns, out, lse), mask, distance)
-
-
-def _band_backward(item: _Item, band: _Band, into: _Gradients) -> None:
-    for g, mask, distance in _band_calls(item, band, BACKWARD_BLOCK, BACKWARD_CHUNK):
-        grad, queries, out, lse = (blocks(x, g.first, g.count, g.block, g.block) for x in (into.out, item.q, item.out, item.lse))
-        keys, values = (blocks(x, g.start, g.count, g.width, g.step) for x in (item.k, item.v))
-        part = flash_backward(grad, queries, keys, values, out, lse, 0.0, False, attn_mask=mask, scale=band.scale)
-        blocks(into.q, g.first, g.count, g.block, g.block).add_(part[0])
-        overlap_add(into.k, part[1], g)
-        overlap_add(into.v, part[2], g)
-        into.add_bias(band, (grad, queries, keys, values, out, lse), mask, distance)
-
-
-def _band(
-    q: Tensor, left: int, right: int, causal: bool, global_rows: bool, scale: float, bias: Tensor | None, ahead: int
-) -> _Band:  # fmt: skip
-    kept = None if bias is None else DistanceBias(bias.to(mask_dtype(q)), ahead)
-    return _Band(left, right, causal, global_rows, scale, kept)
+        into.k.index_add_(1, columns, part[1][0])
+        into.v.index_add_(1, columns, part[2][0])
 
 
 def _like_bias(q: Tensor, bias: Tensor | None) -> Tensor:
     return q.new_empty(0 if bias is None else bias.shape, dtype=mask_dtype(q))
-
-
-@cpu_band_backward.register_fake
-def _(grad, q, k, v, out, lse, key_mask, global_mask, left, right, causal, global_rows, scale, bias, ahead, of_bias):  # type: ignore[no-untyped-def]
-    return *token_major(q.dtype, q, k, v), _like_bias(q, bias if of_bias else None)
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -548,4 +463,8 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     return dq, dk, dv, None, None, None, None, None, None, None, dbias.to(bias.dtype) if of_bias else None, None
 
 
+cpu_band.register_fake(lambda q, *_, **__: empty_results(q))
+cpu_band_backward.register_fake(
+    lambda _grad, q, k, v, *settings: (*token_major(q.dtype, q, k, v), _like_bias(q, settings[-3] if settings[-1] else None))
+)
 cpu_band.register_autograd(_backward, setup_context=_setup_context)

@@ -171,11 +171,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("window", [8192, 32768])
 def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     KEPT.clear()
-    sequence = block_sparse.Sequence(0, slice(0, 65536), slice(0, 65536), 0, None, None)
     made = counted(monkeypatch)
     for _ in range(2):
         for group in block_sparse.groups(65536, 65536, 0, window - 1, 0, 64):
-            mask = block_sparse.group_mask(group, sequence, window - 1, 0, torch.float32)
+            mask = block_sparse.band_mask(group, group.first - group.start, window - 1, 0, torch.float32)
             assert mask.shape == (1, 1, group.block, group.width)
     assert len(made) == 2  # that of the inner blocks, and the one of which those at the edges are parts
     assert KEPT.nbytes < 40 << 20
@@ -185,10 +184,10 @@ def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.M
 def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: int) -> None:
     KEPT.clear()
     q_len, kv_len = 333, 333 + shift
-    sequence = block_sparse.Sequence(0, slice(0, kv_len), slice(0, q_len), shift, None, None)
     for group in block_sparse.groups(q_len, kv_len, shift, min(left, kv_len), min(right, kv_len), 64):
-        mask = block_sparse.group_mask(group, sequence, min(left, kv_len), min(right, kv_len), torch.float32)
-        distance = block_sparse.distances(group, sequence)
+        first = group.first + shift - group.start
+        mask = block_sparse.band_mask(group, first, min(left, kv_len), min(right, kv_len), torch.float32)
+        distance = torch.arange(group.block)[:, None] + first - torch.arange(group.width)[None]
         assert torch.equal(mask[0, 0] == 0, (distance <= left) & (distance >= -right))
 
 
