@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.call import Pattern
-from hf_longattn.mechanisms.masked import MaskedMechanism, SparseMechanism
+from hf_longattn.mechanisms.masked import GatheredMechanism, SparseMechanism
 
 from .case import AttentionInputs
 from .implementations import LeftOut
@@ -28,7 +28,7 @@ def mask_of(inputs: AttentionInputs, computes: str = "mechanism") -> MaskMod | N
         visible: MaskMod = lambda b, h, q_idx, kv_idx: (q_idx >= 0) & (kv_idx >= 0)  # noqa: E731
     elif computes == "band":
         visible = band_of(inputs).band_mod
-    elif isinstance(mechanism, MaskedMechanism) and mechanism.is_mask:
+    elif isinstance(mechanism, SparseMechanism | GatheredMechanism) and mechanism.options.is_mask():
         visible = mechanism.mask_mod(case.causal, inputs.resolved_globals)
     else:
         return None

@@ -65,17 +65,17 @@ class Mechanism(nn.Module, ABC):
     """The options with which it equals full softmax attention."""
     causal: bool | str = "both"
     """``"both"``, or ``True``/``False`` for a mechanism that exists in the causal/bidirectional form only."""
-    trains: ClassVar[bool] = False
+    trains: bool = False
     """Whether the mechanism adds parameters, so that a converted checkpoint needs training."""
     same_bits: ClassVar[bool] = True
     """Whether a causal row is bitwise unchanged when later tokens change; otherwise it is unchanged up to rounding (1e-6)."""
-    takes_globals: ClassVar[bool] = False
+    takes_globals: bool = False
     """Whether the mechanism uses ``global_mask``."""
 
     exports: str = "engine"
     """What ``torch.export`` writes as one graph for all lengths: the ``"engine"``; the ``"definition"``, which takes N×N memory, if the
     layout of the work depends on the length or the data; or nothing, ``""``."""
-    takes_score_mod: ClassVar[bool] = True
+    takes_score_mod: bool = True
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
     takes_fewer_queries: ClassVar[bool] = True
     """Whether queries may be the last ones only of the keys' sequence; otherwise LengthError is raised for them."""

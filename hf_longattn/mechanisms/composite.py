@@ -1,6 +1,6 @@
-"""Mechanisms made of other mechanisms: how members are written, read as option values, and combined.
+"""Mechanisms made of other mechanisms: the notation for members, their option values, and the base class.
 
-The one-line notation, for command lines, recipes and short configurations:
+The one-line notation for command lines, recipes and short configurations:
 
     CHOICE   window                     window:window=256,dilation=2
     MEMBERS  window:window=256+strided:stride=64
@@ -9,7 +9,7 @@ The one-line notation, for command lines, recipes and short configurations:
              window:window=256,window:window=256,full      or  2*window:window=256,full       not numbered: repeated in turn
 
 A value that contains these signs goes in brackets: ``union:of=[window:window=64,dilation=2+strided]``. Everything is read into plain
-mappings such as ``{"mechanism": "window", "window": "256"}``; the mechanisms' own options check and convert the values.
+mappings such as ``{"mechanism": "window", "window": "256"}``; the options of the mechanisms check and convert the values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .token_rules import TokenRule
 NUMBERED = re.compile(r"\s*(\d[\d\s,-]*)([=:])(.*)", re.DOTALL | re.ASCII)
 REPEATED = re.compile(r"\s*(\d+)\s*\*(.*)", re.DOTALL | re.ASCII)
 HIGHEST_LAYER = 9999
-"""Number of a layer or head; no model has as many, and each is kept by itself."""
+"""Largest number of a layer or head: above any model's, and it bounds what a typo can allocate."""
 OPTION = re.compile(r"\s*\w+\s*=")
 LETTER = re.compile(r"\s*[A-Za-z_\[]")
 
@@ -45,12 +45,12 @@ def read_choice(text: str) -> dict[str, Any]:
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """``window=256,dilation=2`` as a mapping of text to text; a list is joined by plus signs, ``global_tokens=0+7``."""
+    """``window=256,dilation=2`` as a mapping of text to text; lists are joined by plus signs, as in ``global_tokens=0+7``."""
     return {name: _unwrapped(value) for name, value in read_pairs(split(text, ",")).items()}
 
 
 def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
-    """``["window=256", "dilation=2"]`` as a mapping of text to text; a dash in a name is an underscore."""
+    """``["window=256", "dilation=2"]`` as a mapping of text to text; dashes in names become underscores."""
     values: dict[str, str] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -64,12 +64,12 @@ def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def read_members(text: str) -> list[dict[str, Any]]:
-    """``window:window=256+strided:stride=64`` as a list of choices. A piece that starts with a digit belongs to the list before it."""
+    """``window:window=256+strided:stride=64`` as a list of choices; a piece that starts with a digit continues the list before it."""
     return [read_choice(piece) for piece in _joined(split(_unwrapped(text), "+"), "+", LETTER.match)]
 
 
 def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
-    """Rules in order: the numbers they are for (``None``: in turn) and what holds there."""
+    """Rules in order: the numbers that each applies to (``None``: in turn) and its mapping."""
     rules: list[tuple[list[int] | None, dict[str, Any]]] = []
     for piece in split(text, ";"):
         if numbered := NUMBERED.fullmatch(piece):
@@ -109,7 +109,7 @@ def _is_number(text: str) -> bool:
 
 
 def write_choice(values: Mapping[str, Any]) -> str:
-    """A mapping with ``mechanism``, and ``heads`` where it has them, as text that reads back as the same."""
+    """A mapping with ``mechanism``, and perhaps ``heads``, as text that reads back as the same mapping."""
     options = {name: value for name, value in values.items() if name not in ("mechanism", "heads")}
     written = ",".join(f"{name}={_written(value)}" for name, value in options.items())
     where = f"{values['heads']}=" if "heads" in values else ""
@@ -117,7 +117,7 @@ def write_choice(values: Mapping[str, Any]) -> str:
 
 
 def write_choices(values: Sequence[Mapping[str, Any]]) -> str:
-    """Members of a union, or rules where one of them has ``heads``."""
+    """Members of a union; rules if one of them has ``heads``."""
     return (";" if any("heads" in one for one in values) else "+").join(write_choice(one) for one in values)
 
 
@@ -133,7 +133,7 @@ def write_numbers(numbers: Sequence[int]) -> str:
 
 
 def split(text: str, sign: str) -> list[str]:
-    """The pieces of ``text`` between ``sign``, without empty ones; signs in brackets do not count."""
+    """The non-empty pieces of ``text`` between occurrences of ``sign`` outside brackets."""
     pieces, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")
@@ -145,7 +145,7 @@ def split(text: str, sign: str) -> list[str]:
 
 
 def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
-    """Append every piece that starts nothing new to the one before it."""
+    """Append every piece that does not begin a new entry to the one before it."""
     whole: list[str] = []
     for piece in pieces:
         if whole and not begins(piece):
@@ -156,7 +156,7 @@ def _joined(pieces: list[str], sign: str, begins: Any) -> list[str]:
 
 
 def _unwrapped(text: str) -> str:
-    """Without one pair of brackets around all of it, unless it is JSON."""
+    """``text`` without a pair of brackets around all of it, unless it is JSON."""
     text = text.strip()
     return text[1:-1] if text.startswith("[") and text.endswith("]") and not text[1:].lstrip().startswith(("{", "]")) else text
 
@@ -172,7 +172,7 @@ def _written(value: Any) -> str:
 class Choice:
     """A registered mechanism and its checked options.
 
-    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``; written as the former, with the given options only.
+    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``; written as the former, with only the options given.
     """
 
     mechanism: str
@@ -181,7 +181,7 @@ class Choice:
 
     @classmethod
     def read(cls, owner: str, name: str, value: Any) -> Choice:
-        """One choice; ``owner`` and ``name`` say whose option it is, for messages."""
+        """One choice; error messages name the option ``name`` of mechanism ``owner``."""
         if isinstance(value, cls):
             return value
         values = read_choice(value) if isinstance(value, str) else value
@@ -238,7 +238,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class HeadChoice(Choice):
-    """A choice for the heads ``heads``, or in turn for those that no other choice names (``None``)."""
+    """A choice for the heads ``heads``; with ``None``, it takes turns over the heads that no choice names."""
 
     heads: tuple[int, ...] | None = None
 
@@ -254,7 +254,7 @@ class HeadChoice(Choice):
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[Choice, ...]:
-        """A list of choices, or its text (``0-5=window:window=64;6-11=full``; ``window,full`` takes turns; or JSON)."""
+        """A list of choices, or its text (``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON)."""
 
         def rules(text: str) -> list[dict[str, Any]]:
             return [values if where is None else {"heads": where, **values} for where, values in read_rules(text)]
@@ -264,19 +264,16 @@ class HeadChoice(Choice):
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() if self.heads is None else {"heads": write_numbers(self.heads), **super().to_dict()}
 
-    def __str__(self) -> str:
-        return super().__str__()
-
 
 class Composite(Mechanism):
-    """A mechanism made of ``members``: their forms, their training, their global tokens and the longest of their reaches are its own."""
+    """A mechanism made of ``members``, from which its forms, training, global tokens and reach follow."""
 
     members: nn.ModuleList
     _layer = 0
 
     @property
     def layer(self) -> int:
-        """Index of the layer, by which seeded members differ from those of other layers."""
+        """Index of the layer, which seeded members depend on."""
         return self._layer
 
     @layer.setter
@@ -286,31 +283,30 @@ class Composite(Mechanism):
             member.layer = index
 
     def adopt(self, members: Iterable[Mechanism]) -> None:
-        """Called once by ``__init__``.
+        """Set the members; called once by ``__init__``.
 
         Raises:
-            OptionError: one member has the causal form only and another the bidirectional one only, or relative positions were asked for
-                and one has no scores to which they could be added.
+            OptionError: one member is causal only and another bidirectional only, or relative positions were requested and one member has
+                no scores to add them to.
         """
         self.members = nn.ModuleList(members)
         forms = {member.causal for member in self.mechanisms} - {"both"}
         if len(forms) > 1:
             causal, plain = (next(m.name for m in self.mechanisms if m.causal is form) for form in (True, False))
             raise OptionError(
-                f"Mechanism {self.name!r} joins {causal!r}, which exists in the causal form only, with {plain!r}, which has none; "
-                "leave one of them out."
+                f"Mechanism {self.name!r} joins {causal!r}, which exists in the causal form only, with {plain!r}, which has no causal "
+                "form; leave one of them out."
             )
         scoreless = next((member.name for member in self.mechanisms if not member.takes_score_mod), None)
         if scoreless is not None and self.relative is not None:
             raise OptionError(
-                f"Mechanism {self.name!r} was given relative={self.options.relative!r}, but its member {scoreless!r} has no scores to "
-                "which relative positions could be added; leave one of them out."
+                f"Mechanism {self.name!r} was given relative={self.options.relative!r}, but its member {scoreless!r} has no scores that "
+                "relative positions could be added to; leave one of them out."
             )
-        # Of this instance, in place of the class's own.
-        self.__dict__["takes_score_mod"] = scoreless is None
-        self.__dict__["causal"] = forms.pop() if forms else "both"
-        self.__dict__["trains"] = any(member.trains for member in self.mechanisms)
-        self.__dict__["takes_globals"] = any(member.takes_globals for member in self.mechanisms)
+        self.takes_score_mod = scoreless is None
+        self.causal = forms.pop() if forms else "both"
+        self.trains = any(member.trains for member in self.mechanisms)
+        self.takes_globals = any(member.takes_globals for member in self.mechanisms)
 
     @property
     def mechanisms(self) -> list[Mechanism]:

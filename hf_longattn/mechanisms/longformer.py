@@ -95,10 +95,6 @@ class Longformer(SparseMechanism):
         if self.options.separate_global:
             self.separate.reset_parameters(generator)
 
-    @property
-    def is_mask(self) -> bool:
-        return self.options.is_mask()
-
     def pattern(self, causal: bool) -> Pattern:
         return dataclasses.replace(Pattern.window(self.options.window, causal), has_globals=True)
 

@@ -31,11 +31,6 @@ class MaskedMechanism(Mechanism):
         """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
         return self
 
-    @property
-    def is_mask(self) -> bool:
-        """Whether the mask is all: softmax over what it leaves, each key once, with the layer's own projections."""
-        return type(self).dense_weights is MaskedMechanism.dense_weights
-
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
         return None

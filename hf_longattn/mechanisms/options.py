@@ -103,7 +103,7 @@ class Options:
         return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
 
     def is_mask(self) -> bool:
-        """Whether a mechanism over masks is nothing but a mask with these options, as a union needs."""
+        """Whether a band or a mechanism of parts is nothing but its mask with these options: softmax over the visible keys."""
         return True
 
     def sample_length(self) -> int:

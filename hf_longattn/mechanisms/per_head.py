@@ -2,8 +2,8 @@
 
     output = concatenation over heads h of  Attention_{m(h)}(Q_h, K_h, V_h)
 
-where m(h) is the mechanism chosen for head h. Numbered choices are for their heads; the others take turns over the remaining heads, so
-that one choice without numbers stands for all the rest.
+where m(h) is the mechanism of head h. Numbered choices apply to their heads; the others take turns over the remaining heads, so a single
+choice without numbers applies to all the rest.
 """
 
 from __future__ import annotations
@@ -30,33 +30,36 @@ EXAMPLE = "heads='0-5=window:window=256;6-11=full', or heads='window:window=256,
 class PerHeadOptions(Options):
     heads: tuple[HeadChoice, ...] = option(
         (HeadChoice("window", WindowOptions()), HeadChoice("full", Options())),
-        "the mechanism of each head: 0-5=window:window=64;6-11=full by number, or window:window=64,full in turn for heads without one",
+        "the mechanism of each head: 0-5=window:window=64;6-11=full by number, or window:window=64,full in turn over unnumbered heads",
     )
 
     def check(self) -> None:
         if not self.heads:
             raise OptionError(f"Mechanism 'per_head' needs the mechanisms of its heads, for example {EXAMPLE}.")
-        named = [head for choice in self.heads for head in choice.heads or ()]
+        named = self.named()
         twice = sorted({head for head in named if named.count(head) > 1})
         if twice:
             raise OptionError(f"Option 'heads' of mechanism 'per_head' names head {twice[0]} twice; for example {EXAMPLE}.")
 
     def min_heads(self) -> int:
-        named = [head for choice in self.heads for head in choice.heads or ()]
-        turns = sum(choice.heads is None for choice in self.heads)
+        named, turns = self.named(), sum(choice.heads is None for choice in self.heads)
         each = max(choice.options.min_heads() for choice in self.heads)
         return max([len(named) + turns * each, *(head + 1 for head in named), each])
 
+    def named(self) -> list[int]:
+        """The heads that choices name."""
+        return [head for choice in self.heads for head in choice.heads or ()]
+
     def assign(self, num_heads: int) -> list[tuple[HeadChoice, list[int]]]:
         """The choices that have heads in a layer of ``num_heads``, each with its heads."""
-        heads: dict[int, list[int]] = {place: list(choice.heads or ()) for place, choice in enumerate(self.heads)}
-        named = {head for group in heads.values() for head in group}
+        groups = [list(choice.heads or ()) for choice in self.heads]
+        named = self.named()
         if named and max(named) >= num_heads:
             raise OptionError(
                 f"Option 'heads' of mechanism 'per_head' names head {max(named)}, but the layer has {num_heads} heads: "
                 f"use 0 to {num_heads - 1}."
             )
-        turns = [place for place, choice in enumerate(self.heads) if choice.heads is None]
+        turns = [group for group, choice in zip(groups, self.heads, strict=True) if choice.heads is None]
         left = [head for head in range(num_heads) if head not in named]
         if left and not turns:
             raise OptionError(
@@ -64,8 +67,8 @@ class PerHeadOptions(Options):
                 "add one mechanism without numbers for the rest, for example '0-5=window:window=64;full'."
             )
         for number, head in enumerate(left):
-            heads[turns[number % len(turns)]].append(head)
-        return [(self.heads[place], group) for place, group in heads.items() if group]
+            turns[number % len(turns)].append(head)
+        return [(choice, group) for choice, group in zip(self.heads, groups, strict=True) if group]
 
 
 @register_mechanism("per_head")
@@ -93,11 +96,11 @@ class PerHead(Composite):
         assigned = options.assign(num_heads)
         self.groups = [heads for _, heads in assigned]
         self.adopt(choice.build(len(heads), head_dim, hidden_size, max_length) for choice, heads in assigned)
-        hungry = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
-        if hungry is not None:
+        projecting = next((member.name for member in self.mechanisms if member.takes_hidden_states), None)
+        if projecting is not None:
             raise OptionError(
-                f"Mechanism {hungry!r} has separate projections with these options, which belong to a whole layer; "
-                "leave them out (separate_global=False), or give it the layer in place of some heads."
+                f"Mechanism {projecting!r} has separate projections with these options, which belong to a whole layer; "
+                "leave them out (separate_global=False), or use it for the whole layer."
             )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -121,14 +124,14 @@ class PerHead(Composite):
         return zip(self.mechanisms, self.groups, strict=True)
 
     def _of_heads(self, heads: list[int], q: Tensor, *keys: Tensor) -> list[Tensor]:
-        """The heads' queries, and the key and value heads that they share: as they are grouped where whole groups are asked for."""
+        """The queries of ``heads`` and their key and value heads, still grouped if ``heads`` consists of whole groups."""
         each = self.num_heads // keys[0].shape[1]
         shared = [head // each for head in heads]
         whole = len(heads) % each == 0 and all(shared[n : n + each].count(shared[n]) == each for n in range(0, len(heads), each))
         return [_take(q, heads), *(_take(x, shared[::each] if whole else shared) for x in keys)]
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
-        """Results ``(B, group, …)`` of the groups as ``(B, H, …)``."""
+        """The results ``(B, group, …)`` of all groups as ``(B, H, …)``, in the order of the heads."""
         order = [head for heads in self.groups for head in heads]
         return _take(torch.cat(parts, 1), sorted(range(len(order)), key=order.__getitem__))
 
@@ -143,7 +146,7 @@ class PerHead(Composite):
 
 
 def _take(x: Tensor, heads: list[int]) -> Tensor:
-    """Heads of ``x (B, H, …)``, as a view where they are neighbours."""
+    """Heads of ``x (B, H, …)``, as a view if they are consecutive."""
     if heads == list(range(heads[0], heads[0] + len(heads))):
         return x[:, heads[0] : heads[0] + len(heads)]
     return x[:, heads]

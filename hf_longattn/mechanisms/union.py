@@ -1,4 +1,4 @@
-"""The union of several masks under one softmax: query i sees key j when any member's mask lets it. Each pair counts once.
+"""The union of several masks under one softmax: query i sees key j if any member's mask allows it. Each pair counts once.
 
     visible(i, j) = visible_1(i, j) or visible_2(i, j) or …
 
@@ -40,8 +40,8 @@ class UnionOptions(Options):
         if not self.of:
             raise OptionError(f"Mechanism 'union' needs the mechanisms that it joins, for example {EXAMPLE}.")
         for choice in self.of:
-            plain = issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism)
-            if not plain or not choice.options.is_mask():
+            masked = issubclass(mechanism_class(choice.mechanism), SparseMechanism | GatheredMechanism)
+            if not masked or not choice.options.is_mask():
                 raise OptionError(
                     f"Mechanism {choice.mechanism!r} is not a mask over positions, so a union cannot contain it; "
                     "join masks such as window, longformer or strided, or give it separate heads with 'per_head'."
@@ -53,7 +53,7 @@ class UnionOptions(Options):
 
 @register_mechanism("union")
 class Union(Composite, GatheredMechanism):
-    """Several masks joined: a pair is seen when any of them lets it, and weighs once."""
+    """Several masks joined: a pair is visible if any of them allows it, and counts once."""
 
     summary = "several masks joined under one softmax"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
@@ -75,16 +75,16 @@ class Union(Composite, GatheredMechanism):
 
     @property
     def bands(self) -> list[SparseMechanism]:
-        """The members that are a band around the diagonal, perhaps with global tokens."""
+        """Members that are a band around the diagonal, perhaps with global tokens."""
         return [member for member in self.mechanisms if isinstance(member, SparseMechanism)]
 
     @property
     def gathered(self) -> list[GatheredMechanism]:
-        """The members that are laid out in parts."""
+        """Members that list their pairs as parts."""
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism)]
 
     def pattern(self, causal: bool) -> Pattern | None:
-        """The band that the bands make together: each holds the diagonal, so that the widest sides are it."""
+        """The band that covers all bands: each contains the diagonal, so it has the widest of their sides."""
         patterns = [member.pattern(causal) for member in self.bands]
         if not patterns:
             return None
@@ -92,7 +92,7 @@ class Union(Composite, GatheredMechanism):
         return Pattern(*sides, causal, any(pattern.has_globals for pattern in patterns))
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """Members that have global tokens share ``global_mask``."""
+        """All members receive the same ``global_mask``."""
         return _any_of([member.mask_mod(causal, global_mask) for member in self._masks()])
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -126,7 +126,6 @@ class Union(Composite, GatheredMechanism):
         return any(member.covers(length, causal) for member in self.mechanisms)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """What any member keeps."""
         found = []
         for member in self.mechanisms:
             reach, kept = member.reach(True), member.kept(positions, upcoming)
@@ -138,7 +137,7 @@ class Union(Composite, GatheredMechanism):
         return functools.reduce(torch.logical_or, found)
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """From above: pairs that several members see are counted for each, up to full attention."""
+        """An upper bound: pairs that several members see count once per member, up to full attention."""
         return min(Mechanism.pairs(self, length, causal), sum(member.pairs(length, causal) for member in self.mechanisms))
 
 

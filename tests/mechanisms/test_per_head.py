@@ -111,7 +111,7 @@ def test_heads_that_do_not_fit_the_layer_get_a_sentence(heads: str, says: str) -
 
 
 def test_relative_positions_need_scores_in_every_head() -> None:
-    with pytest.raises(OptionError, match=r"its member 'linear' has no scores to which relative positions could be added"):
+    with pytest.raises(OptionError, match=r"its member 'linear' has no scores that relative positions could be added to"):
         build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear", relative="alibi")
     assert not build_mechanism("per_head", num_heads=4, head_dim=16, heads="window,linear").takes_score_mod
 
