@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.training.data import save_qa
+from hf_longattn.training.qa_data import save_qa
 from research.docstring_qa import Rejections, build_docstring_qa
 from research.variable_tracking import build_variable_tracking
 

@@ -22,7 +22,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.data import QA_FEATURES
+from hf_longattn.training.qa_data import QA_FEATURES
 from research import corpus
 from research.docstrings import Definition, StrippedSource, first_sentences, normalised, strip_docstrings
 

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_features import QAFormat, pad_features
 from hf_longattn.training.args import QATrainingArguments, argument
-from hf_longattn.training.data import load_qa
-from hf_longattn.training.qa import PositionRange, QACollator, QATrainer, describe_qa_training, format_for, load_qa_model, to_features
+from hf_longattn.training.lengths import PositionRange
+from hf_longattn.training.qa import QACollator, QATrainer, describe_qa_training, format_for, load_qa_model, to_features
+from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.training_loop import begin, finish, run_training, train
 from research import corpus
 from research.docstring_qa import build_docstring_qa
@@ -142,6 +143,7 @@ class ReaderTrainer(QATrainer):
         if "task" not in inputs:  # an evaluation
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         task, given = inputs.pop("task"), inputs
+        inputs.pop("real", None)
         starts = inputs.get("starts", inputs["start_positions"][:, None])
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
             inputs = {key: value for key, value in given.items() if key not in ("ask", "trail", "links", "starts", "ends")}

@@ -61,7 +61,7 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
     for record, question in zip(records, questions, strict=True):
         end += len(question) + 1
         ask = max(place for place, (start, stop) in enumerate(offsets) if start < stop <= end)
-        found = feature.locate(record)
+        found = feature.locate(record)[0]
         trail = tuple(token_at(feature.offsets, int(character)) for character in record.get("trail") or ())  # -1 outside this input
         feature.packed.append(Asked(ask, *found, trail))
     links = [(token_at(feature.offsets, word), token_at(feature.offsets, name)) for word, name in records[0].get("links") or ()]

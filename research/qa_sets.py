@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.evaluation.metrics.long_qa import BUCKETS
-from hf_longattn.training.data import load_qa
+from hf_longattn.training.qa_data import load_qa
 from research.docstring_qa import build_docstring_qa
 from research.qa_run import bucket_of
 from research.variable_tracking import build_variable_tracking

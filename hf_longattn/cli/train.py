@@ -21,9 +21,9 @@ Task = Callable[[Arguments], int]
 def qa(arguments: Arguments = None) -> int:
     """Fine-tune for extractive question answering on SQuAD-shaped data."""
     from ..training.args import QATrainingArguments
-    from ..training.qa import finetune_qa
+    from ..training.qa import finetune_qa, qa_table
 
-    return _run(qa, arguments, QATrainingArguments, finetune_qa)
+    return _run(qa, arguments, QATrainingArguments, finetune_qa, qa_table)
 
 
 def classification(arguments: Arguments = None) -> int:

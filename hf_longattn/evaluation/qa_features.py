@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,31 +45,54 @@ class QAFeature:
     Attributes:
         inputs: input_ids, and token_type_ids and global_attention_mask where they apply; lists of L.
         offsets: per token the (start, end) characters in the context; None outside the context.
-        start, end: first and last token of the answer; (0, 0) if it is not here.
+        spans: first and last token of every correct answer that lies in this input; [(0, 0)], "no answer", without one.
+        sentences: of each sentence (HotpotQA) that lies in this input, its number in the record, its last token, and whether it supports.
     """
 
     inputs: dict[str, list[int]]
     offsets: list[tuple[int, int] | None]
-    start: int = 0
-    end: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    sentences: list[tuple[int, int, bool]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    @property
+    def start(self) -> int:
+        """The first token of the first answer."""
+        return self.spans[0][0]
+
+    @property
+    def end(self) -> int:
+        """The last token of the first answer."""
+        return self.spans[0][1]
 
     @property
     def document_start(self) -> int:
         """The document's first token."""
         return next((place for place, span in enumerate(self.offsets) if span is not None), len(self))
 
-    def locate(self, record: Mapping[str, Any]) -> tuple[int, int]:
-        """Return the first and last token of the record's first answer; (0, 0) if it is not in this input."""
+    def locate(self, record: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """First and last token of each of the record's answers that lies in this input as a whole; [(0, 0)] where none does."""
         answers = record.get("answers") or {"text": [], "answer_start": []}
-        if not answers["text"]:
-            return 0, 0
-        begin = int(answers["answer_start"][0])
-        start = token_at(self.offsets, begin)
-        end = token_at(self.offsets, begin + max(0, len(answers["text"][0]) - 1))
-        return (start, end) if start >= 0 and end >= 0 else (0, 0)
+        places = [
+            (int(start), int(start) + max(1, len(text))) for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+        ]
+        found = [span for place in places if (span := self._tokens(place)) is not None]
+        return list(dict.fromkeys(found)) or [(0, 0)]
+
+    def locate_sentences(self, record: Mapping[str, Any]) -> list[tuple[int, int, bool]]:
+        """The record's sentences as in :attr:`sentences`."""
+        found = []
+        for number, sentence in enumerate(record.get("sentences") or []):
+            span = self._tokens((sentence["start"], sentence["end"]))
+            if span is not None:
+                found.append((number, span[1], bool(sentence["supports"])))
+        return found
+
+    def _tokens(self, characters: tuple[int, int]) -> tuple[int, int] | None:
+        start, end = token_at(self.offsets, characters[0]), token_at(self.offsets, characters[1] - 1)
+        return (start, end) if start >= 0 and end >= 0 else None
 
 
 def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> list[QAFeature]:
@@ -122,6 +145,29 @@ def pad_features(features: Sequence[QAFeature], pad_token_id: int) -> dict[str, 
     return batch
 
 
+def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
+    """What a loss compares with, padded with -1: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their last tokens,
+    and ``supports (B, S)``, padded with 0."""
+    columns: dict[str, list[list[int]]] = {
+        "starts": [sorted({start for start, _ in feature.spans}) for feature in features],
+        "ends": [sorted({end for _, end in feature.spans}) for feature in features],
+        "sentences": [[token for _, token, _ in feature.sentences] for feature in features],
+        "supports": [[int(supports) for _, _, supports in feature.sentences] for feature in features],
+    }
+    return {name: pad_lists(rows, 0 if name == "supports" else -1) for name, rows in columns.items()}
+
+
+def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    """``(B, most)`` of rows of different length."""
+    most = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
+
+
+def kind_number(record: Mapping[str, Any]) -> int:
+    """The record's kind of answer as a class: 0 span, 1 yes, 2 no, -100 neither (no answer)."""
+    return {"span": 0, "yes": 1, "no": 2}.get(record.get("kind") or "", -100)
+
+
 def token_at(offsets: Sequence[tuple[int, int] | None], character: int) -> int:
     """Return the token that contains (or precedes) ``character`` of the context; -1 if it lies outside this input.
 
@@ -162,5 +208,5 @@ def _feature(record: Mapping[str, Any], encoded: Mapping[str, Any], index: int, 
     if form.global_question:
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
     feature = QAFeature(inputs, offsets)
-    feature.start, feature.end = feature.locate(record)
+    feature.spans, feature.sentences = feature.locate(record), feature.locate_sentences(record)
     return feature

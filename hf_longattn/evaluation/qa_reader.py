@@ -4,17 +4,22 @@ over all inputs wins."""
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, encode_qa, pad_features
+from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
+from hf_longattn.evaluation.qa_heads import KINDS, evidence_scores, qa_loss
 from hf_longattn.modeling.token_globals import takes_globals, token_rule
+
+RECORDS_AT_ONCE = 256
+"""Records whose inputs are sorted by length together."""
 
 
 class QAReader:
@@ -29,7 +34,9 @@ class QAReader:
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = always answer.
+        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = the one that training has left
+            in the config (``no_answer_threshold``), or else always answer.
+        n_best: candidates kept in :meth:`read`.
     """
 
     def __init__(
@@ -44,32 +51,91 @@ class QAReader:
         dtype: torch.dtype | None = None,
         max_answer_tokens: int = 30,
         null_threshold: float | None = None,
+        n_best: int = 20,
     ) -> None:
         if form.global_question and (token_rule(model) is not None or not takes_globals(model)):  # the model marks them itself, or has none
             form = dataclasses.replace(form, global_question=False)
         self.name, self.model, self.tokenizer, self.form, self.seed = name, model.eval(), tokenizer, form, seed
         self.batch_size, self.dtype = batch_size, dtype
-        self.max_answer_tokens, self.null_threshold = max_answer_tokens, null_threshold
+        self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
+        self.null_threshold = null_threshold
+        if null_threshold is None:
+            self.null_threshold = getattr(getattr(model, "config", None), "no_answer_threshold", None)
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer's text, "" for none."""
-        features = encode_qa({**record, "answers": None}, self.tokenizer, self.form)
-        starts, ends = [], []
-        for place in range(0, len(features), self.batch_size):
-            outputs = self._forward(features[place : place + self.batch_size])
-            starts.extend(outputs.start_logits.float().cpu().numpy())
-            ends.extend(outputs.end_logits.float().cpu().numpy())
-        spans = n_best_spans(record["context"], features, starts, ends, n_best=5, max_answer_tokens=self.max_answer_tokens)
-        if not spans or (self.null_threshold is not None and spans[0].score < self.null_threshold):
-            return ""
-        return spans[0].text
+        return self.read([{**record, "answers": None}])[0].text
+
+    def read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Answers with their candidates, in the order of ``records``; inputs of similar length share a forward pass.
+
+        Where records have answers, each :class:`Answer` has the losses of its inputs.
+        """
+        found: list[Answer] = []
+        for first in range(0, len(records), RECORDS_AT_ONCE):
+            found += self._read(records[first : first + RECORDS_AT_ONCE])
+        return found
+
+    def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        inputs = [_Input(number, feature, record) for number, record in enumerate(records) for feature in self.encode(record)]
+        order = sorted(inputs, key=lambda one: len(one.feature), reverse=True)
+        for place in range(0, len(order), self.batch_size):
+            self._score(order[place : place + self.batch_size])
+        by_record: list[list[_Input]] = [[] for _ in records]
+        for one in inputs:
+            by_record[one.record_number].append(one)
+        return [self._choose(record, parts) for record, parts in zip(records, by_record, strict=True)]
+
+    def encode(self, record: Mapping[str, Any]) -> list[QAFeature]:
+        """The inputs made of a record."""
+        return encode_qa(record, self.tokenizer, self.form)
+
+    def _choose(self, record: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
+        features = [one.feature for one in parts]
+        starts, ends = [one.starts for one in parts], [one.ends for one in parts]
+        spans = n_best_spans(record["context"], features, starts, ends, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
+        kind = KINDS[int(np.sum([one.kinds for one in parts], axis=0).argmax())]
+        scores: dict[int, float] = {}
+        for one in parts:
+            for (number, _, _), score in zip(one.feature.sentences, one.sentences, strict=True):
+                scores[number] = max(float(score), scores.get(number, -np.inf))
+        supporting = [number for number, score in sorted(scores.items()) if score > 0]
+        places = sorted({offset for feature in features for offset in feature.offsets if offset is not None})
+        answers = record.get("answers") or {"answer_start": []}
+        first = min(answers["answer_start"], default=None)
+        position = -1 if first is None else bisect_right(places, (first, np.inf)) - 1
+        answer = Answer("", spans, kind, supporting, tuple(one.loss for one in parts), len(places), position)
+        return dataclasses.replace(answer, text=answer.above(self.null_threshold))
 
     @torch.inference_mode()
-    def _forward(self, features: Sequence[QAFeature]) -> Any:
+    def _score(self, batch: Sequence[_Input]) -> None:
         device, padding = self.model.device, self.tokenizer.pad_token_id
+        features = [one.feature for one in batch]
         inputs = {key: value.to(device) for key, value in pad_features(features, 0 if padding is None else padding).items()}
+        evidence = getattr(self.model, "evidence", None)
         with torch.autocast(device.type, self.dtype) if self.dtype is not None else nullcontext():
-            return self.model(**inputs)
+            outputs = self.model(**inputs, **({"output_hidden_states": True} if evidence is not None else {}))
+            targets = {
+                **{name: value.to(device) for name, value in pad_targets(features).items()},
+                "attention_mask": inputs["attention_mask"],
+            }
+            losses = qa_loss(outputs, {**targets, "kinds": torch.tensor([one.kind for one in batch], device=device)}, evidence).tolist()
+            kinds, sentences = (None, None) if evidence is None else evidence_scores(outputs, targets, evidence)
+        for row, one in enumerate(batch):
+            one.starts, one.ends = (scores[row].float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
+            one.loss = losses[row]
+            if kinds is not None and sentences is not None:
+                one.kinds = kinds[row].float().log_softmax(-1).cpu().numpy()
+                one.sentences = sentences[row, : len(one.feature.sentences)].float().cpu().numpy()
+
+
+class _Input:
+    """One of a record's inputs, and what the model said of it."""
+
+    def __init__(self, number: int, feature: QAFeature, record: Mapping[str, Any]) -> None:
+        self.record_number, self.feature, self.kind = number, feature, kind_number(record)
+        self.starts = self.ends = np.zeros(0)
+        self.kinds, self.sentences, self.loss = np.array([1.0, 0.0, 0.0]), np.zeros(len(feature.sentences)), 0.0
 
 
 def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAFormat:
@@ -100,6 +166,52 @@ class Span:
     start: int
     end: int
     score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reader found in a document.
+
+    Attributes:
+        text: the answer, "" for none.
+        spans: candidates, best first.
+        kind: "span", or what the heads for HotpotQA say: "yes" or "no".
+        supporting: numbers of the record's sentences that support the answer (HotpotQA).
+        losses: of the document's inputs.
+        length: tokens of the document.
+        position: tokens before the first right answer; -1 without one.
+    """
+
+    text: str
+    spans: list[Span]
+    kind: str = "span"
+    supporting: list[int] = field(default_factory=list)
+    losses: tuple[float, ...] = ()
+    length: int = 0
+    position: int = -1
+
+    @property
+    def best(self) -> str:
+        """The answer if there must be one."""
+        return self.kind if self.kind != "span" else self.spans[0].text if self.spans else ""
+
+    @property
+    def score(self) -> float:
+        """By how much the best span is above "no answer"; SQuAD 2's null score difference with the opposite sign."""
+        return self.spans[0].score if self.spans else -float("inf")
+
+    def above(self, threshold: float | None) -> str:
+        """The answer, "" where the best span's score is below ``threshold``; ``None`` = there must be one."""
+        return "" if threshold is not None and self.kind == "span" and self.score < threshold else self.best
+
+    def n_best(self) -> list[dict[str, Any]]:
+        """The candidates as in SQuAD's ``nbest_predictions.json``: probabilities are among them and "no answer"."""
+        scores = np.array([span.score for span in self.spans] + [0.0])
+        shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        told = [{"text": one.text, "score": one.score, "start": one.start, "end": one.end} for one in self.spans]
+        told.append({"text": "", "score": 0.0, "start": -1, "end": -1})
+        rows = [{**one, "probability": float(share)} for one, share in zip(told, shares, strict=True)]
+        return sorted(rows, key=lambda one: -one["probability"])
 
 
 def n_best_spans(

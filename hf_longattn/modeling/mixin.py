@@ -239,8 +239,6 @@ class LongBaseModelMixin(LongAttentionMixin):
                 kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs, kwargs.get("documents"))
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.position_table is not None and (self.recursion is None or attention_implementation(self.config) != BACKEND):
-            check_length(self.position_table, self.config, args, kwargs)
         if kwargs.get("global_attention_mask") is not None and attention_implementation(self.config) == BACKEND:
             mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
             length = kwargs["global_attention_mask"].shape[-1]
@@ -258,6 +256,8 @@ class LongBaseModelMixin(LongAttentionMixin):
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
+        if self.position_table is not None and (self.recursion is None or attention_implementation(self.config) != BACKEND):
+            check_length(self.position_table, self.config, args, kwargs)
 
     def _find_documents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Documents packed into one row, by numbers, by offsets or by positions that restart, as ``documents (B, N)`` for attention."""
@@ -287,7 +287,7 @@ class LongBaseModelMixin(LongAttentionMixin):
             told = nn.functional.pad(restarts.cumsum(1), (1, 0)).expand(shape)
         if not traced and shape[1] and bool((told[:, -1:] == told[:, :1]).all()):  # one document in each row
             return
-        if (refusal := self._refusal_of_documents(kwargs)) is not None:
+        if (refusal := self.refusal_of_documents(kwargs)) is not None:
             raise MaskError(refusal)
         kwargs["documents"] = told
         if positions is None and "position_ids" in inspect.signature(type(self).forward).parameters:
@@ -298,7 +298,7 @@ class LongBaseModelMixin(LongAttentionMixin):
         if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
             self._rule_out_packing(args, kwargs)
 
-    def _refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
+    def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
         """Why documents cannot be packed into a row of this call; None where they can."""
         if self.recursion is not None or self.config.is_encoder_decoder or not self.hands_globals_down:
             which = "runs in segments with memory tokens" if self.recursion is not None else "cannot tell its attention where each starts"

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from .attention_distillation.distill import distill_attention
     from .classification import finetune_classification
     from .collators import DataCollatorWithGlobals
-    from .data import load_labelled, load_qa, load_text, save_qa
+    from .data import load_labelled, load_text
+    from .lengths import longest_input
     from .lm import finetune_lm
-    from .qa import finetune_qa, load_qa_model, longest_input
+    from .qa import finetune_qa, load_qa_model
+    from .qa_data import load_qa, save_qa
 
 _HOME = {
     "CLMTrainingArguments": "args",
@@ -43,11 +45,11 @@ _HOME = {
     "finetune_lm": "lm",
     "finetune_qa": "qa",
     "load_labelled": "data",
-    "load_qa": "data",
+    "load_qa": "qa_data",
     "load_qa_model": "qa",
     "load_text": "data",
-    "longest_input": "qa",
-    "save_qa": "data",
+    "longest_input": "lengths",
+    "save_qa": "qa_data",
 }
 
 __all__ = [

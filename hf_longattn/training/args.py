@@ -30,6 +30,8 @@ ENDLESS = 1_000_000
 """Optimiser steps of a run that only the clock ends."""
 DTYPES = ("float32", "float16", "bfloat16")
 OBJECTIVES = ("auto", "mlm", "clm")
+LONG_DOCUMENTS = ("windows", "truncate", "refuse")
+QA_HEADS = ("auto", "span", "hotpot")
 STAGES = ("both", "1", "2")
 
 
@@ -214,14 +216,25 @@ class QATrainingArguments(LongTrainingArguments):
     """Arguments of extractive question answering."""
 
     data: list[str] = argument(
-        [], "One or several of: a SQuAD-shaped .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset "
-        "on the Hub."
+        [], "One or several of: a .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset on the "
+        "Hub; in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
     split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Data to measure the loss on, before and after training.")
+    validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
     validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
-    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
+    long_documents: str = argument(
+        "windows", "What to do with documents longer than max_length: windows (overlapping, see stride), truncate (questions whose answer "
+        "is cut off are left out of the training), or refuse."
+    )  # fmt: skip
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length (BERT, run_qa).")
+    heads: str = argument(
+        "auto", "span, or hotpot: also yes and no answers and supporting sentences, as in Longformer; auto: what the data have."
+    )
+    packing: bool | None = argument(
+        None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
+    )
     max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
     global_question: bool | None = argument(
         None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
@@ -242,6 +255,9 @@ class QATrainingArguments(LongTrainingArguments):
         super().check()
         if not self.data:
             raise OptionError("no data given; add --data with a SQuAD-shaped file, a folder or a dataset's name")
+        for name, known in (("long_documents", LONG_DOCUMENTS), ("heads", QA_HEADS)):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.max_question_tokens < 1:
             raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
         _check_length(self.max_length)

@@ -27,7 +27,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.training.args import ClassificationTrainingArguments
 from hf_longattn.training.data import DataError, load_labelled
-from hf_longattn.training.lm import input_length
+from hf_longattn.training.lengths import input_length
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 

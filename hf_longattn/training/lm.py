@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.args import LMTrainingArguments, TextTrainingArguments
 from hf_longattn.training.data import load_text
+from hf_longattn.training.lengths import input_length
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -156,15 +157,3 @@ def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> st
             raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
         return "clm"
     return "mlm" if tokenizer.mask_token is not None else "clm"
-
-
-def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """Return the tokens of one input: ``wanted``, or the model's maximum.
-
-    Raises:
-        OptionError: ``wanted`` exceeds that maximum.
-    """
-    longest = min(getattr(model.config, "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
-    if wanted is not None and wanted > longest:
-        raise OptionError(f"max_length {wanted} exceeds the {longest} tokens that the model takes; convert it to that length first")
-    return wanted or longest

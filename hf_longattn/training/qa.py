@@ -1,83 +1,157 @@
 """Fine-tune a model, short or converted, for extractive question answering over long documents.
 
-Documents longer than the model are read in overlapping windows; in a window without the answer the target is the first token, "no
-answer", as in BERT's SQuAD 2 fine-tuning.
+Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
+as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of all of them together (Clark & Gardner 2018). HotpotQA's
+yes, no and supporting sentences get heads beside the span's, as in Longformer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
+from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
+from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.evaluation.qa_features import QAFormat, encode_qa, kind_number, pad_lists
+from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
+from hf_longattn.evaluation.qa_reader import Answer, QAReader
+from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.training.args import QATrainingArguments
+from hf_longattn.training.batching import packed, packing_refusal
 from hf_longattn.training.collators import DataCollatorWithGlobals
-from hf_longattn.training.data import load_qa
+from hf_longattn.training.data import DataError
+from hf_longattn.training.lengths import PositionRange, input_length
+from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
+TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "lengths", "real")
+"""Columns of a batch that the loss takes, and not the model."""
+LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0}
+"""Columns with several numbers for each input, and their padding."""
+
 
 def finetune_qa(args: QATrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``.
+    """Train, and write the model to ``args.output_dir``, with the predictions on ``args.validation``.
 
     Returns:
-        The log, as written to ``training_log.json``: arguments, versions, held-out loss before and after, Trainer's history.
+        The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
+        Trainer's history.
     """
     begin(args)
     model, tokenizer = load_qa_model(args.model)
-    form = dataclasses.replace(format_for(model, tokenizer, args), stride=args.stride)
-    varied = args.random_positions or bool(args.windows)
-    parts = [to_features(load_qa(name, args.split), tokenizer, form, document_start=varied) for name in args.data]
-    validation = to_features(load_qa(args.validation, args.validation_split), tokenizer, form) if args.validation else None
+    form = dataclasses.replace(format_for(model, tokenizer, args), stride=None if args.long_documents == "truncate" else args.stride)
+    records = concatenate_datasets([load_qa(name, args.split, skip_bad_rows=args.skip_bad_rows) for name in args.data])
+    validation = load_qa(args.validation, args.validation_split, skip_bad_rows=args.skip_bad_rows) if args.validation else None
     if validation is None and args.eval_strategy != "no":
         raise OptionError("evaluation during training needs data; add --validation DATA, or leave --eval_strategy out")
-    args.remove_unused_columns = False  # `document_start` goes to the Trainer, the others are the model's
+    if args.heads == "hotpot" or (args.heads == "auto" and any(records["sentences"])):
+        attach_evidence(model)
+    varied = args.random_positions or bool(args.windows)
+    features = training_features(records, tokenizer, form, args.long_documents, document_start=varied)
+    refusal = packing_refusal(model, args) or ("windows and random_positions vary padded rows" if varied else None)
+    if args.packing and refusal:
+        raise OptionError(f"--packing: {refusal}; leave it out")
+    pack = args.packing is not False and refusal is None
+    args.remove_unused_columns = False  # targets go to the loss, the others are the model's
+    reader = None
+    if validation is not None:
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        reader = QAReader("", model, tokenizer, form, batch_size=args.per_device_eval_batch_size, dtype=dtype)
+        if reader.null_threshold is None and "none" in {*records["kind"], *validation["kind"]}:
+            reader.null_threshold = 0.0
     trainer = QATrainer(
         model,
         args,
-        train_dataset=concatenate_datasets(parts),
+        train_dataset=features,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=QACollator(tokenizer),
+        data_collator=QACollator(tokenizer, pack=pack),
         max_minutes=args.max_minutes,
         positions=PositionRange.of(model) if args.random_positions else None,
         windows=args.windows,
+        reader=reader,
     )
-    log: dict[str, Any] = {"input_length": form.max_length, "features": sum(len(part) for part in parts)}
-    before = None if validation is None else trainer.evaluate()["eval_loss"]
+    log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
+    before = None if validation is None else (trainer.evaluate()["eval_loss"], trainer.scores)
     train(trainer, args)
-    if validation is not None:
-        log["held_out_loss"] = {"before": before, "after": trainer.evaluate()["eval_loss"]}
+    if validation is not None and before is not None and reader is not None:
+        answers = trainer.tune_threshold()
+        after = trainer.evaluate()["eval_loss"], trainer.scores
+        log["held_out_loss"] = {"before": before[0], "after": after[0]}
+        log["held_out"] = {"before": before[1], "after": after[1]}
+        if trainer.is_world_process_zero():
+            args.folder.mkdir(parents=True, exist_ok=True)
+            write_predictions(
+                args.folder, validation.to_list(), [dataclasses.replace(one, text=one.above(reader.null_threshold)) for one in answers]
+            )
     return finish(trainer, args, log, describe_qa_training)
 
 
+def training_features(
+    records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, long_documents: str, *, document_start: bool = False
+) -> Dataset:
+    """Model inputs to train on; see :func:`to_features`. Questions whose answers are known but not in the document are left out, and with
+    ``long_documents="truncate"`` those whose answers are cut off.
+
+    Raises:
+        LengthError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
+        DataError: nothing is left.
+    """
+    kept = [
+        place
+        for place, (kind, answers) in enumerate(zip(records["kind"], records["answers"], strict=True))
+        if kind != "span" or answers["text"]
+    ]
+    rows = to_features(records.select(kept), tokenizer, form, document_start=document_start)
+    if form.stride is None and long_documents == "truncate":
+        rows = rows.select([place for place, cut in enumerate(rows["answer_cut"]) if not cut])
+    rows = rows.remove_columns("answer_cut")
+    if long_documents == "refuse" and len(rows) > len(kept):
+        raise LengthError(
+            f"{len(rows) - len(kept):,} more inputs than questions: documents are longer than {form.max_length} tokens; give "
+            "--long_documents windows to read them in overlapping windows, or convert the model to a greater length"
+        )
+    if not len(rows):
+        raise DataError("no question has an answer in its document, so there is nothing to learn")
+    return rows
+
+
 def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, *, document_start: bool = False) -> Dataset:
-    """Model inputs of SQuAD-shaped records, as many per document as it has windows.
+    """Model inputs of records, as many per document as it has windows.
 
     Returns:
-        A dataset with the tokenizer's columns, ``global_attention_mask`` if ``form`` asks for it, ``start_positions``,
-        ``end_positions``, ``length`` (tokens), and with ``document_start`` the document's first token.
+        A dataset with the tokenizer's columns, ``global_attention_mask`` if ``form`` asks for it, ``starts`` and ``ends`` (all correct
+        tokens; [0] = no answer here), ``kinds`` (0 span, 1 yes, 2 no, -100 none), ``sentences`` and ``supports`` (HotpotQA), ``length``
+        (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
     """
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}
         for number in range(len(rows["question"])):
-            for feature in encode_qa({name: values[number] for name, values in rows.items()}, tokenizer, form):
+            record = {name: values[number] for name, values in rows.items()}
+            for feature in encode_qa(record, tokenizer, form):
                 row = {
                     **feature.inputs,
-                    "start_positions": feature.start,
-                    "end_positions": feature.end,
+                    "starts": sorted({start for start, _ in feature.spans}),
+                    "ends": sorted({end for _, end in feature.spans}),
+                    "kinds": kind_number(record),
+                    "sentences": [token for _, token, _ in feature.sentences],
+                    "supports": [int(supports) for _, _, supports in feature.sentences],
                     "length": len(feature),
+                    "answer_cut": bool(record["answers"]["text"]) and feature.spans == [(0, 0)],
                     **({"document_start": feature.document_start} if document_start else {}),
                 }
                 for name, value in row.items():
@@ -88,27 +162,96 @@ def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFo
 
 
 class QACollator(DataCollatorWithGlobals):
-    """Pads question-answering inputs; the length by which they were grouped is left out."""
+    """Batches of question-answering inputs: padded rows, or with ``pack`` one row without padding; the targets beside them are padded."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
+        super().__init__(tokenizer)
+        self.pack = pack
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().__call__([{name: value for name, value in row.items() if name != "length"} for row in features])
+        """The model's inputs; starts (B, K), ends (B, M), kinds (B,), sentences and supports (B, S); packed, also lengths (B,)."""
+        rows = [{name: value for name, value in row.items() if name not in ("length", "answer_cut")} for row in features]
+        targets: dict[str, Tensor] = {}
+        for name in TARGETS:
+            if name in rows[0]:
+                values = [row.pop(name) for row in rows]
+                targets[name] = pad_lists(values, LISTS[name]) if name in LISTS else torch.tensor(values)
+        if self.pack:
+            return {**packed(rows), **targets, "lengths": torch.tensor([len(row["input_ids"]) for row in rows])}
+        return {**super().__call__(rows), **targets}
 
 
 class QATrainer(TimedTrainer):
-    """A Trainer that can vary positions and windows in every step.
+    """A Trainer with the loss over all correct spans, that scores answers, and can vary positions and windows in every step.
 
     Args:
         positions: put question and document at random rows of this range, so that the whole position table is trained and nothing
             depends on absolute positions; ``None`` = the model's own positions.
         windows: see :func:`window_mask`; for short models only. Empty = full attention.
+        reader: answers the questions of ``eval_dataset``, whose rows are then records of ``load_qa``; ``None`` = they are inputs, and only
+            their loss is measured.
 
-    Training batches then need ``document_start (B,)``.
+    Training batches need ``document_start (B,)`` for the first two.
     """
 
-    def __init__(self, *args: Any, positions: PositionRange | None = None, windows: Sequence[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, positions: PositionRange | None = None, windows: Sequence[int] = (), reader: QAReader | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.positions, self.windows = positions, tuple(windows)
+        self.label_names = self.args.label_names or ["starts", "ends"]
+        self.positions, self.windows, self.reader = positions, tuple(windows), reader
+        self.scores: dict[str, Any] = {}
         self.batches = (0, 0)  # the current step, and its batches so far
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The mean over the batch's inputs, of all correct spans; the model's own loss where a batch has ``start_positions`` instead."""
+        if "starts" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
+        given = {name: value for name, value in inputs.items() if name not in TARGETS}
+        outputs = model(**given, **({"output_hidden_states": True} if evidence is not None else {}))
+        loss = qa_loss(outputs, inputs, evidence).mean()
+        return (loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}) if return_outputs else loss
+
+    def answers(self) -> list[Answer]:
+        """The reader's answers to the evaluation data, in their order; each process reads its share."""
+        assert self.reader is not None
+        self.model.eval()
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.reader.model = self.model_wrapped if sharded else self.model
+        records = self.eval_dataset.to_list()
+        if sharded or self.args.world_size == 1:  # sharded weights are gathered by all processes together
+            return self.reader.read(records)
+        mine = range(self.args.process_index, len(records), self.args.world_size)
+        found = gather_object(list(zip(mine, self.reader.read([records[place] for place in mine]), strict=True)))
+        return [answer for _, answer in sorted(found, key=lambda one: one[0])]
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well."""
+        if self.reader is None or eval_dataset is not None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        answers = self.answers()
+        losses = [loss for answer in answers for loss in answer.losses]
+        self.scores = score_answers(self.eval_dataset.to_list(), answers)
+        numbers = {name: float(value) for name, value in self.scores.items() if isinstance(value, (int, float))}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": sum(losses) / len(losses), **numbers}.items()}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def tune_threshold(self) -> list[Answer]:
+        """Put the threshold of "no answer" with the best F1 on the evaluation data into the config, where some have no answer.
+
+        Returns:
+            The answers to the evaluation data.
+        """
+        assert self.reader is not None
+        answers = self.answers()
+        found = score_answers(self.eval_dataset.to_list(), answers)
+        if "best_f1_threshold" in found:
+            self.reader.null_threshold = found["best_f1_threshold"]
+            self.accelerator.unwrap_model(self.model).config.no_answer_threshold = found["best_f1_threshold"]
+        return answers
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """As Trainer's. Positions and windows are drawn with the step's own seed, so that a resumed run draws what the uninterrupted run
@@ -128,26 +271,8 @@ class QATrainer(TimedTrainer):
             found["position_ids"] = random_positions(first, real.shape[1], self.positions, generator).to(real.device)
         mask = window_mask(first, real.cpu(), self.windows, generator) if self.windows else None
         if mask is not None:
-            found["attention_mask"] = mask.to(real.device)
+            found["attention_mask"], found["real"] = mask.to(real.device), real
         return found
-
-
-@dataclass(frozen=True)
-class PositionRange:
-    """The rows of a learned position table that tokens may use: ``first`` … ``first + count - 1``."""
-
-    first: int
-    count: int
-
-    @staticmethod
-    def of(model: PreTrainedModel) -> PositionRange | None:
-        """The range of a model with a learned table of absolute positions; ``None`` for any other."""
-        embeddings = getattr(model.base_model, "embeddings", None)
-        table = getattr(embeddings, "position_embeddings", None)
-        if not isinstance(table, torch.nn.Embedding):
-            return None
-        first = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa counts from padding_idx + 1
-        return PositionRange(first, table.num_embeddings - first)
 
 
 def random_positions(first: Tensor, length: int, positions: PositionRange, generator: torch.Generator) -> Tensor:
@@ -187,6 +312,24 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
     if "held_out_loss" in log:
         loss = log["held_out_loss"]
         lines += ["", f"Loss on `{settings['validation']}`: {loss['before']:.3f} before, {loss['after']:.3f} after."]
+    if "held_out" in log:
+        lines += ["", *(f"- {line}" for line in qa_table(log).splitlines())]
+    return "\n".join(lines)
+
+
+def qa_table(log: dict[str, Any]) -> str:
+    """The scores on the validation data before and after, one line for each; what is printed at the end of a run."""
+    if "held_out" not in log:
+        return ""
+    lines = []
+    for when, scores in log["held_out"].items():
+        names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
+        lines.append(f"{when}: " + ", ".join(f"{name} {scores[name]:.1f}" for name in names) + f" ({scores['n']:,} questions)")
+    after = log["held_out"]["after"]
+    for kind in ("by_length", "by_position"):
+        cells = [f"{bucket} {part['f1']:.1f} (n={part['n']})" for bucket, part in after[kind].items()]
+        if cells:
+            lines.append(f"F1 {kind.replace('_', ' ')} in tokens: " + ", ".join(cells))
     return "\n".join(lines)
 
 
@@ -196,6 +339,8 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
+        if getattr(model.config, "has_evidence_heads", False):
+            attach_evidence(model).load_state_dict(_evidence_weights(name))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
@@ -206,14 +351,26 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def _evidence_weights(name: str) -> dict[str, Tensor]:
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    files = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({file for weight, file in parts.items() if weight.startswith("evidence.")})
+    found: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(str(cached_file(name, file)), framework="pt") as tensors:
+            found |= {key.removeprefix("evidence."): tensors.get_tensor(key) for key in tensors.keys() if key.startswith("evidence.")}  # noqa: SIM118
+    return found
+
+
 def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: QATrainingArguments) -> QAFormat:
     """Return how documents become inputs of this model; its config then says which tokens are global, so that inference matches training.
 
     Raises:
         OptionError: a global question is requested for a model without global tokens.
     """
-    longest = longest_input(model, tokenizer)
-    length, question = min(args.max_length or longest, longest), args.max_question_tokens
+    length, question = input_length(model, tokenizer, args.max_length), args.max_question_tokens
     if args.global_question is False:
         if getattr(model.config, "question_separator_id", None) is not None:
             model.config.question_separator_id = None
@@ -222,9 +379,3 @@ def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args:
     if args.global_question and not takes_globals(model):
         raise OptionError(f"global_question was requested, but no layer of {args.model!r} takes global tokens; leave it out")
     return QAFormat(length, None, bool(args.global_question) and not chosen_by_model, question)
-
-
-def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the model takes."""
-    positions = PositionRange.of(model)
-    return positions.count if positions else int(getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))

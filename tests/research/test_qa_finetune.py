@@ -15,7 +15,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_features import QAFormat
 from hf_longattn.training.args import parse_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.data import save_qa
+from hf_longattn.training.qa_data import save_qa
 from research.qa_finetune import ReaderArguments, ReaderCollator, describe_training, finetune_qa
 from research.qa_packing import encode_packed
 from research.variable_tracking import DocumentShape, Filler, make_document

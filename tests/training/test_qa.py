@@ -10,21 +10,28 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     AutoModelForQuestionAnswering,
+    AutoTokenizer,
     BertForQuestionAnswering,
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaForQuestionAnswering,
+    Trainer,
+    TrainingArguments,
+    set_seed,
 )
 
 from hf_longattn import convert_checkpoint
-from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.evaluation.qa_features import QAFormat
+from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
+from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.args import QATrainingArguments
 from hf_longattn.training.checkpoints import newest_checkpoint
-from hf_longattn.training.data import load_qa, save_qa
-from hf_longattn.training.qa import PositionRange, QACollator, describe_qa_training, finetune_qa, random_positions, to_features, window_mask
+from hf_longattn.training.lengths import PositionRange
+from hf_longattn.training.qa import QACollator, describe_qa_training, finetune_qa, load_qa_model, random_positions, to_features, window_mask
+from hf_longattn.training.qa_data import load_qa, save_qa
 from hf_longattn.training.training_loop import LOG_NAME
 
 FAST: dict[str, Any] = {
@@ -159,13 +166,14 @@ def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTraine
     features = to_features(records, tokenizer, QAFormat(96, stride=32, global_question=True), document_start=True)
     assert len(features) > len(records)
     assert max(features["length"]) == 96
-    assert sum(start > 0 for start in features["start_positions"]) >= len(records)
+    assert sum(starts != [0] for starts in features["starts"]) >= len(records)
     shortest, longest = min(features, key=lambda row: row["length"]), max(features, key=lambda row: row["length"])
     batch = QACollator(tokenizer)([shortest, longest])
     padding = 96 - shortest["length"]
     assert batch["input_ids"].shape == batch["global_attention_mask"].shape == batch["token_type_ids"].shape == (2, 96)
     assert batch["attention_mask"].sum(1).tolist() == [96 - padding, 96]
-    assert batch["start_positions"].shape == batch["document_start"].shape == (2,)
+    assert batch["starts"].shape == batch["ends"].shape == (2, 1)
+    assert batch["document_start"].shape == (2,)
     assert "length" not in batch
 
 
@@ -210,3 +218,151 @@ def test_a_model_without_a_table_has_no_range() -> None:
         base_model = torch.nn.Module()
 
     assert PositionRange.of(Rotary()) is None  # type: ignore[arg-type]
+
+
+def converted(checkpoint: str, folder: Path, mechanism: str = "longformer") -> str:
+    convert_checkpoint(checkpoint, folder / "long", mechanism=mechanism, window=16, max_length=700, verify=False)
+    return str(folder / "long")
+
+
+def test_windows_are_never_mislabelled(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every span of every window reads as an answer of its document, and a window without a span holds none as a whole."""
+    records = [
+        {**record, "answers": {"text": [text] * 2, "answer_start": [start, record["context"].rindex(text)]}}
+        for record in load_qa(data).to_list()
+        for text, start in [(record["answers"]["text"][0], record["answers"]["answer_start"][0])]
+    ]
+    seen = set()
+    for record in records:
+        answers = {(start, start + len(text)) for text, start in zip(*record["answers"].values(), strict=True)}
+        for feature in encode_qa(record, tokenizer, QAFormat(64, stride=24)):
+            found = set()
+            for start, end in feature.spans if feature.spans != [(0, 0)] else []:
+                first, last = feature.offsets[start], feature.offsets[end]
+                assert first is not None
+                assert last is not None
+                found |= {(a, b) for a, b in answers if first[0] <= a < first[1] and last[0] < b <= last[1]}
+            inside = [offset for offset in feature.offsets if offset is not None]
+            assert found == {(a, b) for a, b in answers if inside[0][0] <= a and b <= inside[-1][1]}
+            seen.add(len(found))
+    assert {0, 1} <= seen
+
+
+@pytest.mark.parametrize("mechanism", ["longformer", "window"])
+def test_packed_and_padded_runs_have_the_same_losses(mechanism: str, checkpoint: str, data: str, tmp_path: Path) -> None:
+    """Questions of different length, with their global tokens; dropout draws other numbers, so there is none."""
+    long = converted(without_dropout(checkpoint), tmp_path, mechanism)
+
+    def run(packing: bool) -> dict[str, Any]:
+        given = {"model": long, "output_dir": str(tmp_path / str(packing)), "data": [data], "validation": data, "max_length": 256}
+        settings = {**FAST, "per_device_train_batch_size": 3, "max_steps": 5, "learning_rate": 1e-3}
+        return finetune_qa(QATrainingArguments(**given, packing=packing, **settings))
+
+    packed, padded = run(True), run(False)
+    assert (packed["packed"], padded["packed"]) == (True, False)
+    assert losses(packed) == pytest.approx(losses(padded), abs=1e-4)
+    assert packed["held_out_loss"]["after"] == pytest.approx(padded["held_out_loss"]["after"], abs=1e-4)
+
+
+def without_dropout(checkpoint: str) -> str:
+    config = json.loads(Path(checkpoint, "config.json").read_text())
+    Path(checkpoint, "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    return checkpoint
+
+
+def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
+    """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated batches."""
+    long = converted(without_dropout(checkpoint), tmp_path)
+    settings = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "seed": 3, "warmup_steps": 1, "disable_tqdm": True}
+    given = {"model": long, "output_dir": str(tmp_path / "ours"), "data": [data], "train_sampling_strategy": "random", "bf16": False}
+    ours = finetune_qa(QATrainingArguments(**given, **settings, per_device_train_batch_size=2, gradient_accumulation_steps=2))
+
+    set_seed(3)
+    model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(long), AutoTokenizer.from_pretrained(long)
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        encoded = tokenizer(row["question"], row["context"], return_offsets_mapping=True, return_attention_mask=False)
+        first, last = row["answers"]["answer_start"][0], row["answers"]["answer_start"][0] + len(row["answers"]["text"][0]) - 1
+        places = [at for at, kind in enumerate(encoded.sequence_ids()) if kind == 1]
+        offsets = encoded.pop("offset_mapping")
+        encoded["start_positions"] = max(at for at in places if offsets[at][0] <= first)
+        encoded["end_positions"] = max(at for at in places if offsets[at][0] <= last)
+        return encoded
+
+    rows = Dataset.from_json(data)
+    plain = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "weight_decay": 0.01,
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
+    arguments = TrainingArguments(str(tmp_path / "plain"), **settings, **plain, report_to=[])
+    trainer = Trainer(model, arguments, train_dataset=rows.map(encode, remove_columns=rows.column_names), processing_class=tokenizer)
+    trainer.train()
+    assert ours["packed"]
+    assert losses({"history": trainer.state.log_history}) == pytest.approx(losses(ours), abs=1e-4)
+
+
+def test_the_readme_s_inference_finds_what_the_evaluation_found(checkpoint: str, data: str, tmp_path: Path) -> None:
+    """With questions without an answer: the threshold tuned on the validation data is in the config."""
+    records = load_qa(data).to_list()
+    for record in records[::3]:
+        record |= {"answers": {"text": [], "answer_start": []}, "gold": []}
+    save_qa([{name: record[name] for name in ("id", "question", "context", "answers")} for record in records], tmp_path / "some.jsonl")
+    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "some.jsonl")]}
+    log = finetune_qa(QATrainingArguments(**given, validation=given["data"][0], max_steps=20, learning_rate=1e-2, **FAST))
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    model, tokenizer = load_qa_model(str(tmp_path / "out"))
+    reader = QAReader("row", model, tokenizer, whole(700))
+    assert reader.null_threshold == log["held_out"]["after"]["best_f1_threshold"]
+    assert {record["id"]: reader.answer(record) for record in records} == predictions
+    assert log["held_out"]["after"]["f1"] == pytest.approx(log["held_out"]["after"]["best_f1"])
+    assert log["held_out"]["after"]["NoAns_total"] == 6
+
+
+def test_hotpot_qa_from_file_to_files(checkpoint: str, tmp_path: Path) -> None:
+    choose = random.Random(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(24):
+        name, other = choose.sample(["tree", "file", "node", "path"], 2)
+        kind = ("span", "yes", "no")[number % 3]
+        facts = [f"the module is {name}.", "it is old." if kind == "no" else "it is new."]
+        context = [
+            ["module", [facts[0]]],
+            ["noise", ["nothing here."] * choose.randint(1, 9)],
+            ["age", [f"the other is {other}.", facts[1]]],
+        ]
+        answer = name if kind == "span" else kind
+        question = "what is the module?" if kind == "span" else "is it new?"
+        rows.append({"_id": str(number), "question": question, "answer": answer, "supporting_facts": [["age", 1]], "context": context})
+    (tmp_path / "hotpot.json").write_text(json.dumps(rows))
+    given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "hotpot.json")]}
+    settings = {**FAST, "per_device_train_batch_size": 8, "max_steps": 60, "learning_rate": 2e-2}
+    log = finetune_qa(QATrainingArguments(**given, validation=given["data"][0], **settings))
+    before, after = log["held_out"]["before"], log["held_out"]["after"]
+    assert log["packed"]
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
+    assert after["sp_f1"] > before["sp_f1"]
+    assert after["f1"] > before["f1"]
+    model, tokenizer = load_qa_model(str(tmp_path / "out"))
+    reader = QAReader("row", model, tokenizer, whole(700))
+    written = json.loads((tmp_path / "out" / "hotpot_predictions.json").read_text())
+    assert set(written["answer"].values()) & {"yes", "no"}
+    read = reader.read(load_qa(given["data"][0]).to_list())
+    assert [answer.text for answer in read] == list(written["answer"].values())
+
+
+def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -> None:
+    def run(**more: Any) -> dict[str, Any]:
+        given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "stride": 32, "max_steps": 1}
+        return finetune_qa(QATrainingArguments(**given, **more, **FAST))
+
+    with pytest.raises(LengthError, match="give --long_documents windows"):
+        run(long_documents="refuse")
+    windows, cut = run(), run(long_documents="truncate")
+    assert cut["features"] < cut["questions"] < windows["features"]
+    with pytest.raises(OptionError, match="long_documents must be one of windows"):
+        run(long_documents="cut")
+    with pytest.raises(OptionError, match="does not keep documents of one row apart"):
+        run(packing=True)

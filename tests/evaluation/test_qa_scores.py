@@ -1,0 +1,73 @@
+"""Scores by length and position, the threshold of SQuAD 2's script, and files of predictions."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_longattn.evaluation.metrics.long_qa import score_answer
+from hf_longattn.evaluation.qa_reader import Answer, Span
+from hf_longattn.evaluation.qa_scores import best_threshold, score_answers, write_predictions
+
+
+def record(number: int, text: str, **more: Any) -> dict[str, Any]:
+    return {"id": str(number), "answers": {"text": [text] if text else [], "answer_start": [0] if text else []}, **more}
+
+
+def answer(text: str, score: float = 1.0, **more: Any) -> Answer:
+    return Answer(text, [Span(text or "x", 0, 1, score)], **more)
+
+
+def squad_2(records: list[dict], answers: list[Answer]) -> float:
+    """find_best_thresh of SQuAD 2's evaluation script."""
+    has = [bool(one["answers"]["text"]) for one in records]
+    current = best = float(sum(not one for one in has))
+    for place in sorted(range(len(has)), key=lambda place: -answers[place].score):
+        current += score_answer(answers[place].best, records[place]["answers"]["text"])[1] if has[place] else -1
+        best = max(best, current)
+    return 100 * best / len(has)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_threshold_is_squad_2_s(seed: int) -> None:
+    choose = random.Random(seed)
+    records = [record(number, choose.choice(["", "red fox"])) for number in range(30)]
+    answers = [answer(choose.choice(["red fox", "fox", "wolf"]), choose.choice([choose.gauss(0, 1), 0.5])) for _ in records]
+    threshold, best = best_threshold(records, answers)
+    assert best == pytest.approx(squad_2(records, answers))
+    assert score_answers(records, answers, threshold)["f1"] == pytest.approx(best)
+
+
+def test_by_length_by_position_and_without_an_answer() -> None:
+    records = [record(0, "a fox"), record(1, "wolf"), record(2, ""), record(3, "x", gold=["bear", "Bear cub"])]
+    answers = [
+        answer("fox", length=100, position=5),
+        answer("fox", length=5000, position=600),
+        Answer("", [], length=100),
+        answer("bear cub", length=5000, position=4900),
+    ]
+    found = score_answers(records, answers)
+    assert (found["exact_match"], found["n"]) == (75.0, 4)
+    assert {name: (part["exact_match"], part["n"]) for name, part in found["by_length"].items()} == {"<=512": (100, 2), "<=8192": (50, 2)}
+    assert {name: part["exact_match"] for name, part in found["by_position"].items()} == {"<=512": 100, "<=1024": 0, "<=8192": 100}
+    assert (found["NoAns_exact"], found["HasAns_total"]) == (100.0, 3)
+
+
+def test_files_of_predictions(tmp_path: Path) -> None:
+    sentences = [{"title": "T", "index": 3, "start": 0, "end": 1, "supports": True}]
+    records = [record(0, "fox", sentences=sentences), record(1, "", sentences=[])]
+    answers = [Answer("fox", [Span("fox", 4, 7, 2.0), Span("red fox", 0, 7, 1.0)], supporting=[0]), Answer("", [Span("wolf", 0, 4, -3.0)])]
+    write_predictions(tmp_path, records, answers)
+    read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert read["predictions.json"] == {"0": "fox", "1": ""}
+    assert read["null_odds.json"] == {"0": -2.0, "1": 3.0}
+    assert read["hotpot_predictions.json"] == {"answer": {"0": "fox", "1": ""}, "sp": {"0": [["T", 3]], "1": []}}
+    best = read["nbest_predictions.json"]
+    assert [one["text"] for one in best["0"]] == ["fox", "red fox", ""]
+    assert [one["text"] for one in best["1"]] == ["", "wolf"]
+    assert sum(one["probability"] for one in best["0"]) == pytest.approx(1)
+    assert score_answers(records, answers)["joint_f1"] == pytest.approx(50.0)  # the second has no facts: 0, as in the official script
