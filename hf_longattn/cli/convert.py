@@ -15,18 +15,20 @@ __all__ = ["convert", "plan"]
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf file, a PEFT adapter, or a Hub repository id.")]
 
 
-@flags.takes_settings()
+@flags.takes_settings(ConversionConfig)
 def convert(
     source: Source,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
     config: ConversionConfig,
     recipe: flags.Recipe = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Then send DST to the Hub, as `longattn push` does.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Afterwards push DST to this Hub repository, as `longattn push` does.")
+    ] = None,
     private: flags.Private = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Convert a short checkpoint into a long one, and check the result.
+    """Convert a short checkpoint into a long one and check it.
 
     DST appears complete and verified, or not at all.
     """
@@ -55,9 +57,12 @@ def convert(
         print_json(result)
 
 
-@flags.takes_settings(planned=True)
+@flags.takes_settings(ConversionConfig, planned=True)
 def plan(source: Source, config: ConversionConfig, recipe: flags.Recipe = None, as_json: flags.Json = False) -> None:
-    """Say what a conversion would do: tensors, sizes, memory and cost at each length. Reads headers only."""
+    """Show what a conversion would do.
+
+    Its tensors, sizes, memory and cost at each length, from the headers of the weights alone.
+    """
     _print_plan(source, None, config, as_json)
 
 

@@ -8,31 +8,34 @@ from typing import Annotated
 
 import typer
 
+from ..conversion import RevertConfig
 from . import options as flags
 
 __all__ = ["export", "revert"]
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")]
+
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")],
+    model: Model,
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[str, typer.Option(help="onnx, or torch (for torch.export.load).")] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
-        str | None, typer.Option(help="The head, for example feature-extraction.", show_default="the one it was saved with")
+        str | None, typer.Option(help="The task of its head, for example feature-extraction.", show_default="that of the saved head")
     ] = None,
     global_attention_mask: Annotated[
         bool,
-        typer.Option("--global-attention-mask", help="Make this an input of the graph; otherwise the config determines the global tokens."),
+        typer.Option("--global-attention-mask", help="Add this input to the graph; otherwise the config determines the global tokens."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")] = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Export a long checkpoint as one graph for all lengths, and compare it with the model.
+    """Export a long checkpoint as one graph, and check it.
 
-    OUT appears complete, and equal to the model at three lengths, or not at all.
+    The graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all.
     """
     from ..conversion import export_checkpoint
     from .show import print_json, show_export
@@ -44,49 +47,21 @@ def export(
     print_json(report.to_dict()) if as_json else show_export(report)
 
 
+@flags.takes_settings(RevertConfig)
 def revert(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: a folder or a Hub repository id.")],
+    model: Model,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
-    max_length: Annotated[
-        int | None, typer.Option(help="Maximum length of the result, in tokens.", min=1, show_default="that of the source")
-    ] = None,
-    positions: Annotated[
-        str,
-        typer.Option(
-            help="Position table: auto restores the rows before the conversion, truncate keeps the first ones, "
-            "interpolate resizes the whole table."
-        ),
-    ] = "auto",
-    dtype: flags.Dtype = None,
-    max_shard_size: flags.ShardSize = None,
-    verify_text: flags.VerifyText = None,
-    no_verify: flags.NoVerify = False,
-    overwrite: flags.Overwrite = False,
+    config: RevertConfig,
     as_json: flags.Json = False,
-    revision: flags.Revision = None,
-    token: flags.Token = None,
 ) -> None:
-    """Turn a long checkpoint back into one of its base architecture, which loads without this package.
+    """Turn a long checkpoint back into one of its base.
 
-    DST appears complete and verified, or not at all.
+    The result has the base's architecture and loads without this package. DST appears complete and verified, or not at all.
     """
     from ..conversion import revert_checkpoint
     from .show import conversion_progress, print_json, show_report
 
     with conversion_progress() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are in the report
-        report = revert_checkpoint(
-            model,
-            destination,
-            max_length=max_length,
-            positions=positions,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            verify=not no_verify,
-            overwrite=overwrite,
-            revision=revision,
-            token=token,
-            verify_text=verify_text,
-            progress=progress,
-        )
+        report = revert_checkpoint(model, destination, config, progress=progress)
     print_json({"destination": str(report.destination), **report.to_dict()}) if as_json else show_report(report)

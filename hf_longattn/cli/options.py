@@ -6,65 +6,59 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import Field, fields
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..conversion import ConversionConfig
+from ..conversion import ConversionConfig, RevertConfig
 from ..reading import ready_recipes
 
 __all__ = ["check_user_code", "parse_layers", "parse_mechanism", "parse_options", "takes_settings"]
 
-FIELDS = {one.name: one for one in fields(ConversionConfig) if one.metadata["flag"] != "-"}
-"""The settings of a conversion that the command line has, by name."""
+Config = type[ConversionConfig] | type[RevertConfig]
 C = TypeVar("C", bound=Callable[..., None])
 
 
-def flag_name(name: str) -> str:
+def flag_name(one: Field[Any]) -> str:
     """The parameter of a command for a setting: `no_verify` for `verify`."""
-    return (FIELDS[name].metadata["flag"].lstrip("-") or name).replace("-", "_")
+    return (one.metadata["flag"].lstrip("-") or one.name).replace("-", "_")
 
 
-def flag(name: str) -> Any:
+def flag(one: Field[Any]) -> Any:
     """The flag of a setting, with its help."""
-    about = FIELDS[name].metadata
+    about = one.metadata
     if about["type"] is bool:
-        return typer.Option(f"--{flag_name(name).replace('_', '-')}", help=about["flag_help"])
+        return typer.Option(f"--{flag_name(one).replace('_', '-')}", help=about["flag_help"])
     given = [about["flag"]] if about["flag"] else []
     return typer.Option(*given, help=about["help"], metavar=about["metavar"], min=about["minimum"], show_default=about["unset"] or True)
 
 
-def parameter(name: str) -> inspect.Parameter:
+def parameter(one: Field[Any]) -> inspect.Parameter:
     """The parameter of a command for a setting."""
-    kind, default = FIELDS[name].metadata["type"], FIELDS[name].default
-    annotation = bool if kind is bool else list[str] | None if kind is list else str if default is not None else kind | None
-    where = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(
-        flag_name(name), where, default=False if kind is bool else default, annotation=Annotated[annotation, flag(name)]
-    )
+    kind = one.metadata["type"]
+    annotation = bool if kind is bool else list[str] | None if kind is list else str if one.default is not None else kind | None
+    default = False if kind is bool else one.default
+    return inspect.Parameter(flag_name(one), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag(one)])
 
 
-def takes_settings(*, planned: bool = False) -> Callable[[C], C]:
-    """Decorator of a command: flags of the settings in place of its argument ``config``, a :class:`ConversionConfig` made from them.
+def takes_settings(kind: Config, *, planned: bool = False) -> Callable[[C], C]:
+    """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them.
 
     Args:
-        planned: only those that a plan depends on.
+        kind: of the config.
+        planned: only the settings that a plan depends on.
     """
+    made = {one.name: parameter(one) for one in fields(kind) if one.metadata["flag"] != "-" and (one.metadata["planned"] or not planned)}
 
     def decorate(command: C) -> C:
-        names = [name for name, one in FIELDS.items() if one.metadata["planned"] or not planned]
-        own = inspect.signature(command, eval_str=True).parameters
-        made = {name: parameter(name) for name in names}
-
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
             given = {name: values.pop(one.name) for name, one in made.items()}
-            command(**values, config=read_settings(given))
+            command(**values, config=read_settings(kind, given))
 
         parameters: list[inspect.Parameter] = []
-        for name, one in own.items():
+        for name, one in inspect.signature(command, eval_str=True).parameters.items():
             parameters += made.values() if name == "config" else [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
         del wrapper.__wrapped__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -74,31 +68,15 @@ def takes_settings(*, planned: bool = False) -> Callable[[C], C]:
     return decorate
 
 
-def read_settings(given: dict[str, Any]) -> ConversionConfig:
+def read_settings(kind: Config, given: dict[str, Any]) -> Any:
     """The config from the values of the flags, by the settings' names."""
     if given.get("verify_text") is not None and given.get("verify"):
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
     check_user_code(given.get("remote_code", False), given.get("user_code", False))
-    options, layers = parse_options(given["options"]), parse_layers(given["layers"])
-    if layers and "layers" in options:
+    read = {name: parse(given[name]) or None for name, parse in PARSERS.items() if name in given}
+    if read.get("layers") and "layers" in (read["options"] or {}):
         raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-    decoder = parse_mechanism(given["decoder_long_attention"])
-    read = {"options": options or None, "layers": layers or None, "decoder_long_attention": decoder}
-    return ConversionConfig(**{**given, **read, "verify": not given.get("verify")})
-
-
-OptionFlag = Annotated[list[str] | None, flag("options")]
-Dtype = Annotated[str | None, flag("dtype")]
-ShardSize = Annotated[str | None, flag("max_shard_size")]
-VerifyText = Annotated[Path | None, flag("verify_text")]
-NoVerify = Annotated[bool, flag("verify")]
-Overwrite = Annotated[bool, flag("overwrite")]
-RemoteCode = Annotated[bool, flag("remote_code")]
-UserCode = Annotated[bool, flag("user_code")]
-Revision = Annotated[str | None, flag("revision")]
-Token = Annotated[str | None, flag("token")]
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+    return kind(**{**given, **read, "verify": not given.get("verify")})
 
 
 def check_user_code(remote_code: bool, user_code: bool) -> None:
@@ -139,6 +117,23 @@ def parse_mechanism(rule: str | None) -> dict[str, Any] | None:
 
     with _bad_parameter("--decoder-mechanism"):
         return None if rule is None else read_choice(rule)
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "options": parse_options,
+    "layers": parse_layers,
+    "decoder_long_attention": parse_mechanism,
+}
+"""How the values of settings that are no plain values are read."""
+
+_SHARED = {one.name: flag(one) for one in fields(ConversionConfig)}
+OptionFlag = Annotated[list[str] | None, _SHARED["options"]]
+RemoteCode = Annotated[bool, _SHARED["remote_code"]]
+UserCode = Annotated[bool, _SHARED["user_code"]]
+Revision = Annotated[str | None, _SHARED["revision"]]
+Token = Annotated[str | None, _SHARED["token"]]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import ConversionConfig
+    from .config import ConversionConfig, RevertConfig
     from .convert import convert_checkpoint
     from .export import ExportReport, export_checkpoint
     from .inspection import Inspection, inspect_checkpoint
@@ -25,6 +25,7 @@ __all__ = [
     "ConversionReport",
     "ExportReport",
     "Inspection",
+    "RevertConfig",
     "TensorPlan",
     "convert_checkpoint",
     "export_checkpoint",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _WHERE = {
-    "config": ("ConversionConfig",),
+    "config": ("ConversionConfig", "RevertConfig"),
     "convert": ("convert_checkpoint",),
     "export": ("ExportReport", "export_checkpoint"),
     "inspection": ("Inspection", "inspect_checkpoint"),

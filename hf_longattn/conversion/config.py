@@ -1,4 +1,4 @@
-"""The settings of a conversion, listed once: the command line, the plan, the conversion and the report are made from them.
+"""The settings of a conversion and of its reversal, listed once: command line, plan, conversion and report are made from them.
 
 Nothing heavy is imported here, since the command line reads the help texts when it starts.
 """
@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import OptionError
+from ..errors import OptionError, nearest
 
 if TYPE_CHECKING:
     import torch
 
     from ..configuration import LongAttentionConfig
+
+
+S = TypeVar("S", bound="Settings")
 
 
 def setting(
@@ -33,15 +36,15 @@ def setting(
     planned: bool = False,
     secret: bool = False,
 ) -> Any:
-    """A field with what a user wants to know of it.
+    """A field with what a user wants to know about it.
 
     Args:
-        default: its value where nothing is said.
+        default: its value if nothing is given.
         help: its meaning, in a sentence.
-        unset: what the default ``None`` or ``"auto"`` comes to.
+        unset: what the default ``None`` or ``"auto"`` means.
         unit: of its number.
-        flag: of the command line; "" makes it from the field's name, "-" stands for none.
-        flag_help: of a flag that says the opposite.
+        flag: of the command line; "" makes it from the field's name, "-" is none.
+        flag_help: of a flag with the opposite meaning.
         type: of one value on the command line; ``list`` for a flag that can be repeated.
         metavar: the form of a value, in the help.
         minimum: the least number.
@@ -54,7 +57,31 @@ def setting(
 
 
 @dataclass(frozen=True)
-class ConversionConfig:
+class Settings:
+    """What the settings of a conversion and of its reversal share."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, JSON-serialisable, for the report: files by name, and no secrets."""
+        found = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and not one.metadata["secret"]:
+                value = value.to_dict() if hasattr(value, "to_dict") else value
+                found[one.name] = Path(value).name if one.metadata["type"] is Path else _plain(value)
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
         "The attention mechanism; `longattn mechanisms` lists them.",
@@ -94,7 +121,7 @@ class ConversionConfig:
     max_decoder_length: int | None = setting(
         None,
         "Maximum length of the decoder of an encoder-decoder model, in tokens.",
-        unset="the source's; the encoder's where the head reads the whole text in the decoder",
+        unset="the source's; the encoder's for heads that read the whole text in the decoder",
         unit="tokens",
         type=int,
         minimum=1,
@@ -102,9 +129,9 @@ class ConversionConfig:
     )
     positions: str = setting(
         "auto",
-        "Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with ALiBi. "
-        "Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. "
-        "auto: tile; rope:none if no layer sees beyond the old length, else rope:yarn.",
+        "How positions are extended. Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with "
+        "ALiBi. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. auto is tile for tables; rope:none if no "
+        "layer sees beyond the old length, and rope:yarn otherwise.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)
@@ -139,7 +166,9 @@ class ConversionConfig:
     )
     user_code: bool = setting(False, "With --remote-code: also include modified or custom code.", flag="--bundle-user-code")
     revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.", planned=True)
-    token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or that of `hf auth login`", planned=True, secret=True)
+    token: str | bool | None = setting(
+        None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", planned=True, secret=True
+    )
 
     def __post_init__(self) -> None:
         for name, instead in (("mechanism", "--mechanism"), ("long_attention", "--mechanism, --option and --layers")):
@@ -158,9 +187,7 @@ class ConversionConfig:
             OptionError: both are given, or an option is given twice.
         """
         if config is not None:
-            if values:
-                raise OptionError(f"{next(iter(values))!r} was given beside a config; put it into the config (dataclasses.replace).")
-            return config
+            return _alone(config, values)
         known = {one.name for one in fields(cls)}
         options = {name: value for name, value in values.items() if name not in known}
         given = dict(values.get("options") or {})
@@ -200,35 +227,60 @@ class ConversionConfig:
         kept = {str(index): one for index, one in layers.items() if one}
         return LongAttentionConfig.from_dict({**original.options, **values, "layers": {**kept, **values.get("layers", {})}})
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, JSON-serialisable, for the report: files by name, and no secrets."""
-        found = {}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value != one.default and not one.metadata["secret"]:
-                value = value.to_dict() if hasattr(value, "to_dict") else value
-                found[one.name] = Path(value).name if one.metadata["type"] is Path else _plain(value)
-        return found
+
+def _of_conversion(name: str) -> Any:
+    """The same setting as in a conversion."""
+    one = next(one for one in fields(ConversionConfig) if one.name == name)
+    return field(default=one.default, repr=one.repr, metadata=one.metadata)
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON holds it."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value).removeprefix("torch.")
+@dataclass(frozen=True)
+class RevertConfig(Settings):
+    max_length: int | None = setting(
+        None, "Maximum length of the result, in tokens.", unset="that before the conversion", unit="tokens", type=int, minimum=1
+    )
+    positions: str = setting(
+        "auto",
+        "Position table: auto restores the rows before the conversion, truncate keeps the first rows, interpolate resizes the whole table.",
+    )
+    dtype: str | torch.dtype | None = _of_conversion("dtype")
+    max_shard_size: str | int | None = _of_conversion("max_shard_size")
+    verify: bool = _of_conversion("verify")
+    verify_text: str | Path | None = _of_conversion("verify_text")
+    overwrite: bool = _of_conversion("overwrite")
+    revision: str | None = _of_conversion("revision")
+    token: str | bool | None = _of_conversion("token")
+
+    @classmethod
+    def from_keywords(cls, config: RevertConfig | None, values: Mapping[str, Any]) -> RevertConfig:
+        """A config as it is, or one from keywords.
+
+        Raises:
+            OptionError: both are given, or a keyword is not a setting.
+        """
+        known = [one.name for one in fields(cls)]
+        if wrong := next((name for name in values if name not in known), None):
+            raise OptionError(f"{wrong!r} is not a setting of a reversal; expected one of {', '.join(known)}.{nearest(wrong, known)}")
+        return cls(**values) if config is None else _alone(config, values)
 
 
-def settings_table() -> str:
-    """Every setting with its meaning, default and unit, as a docstring lists them."""
+def _alone(config: S, values: Mapping[str, Any]) -> S:
+    """The config, refused if there are keywords as well."""
+    if values:
+        raise OptionError(f"{next(iter(values))!r} was given together with a config; put it into the config (dataclasses.replace).")
+    return config
+
+
+def _documented(config: type[Settings], summary: str) -> None:
+    """Set the docstring of a config: every setting with its meaning, default and unit."""
     lines = []
-    for one in fields(ConversionConfig):
+    for one in fields(config):
         about = one.metadata
         default = about["unset"] or repr(one.default)
         unit = f" Unit: {about['unit']}." if about["unit"] else ""
         lines.append(f"    {one.name}: {about['help']} Default: {default}.{unit}")
-    return "\n".join(lines)
+    config.__doc__ = "\n".join([summary, "", "Args:", *lines])
 
 
-ConversionConfig.__doc__ = f"Settings of a conversion, one object or keywords of `convert_checkpoint`.\n\nArgs:\n{settings_table()}"
+_documented(ConversionConfig, "Settings of a conversion, one object or keywords of `convert_checkpoint`.")
+_documented(RevertConfig, "Settings of a reversal, one object or keywords of `revert_checkpoint`.")

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .config import ConversionConfig
 from .flops import layer_mechanisms
@@ -16,10 +14,10 @@ from .plan import ConversionPlan, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
 from .staging import destination_path, staged_folder
-from .tensor_files import write_json, write_weights
+from .tensor_files import write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result
-from .writing import added_values, files_of, initial_values, write_sidecars
+from .writing import added_values, initial_values, write_result
 
 
 @quiet_libraries()
@@ -63,37 +61,20 @@ def convert_checkpoint(
     text = excerpt(text, plan.new_length)
     vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
     tokens = VerificationText(text, origin, load_tokenizer(opened.folder), vocabulary) if asked.verify else None
-    initial, initial_checks = initial_values(plan, asked.init_from_text) if asked.init_from_text is not None else (None, [])
+    added, first_checks = (added_values(plan), []) if asked.init_from_text is None else initial_values(plan, asked.init_from_text)
     with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=asked.overwrite) as stage:
-        files = _write(plan, stage, target, initial, progress)
+        info = ResultInfo(target, plan.architecture.long_class, plan.architecture.family.module, plan.new_length)
+        files = write_result(plan, stage, info, added, base_type=opened.config["model_type"], generated=plan.decoder, progress=progress)
         clock["written"] = time.perf_counter()
         checks = verify_result(plan, stage, tokens, given_text=asked.verify_text is not None, progress=progress) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
-        report = _report(plan, target, asked, (*initial_checks, *checks), tokens, files, clock)
+        report = _report(plan, target, asked, (*first_checks, *checks), tokens, files, clock)
         write_json(stage / REPORT, report.to_dict())
         if asked.remote_code:
             bundle_remote_code(stage, user_code=asked.user_code)
         write_model_card(stage, base_model=str(source) if on_the_hub else None, source=opened.card_folder, name=str(destination))
     return report
-
-
-def _write(plan: ConversionPlan, stage: Path, target: Path, initial: dict[str, Tensor] | None, progress: StageProgress | None) -> list[str]:
-    advance = None if progress is None else (lambda done, total: progress("write", done, total))
-    files = write_weights(stage, files_of(plan, added_values(plan) if initial is None else initial), advance)
-    base_type = plan.source.config["model_type"]
-    files += write_sidecars(
-        plan.source.folder,
-        stage,
-        plan.config,
-        base_type=base_type,
-        old_length=plan.old_length,
-        new_length=plan.new_length,
-        generated=plan.decoder,
-    )
-    result = ResultInfo(target, plan.architecture.long_class, plan.architecture.family.module, plan.new_length)
-    files += plan.source.write_beside(stage, result)
-    return list(dict.fromkeys(files))
 
 
 def _report(

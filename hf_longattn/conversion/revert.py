@@ -20,8 +20,9 @@ from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_t
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
+from .config import RevertConfig
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
-from .plan import StackLength, longest, relative_choices
+from .plan import longest, relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
 from .report import (
     FAILED,
@@ -29,10 +30,10 @@ from .report import (
     PASSED,
     REPORT,
     SKIPPED,
-    TOLERANCE,
     Check,
     ConversionReport,
     StageProgress,
+    equality,
     require_passed,
     seconds,
     versions,
@@ -40,11 +41,11 @@ from .report import (
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .staging import check_destination, destination_path, staged_folder
-from .tensor_files import read_tensor, write_json, write_weights
+from .tensor_files import read_tensor, write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import check_tensors, check_tokenizer, run_steps
 from .verify_outputs import difference, length_from_files
-from .writing import files_of, write_sidecars
+from .writing import write_result
 
 AUTO = "auto"
 """The positions before the conversion, if the long model still has them."""
@@ -80,15 +81,8 @@ class RevertPlan(ResultPlan):
         }
 
 
-def plan_reversion(
-    source: Source,
-    *,
-    max_length: int | None = None,
-    positions: str = AUTO,
-    dtype: str | torch.dtype | None = None,
-    max_shard_size: str | int | None = None,
-) -> RevertPlan:
-    """Plan the plain model of a long checkpoint; arguments as for :func:`~hf_longattn.revert_checkpoint`.
+def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
+    """Plan the plain model of a long checkpoint.
 
     Raises:
         CheckpointError: not a long checkpoint, or its base has parameters that the Long model lacks.
@@ -97,7 +91,7 @@ def plan_reversion(
     """
     if "long_attention" not in source.config:
         raise CheckpointError(f"{source.name!r} is not a long checkpoint: its config.json has no long_attention.")
-    cast = parse_dtype(dtype)
+    cast, positions = parse_dtype(asked.dtype), asked.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
         raise PositionError(
@@ -108,7 +102,7 @@ def plan_reversion(
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     old_length = longest(family, long_config)
     before = _length_before(source, family, long_config)
-    new_length = _length(source, before if max_length is None else max_length, old_length)
+    new_length = _length(source, before if asked.max_length is None else asked.max_length, old_length)
     if positions == AUTO:
         stretched = any(table.learned for table in tables.values()) and long_config.position_extension == "interpolate"
         positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
@@ -138,7 +132,7 @@ def plan_reversion(
         new_length=new_length,
         positions=positions,
         tensors=tuple(tensors),
-        max_shard_size=max_shard_size,
+        max_shard_size=asked.max_shard_size,
         long_config=long_config,
         warnings=(
             *_warnings(base_class, long_config, tensors, long_skeleton),
@@ -334,32 +328,23 @@ REVERT_REPORT = "revert_report.json"
 def revert_checkpoint(
     source: str | Path,
     destination: str | Path,
+    config: RevertConfig | None = None,
     *,
-    max_length: int | None = None,
-    positions: str = AUTO,
-    dtype: str | torch.dtype | None = None,
-    max_shard_size: str | int | None = None,
-    verify: bool = True,
-    overwrite: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    verify_text: str | Path | None = None,
     progress: StageProgress | None = None,
+    **settings: Any,
 ) -> ConversionReport:
     """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
 
     The result has full attention. Parameters of the mechanisms are dropped, and positions are those before the conversion; a
     ``UserWarning`` says what is lost. Reverting a conversion gives the tensors of the source; an interpolated table is solved for the
-    original one, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot be restored.
+    original one, up to the rounding of its dtype, and one that was dropped (``positions="none"``, ``"alibi"``) cannot be restored. Rotary
+    positions are those before the conversion, but stay scaled if the result is longer.
 
     Args:
         source: a folder, or a Hub repository id.
         destination: a folder that does not exist yet; it is complete or does not appear.
-        max_length: maximum length of the result, at most the long model's; None is the length before the conversion. Rotary positions
-            are those before the conversion; above that length they stay scaled.
-        positions: of a table: "auto" restores the rows before the conversion, "truncate" keeps the first rows, "interpolate" resamples them
-            to the new length.
-        dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress: as for `convert_checkpoint`.
+        config: the settings; or its fields as keywords, see :class:`~hf_longattn.RevertConfig`.
+        progress: called as progress(stage, done, total).
 
     Returns:
         The report, which is also in the destination's revert_report.json.
@@ -367,47 +352,32 @@ def revert_checkpoint(
     Raises:
         LongAttentionError: one sentence; nothing was written.
     """
-    report = _reverted(
-        source, destination, max_length, positions, dtype, max_shard_size, verify, overwrite, revision, token, verify_text, progress
-    )
+    with quiet_libraries():
+        report = _reverted(source, destination, RevertConfig.from_keywords(config, settings), progress)
     for sentence in report.plan["warnings"]:
         warnings.warn(sentence, stacklevel=2)
     return report
 
 
-@quiet_libraries()
-def _reverted(
-    source: str | Path,
-    destination: str | Path,
-    max_length: int | None,
-    positions: str,
-    dtype: str | torch.dtype | None,
-    max_shard_size: str | int | None,
-    verify: bool,
-    overwrite: bool,
-    revision: str | None,
-    token: str | bool | None,
-    verify_text: str | Path | None,
-    progress: StageProgress | None,
-) -> ConversionReport:
+def _reverted(source: str | Path, destination: str | Path, asked: RevertConfig, progress: StageProgress | None) -> ConversionReport:
     target = destination_path(destination)
     clock = {"start": time.perf_counter()}
-    text, origin = verification_text(verify_text)
-    opened = open_source(source, revision=revision, token=token)
-    for place in opened.protected:
-        check_destination(target, place, overwrite=overwrite)
-    plan = plan_reversion(opened, max_length=max_length, positions=positions, dtype=dtype, max_shard_size=max_shard_size)
+    text, origin = verification_text(asked.verify_text)
+    opened = open_source(source, revision=asked.revision, token=asked.token)
+    check_destination(target, *opened.protected, overwrite=asked.overwrite)
+    plan = plan_reversion(opened, asked)
     text = excerpt(text, plan.new_length)
-    tokens = VerificationText(text, origin, load_tokenizer(plan.source.folder), plan.config.vocab_size) if verify else None
-    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=overwrite) as stage:
-        files = _write(plan, stage, target, progress)
+    tokens = VerificationText(text, origin, load_tokenizer(opened.folder), plan.config.vocab_size) if asked.verify else None
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**20, overwrite=asked.overwrite) as stage:
+        info = ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length)
+        files = write_result(plan, stage, info, {}, base_type=plan.architecture.family.base_model_type, progress=progress)
         clock["written"] = time.perf_counter()
-        checks: list[Check] = verify_reversion(plan, stage, tokens) if tokens else []
+        checks = verify_reversion(plan, stage, tokens) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
         report = ConversionReport(
             destination=target,
-            config={"max_length": max_length, "positions": positions, "dtype": None if dtype is None else str(dtype)},
+            config=asked.to_dict(),
             plan=plan.to_dict(),
             checks=tuple(checks),
             text=tokens.describe() if tokens is not None else "not verified",
@@ -435,19 +405,6 @@ def _write_card(plan: RevertPlan, stage: Path, source: str, destination: str, re
         name=destination,
         introduction=f"A plain `{plan.architecture.source_class}` {grown}, made from the long model `{called}` by `longattn revert`.",
     )
-
-
-def _write(plan: RevertPlan, stage: Path, target: Path, progress: StageProgress | None) -> list[str]:
-    advance = None if progress is None else (lambda done, total: progress("write", done, total))
-    files = write_weights(stage, files_of(plan, {}), advance)
-    lengths = StackLength(plan.old_length, plan.new_length)
-    base_type = plan.architecture.family.base_model_type
-    files += write_sidecars(
-        plan.source.folder, stage, plan.config, base_type=base_type, old_length=lengths.old, new_length=lengths.new, generated=lengths
-    )
-    result = ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length)
-    files += plan.source.write_beside(stage, result)
-    return list(dict.fromkeys(files))
 
 
 LONGEST = 1024
@@ -500,13 +457,11 @@ def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scrat
     name = "equal to the long model with full attention"
     length = min(plan.new_length, LONGEST if scratch is None else min(LONGEST, length_from_files(plan)))
     ids = text.tokens(length)
-    rounded = any(tensor.header is not None and tensor.dtype != tensor.header.dtype for tensor in plan.tensors)
-    dtype = plan.config.dtype if rounded else None
-    expected, chance = _full_attention(plan, None, ids, dtype, scratch)
+    expected, headless = _full_attention(plan, None, ids, scratch)
     source = _as_before(plan)
-    as_source = {} if source is None else _full_attention(plan, source, ids, dtype, scratch)[0]
+    as_source = {} if source is None else _full_attention(plan, source, ids, scratch)[0]
     plain, _ = load_source(open_source(result), plan.architecture, None, scratch)
-    found = outputs(plain.base_model if chance else plain, ids, decoder_tokens=length)
+    found = outputs(plain.base_model if headless else plain, ids, decoder_tokens=length)
     checks = [_compared(name, "the long model with full attention", expected, found, ids, plan.changed)]
     if source is not None:
         other = "the long model with full attention and the rotary positions that it was converted from"
@@ -514,18 +469,16 @@ def _check_outputs(plan: RevertPlan, result: Path, text: VerificationText, scrat
     return checks
 
 
-def _full_attention(
-    plan: RevertPlan, config: Any, ids: Tensor, dtype: torch.dtype | None, scratch: Path | None
-) -> tuple[dict[str, Tensor], bool]:
+def _full_attention(plan: RevertPlan, config: Any, ids: Tensor, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:
     """Outputs of the long model with full attention (of its base if the head is missing), and whether the head is missing.
 
     config: to load it with; `None` is its config.
     """
     model: Any
-    model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, dtype, scratch, config_instead=config)
+    model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch, config_instead=config)
     model.use_base_attention()
-    chance = newly_initialised(missing, model)
-    return outputs(model.base_model if chance else model, ids, decoder_tokens=ids.shape[1]), chance
+    headless = newly_initialised(missing, model)
+    return outputs(model.base_model if headless else model, ids, decoder_tokens=ids.shape[1]), headless
 
 
 def _as_before(plan: RevertPlan) -> Any:
@@ -546,16 +499,8 @@ def _compared(name: str, other: str, expected: dict[str, Tensor], found: dict[st
     """changed: why the outputs differ; empty if they must be equal."""
     largest, relative = difference({one: expected[one] for one in expected if one in found}, found)
     length = ids.shape[1]
-    values = {
-        "length": length,
-        "tokens": int(ids.numel()),
-        "max_abs_difference": largest,
-        "relative_difference": relative,
-        "tolerance": TOLERANCE,
-    }
     detail = f"outputs at {length} tokens: largest difference from {other} {largest:.1e}"
-    if relative <= TOLERANCE:
-        return Check(name, PASSED, f"{detail}, equal", values)
-    if changed:
-        return Check(name, MEASURED, f"{detail}, since {changed}", values)
-    return Check(name, FAILED, f"{detail}, but they must be equal", values)
+    check = equality(name, detail, relative, {"length": length, "tokens": ids.numel(), "max_abs_difference": largest})
+    if changed and check.status == FAILED:
+        return Check(name, MEASURED, f"{detail}, since {changed}", check.values)
+    return check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,42 @@ from .architectures import attached_mechanisms, attached_memory
 from .model_loading import load_source
 from .plan import ConversionPlan, StackLength
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import MEASURED, REPORT, Check
-from .sources.base import SIDECAR_FOLDERS, SIDECARS
-from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json
+from .report import MEASURED, REPORT, Check, StageProgress
+from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo
+from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json, write_weights
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 
 SEED = 0
 """Seed of the initial values of added parameters."""
+
+
+def write_result(
+    plan: ResultPlan,
+    folder: Path,
+    info: ResultInfo,
+    added: Mapping[str, Tensor],
+    *,
+    base_type: str,
+    generated: StackLength | None = None,
+    progress: StageProgress | None = None,
+) -> list[str]:
+    """Write the weights and all other files of a result into an empty folder, except its card and its report.
+
+    Args:
+        plan, folder: what is written, and where.
+        info: for the source, which may have more files.
+        added: values of the mechanisms' parameters.
+        base_type, generated: as for `write_sidecars`.
+        progress: called as progress("write", bytes so far, bytes in all).
+
+    Returns:
+        The names of the files written.
+    """
+    advance = None if progress is None else partial(progress, "write")
+    files = write_weights(folder, files_of(plan, added), advance)
+    files += write_sidecars(plan, folder, base_type, generated)
+    files += plan.source.write_beside(folder, info)
+    return list(dict.fromkeys(files))
 
 
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
@@ -113,25 +143,14 @@ LEFT_OUT = ("config.json", REPORT, "revert_report.json", "README.md", "README.tx
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
-def write_sidecars(
-    source: Path,
-    folder: Path,
-    config: Any,
-    *,
-    base_type: str,
-    old_length: int,
-    new_length: int,
-    generated: StackLength | None = None,
-) -> list[str]:
+def write_sidecars(plan: ResultPlan, folder: Path, base_type: str, generated: StackLength | None = None) -> list[str]:
     """Write config.json and everything else that belongs to the model, except its weights and its card.
 
     Args:
-        source: the source's folder.
+        plan: of the result.
         folder: where to write.
-        config: the config of the result.
         base_type: the source's model_type, which determines the tokenizer class unless the source names it.
-        old_length, new_length: in tokens; 0 if the config does not say.
-        generated: lengths of the generated text, if it is not the same text.
+        generated: lengths of the generated text, if it is not the text that is read.
 
     Returns:
         The names of the files written.
@@ -139,15 +158,16 @@ def write_sidecars(
     Raises:
         CheckpointError: a tokenizer or generation config that is not valid JSON.
     """
+    source, length = plan.source.folder, plan.new_length  # 0 if the config does not say
     written = ["config.json"]
-    decodes = generated or StackLength(old_length, new_length)
-    write_json(folder / "config.json", json.loads(config.to_json_string()))
+    write_json(folder / "config.json", json.loads(plan.config.to_json_string()))
     for path in sorted({path for pattern in SIDECARS for path in source.glob(pattern) if path.is_file()}):
         if path.name in LEFT_OUT or path.name.endswith(".index.json"):
             continue
-        if path.name == "tokenizer_config.json" and new_length:
-            write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, new_length))
+        if path.name == "tokenizer_config.json" and length:
+            write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, length))
         elif path.name == "generation_config.json":
+            decodes = generated or StackLength(plan.old_length, length)
             write_json(folder / path.name, _longer_generation(read_json_object(path), decodes))
         else:
             shutil.copyfile(path, folder / path.name)
@@ -156,8 +176,8 @@ def write_sidecars(
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
             written.append(name)
-    if new_length and "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
-        write_json(folder / "tokenizer_config.json", _longer_tokenizer({}, base_type, new_length))
+    if length and "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
+        write_json(folder / "tokenizer_config.json", _longer_tokenizer({}, base_type, length))
         written.append("tokenizer_config.json")
     return written
 

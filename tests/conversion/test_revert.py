@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hf_longattn.cli import main
-from hf_longattn.conversion import convert_checkpoint, revert, revert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint, writing
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.positions import DROPPED, STRATEGIES
@@ -335,7 +335,7 @@ def test_a_plain_checkpoint_is_refused(built: Built, tmp_path: Path) -> None:
 
 def test_a_wrong_result_leaves_nothing(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "long", **WINDOW, max_length=200, verify=False)
-    monkeypatch.setattr(revert, "write_weights", damaged(revert.write_weights))
+    monkeypatch.setattr(writing, "write_weights", damaged(writing.write_weights))
     with pytest.raises(LongAttentionError, match="Verification failed, so nothing was kept"):
         revert_checkpoint(tmp_path / "long", tmp_path / "back")
     assert os.listdir(tmp_path) == ["long"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn.conversion import convert, convert_checkpoint, model_loading, plan_conversion, verify, verify_outputs, writing
+from hf_longattn.conversion import convert_checkpoint, model_loading, plan_conversion, verify, verify_outputs, writing
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
 from hf_longattn.mechanisms import register_mechanism
@@ -33,7 +33,7 @@ def refused(source: Path, folder: Path, sentence: str, **arguments: Any) -> None
 
 
 def test_a_damaged_value_is_found(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "write_weights", damaged(convert.write_weights))
+    monkeypatch.setattr(writing, "write_weights", damaged(writing.write_weights))
     refused(built("BertModel"), tmp_path, "differs from the source's values")
 
 
@@ -75,12 +75,12 @@ def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> 
 
 def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    write = convert.write_sidecars
+    write = writing.write_sidecars
 
-    def forget(folder: Path, stage: Path, config: Any, **arguments: Any) -> list[str]:
-        return write(folder, stage, config, **{**arguments, "new_length": LENGTH})
+    def forget(plan: Any, *rest: Any) -> list[str]:
+        return write(dataclasses.replace(plan, new_length=LENGTH), *rest)
 
-    monkeypatch.setattr(convert, "write_sidecars", forget)
+    monkeypatch.setattr(writing, "write_sidecars", forget)
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 
