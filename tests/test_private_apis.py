@@ -144,7 +144,7 @@ def auto_table():
 ones = torch.ones(2)
 USES = {
     "cpu_flash": lambda: apis.aten("cpu_flash")(ones),
-    "pair_scores": lambda: __import__("hf_longattn.engines.selected", fromlist=[""]).pair_scores(
+    "pair_scores": lambda: __import__("hf_longattn.engines.topk", fromlist=[""]).pair_scores(
         torch.ones(1, 1, 2, 3), torch.ones(1, 1, 4, 3), torch.zeros(1, 1, 2, 1, dtype=torch.long)
     ),
     "in_backward": apis.in_backward,

@@ -23,8 +23,7 @@ from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.selected import gather_kv, gathered_kv_attention, term_at
-from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
+from ..engines.topk import exact_dtype, gather_kv, gathered_kv_attention, ranking, term_at, topk, topk_blocks
 from ..errors import LengthError
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .options import Options, one_of, option, positive

@@ -22,7 +22,7 @@ from ..engines.call import AttentionCall, GatherTile, ScoreMod
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.selected import gather_kv, gathered_kv_attention, term_at
+from ..engines.topk import gather_kv, gathered_kv_attention, term_at
 from .base import pad_queries, scaled_scores, softmax_over
 from .summaries import CacheSummaries, SummarisedMechanism
 

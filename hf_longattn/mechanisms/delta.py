@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..engines.delta import gated_delta_rule
 from ..engines.dense import repeat_heads
+from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
 from .base import Mechanism, State, drop_keys
 from .feature_map import HeadwiseLinear, wide

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
-from ..engines.low_rank import convolve_blocks, project_length, segment_matrix, segment_means
 from ..errors import LengthError, OptionError
 from .base import Mechanism, real_tokens, softmax_over
 from .options import Options, one_of, option, positive
@@ -215,6 +215,57 @@ class Linformer(Mechanism):
         if self.options.projection == "convolution":
             rows = -(-length // self.key_projection.shape[1])
         return length * min(rows, length) if self.covers(length) or self.options.projection != "linear" else length * rows
+
+
+def project_length(projection: Tensor, x: Tensor) -> Tensor:
+    """``Σ_n projection[b, h, n, r] x[b, h, n, d]``: ``(B or 1, H or 1, N, R)`` and ``(B, H, N, D)`` to ``(B, H, R, D)``."""
+    projection = projection.to(x.dtype)
+    batch, heads, length, width = x.shape
+    if projection.shape[1] == 1:  # one product for all heads, side by side
+        flat = x.transpose(1, 2).reshape(batch, length, heads * width)
+        shared = projection[:, 0].transpose(1, 2).expand(batch, -1, -1)
+        return torch.bmm(shared, flat).unflatten(2, (heads, width)).transpose(1, 2)
+    return projection.transpose(2, 3) @ x
+
+
+def convolve_blocks(kernel: Tensor, x: Tensor) -> Tensor:
+    """Each block of as many tokens as ``kernel (H or 1, S)`` has entries, weighed by them: ``(B, H, N, D)`` to ``(B, H, ⌈N/S⌉, D)``."""
+    size = kernel.shape[1]
+    blocks = F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+    weights = kernel.to(x.dtype)[None, :, None, None, :]
+    return (weights.expand(*blocks.shape[:3], 1, size) @ blocks).squeeze(3)
+
+
+def segment_matrix(real: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Averages over ``count`` nearly equal runs (segments) of each sequence's real tokens, as a matrix ``(B, M, N)``.
+
+    An entry is 1 / (tokens of the segment) where a real token of ``real (B, N)`` is in it. Of n real tokens, M segments take ⌊n/M⌋ or one
+    more, the shorter ones first; of fewer than M tokens, each is a segment and the remaining segments are empty.
+    """
+    number = real.sum(-1, keepdim=True)
+    token = real.long().cumsum(-1) - 1
+    size = number // count
+    shorter = (size + 1) * count - number
+    boundary = shorter * size
+    segment = torch.where(token < boundary, token // size.clamp(min=1), shorter + (token - boundary) // (size + 1))
+    within = (segment[:, None] == torch.arange(count, device=real.device)[:, None]) & real[:, None]
+    return within.to(dtype) / within.sum(-1, keepdim=True).clamp(min=1)
+
+
+def segment_means(x: Tensor, count: int) -> Tensor:
+    """The means of the segments of ``x (B, H, N, D)``, all of whose tokens are real, ``(B, H, M, D)``; of fewer than M tokens, ``x``."""
+    length = x.shape[2]
+    if length <= count:
+        return x
+    if torch.compiler.is_exporting():  # one graph for all lengths cannot have slices whose bounds depend on the length
+        everything = torch.ones(1, length, dtype=torch.bool, device=x.device)
+        return project_length(segment_matrix(everything, count, x.dtype).transpose(1, 2)[:, None], x)
+    size = length // count
+    shorter = (size + 1) * count - length
+    means = [x[:, :, : shorter * size].unflatten(2, (shorter, size)).mean(3)]
+    if shorter < count:
+        means.append(x[:, :, shorter * size :].unflatten(2, (count - shorter, size + 1)).mean(3))
+    return torch.cat(means, 2)
 
 
 RIDGE = 1e-3

@@ -16,13 +16,14 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
-from ..engines.low_rank import convolve, project_length, pseudo_inverse, segment_matrix, segment_means
 from ..errors import LengthError, OptionError
 from .base import Mechanism, drop_keys, real_tokens, softmax_over
+from .linformer import project_length, segment_matrix, segment_means
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 
@@ -182,3 +183,28 @@ class Nystrom(Mechanism):
 def between(filled: Tensor) -> Tensor:
     """Pairs of landmarks that are not empty, ``(B, 1, M, M)`` for ``filled (B, M)``; empty ones would change the norm of the batch."""
     return filled[:, None, :, None] & filled[:, None, None, :]
+
+
+def convolve(kernel: Tensor, x: Tensor) -> Tensor:
+    """Depthwise convolution along the length with ``kernel (H, S)``, S odd, zeros beyond the ends: ``(B, H, N, D)`` to the same."""
+    heads, size = kernel.shape
+    return F.conv2d(x, kernel.to(x.dtype)[:, None, :, None], padding=(size // 2, 0), groups=heads)
+
+
+def pseudo_inverse(a: Tensor, iterations: int, per_matrix: bool) -> Tensor:
+    """An approximate Moore–Penrose inverse of each ``a (B, H, M, M)``, whose rows are non-negative and sum to 1.
+
+    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))) from Z = Aᵀ / ‖A‖₁, with the norm of each matrix, or the largest of all matrices.
+    """
+    shape = a.shape
+    a = a.flatten(0, 1)
+    norms = a.sum(-2).amax(-1)
+    norms = norms if per_matrix else norms.amax(0).expand_as(norms)
+    z = a.transpose(1, 2) / norms.clamp(min=torch.finfo(a.dtype).tiny)[:, None, None]
+    eye = torch.eye(shape[-1], dtype=a.dtype, device=a.device)
+    for _ in range(iterations):
+        product = torch.bmm(a, z)
+        inner = torch.baddbmm(15 * eye - 7 * product, product, product)
+        inner = torch.baddbmm((13 * eye).expand_as(product), product, inner, alpha=-1)
+        z = torch.bmm(z, inner) * 0.25
+    return z.view(shape)

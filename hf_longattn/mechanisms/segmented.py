@@ -36,7 +36,7 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.dense import dense_attention, index_grid, products, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.selected import gather_kv, term_at
+from ..engines.topk import gather_kv, term_at
 from .base import pad_queries, softmax_over, visible_to_all
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .masked import GatheredMechanism

@@ -21,8 +21,17 @@ from torch import Tensor
 from ..engines.call import AttentionCall, ScoreMod
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
-from ..engines.selected import gather_kv, gathered_kv_attention, selected_attention, term_at
-from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, topk_keys
+from ..engines.topk import (
+    float32_products,
+    gather_kv,
+    gathered_kv_attention,
+    prefiltered_topk_keys,
+    ranking,
+    search_keys,
+    selected_attention,
+    term_at,
+    topk_keys,
+)
 from .base import scaled_scores, softmax_over, visible_to_all
 from .options import Options, option, positive
 from .registry import register_mechanism

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 from ..engines.call import AttentionCall
-from ..engines.selected import gather_kv
+from ..engines.topk import gather_kv
 from ..mechanisms.base import Mechanism
 from ..mechanisms.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND

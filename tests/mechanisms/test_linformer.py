@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.low_rank import segment_matrix
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.mechanisms.linformer import SHARINGS, Measured, fitted_projections, fitted_values, output_error, spanning_places
+from hf_longattn.mechanisms.linformer import (
+    SHARINGS,
+    Measured,
+    fitted_projections,
+    fitted_values,
+    output_error,
+    segment_matrix,
+    spanning_places,
+)
 from tests.mechanisms.definition import assert_equals_its_definition
 
 LENGTH = 130

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines.low_rank import pseudo_inverse, segment_matrix, segment_means
 from hf_longattn.errors import LengthError, OptionError
+from hf_longattn.mechanisms.linformer import segment_matrix, segment_means
+from hf_longattn.mechanisms.nystrom import pseudo_inverse
 from tests.mechanisms.definition import assert_equals_its_definition
 
 

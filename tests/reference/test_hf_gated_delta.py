@@ -5,7 +5,8 @@ import torch
 from transformers.models.qwen3_next import modeling_qwen3_next as theirs
 
 from hf_longattn import attend, build_mechanism
-from hf_longattn.engines.delta import gated_delta_rule
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms.delta import Delta
 
 
@@ -52,7 +53,7 @@ def test_wider_keys_are_scaled_as_in_qwen3_next() -> None:
     module = build_mechanism("delta", num_heads=3, head_dim=16, expand=2, gate_input="key")
     q, k, v, *_ = inputs(100)
     v = v[..., :16]
-    g, beta = module._rates(k, None, None, torch.float32)
+    g, beta = module._rates(k, AttentionCall(), torch.float32)
     wide = [torch.nn.functional.silu(projection(x)) for projection, x in ((module.query_map, q), (module.key_map, k))]
     swapped = [x.transpose(1, 2) for x in (*wide, v, g, beta)]
     expected, _ = theirs.torch_recurrent_gated_delta_rule(*swapped[:3], g=swapped[3], beta=swapped[4], use_qk_l2norm_in_kernel=True)
