@@ -136,7 +136,7 @@ def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
 def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
     """The initialised memory tokens of the result by their module's name."""
     generator = torch.Generator().manual_seed(SEED)
-    return {name: one.begun(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
+    return {name: one.drawn(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
 
 
 LEFT_OUT = ("config.json", REPORT, "revert_report.json", "README.md", "README.txt", "trainer_state.json", "all_results.json")

@@ -1,4 +1,4 @@
-"""What a Long model class adds to its base: mechanisms on its attention modules, and ``global_attention_mask`` in its signature."""
+"""What a Long model class adds to its base: mechanisms on its attention modules, and the arguments of its ``forward``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .config import BASE_ATTENTION
 from .family import Family, PositionTable
 from .recurrence import MemoryTokens, attach_memory_tokens, new_memory, run_in_segments, run_with_memory
 from .token_globals import global_tokens_of, token_rule
-from .validation import check_length, check_tables, refuse_scoreless
+from .validation import check_length, check_tables, input_of, refuse_scoreless
 from .weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, without_values
 
 if TYPE_CHECKING:
@@ -36,13 +36,16 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+PACKED = "Several documents are packed into one row, but"
+OWN_ROWS = "give each document its own row with padding."
+
 
 class LongAttentionMixin(ModelHooks, _Base):
-    """Comes before the base's model class; makes a head of the base a Long class."""
+    """Comes before the base's model class and makes it a Long class."""
 
     family: ClassVar[Family]
     hands_globals_down: ClassVar[bool] = True
-    """Whether the base's heads and layers pass keyword arguments on to attention, as a global mask requires."""
+    """Whether the base's heads and layers pass keyword arguments down to attention, as a global mask requires."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,14 +56,13 @@ class LongAttentionMixin(ModelHooks, _Base):
         """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
         for module in self.modules():
             long_class = None if module is self else self.family.long_class_of(type(module))
-            if long_class is not None:  # built by the head's own __init__; the Long class adds no state, so the instance can become one
+            if long_class is not None:  # the head's __init__ built it; the Long class adds no state, so the instance can become one
                 module.__class__ = long_class
                 module.adapt()
         self._refuse_globals()
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
-        cap = self.config.score_cap
-        if cap is not None and getattr(self.config, cap) is not None:
-            refuse_scoreless(self, f"caps its attention scores ({cap}={getattr(self.config, cap)})")
+        if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
+            refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
         models = [module for module in self.modules() if isinstance(module, LongAttentionMixin)]
         for model in models:
             model.equip()
@@ -72,14 +74,15 @@ class LongAttentionMixin(ModelHooks, _Base):
         self.add_model_tags(list(TAGS))
 
     def before_upload(self, working_dir: Any, repo_id: str) -> None:
-        """A repository that has no card yet gets ours in place of transformers' empty one."""
+        """Give a repository without a card ours, in place of transformers' empty one."""
         if not COPY:
             load_module("hub", "trainer_card").complete_pushed_card(working_dir, repo_id, self.config.name_or_path)
 
     def _refuse_globals(self) -> None:
         """Refuse mechanisms with global tokens in models that cannot pass a global mask to their layers."""
-        attention = self.config.long_attention
-        names = {attention.for_layer(layer)[0] for layer in range(self.config.num_hidden_layers)} if not self.hands_globals_down else set()
+        if self.hands_globals_down:
+            return
+        names = {self.config.long_attention.for_layer(layer)[0] for layer in range(self.config.num_hidden_layers)}
         if found := sorted(name for name in names if mechanism_class(name).takes_globals):
             raise OptionError(
                 f"{type(self).__name__} cannot pass global tokens to its attention, which mechanism {found[0]!r} needs; "
@@ -87,47 +90,46 @@ class LongAttentionMixin(ModelHooks, _Base):
             )
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """As the base's; what the layers' mechanisms share is tied whatever the config says of word embeddings."""
+        """As the base's; what mechanisms share is tied, whatever the config says about word embeddings."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """While it loads, a model does not share: transformers marks what is tied, and must not take the first layer's for loaded."""
+        """Untie what mechanisms share while loading: transformers marks what is tied as initialised, and the first layer's may not be."""
         separate_parameters(self)
         super().mark_tied_weights_as_initialized(loading_info)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """As the base's; what the layers share is initialised by now where a short checkpoint has none, and so is not missing."""
-        begun = set(shared_parameters(self).values()) & (missing_keys or set())
-        if missing_keys is not None:
-            missing_keys -= begun
+        """As the base's; what mechanisms share was initialised where a short checkpoint lacks it, and so is not missing."""
+        missing = set() if missing_keys is None else missing_keys
+        initialised = missing & set(shared_parameters(self).values())
+        missing -= initialised
         super().tie_weights(missing_keys, recompute_mapping)
-        if missing_keys is not None:
-            missing_keys |= begun
+        missing |= initialised
 
     def adapt(self) -> None:
-        """Called once when an instance of the base has become a Long model, for what its ``__init__`` has not done."""
+        """Called once after an instance of the base has become a Long model."""
 
     def equip(self) -> None:
-        """Called once when the mechanisms are attached, for what else the model needs."""
+        """Called once after the mechanisms have been attached."""
 
     def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """What runs in place of ``base_forward`` on these arguments, which are checked and completed in ``kwargs``."""
+        """Check the arguments, complete ``kwargs``, and return what to call with them instead of ``base_forward``."""
         return base_forward
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """As the base's; then what the mechanisms and memory tokens add, where it was not loaded."""
+        """As the base's; then mechanisms and memory tokens that were not loaded."""
         added = without_values(self)
         super().initialize_weights()
         drop_tables(self, self.family)
         initialise(self, added)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """As the base's; what does not compute the mechanisms is refused (``LongConfig.resolve_implementation``)."""
+        """As the base's, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
         return super().get_correct_attn_implementation(self.config.resolve_implementation(requested_attention), is_init_check)
 
     def use_base_attention(self, implementation: str | None = None) -> None:
-        """Compute the attention of the plain base in place of the mechanisms, with the same weights.
+        """Compute the plain base's attention instead of the mechanisms, with the same weights.
 
             model.use_base_attention()                      # full attention, as BertModel
             model.set_attn_implementation("longattn")       # the mechanisms again
@@ -140,7 +142,7 @@ class LongAttentionMixin(ModelHooks, _Base):
             setattr(config, BASE_ATTENTION, True)
         try:
             self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
-        except BaseException:  # one that is not installed: the mechanisms stay, and were not given up
+        except BaseException:  # one that is not installed: keep the mechanisms
             for config in configs:
                 if config._runs_mechanisms:
                     config.__dict__.pop(BASE_ATTENTION, None)
@@ -148,34 +150,39 @@ class LongAttentionMixin(ModelHooks, _Base):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As the base's; a checkpoint of the plain base gets its position table extended to the config's length.
+        """As the base's; the position table of a plain base's checkpoint is extended to the config's length.
 
         Raises:
-            PositionError: when the config is shorter than the checkpoint.
+            PositionError: the config is shorter than the checkpoint.
         """
         check_tables(cls.family, pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        freeze_tables(model, cls.family)  # transformers loads them as if they were trained
+        freeze_tables(model, cls.family)  # transformers loads them as trainable
         return loaded
 
+    @property
+    def runs_mechanisms(self) -> bool:
+        """Whether the mechanisms run, rather than an attention implementation of transformers."""
+        return attention_implementation(self.config) == BACKEND
+
     def after_generated_token(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A generated token is not global: ``global_attention_mask`` grows with the text, unless that is an encoder's."""
+        """Extend ``global_attention_mask`` by the generated token, which is not global; an encoder's mask stays."""
         if not self.config.is_encoder_decoder and (given := model_kwargs.get("global_attention_mask")) is not None:
             new = len(model_kwargs["attention_mask"][0]) - given.shape[1] if "attention_mask" in model_kwargs else 1
             model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
         return model_kwargs
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
-        """An empty memory, to feed documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
+        """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
-        Each call sees what the mechanisms of its layers reach of the calls before (``transformer_xl``: the last ``memory_length`` tokens
-        before the segment; ``infini`` and linear mechanisms: their state; ``recurrent_memory``: its memory tokens), without gradients.
-        ``attention_mask (B, n)`` is that of the new tokens, and rows of ``memory_reset (B,)`` start a new document.
+        Each call sees, without gradients, as much of the previous calls as its mechanisms reach (``transformer_xl``: the last
+        ``memory_length`` tokens; ``infini`` and linear mechanisms: their state; ``recurrent_memory``: its memory tokens).
+        ``attention_mask (B, n)`` is that of the new tokens; rows of ``memory_reset (B,)`` start a new document.
 
         Args:
-            positions: ``"continue"`` counts a document's tokens through all its segments, ``"restart"`` starts from 0 in each call; by
-                default rotary positions continue and those of a position table, which is finite, restart.
+            positions: ``"continue"`` counts tokens through all segments of a document, ``"restart"`` starts from 0 in each; by default,
+                rotary positions continue and those of a position table, which is finite, restart.
 
         Raises:
             MemoryMismatchError: the model is an encoder without memory tokens, or runs another attention implementation.
@@ -183,8 +190,8 @@ class LongAttentionMixin(ModelHooks, _Base):
         return new_memory(self, positions)
 
     def may_compile_generation(self) -> bool:
-        """A static cache is cut to what is filled, so its shapes move and compiling each of them would not pay."""
-        return attention_implementation(self.config) != BACKEND
+        """Not with mechanisms: a static cache is cut to its filled part, so its shapes change and each would be compiled."""
+        return not self.runs_mechanisms
 
 
 class LongGenerationMixin(_Base):
@@ -193,18 +200,14 @@ class LongGenerationMixin(_Base):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Tokens that are global by their ids are found here, where the whole text is available and not only its last token.
+        """Find tokens that are global by their ids, while the whole text is available and not only its last token.
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
         rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
         if rule is not None and kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
-            known = {"attention_mask": kwargs.get("attention_mask")}
-            kwargs["global_attention_mask"] = global_tokens_of(rule, (input_ids,), known)
+            kwargs["global_attention_mask"] = global_tokens_of(rule, (input_ids,), {"attention_mask": kwargs.get("attention_mask")})
         return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-
-
-__all__ = ["LongAttentionMixin", "LongGenerationMixin"]
 
 
 class LongBaseModelMixin(LongAttentionMixin):
@@ -214,35 +217,33 @@ class LongBaseModelMixin(LongAttentionMixin):
 
     @property
     def recursion(self) -> Recursion | None:
-        """How this model runs over a text in segments with memory tokens; ``None`` when it runs over the whole text."""
+        """How memory tokens pass from segment to segment of a text; ``None`` in a model that runs over the whole text."""
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
     def equip(self) -> None:
-        """Memory tokens, where its mechanisms pass any from segment to segment; layers that contradict one another are refused."""
+        """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
         token_rule(self)
         attach_memory_tokens(self, self.position_table)
 
     def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """As the mixin's: the text fits, tokens that are global by their ids are marked, and memory tokens mean segment after segment."""
+        """As the mixin's: checks the length, finds documents and tokens that are global by their ids, and runs in segments for memory
+        tokens."""
         self._check_inputs(args, kwargs)
         self._find_globals(args, kwargs)
-        if self.recursion is None or attention_implementation(self.config) != BACKEND:
+        if self.recursion is None or not self.runs_mechanisms:
             return base_forward
         return functools.partial(run_in_segments, forward=base_forward)
 
     def _find_globals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Without a ``global_attention_mask``, the tokens that are global by their ids."""
-        if kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
-            rule = token_rule(self)
-            if rule is not None:
-                kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs, kwargs.get("documents"))
+        if kwargs.get("global_attention_mask") is None and self.runs_mechanisms and (rule := token_rule(self)) is not None:
+            kwargs["global_attention_mask"] = global_tokens_of(rule, args, kwargs, kwargs.get("documents"))
 
     def _check_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("global_attention_mask") is not None and attention_implementation(self.config) == BACKEND:
-            mechanisms = [m for m in self.modules() if isinstance(m, Mechanism)]
+        if kwargs.get("global_attention_mask") is not None and self.runs_mechanisms:
             length = kwargs["global_attention_mask"].shape[-1]
-            if not any(m.takes_globals or m.covers(length) for m in mechanisms):
+            if not any(m.takes_globals or m.covers(length) for m in self.modules() if isinstance(m, Mechanism)):
                 raise MaskError(
                     "global_attention_mask was given, but no layer of this model takes global tokens "
                     f"(its mechanism is {self.config.long_attention.mechanism!r}); "
@@ -250,110 +251,92 @@ class LongBaseModelMixin(LongAttentionMixin):
                 )
         if torch.compiler.is_compiling() and kwargs.get("position_ids") is None and kwargs.get("attention_mask") is None:
             self._rule_out_packing(args, kwargs)
-        if attention_implementation(self.config) == BACKEND:
+        if self.runs_mechanisms:
             self._find_documents(args, kwargs)
         elif kwargs.pop("documents", None) is not None:
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
-        if self.position_table is not None and (self.recursion is None or attention_implementation(self.config) != BACKEND):
+        if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
             check_length(self.position_table, self.config, args, kwargs)
 
     def _find_documents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Documents packed into one row, by numbers, by offsets or by positions that restart, as ``documents (B, N)`` for attention."""
-        tokens = args[0] if args else kwargs.get("input_ids")
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        if not isinstance(tokens, Tensor):
+        tokens = input_of(args, kwargs)
+        if tokens is None:
             return
-        positions = kwargs.get("position_ids")
+        shape, positions = (tokens.shape[0], tokens.shape[1]), kwargs.get("position_ids")
         unmasked = len(args) <= 1 and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
-        restarting = positions if unmasked and isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1 else None
-        shape = (tokens.shape[0], tokens.shape[1])
-        traced = in_graph()
-        told = documents_of(kwargs, shape)
-        if told is None and (restarting is None or torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            return
-        restarts = None if restarting is None else restarting[:, 1:] <= restarting[:, :-1]
-        if told is None and traced:
-            assert restarts is not None
-            if (refusal := self._refusal_of_packing(shape[1], kwargs.get("use_cache"))) is not None:
-                assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
-                self._rule_out_packing(args, kwargs)
-            return
-        if told is None:
-            assert restarts is not None
+        documents = documents_of(kwargs, shape)
+        if documents is None:
+            rows = unmasked and isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1
+            if not rows or torch.compiler.is_exporting() or torch.jit.is_tracing():
+                return
+            restarts = positions[:, 1:] <= positions[:, :-1]
+            if in_graph():
+                if (refusal := self._refusal_of_packing(shape[1], kwargs.get("use_cache"))) is not None:
+                    assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
+                    self._rule_out_packing(args, kwargs)
+                return
             if not restarts.any():
                 return
-            told = nn.functional.pad(restarts.cumsum(1), (1, 0)).expand(shape)
-        if not traced and shape[1] and bool((told[:, -1:] == told[:, :1]).all()):  # one document in each row
+            documents = nn.functional.pad(restarts.cumsum(1), (1, 0)).expand(shape)
+        if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # one document in each row
             return
         if (refusal := self.refusal_of_documents(kwargs)) is not None:
             raise MaskError(refusal)
-        kwargs["documents"] = told
-        if positions is None and "position_ids" in inspect.signature(type(self).forward).parameters:
+        kwargs["documents"] = documents
+        if positions is None and self._takes_positions:
             first = self.position_table.first_id if self.position_table is not None else 0
-            kwargs["position_ids"] = positions_in(told) + first
+            kwargs["position_ids"] = positions_in(documents) + first
         if kwargs.get("use_cache") is None and getattr(self.config, "use_cache", False):
             kwargs["use_cache"] = False
         if unmasked:  # otherwise transformers makes an N×N mask for positions that restart
             self._rule_out_packing(args, kwargs)
 
+    @property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(type(self).forward).parameters
+
     def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
-        """Why documents cannot be packed into a row of this call; None where they can."""
-        if self.recursion is not None or self.config.is_encoder_decoder or not self.hands_globals_down:
-            which = "runs in segments with memory tokens" if self.recursion is not None else "cannot tell its attention where each starts"
-            return (
-                f"Several documents are packed into one row, but {type(self).__name__} {which}; give each document its own row "
-                "with padding."
-            )
+        """Why this call does not take documents packed into one row; ``None`` if it does."""
+        if self.recursion is not None:
+            return f"{PACKED} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
+        if self.config.is_encoder_decoder or not self.hands_globals_down:
+            return f"{PACKED} {type(self).__name__} cannot tell its attention where each starts; {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
-            return (
-                "Several documents are packed into one row, but with a cache nothing keeps them apart; "
-                "pass use_cache=False, or give each document its own row with padding."
-            )
-        takes_positions = "position_ids" in inspect.signature(type(self).forward).parameters
-        if self.position_table is not None and kwargs.get("position_ids") is None and not takes_positions:
-            return (
-                f"Several documents are packed into one row, but {type(self).__name__} takes no position_ids that could restart with each; "
-                "give each document its own row with padding."
-            )
+            return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+        if self.position_table is not None and kwargs.get("position_ids") is None and not self._takes_positions:
+            return f"{PACKED} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
         return None
 
     def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
-        """Why a traced graph of this model does not take rows of ``length`` tokens with several documents; None where it does: there a
-        mask of transformers keeps them apart, which is enough where distances alone matter."""
+        """Why a traced graph of this model does not take rows of ``length`` tokens with several documents; ``None`` where a mask of
+        transformers keeps them apart, which is enough if only distances matter."""
         causal = any(getattr(module, "is_causal", False) for module in self.modules() if hasattr(module, "long_attention"))
         if not causal:
-            return (
-                "Several documents are packed into one row (position_ids restart in it), but nothing keeps them apart in a compiled "
-                "encoder; call it without torch.compile, or give each document its own row with padding."
-            )
+            return f"{PACKED} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
         for mechanism in self.modules():
             if isinstance(mechanism, Mechanism) and (self.recursion is not None or not takes_masked_documents(mechanism, length, causal)):
                 return packing_refused(mechanism)
         if getattr(self.config, "use_cache", False) if use_cache is None else use_cache:
-            return (
-                "Several documents are packed into one row (position_ids restart in it), but with a cache nothing keeps them apart; "
-                "pass use_cache=False, or give each document its own row with padding."
-            )
+            return f"{PACKED} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
         return None
 
     def _rule_out_packing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """While it is compiled, a causal model without attention_mask prepares for packed sequences with an N×N mask; without
-        position_ids there are none, as a mask of ones tells it."""
-        tokens = args[0] if args else kwargs.get("input_ids")
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        if len(args) <= 1 and kwargs.get("past_key_values") is None and isinstance(tokens, Tensor):
+        """Pass a mask of ones: without one, transformers prepares a compiled causal model for packed documents, with an N×N mask."""
+        tokens = input_of(args, kwargs)
+        if len(args) <= 1 and kwargs.get("past_key_values") is None and tokens is not None:
             kwargs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
 
 
 class LongDecoderMixin(LongBaseModelMixin):
-    """Comes before the decoder of a base that has both; ``global_attention_mask`` is the encoder's, where there is one."""
+    """Comes before the decoder of an encoder-decoder; beside an encoder, ``global_attention_mask`` is that one's."""
 
     embed_positions: Any
 
     def adapt(self) -> None:
-        """The base makes encoder and decoder equally long; the decoder's table gets its own length, before it is initialised."""
+        """Give the decoder's position table its own length, before it is initialised; the base makes it as long as the encoder's."""
         old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
         if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
             with torch.device(old.weight.device):
@@ -370,7 +353,7 @@ class LongDecoderMixin(LongBaseModelMixin):
 
 
 def with_long_arguments(base_forward: Any) -> Any:
-    """``base_forward`` with our arguments in its signature: Trainer drops the columns that it does not find there."""
+    """``base_forward`` with our arguments in its signature, since Trainer drops columns that it does not find there."""
 
     @functools.wraps(base_forward)
     def forward(
@@ -384,7 +367,7 @@ def with_long_arguments(base_forward: Any) -> Any:
     ) -> Any:
         if global_attention_mask is not None and not self.hands_globals_down:
             raise MaskError(f"{type(self).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
-        if global_attention_mask is not None:  # heads that take several texts for each example flatten them, (B, choices, N)
+        if global_attention_mask is not None:  # multiple-choice heads flatten (B, choices, N)
             several = global_attention_mask.dim() == 3
             kwargs["global_attention_mask"] = global_attention_mask.flatten(0, 1) if several else global_attention_mask
         if documents is not None:
@@ -394,7 +377,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         if memory_reset is not None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
         outputs = self.prepared(base_forward, args, kwargs)(self, *args, **kwargs)
-        return with_auxiliary_loss(self, outputs, kwargs) if self.training and attention_implementation(self.config) == BACKEND else outputs
+        return with_auxiliary_loss(self, outputs, kwargs) if self.training and self.runs_mechanisms else outputs
 
     signature = inspect.signature(base_forward)
     parameters = list(signature.parameters.values())
@@ -407,15 +390,15 @@ def with_long_arguments(base_forward: Any) -> Any:
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
-    losses = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism)]
+    losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism))
     found = [loss for loss in losses if loss is not None]
     return sum(found[1:], found[0]) if found else None
 
 
 def with_auxiliary_loss(model: nn.Module, outputs: Any, arguments: dict[str, Any]) -> Any:
-    """``outputs`` of a forward pass with the auxiliary loss in their loss, where they have one.
+    """``outputs`` of a forward pass with the auxiliary loss added to their loss, where they have one.
 
-    With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch brings its share.
+    With ``num_items_in_batch``, by which Trainer makes the losses of accumulated batches add up to one mean, each batch adds its share.
     """
     by_name = hasattr(outputs, "loss")
     loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None

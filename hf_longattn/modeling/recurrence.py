@@ -1,14 +1,13 @@
-"""How a Long model takes and returns a memory, ``model(input_ids, memory=memory).memory``, and runs in segments with memory tokens.
+"""A Long model with a memory, ``model(input_ids, memory=memory).memory``, and in segments with memory tokens.
 
-With memory tokens (Bulatov et al. 2022) the base's own ``forward`` runs on each segment; here the text is cut, and the last hidden states
-are concatenated again, so that every head finds as many as there are tokens. Rows are cut from their first real token on, and positions
-restart in each segment. In an encoder the first token ([CLS]) is repeated in every segment, and its hidden state is that of the row's last
-one, which has seen everything.
+With memory tokens (Bulatov et al. 2022), the base's ``forward`` runs on one segment after another, and the last hidden states are
+concatenated, so that a head finds as many as there are tokens. Rows are cut from their first real token on, and positions restart in each
+segment. In an encoder, the first token ([CLS]) is repeated in every segment; its hidden state is that of the row's last segment, whose
+memory has seen the whole text.
 
 While decoding, the cache holds the memory of each row and the keys of its current segment, whatever the text's length. A row fills the
-slots of its segment by position: first its memory tokens to read, then its text. When the segment is full and another token comes, the
-memory tokens to write run after it, and the row starts a new segment. Rows with different padding are at different
-places of their segments.
+slots of its segment in order: the memory tokens that it reads, then its text. When the segment is full and another token comes, the memory
+tokens are written after it, and the row starts a new segment. Rows with different padding are at different places of their segments.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .family import PositionTable
 from .validation import check_positions
 
 INNER = "segment_memory"
-"""Keyword under which a head hands the memory tokens of this call to the model inside it."""
+"""Keyword by which a head passes the memory tokens of a call to the model inside it."""
 POSITIONS = ("continue", "restart")
 
 
@@ -61,7 +60,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
 
 
 def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], memory: Any, reset: Any) -> Any:
-    """``forward`` on one call's input with the memory of the call before; the outputs hold the next one as ``outputs.memory``."""
+    """``forward`` with the memory of the previous call; the outputs hold the next one as ``outputs.memory``."""
     if not isinstance(memory, SegmentMemory):
         raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
     if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
@@ -91,7 +90,7 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
 
 
 def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwargs: Any) -> Any:
-    """``forward`` of a base model with memory tokens on its whole input, segment after segment."""
+    """``forward`` of a base model with memory tokens, segment after segment."""
     given = _named(forward, model, args, kwargs)
     remembered: TokenMemory | None = given.pop(INNER, None)
     wants_dict = given.pop("return_dict", None)
@@ -108,11 +107,10 @@ def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwarg
 
     if causal and (text.others.get("past_key_values") is not None or text.others.get("use_cache")):
         if remembered is not None:
-            raise MemoryMismatchError("A memory was given together with a cache, which holds its own; leave use_cache out.")
+            raise MemoryMismatchError("A memory was given together with a cache, which has one already; leave use_cache out.")
         outputs = SegmentDecoder(model, run, recursion, text).run(memory)
     else:
-        remember = remembered is not None
-        outputs, memory = run_segments(model, run, text, recursion, memory, causal=causal, remember=remember)
+        outputs, memory = run_segments(model, run, text, recursion, memory, causal=causal, remember=remembered is not None)
         if remembered is not None:
             remembered.take(memory)
     return outputs if wants_dict else outputs.to_tuple()
@@ -120,15 +118,19 @@ def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwarg
 
 @cache
 def _remembering(kind: type[Any]) -> type[Any]:
-    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can put them together again."""
-    fields: dict[str, Any] = {"__annotations__": {"memory": SegmentMemory | None}, "memory": None}
-    fields |= {"__module__": __name__, "__doc__": kind.__doc__}
-    fields["__reduce__"] = lambda self: (_remembered, (kind, dict(self)))  # the class is in no module, where a pickle would look for it
-    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), fields))
+    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can rebuild them."""
+    namespace = {
+        "__annotations__": {"memory": SegmentMemory | None},
+        "__module__": __name__,
+        "__doc__": kind.__doc__,
+        "__reduce__": lambda self: (_remembered, (kind, dict(self))),  # pickle would look for the class in its module
+        "memory": None,
+    }
+    return dataclass(type(f"{kind.__name__}WithMemory", (kind,), namespace))
 
 
 def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
-    """The pickled outputs of a call with a memory."""
+    """Unpickle outputs with a memory."""
     return _remembering(kind)(**fields)
 
 
@@ -139,6 +141,7 @@ def _named(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwarg
 
 
 def _real(mask: Any, tokens: Tensor) -> Tensor:
+    """Which tokens are real, ``(B, N)``."""
     if mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if mask.shape != tokens.shape[:2]:
@@ -151,13 +154,12 @@ def _real(mask: Any, tokens: Tensor) -> Tensor:
 def _refuse_checkpointing(model: Any) -> None:
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise MemoryMismatchError(
-            "Gradient checkpointing runs every layer again without its memory; call model.gradient_checkpointing_disable() to train "
-            "with a memory."
+            "Gradient checkpointing recomputes layers without their memory; call model.gradient_checkpointing_disable() to train with one."
         )
 
 
 class MemoryTokens(nn.Module):
-    """What a text's first segment remembers: ``tokens (M, hidden_size)``, in place of embeddings of ids."""
+    """The learned memory that a text's first segment reads: ``tokens (M, hidden_size)``, used as embeddings."""
 
     def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
         super().__init__()
@@ -168,19 +170,19 @@ class MemoryTokens(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.tokens, std=self.std, generator=generator)
 
-    def begun(self, generator: torch.Generator) -> MemoryTokens:
-        """Others of this shape, drawn from ``generator``, on its device."""
+    def drawn(self, generator: torch.Generator) -> MemoryTokens:
+        """New ones of this shape, initialised by ``generator``, on its device."""
         with torch.device("meta"):
-            drawn = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
-        drawn.to_empty(device=generator.device).reset_parameters(generator)
-        return drawn
+            new = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
+        new.to_empty(device=generator.device).reset_parameters(generator)
+        return new
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
-    """How the layers below ``model`` ask for the model to run; ``None`` when it runs once over the whole text.
+    """How memory tokens pass from segment to segment in ``model``; ``None`` if it runs over the whole text.
 
     Raises:
-        OptionError: layers that ask for different things.
+        OptionError: the layers disagree.
     """
     found = {module.recursion for module in model.modules() if isinstance(module, Mechanism)}
     if len(found) > 1:
@@ -192,10 +194,10 @@ def recursion_of(model: nn.Module) -> Recursion | None:
 
 
 def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
-    """Give a model its memory tokens, as ``stack.long_memory``, where its mechanisms pass any from segment to segment.
+    """Set the memory tokens ``stack.long_memory``, if the mechanisms of a model use any.
 
     Raises:
-        OptionError: an encoder-decoder, or segments that are longer than the position table.
+        OptionError: the model is part of an encoder-decoder, or a segment is longer than its position table.
     """
     recursion = recursion_of(stack)
     if recursion is None:
@@ -216,13 +218,13 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
 
 
 ALONG_THE_TEXT = ("token_type_ids",)
-"""Arguments ``(B, N)`` that are cut as the text is."""
+"""Arguments ``(B, N)`` that are cut with the text."""
 Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Text:
-    """The input of a call: embeddings ``(B, N, d)``, real tokens ``(B, N)``, what else runs along the text, and all other arguments."""
+    """The input of a call: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other tensors along the text, and all other arguments."""
 
     embeddings: Tensor
     real: Tensor
@@ -256,18 +258,28 @@ class Text:
         along = {name: others.pop(name) for name in ALONG_THE_TEXT if others.get(name) is not None}
         return cls(embeddings, real, along, others)
 
-    def turned(self, start: Tensor) -> Text:
-        """With row b turned to the left by ``start[b]``."""
-        along = {name: _turned(value, start) for name, value in self.along.items()}
-        return Text(_turned(self.embeddings, start), _turned(self.real, start), along, self.others)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
+        """With ``change`` applied to everything along the text."""
+        along = {name: change(x) for name, x in self.along.items()}
+        return Text(change(self.embeddings), change(self.real), along, self.others)
 
-    def piece(self, where: slice, *, after_first: bool) -> Text:
-        """A slice of it, after its first token if every slice starts with that."""
+    def rolled(self, start: Tensor) -> Text:
+        """With row b rolled to the left by ``start[b]``."""
+        return self.mapped(lambda x: roll_left(x, start, 1))
 
-        def cut(x: Tensor) -> Tensor:
-            return torch.cat([x[:, :1], x[:, where]], 1) if after_first else x[:, where]
+    def segments(self, size: int, causal: bool) -> list[Text]:
+        """Its segments of ``size`` tokens; in an encoder, every one starts with the text's first token."""
 
-        return Text(cut(self.embeddings), cut(self.real), {name: cut(x) for name, x in self.along.items()}, self.others)
+        def plain(at: int) -> Text:
+            return self.mapped(lambda x: x[:, at : at + size])
+
+        def after_first(at: int) -> Text:
+            return self.mapped(lambda x: torch.cat([x[:, :1], x[:, at : at + size - 1]], 1))
+
+        length = self.real.shape[1]
+        if causal:
+            return [plain(at) for at in range(0, length, size)]
+        return [plain(0), *(after_first(at) for at in range(size, length, size - 1))]
 
 
 def run_segments(
@@ -276,60 +288,52 @@ def run_segments(
     """Run ``forward``, the base's, over all segments of ``text``.
 
     Args:
-        memory: ``(B, M, d)``, what the first segment reads.
-        causal: whether memory tokens to write follow each segment.
-        remember: whether the memory after the last segment is wanted.
+        memory: ``(B, M, d)``, which the first segment reads.
+        causal: whether memory tokens are written after each segment.
+        remember: whether the memory after the last segment is needed.
+
     Returns:
-        The outputs, as for the whole text, and the memory ``(B, M, d)``: of each row, after its last segment that has a real token.
+        The outputs, as for the whole text, and the memory ``(B, M, d)`` after each row's last segment with a real token.
     """
     start = leading(text.real) % text.real.shape[1]
-    turned = torch.compiler.is_compiling() or bool(start.any())
-    text = text.turned(start) if turned else text
-    pieces = _pieces(text, recursion.text(causal), causal)
+    padded = torch.compiler.is_compiling() or bool(start.any())
+    segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
     parts: list[Any] = []
-    for index, piece in enumerate(pieces):
-        left = len(pieces) - 1 - index
-        out = _segment(forward, piece, memory, write=causal and (left > 0 or remember))
-        count, size = memory.shape[1], piece.real.shape[1]
+    for index, segment in enumerate(segments):
+        left = len(segments) - 1 - index
+        out = _run_segment(forward, segment, memory, write=causal and (left > 0 or remember))
+        count, size = memory.shape[1], segment.real.shape[1]
         hidden = out.last_hidden_state
         written = hidden[:, count + size :] if causal else hidden[:, :count]
         if left or remember:
-            own = piece.real if causal or index == 0 else piece.real[:, 1:]
+            own = segment.real if causal or index == 0 else segment.real[:, 1:]
             memory = torch.where(own.any(1)[:, None, None], written, memory)
         if left and recursion.depth is not None and left % (recursion.depth + 1) == 0:
             memory = memory.detach()
         parts.append(out)
-    return _joined(model, parts, pieces, memory.shape[1], causal, -start if turned else None), memory
+    return _joined(model, parts, segments, memory.shape[1], causal, -start if padded else None), memory
 
 
-def _pieces(text: Text, size: int, causal: bool) -> list[Text]:
-    length = text.real.shape[1]
-    if causal:
-        return [text.piece(slice(first, first + size), after_first=False) for first in range(0, length, size)]
-    rest = [text.piece(slice(first, first + size - 1), after_first=True) for first in range(size, length, size - 1)]
-    return [text.piece(slice(0, size), after_first=False), *rest]
-
-
-def _segment(forward: Forward, piece: Text, memory: Tensor, *, write: bool) -> Any:
+def _run_segment(forward: Forward, segment: Text, memory: Tensor, *, write: bool) -> Any:
     """The base's outputs for one segment with its memory tokens."""
-    written = memory.shape[1] if write else 0
-    embeddings = torch.cat([memory, piece.embeddings, memory[:, :written]], 1)
-    mask = torch.nn.functional.pad(piece.real.long(), (memory.shape[1], written), value=1)
-    along = {name: torch.nn.functional.pad(value, (memory.shape[1], written)) for name, value in piece.along.items()}
-    others = {**piece.others, "return_dict": True, "use_cache": False}
+    around = (memory.shape[1], memory.shape[1] if write else 0)
+    embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
+    mask = nn.functional.pad(segment.real.long(), around, value=1)
+    along = {name: nn.functional.pad(value, around) for name, value in segment.along.items()}
+    others = {**segment.others, "return_dict": True, "use_cache": False}
     return forward(inputs_embeds=embeddings, attention_mask=mask, **along, **others)
 
 
-def _joined(model: Any, parts: list[Any], pieces: list[Text], memory: int, causal: bool, back: Tensor | None) -> Any:
-    """The outputs of all segments as those of one text."""
+def _joined(model: Any, parts: list[Any], segments: list[Text], memory: int, causal: bool, back: Tensor | None) -> Any:
+    """The outputs of all segments as those of one text, whose rows are rolled to the left by ``back (B,)``."""
 
     def text(states: list[Tensor]) -> Tensor:
-        cut = [state[:, memory : memory + piece.real.shape[1]] for state, piece in zip(states, pieces, strict=True)]
+        cut = [state[:, memory : memory + segment.real.shape[1]] for state, segment in zip(states, segments, strict=True)]
         first = cut[0][:, :1]
-        for state, piece in zip(cut[1:], pieces[1:], strict=True) if not causal else ():
-            first = torch.where(piece.real[:, 1:].any(1)[:, None, None], state[:, :1], first)
+        for state, segment in zip(cut[1:], segments[1:], strict=True) if not causal else ():
+            first = torch.where(segment.real[:, 1:].any(1)[:, None, None], state[:, :1], first)
         whole = torch.cat([first, cut[0][:, 1:], *(state if causal else state[:, 1:] for state in cut[1:])], 1)
-        return whole if back is None else _turned(whole, back)
+        return whole if back is None else roll_left(whole, back, 1)
 
     out = parts[-1]
     out.last_hidden_state = text([part.last_hidden_state for part in parts])
@@ -340,14 +344,10 @@ def _joined(model: Any, parts: list[Any], pieces: list[Text], memory: int, causa
     return out
 
 
-def _turned(x: Tensor, start: Tensor) -> Tensor:
-    """Turn ``x (B, N)`` or ``(B, N, d)`` to the left by ``start (B,)``."""
-    return roll_left(x, start, 1)
-
-
 @dataclass
 class _Rows:
-    """Keys and values of every layer ``(B, H_kv, C, D)``, slots in use ``(B, C)`` and taken ``(B,)``, memory ``(B, M, d)``."""
+    """Keys and values of every layer ``(B, H_kv, C, D)``, slots with a real token ``(B, C)``, number of filled slots ``(B,)``, and memory
+    ``(B, M, d)``."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -382,7 +382,7 @@ class SegmentDecoder:
             text.others.pop(name, None)
 
     def run(self, memory: Tensor) -> Any:
-        """The base's outputs for all tokens of the text; ``memory (B, M, d)`` is the memory at the start of a text."""
+        """The base's outputs for all tokens of the text; ``memory (B, M, d)`` is that of a new text."""
         rows = self._load(memory)
         embeddings, real = self.text.embeddings, self.text.real
         length = real.shape[1]
@@ -390,8 +390,8 @@ class SegmentDecoder:
         out, hidden = None, embeddings.new_zeros(embeddings.shape)
         while bool((at < length).any()):
             waiting = at < length
-            self._roll_over((waiting & (rows.filled == self.slots)).nonzero()[:, 0], rows)
-            self._begin((waiting & (rows.filled == 0)).nonzero()[:, 0], rows)
+            self._write_memory((waiting & (rows.filled == self.slots)).nonzero()[:, 0], rows)
+            self._read_memory((waiting & (rows.filled == 0)).nonzero()[:, 0], rows)
             step = min(int((self.slots - rows.filled)[waiting].min()), int((length - at).max()))
             places = at[:, None] + torch.arange(step, device=at.device)
             there = places < length
@@ -400,8 +400,8 @@ class SegmentDecoder:
             picked = embeddings.gather(1, places[..., None].expand(-1, -1, embeddings.shape[2]))
             out = self._forward(rows, picked, real.gather(1, places) & there, there, along)
             index = torch.where(there, places, length)[..., None].expand_as(out.last_hidden_state)
-            room = torch.cat([hidden, hidden[:, :1]], 1).to(out.last_hidden_state)
-            hidden = room.scatter(1, index, out.last_hidden_state)[:, :length]
+            with_spare = torch.cat([hidden, hidden[:, :1]], 1).to(out.last_hidden_state)
+            hidden = with_spare.scatter(1, index, out.last_hidden_state)[:, :length]
             at = at + there.sum(1)
         if out is None:  # nothing but padding before the first token
             out = self._forward(rows, embeddings, real, torch.zeros_like(real), self.text.along)
@@ -411,7 +411,7 @@ class SegmentDecoder:
         return out
 
     def _forward(self, rows: _Rows, embeddings: Tensor, real: Tensor, there: Tensor, along: dict[str, Tensor]) -> Any:
-        """Run tokens ``(B, n)`` after those in the slots; those in ``there`` take a slot. Rows without a real token are ignored."""
+        """Run tokens ``(B, n)`` after those in the slots; those in ``there (B, n)`` fill a slot. Rows without a real token are ignored."""
         used, count = int((rows.filled * real.any(1)).max()), embeddings.shape[1]
         inner = DynamicCache()
         # The filled slots of a row come right before its new tokens, so that distances between columns are those between tokens.
@@ -432,29 +432,29 @@ class SegmentDecoder:
         rows.filled = rows.filled + there.sum(1)
         return out
 
-    def _roll_over(self, which: Tensor, rows: _Rows) -> None:
+    def _write_memory(self, which: Tensor, rows: _Rows) -> None:
         """Write the memory of rows whose segment is full, and empty their slots."""
         if not len(which):
             return
         full = rows.select(which)
         if self.count:
-            real = torch.ones(len(which), self.count, dtype=torch.bool, device=which.device)
-            full.memory = self._forward(full, full.memory, real, ~real, self._without_along(len(which))).last_hidden_state
+            full.memory = self._run_memory(full, keep=False).last_hidden_state
         full.real, full.filled = torch.zeros_like(full.real), torch.zeros_like(full.filled)
         rows.put(which, full)
 
-    def _begin(self, which: Tensor, rows: _Rows) -> None:
+    def _read_memory(self, which: Tensor, rows: _Rows) -> None:
         """Read the memory of rows whose slots are empty."""
         if not len(which) or not self.count:
             return
         empty = rows.select(which)
-        real = torch.ones(len(which), self.count, dtype=torch.bool, device=which.device)
-        self._forward(empty, empty.memory, real, real, self._without_along(len(which)))
+        self._run_memory(empty, keep=True)
         rows.put(which, empty)
 
-    def _without_along(self, batch: int) -> dict[str, Tensor]:
-        """Memory tokens have zeros for what runs along the text."""
-        return {name: x.new_zeros(batch, self.count) for name, x in self.text.along.items()}
+    def _run_memory(self, rows: _Rows, *, keep: bool) -> Any:
+        """Run the memory tokens of ``rows``, with zeros for what runs along the text; ``keep``: in the slots."""
+        real = torch.ones(rows.memory.shape[:2], dtype=torch.bool, device=rows.memory.device)
+        along = {name: x.new_zeros(real.shape) for name, x in self.text.along.items()}
+        return self._forward(rows, rows.memory, real, real if keep else ~real, along)
 
     def _layers(self) -> list[StateLayer]:
         layers = getattr(self.cache, "layers", [])
@@ -470,11 +470,10 @@ class SegmentDecoder:
         if states[0] is not None:
             if len(states[0]["memory"]) != batch:
                 raise MemoryMismatchError(f"The cache is of a batch of {len(states[0]['memory'])}, but the input has {batch} rows.")
-            own = {name: states[0][name] for name in ("real", "filled", "memory")}
             keys, values = ([state[name] for state in states if state is not None] for name in ("keys", "values"))
-            return _Rows(keys, values, **own)
+            return _Rows(keys, values, **{name: states[0][name] for name in ("real", "filled", "memory")})
         real = torch.zeros(batch, self.slots, dtype=torch.bool, device=memory.device)
-        # There are no keys yet: shapes and dtypes are known when the first token has run.
+        # Shapes and dtypes of keys are known when the first token has run.
         empty = memory.new_zeros(batch, 0, self.slots, 0)
         filled = torch.zeros(batch, dtype=torch.long, device=memory.device)
         return _Rows([empty] * len(layers), [empty] * len(layers), real, filled, memory)
@@ -491,10 +490,9 @@ class SegmentDecoder:
 
 
 def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """Write ``new (B, H, n, D)`` into the slots ``(B, n)`` of ``old (B, H, C, D)``; slot C takes what is dropped."""
-    old = _shaped(old, new)
-    room = torch.cat([old, old.new_zeros(*old.shape[:2], 1, old.shape[3])], 2)
-    return room.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
+    """Write ``new (B, H, n, D)`` into the slots ``(B, n)`` of ``old (B, H, C, D)``; what goes to slot C is dropped."""
+    with_spare = nn.functional.pad(_shaped(old, new), (0, 0, 0, 1))
+    return with_spare.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
 
 
 def _take(x: Tensor, slots: Tensor) -> Tensor:
@@ -503,5 +501,5 @@ def _take(x: Tensor, slots: Tensor) -> Tensor:
 
 
 def _shaped(old: Tensor, new: Tensor) -> Tensor:
-    """``old`` slots, or empty ones of the heads and widths of ``new`` where there are no keys yet."""
+    """``old``, or empty slots with the heads and width of ``new`` if there are no keys yet."""
     return old if old.shape[1] else new.new_zeros(old.shape[0], new.shape[1], old.shape[2], new.shape[3])

@@ -1,5 +1,5 @@
-"""Refuse, in one sentence, a text that is longer than the position table, a config that is shorter than the checkpoint, and a mechanism
-that cannot cap its scores."""
+"""Refuses a text that is longer than the position table, a config that is shorter than the checkpoint, and a mechanism without scores
+where the model changes them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ from ..mechanisms.base import Mechanism
 from .family import Family, PositionTable
 
 
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The ``input_ids`` or ``inputs_embeds`` of a forward pass."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    return tokens if isinstance(tokens, Tensor) else None
+
+
 def check_length(table: PositionTable, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise :class:`LengthError` when the tokens of this forward pass, with those in the cache, need more positions than ``table`` has.
+    """Raise :class:`LengthError` if the tokens of this forward pass, with those in the cache, need more positions than ``table`` has.
 
     Padding that takes no position (RoBERTa's, or with ``position_ids`` that say so) does not count.
     """
-    limit = table.tokens(config)
-    tokens = args[0] if args else kwargs.get("input_ids")
-    sized = tokens if tokens is not None else kwargs.get("inputs_embeds")
-    if not isinstance(sized, Tensor):
+    limit, tokens = table.tokens(config), input_of(args, kwargs)
+    if tokens is None:
         return
     past = next((value for value in (*args, kwargs.get("past_key_values")) if isinstance(value, Cache)), None)
     seen = past.get_seq_length() if past is not None else 0
-    needed = sized.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
+    needed = tokens.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
     if needed <= limit:
         return
     if kwargs.get("position_ids") is not None:
         needed = int(kwargs["position_ids"].max()) + 1 - table.first_id
     elif table.added and table.skips_padding and isinstance(mask := kwargs.get("attention_mask"), Tensor):
         needed = int(mask.sum(1).max())
-    elif table.skips_padding and not table.added and tokens is not None:
+    elif table.skips_padding and not table.added and tokens.dim() == 2:
         needed = int(seen) + int((tokens != config.pad_token_id).sum(1).max())
     _refuse_beyond(table, needed, limit)
 
 
 def check_positions(table: PositionTable, config: Any, position_ids: Tensor) -> None:
-    """The same for positions that are given, where the cache does not hold all that came before."""
+    """The same for given positions, where the cache does not hold all past tokens."""
     _refuse_beyond(table, int(position_ids.max()) + 1 - table.first_id, table.tokens(config))
 
 
@@ -54,7 +59,7 @@ def _refuse_beyond(table: PositionTable, needed: int, limit: int) -> None:
 
 
 def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
-    """Raise :class:`PositionError` when ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
+    """Raise :class:`PositionError` if ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
     config = kwargs.get("config")
     learned = [table for table in family.position_tables if table.learned]
     if not learned or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
@@ -63,7 +68,7 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
     try:
         values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
     except OSError:
-        return  # weights without a config file: nothing says how long the checkpoint is
+        return  # weights without a config file, so of unknown length
     before = family.config_class(**{key: value for key, value in values.items() if not key.endswith("long_attention")})
     for table in learned:
         rows = getattr(before, table.field)
@@ -75,7 +80,7 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
 
 
 def refuse_scoreless(model: nn.Module, why: str) -> None:
-    """Raise :class:`OptionError` when a mechanism below ``model`` has no scores; ``why`` says what the model does with them."""
+    """Raise :class:`OptionError` if a mechanism of ``model`` has no scores; ``why`` says what the model does with them."""
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.takes_score_mod:
             raise OptionError(
