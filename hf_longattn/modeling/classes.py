@@ -1,6 +1,6 @@
-"""Make the Long classes of a family from the base's own: each is its base class with the mixin in front.
+"""Makes the Long classes of a family from the base's: each is its base class with the mixin in front.
 
-They are made on first use, in the family's own module; until then no model is imported, here either.
+They are made on first use, in the family's module; until then no model is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ the attention of {base} instead.
 
 
 def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
-    """A module ``__getattr__`` for ``namespace`` that makes the Long classes, and keeps them there."""
+    """A module ``__getattr__`` that makes the Long classes and keeps them in ``namespace``."""
 
     def module_getattr(name: str) -> Any:
         if name not in (*family.heads.values(), *family.parts.values()):
@@ -37,7 +37,7 @@ def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], A
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
-    """Every Long model class of ``family``, by name; where there are an encoder and a decoder, theirs as well."""
+    """Every Long model class of ``family`` by name, with those of an encoder-decoder's two stacks."""
     from transformers import PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -55,7 +55,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         made[long_name] = _make(family, base, long_name, mixins.get(base_name, LongAttentionMixin))
-        if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # that one holds the decoder only
+        if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # the latter has a decoder only
             register_loading(family, base, made[long_name])
         else:
             inherit_renaming(base, made[long_name])
@@ -71,7 +71,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
     if family.mixin is not None:
         bases.insert(0, family.mixin)
     if issubclass(base, GenerationMixin):
-        bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers asks for the latter among the direct bases
+        bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
         "__doc__": DOCSTRING.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
@@ -81,7 +81,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
     }
     if family.config_class.score_cap is not None:
-        namespace["_supports_sdpa"] = False  # it leaves the cap out; transformers before 5.23 takes it all the same
+        namespace["_supports_sdpa"] = False  # sdpa leaves the cap out; transformers before 5.23 allows it
     made: Any = type(name, tuple(bases), namespace)
     record_outputs(made)
     return made

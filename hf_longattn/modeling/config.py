@@ -24,28 +24,24 @@ else:
 logger = logging.get_logger(LOGGER)
 
 BASE_ATTENTION = "_base_attention"
-"""Set while the attention of the plain base was asked for on purpose; not written to files."""
+"""Set after ``model.use_base_attention()``; not written to files."""
 DEFAULTS = ("sdpa", "eager")
-"""The implementations that transformers falls back to, and that scripts name without wanting a different attention."""
+"""transformers' default implementations, which scripts name without wanting a different attention."""
 
 
 class LongConfig(_Base):
-    """Stands before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
+    """Comes before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
-    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`; ``None``, or leaving it out, gives the family's default: that of
-        :meth:`default_attention`, the base's own windows where all layers have one, otherwise Longformer's defaults. Kept as the latter,
-        written to ``config.json`` as a mapping. Layers with a window of the base's own keep it unless they are named
-        (:mod:`hf_longattn.modeling.sliding_window`). Raises :class:`OptionError` for a layer that is not there, and for a mechanism that
-        has no causal (bidirectional) form where one is needed.
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, written to ``config.json`` as a mapping. By default that of
+        :meth:`default_attention`, the base's sliding window if all layers have one, otherwise Longformer's defaults. Layers with a sliding
+        window of the base keep it unless they are named (:mod:`hf_longattn.modeling.sliding_window`). Raises :class:`OptionError` for a
+        layer that does not exist, and for a mechanism without the causal (bidirectional) form that is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
-
     question_separator_id: in a model that answers questions, the token between question and document. Every token before the
         document is then global, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
         Conversion and ``longattn train qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
-
-    extended_from: what the config of the short model said where this one differs, so that the way back is known
-        (:func:`hf_longattn.revert_checkpoint`); kept by itself.
+    extended_from: the short model's values where this config differs, for :func:`hf_longattn.revert_checkpoint`; set automatically.
 
     ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
     max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``.
@@ -53,9 +49,9 @@ class LongConfig(_Base):
 
     base_model_type: ClassVar[str]
     default_mechanism: ClassVar[str | None] = None
-    """The mechanism of a family for which Longformer's defaults are not what fits."""
+    """The family's default mechanism, where Longformer's defaults do not fit."""
     score_cap: ClassVar[str | None] = None
-    """The base's field by which attention scores are capped, if it is not ``None`` there (Gemma 2)."""
+    """The base's field that caps attention scores, unless it is ``None`` (Gemma 2)."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -66,15 +62,15 @@ class LongConfig(_Base):
 
     def __init_subclass__(cls, view: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if view or not hasattr(cls.__bases__[-1], "model_type"):
-            return  # not yet joined with a base
         base: Any = cls.__bases__[-1]
+        if view or not hasattr(base, "model_type"):
+            return  # not yet combined with a base
         if not issubclass(base, LongConfig):
             cls.base_model_type = base.model_type
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
-        cls.keys_to_ignore_at_inference = [*getattr(cls.__bases__[-1], "keys_to_ignore_at_inference", []), "memory"]
-        strict(cls)  # as transformers decorates every config: without it, the base's validators run instead of the ones below
+        cls.keys_to_ignore_at_inference = [*getattr(base, "keys_to_ignore_at_inference", []), "memory"]
+        strict(cls)  # as transformers decorates every config; otherwise the base's validators would run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
         chosen: Any = kwargs.pop("long_attention", None)
@@ -103,20 +99,20 @@ class LongConfig(_Base):
         return {**values, "long_attention": self.long_attention.to_dict()}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation that runs where ``requested`` is asked for.
+        """The attention implementation that runs when ``requested`` is chosen.
 
-        No other implementation than ``longattn`` knows mechanisms. Where these compute what the base's own attention computes, any may be
-        chosen. Otherwise ``sdpa`` and ``eager``, which name transformers' defaults, mean the default of the Long classes as well; and any
-        further one is refused, since it would compute another attention. ``model.use_base_attention()`` is the way to that on purpose.
+        Only ``longattn`` knows mechanisms. If they compute what the base's attention computes, any implementation may be chosen.
+        Otherwise ``sdpa`` and ``eager``, transformers' defaults, select ``longattn`` too, and any other one is refused, since it would
+        compute another attention; ``model.use_base_attention()`` selects that explicitly.
 
         Raises:
-            BackendError: for such an implementation.
+            BackendError: the implementation is refused.
         """
         if requested in (None, PLAIN_BACKEND, BACKEND):
             self.__dict__.pop(BASE_ATTENTION, None)
             return BACKEND
         if "long_attention" not in self.__dict__ or self.__dict__.get(BASE_ATTENTION) or self._computes_as_base:
-            return str(requested)  # before it has a long_attention it is checked with that
+            return str(requested)  # checked again when long_attention is set
         if requested in DEFAULTS:
             logger.warning_once(
                 f"attn_implementation={requested!r} would leave out the mechanism {self.long_attention.mechanism!r}, so {PLAIN_BACKEND!r} "
@@ -129,23 +125,23 @@ class LongConfig(_Base):
         )
 
     def _check_implementation(self) -> None:
-        """Check an implementation that was set before the mechanisms were set or changed."""
+        """Check the implementation again after the mechanisms were set or changed."""
         if not self._runs_mechanisms:
             setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
 
     @property
     def _computes_as_base(self) -> bool:
-        """Whether every layer's mechanism computes what the base's own attention does."""
+        """Whether every layer's mechanism computes what the base's attention does."""
         layers, causal = self._attending
         return equals_base(self.long_attention, own_windows(self)[:layers], causal)
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
-        """The attention used if none is given; ``None`` is Longformer's defaults, or the base's own windows where all layers have one."""
+        """The attention used if none is given; ``None`` is the base's sliding window if all layers have one, or Longformer's defaults."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     def _unasked(self) -> LongAttentionConfig | Mapping[str, Any] | None:
-        """The attention of this config where none was chosen."""
+        """The attention of this config if none was chosen."""
         return self.default_attention()
 
     @classmethod
@@ -162,18 +158,17 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base's; a ``long_attention`` among the keyword arguments replaces the dictionary's before anything is checked, since that
-        one need not fit the other arguments."""
+        """As the base's; a ``long_attention`` in the keyword arguments replaces the dictionary's before checks, which need not fit the
+        other arguments."""
         given = kwargs.pop("long_attention", None)
         return super().from_dict(config_dict if given is None else {**config_dict, "long_attention": given}, **kwargs)
 
     @property
     def layer_types(self) -> list[str]:
-        """What ``DynamicCache(config)`` and ``StaticCache(config)`` build each layer's memory from.
+        """The types of layer that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
 
-        Absent (``AttributeError``) where every layer keeps everything. A base with its own layer types keeps them under this
-        name, since its forward pass looks masks up by them; there and where the base has windows, caches find theirs in
-        :meth:`get_text_config`.
+        Absent (``AttributeError``) if every layer keeps everything. In a base with layer types, these are the base's, by which its forward
+        pass looks masks up; there, and in a base with sliding windows, caches find theirs in :meth:`get_text_config`.
         """
         types = None if hasattr(self, "sliding_window") else self._decode_layer_types()
         if types is None:
@@ -181,8 +176,7 @@ class LongConfig(_Base):
         return types
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """As the base's; for the decoder, from which caches are built, the same values with the layer types of its caches, where those
-        are not the base's."""
+        """As the base's; for the decoder, from which caches are built, with the layer types of its caches."""
         found = super().get_text_config(decoder=decoder, encoder=encoder)
         caching = decoder and not encoder and self._causal and self._runs_mechanisms
         if not caching or not hasattr(self, "sliding_window"):
@@ -191,7 +185,7 @@ class LongConfig(_Base):
             return found
         found_class: Any = type(found)
         view = object.__new__(_seen_by_caches(found_class))
-        view.__dict__ = found.__dict__  # what is set in one is set in the other
+        view.__dict__ = found.__dict__  # both see what is set in either
         return view
 
     @property
@@ -201,8 +195,8 @@ class LongConfig(_Base):
         return self._decode_layer_types() or [FULL] * self.num_hidden_layers
 
     def _decode_layer_types(self) -> list[str] | None:
-        """``None`` where every layer keeps everything: with another attention implementation, in encoders, when no mechanism has a
-        bounded reach, and in decoders with cross-attention, since the encoder's keys are kept in a cache made from the same config."""
+        """``None`` if every layer keeps everything: with another attention implementation, in encoders, if no mechanism has a bounded
+        reach, and in decoders with cross-attention, since the cache of the encoder's keys is built from the same config."""
         from ..memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
@@ -213,12 +207,12 @@ class LongConfig(_Base):
 
     @property
     def _causal(self) -> bool:
-        """Whether the model, or the only stack of it that there is, looks back only."""
+        """Whether tokens see past tokens only."""
         return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
 
     @property
     def _attending(self) -> tuple[int, bool]:
-        """How many layers run ``long_attention``, and whether they are causal."""
+        """Number of layers that run ``long_attention``, and whether they are causal."""
         return self.num_hidden_layers, self._causal
 
     @property
@@ -227,7 +221,7 @@ class LongConfig(_Base):
         return self.long_attention, self.num_hidden_layers
 
     def validate_layer_type(self) -> None:
-        """transformers knows its own cache layer types only; ours follow from ``long_attention``, which validates itself."""
+        """No check: transformers knows only its own cache layer types; ours follow from ``long_attention``."""
 
     @property
     def output_attentions(self) -> bool | None:
@@ -250,7 +244,7 @@ class LongConfig(_Base):
 
 @cache
 def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
-    """``config_class`` whose ``layer_types`` are those of its caches."""
+    """``config_class`` with the ``layer_types`` of its caches."""
 
     class View(config_class, view=True):  # type: ignore[valid-type, misc, call-arg]
         layer_types = property(lambda self: self._cache_layer_types)
@@ -260,26 +254,26 @@ def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
 
 
 class LongEncoderConfig(LongConfig):
-    """:class:`LongConfig` before the config of a base that is always an encoder, and therefore says nothing of ``is_decoder``."""
+    """:class:`LongConfig` for a base that is always an encoder, whose config has no ``is_decoder``."""
 
     is_decoder = False
 
 
 class LongEncoderDecoderConfig(LongConfig):
-    """Stands before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
+    """Comes before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
 
-    long_attention: of the encoder's self-attention; of the decoder's where there is no encoder (``LongBartForCausalLM``).
+    long_attention: of the encoder's self-attention; of the decoder's in a model without an encoder (``LongBartForCausalLM``).
     decoder_long_attention: of the decoder's self-attention beside an encoder; ``None`` is full attention. Cross-attention is full.
-    max_position_embeddings: tokens that the encoder takes.
-    max_decoder_position_embeddings: tokens that the decoder takes; ``None`` is as many as the encoder. A config read from a folder of
-        the base keeps the base's number, since a summary does not grow with its document.
+    max_position_embeddings: maximum number of tokens of the encoder.
+    max_decoder_position_embeddings: maximum number of tokens of the decoder; ``None`` is the encoder's. A config read from a folder of the
+        base keeps the base's, since a summary does not grow with its document.
     """
 
     if TYPE_CHECKING:
         decoder_long_attention: LongAttentionConfig | None
         max_decoder_position_embeddings: int
     else:
-        decoder_long_attention = None  # `get_text_config(decoder=True)` takes a copy's own away
+        decoder_long_attention = None  # `get_text_config(decoder=True)` removes that of a copy
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
@@ -314,7 +308,7 @@ class LongEncoderDecoderConfig(LongConfig):
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """What the decoder's self-attention runs."""
+        """The attention of the decoder's self-attention."""
         if self.decoder_long_attention is not None:
             return self.decoder_long_attention
         return LongAttentionConfig("full") if self.is_encoder_decoder else self.long_attention

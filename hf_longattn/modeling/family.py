@@ -1,4 +1,4 @@
-"""What a family is, the table of all of them, and how their model classes are made on first use."""
+"""What a family is, and the table of all families."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MODEL_NAME = re.compile(r"(Model|For[A-Z]\w+)$")
 class PositionTable:
     """A position table of the base architecture.
 
-    pattern: regular expression that is found in the names of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
+    pattern: regular expression that matches the name of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
     offset: number of leading rows that are not positions (RoBERTa, BART: 2).
     counted: whether the config's length includes those rows (RoBERTa) or not (BART).
-    added: whether the model adds them itself, so that ``position_ids`` start at 0 (OPT).
+    added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
     learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
-    decoder: whether it is the decoder's, beside an encoder that has its own.
+    decoder: whether it is the decoder's in an encoder-decoder.
     """
 
     pattern: str
@@ -42,24 +42,24 @@ class PositionTable:
 
     @property
     def field(self) -> str:
-        """Name of the config's field that gives the table's length."""
+        """The config's field with the table's length."""
         return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
 
     def config_value(self, tokens: int) -> int:
-        """What the config says for a table that takes this many tokens."""
+        """The value of :attr:`field` for this many tokens."""
         return tokens + self.offset * self.counted
 
     def tokens(self, config: Any) -> int:
-        """How many tokens the table of a model with this config takes."""
+        """The maximum number of tokens with this config."""
         return getattr(config, self.field) - self.offset * self.counted
 
     def rows(self, config: Any) -> int:
-        """How many rows the table of a model with this config has."""
+        """The number of rows with this config."""
         return self.tokens(config) + self.offset
 
     @property
     def first_id(self) -> int:
-        """The first of the ``position_ids``."""
+        """The first value of ``position_ids``."""
         return 0 if self.added else self.offset
 
     def matches(self, name: str) -> bool:
@@ -69,10 +69,10 @@ class PositionTable:
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """What the attention modules of a base call their parts, where the usual names (:mod:`.attention_sites`) do not find them.
+    """Names in the attention modules of a base that differ from the usual ones in :mod:`.attention_sites`.
 
     query, key, value: the projections.
-    fused: one projection for all three, in place of these.
+    fused: one projection for all three.
     split: ``(attention module, weight or bias of the fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``.
     output: the output projection.
     heads, head_dim: the number of heads and their width, in the module or its config.
@@ -90,18 +90,17 @@ class AttentionNames:
 
 @dataclass(frozen=True)
 class Family:
-    """A base architecture and its Long classes, which are made from the base's own on first use.
+    """A base architecture and its Long classes (:mod:`.classes`).
 
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
-    package: where transformers keeps the base, where that is not named after its model type (Gemma 3's text model: ``"gemma3"``).
-    classes: the base's model classes, where that package holds others as well.
-    inner: further model classes of the base inside its models (``OPTDecoder``), beside the encoder and decoder of one that has both.
+    package: transformers' package of the base, if it is not named after the model type (Gemma 3's text model: ``"gemma3"``).
+    classes: the base's model classes, if that package has others as well.
+    inner: further model classes of the base inside its models (``OPTDecoder``), besides the encoder and decoder of an encoder-decoder.
     attention: unusual names in its attention modules.
-    sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, by which tests make small models (:mod:`tools.small_models`).
-    mixin: comes first among the bases of every Long class of this family, where the base needs more than a mechanism on its attention
-        modules.
+    sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models (:mod:`tools.small_models`).
+    mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
     """
 
     config_class: type[PreTrainedConfig]
@@ -115,10 +114,10 @@ class Family:
     mixin: type | None = None
 
     def __post_init__(self) -> None:
-        """Enter the family into the table of those that are imported.
+        """Enter the family into the table of imported families.
 
         Raises:
-            RegistrationError: the entry is not complete, or another file has the same model type.
+            RegistrationError: the entry is incomplete, or another file has the same model type.
         """
         caller = traceback.extract_stack(limit=3)[0]
         where = f"{caller.filename}:{caller.lineno}"
@@ -133,7 +132,7 @@ class Family:
         _REGISTERED[self.base_package] = where, self
 
     def _problem(self) -> str | None:
-        """What the entry lacks; ``None`` when nothing."""
+        """What is wrong with the entry, or ``None``."""
         config = self.config_class
         base = getattr(config, "base_model_type", None)
         name = getattr(config, "__name__", repr(config))
@@ -189,34 +188,34 @@ class Family:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """The same for every model class that is only ever inside another."""
+        """The same for every model class that is only used inside another."""
         return {**self.stacks, **{name: f"Long{name}" for name in self.inner}}
 
     def rotary(self, config: Any) -> bool:
-        """Whether the positions of a model with this config are rotary: those of the family, or by the config's own choice."""
+        """Whether positions are rotary: in the whole family, or with this config."""
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
 
     def table(self, name: str) -> PositionTable | None:
-        """The position table that the parameter called ``name`` is, or ``None`` when it is something else."""
+        """The position table that is the parameter ``name``, or ``None``."""
         return next((table for table in self.position_tables if table.matches(name)), None)
 
     @cached_property
     def exports(self) -> tuple[str, ...]:
-        """Every public name of the family: the config and the models."""
+        """The family's public names: the config and the models."""
         return (self.config_class.__name__, *self.heads.values())
 
     def model_class(self, name: str) -> type[Any]:
-        """The Long class called ``name``, or the one that belongs to the base class called ``name``."""
+        """The Long class ``name``, or that of the base class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.heads, **self.parts}.get(name, name))
 
     def long_class_of(self, base: type) -> type[Any] | None:
-        """The Long class made from ``base``, or ``None`` when ``base`` is no model of this family's base."""
+        """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
         known = base.__module__.startswith(f"{self.base_package}.") and base.__name__ in {**self.heads, **self.parts}
         return self.model_class(base.__name__) if known else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The base model types that have a family: those that a module of :mod:`hf_longattn.families` is named after."""
+    """The base model types with a family, a module of :mod:`hf_longattn.families` of that name."""
     modules = set(module_names("families"))
     return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
 
@@ -227,11 +226,11 @@ def module_name(model_type: str) -> str:
 
 
 _REGISTERED: dict[str, tuple[str, Family]] = {}
-"""transformers' package of the base -> file and line of the entry, and the family; of those that are imported."""
+"""transformers' package of the base -> file and line of the entry, and the family; of those imported so far."""
 
 
 def attention_names(module: Any) -> AttentionNames:
-    """The unusual names in an attention module, which its family knows."""
+    """The unusual names in an attention module, from its family."""
     for parent in type(module).__mro__:
         if (found := _REGISTERED.get(parent.__module__.rpartition(".")[0])) is not None:
             return found[1].attention
@@ -239,8 +238,7 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family. A module of this package that is named after a model type of transformers is a family; it is imported
-    when it is asked for."""
+    """Base model type -> family, imported on first use: a module of :mod:`hf_longattn.families` named after a model type."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -277,8 +275,7 @@ FAMILIES: Mapping[str, Family] = _Families()
 
 
 def family_with(name: str) -> Family | None:
-    """The family with a public class called ``name``. Families with a matching prefix are tried first, so that no others are imported."""
-
+    """The family with a public class ``name``. Families with a matching prefix are tried first, so that no others are imported."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     def other(base: str) -> bool:

@@ -269,8 +269,9 @@ class LongBaseModelMixin(LongAttentionMixin):
         unmasked = len(args) <= 1 and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
         documents = documents_of(kwargs, shape)
         if documents is None:
-            rows = unmasked and isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1
-            if not rows or torch.compiler.is_exporting() or torch.jit.is_tracing():
+            if torch.compiler.is_exporting() or torch.jit.is_tracing() or not unmasked:
+                return
+            if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] < 2:
                 return
             restarts = positions[:, 1:] <= positions[:, :-1]
             if in_graph():

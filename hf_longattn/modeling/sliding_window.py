@@ -1,9 +1,8 @@
 """Sliding windows of the base, and which layers keep them.
 
-Mistral and Phi-3 may look back a window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, which their ``layer_types``
-name. A layer of the latter keeps its window unless ``long_attention`` names that layer (or mechanisms that all layers take in turn): the
-mechanism chosen for the model goes where the base had full attention. Where all layers have one, the mechanism that is chosen takes its
-place, and without a choice they keep it.
+Mistral and Phi-3 may have a sliding window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, listed in ``layer_types``.
+If only some layers have one, they keep it unless ``long_attention`` names them (or mechanisms that all layers take in turn); the mechanism
+of the model then replaces full attention. If all layers have one, a chosen mechanism replaces it; without a choice they keep it.
 """
 
 from __future__ import annotations
@@ -20,25 +19,20 @@ SLIDING = "sliding_attention"
 
 
 def own_windows(config: Any) -> list[int | None]:
-    """The window of every layer of a model with this config, in the meaning of mechanism ``window``; ``None`` for full attention."""
+    """The width of every layer's window, as mechanism ``window`` counts it; ``None`` for full attention."""
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None:
         return [None] * layers
     if hasattr(config, "local_attention"):
-        width = 2 * width  # ModernBERT says to either side
+        width = 2 * width  # ModernBERT counts tokens to either side
     elif getattr(config, "use_bidirectional_attention", None):
-        width = 2 * (width - 1)  # there, the config's number is the distance that is just out of reach
+        width = 2 * (width - 1)  # the config's number is the first distance out of reach
     types = config.__dict__.get("layer_types")
     return [width if types is None or kind == SLIDING else None for kind in types or [SLIDING] * layers]
 
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
-    """``chosen`` with the base's own windows in the layers that keep theirs.
-
-    Args:
-        chosen: what was asked for, or ``None``.
-        windows: of every layer of the base.
-    """
+    """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep theirs."""
     given = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
@@ -57,15 +51,14 @@ def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) 
 
 def equals_base(attention: LongAttentionConfig, windows: list[int | None], causal: bool) -> bool:
     """Whether every layer computes, for inputs of any length, what the base's own attention computes."""
-    for layer, width in enumerate(windows):
+
+    def equals(layer: int, width: int | None) -> bool:
         if width is not None:
-            if not keeps_window(attention, layer, width):
-                return False
-        else:
-            mechanism = prototype(*attention.for_layer(layer))
-            if mechanism.relative is not None or not mechanism.covers(UNBOUNDED, causal):
-                return False
-    return True
+            return keeps_window(attention, layer, width)
+        mechanism = prototype(*attention.for_layer(layer))
+        return mechanism.relative is None and mechanism.covers(UNBOUNDED, causal)
+
+    return all(equals(layer, width) for layer, width in enumerate(windows))
 
 
 def _kept(width: int) -> dict[str, Any]:
