@@ -39,7 +39,7 @@ PROJECT_ONLY = "project_only"
 LAYER = "long_layer"
 """The keyword under which a model whose layers share an attention module says which layer runs."""
 logger = logging.get_logger(LOGGER)
-DOCUMENTS = ("documents", "seq_idx", "cu_seq_lens_q")
+DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords that say where the documents of a packed row lie: ours, and those for state-space models and FlashAttention."""
 UNSUPPORTED = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
@@ -135,7 +135,7 @@ def longattn_attention_forward(
             scale=scaling,
             dropout=dropout,
             score_mod=_score_mod(
-                [None if padding is attention_mask else attention_mask, kwargs.get("position_bias")],
+                None if padding is attention_mask else attention_mask, kwargs.get("position_bias"),
                 query.shape[2], key.shape[2], kwargs.get("softcap"),
             ),
             hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
@@ -149,8 +149,9 @@ def longattn_attention_forward(
                 output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
     key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
-    batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
-    score_mod = _score_mod([dense_mask, kwargs.get("position_bias")], query.shape[2], key.shape[2], kwargs.get("softcap"))
+    if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
+        batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
+    score_mod = _score_mod(dense_mask, kwargs.get("position_bias"), query.shape[2], key.shape[2], kwargs.get("softcap"))
     if score_mod is not None and not mechanism.takes_score_mod:
         terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
         given = next((name for name, term in terms.items() if term is not None), "cap on the scores")
@@ -358,18 +359,18 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     return global_mask[:, global_mask.shape[1] - kv_len :] != 0
 
 
-def _score_mod(terms: list[Tensor | ScoreMod | None], q_len: int, kv_len: int, softcap: float | None) -> ScoreMod | None:
-    """Masks and biases ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; before them, a smooth cap, and
-    terms that are such a change themselves."""
-    changes = [term for term in terms if term is not None and not isinstance(term, Tensor)]
-    given = [term for term in terms if isinstance(term, Tensor)]
-    if not given and softcap is None and len(changes) < 2:
-        return changes[0] if changes else None
+def _score_mod(mask: Tensor | None, bias: Tensor | ScoreMod | None, q_len: int, kv_len: int, softcap: float | None) -> ScoreMod | None:
+    """A mask and a bias ``(B or 1, H or 1, Nq or 1, Nk)`` as a change of the scores at absolute positions; before them, a smooth cap, and
+    a bias that is such a change itself."""
+    change = None if isinstance(bias, Tensor) else bias
+    if mask is None and softcap is None and change is bias:
+        return change
+    given = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
-        for change in changes:
+        if change is not None:
             score = change(score, b, h, q_idx, kv_idx)
         row = (q_idx - (kv_len - q_len)).clamp(0, q_len - 1)
         for term in given:

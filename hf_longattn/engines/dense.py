@@ -31,32 +31,37 @@ def dense_attention(
     last = q_idx is None
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
-    b, h, rows, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-    q_idx = rows if q_idx is None else q_idx
     seen = None if key_mask is None else key_mask[:, None, None, :]
-    if causal and not (last and q_len == 1):
-        seen = kv_idx <= q_idx if seen is None else seen & (kv_idx <= q_idx)
-    if mask_mod is not None:
-        chosen = mask_mod(b, h, q_idx, kv_idx)
-        seen = chosen if seen is None else seen & chosen
-    if score_mod is None and (
-        last or not torch.compiler.is_exporting()
-    ):  # the kernel is chosen by the number of rows, which depends on the data
+    causal = causal and not (last and q_len == 1)
+    if causal or mask_mod is not None or score_mod is not None:
+        b, h, rows, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
+        rows = rows if q_idx is None else q_idx
+        if causal:
+            seen = kv_idx <= rows if seen is None else seen & (kv_idx <= rows)
+        if mask_mod is not None:
+            chosen = mask_mod(b, h, rows, kv_idx)
+            seen = chosen if seen is None else seen & chosen
+    # With positions that depend on the data, the number of rows does too, by which the fused kernel is chosen: no graph can be exported.
+    if score_mod is None and (last or not torch.compiler.is_exporting()):
         if seen is not None:
             seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:
-        scores = score_mod(scores, b, h, q_idx, kv_idx)
+        scores = score_mod(scores, b, h, rows, kv_idx)
     weights = masked_softmax(scores, seen)
     return F.dropout(weights, dropout_p).to(v.dtype) @ v
 
 
 def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions; the queries are the last ``q_len`` positions."""
-    b, h, q_idx, kv_idx = (torch.arange(*ends, device=device) for ends in ((batch,), (heads,), (kv_len - q_len, kv_len), (kv_len,)))
-    return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), kv_idx.view(1, 1, 1, -1)
+    b, h, q_idx = (
+        torch.arange(batch, device=device),
+        torch.arange(heads, device=device),
+        torch.arange(kv_len - q_len, kv_len, device=device),
+    )
+    return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), torch.arange(kv_len, device=device).view(1, 1, 1, -1)
 
 
 def grid_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -126,11 +126,11 @@ class LinearMechanism(Mechanism):
         """The state is the sums ``kv (B, heads, F, D)`` and ``z (B, heads, F)``; where features depend on positions ``seen (B,)``, the
         number of positions so far; for logarithms ``log (B, heads, F)``, the largest of each feature, which the sums are relative to."""
         with torch.autocast(q.device.type, enabled=False):
-            return self._run(q, k, v, state, call.replace(causal=True))
+            return self._run(q, k, v, state, call if call.causal else call.replace(causal=True))
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
         batch, kv_len = q.shape[0], k.shape[2]
-        v = drop_keys(v, call.dropout)
+        v = drop_keys(v, call.dropout) if call.dropout else v
         seen = None
         if self.counts_positions:
             positions = torch.arange(kv_len, device=q.device)[None]
@@ -165,8 +165,8 @@ class LinearMechanism(Mechanism):
 
     def _pass(self, q: Tensor, source: _Keys, state: State | None, rises: _Rises | None) -> tuple[Tensor, State]:
         """All pieces of a call; ``rises`` watches the exponential features of a causal one."""
-        (batch, _, q_len, _), kv_len, causal = q.shape, source.k.shape[2], source.call.causal
-        first = kv_len - q_len
+        (batch, _, q_len, _), kv_len = q.shape, source.k.shape[2]
+        first, causal = kv_len - q_len, source.call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
         whole: Tensor | None = None
         for piece in self._pieces(0, first if causal else kv_len, q):

@@ -33,10 +33,9 @@ from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..errors import OptionError
 from .base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .layout import without_gaps
-from .options import Options, one_of, option, positive
+from .options import Options, even, one_of, option, positive
 from .registry import register_mechanism
 
 POOLINGS = ("mean", "max")
@@ -49,11 +48,7 @@ class HierarchicalOptions(Options):
     pooling: str = option("mean", "how keys are pooled: 'mean', or the element-wise 'max'; values always by their mean")
 
     def check(self) -> None:
-        if self.block_size < 2 or self.block_size % 2:
-            raise OptionError(
-                f"Option 'block_size' of mechanism 'hierarchical' is {self.block_size}, but must be an even number from 2 on, "
-                "so that blocks can be halved; for example block_size=64."
-            )
+        even("hierarchical", "block_size", self.block_size)
         if self.levels is not None:
             positive("hierarchical", "levels", self)
         one_of("hierarchical", "pooling", self.pooling, POOLINGS)

@@ -24,7 +24,7 @@ LONGEST = 64
 """So many tokens can be taken back at least, if they have come since the last time."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """One call of :meth:`hf_longattn.mechanisms.base.Mechanism.advance`.
 
@@ -45,11 +45,13 @@ class Step:
 
     def run(self, tokens: int | None = None) -> tuple[Tensor, State | None]:
         """The output and the state after the first tokens of the step, or after all of them."""
-        q, k, v = (x[:, :, :tokens] for x in (self.q, self.k, self.v))
-        mask, hidden = self.call.key_mask, self.call.hidden_states
-        call = self.call.replace(
-            batch=Batch.of(None if mask is None else mask[:, :tokens]), hidden_states=None if hidden is None else hidden[:, :tokens]
-        )
+        q, k, v, call = self.q, self.k, self.v, self.call
+        if tokens is not None:
+            q, k, v = (x[:, :, :tokens] for x in (q, k, v))
+            mask, hidden = call.key_mask, call.hidden_states
+            call = call.replace(
+                batch=Batch.of(None if mask is None else mask[:, :tokens]), hidden_states=None if hidden is None else hidden[:, :tokens]
+            )
         return advanced(self.mechanism.advance, q, k, v, self.before, call, self.skipped)
 
     def state_after(self, tokens: int) -> State | None:
@@ -130,8 +132,8 @@ class StateLayer(StartsLayer):
     ) -> tuple[Tensor, Tensor | None]:
         refuse_restricted_pairs(call)
         before = self.seen - q.shape[2]
-        mask = None if call.key_mask is None else call.key_mask[:, before : self.seen]
-        call = call.replace(batch=Batch.of(mask))
+        if call.key_mask is not None:
+            call = call.with_mask(call.key_mask[:, before : self.seen])
         if weights_wanted and before:
             raise LengthError(
                 f"Attention weights were asked for while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "

@@ -117,8 +117,8 @@ def test_pairs_grow_as_n_log_n() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"block_size": 0}, "even number"),
-        ({"block_size": 7}, "even number"),
+        ({"block_size": 0}, "even and at least 2"),
+        ({"block_size": 7}, "even and at least 2"),
         ({"levels": 0}, "at least 1"),
         ({"pooling": "men"}, "Did you mean 'mean'"),
     ],
