@@ -89,6 +89,11 @@ def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
     return weights * seen
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, cast as scaled_dot_product_attention would; otherwise leave the tensors alone."""
     kind = tensors[0].device.type

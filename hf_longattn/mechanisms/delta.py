@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..engines.dense import repeat_heads
+from ..engines.dense import repeat_heads, wide
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
 from .base import Mechanism, State, drop_keys
-from .feature_map import HeadwiseLinear, wide
+from .feature_map import HeadwiseLinear
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..engines.batch import in_graph
 from ..engines.call import AttentionCall
-from ..engines.dense import repeat_heads
+from ..engines.dense import repeat_heads, wide
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.topk import exact_dtype
 from .base import Mechanism, State, drop_keys, normalised, softmax_over, visible_to_all
@@ -356,11 +356,6 @@ def added(fresh: Tensor, term: Tensor, sign: int = 1) -> Tensor:
 def exp_of(fresh: Tensor) -> Tensor:
     """exp, in place where no gradient is needed; nothing else may use ``fresh``."""
     return fresh.exp() if torch.is_grad_enabled() else fresh.exp_()
-
-
-def wide(x: Tensor) -> Tensor:
-    """``x`` in fp32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def elu_plus_one(x: Tensor) -> Tensor:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from ..engines.batch import in_graph
 from ..engines.call import AttentionCall, Pattern
-from ..engines.dense import index_grid, repeat_heads
+from ..engines.dense import index_grid, repeat_heads, wide
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..errors import OptionError
 from .base import Mechanism, State, drop_keys, normalised, real_tokens, visible_to_all
 from .composite import Choice
-from .feature_map import LinearMechanism, wide
+from .feature_map import LinearMechanism
 from .hedgehog import HedgehogOptions
 from .layout import band_pairs
 from .options import Options, option, positive

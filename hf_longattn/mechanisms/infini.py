@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype
+from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
 from .base import Mechanism, State, drop_keys, normalised, pad_queries, visible_to_all
-from .feature_map import elu_plus_one, wide
+from .feature_map import elu_plus_one
 from .layout import block_sizes, triangle
 from .options import Options, option, positive
 from .registry import register_mechanism
-from .segment_state import arrive, begin, last_segment
+from .segment_state import append_tokens, empty_segment, last_segment
 
 GATE = -2.0
 """Initial β: an untrained memory has a weight of about 1/8."""
@@ -138,25 +138,23 @@ class Infini(Mechanism):
         return repeat_heads(k, q.shape[1]), drop_keys(repeat_heads(v, q.shape[1]), dropout_p)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """Besides the segment's own tokens (:mod:`hf_longattn.mechanisms.segment_state`), the state holds ``memory (B, H_kv, D, D)``
-        and ``norm (B, H_kv, D)`` of the segments before it; H_kv is H where keys are dropped, each head having its own."""
+        """The state is each row's current segment (:mod:`hf_longattn.mechanisms.segment_state`), and ``memory (B, H_kv, D, D)`` and
+        ``norm (B, H_kv, D)`` of the segments before it; with dropout H_kv is H, since each head drops other keys."""
         k, v = self._dropped(q, k, v, call.dropout)
         q, k, v = same_dtype(q, k, v)
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out, memories, norms = self._whole(q, k, v, call)
             local, segment = last_segment(k, v, call.key_mask, size)
-            empty = self._empty(k, v)
             if memories is None or norms is None:
-                return out, {**local, **empty}
+                return out, {**local, **self._empty(k, v)}
             rows = torch.arange(len(segment), device=segment.device)
             return out, {**local, "memory": memories[rows, :, segment], "norm": norms[rows, :, segment]}
-        current = {**begin(k, v, size), **self._empty(k, v)} if state is None else state
-        outs = []
+        current, outs = {**empty_segment(k, v, size), **self._empty(k, v)} if state is None else state, []
         for first in range(0, k.shape[2], size):
-            piece = slice(first, first + size)
-            own = call.with_mask(None if call.key_mask is None else call.key_mask[:, piece])
-            out, current = self._step(q[:, :, piece], k[:, :, piece], v[:, :, piece], current, own)
+            new = slice(first, first + size)
+            own = call.with_mask(None if call.key_mask is None else call.key_mask[:, new])
+            out, current = self._step(q[:, :, new], k[:, :, new], v[:, :, new], current, own)
             outs.append(out)
         return torch.cat(outs, 2), current
 
@@ -168,20 +166,20 @@ class Infini(Mechanism):
     def _step(self, q: Tensor, k: Tensor, v: Tensor, state: State, call: AttentionCall) -> tuple[Tensor, State]:
         """:meth:`advance` by at most a segment of tokens."""
         size = self.options.segment_length
-        there = arrive(state, k, v, call.key_mask)
-        local = there.attend(q, call.replace(dropout=0.0))
+        segments = append_tokens(state, k, v, call.key_mask)
+        local = segments.attend(q, call.replace(dropout=0.0))
         memory, norm = state["memory"], state["norm"]
         out = self._mixed(q, local, memory, norm)
-        if bool(there.crossed.any()):
+        if bool(segments.crossed.any()):
             with torch.autocast(k.device.type, enabled=False):
-                keys = elu_plus_one(wide(there.keys[:, :, :size])) * there.real[:, None, :size, None]
-                later = memory + self._written(keys, there.values[:, :, :size].to(memory.dtype), memory, norm)
+                keys = elu_plus_one(wide(segments.keys[:, :, :size])) * segments.real[:, None, :size, None]
+                later = memory + self._written(keys, segments.values[:, :, :size].to(memory.dtype), memory, norm)
                 later_norm = norm + keys.sum(2)
-            beyond = (there.positions >= size)[:, None, :, None]
+            beyond = (segments.positions >= size)[:, None, :, None]
             out = torch.where(beyond, self._mixed(q, local, later, later_norm), out)
-            memory = torch.where(there.crossed[:, None, None, None], later, memory)
-            norm = torch.where(there.crossed[:, None, None], later_norm, norm)
-        return out, {**there.state(), "memory": memory, "norm": norm}
+            memory = torch.where(segments.crossed[:, None, None, None], later, memory)
+            norm = torch.where(segments.crossed[:, None, None], later_norm, norm)
+        return out, {**segments.state(), "memory": memory, "norm": norm}
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule the

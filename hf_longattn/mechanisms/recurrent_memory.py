@@ -1,13 +1,13 @@
-"""Recurrent memory transformer (Bulatov et al. 2022, section 3): segments with memory tokens that pass from each to the next.
+"""Recurrent memory transformer (Bulatov et al. 2022, section 3): memory tokens pass from each segment to the next.
 
-A layer's part is full attention inside one segment of S tokens, counted from the first real token: with B(i) = ⌊i/S⌋, query i sees key j
-when B(i) = B(j), and j <= i in the causal form. The recurrence is the model's: the Long classes run segment τ on
+A layer computes full attention within segments of S tokens, counted from the first real token: with B(i) = ⌊i/S⌋, query i sees key j
+if B(i) = B(j), and j <= i in the causal form. The recurrence is part of the model: the Long classes run segment τ on
 
     encoder:  [mem_τ ∘ text_τ]             mem_{τ+1} = last hidden states of mem
     decoder:  [mem_τ ∘ text_τ ∘ mem_τ]     mem_{τ+1} = last hidden states of the second mem
 
-with mem_0 learned, so that a text of any length passes through a model of S positions. Gradients flow back through at most
-``bptt_depth`` segments; the borders at which they stop are counted from the last segment.
+with mem_0 learned, so that a model of S positions reads texts of any length. Gradients flow back through at most ``bptt_depth`` segments,
+counted from the last one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .layout import block_sizes, cells, triangle
 from .masked import GatheredMechanism
 from .options import Options, not_negative, option, positive
 from .registry import register_mechanism
-from .segment_state import arrive, begin, last_segment
+from .segment_state import append_tokens, empty_segment, last_segment
 
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentMemoryOptions(Options):
-    segment_length: int = option(512, "tokens that the model sees at a time, memory tokens included", "tokens")
+    segment_length: int = option(512, "tokens in a segment, memory tokens included", "tokens")
     num_memory_tokens: int = option(16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens")
-    bptt_depth: int | None = option(None, "how many segments back gradients flow; none = all", "segments")
+    bptt_depth: int | None = option(None, "how many segments back gradients flow; none for all", "segments")
 
     def check(self) -> None:
         positive("recurrent_memory", "segment_length", self)
@@ -42,19 +42,19 @@ class RecurrentMemoryOptions(Options):
         if self.segment_length < 2 * self.num_memory_tokens + 2:
             raise OptionError(
                 f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but {self.num_memory_tokens} memory "
-                f"tokens come before and after the text: give segment_length={2 * self.num_memory_tokens + 2} or more."
+                f"tokens come before and after the text; set segment_length={2 * self.num_memory_tokens + 2} or more."
             )
 
 
 @register_mechanism("recurrent_memory")
 class RecurrentMemory(GatheredMechanism):
-    """Full attention inside one segment; the Long classes pass memory tokens from segment to segment."""
+    """Full attention within segments; the Long classes pass memory tokens from segment to segment."""
 
     exports = ""
-    summary = "full attention inside a segment; in a model, learned memory tokens pass from segment to segment"
+    summary = "full attention within a segment; in a model, learned memory tokens pass from segment to segment"
     paper = "Bulatov et al. 2022, Recurrent Memory Transformer, §3"
     cost = "N·s"
-    exact_when = "segment_length ≥ N, of the layer alone; a model has its memory tokens besides"
+    exact_when = "segment_length ≥ N, for the layer alone; a model adds its memory tokens"
     trains = True
     stateful = True
     options_type = RecurrentMemoryOptions
@@ -79,17 +79,17 @@ class RecurrentMemory(GatheredMechanism):
         return tuple(cells(blocks, blocks, causal=causal))
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """The state is the current segment of each row, see :mod:`hf_longattn.mechanisms.segment_state`."""
+        """The state is each row's current segment, see :mod:`hf_longattn.mechanisms.segment_state`."""
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out = self(q, k, v, call.replace(causal=True))
             return out, last_segment(k, v, call.key_mask, size)[0]
-        current, outs = begin(k, v, size) if state is None else state, []
+        current, outs = empty_segment(k, v, size) if state is None else state, []
         for first in range(0, k.shape[2], size):
-            piece = slice(first, first + size)
-            there = arrive(current, k[:, :, piece], v[:, :, piece], None if call.key_mask is None else call.key_mask[:, piece])
-            outs.append(there.attend(q[:, :, piece], call, self.relative))
-            current = there.state()
+            new = slice(first, first + size)
+            segments = append_tokens(current, k[:, :, new], v[:, :, new], None if call.key_mask is None else call.key_mask[:, new])
+            outs.append(segments.attend(q[:, :, new], call, self.relative))
+            current = segments.state()
         return torch.cat(outs, 2), current
 
     def covers(self, length: int, causal: bool = False) -> bool:

@@ -1,10 +1,10 @@
-"""The segment that each row of a batch is in while it is decoded: its keys and values by position, in a state of constant size.
+"""Decoding within segments: the keys and values of each row's current segment, in a state of constant size.
 
-Rows may have begun at different times (padding on the left), so each has filled another part of its segment. A state holds
+With left padding, rows start at different times and have filled different parts of their segments. A state holds
 
     keys, values   ``(B, H_kv, S, D)``: slot p is position p of the row's segment
-    real           ``(B, S)`` bool: padding and slots that are still empty are False
-    filled         ``(B,)``: positions taken; 0 while the row's first real token has not come
+    real           ``(B, S)`` bool: False for padding and for slots that are still empty
+    filled         ``(B,)``: number of positions filled; 0 before the row's first real token
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from torch import Tensor
 from ..engines.call import AttentionCall, ScoreMod
 from ..engines.dense import dense_attention
 from ..positions.relative import RelativePositions
+from .base import State, real_tokens
 
-SegmentState = dict[str, Tensor]
 
-
-class Arrived(NamedTuple):
-    """A state with at most S further tokens: two segments side by side, the current one and the next."""
+class TwoSegments(NamedTuple):
+    """A state after appending at most S tokens: the current segment and the next, side by side."""
 
     keys: Tensor
     """``(B, H_kv, 2S, D)``; ``values`` likewise."""
@@ -30,17 +29,17 @@ class Arrived(NamedTuple):
     real: Tensor
     """``(B, 2S)``"""
     positions: Tensor
-    """Position of each new token ``(B, n)`` within the two; below 0 for padding before the first real token."""
+    """Position of each new token within the two segments, ``(B, n)``; below 0 for padding before the first real token."""
     filled: Tensor
-    """Positions taken of the two, ``(B,)``."""
+    """Number of positions filled in the two segments, ``(B,)``."""
 
     @property
     def crossed(self) -> Tensor:
-        """Which rows have begun the next segment, ``(B,)``."""
+        """Which rows have reached the next segment, ``(B,)``."""
         return self.filled > self.real.shape[1] // 2
 
     def attend(self, q: Tensor, call: AttentionCall, relative: RelativePositions | None = None) -> Tensor:
-        """Causal softmax attention of the new tokens' queries ``(B, H, n, D)`` within their segments."""
+        """Causal softmax attention of the new tokens' queries ``q (B, H, n, D)`` within their segments."""
         size = self.real.shape[1] // 2
         used = self.real.shape[1] if bool(self.crossed.any()) else size
         score_mod: ScoreMod | None = None
@@ -55,7 +54,7 @@ class Arrived(NamedTuple):
             mask_mod=lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (kv_idx // size == q_idx // size),
         )  # fmt: skip
 
-    def state(self) -> SegmentState:
+    def state(self) -> State:
         """The segment that each row is in now."""
         size, crossed = self.real.shape[1] // 2, self.crossed
         over = crossed[:, None, None, None]
@@ -67,7 +66,7 @@ class Arrived(NamedTuple):
         }
 
 
-def begin(k: Tensor, v: Tensor, size: int) -> SegmentState:
+def empty_segment(k: Tensor, v: Tensor, size: int) -> State:
     """The state before the first token."""
     batch, heads, _, head_dim = k.shape
     return {
@@ -79,37 +78,35 @@ def begin(k: Tensor, v: Tensor, size: int) -> SegmentState:
 
 
 def leading(padding_mask: Tensor) -> Tensor:
-    """Padding before each row's first real token of ``padding_mask (B, n)``, ``(B,)``; n where there is none."""
+    """Tokens before each row's first real token in ``padding_mask (B, n)``, ``(B,)``; n for rows without one."""
     return (padding_mask.cumsum(1) == 0).sum(1)
 
 
-def arrive(state: SegmentState, k: Tensor, v: Tensor, padding_mask: Tensor | None) -> Arrived:
-    """Append n <= S new tokens ``k, v (B, H_kv, n, D)`` to those of the state."""
+def append_tokens(state: State, k: Tensor, v: Tensor, padding_mask: Tensor | None) -> TwoSegments:
+    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
-    mask = torch.ones(batch, count, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
-    filled = state["filled"]
+    mask, filled = real_tokens(k, padding_mask), state["filled"]
     skipped = torch.where(filled == 0, leading(mask), 0)
     places = torch.arange(count, device=k.device) - skipped[:, None]
     positions = torch.where(places >= 0, places + filled[:, None], -1)
-    slots = torch.where(positions < 0, 2 * size, positions)  # one slot more takes what has no place
+    slots = torch.where(positions < 0, 2 * size, positions)  # leading padding goes to an extra slot that is cut off
 
     def put(old: Tensor, new: Tensor) -> Tensor:
-        room = torch.cat([old, old.new_zeros(*old.shape[:-2], size + 1, old.shape[-1])], -2)
+        extended = torch.cat([old, old.new_zeros(*old.shape[:-2], size + 1, old.shape[-1])], -2)
         index = slots.view(batch, *[1] * (new.dim() - 3), count, 1).expand_as(new)
-        return room.scatter(-2, index, new.to(old.dtype))[..., : 2 * size, :]
+        return extended.scatter(-2, index, new.to(old.dtype))[..., : 2 * size, :]
 
     real = put(state["real"][..., None], mask[..., None])[..., 0]
-    return Arrived(put(state["keys"], k), put(state["values"], v), real, positions, filled + count - skipped)
+    return TwoSegments(put(state["keys"], k), put(state["values"], v), real, positions, filled + count - skipped)
 
 
-def last_segment(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int) -> tuple[SegmentState, Tensor]:
-    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and which of its segments each row is in, ``(B,)``."""
-    (batch, _, length, _), device = k.shape, k.device
-    mask = torch.ones(batch, length, dtype=torch.bool, device=device) if padding_mask is None else padding_mask
+def last_segment(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int) -> tuple[State, Tensor]:
+    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``."""
+    length, mask = k.shape[2], real_tokens(k, padding_mask)
     skipped = leading(mask)
     segment = (length - skipped - 1).clamp(min=0) // size
     first = skipped + segment * size
-    places = first[:, None] + torch.arange(size, device=device)
+    places = first[:, None] + torch.arange(size, device=k.device)
     inside = places < length
     places = places.clamp(max=length - 1)
     keys, values = (x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))

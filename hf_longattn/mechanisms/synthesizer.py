@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..engines.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads
+from ..engines.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads, wide
 from ..errors import LengthError, OptionError
 from .base import Mechanism, reset, softmax_over, visible_to_all
-from .feature_map import wide
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
 

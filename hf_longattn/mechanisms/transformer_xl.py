@@ -1,17 +1,17 @@
-"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): a segment's queries see their segment and a memory before it.
+"""Segment recurrence of Transformer-XL (Dai et al. 2019, section 3.2): queries see their segment and a memory of M tokens before it.
 
-Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S⌋ the first position of i's segment, query i sees key j when
+Segments have S tokens, counted from the first real token. With s(i) = S·⌊i/S⌋ the first position of i's segment, query i sees key j if
 
     causal:         s(i) - M <= j <= i
     bidirectional:  s(i) - M <= j < s(i) + S
 
-The paper keeps the memory's hidden states and lets no gradient into them, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but computes the memory's keys and
-values from them anew, so that W_k and W_v learn from the memory as well. So does a model here, within one call: while gradients are
-computed it projects the layer's input a second time as a constant (``stop_gradient=hidden_states``; the input is what the layer's norm
-returns, where the norm comes first). ``stop_gradient=keys_values`` saves that projection: nothing flows into the memory's keys and values.
-So it is for whoever calls the mechanism with q, k and v alone, without the layer that made them, and for what a cache or ``memory=`` brings
-from an earlier call, which keeps keys and values. With ``bptt`` the gradient crosses the border. Positions are relative in the paper:
-rotary positions are, and any ``score_mod`` over distances meets the memory's keys at their true positions.
+The paper stops gradients at the memory's hidden states, ``h̃ = [SG(h_τ) ∘ h_τ+1]``, but projects them to keys and values again, so that
+W_k and W_v learn from the memory, too. A model does the same within one call (``stop_gradient=hidden_states``): while gradients are
+computed, it projects the layer's input (after the norm in pre-norm layers) a second time as a constant. ``stop_gradient=keys_values`` saves
+that projection and stops gradients at the memory's keys and values, as is always the case for a mechanism called with q, k and v alone and
+for keys and values that come from an earlier call, in a cache or ``memory=``. With ``bptt`` gradients flow into the memory. Positions are
+relative in the paper; rotary positions are relative, and a ``score_mod`` of the distance applies to the memory's keys at their true
+positions.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ HIDDEN, PROJECTED = "hidden_states", "keys_values"
 class TransformerXLOptions(Options):
     segment_length: int = option(512, "tokens in a segment", "tokens")
     memory_length: int = option(512, "how many tokens before its segment a query sees", "tokens")
-    bptt: bool = option(False, "whether gradients cross the border of a segment into its memory; the paper stops them")
+    bptt: bool = option(False, "whether gradients flow from a segment into its memory; the paper stops them")
     stop_gradient: str = option(
         HIDDEN,
         "where gradients into the memory stop without bptt: hidden_states, as in the paper, so that the layer's key and value projections "
-        "learn from the memory too, or keys_values, which saves projecting twice",
+        "learn from the memory, too, or keys_values, which saves a second projection",
     )
 
     def check(self) -> None:
@@ -58,9 +58,9 @@ class TransformerXLOptions(Options):
 
 @register_mechanism("transformer_xl")
 class TransformerXL(GatheredMechanism):
-    """The own segment, and the ``memory_length`` tokens before it."""
+    """Each query's segment and the ``memory_length`` tokens before it."""
 
-    summary = "its own segment and a memory of the tokens before it, into which gradients may be stopped"
+    summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
     cost = "N·(s+m)"
     exact_when = "segment_length ≥ N; causal: also memory_length ≥ the tokens before the last segment"
@@ -87,17 +87,17 @@ class TransformerXL(GatheredMechanism):
         return tuple(cells(blocks, torch.cat([memory, blocks], 1), causal=causal))
 
     def _rows(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Positions of the segments ``(R, S)`` and of what they remember ``(R, M)``; -1 is none."""
+        """Positions of the segments ``(R, S)`` and of their memories ``(R, M)``; -1 for none."""
         blocks = rows_of(length, self.options.segment_length, device)[0, 0]
         most = min(self.options.memory_length, (len(blocks) - 1) * self.options.segment_length)
         memory = blocks[:, :1] + torch.arange(-most, 0, device=device)
         return blocks, memory.clamp(min=-1)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """``call.stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, is what the memory holds; ``None`` detaches k, v."""
+        """The memory holds ``call.stopped``, keys and values ``(B, H_kv, n, D)`` of the last n tokens, or k and v detached if ``None``."""
         if not self._stops(k, v):
             return super().forward(q, k, v, call)
-        # The memory's keys come after the segments' own: each query sees a key in one of the two places.
+        # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         (_, heads, q_len, _), length, causal = q.shape, k.shape[2], call.causal
         remembered = _remembered(k, v, call.stopped)
         mods = self._score_mods(q, (k, remembered[0]), call)
@@ -114,28 +114,28 @@ class TransformerXL(GatheredMechanism):
         return out[:, :, length - q_len :]
 
     def _stops(self, k: Tensor, v: Tensor) -> bool:
-        """Whether a pass over these keys and values has a memory into which no gradient may go."""
+        """Whether a pass over these keys and values has a memory into which gradients must not flow."""
         stops = not self.options.bptt and torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)
         return stops and k.shape[2] > self.options.segment_length
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """A term may read the key (u·k of Transformer-XL's own positions), and the memory's keys are not the segment's."""
+        """Terms may read the key (u·k in Transformer-XL's positions), so :meth:`forward` adds them for segment and memory separately."""
         return call if self._stops(k, v) else super().with_relative(q, k, v, call)
 
     def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
-        """What changes the scores, relative positions included: for all keys, or for the segment's own and for the memory's."""
+        """The score terms, relative positions included: one for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
         terms = [self.relative_mod(q, k, call.causal, call.scale) for k in (keys if self.relative.reads_keys else keys[:1])]
         return [both(term, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs within segments, and those with the memory, whose keys stand ``length`` further on."""
+        """The pairs within segments, and those with the memory, whose keys are ``length`` positions further."""
         blocks, memory = self._rows(length, device)
         return (*cells(blocks, blocks, causal=causal), *cells(blocks, torch.where(memory < 0, -1, memory + length), causal=False))
 
     def _folded_mod(self, length: int, causal: bool) -> MaskMod:
-        """:meth:`mask_mod` where the keys from ``length`` on are the memory's."""
+        """:meth:`mask_mod` for keys of which those from ``length`` on are the memory's."""
         mod, size = self.mask_mod(causal, None), self.options.segment_length
 
         def folded(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -150,7 +150,7 @@ class TransformerXL(GatheredMechanism):
         return not self.options.bptt and self.options.stop_gradient == HIDDEN and length > self.options.segment_length
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in float64; without ``bptt`` the memory's keys and values are ``call.stopped``, or constants for the gradient."""
+        """The definition in float64; without ``bptt`` the memory's keys and values are ``call.stopped``, or k and v as constants."""
         if self.options.bptt:
             return super().reference(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
@@ -182,14 +182,14 @@ class TransformerXL(GatheredMechanism):
 
 
 def _remembered(k: Tensor, v: Tensor, stopped: tuple[Tensor, Tensor] | None) -> list[Tensor]:
-    """Keys and values ``(B, H_kv, N, D)`` as the memory has them: those of ``stopped`` for the last tokens, constants before them."""
+    """Keys and values ``(B, H_kv, N, D)`` of the memory: ``stopped`` for the last tokens, constants before them."""
     if stopped is None:
         return [k.detach(), v.detach()]
     return [torch.cat([x[:, :, : x.shape[2] - y.shape[2]].detach(), y], 2) for x, y in zip((k, v), stopped, strict=True)]
 
 
 def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:
-    """The first of ``mods`` for the keys before ``length``, the last for those from there on, which are the same tokens again."""
+    """The first of ``mods`` for the keys before ``length``, the last for those from there on, which are the same tokens."""
     own, memory = mods[0], mods[-1]
     if own is None or memory is None:
         return None

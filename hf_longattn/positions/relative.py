@@ -1,4 +1,9 @@
-"""Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``."""
+"""Relative positions as score terms, chosen as ``relative="alibi"`` or ``relative="shaw:clip=32"``.
+
+A mechanism holds one module of this file as ``mechanism.relative``. :meth:`RelativePositions.score_mod` is what engines run: a pre-hook of
+``forward`` puts it into the call. :meth:`RelativePositions.term` is the definition; it also serves decode caches, whose keys are at any
+distance.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.call import DistanceBias, ScoreMod
+from ..engines.dense import wide
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
 
@@ -20,7 +26,7 @@ Span = tuple[int, int]
 
 
 class RelativePositions(nn.Module, ABC):
-    """Added to the scores ``q·k · scale`` of one layer, so that they depend on ``distance = query position - key position``.
+    """A term added to the scores ``q·k · scale`` of one layer, which depends on ``distance = query position - key position``.
 
     Padding shifts query and key alike, so it changes nothing. Parameters are initialised to zero, which leaves outputs unchanged.
     """
@@ -29,11 +35,11 @@ class RelativePositions(nn.Module, ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
-    """Name of every setting, a whole number: its default and its meaning."""
+    """Default and meaning of every setting, a whole number, by name."""
     neutral: ClassVar[bool] = True
-    """Whether the terms are initialised to zero, so that a converted checkpoint's outputs are unchanged."""
+    """Whether the term is initialised to zero, so that a converted checkpoint's outputs are unchanged."""
     reads_keys: ClassVar[bool] = False
-    """Whether the term depends on the key's content, not only on its position."""
+    """Whether the term depends on the key's content as well as its position."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()
@@ -51,22 +57,22 @@ class RelativePositions(nn.Module, ABC):
 
     @abstractmethod
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
-        """The definition: what is added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
+        """The definition: the term added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
 
         Args:
             q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
             distance: ``(B or 1, Nq, Nk)`` whole numbers, query position - key position.
-            causal: whether only distances from 0 on are seen.
+            causal: whether only distances >= 0 are visible.
             scale: the factor on q·k.
         """
 
     @abstractmethod
     def score_mod(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreMod:
-        """The same for engines: a function of (score, b, h, q_idx, kv_idx), right for distances within ``span``; the queries are the last
-        Nq positions of the keys' sequence."""
+        """The same for engines, as a function of (score, b, h, q_idx, kv_idx) that holds for distances within ``span``; the queries are the
+        last Nq positions of the keys' sequence."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise without effect. ``generator`` is the source of random values for a kind that draws its parameters."""
+        """Set all parameters to zero. ``generator`` is for kinds that draw theirs."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -90,14 +96,14 @@ class DistanceOnly(RelativePositions):
 
 
 class QueryDependent(RelativePositions):
-    """A term that depends on the query's values as well: for each query one number per distance, looked up by the engines.
+    """A term that depends on the query as well: one number per query and distance, looked up by the engines.
 
-    Costs ``(B, H, Nq, W)`` memory, where W is the number of distinct distances.
+    Takes ``(B, H, Nq, W)`` memory for W distinct distances.
     """
 
     @abstractmethod
     def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
-        """``(B, H, Nq, W)``, unscaled, for the distances from -ahead on, and ahead; larger distances take the last value."""
+        """``(B, H, Nq, W)``, unscaled, for the distances -ahead, …, W - 1 - ahead, and ahead; larger distances use the last value."""
 
     def by_key(self, k: Tensor) -> Tensor | None:
         """A further term ``(B, H, Nk)``, unscaled, that depends on the key alone."""
@@ -121,13 +127,8 @@ class QueryDependent(RelativePositions):
         return mod
 
 
-def exact(q: Tensor) -> torch.dtype:
-    """The dtype in which terms are computed: that of q, but at least float32."""
-    return torch.promote_types(q.dtype, torch.float32)
-
-
 def slopes(num_heads: int) -> Tensor:
-    """The penalty per token of every head, ``(H,)`` float32."""
+    """The penalty per token of each head, ``(H,)`` float32."""
     power = 1 << (num_heads.bit_length() - 1)
     first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, dtype=torch.float64))
     between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * power, 2, dtype=torch.float64))
@@ -139,12 +140,12 @@ class Alibi(DistanceOnly):
 
         term(h, i, j) = -m_h · |i - j|
 
-    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). For other numbers of heads they are those of the
-    largest power of two P below H, then every second one of 2P, as in the paper's code. Nothing is learned.
+    If H is a power of two, the slopes are the geometric sequence m_h = 2^(-8 (h+1) / H). Otherwise they are those of the largest power of
+    two P below H, followed by every second one of 2P, as in the paper's code. Nothing is learned.
     """
 
     name = "alibi"
-    summary = "a penalty that grows linearly with the distance, with a fixed slope for each head"
+    summary = "a penalty linear in the distance, with a fixed slope for each head"
     paper = "Press et al. 2022, Train Short, Test Long, §3"
     neutral = False
 
@@ -163,24 +164,24 @@ def buckets(distance: Tensor, causal: bool, num_buckets: int, max_distance: int)
         first = (distance < 0).long() * num_buckets
         distance = distance.abs()
     single = num_buckets // 2
-    # in float32, whose rounding decides where a bucket ends in T5
+    # in float32, whose rounding determines the ends of T5's buckets
     share = torch.log(distance.clamp(min=1).float() / single) / math.log(max_distance / single)
     coarse = (single + (share * (num_buckets - single)).long()).clamp(max=num_buckets - 1)
     return first + torch.where(distance < single, distance, coarse)
 
 
 class T5Buckets(DistanceOnly):
-    """T5's relative positions (Raffel et al. 2020, section 2.1): a learned number for each head and bucket of distances.
+    """T5's relative positions (Raffel et al. 2020, section 2.1): a learned number per head and bucket of distances.
 
         term(h, i, j) = table[bucket(i - j), h]
 
-    Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last one holds everything
-    beyond. Bidirectional layers use half of the buckets for past keys and half for future keys. Here every layer has its own table; T5
+    Half of the buckets hold one distance each; the others grow logarithmically up to ``max_distance``, and the last one holds all larger
+    distances. Bidirectional layers use half of the buckets for past keys and half for future keys. Here every layer has its own table; T5
     shares the first layer's.
     """
 
     name = "t5_buckets"
-    summary = "a learned number for each head and bucket of distances, the buckets growing logarithmically"
+    summary = "a learned number per head and bucket of distances, with buckets that grow logarithmically"
     paper = "Raffel et al. 2020, T5, §2.1"
     settings = MappingProxyType({
         "num_buckets": (32, "number of buckets of distances"),
@@ -203,7 +204,7 @@ class T5Buckets(DistanceOnly):
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
         at = buckets(distance, causal, self.values["num_buckets"], self.values["max_distance"])
-        return self.table.to(torch.promote_types(self.table.dtype, torch.float32))[at].movedim(-1, 0)
+        return wide(self.table)[at].movedim(-1, 0)
 
 
 class Shaw(QueryDependent):
@@ -212,7 +213,7 @@ class Shaw(QueryDependent):
         score(i, j) = q_i · (k_j + a_{clip(j - i, -clip, clip)}) · scale
 
     The embeddings a ``(2·clip + 1, D)`` are shared by the heads of a layer. Values are unchanged: the paper's ablation (table 4) finds no
-    gain from relative values on top of relative keys. Takes ``(B, H, N, 2·clip + 1)`` memory, ``clip + 1`` when causal.
+    gain from relative values in addition to relative keys. Takes ``(B, H, N, 2·clip + 1)`` memory, ``clip + 1`` when causal.
     """
 
     name = "shaw"
@@ -228,7 +229,8 @@ class Shaw(QueryDependent):
         clip = self.values["clip"]
         back, ahead = min(clip, span[0]), min(clip, span[1])
         rows = self.keys.flip(0)[clip - ahead : clip + back + 1]  # by query - key; row clip + d of the paper is key - query = d
-        return q.to(exact(q)) @ rows.to(exact(q)).T, ahead
+        q = wide(q)
+        return q @ rows.to(q.dtype).T, ahead
 
 
 class TransformerXL(QueryDependent):
@@ -237,9 +239,9 @@ class TransformerXL(QueryDependent):
         score(i, j) = (q_i·k_j + q_i·(W_R R_{i-j}) + u·k_j + v·(W_R R_{i-j})) · scale
 
     R is the sinusoid of the distance, as wide as the model; W_R maps it to the heads; u and v are a content and a position bias for each
-    head. All are learned per layer. In the bidirectional form distances are negative too (Yang et al. 2019, XLNet).
+    head. W_R, u and v are learned per layer. In the bidirectional form distances may be negative (Yang et al. 2019, XLNet).
 
-    Takes ``(B, H, N, W)`` memory for the W distances that the mechanism sees: its window, or all 2N - 1 where it sees everything.
+    Takes ``(B, H, N, W)`` memory for the W distances that the mechanism sees: its window, or all 2N - 1.
     """
 
     name = "transformer_xl"
@@ -254,29 +256,28 @@ class TransformerXL(QueryDependent):
         self.position = nn.Parameter(torch.zeros(num_heads, head_dim))
 
     def by_distance(self, q: Tensor, causal: bool, span: Span) -> tuple[Tensor, int]:
-        back, ahead = span
-        distances = sinusoids_at(torch.arange(-ahead, back + 1, device=q.device), self.hidden_size).to(exact(q))
-        projected = torch.einsum("wm,hdm->hdw", distances, self.projection.to(exact(q)))
-        return (q.to(exact(q)) + self.position.to(exact(q))[:, None]) @ projected, ahead
+        (back, ahead), q = span, wide(q)
+        distances = sinusoids_at(torch.arange(-ahead, back + 1, device=q.device), self.hidden_size).to(q.dtype)
+        projected = torch.einsum("wm,hdm->hdw", distances, self.projection.to(q.dtype))
+        return (q + self.position.to(q.dtype)[:, None]) @ projected, ahead
 
     def by_key(self, k: Tensor) -> Tensor:
-        grouped = self.content.to(exact(k)).unflatten(0, (k.shape[1], -1))  # the heads that share each key head
-        return torch.einsum("bgnd,ghd->bghn", k.to(exact(k)), grouped).flatten(1, 2)
+        k = wide(k)
+        grouped = self.content.to(k.dtype).unflatten(0, (k.shape[1], -1))  # the heads that share each key head
+        return torch.einsum("bgnd,ghd->bghn", k, grouped).flatten(1, 2)
 
-
-__all__ = ["RELATIVE", "DistanceOnly", "QueryDependent", "RelativePositions", "Span", "build_relative", "read_relative", "relative_kind"]
 
 RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
 
 
 def read_relative(value: str | Mapping[str, Any]) -> str:
-    """Check a choice of relative positions and bring it to its one form, ``kind`` or ``kind:name=value,...``.
+    """Check a choice of relative positions and write it in its normal form, ``kind`` or ``kind:name=value,...``.
 
     Args:
         value: that text, or ``{"kind": "shaw", "clip": 32}``.
 
     Raises:
-        OptionError: an unknown kind or setting, with the nearest one, or an impossible value.
+        OptionError: unknown kind or setting (with the nearest one), or an impossible value.
     """
     kind, given = _parts(value)
     cls = relative_kind(kind)
@@ -284,7 +285,7 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
     for name, number in given.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
-            raise OptionError(f"Relative position {kind!r} has no setting {name!r}; settings are: {listed}.{nearest(name, cls.settings)}")
+            raise OptionError(f"Relative positions {kind!r} have no setting {name!r}; settings are: {listed}.{nearest(name, cls.settings)}")
         try:
             settings[name] = int(str(number))
         except ValueError:
@@ -295,10 +296,10 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
 
 
 def relative_kind(value: str) -> type[RelativePositions]:
-    """The class of a kind, given by its name or a whole choice.
+    """The class of a choice such as ``shaw`` or ``shaw:clip=32``.
 
     Raises:
-        OptionError: an unknown kind, with the nearest one.
+        OptionError: unknown kind, with the nearest one.
     """
     kind = value.partition(":")[0].strip()
     if kind not in RELATIVE:

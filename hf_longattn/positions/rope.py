@@ -1,17 +1,16 @@
-"""Rotary positions for a longer maximum length, written as transformers' own `rope_parameters`.
+"""Rotary positions for a longer maximum length, written as transformers' ``rope_parameters``.
 
-`rope:linear`    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
-`rope:yarn`      slow frequencies are interpolated, fast ones kept (https://arxiv.org/abs/2309.00071): the best of these
-                 without training, though the output also changes below the old length.
-`rope:dynamic`   the base grows with the input once it exceeds the old length; unchanged below it. transformers
-                 measures the growth from `max_position_embeddings`, so that stays at the old length. Keys already in a
-                 decode cache keep the base they were rotated with, so beyond the old length incremental decoding
-                 differs from one full pass.
-`rope:longrope`  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller supplies:
-                 `rope:longrope:FACTORS.json` with the keys `short_factor` and `long_factor`.
-`rope:none`      unchanged. Rotary scores depend on distances only, so a model whose layers all look back at most the
-                 old length never sees a distance it was not trained with: exact, no training. `auto` then chooses this;
-                 if some layer reaches further, `auto` is `rope:yarn`.
+``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
+``rope:yarn``      slow frequencies are interpolated, fast ones kept (https://arxiv.org/abs/2309.00071): the best of these without training,
+                   although outputs also change below the old length.
+``rope:dynamic``   the base grows with the input beyond the old length; unchanged below it. transformers measures the growth from
+                   ``max_position_embeddings``, so that stays at the old length. Keys in a decode cache keep the base they were rotated
+                   with, so beyond the old length incremental decoding differs from one full pass.
+``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller supplies:
+                   ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
+``rope:none``      unchanged. Rotary scores depend on distances only, so a model whose layers look back no further than the old length never
+                   sees a distance it was not trained with: exact, without training. ``auto`` then chooses this; if some layer reaches
+                   further, ``auto`` is ``rope:yarn``.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from typing import Any
 from hf_longattn.errors import CheckpointError, PositionError, nearest
 from hf_longattn.positions.tables import DROPPED
 from hf_longattn.reading import read_json
-
-__all__ = ["ROPE_KINDS", "RopePlan", "rope_parameters"]
 
 Parameters = dict[str, Any]
 BESIDE = " To add relative positions, type --option relative=alibi."
@@ -75,15 +72,11 @@ def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parame
     missing = [key for key in ("short_factor", "long_factor") if not isinstance(given.get(key), list)]
     if missing:
         raise PositionError(
-            f"rope:longrope needs factors found by a search, and {' and '.join(missing)} are missing;"
+            f"rope:longrope needs factors found by a search, but {' and '.join(missing)} are missing;"
             " write both lists to a JSON file and type rope:longrope:FILE.json, or choose rope:yarn."
         )
     trained = int(old.get("original_max_position_embeddings") or old_length)
-    parameters = {
-        **_scaled(old, "longrope", new_length / trained),
-        **given,
-        "original_max_position_embeddings": trained,
-    }
+    parameters = {**_scaled(old, "longrope", new_length / trained), **given, "original_max_position_embeddings": trained}
     return RopePlan("longrope", parameters, new_length, False)
 
 
@@ -105,21 +98,21 @@ def rope_parameters(
     reach: int | None = None,
     frequencies: int | None = None,
 ) -> RopePlan:
-    """The rotary parameters of a model extended from `old_length` to `new_length` tokens.
+    """The rotary parameters of a model extended from ``old_length`` to ``new_length`` tokens.
 
     Args:
-        positions: "auto" or "rope:<kind>" (see the module's text).
-        old: the source config's `rope_parameters`.
+        positions: "auto" or "rope:<kind>" (see the module's docstring).
+        old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
-        reach: the furthest distance any layer of the new model looks back, in tokens; None: no bound.
-        frequencies: number of frequencies of a head, against which longrope's factors are checked; None: unknown.
+        reach: how far back any layer of the new model looks, in tokens; ``None`` if unbounded.
+        frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        PositionError: unknown kind, a shorter length, longrope factors that are missing or do not fit, or a source that is
-            already scaled in another way.
+        PositionError: unknown kind, a shorter length, longrope factors that are missing or do not fit, or a source that is already scaled
+            in another way.
     """
     if new_length < old_length:
-        raise PositionError(f"The maximum length can only grow: {new_length} was asked for, the source has {old_length}.")
+        raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
     old = dict(old or {})
     used = str(old.get("rope_type", "default"))
     if positions == "auto":
@@ -151,7 +144,7 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
         if len(factors) != count or not all(isinstance(one, int | float) and one > 0 for one in factors):
             raise PositionError(
                 f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
-                " supply the factors that were found for this model."
+                " supply the factors found for this model."
             )
 
 

@@ -1,19 +1,19 @@
 """Extend a learned position table to more positions without training.
 
-`tile`         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference
-               the model was trained with, except at the seams; with attention local to a window that is nearly all a
-               layer sees (Longformer, section 5: https://arxiv.org/abs/2004.05150).
-`interpolate`  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al.
-               2023, https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
-`random`       the old rows are kept and the new ones drawn from a normal distribution with the table's own standard
-               deviation: what the table looked like before training, the negative control.
+``tile``         row i of the new table is row i mod P of the old one. Neighbouring positions keep exactly the difference the model was
+                 trained with, except at the seams, which is nearly all that attention within a window sees (Longformer, section 5:
+                 https://arxiv.org/abs/2004.05150).
+``interpolate``  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al. 2023,
+                 https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
+``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as before
+                 training: the negative control.
 
-`none`         every row is zero: no absolute positions, for use with relative ones. Needs training.
-`alibi`        the same, with ALiBi (`hf_longattn.positions.relative`) in their place.
+``none``         every row is zero: no absolute positions, for use with relative ones. Needs training.
+``alibi``        the same, with ALiBi (:mod:`hf_longattn.positions.relative`) instead.
 
-`sinusoidal`   for tables that are computed instead of learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
+``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
 
-Rows below `offset` are not positions (RoBERTa's table starts with two of them): they are kept once, in place.
+Rows below ``offset`` are not positions (RoBERTa's table starts with two such rows): they are kept once, in place.
 """
 
 from __future__ import annotations
@@ -26,17 +26,13 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-__all__ = [
-    "DROPPED",
-    "SHORTER",
-    "SINUSOIDAL",
-    "STRATEGIES",
-    "extend_table",
-    "keeps_old_rows",
-    "shorten_table",
-    "sinusoids",
-    "sinusoids_at",
-]
+DROPPED = ("none", "alibi")
+"""Strategies that discard the table: all rows are zeros."""
+SINUSOIDAL = "sinusoidal"
+SINUSOIDAL_ERROR = 1e-2
+"""Above bf16 rounding (4e-3), below the difference between neighbouring positions."""
+SHORTER = ("truncate", "interpolate")
+"""Ways to shorten a table: keep the first rows, or the rows from which interpolation best restores all of them."""
 
 
 def _tile(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
@@ -52,9 +48,9 @@ def _interpolate(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor
 
 
 def _before_interpolation(long: Tensor, rows: int) -> Tensor:
-    """The table of `rows` rows, both ends fixed, whose interpolation is nearest to `long` (least squares): the inverse of `_interpolate`.
+    """The table of ``rows`` rows, both ends fixed, whose interpolation is nearest to ``long`` (least squares): it inverts ``_interpolate``.
 
-    The normal equations of linear interpolation are tridiagonal, so they are solved by one elimination from row to row.
+    The normal equations of linear interpolation are tridiagonal, so a single elimination from row to row solves them.
     """
     if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
         return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
@@ -88,8 +84,17 @@ def _random(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
     return torch.cat([old, drawn.to(old.dtype)])
 
 
-DROPPED = ("none", "alibi")
-"""Strategies that discard the table: all rows are zeros."""
+def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
+    computed = sinusoids(rows, old.shape[1])
+    error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
+    if error > SINUSOIDAL_ERROR:
+        raise PositionError(
+            f"The source's position table differs from the sinusoids that its architecture computes by up to {error:.1e}, so it cannot be "
+            "extended; was it trained with modified code?"
+        )
+    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
+
+
 STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
     "tile": _tile,
     "interpolate": _interpolate,
@@ -97,36 +102,20 @@ STRATEGIES: dict[str, Callable[[Tensor, int, int, float | None], Tensor]] = {
 }
 
 
-def _sinusoidal(old: Tensor, rows: int, seed: int, std: float | None) -> Tensor:
-    computed = sinusoids(rows, old.shape[1])
-    error = float((computed[: old.shape[0]] - old.to(torch.float32)).abs().max())
-    if error > SINUSOIDAL_ERROR:
-        raise PositionError(
-            f"The source's position table differs from the sinusoids that its architecture computes by up to {error:.1e}; "
-            "was it trained with modified code? It cannot be extended."
-        )
-    return torch.cat([old, computed[old.shape[0] :].to(old.dtype)])
-
-
 def sinusoids(rows: int, width: int) -> Tensor:
-    """(rows, width) fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
+    """``(rows, width)`` fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
     return sinusoids_at(torch.arange(rows), width).to(torch.float32)
 
 
 def sinusoids_at(positions: Tensor, width: int) -> Tensor:
-    """(N, width) float64: the same rows for whole numbers `positions (N,)`, which may be negative."""
+    """``(N, width)`` float64: the same rows for whole numbers ``positions (N,)``, which may be negative."""
     frequency = 10000.0 ** (-2 * torch.arange((width + 1) // 2, dtype=torch.float64, device=positions.device) / width)
     angle = positions.to(torch.float64)[:, None] * frequency
     return torch.cat([angle.sin(), angle[:, : width // 2].cos()], dim=1)
 
 
-SINUSOIDAL = "sinusoidal"
-SINUSOIDAL_ERROR = 1e-2
-"""Above bf16 rounding (4e-3), below the difference between neighbouring positions."""
-
-
 def keeps_old_rows(strategy: str) -> bool:
-    """Whether the old rows are unchanged, so that outputs up to the old length are too."""
+    """Whether the old rows, and so the outputs up to the old length, are unchanged."""
     return strategy != "interpolate" and strategy not in DROPPED
 
 
@@ -139,18 +128,18 @@ def extend_table(
     seed: int = 0,
     std: float | None = None,
 ) -> Tensor:
-    """A position table with `new_rows` rows, made from the trained table `weight`.
+    """A position table with ``new_rows`` rows, made from the trained table ``weight``.
 
     Args:
-        weight: (P, d), any floating dtype, on the CPU; not changed.
-        new_rows: rows of the result, the `offset` special rows included (RoBERTa for 4,096 tokens: 4,098).
-        offset: how many leading rows are not positions; they are copied once.
-        strategy: "tile", "interpolate", "random", "none", "alibi" or "sinusoidal" (see the module's text).
+        weight: ``(P, d)``, any floating dtype, on the CPU; not changed.
+        new_rows: rows of the result, including the ``offset`` special rows (4,098 for a RoBERTa of 4,096 tokens).
+        offset: number of leading rows that are not positions; they are copied once.
+        strategy: "tile", "interpolate", "random", "none", "alibi" or "sinusoidal" (see the module's docstring).
         seed: for "random"; the same seed gives the same rows on every machine.
-        std: for "random"; None takes the standard deviation of the table's own positions.
+        std: for "random"; ``None`` uses the standard deviation of the table's positions.
 
     Returns:
-        (new_rows, d), contiguous, dtype of `weight`.
+        ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
 
     Raises:
         PositionError: unknown strategy, a table that would shrink, or one without rows beyond its offset.
@@ -178,18 +167,14 @@ def extend_table(
     return torch.cat([weight[:offset], extended]).contiguous()
 
 
-SHORTER = ("truncate", "interpolate")
-"""Ways to shorten a table: keep the first rows, or the rows from which interpolation best restores all of them."""
-
-
 def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = "truncate") -> Tensor:
-    """A position table with `new_rows` rows: the first ones of `weight`, or those from which interpolation best restores it.
+    """A position table with ``new_rows`` rows: the first ones of ``weight``, or those from which interpolation best restores it.
 
     Args:
-        weight: (P, d), any floating dtype, on the CPU or on `meta`; not changed.
-        new_rows: rows of the result, the `offset` special rows included.
-        offset: how many leading rows are not positions; they are copied.
-        strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation is closest to `weight` (least
+        weight: ``(P, d)``, any floating dtype, on the CPU or on ``meta``; not changed.
+        new_rows: rows of the result, including the ``offset`` special rows.
+        offset: number of leading rows that are not positions; they are copied.
+        strategy: "truncate", or "interpolate": both ends fixed, the others such that linear interpolation is closest to ``weight`` (least
             squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding.
 
     Raises:

@@ -186,7 +186,7 @@ def test_the_configuration_holds_them_per_layer() -> None:
     ("options", "sentence"),
     [
         ({"relative": "alibbi"}, "Did you mean 'alibi'"),
-        ({"relative": "shaw:clips=3"}, "has no setting 'clips'.*Did you mean 'clip'"),
+        ({"relative": "shaw:clips=3"}, "have no setting 'clips'.*Did you mean 'clip'"),
         ({"relative": "shaw:clip=0"}, "must be at least 1; for example relative='shaw:clip=16'"),
         ({"relative": "shaw:clip=wide"}, "must be a whole number"),
         ({"relative": "shaw:8"}, "must read KIND or KIND:NAME=VALUE"),
