@@ -120,6 +120,25 @@ def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod |
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, numbers.to(h.device)[h], q_idx, kv_idx)
 
 
+def remapped(
+    score_mod: ScoreMod | None, *, queries: Callable[[Tensor], Tensor] | None = None, keys: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> ScoreMod | None:
+    """``score_mod`` for an engine whose indices are not positions: it is given ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
+    if score_mod is None:
+        return None
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx if queries is None else queries(q_idx), keys(b, h, kv_idx))
+
+
+def plus(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:
+    """``score_mod``, and then ``term(b, h, q_idx, kv_idx)`` added to the score."""
+
+    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
+        return score + term(b, h, q_idx, kv_idx).to(score.dtype)
+
+    return mod
+
+
 @dataclasses.dataclass(frozen=True)
 class GatherTile:
     """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.

@@ -1,13 +1,14 @@
-"""BigBird attention: a window of blocks, global blocks and random blocks (Zaheer et al. 2020, section 2).
+"""BigBird attention: a window of blocks, global blocks and random blocks (Zaheer et al. 2020, Big Bird, section 2 and appendix D).
 
-The sequence is cut into n blocks of b tokens. A query of block I sees a key of block J, with g global blocks at each end, h = w//2:
+The sequence is cut into n blocks of b tokens. With g global blocks at each end, a window of w blocks and r random blocks, a query of
+block I sees the keys of block J if
 
-    both ways:  everything where I < g or I >= n-g,  else  J < g, J >= n-g, |I - J| <= h, or J among the r random blocks of I
-    causal:     key <= query, and  J < g, I-w < J <= I, or J among the r random blocks of I before its window
+    bidirectional:  I or J is one of the first or last g blocks, or |I - J| <= w//2, or J is one of the random blocks of I
+    causal:         J < g, or I-w < J <= I, or J is one of the random blocks of I, which lie before its window  (and key <= query)
 
-These are the paper's internal global tokens (ITC). Tokens of ``global_mask`` are global besides (ETC): they see, and are seen by, all.
-Sequences of up to 2g + w + 2r blocks are attended to fully (both ways), as transformers' BigBird does. A key that has been counted
-m times has the weight m · exp(score): with ``random_pattern="hf"`` random blocks are counted on top of what the query sees anyway.
+Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they attend to, and are
+attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that a
+query counts m times has the weight m · exp(score): with ``random_pattern="hf"``, random blocks may repeat blocks that it sees anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ..engines.batch import last_real
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod
+from ..engines.call import AttentionCall, GatherTile, MaskMod, plus
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -31,10 +32,11 @@ from ..engines.global_rows import global_index
 from ..errors import LengthError, OptionError
 from ..naming import OPERATORS
 from .base import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .layout import joined
+from .layout import joined, tokens_of
 from .masked import MaskedMechanism
-from .options import Options, one_of, option, positive
+from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism
+from .token_rules import global_tokens
 
 PATTERNS = ("seeded", "hf", "hf_eval")
 LAYOUTS = ("text", "input")
@@ -43,30 +45,29 @@ LAYOUTS = ("text", "input")
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
     block_size: int = option(64, "tokens in a block", "tokens")
-    num_random_blocks: int = option(3, "random key blocks of each query block, drawn independently for each head", "blocks", most=4096)
-    num_window_blocks: int = option(3, "width of the window, the query's block in the middle, or at the end when causal", "blocks")
+    num_random_blocks: int = option(3, "random key blocks of each query block, drawn for each head", "blocks", most=4096)
+    num_window_blocks: int = option(3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks")
     num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at the start when causal", "blocks")
     seed: int = option(0, "seed of the random blocks; layer l draws with seed + l")
     random_pattern: str = option(
         "seeded",
-        "'seeded': distinct blocks outside window and globals; 'hf': as transformers, its own blocks in training and the first block "
-        "counted again for each random one in evaluation; 'hf_eval': the latter always",
+        "'seeded': distinct blocks outside the window and the global blocks; 'hf': as in transformers, which in evaluation counts the "
+        "first block again instead of each random one; 'hf_eval': the latter in training, too",
     )
     blocks_over: str = option(
         "text",
-        "'text': blocks are cut from each sequence's own tokens, and padding changes nothing; 'input': from the padded input, whose "
-        "padding gives zeros, as in transformers",
+        "'text': blocks are cut from each sequence without its padding; 'input': from the padded input, with zeros as the output of "
+        "padding, as in transformers",
     )
 
     def check(self) -> None:
         positive("bigbird", "block_size", self)
         for name in ("num_random_blocks", "num_global_blocks", "seed"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"Option {name!r} of mechanism 'bigbird' is {getattr(self, name)}, but must be at least 0.")
+            not_negative("bigbird", name, getattr(self, name), example=1)
         if self.num_window_blocks < 1 or self.num_window_blocks % 2 == 0:
             raise OptionError(
-                f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, the query's block and as "
-                "many on each side; for example num_window_blocks=3."
+                f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, with the query's block "
+                "in the middle; for example num_window_blocks=3."
             )
         one_of("bigbird", "random_pattern", self.random_pattern, PATTERNS)
         one_of("bigbird", "blocks_over", self.blocks_over, LAYOUTS)
@@ -79,9 +80,9 @@ class BigBirdOptions(Options):
 
 @register_mechanism("bigbird")
 class BigBird(MaskedMechanism):
-    """Blocks near the diagonal, a few random ones, and the first and last for everyone."""
+    """A window of blocks, a few random blocks, and global blocks at both ends."""
 
-    summary = "window, random and global blocks; the global ones see and are seen by all"
+    summary = "a window of blocks, random blocks, and global blocks that attend to and are attended by all"
     paper = "Zaheer et al. 2020, Big Bird, §2 and appendix D"
     engine: ClassVar[str] = "gathered"
     exports = "definition"
@@ -126,40 +127,32 @@ class BigBird(MaskedMechanism):
         sizes = torch.full((total + 1,), size)
         sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # block -1 is none
         blocks = self.blocks(torch.tensor([total]), total, causal, torch.device("cpu"))
-        listed = (sizes[seen_blocks(blocks)][0, 0].sum(-1) * sizes[:total])[slice(None) if causal else slice(edge, total - edge)]
+        listed = (sizes[blocks.seen()][0, 0].sum(-1) * sizes[:total])[slice(None) if causal else slice(edge, total - edge)]
         if causal:
             return int(listed.sum() - (sizes * (sizes - 1) // 2).sum())
         ends = int(sizes[:edge].sum() + sizes[total - edge : total].sum())
         return int(listed.sum()) + ends * length
 
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, of at most ``rows``."""
-        o = self.options
-        random = self.random_blocks(count, rows, causal, device, o.seed + self.layer + seed)
-        again = o.num_random_blocks - random.shape[-1]
-        return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
-
-    def random_blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int) -> Tensor:
-        """``(B or 1, H or 1, rows, r)``: the random key blocks of every query block; -1 is none. Without the last axis's entries where
-        all of them are the first block."""
-        o = self.options
+        """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, at most ``rows``."""
+        o, seed = self.options, self.options.seed + self.layer + seed
         if o.random_pattern == "hf" and self.training:
             length = self.max_length or rows * o.block_size
-            return transformers_blocks(count, seed, self.num_heads, rows, o.num_random_blocks, o.block_size, length)
-        if o.random_pattern != "seeded":
-            return count.new_zeros(1, 1, rows, 0)
-        return seeded_blocks(
-            seed, self.num_heads, count, rows, o.num_random_blocks,
-            window=o.num_window_blocks, edge=o.num_global_blocks, causal=causal, device=device,
-        )  # fmt: skip
+            random = transformers_blocks(count, seed, self.num_heads, rows, o.num_random_blocks, o.block_size, length)
+        elif o.random_pattern != "seeded":
+            random = count.new_zeros(1, 1, rows, 0)
+        else:
+            sizes: dict[str, int] = {"window": o.num_window_blocks, "edge": o.num_global_blocks}
+            random = seeded_blocks(seed, self.num_heads, count, rows, o.num_random_blocks, **sizes, causal=causal, device=device)
+        again = o.num_random_blocks - random.shape[-1]
+        return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         times = self.times(causal, None, global_mask)
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
     def times(self, causal: bool, key_mask: Tensor | None, tokens: Tensor | None, seed: int = 0) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """The definition: how often a query counts a key, for index tensors as :func:`index_grid` makes them (``kv_idx`` spans the
-        whole sequence, since its last block depends on its length)."""
+        """The definition: how often a query counts a key, for index tensors of which ``kv_idx`` spans the whole sequence."""
         size, over_text = self.options.block_size, self.options.blocks_over == "text"
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -175,12 +168,12 @@ class BigBird(MaskedMechanism):
         return count
 
     def _rests(self, length: int) -> bool:
-        """Whether queries of padding see nothing, as transformers has it; otherwise their rows mean nothing."""
+        """Whether the output of padding is zeros, as in transformers; otherwise it is arbitrary."""
         return self.options.blocks_over == "input" and not self.covers(length)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """``global_mask`` of the call without padding: the tokens that are global besides the global blocks."""
-        return call.global_mask if call.global_mask is None or call.key_mask is None else call.global_mask & call.key_mask
+        """The tokens that are global besides the global blocks."""
+        return global_tokens((), k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores, times = scaled_scores(q, k, call), self.times(call.causal, call.key_mask, self.resolve_globals(k, call), call.seed)
@@ -195,8 +188,10 @@ class BigBird(MaskedMechanism):
             return dense_attention(q, k, v, call)
         if path == DENSE_MASKED:
             times = self.times(call.causal, call.key_mask, tokens, call.seed)
-            term = call.score_mod if self.options.random_pattern == "seeded" else counted(call.score_mod, times)
-            return dense_attention(q, k, v, call.replace(score_mod=term), mask_mod=lambda *index: times(*index) > 0)
+            if self.options.random_pattern != "seeded":
+                exact = torch.promote_types(q.dtype, torch.float32)
+                call = call.replace(score_mod=plus(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
+            return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         parts = self.plan(kv_len, call.causal, call.key_mask, tokens, q, call.seed)
         out = gathered_attention(pad_queries(q, kv_len), k, v, parts, call)
@@ -207,21 +202,17 @@ class BigBird(MaskedMechanism):
     def plan(
         self, length: int, causal: bool, key_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int
     ) -> tuple[GatherTile, ...]:
-        """What the engine visits. Cached where it depends on the length alone."""
-        size = self.options.block_size
-        rows, device, dtype = -(-length // size), q.device, torch.promote_types(q.dtype, torch.float32)
-        varies = key_mask is not None and self.options.blocks_over == "text" and not causal
-        if varies and not torch.compiler.is_compiling():
-            assert key_mask is not None
-            varies = not bool(key_mask[:, -1].all())
-        if varies:
-            assert key_mask is not None
-            ends = last_real(key_mask) + 1
-            return block_parts(self.blocks(-(-ends // size), rows, causal, device, seed), length, tokens, dtype=dtype)
+        """What the engine visits, cached if it depends on the length alone."""
+        size, device, dtype = self.options.block_size, q.device, torch.promote_types(q.dtype, torch.float32)
+        rows = -(-length // size)
+        by_text = None if causal or self.options.blocks_over != "text" else key_mask
+        if by_text is not None and (torch.compiler.is_compiling() or not bool(by_text[:, -1].all())):
+            ends = last_real(by_text) + 1
+            return self.blocks(-(-ends // size), rows, causal, device, seed).parts(length, tokens, dtype)
 
         def make() -> tuple[GatherTile, ...]:
             count = torch.full((1,), rows, device=device)
-            return block_parts(self.blocks(count, rows, causal, device, seed), length, tokens, even=True, dtype=dtype)
+            return self.blocks(count, rows, causal, device, seed).parts(length, tokens, dtype, even=True)
 
         if tokens is not None:
             return make()
@@ -230,18 +221,8 @@ class BigBird(MaskedMechanism):
         return KEPT.get((type(self), *where, length, causal, device, dtype), make)
 
 
-def counted(score_mod: ScoreMod | None, times: Callable[[Any, Any, Any, Any], Tensor]) -> ScoreMod:
-    """``score_mod`` and the logarithm of how often a key counts; pairs that do not count are left to the mask."""
-
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
-        return score + times(b, h, q_idx, kv_idx).clamp(min=1).to(score.dtype).log()
-
-    return mod
-
-
 OLD_PLANS = (1024, 3072, 4096)
-"""Padded lengths for which transformers draws from the first 1,024 tokens, in the order of the paper's own code."""
+"""Padded lengths for which transformers draws from the first 1,024 tokens, in the order of the authors' code."""
 
 
 def seeded_blocks(
@@ -249,17 +230,16 @@ def seeded_blocks(
 ) -> Tensor:
     """``count`` distinct key blocks for every head and query block, outside its window and the global blocks.
 
-    A draw depends on the seed, the head, the query block and, when not causal, the number of blocks of its sequence: on nothing
-    else, so that it is the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd 1987) picks
-    without replacement in ``count`` steps, so that the cost is linear.
+    A draw depends on nothing but the seed, the head, the query block and, when not causal, the number of blocks of its sequence, so it is
+    the same on every device, in every batch and after loading. Floyd's algorithm (Bentley & Floyd 1987) draws without replacement in
+    ``count`` steps.
 
     Args:
         blocks: ``(B or 1,)``, blocks of each sequence.
         rows: query blocks in the table.
-        window: width of the window in blocks; the block and those before it when causal.
-        edge: global blocks at each end; at the beginning only when causal.
+        window, edge: as in :class:`Blocks`.
     Returns:
-        ``(B or 1, H, rows, count)``; where fewer than ``count`` blocks are left, all of them and -1.
+        ``(B or 1, H, rows, count)``; if fewer than ``count`` blocks are left, all of them and -1.
     """
     row = torch.arange(rows, device=device).view(1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1)
@@ -371,10 +351,10 @@ class Blocks:
     rows: blocks of the longest.
     size: tokens in a block.
     window: blocks in the window.
-    edge: global blocks at each end; at the beginning only when causal.
-    full: both ways, sequences of up to so many blocks are attended to fully.
+    edge: global blocks at each end; at the start only when causal.
+    full: bidirectional sequences of up to so many blocks get full attention.
     random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 is none.
-    again: how often the first block, a global one, is counted again by all queries that do not see everything.
+    again: how often more the first block, a global one, is counted by all queries that do not see everything.
     """
 
     count: Tensor
@@ -388,7 +368,7 @@ class Blocks:
     again: int = 0
 
     def times(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """How often queries of block ``i`` count keys of block ``j``, for broadcastable index tensors; causality is left out."""
+        """How often queries of block ``i`` count keys of block ``j``, for broadcastable index tensors, apart from causality."""
         total = self.count[b.clamp(max=self.count.shape[0] - 1)]
         if self.causal:
             seen, ends = ((i - j < self.window) & (j <= i)) | (j < self.edge), i < 0
@@ -404,93 +384,70 @@ class Blocks:
     def _global(self, block: Tensor, total: Tensor) -> Tensor:
         return (block < self.edge) | (block >= total - self.edge)
 
+    def seen(self) -> Tensor:
+        """The key blocks of every query block that is not global, ``(B or 1, H or 1, rows, K)``, the first block first; -1 is none."""
+        row, edge = torch.arange(self.rows, device=self.count.device).view(1, 1, -1, 1), self.edge
+        around, ends = torch.arange(self.window, device=row.device), torch.arange(edge, device=row.device)
+        first = ends.expand(1, 1, self.rows, -1)
+        if self.causal:
+            near = row - self.window + 1 + around
+            return joined(torch.where(first <= row, first, -1), torch.where(near >= edge, near, -1), self.random)
+        near, total = row - self.window // 2 + around, self.count.view(-1, 1, 1, 1)
+        near = torch.where((near >= edge) & (near < total - edge), near, -1)
+        return joined(first, near, (total - edge + ends).expand(-1, -1, self.rows, -1), self.random)
 
-def seen_blocks(blocks: Blocks) -> Tensor:
-    """The key blocks of every query block that is not global, ``(B or 1, H or 1, rows, K)``, ascending but for the random ones; -1 is
-    none. Rows of global blocks mean nothing unless causal."""
-    row = torch.arange(blocks.rows, device=blocks.count.device).view(1, 1, -1, 1)
-    total = blocks.count.view(-1, 1, 1, 1)
-    around = torch.arange(blocks.window, device=row.device)
-    first = torch.arange(blocks.edge, device=row.device).expand(1, 1, blocks.rows, -1)
-    if blocks.causal:
-        near = row - blocks.window + 1 + around
-        lists = [torch.where(first <= row, first, -1), torch.where(near >= blocks.edge, near, -1)]
-    else:
-        near = row - blocks.window // 2 + around
-        last = total - blocks.edge + torch.arange(blocks.edge, device=row.device)
-        inner = (near >= blocks.edge) & (near < total - blocks.edge)
-        lists = [first, torch.where(inner, near, -1), last.expand(-1, -1, blocks.rows, -1)]
-    return joined(*lists, blocks.random)
+    def parts(self, length: int, tokens: Tensor | None, dtype: torch.dtype, *, even: bool = False) -> tuple[GatherTile, ...]:
+        """The tiles of an input of ``length`` tokens whose sequences start at position 0.
 
+        Args:
+            tokens: ``(B, length)`` bool, tokens that are global besides the blocks.
+            dtype: of what is added to the scores.
+            even: every sequence has ``rows`` blocks, more than get full attention.
+        """
+        if tokens is not None and not bool(tokens.any()):
+            tokens = None
+        edge, rows, size, causal, total = self.edge, self.rows, self.size, self.causal, self.count.view(-1, 1, 1, 1)
+        row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)
+        long = total > (0 if causal else self.full)
+        inner = slice(None) if causal else slice(edge, rows - edge if even else rows)
+        active = long & ((row >= 0) if causal else (row < total - edge))
+        queries = tokens_of(torch.where(active, row, -1)[:, :, inner], size, length)
+        keys = tokens_of(self.seen()[:, :, inner], size, length)
+        if tokens is not None:
+            tokens = tokens & long.view(-1, 1)
+            index, real = global_index(tokens)
+            index = torch.where(real, index, -1)[:, None, None]
+            queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
+        bias = None
+        if self.again:  # the first of the keys, those of the first block, count more than once
+            first = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1) < size
+            bias = first.to(dtype) * math.log(1 + self.again)
+        parts = [GatherTile(queries, keys, causal=causal, bias=bias)]
+        everywhere = torch.arange(length, device=total.device)
+        ends = self.global_rows(length, tokens, long)
+        if ends is not None:
+            parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
+        if not (even or causal) and (torch.compiler.is_compiling() or not bool(long.all())):
+            few = min(self.full, rows)
+            short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
+            parts.append(GatherTile(tokens_of(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
+        return tuple(parts)
 
-def block_parts(
-    blocks: Blocks, length: int, tokens: Tensor | None, *, even: bool = False, dtype: torch.dtype = torch.float32
-) -> tuple[GatherTile, ...]:
-    """The parts that visit ``blocks`` in an input of ``length`` tokens whose sequences begin at position 0.
-
-    Args:
-        tokens: ``(B, length)`` bool, tokens that are global besides the blocks.
-        even: every sequence is of ``blocks.rows`` blocks, more than are attended to fully.
-        dtype: of what is added to the scores.
-    """
-    if tokens is not None and not bool(tokens.any()):
-        tokens = None
-    edge, rows, size, causal = blocks.edge, blocks.rows, blocks.size, blocks.causal
-    total = blocks.count.view(-1, 1, 1, 1)
-    row = torch.arange(rows, device=total.device).view(1, 1, -1, 1)
-    long = total > (0 if causal else blocks.full)
-    inner = slice(None) if causal else slice(edge, rows - edge if even else rows)
-    active = long & ((row >= 0) if causal else (row < total - edge))
-    queries = positions(torch.where(active, row, -1)[:, :, inner], size, length)
-    keys = positions(seen_blocks(blocks)[:, :, inner], size, length)
-    parts: list[GatherTile] = []
-    if tokens is not None:
-        tokens = tokens & long.view(-1, 1)
+    def global_rows(self, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
+        """The queries that see everything, in rows of ``size``: ``(B or 1, 1, R, size)``."""
+        total, edge = self.count.view(-1, 1), self.edge
+        ends = torch.arange(edge, device=total.device)
+        if tokens is None:
+            if self.causal or edge == 0:
+                return None
+            block = torch.cat([ends.expand(total.shape[0], -1), total - edge + ends], -1)[:, None, :, None]
+            return tokens_of(torch.where(long, block, -1), self.size, length)
+        if not self.causal:
+            block = torch.arange(length, device=total.device) // self.size
+            tokens = tokens | (self._global(block, total) & (block < total) & long.view(-1, 1))
         index, real = global_index(tokens)
-        index = torch.where(real, index, -1)[:, None, None]
-        queries, keys = without(queries, tokens), joined(without(keys, tokens), index.expand(-1, -1, keys.shape[2], -1))
-    parts.append(GatherTile(queries, keys, causal=causal, bias=counted_again(blocks, keys, dtype)))
-    everywhere = torch.arange(length, device=total.device)
-    ends = global_rows(blocks, length, tokens, long)
-    if ends is not None:
-        parts.append(GatherTile(ends, everywhere.expand(1, 1, ends.shape[2], -1), causal=causal))
-    if not (even or causal) and (torch.compiler.is_compiling() or not bool(long.all())):
-        few = min(blocks.full, rows)
-        short = torch.where(~long & (row[:, :, :few] < total), row[:, :, :few], -1)
-        parts.append(GatherTile(positions(short, size, length), everywhere[: few * size].expand(1, 1, few, -1)))
-    return tuple(parts)
-
-
-def counted_again(blocks: Blocks, keys: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The bias by which one listing of the first block, the first of the ``keys``, counts as all of its listings."""
-    if not blocks.again:
-        return None
-    slot = torch.arange(keys.shape[-1], device=keys.device).view(1, 1, 1, 1, -1)
-    return (slot < blocks.size).to(dtype) * math.log(1 + blocks.again)
-
-
-def global_rows(blocks: Blocks, length: int, tokens: Tensor | None, long: Tensor) -> Tensor | None:
-    """The queries that see everything, in rows of ``blocks.size``: ``(B or 1, 1, R, size)``."""
-    total, edge = blocks.count.view(-1, 1, 1, 1), blocks.edge
-    ends = torch.arange(edge, device=total.device)
-    if tokens is None:
-        if blocks.causal or edge == 0:
-            return None
-        block = torch.cat([ends.expand(total.shape[0], -1), total.view(-1, 1) - edge + ends], -1)[:, None, :, None]
-        return positions(torch.where(long, block, -1), blocks.size, length)
-    everything = tokens
-    if not blocks.causal:
-        block = torch.arange(length, device=total.device) // blocks.size
-        everything = tokens | (((block < edge) | (block >= total.view(-1, 1) - edge)) & (block < total.view(-1, 1)) & long.view(-1, 1))
-    index, real = global_index(everything)
-    index = torch.nn.functional.pad(torch.where(real, index, -1), (0, -index.shape[1] % blocks.size), value=-1)
-    return index.view(len(index), 1, -1, blocks.size)
-
-
-def positions(block: Tensor, size: int, length: int) -> Tensor:
-    """Tokens of blocks ``(…, K)`` as ``(…, K·size)``; -1 where there is no block or no token."""
-    place = block[..., None] * size + torch.arange(size, device=block.device)
-    return torch.where((block[..., None] >= 0) & (place < length), place, -1).flatten(-2)
+        index = torch.nn.functional.pad(torch.where(real, index, -1), (0, -index.shape[1] % self.size), value=-1)
+        return index.view(len(index), 1, -1, self.size)
 
 
 def without(places: Tensor, tokens: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ Keys are cut into blocks of b tokens, counted from the first real token. Query i
 
     g_im = q_i · mean_{j in block m} k_j
 
-and attends, under one softmax, to its own block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's,
-the choice is among the blocks before c, which are complete, and the own block is seen up to the query. With per="query_block" the mean
-query of a block chooses for all its queries, which has no causal form. Of equal scores the earlier block is chosen. Choices are made in
-float64 and are constants for the gradient.
+and attends, under one softmax, to its block c and to the num_blocks - 1 others with the highest g. In the causal form, which is MoBA's,
+it chooses among the complete blocks before c, and sees block c up to itself. With per="query_block", which has no causal form, the mean
+query of a block chooses for all its queries. Ties go to the earlier block. Choices are made in float64 and are constants for the gradient.
 """
 
 from __future__ import annotations
@@ -16,19 +15,21 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
+from ..engines.call import AttentionCall, GatherTile, rows_of
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
-from ..engines.topk import exact_dtype, gather_kv, gathered_kv_attention, ranking, term_at, topk, topk_blocks
+from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
+from .layout import tokens_of
 from .options import Options, one_of, option, positive
 from .registry import register_mechanism
-from .summaries import CacheSummaries, SummarisedMechanism
+from .summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 CHOOSERS = ("query", "query_block")
 
@@ -36,9 +37,9 @@ CHOOSERS = ("query", "query_block")
 @dataclasses.dataclass(frozen=True)
 class BlockTopKOptions(Options):
     block_size: int = option(128, "tokens in a block", "tokens")
-    num_blocks: int = option(4, "k, how many blocks each query sees, its own included", "blocks")
+    num_blocks: int = option(4, "k, blocks that each query sees, its own included", "blocks")
     per: str = option(
-        "query", "who chooses: 'query', each for itself; 'query_block', the mean query of a block for all of them (not causal)"
+        "query", "what chooses: 'query', each query for itself; 'query_block', the mean query of a block for all its queries (not causal)"
     )
 
     def check(self) -> None:
@@ -49,9 +50,9 @@ class BlockTopKOptions(Options):
 
 @register_mechanism("block_top_k")
 class BlockTopK(SummarisedMechanism):
-    """Each query sees its own block and the blocks whose mean key it likes best."""
+    """Each query sees its block and the blocks with the highest scores of their mean key."""
 
-    summary = "each query attends to its own block of keys and to the k-1 blocks with the best mean key"
+    summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
     engine = "block_selected"
     exports = "definition"
@@ -105,7 +106,7 @@ class BlockTopK(SummarisedMechanism):
         return self.sparse_path(pad_queries(q, kv_len), k, v, call, kv_len - q_len)[:, :, kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
-        """Attention of whole sequences without comparing all pairs; rows of q before ``first`` are not asked for."""
+        """Attention of whole sequences without comparing all pairs; rows of q before ``first`` are not needed."""
         o, length, real = self.options, k.shape[2], call.key_mask
         with torch.no_grad():
             means, kept = block_means(k, real, o.block_size)
@@ -123,11 +124,8 @@ class BlockTopK(SummarisedMechanism):
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
         """The keys of each block of queries, ``(B, H, n, k·b)``: its own and those of the ``chosen (B, H, n, k - 1)``, in order."""
-        size = self.options.block_size
         own = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
-        blocks = torch.cat([own, chosen], -1).sort(-1).values[..., None]
-        keys = blocks * size + torch.arange(size, device=chosen.device)
-        return torch.where((blocks >= 0) & (keys < length), keys, -1).flatten(-2)
+        return tokens_of(torch.cat([own, chosen], -1).sort(-1).values, self.options.block_size, length)
 
     @property
     def summary_unit(self) -> int | None:
@@ -138,43 +136,35 @@ class BlockTopK(SummarisedMechanism):
         means, filled = _means(k.masked_fill(~real[:, None, ..., None], 0), real)
         return {"mean": means, "filled": filled[:, None]}
 
-    def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
-    ) -> Tensor:
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
         size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
         positions = summaries.positions(q.shape[2], k.shape[2])
         own = torch.div(positions, size, rounding_mode="floor")
-        grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries of a group beside one another
+        grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key head, one after the other
         gates = (grouped @ means.transpose(-1, -2)).view(*q.shape[:3], -1)
         allowed = (torch.arange(means.shape[2], device=q.device) < own[..., None]) & filled
         chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
         blocks = torch.cat([chosen, own[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)[..., None]
         places = torch.where(blocks < 0, -1, blocks * size + torch.arange(size, device=q.device)).flatten(3)
         columns, there = summaries.columns(places, k.shape[2])
-        seen = there & (places <= positions[:, None, :, None])
-        if score_mod is not None:
-            seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
-        return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=scaling)
+        return attend_at(q, k, v, columns, there & (places <= positions[:, None, :, None]), call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: which keys each query sees, ``(B, H, Nq, Nk)`` bool, by scoring every block for every query."""
-        (batch, _, q_len, _), kv_len, size = q.shape, k.shape[2], self.options.block_size
+        q_len, kv_len, size = q.shape[2], k.shape[2], self.options.block_size
         self.accept(q_len, kv_len)
-        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if call.key_mask is None else call.key_mask
         block = torch.arange(kv_len, device=q.device) // size
         total = (kv_len + size - 1) // size  # ONNX divides negative numbers towards zero
-        members = (block == torch.arange(total, device=q.device)[:, None]) & real[:, None]  # (B, n, Nk)
+        members = (block == torch.arange(total, device=q.device)[:, None]) & call.real(k)[:, None]  # (B, n, Nk)
         shares = members.to(exact_dtype(q.device))
         shares = (shares / shares.sum(-1, keepdim=True).clamp(min=1))[:, None]
         own = block[kv_len - q_len :, None]
-        if self.options.per == "query":
-            gates = q.to(shares.dtype) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
-        else:
-            gates = (shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
-            gates = gates[:, :, own[:, 0]]
+        each = self.options.per == "query"
+        gates = (q.to(shares.dtype) if each else shares @ q.to(shares.dtype)) @ (shares @ k.to(shares.dtype)).transpose(-1, -2)
+        gates = gates if each else gates[:, :, own[:, 0]]
         other = torch.arange(total, device=q.device)
         allowed = ((other < own) if call.causal else (other != own)) & members.any(-1)[:, None]
         order = ranking(gates.masked_fill(~allowed[:, None], float("-inf")))
@@ -185,13 +175,13 @@ class BlockTopK(SummarisedMechanism):
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
     """The mean of the real tokens of every block of ``x (B, H, N, D)``, ``(B, H, n, D)`` float64, and which blocks have any, ``(B, n)``."""
-    missing = -x.shape[2] % size
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:
         x = x.masked_fill(~real[:, None, :, None], 0)
-    x = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
-    return _means(x.unflatten(2, (-1, size)), torch.nn.functional.pad(real, (0, missing)).unflatten(1, (-1, size)))
+    missing = -x.shape[2] % size
+    x = F.pad(x, (0, 0, 0, missing)) if missing else x
+    return _means(x.unflatten(2, (-1, size)), F.pad(real, (0, missing)).unflatten(1, (-1, size)))
 
 
 def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

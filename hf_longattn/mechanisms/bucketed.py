@@ -1,10 +1,10 @@
-"""Mechanisms whose tokens meet by bucket: the base of hashing and of clustering.
+"""Mechanisms whose tokens meet in buckets: the base of hashing and of clustering.
 
 A mechanism determines, for every query i and key j, in how many rounds they meet: the multiplicity M. Its definition is
 
-    weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M when duplicates count, else 1 where M > 0
+    weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
 
-where a is a learned affinity, if the mechanism has one; a query that meets nothing has itself, with weight 1. Buckets are chosen in
+where a is a learned affinity, if the mechanism has one. A query that meets no key attends to its own position. Buckets are chosen in
 float64 whatever the dtype, so that neither the shape of a batch nor its padding moves a token to another bucket, and without gradients.
 """
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.bucketed import found_in_earlier_rounds, last_in_bucket
-from ..engines.call import AttentionCall, GatherTile, ScoreMod
+from ..engines.call import AttentionCall, GatherTile, plus
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -28,7 +28,7 @@ from .summaries import CacheSummaries, SummarisedMechanism
 
 
 class BucketedMechanism(SummarisedMechanism):
-    """A mechanism on the bucketed engine."""
+    """A mechanism on the bucketed engine. Keys are given before :meth:`key_vectors`, whose rounding could change their bucket."""
 
     engine: ClassVar[str] = "bucketed"
     exports = "definition"
@@ -41,22 +41,23 @@ class BucketedMechanism(SummarisedMechanism):
         return False
 
     @abstractmethod
-    def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
+    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: in how many rounds query i meets key j, ``(B, H, Nq, Nk)`` int, by plain comparison of all pairs.
 
-        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``, before :meth:`key_vectors`, whose rounding would move keys to
-        other buckets in half precision; real: ``(B, Nk)`` bool.
+        q: ``(B, H, Nq, D)``, the last Nq positions; k: ``(B, H, Nk, D)``.
         """
 
     @abstractmethod
-    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The same for the engine, without comparing all pairs: parts, and which queries meet nothing, ``(B, H, N)`` bool by position.
+    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        """The same for the engine, without comparing all pairs.
 
-        ``k`` is that of :meth:`meetings`. ``q`` has the length of ``k``; its last ``q_len`` rows are queries. Padding may be among
-        them. None: there are none.
+        Args:
+            q: ``(B, H, N, D)``, of which the last ``q_len`` are queries; k: ``(B, H, N, D)``.
+        Returns:
+            Tiles of real keys, and which queries meet no key, ``(B, H, N)`` bool (padding may be among them); ``None`` if all meet one.
         """
 
-    def affinity(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
+    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
         """a of the definition, ``(B, H, Nq, Nk)``."""
         return None
 
@@ -64,9 +65,13 @@ class BucketedMechanism(SummarisedMechanism):
         """The vectors whose products are the scores, ``(B, H, Nq, D)`` and ``(B, H, Nk, D)``."""
         return q, self.key_vectors(repeat_heads(k, q.shape[1]))
 
+    def key_vectors(self, k: Tensor) -> Tensor:
+        """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
+        return k
+
     @abstractmethod
     def key_buckets(self, k: Tensor) -> Tensor:
-        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``, before :meth:`key_vectors`."""
+        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``."""
 
     @abstractmethod
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
@@ -74,15 +79,15 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
-        """How many keys of its bucket a causal query sees, and how many of the last keys in any bucket."""
+        """How many of the last keys of its bucket a causal query sees, and how many of the last keys of all buckets."""
 
     @property
     def sees_itself(self) -> bool:
-        """Whether a query sees the key at its own position where that is in its bucket."""
+        """Whether a query sees the key at its own position if that is in its bucket."""
         return True
 
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
-        """a of the definition for ``keys (B, H, Nq, K, D)`` of the causal form, ``(B, H, Nq, K)``."""
+        """a of the causal form for each query's own ``keys (B, H, Nq, K, D)``, ``(B, H, Nq, K)``."""
         return None
 
     @property
@@ -90,13 +95,11 @@ class BucketedMechanism(SummarisedMechanism):
         return 1
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
-        """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head beside one another; -1 for padding."""
+        """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head next to each other; -1 for padding."""
         buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
         return {"buckets": buckets.flatten(1, 2).int()}
 
-    def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
-    ) -> Tensor:
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
         (size, window), heads, q_len, kv_len = self.recent(), q.shape[1], q.shape[2], k.shape[2]
         positions = summaries.positions(q_len, kv_len)
         table = summaries.tables["buckets"].unflatten(1, (heads, -1))
@@ -116,20 +119,15 @@ class BucketedMechanism(SummarisedMechanism):
         columns, seen = summaries.columns(places, kv_len)
         queries, keys = self.prepared(q, k[:, :, kv_len - q_len :])[0], gather_kv(k, columns)
         bias = self.picked_affinity(q, keys)
-        if score_mod is not None:
-            term = term_at(score_mod, columns, kv_len)
+        if call.score_mod is not None:
+            term = term_at(call.score_mod, columns, kv_len)
             bias = term if bias is None else bias + term
         seen = seen if bias is None else bias.masked_fill(~seen, float("-inf"))
-        return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=scaling)
-
-    def key_vectors(self, k: Tensor) -> Tensor:
-        """The vectors of keys ``(…, D)`` whose products with the queries are the scores."""
-        return k
+        return gathered_kv_attention(queries, self.key_vectors(keys), gather_kv(v, columns), seen, scaling=call.scale)
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """M' of the definition, ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
-        real = all_real(k) if call.key_mask is None else call.key_mask
-        count = self.meetings(q, k, call.causal, real)
+        real, count = call.real(k), self.meetings(q, k, call)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
         count = torch.where(no_visible_key & (q_idx == kv_idx), 1, count) * (real[:, None, None, :] & real[:, None, -q.shape[2] :, None])
@@ -160,33 +158,23 @@ class BucketedMechanism(SummarisedMechanism):
 
         given: the keys before :meth:`key_vectors`.
         """
-        real = call.key_mask
-        parts, no_visible_key = self.visits(q, given, call.causal, q_len, real)
+        parts, no_visible_key = self.visits(q, given, q_len, call)
         out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
         if no_visible_key is not None:
-            no_visible_key = no_visible_key if real is None else no_visible_key & real[:, None]
+            no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
             one = F.dropout(torch.ones_like(v[..., :1]), call.dropout)
             out = torch.where(no_visible_key[..., None], one * v, out)
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """The call with the affinity and the logarithm of how often a pair counts in its score term, for scores of all pairs."""
-        score_mod, affinity = call.score_mod, self.affinity(q, k, call.causal, all_real(k) if call.key_mask is None else call.key_mask)
-        if not self.count_duplicates and affinity is None:
-            return call
-
-        def term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
-            if affinity is not None:
-                score = score + affinity.to(score.dtype)
-            return score + count.clamp(min=1).to(score.dtype).log() if self.count_duplicates else score
-
-        return call.replace(score_mod=term)
-
-
-def all_real(k: Tensor) -> Tensor:
-    """The padding mask ``(B, Nk)`` of a batch without padding."""
-    return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
+        """The call whose score term, for scores of all pairs, includes the affinity and the logarithm of how often a pair counts."""
+        score_mod, affinity = call.score_mod, self.affinity(q, k, call)
+        if affinity is not None:
+            score_mod = plus(score_mod, lambda *_: affinity)
+        if self.count_duplicates:
+            logarithm = count.clamp(min=1).to(torch.promote_types(q.dtype, torch.float32)).log()
+            score_mod = plus(score_mod, lambda *_: logarithm)
+        return call.replace(score_mod=score_mod)
 
 
 def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:

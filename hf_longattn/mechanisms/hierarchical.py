@@ -1,21 +1,20 @@
 """Hierarchical attention: exact near the diagonal, coarser with distance (Zhu & Soricut 2021, H-Transformer-1D, sections 4 and 6).
 
-The sequence is cut into blocks of b tokens, which are joined two by two into blocks of B_l = b·2^l tokens on level l. Query i meets
+The sequence, from its first real token, is cut into blocks of b tokens; on level l, 2^l of them form a block of B_l = b·2^l tokens. Query i
+attends to
 
-    level 0:    the tokens of its block and of the two next to it
-    level l:    in its block of level l and the two next to it, what lower levels do not reach, as means of 2^l neighbouring tokens
-    the last:   all the rest, as means of 2^L neighbours; without a limit, L is where two blocks hold the whole sequence
+    level 0:    the tokens of its block and the two neighbouring blocks
+    level l:    what lower levels leave out of its block of level l and the two neighbours, as means of 2^l consecutive tokens, the pools
+    the last:   all the rest, as means of 2^L tokens; by default, L is where two blocks hold the whole sequence
 
-With p(i, j) the real tokens of the pool in which query i meets key j (j alone on level 0), the weights are
+With p(i, j) the real tokens of the pool in which query i sees key j (on level 0, j alone), the weights are
 
     A_ij = exp(scale · q_i · k̄_p) / Σ_j' exp(scale · q_i · k̄_p')        k̄_p = mean of k over p
 
-so that a pool counts as often as it has real tokens, and its value is the mean of v over it. That is the paper's block hierarchy (its
-equations 25 to 28; sums of values, multiplied by the weight of one mean key), except that the paper also coarsens the queries of level l
-by 2^l. Here every query keeps its own, which costs N·b·log(N/b) in place of N·b and needs no interpolation: equal queries are all that
-the paper's form adds. In the causal form a query meets its past only, in which the pools lie entirely. Pools are counted from each
-sequence's first real token, and padding is in none of them. A score term sees a pool at its middle, or
-at the text's last token where the text ends before that.
+so a pool counts as often as it has real tokens, and its value is the mean of v over them. This is the paper's block hierarchy (equations
+25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact, which costs N·b·log(N/b)
+instead of N·b and equals the paper's form for equal queries. In the causal form a query sees earlier tokens only, and pools lie entirely
+before it. A score term sees a pool at its middle, or at the last token of the text if that comes earlier.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from torch import Tensor
 
 from ..engines.batch import last_real
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
+from ..engines.call import AttentionCall, GatherTile, remapped, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from .base import Mechanism, pad_queries, softmax_over, visible_to_all
-from .layout import without_gaps
+from .layout import neighbourhoods, triangle, without_gaps
 from .options import Options, even, one_of, option, positive
 from .registry import register_mechanism
 
@@ -43,8 +42,8 @@ POOLINGS = ("mean", "max")
 
 @dataclasses.dataclass(frozen=True)
 class HierarchicalOptions(Options):
-    block_size: int = option(64, "tokens in a block of the finest level, an even number", "tokens")
-    levels: int | None = option(None, "how many levels at most, the exact one included; none takes as many as the length needs", "levels")
+    block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens")
+    levels: int | None = option(None, "most levels, the exact one included; default: as many as the length needs", "levels")
     pooling: str = option("mean", "how keys are pooled: 'mean', or the element-wise 'max'; values always by their mean")
 
     def check(self) -> None:
@@ -56,7 +55,7 @@ class HierarchicalOptions(Options):
 
 @register_mechanism("hierarchical")
 class Hierarchical(Mechanism):
-    """Tokens near by one by one, tokens far off in pools that grow with distance."""
+    """Near tokens one by one, distant tokens in pools that grow with distance."""
 
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
@@ -113,13 +112,14 @@ class Hierarchical(Mechanism):
         parts, counts = self._plan(pyramid, call.causal, call.key_mask, q)
         keys = torch.cat([k, *pyramid.pooled(k, call.key_mask, self.options.pooling)], 2)
         values = torch.cat([v, *pyramid.pooled(v, call.key_mask, "mean")], 2)
-        own = call.replace(score_mod=_at_centres(call.score_mod, pyramid.centres(k.device), call.key_mask))
-        own = own.with_mask(None if counts is None else counts > 0)
-        out = gathered_attention(pad_queries(q, kv_len), repeat_heads(keys, heads), repeat_heads(values, heads), parts, own)
+        centres, last = pyramid.centres(k.device), None if call.key_mask is None or call.score_mod is None else last_real(call.key_mask)
+        score_mod = remapped(call.score_mod, keys=lambda b, h, i: centres[i] if last is None else centres[i].clamp(max=last[b]))
+        call = call.replace(score_mod=score_mod).with_mask(None if counts is None else counts > 0)
+        out = gathered_attention(pad_queries(q, kv_len), repeat_heads(keys, heads), repeat_heads(values, heads), parts, call)
         return out[:, :, kv_len - q_len :]
 
     def _plan(self, pyramid: Pyramid, causal: bool, key_mask: Tensor | None, q: Tensor) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """The parts with the logarithm of how many tokens each pool has, and the counts ``(B, all levels)`` where there is padding."""
+        """The parts, biased by the logarithm of each pool's token count, and if there is padding the counts ``(B, all levels)``."""
         device, dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         parts = KEPT.get(("pyramid", pyramid, causal, device), lambda: pyramid.parts(causal, device))
         if key_mask is not None:
@@ -133,32 +133,18 @@ class Hierarchical(Mechanism):
 
 
 def weighted(parts: tuple[GatherTile, ...], counts: Tensor) -> tuple[GatherTile, ...]:
-    """Add to the scores of pooled keys the logarithm of their ``counts (B or 1, Nk)``; the first part has none."""
+    """The parts with the logarithm of the ``counts (B or 1, Nk)`` of tokens added to the scores of pools; the first part has no pools."""
     weights = counts.clamp(min=1).log()
     return (parts[0], *(dataclasses.replace(part, bias=weights[:, part.keys.clamp(min=0)[0, 0]][:, None, :, None]) for part in parts[1:]))
 
 
-def _at_centres(score_mod: ScoreMod | None, centres: Tensor, key_mask: Tensor | None) -> ScoreMod | None:
-    """``score_mod`` for entries of the keys' axis: each pool at its centre, or at the text's last token where the text ends before that."""
-    if score_mod is None:
-        return None
-    if key_mask is None:
-        return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, centres[kv_idx])
-    last = last_real(key_mask)
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx, centres[kv_idx].clamp(max=last[b]))
-
-
 ROWS = 128
-"""Queries that share a row of pooled keys, at most: on level l, those of a block of level l-1 have the same."""
+"""Most queries that share a row of pools: on level l, the queries of one block of level l-1 see the same."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """The levels of a sequence of ``length`` tokens, the last of which is ``top``.
-
-    Level 0 is the tokens. Level l pools 2^l neighbours and has blocks of B_l = b·2^l tokens. Below the last level, a query's level l
-    reaches its own block and the two next to it; the last level reaches everything. A key belongs to the lowest level that reaches it.
-    """
+    """The levels 0 (the tokens) to ``top`` of a sequence of ``length`` tokens; a key belongs to the lowest level that reaches it."""
 
     length: int
     block: int
@@ -166,18 +152,18 @@ class Pyramid:
 
     @classmethod
     def over(cls, length: int, block: int, levels: int | None) -> Pyramid:
-        """As many levels as it takes until two blocks hold the sequence, at most ``levels``."""
+        """As many levels as it takes for two blocks to hold the sequence, at most ``levels``."""
         top = 0
         while block << top < -(-length // 2):
             top += 1
         return cls(length, block, top if levels is None else min(top, levels - 1))
 
     def size(self, level: int) -> int:
-        """Pooled tokens of a level."""
+        """Pools on a level."""
         return -(-self.length >> level) if level else self.length
 
     def offset(self, level: int) -> int:
-        """Where a level starts on the keys' axis, on which the levels follow one another."""
+        """Where a level starts on the keys' axis, which has the levels one after the other."""
         return sum(self.size(below) for below in range(level))
 
     def level_of(self, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -189,7 +175,7 @@ class Pyramid:
         return level
 
     def centre(self, level: Tensor | int, pool: Tensor) -> Tensor:
-        """The position by which a score term knows a pooled token: its middle, or itself on level 0."""
+        """The position at which a score term sees a pool: its middle; on level 0, the token."""
         width = 2 ** torch.as_tensor(level, device=pool.device)
         return (pool * width + width // 2).clamp(max=self.length - 1)
 
@@ -205,28 +191,24 @@ class Pyramid:
         return torch.cat(levels, -1)
 
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> list[Tensor]:
-        """The levels above 0 of ``x (B, H, N, D)``: means, or element-wise maxima, of the real tokens; zeros where there is none."""
-        work = x.to(torch.promote_types(x.dtype, torch.float32))
-        seen = torch.ones(1, self.length, dtype=torch.bool, device=x.device) if real is None else real
-        counts = self.counts(seen)
-        whole = None if real is None else real[:, None, :, None]
+        """The levels above 0 of ``x (B, H, N, D)``: means, or element-wise maxima, of the real tokens; zeros where there are none."""
+        counts = self.counts(torch.ones(1, self.length, dtype=torch.bool, device=x.device) if real is None else real)
         largest = by == "max"
-        levels = work if whole is None else work.masked_fill(~whole, float("-inf") if largest else 0.0)
+        nothing = float("-inf") if largest else 0.0
+        level = x.to(torch.promote_types(x.dtype, torch.float32))
+        level = level if real is None else level.masked_fill(~real[:, None, :, None], nothing)
         out = []
-        for level in range(1, self.top + 1):
-            halves = _pairs(levels, float("-inf") if largest else 0.0)
-            levels = halves.amax(-2) if largest else halves.sum(-2)
-            count = counts[:, None, self.offset(level) : self.offset(level) + self.size(level), None].to(levels.dtype)
-            out.append((torch.where(count > 0, levels, 0.0) if largest else levels / count.clamp(min=1)).to(x.dtype))
+        for number in range(1, self.top + 1):
+            halves = _pairs(level, nothing)
+            level = halves.amax(-2) if largest else halves.sum(-2)
+            count = counts[:, None, self.offset(number) : self.offset(number) + self.size(number), None].to(level.dtype)
+            out.append((torch.where(count > 0, level, 0.0) if largest else level / count.clamp(min=1)).to(x.dtype))
         return out
 
     def parts(self, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """The pairs of every level: tokens with the tokens of three blocks, and with pooled tokens farther off."""
-        queries = rows_of(self.length, self.block, device)
-        first = (torch.arange(queries.shape[2], device=device)[:, None] - 1) * self.block
-        near = first + torch.arange((2 if causal else 3) * self.block, device=device)
-        near = torch.where((near >= 0) & (near < self.length), near, -1)
-        parts = [GatherTile(queries, near[None, None], causal=causal)]
+        """The pairs of every level: queries with the tokens of three blocks, and with pools farther away."""
+        near = neighbourhoods(self.length, self.block, causal, device)
+        parts = [GatherTile(rows_of(self.length, self.block, device), near, causal=causal)]
         for levels in ([1], list(range(2, self.top + 1))):
             levels = [level for level in levels if level <= self.top]
             if levels:
@@ -240,10 +222,10 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """What the queries in the blocks of ``starts (R,)`` visit on a level above 0, ``(R, T)`` on the keys' axis; -1 is nothing."""
+        """What the queries in the blocks at ``starts (R,)`` see on a level above 0, ``(R, T)`` on the keys' axis; -1 is nothing."""
         half, size = self.block // 2, self.size(level)
         own = (starts // (self.block << (level - 1)))[:, None]
-        low, high = (own - 1) * half, (own + 2) * half  # of what the level below reaches, in this level's pooled tokens
+        low, high = (own - 1) * half, (own + 2) * half  # of what the level below reaches, in pools of this level
         if level == self.top:
             pools = torch.arange(size, device=starts.device).expand(len(starts), -1)
             seen = (pools < low) | ((pools >= high) & (not causal))
@@ -256,23 +238,22 @@ class Pyramid:
 
     def pairs(self, causal: bool) -> int:
         """Query–key products."""
-        total = 0
+        total, half = 0, self.block // 2
         for level in range(self.top + 1):
             width = self.block << max(level - 1, 0)
-            half = self.block // 2
-            for own in range(-(-self.length // width)):
-                queries = min(width, self.length - own * width)
+            for own, first in enumerate(range(0, self.length, width)):
+                queries = min(width, self.length - first)
                 if level == 0:
-                    first, last = max(0, (own - 1) * width), min(self.length, (own + 2) * width)
-                    before = own * width - first
-                    total += queries * before + queries * (queries + 1) // 2 if causal else queries * (last - first)
+                    low, high = max(0, first - width), min(self.length, first + 2 * width)
+                    total += queries * (first - low) + triangle(queries) if causal else queries * (high - low)
                     continue
-                left = 0 if level == self.top else max(0, (own // 2 - 1) * self.block)
-                right = self.size(level) if level == self.top else min(self.size(level), (own // 2 + 2) * self.block)
-                total += queries * (max(0, (own - 1) * half - left) + (0 if causal else max(0, right - (own + 2) * half)))
+                low, high = 0, self.size(level)
+                if level < self.top:
+                    low, high = max(0, (own // 2 - 1) * self.block), min(high, (own // 2 + 2) * self.block)
+                total += queries * (max(0, (own - 1) * half - low) + (0 if causal else max(0, high - (own + 2) * half)))
         return total
 
 
 def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
-    """Neighbours on the token axis, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
+    """Neighbours on the token axis in pairs, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
     return F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling).unflatten(-2, (-1, 2))

@@ -81,6 +81,19 @@ def without_gaps(index: Tensor) -> Tensor:
     return index.gather(-1, order.indices)[..., : int((index >= 0).sum(-1).max())]
 
 
+def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
+    """Positions of the tokens of ``blocks (…, K)``, ``(…, K·size)``; -1 where there is no block or no token."""
+    place = blocks[..., None] * size + torch.arange(size, device=blocks.device)
+    return torch.where((blocks[..., None] >= 0) & (place < length), place, -1).flatten(-2)
+
+
+def neighbourhoods(length: int, size: int, causal: bool, device: torch.device) -> Tensor:
+    """The keys of every block, of the block before it and, unless causal, of the one after: ``(1, 1, blocks, 2 or 3 · size)``."""
+    first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
+    keys = first + torch.arange((2 if causal else 3) * size, device=device)
+    return torch.where((keys >= 0) & (keys < length), keys, -1)
+
+
 def joined(*lists: Tensor) -> Tensor:
     """Lists ``(B or 1, H or 1, R, K)`` one after the other."""
     batch, heads = (max(x.shape[axis] for x in lists) for axis in (0, 1))

@@ -1,20 +1,17 @@
 """LSG attention: local, sparse and global keys under one softmax (Condevaux & Harispe 2022, LSG Attention, section 3).
 
-The sequence is cut into blocks of b tokens, counted from the first real token. Query block c sees
+The sequence is cut into blocks of b tokens, counted from the first real token. Queries of block c see
 
     local:   the blocks c-1, c, c+1
-    sparse:  the sparse keys of the S·f/b blocks on either side beyond the local ones, S keys on each side
-    global:  the global tokens; and a query that is global sees all tokens (and nothing else)
+    sparse:  S sparse keys on either side: those of the next S·f/b blocks, of which each has b/f, f being the sparsity factor
+    global:  the global tokens; a query that is global itself sees all tokens (and no means)
 
-where a block has b/f sparse keys for a sparsity factor f. Nothing is
-added to the text: its first token is global and part of the first block, as in the authors' attention layer. The models that their
-converter writes have global tokens of their own in front, after which blocks are counted; ``block_offset`` says how many tokens stand
-before the first block. Global tokens are never sparse keys. A token counts once, whichever of the three it is. Keys that are means are keys
-of their own, besides whatever tokens they are made from; their weight is that of their tokens in equal shares. In the causal form, which
-every selection has, the blocks after c are left out, and of block c the keys after the query: sparse keys then come from complete blocks
-of the past. The converter's selection ``bos_pooling`` is not implemented.
+Each token counts once, and global tokens are never sparse keys. In the causal form, which every selection has, queries see the keys up to
+their own and the sparse keys of complete past blocks. By default the first token is global and belongs to the first block, as in the
+authors' attention layer; the models that their converter writes prepend global tokens and count blocks after them, which is what
+``block_offset`` is for. The converter's selection ``bos_pooling`` is not implemented.
 
-A block is made of cells. A cell of c tokens has m = c / f sparse keys, of which head h sees (section 3.2)
+Sparse keys come from cells of c tokens, each of which has m = c / f. Head h takes (section 3.2)
 
     strided:          the tokens at the places h mod f, h mod f + f, h mod f + 2f, …
     block_strided:    the m tokens from the place m · (h mod f) on
@@ -22,10 +19,11 @@ A block is made of cells. A cell of c tokens has m = c / f sparse keys, of which
     average_pooling:  the mean key and the mean value of every f consecutive tokens
     lsh:              the mean key and the mean value of each of m clusters, g_j = argmax [x_j R; -x_j R], R ∈ R^(D × m/2) Gaussian
 
-A cell is a block, c = b, and for max_norm and lsh min(b, S), as in the authors' converter (where that is a multiple of f and divides b).
-x_j is the key k_j, or, after the pre-rounds of lsh, the sum of the keys in the cluster of k_j: a pre-round hashes into c clusters, with
-its own directions. Padding and global tokens are never chosen and never enter a mean. Choices and clusters are computed in float64 and
-are constants for the gradient; means are not.
+A cell is a block, c = b; for max_norm and lsh it has min(b, S) tokens, as in the authors' converter, if that is a multiple of f and divides
+b. For lsh, x_j is the key k_j or, after pre-rounds, the sum of the keys in its cluster: a pre-round hashes into c clusters with separate
+directions. Means are further keys, beside the tokens they are made of; their weight belongs to these in equal shares. Padding and global
+tokens are never chosen and never enter a mean. Choices and clusters are computed in float64 and are constants for the gradient; means are
+not.
 """
 
 from __future__ import annotations
@@ -39,44 +37,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, GatherTile, ScoreMod, rows_of
-from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.call import AttentionCall, GatherTile, remapped, rows_of
+from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index, overwrite_global_rows
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
-from .base import Mechanism, pad_queries, softmax_over, visible_to_all
-from .layout import joined
-from .options import Options, one_of, option, positive
+from .base import Mechanism, pad_queries, visible_to_all
+from .layout import joined, neighbourhoods
+from .options import Options, not_negative, one_of, option, positive
+from .pooled import PooledKeys, pooled_weights, uniform
 from .registry import register_mechanism
-from .token_rules import at_positions
+from .token_rules import check_counted, global_tokens
 
 CHOSEN = ("strided", "block_strided", "max_norm")
-MADE = ("average_pooling", "lsh")
-SELECTIONS = CHOSEN + MADE
+MEANS = ("average_pooling", "lsh")
+SELECTIONS = CHOSEN + MEANS
 WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
 """Selections that compare tokens: among min(b, S) of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LsgOptions(Options):
-    block_size: int = option(128, "b, tokens in a block; a query sees its own block and the one on either side", "tokens")
+    block_size: int = option(128, "b, tokens in a block; a query sees its block and the one on either side", "tokens")
     sparse_block_size: int = option(128, "S, sparse keys that a query sees on each side; 0 for none", "keys")
-    sparsity_factor: int = option(4, "f, how many tokens give one sparse key", "tokens")
+    sparsity_factor: int = option(4, "f, tokens for each sparse key", "tokens")
     selection: str = option("max_norm", f"how sparse keys are found: {', '.join(SELECTIONS)}")
     global_tokens: tuple[int, ...] = option(
-        (0,), "positions, counted from the first real token, that are global when no global_attention_mask is given", "positions"
+        (0,), "positions, counted from the first real token, that are global if no global_attention_mask is given", "positions"
     )
-    seed: int = option(0, "seed of the directions that selection='lsh' hashes with")
+    seed: int = option(0, "seed of the hash directions of selection='lsh'")
     lsh_pre_rounds: int = option(
-        1, "rounds of selection='lsh' that merge near keys before the last one, as lsh_num_pre_rounds of the authors' converter", "rounds"
+        1, "rounds of selection='lsh' that merge similar keys before the last round; lsh_num_pre_rounds of the authors' converter", "rounds"
     )
     block_offset: int = option(
         0,
-        "tokens before the first block, which are a block of their own: 0 as in the authors' layer; with global tokens in front, as in the "
-        "models of their converter, their number",
+        "tokens before the first block, which form a block themselves: 0 as in the authors' layer; for the models of their converter, the "
+        "number of global tokens in front",
         "tokens",
     )
 
@@ -85,13 +84,8 @@ class LsgOptions(Options):
         positive("lsg", "sparsity_factor", self)
         one_of("lsg", "selection", self.selection, SELECTIONS)
         for name in ("sparse_block_size", "seed", "lsh_pre_rounds", "block_offset"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"Option {name!r} of mechanism 'lsg' is {getattr(self, name)}, but must be at least 0.")
-        if any(position < 0 for position in self.global_tokens):
-            raise OptionError(
-                f"Option 'global_tokens' of mechanism 'lsg' is {self.global_tokens}, but positions count from 0; "
-                "for example global_tokens=0."
-            )
+            not_negative("lsg", name, getattr(self, name), example=0)
+        check_counted("lsg", "global_tokens", self.global_tokens, "positions", example=0)
         if self.block_offset >= self.block_size:
             raise OptionError(
                 f"Option 'block_offset' of mechanism 'lsg' is {self.block_offset}, but must be less than block_size={self.block_size}; for "
@@ -121,7 +115,7 @@ class LsgOptions(Options):
 
     @property
     def cells(self) -> Cells:
-        """What sparse keys are found in."""
+        """The cells from which sparse keys are taken."""
         size, block = min(self.block_size, self.sparse_block_size or self.block_size), self.block_size
         if self.selection in WITHIN_SPARSE_BLOCKS and block % size == 0 and size % self.sparsity_factor == 0:
             return Cells(size, self.sparsity_factor, block // size)
@@ -154,12 +148,12 @@ class Lsg(Mechanism):
 
     @property
     def missing(self) -> int:
-        """Tokens that the block before the first one lacks."""
+        """How many tokens fewer than a block the tokens before the first block are; 0 if there are none."""
         return -self.options.block_offset % self.options.block_size
 
     @property
     def beyond(self) -> int:
-        """Blocks on either side, beyond the local ones, whose sparse keys are seen."""
+        """How many blocks beyond the local ones show their sparse keys, on either side."""
         return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
 
     def covers(self, length: int, causal: bool = False) -> bool:
@@ -169,28 +163,20 @@ class Lsg(Mechanism):
         dense = Mechanism.pairs(self, length, causal)
         if self.covers(length, causal):
             return dense
-        many, block = (
-            self.options.block_size // self.options.sparsity_factor,
-            (torch.arange(length) + self.missing) // self.options.block_size,
-        )
+        position, size = torch.arange(length), self.options.block_size
+        block = (position + self.missing) // size
         sizes = F.pad(torch.bincount(block), (1, 1))  # of the blocks, with nothing before and after them
         sides = (block - 1).clamp(0, self.beyond)
         if causal:
-            local = torch.arange(length) - (sizes.cumsum(0) - sizes)[block + 1] + 1 + sizes[block]
+            local = position - (sizes.cumsum(0) - sizes)[block + 1] + 1 + sizes[block]
         else:
             local = sizes[block] + sizes[block + 1] + sizes[block + 2]
             sides = sides + (len(sizes) - 4 - block).clamp(0, self.beyond)
         crossing = len(self.options.global_tokens) * length * (1 if causal else 2)
-        return min(dense, int((local + sides * many).sum()) + crossing)
+        return min(dense, int((local + sides * (size // self.options.sparsity_factor)).sum()) + crossing)
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The call's ``global_mask``, or the fixed positions, counted over real tokens; padding is never global."""
-        if call.global_mask is not None:
-            return call.global_mask if call.key_mask is None else call.global_mask & call.key_mask
-        if not self.options.global_tokens:
-            return None
-        real = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if call.key_mask is None else call.key_mask
-        return at_positions(self.options.global_tokens, real)
+        return global_tokens(self.options.global_tokens, k, call)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         (q_len, kv_len), missing = (q.shape[2], k.shape[2]), self.missing
@@ -201,44 +187,36 @@ class Lsg(Mechanism):
         call = call.replace(global_mask=self.resolve_globals(k, call))
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         q = q if small else pad_queries(q, kv_len)
-        if missing:  # the first block lacks some tokens: as padding before the text
+        if missing:  # fill the block before the first one with padding
+            call, q = _shifted(call, missing, k), q if small else F.pad(q, (0, 0, missing, 0))
             k, v = (F.pad(x, (0, 0, missing, 0)) for x in (k, v))
-            q, call = q if small else F.pad(q, (0, 0, missing, 0)), _shifted(call, missing, k)
         if small:
             return self.dense_path(q, k, v, call)
         most = min(len(set(self.options.global_tokens)), kv_len) if fixed else None
         return self.sparse_path(q, k, v, call, most)[:, :, missing + kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, most: int | None) -> Tensor:
-        """Attention of whole sequences whose first block starts at position 0, of at most ``most`` global tokens if that is known."""
+        """Attention of whole sequences whose first block starts at position 0, with at most ``most`` global tokens if that is known."""
         length, rows, blocks = k.shape[2], rows_of(k.shape[2], self.options.block_size, q.device), self.cells.blocks(k.shape[2])
         tokens, real, choosable = call.global_mask, call.key_mask, _choosable(call)
         seen = KeyRows(self.cells, self.beyond, call.causal)
-        parts = [GatherTile(rows, seen.local(length, q.device), causal=call.causal)]
+        parts = [GatherTile(rows, neighbourhoods(length, self.options.block_size, call.causal, q.device), causal=call.causal)]
         every_k, every_v, more, chosen, sparse = k, v, call, None, None
         if self.beyond and self.options.selection in CHOSEN:
             with torch.no_grad():
                 chosen = chosen_keys(self.options.selection, k, choosable, self.cells).unflatten(2, (blocks, -1)).flatten(3)
             sparse = seen.chosen(chosen)
         elif self.beyond:
-            made = self._made(k, v, choosable, call.seed)
-            every_k, every_v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
-            more = call.replace(score_mod=at_made_keys(call.score_mod, length, made.position))
-            place = torch.arange(length, length + made.keys.shape[2], device=k.device).view(1, 1, blocks, -1)
-            if real is not None:
-                more = more.with_mask(torch.cat([real, real.new_ones(real.shape[0], made.keys.shape[2])], 1))
-            if (
-                real is not None
-                or self._empties_runs(tokens, most)
-                or self.options.selection == "lsh"
-                or length % self.cells.factor
-                or length % self.cells.block
-            ):
-                place = torch.where(made.real.unflatten(2, place.shape[2:]), place, -1)
-            parts += [GatherTile(rows, keys) for keys in seen.made(place)]
+            means = self._means(k, v, choosable, call.seed)
+            every_k, every_v, more = means.appended(k, v, call)
+            place = torch.arange(length, every_k.shape[2], device=k.device).view(1, 1, blocks, -1)
+            cut = length % self.cells.factor or length % self.cells.block
+            if real is not None or cut or self.options.selection == "lsh" or self._empties_runs(tokens, most):
+                place = torch.where(means.real.unflatten(2, place.shape[2:]), place, -1)
+            parts += [GatherTile(rows, keys) for keys in seen.means(place)]
         index, given = (None, None) if tokens is None else _places(tokens, most)
         if index is None or given is None or not index.shape[1]:
-            parts += [GatherTile(rows, keys) for keys in [sparse] if keys is not None]
+            parts += [] if sparse is None else [GatherTile(rows, sparse)]
             return gathered_attention(q, every_k, every_v, parts, more)
         keys = seen.global_keys(torch.where(given, index, -1), chosen, length)
         parts.append(GatherTile(rows, keys if sparse is None else joined(sparse, keys), causal=call.causal))
@@ -249,91 +227,71 @@ class Lsg(Mechanism):
         """Whether a run of ``sparsity_factor`` tokens may be all global, which leaves its mean without tokens."""
         if tokens is None or most is None:
             return tokens is not None
-        wanted = {position + self.missing for position in self.options.global_tokens}
-        factor = self.options.sparsity_factor
-        return any(all(position // factor * factor + other in wanted for other in range(factor)) for position in wanted)
+        wanted, factor = {position + self.missing for position in self.options.global_tokens}, self.options.sparsity_factor
+        return any(wanted.issuperset(range(position // factor * factor, (position // factor + 1) * factor)) for position in wanted)
 
-    def _made(self, k: Tensor, v: Tensor, choosable: Tensor | None, seed: int) -> Made:
+    def _means(self, k: Tensor, v: Tensor, choosable: Tensor | None, seed: int) -> PooledKeys:
         o = self.options
-        return made_keys(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
+        return means_of_cells(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
     def dense_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The same for one query or few tokens, by comparing all pairs; the queries are the last ones."""
-        (batch, heads, q_len, _), length = q.shape, k.shape[2]
+        (batch, heads, q_len, _), length, size = q.shape, k.shape[2], self.options.block_size
         _, _, i, j = index_grid(batch, heads, q_len, length, q.device)
-        is_global, choosable = call.global_mask, _choosable(call)
-        away = (i // self.options.block_size - j // self.options.block_size).abs()
+        is_global, choosable, means = call.global_mask, _choosable(call), None
+        away = (i // size - j // size).abs()
         seen = (away <= 1).expand(batch, heads, q_len, length)
-        made = None
         if self.beyond and self.options.selection in CHOSEN:
             places = chosen_keys(self.options.selection, k, choosable, self.cells)
             places = torch.where(places < 0, length, places).flatten(2).expand(batch, -1, -1)
             taken = torch.zeros(batch, heads, length + 1, dtype=torch.bool, device=q.device).scatter(2, places, True)[:, :, None, :length]
             seen = seen | (taken & (away <= 1 + self.beyond))
         elif self.beyond:
-            made = self._made(k, v, choosable, call.seed)
-        every, rows = torch.ones_like(seen), None
-        if is_global is not None:
-            rows = is_global[:, None, length - q_len :, None]
-            seen = torch.where(rows, every, seen | is_global[:, None, None])
+            means = self._means(k, v, choosable, call.seed)
+        rows = None if is_global is None else is_global[:, None, length - q_len :, None]
+        if is_global is not None and rows is not None:
+            seen = seen | rows | is_global[:, None, None]
         seen = seen & visible_to_all(q, k, call)
-        if made is not None:
-            block = torch.arange(made.keys.shape[2], device=q.device) // (self.options.block_size // self.options.sparsity_factor)
-            before = i // self.options.block_size - block
-            far = (before >= 2) & (before <= 1 + self.beyond)
-            far = far if call.causal else far | ((before <= -2) & (before >= -1 - self.beyond))
-            far = far & made.real[:, :, None]
+        if means is not None:
+            before = i // size - torch.arange(means.keys.shape[2], device=q.device) // (size // self.options.sparsity_factor)
+            past = before if call.causal else before.abs()
+            far = (past >= 2) & (past <= 1 + self.beyond) & means.real[:, :, None]
             seen = torch.cat([seen, far if rows is None else far & ~rows], -1)
-            k, v = torch.cat([k, made.keys], 2), torch.cat([v, made.values], 2)
-            call = call.replace(score_mod=at_made_keys(call.score_mod, length, made.position))
+            k, v, call = means.appended(k, v, call)
         return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen, q_idx=i)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        (batch, heads, q_len, _), kv_len, o = q.shape, k.shape[2], self.options
-        k, size = repeat_heads(k, heads), o.block_size
-        b, h, i, j = index_grid(batch, heads, q_len, kv_len, q.device)
-        real = torch.ones(batch, kv_len, dtype=torch.bool, device=q.device) if call.key_mask is None else call.key_mask
-        first = -self.missing
+        k, size, first = repeat_heads(k, q.shape[1]), self.options.block_size, -self.missing
+        _, _, i, j = grid_of(q, k)
         away = torch.div(j - first, size, rounding_mode="floor") - torch.div(i - first, size, rounding_mode="floor")
         far = (away.abs() >= 2) & (away.abs() <= 1 + self.beyond)
-        seen = (away.abs() <= 1).expand(batch, heads, q_len, kv_len)
-        tokens = self.resolve_globals(k, call)
-        choosable = real if tokens is None else real & ~tokens
-        chosen, spread = sparse_definition(o.selection, self.cells, k.detach(), choosable, first, o.seed + call.seed, o.lsh_pre_rounds)
+        tokens, seen, everything = self.resolve_globals(k, call), away.abs() <= 1, torch.zeros_like(away, dtype=torch.bool)
+        choosable = call.real(k) if tokens is None else call.real(k) & ~tokens
+        chosen, spread = sparse_definition(self.options, self.cells, k.detach(), choosable, first, call.seed)
         if chosen is not None:
             seen = seen | (far & chosen)
-        everything = torch.zeros_like(seen[:, :1, :, :1])
         if tokens is not None:
-            everything = tokens[:, None, kv_len - q_len :, None]
+            everything = tokens[:, None, k.shape[2] - q.shape[2] :, None]
             seen = seen | tokens[:, None, None] | everything
-        seen = seen & real[:, None, None] & ((j <= i) | (not call.causal))
-        scale = call.scale_for(q.shape[-1])
-        scores, made = (q @ keys.transpose(-1, -2) * scale for keys in (k, spread @ k))
-        if call.score_mod is not None:
-            members = spread > 0
-            position = (members * j).sum(-1) // members.sum(-1).clamp(min=1)
-            scores, made = call.score_mod(scores, b, h, i, j), call.score_mod(made, b, h, i, position[:, :, None])
-        # A made key is seen where its tokens lie in a block beyond the local ones; in the causal form only before.
-        near = ((far & ((away < 0) | (not call.causal))).to(q.dtype).expand(batch, heads, q_len, kv_len) @ spread.transpose(-1, -2)) > 0
-        weights = softmax_over(torch.cat([scores, made], -1), torch.cat([seen, near & ~everything], -1))
-        return weights[..., :kv_len] + weights[..., kv_len:] @ spread
+        # A mean is seen if its tokens lie in a block beyond the local ones, and before them in the causal form.
+        far = (far & ((away < 0) | (not call.causal))).to(q.dtype).expand(*q.shape[:3], -1)
+        means_seen = (far @ spread.transpose(-1, -2) > 0) & ~everything[..., :1]
+        return pooled_weights(q, k, spread, spread > 0, seen & visible_to_all(q, k, call), means_seen, call)
 
 
 def _shifted(call: AttentionCall, places: int, k: Tensor) -> AttentionCall:
-    """The call for sequences that start ``places`` later, after padding; ``k (B, H, N, D)`` are the shifted keys."""
-    real = call.key_mask
-    if real is None:
-        real = torch.ones(k.shape[0], k.shape[2] - places, dtype=torch.bool, device=k.device)
-    score_mod, tokens = call.score_mod, call.global_mask
-    later: ScoreMod | None = None
-    if score_mod is not None:
-        later = lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, (q_idx - places).clamp(min=0), (kv_idx - places).clamp(min=0))  # noqa: E731
-    tokens = None if tokens is None else F.pad(tokens, (places, 0), value=False)
-    return call.replace(score_mod=later, global_mask=tokens).with_mask(F.pad(real, (places, 0), value=False))
+    """The call for sequences that start ``places`` later, after padding; ``k`` are the keys before that."""
+
+    def earlier(index: Tensor) -> Tensor:
+        return (index - places).clamp(min=0)
+
+    score_mod = remapped(call.score_mod, queries=earlier, keys=lambda b, h, kv_idx: earlier(kv_idx))
+    tokens = None if call.global_mask is None else F.pad(call.global_mask, (places, 0), value=False)
+    return call.replace(score_mod=score_mod, global_mask=tokens).with_mask(F.pad(call.real(k), (places, 0), value=False))
 
 
 def _choosable(call: AttentionCall) -> Tensor | None:
-    """Which tokens may be sparse keys ``(B, N)``: those that are real and not global; None where all may."""
+    """Which tokens may be sparse keys ``(B, N)``: those that are real and not global; ``None`` if all are."""
     real, tokens = call.key_mask, call.global_mask
     if tokens is None:
         return real
@@ -341,7 +299,7 @@ def _choosable(call: AttentionCall) -> Tensor | None:
 
 
 def _places(tokens: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
-    """Positions of the global tokens, ``(B, g)``, and which entries are real; ``most`` is how many a sequence has, where known."""
+    """Positions of the global tokens, ``(B, g)``, and which entries are real; ``most`` is how many a sequence has, if known."""
     if most is None:
         return global_index(tokens)
     index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
@@ -373,19 +331,6 @@ class Cells(NamedTuple):
         return self.blocks(length) * self.in_block
 
 
-class Made(NamedTuple):
-    """Keys that were made from tokens: M = cells · m of them."""
-
-    keys: Tensor
-    """``(B, H, M, D)``"""
-    values: Tensor
-    """``(B, H, M, D)``"""
-    real: Tensor
-    """Which have a token at all, ``(B, H, M)``."""
-    position: Tensor
-    """Mean position of their tokens, rounded down, ``(B, H, M)``: where a score term meets them."""
-
-
 def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) -> Tensor:
     """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 is none."""
     heads, length = k.shape[1:3]
@@ -404,8 +349,8 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
     return torch.where(place < length, place, -1)
 
 
-def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> Made:
-    """The means that stand for the cells of ``k, v (B, H, N, D)``, of the tokens in ``real (B, N)``."""
+def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> PooledKeys:
+    """The means of the cells of ``k, v (B, H, N, D)``, over the tokens in ``real (B, N)``."""
     (batch, heads, length, _), count, many = k.shape, cells.count(k.shape[2]), cells.keys
     if real is None:
         real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
@@ -424,7 +369,7 @@ def made_keys(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: 
     )
     places = torch.arange(count * cells.size, device=k.device).view(count, 1, cells.size)
     position = (member * places).sum(-1) // number.clamp(min=1)
-    return Made(keys, values, (number > 0).flatten(2), position.flatten(2))
+    return PooledKeys(keys, values, (number > 0).flatten(2), position.flatten(2))
 
 
 @torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
@@ -463,18 +408,6 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
     return KEPT.get(("rotations of lsg", seed, heads, head_dim, tuple(rounds), device), make)
 
 
-def at_made_keys(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:
-    """``score_mod`` for keys of which those from ``length`` on were made, at ``position (B, H, M)``."""
-    if score_mod is None:
-        return None
-
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        place = position[b, h, (kv_idx - length).clamp(min=0)]
-        return score_mod(score, b, h, q_idx, torch.where(kv_idx < length, kv_idx, place))
-
-    return mod
-
-
 class KeyRows(NamedTuple):
     """Which keys each block of queries sees, one row of keys per block; -1 is none.
 
@@ -483,13 +416,6 @@ class KeyRows(NamedTuple):
     cells: Cells
     beyond: int
     causal: bool
-
-    def local(self, length: int, device: torch.device) -> Tensor:
-        """The keys of the own block and its neighbours, ``(1, 1, blocks, 2b or 3b)``."""
-        size = self.cells.block
-        first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
-        keys = first + torch.arange(size * (2 if self.causal else 3), device=device)
-        return torch.where((keys >= 0) & (keys < length), keys, -1)
 
     def chosen(self, place: Tensor) -> Tensor:
         """Sparse keys that are tokens, those of every block ``place (B or 1, H or 1, blocks, b/f)``: ``(B or 1, H or 1, blocks, ≤ 2S)``."""
@@ -502,7 +428,7 @@ class KeyRows(NamedTuple):
         keys = place[:, :, cell.clamp(0, count - 1)]
         return keys.masked_fill((slot >= before + after)[..., None], -1).flatten(-2)
 
-    def made(self, place: Tensor) -> list[Tensor]:
+    def means(self, place: Tensor) -> list[Tensor]:
         """Sparse keys that were made, by their places as above: those before and those after, ``(B or 1, H or 1, blocks, S)`` each."""
         count = place.shape[2]
         row = torch.arange(count, device=place.device)[:, None]
@@ -529,19 +455,17 @@ class KeyRows(NamedTuple):
         return torch.where(again, -1, index[:, None, None])
 
 
-def sparse_definition(
-    selection: str, cells: Cells, k: Tensor, real: Tensor, start: int, seed: int, pre_rounds: int
-) -> tuple[Tensor | None, Tensor]:
-    """Which tokens are sparse keys, and how made keys weigh theirs.
+def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, start: int, seed: int) -> tuple[Tensor | None, Tensor]:
+    """Which tokens are sparse keys, and how means weigh their tokens.
 
     Args:
         k: ``(B, H, N, D)``.
         real: ``(B, N)`` bool: the tokens that may be chosen.
         start: where the first block starts, 0 or less.
     Returns:
-        ``(B or 1, H, 1, N)`` bool, or None where keys are made; and ``(B, H, M, N)``, whose rows sum to 1, M = 0 where keys are chosen.
+        ``(B or 1, H, 1, N)`` bool, or None for means; and ``(B, H, M, N)``, whose rows sum to 1, with M = 0 for chosen tokens.
     """
-    batch, heads, length, _ = k.shape
+    selection, (batch, heads, length, _) = options.selection, k.shape
     place = (torch.arange(length, device=k.device) - start).view(1, 1, 1, -1)
     cell = torch.div(place, cells.size, rounding_mode="floor")
     turn = torch.arange(heads, device=k.device).view(1, -1, 1, 1) % cells.factor
@@ -552,27 +476,27 @@ def sparse_definition(
         return place % cells.factor == turn, nothing
     if selection == "block_strided":
         return place % cells.block // (cells.block // cells.factor) == turn, nothing
+    together = cell == cell.transpose(-1, -2)
     if selection == "max_norm":
         norm, other = (k.double().square().sum(-1).unsqueeze(axis) for axis in (2, 3))
-        rival = (cell == cell.transpose(-1, -2)) & real[:, None, :, None]
         higher = (other > norm) | ((other == norm) & (place.transpose(-1, -2) < place))
-        return ((rival & higher).sum(2, keepdim=True) < cells.keys), nothing
+        return (together & real[:, None, :, None] & higher).sum(2, keepdim=True) < cells.keys, nothing
     group = place % cells.size // cells.factor
     if selection == "lsh" and cells.factor > 1:
-        group = _hashed(cells, k, real, cell == cell.transpose(-1, -2), seed, pre_rounds)[:, :, None]
-    made = torch.arange(cells.count(length - start) * cells.keys, device=k.device)[:, None]
-    member = (made == cell * cells.keys + group) & real[:, None, None]
-    return None, softmax_over(torch.zeros_like(member, dtype=k.dtype), member.expand(batch, heads, -1, -1))
+        group = _hashed(options, cells, k, real, together, seed)[:, :, None]
+    mean = torch.arange(cells.count(length - start) * cells.keys, device=k.device)[:, None]
+    member = (mean == cell * cells.keys + group) & real[:, None, None]
+    return None, uniform(member.expand(batch, heads, -1, -1), k.dtype)
 
 
-def _hashed(cells: Cells, k: Tensor, real: Tensor, together: Tensor, seed: int, pre_rounds: int) -> Tensor:
+def _hashed(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, together: Tensor, seed: int) -> Tensor:
     """The cluster of every token, ``(B, H, N)``; ``together (B, 1, N, N)`` says which tokens share a cell."""
     if cells.keys == 1:
         return torch.zeros(k.shape[:3], dtype=torch.long, device=k.device)
-    rounds = [cells.size] * pre_rounds + [cells.keys]
+    rounds = [cells.size] * options.lsh_pre_rounds + [cells.keys]
     keys = (k * real[:, None, :, None]).double()
     sums = keys
-    for turned in directions(seed, k.shape[1], k.shape[3], rounds, k.device):
+    for turned in directions(options.seed + seed, k.shape[1], k.shape[3], rounds, k.device):
         cluster = torch.cat([sums @ turned, -sums @ turned], -1).argmax(-1)
         sums = (together & (cluster[..., None] == cluster[..., None, :])).double() @ keys
     return cluster

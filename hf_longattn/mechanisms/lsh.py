@@ -1,29 +1,30 @@
 """Locality-sensitive hashing attention (Kitaev et al. 2020, Reformer, section 2).
 
-Round r hashes a vector x by a random rotation (Andoni et al. 2015), whatever its length:
+Round r hashes the direction of a vector x by a random rotation (Andoni et al. 2015):
 
     h_r(x) = argmax over [x R_r ; -x R_r]                        R_r (D, num_buckets/2), normal, from the seed
 
-The tokens are sorted by (bucket, position), the order is cut into chunks of ``bucket_size``, and
+The tokens are sorted by (bucket, position), the sorted order is cut into chunks of ``bucket_size``, and
 
-    bidirectional:  query i sees the chunk in which (h_r(q_i), i) stands among the keys, and the chunks beside it, in a circle
+    bidirectional:  query i sees the chunk in which (h_r(q_i), i) falls among the keys, and the neighbouring chunks, in a circle
     causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
 
-The keys of all rounds are one set, each key once (equation 6 and appendix A of the paper); with ``count_duplicates`` a key counts as
-often as it is met, which is what implementations that merge the rounds by their log-sum-exp compute.
+The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper); with ``count_duplicates`` a key
+counts as often as it is met, as in implementations that merge the rounds by their log-sum-exp.
 
-Chunks of the sorted order shift when tokens follow, so the published chunks let a causal query's keys depend on the future; the causal
-form here depends on earlier tokens only, so that token-by-token decoding equals the whole pass.
+In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal form here depends on
+earlier tokens only, so decoding token by token equals one pass over the text.
 
 With ``shared_qk``, the published form, a token has one vector x, taken from the keys (which a cache keeps): its query is x, its key
-x / rms(x), and it sees itself only when it sees nothing else. Without it, queries and keys are hashed by the same rotations after plain
-normalisation, which the argmax makes needless; the asymmetric transformations of inner-product search (Neyshabur and Srebro 2015) need
-the largest norm of all keys, and so the future. There, a causal query that meets no key sees itself.
+x / rms(x), and it sees itself only if it sees no other key. Without it, queries and keys are hashed by the same rotations, which need no
+normalisation because of the argmax; the asymmetric transformations of inner-product search (Neyshabur and Srebro 2015) would need the
+largest norm of all keys, and so the future. There, a causal query that meets no key sees itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -37,26 +38,26 @@ from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, recent_in_bucket
-from .options import Options, option, positive
+from .options import Options, not_negative, option, positive
 from .registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
-"""Length for which the number of buckets is chosen when the mechanism is not told its longest input."""
+"""Length for which the number of buckets is chosen if the longest input is not known."""
 FACTOR_ABOVE = 32
-"""More buckets than this are the pairs of two smaller hashes, when their number is a power of two."""
+"""More buckets than this, if a power of two, are the pairs of two smaller hashes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LSHOptions(Options):
     num_hashes: int = option(4, "rounds of hashing", "rounds", most=1024)
-    bucket_size: int = option(64, "tokens in a chunk of the sorted order; when causal, earlier keys seen in a bucket", "tokens")
+    bucket_size: int = option(64, "tokens in a chunk of the sorted order; when causal, keys of its bucket that a query sees", "tokens")
     num_buckets: int | None = option(
-        None, "buckets of a round: 1 or even; None: the power of two below 2·max_length/bucket_size", "buckets", most=65536
+        None, "buckets of a round, 1 or even; default: the power of two at or below 2·max_length/bucket_size", "buckets", most=65536
     )
-    shared_qk: bool = option(False, "one vector per token, the key, serves as query and as key; published form")
+    shared_qk: bool = option(False, "each token's key is its query as well: the published form")
     num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024)
     num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024)
-    count_duplicates: bool = option(False, "a key met in several rounds counts as often")
+    count_duplicates: bool = option(False, "a key that is met in several rounds counts as often")
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:
@@ -68,17 +69,14 @@ class LSHOptions(Options):
                 "for example num_buckets=64."
             )
         for name in ("num_chunks_before", "num_chunks_after"):
-            if getattr(self, name) < 0:
-                raise OptionError(
-                    f"Option {name!r} of mechanism 'lsh' is {getattr(self, name)}, but must be at least 0; for example {name}=1."
-                )
+            not_negative("lsh", name, getattr(self, name), example=1)
 
 
 @register_mechanism("lsh")
 class LSH(BucketedMechanism):
-    """Tokens whose hashes agree meet, in several rounds of hashing."""
+    """Tokens meet if their hashes agree, in several rounds of hashing."""
 
-    summary = "tokens meet where hashes of their vectors agree, sorted into chunks, in several rounds"
+    summary = "tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks"
     paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
     cost = "N·(log N + rounds·b)"
     exact_when = "bucket_size ≥ N/(1 + chunks before + after), or num_buckets = 1 and bucket_size ≥ N when causal; never with shared_qk"
@@ -96,14 +94,12 @@ class LSH(BucketedMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LSHOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.factors = factors(options.num_buckets or default_buckets(max_length or DEFAULT_LENGTH, options.bucket_size))
-        self.num_buckets = 1
-        for factor in self.factors:
-            self.num_buckets *= factor
+        self.num_buckets = math.prod(self.factors)
         self.register_buffer("rotations", torch.empty(num_heads, head_dim, options.num_hashes, sum(self.factors) // 2), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the rotations: the same numbers on every device, in every process, after every load."""
+        """Draw the rotations from the option ``seed``: the same on every device and after every load."""
         super().reset_parameters(generator)
         drawn = torch.randn(self.rotations.shape, generator=torch.Generator().manual_seed(self.options.seed), device="cpu")
         self.rotations.copy_(drawn)
@@ -114,7 +110,7 @@ class LSH(BucketedMechanism):
             return q, self.key_vectors(x)
         queries = x[:, :, x.shape[2] - q.shape[2] :]
         if q.requires_grad:
-            # The queries given take part with zero gradients, so that distributed training finds every parameter in use.
+            # The given queries take part with zero gradients, so that distributed training finds every parameter in use.
             queries = queries + q.masked_fill(torch.ones_like(q, dtype=torch.bool), 0.0)
         return queries, self.key_vectors(x)
 
@@ -140,18 +136,15 @@ class LSH(BucketedMechanism):
     @torch.no_grad()
     def hashes(self, x: Tensor) -> Tensor:
         """Buckets of ``x (B, H, N, D)`` in every round, ``(B, H, rounds, N)`` int64 below ``self.num_buckets``."""
-        batch, heads, length, _ = x.shape
-        rounds = self.options.num_hashes
-        exact = exact_dtype(x.device)
+        (batch, heads, length, _), exact = x.shape, exact_dtype(x.device)
         with torch.autocast(x.device.type, enabled=False):
             flat = self.rotations.to(exact).flatten(2)  # (H, D, rounds·columns)
             rotated = flat.transpose(1, 2) @ x.to(exact).transpose(-1, -2)
-        rotated = rotated.view(batch, heads, rounds, -1, length)
-        bucket = torch.zeros(batch, heads, rounds, length, dtype=torch.int64, device=x.device)
+        rotated = rotated.view(batch, heads, self.options.num_hashes, -1, length)
+        bucket = torch.zeros(batch, heads, self.options.num_hashes, length, dtype=torch.int64, device=x.device)
         start, scale = 0, 1
         for factor in self.factors:
-            columns = rotated[..., start : start + factor // 2, :]
-            bucket += scale * signed_argmax(columns)
+            bucket += scale * signed_argmax(rotated[..., start : start + factor // 2, :])
             start, scale = start + factor // 2, scale * factor
         return bucket
 
@@ -159,15 +152,18 @@ class LSH(BucketedMechanism):
     def count_duplicates(self) -> bool:
         return self.options.count_duplicates
 
-    def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
-        q_len, size = q.shape[2], self.options.bucket_size
+    @property
+    def _chunks(self) -> dict[str, int]:
+        return {"before": self.options.num_chunks_before, "after": self.options.num_chunks_after}
+
+    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        q_len, size, real = q.shape[2], self.options.bucket_size, call.real(k)
         key_buckets = self.hashes(k)
         query_buckets = key_buckets[..., -q_len:] if self.options.shared_qk else self.hashes(q)
-        if causal:
+        if call.causal:
             met = recent_in_bucket(query_buckets, key_buckets, real, size)
         else:
-            offsets = (-self.options.num_chunks_before, self.options.num_chunks_after)
-            met = chunks_meet(query_buckets, key_buckets, real, size, offsets)
+            met = chunks_meet(query_buckets, key_buckets, real, size, **self._chunks)
         if self.options.shared_qk:
             met = met & ~torch.eye(k.shape[2], dtype=torch.bool, device=k.device)[-q_len:]
         return met.sum(2)
@@ -179,20 +175,18 @@ class LSH(BucketedMechanism):
             return super().sparse_path(q, k, v, q_len, given, call)
         return chunk_attention(q, k, v, self.hashes(given), o.bucket_size, call, before=o.num_chunks_before, after=o.num_chunks_after)
 
-    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor]:
-        rounds = self.rounds(q, k, causal, q_len, real)
+    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor]:
+        rounds = self.rounds(q, k, q_len, call)
         return rounds.parts(self.options.count_duplicates), rounds.no_visible_key()
 
-    def rounds(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> Rounds:
-        """Who sees whom in every round of hashing."""
-        key_buckets = self.hashes(k)
-        query_buckets = key_buckets if self.options.shared_qk else self.hashes(q)
-        shared = self.options.shared_qk
-        arguments: dict[str, Any] = {"real": real, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}
-        if causal:
+    def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
+        """The keys that queries see in every round of hashing."""
+        key_buckets, shared = self.hashes(k), self.options.shared_qk
+        query_buckets = key_buckets if shared else self.hashes(q)
+        arguments: dict[str, Any] = {"real": call.key_mask, "q_len": q_len, "size": self.options.bucket_size, "shared": shared}
+        if call.causal:
             return RecentRounds(query_buckets, key_buckets, self.num_buckets, **arguments)
-        beside = {"before": self.options.num_chunks_before, "after": self.options.num_chunks_after}
-        return ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **beside)
+        return ChunkRounds(query_buckets, key_buckets, self.num_buckets, **arguments, **self._chunks)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         if self.options.shared_qk:
@@ -215,7 +209,7 @@ def default_buckets(length: int, bucket_size: int) -> int:
 
 
 def factors(num_buckets: int) -> tuple[int, ...]:
-    """Sizes of the hashes whose combinations are the buckets: two of about √num_buckets cost far less than one of num_buckets."""
+    """Sizes of the hashes whose combinations are the buckets: two of about √num_buckets cost far less than one."""
     if num_buckets == 1:
         return ()
     power = num_buckets.bit_length() - 1
@@ -236,8 +230,8 @@ def signed_argmax(x: Tensor) -> Tensor:
     return index
 
 
-def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, offsets: tuple[int, int]) -> Tensor:
-    """Which keys stand in the query's chunk or in those at ``offsets`` (first, last) from it, ``(B, H, R, Nq, Nk)`` bool.
+def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int) -> Tensor:
+    """Which keys lie in the query's chunk, or in the chunks ``before`` and ``after`` it, ``(B, H, R, Nq, Nk)`` bool.
 
     query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
     """
@@ -256,7 +250,7 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
     home = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
     there = place(key_buckets, position) // size
     met = torch.zeros(*home.shape, kv_len, dtype=torch.bool, device=real.device)
-    for offset in range(offsets[0], offsets[1] + 1):
+    for offset in range(-before, after + 1):
         near = (home + offset) % chunks.clamp(min=1)
         met = met | (there[..., None, :] == near[..., :, None])
     return met & real[..., None, :]

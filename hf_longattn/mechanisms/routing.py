@@ -2,23 +2,24 @@
 
 A token's routing vector x̂ is its query or key after layer normalisation without scale; its affinity to cluster c is a_c = x̂ · μ_c.
 
-    bidirectional:  query i sees the w keys with the greatest affinity to the cluster c(i) = argmax_c a_c(q_i)
+    bidirectional:  query i sees the w keys with the greatest affinity to its cluster c(i) = argmax_c a_c(q_i)
     causal:         query i sees the last w keys j <= i with c(k_j) = c(q_i)
 
-Scores are q · k, as the checkpoint was trained with; with ``normalise`` they are q̂ · k̂, as in algorithm 1, for models that are trained
-anew. (There the causal form has one vector for both, K ← Q, which no converted model has.) The w best tokens of a cluster depend on the
-whole sequence, so the causal form takes the latest instead. Every query is served by its nearest cluster; the algorithm gives a cluster
-its w nearest queries, so that a query in none gets nothing and one in several keeps one of the results. ``window`` adds the tokens around
-each query, in the place of the paper's local heads; a query that sees nothing has itself.
+Scores are q · k, as the checkpoint was trained with; with ``normalise`` they are q̂ · k̂, as in algorithm 1, for models trained from scratch
+(whose causal form has one vector for both, K ← Q, as no converted model has). The w best tokens of a cluster depend on the whole sequence,
+so the causal form takes the latest ones instead. Here every query is served by its nearest cluster; in the algorithm a cluster takes its w
+nearest queries, so a query in no cluster gets nothing and one in several keeps one of the results. ``window`` adds the tokens around each
+query, instead of the paper's local heads. A query that sees no key sees itself.
 
-``router="kmeans"``: the centroids μ are unit vectors, buffers that follow the tokens in training (never in evaluation or without
-gradients), once for each backward pass:
+``router="kmeans"``: the centroids μ are unit vectors, kept in a buffer. In training with gradients they follow the tokens, once per
+backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-with means where the paper has sums, so that the rate does not depend on the batch. In distributed training each process moves its own;
-DistributedDataParallel broadcasts those of the first, and :func:`~hf_longattn.mechanisms.routing.average_centroids` averages them.
-``router="learned"``: the rows of a trained matrix W_r take the place of μ. Bidirectional, its logits are balanced by Sinkhorn's iteration
+with means instead of the paper's sums, so that the rate does not depend on the batch size. In distributed training each process moves its
+centroids; DistributedDataParallel broadcasts those of the first, and :func:`~hf_longattn.mechanisms.routing.average_centroids` averages
+them.
+``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
 
     s_ij  =  q_i · k_j · scale + log p_j(c(i))
@@ -43,45 +44,44 @@ from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
 from ..errors import OptionError
 from .base import Mechanism
-from .bucketed import BucketedMechanism, all_real, recent_in_bucket
+from .bucketed import BucketedMechanism, recent_in_bucket
 from .layout import band_tile
-from .options import Options, option, positive
+from .options import Options, not_negative, one_of, option, positive
 from .registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
-"""Length for which clusters are chosen when the mechanism is not told its longest input."""
+"""Length for which the number of clusters is chosen if the longest input is not known."""
 SINKHORN_STEPS = 8
+ROUTERS = ("kmeans", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOptions(Options):
-    num_clusters: int | None = option(None, "clusters of a head; None: the square root of max_length", "clusters", most=65536)
-    window_per_cluster: int | None = option(None, "keys that a cluster shows to a query; None: max_length / num_clusters", "tokens")
-    window: int = option(0, "tokens around each query that it sees as well: w/2 on each side, or the last w when causal", "tokens")
-    router: str = option("kmeans", "'kmeans': centroids that follow the tokens; 'learned': a trained, balanced router W_r")
-    decay: float = option(0.999, "λ, how much of a centroid an update keeps")
-    seed: int = option(0, "seed of the first centroids")
+    num_clusters: int | None = option(None, "clusters of a head; default: the square root of max_length", "clusters", most=65536)
+    window_per_cluster: int | None = option(None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens")
+    window: int = option(0, "tokens around each query that it sees, too: w/2 on each side, or the last w when causal", "tokens")
+    router: str = option("kmeans", "'kmeans': centroids that follow the tokens; 'learned': a trained router W_r with balanced clusters")
+    decay: float = option(0.999, "λ, share of a centroid that an update keeps")
+    seed: int = option(0, "seed of the initial centroids")
     normalise: bool = option(
-        False, "scores, too, are of layer-normalised queries and keys, as in algorithm 1; without it a converted model keeps its own"
+        False, "compute scores from layer-normalised queries and keys, as in algorithm 1; changes what a converted model computes"
     )
 
     def check(self) -> None:
         for name in ("num_clusters", "window_per_cluster"):
             if getattr(self, name) is not None:
                 positive("routing", name, self)
-        if self.window < 0:
-            raise OptionError(f"Option 'window' of mechanism 'routing' is {self.window}, but must be at least 0; for example window=128.")
-        if self.router not in ("kmeans", "learned"):
-            raise OptionError(f"Option 'router' of mechanism 'routing' is {self.router!r}, but must be 'kmeans' or 'learned'.")
+        not_negative("routing", "window", self.window)
+        one_of("routing", "router", self.router, ROUTERS)
         if not 0 <= self.decay <= 1:
             raise OptionError(f"Option 'decay' of mechanism 'routing' is {self.decay}, but must be from 0 to 1; for example decay=0.999.")
 
 
 @register_mechanism("routing")
 class Routing(BucketedMechanism):
-    """Tokens meet in clusters that follow them, or that are learned."""
+    """Tokens meet in clusters, found by k-means or learned."""
 
-    summary = "each token sees the members of its nearest cluster; clusters by online k-means or by a learned router"
+    summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
     cost = "N·√N"
     exact_when = "one cluster with window_per_cluster ≥ N; never with normalise"
@@ -109,7 +109,7 @@ class Routing(BucketedMechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Unit centroids that follow the option ``seed``, or a random router."""
+        """Random unit centroids from the option ``seed``, or a random router."""
         super().reset_parameters(generator)
         if self.options.router == "learned":
             nn.init.normal_(self.router, std=self.head_dim**-0.5, generator=generator)
@@ -132,7 +132,7 @@ class Routing(BucketedMechanism):
         return self.key_vectors(queries), keys
 
     def key_vectors(self, k: Tensor) -> Tensor:
-        """Routing vectors, where scores are of these."""
+        """Layer-normalised keys with ``normalise``."""
         if not self.options.normalise:
             return k
         with torch.autocast(k.device.type, enabled=False):
@@ -146,21 +146,20 @@ class Routing(BucketedMechanism):
             return middle @ (self.router if self.learned else self.centroids).to(dtype).transpose(-1, -2)
 
     @torch.no_grad()
-    def offsets(self, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
-        """What balances the clusters: a constant for each, ``(B, H, 1, clusters)``, found from the real keys; None: nothing does."""
-        if not self.learned or causal:
+    def offsets(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """Constants that balance the clusters over the real keys, ``(B, H, 1, clusters)``; ``None`` if they are not balanced."""
+        if not self.learned or call.causal:
             return None
-        logits = self.logits(k)
-        outside = ~real[:, None, :, None]
+        logits, real = self.logits(k), call.real(k)
         share = (real.sum(-1).clamp(min=1).to(logits.dtype) / self.num_clusters).log().view(-1, 1, 1, 1)
         offset = logits.new_zeros(*logits.shape[:2], 1, self.num_clusters)
         for _ in range(SINKHORN_STEPS):
-            plan = (logits + offset).log_softmax(-1).masked_fill(outside, float("-inf"))
+            plan = (logits + offset).log_softmax(-1).masked_fill(~real[:, None, :, None], float("-inf"))
             offset = offset + share - plan.logsumexp(2, keepdim=True)
         return torch.where(real.any(-1).view(-1, 1, 1, 1), offset, 0.0)
 
     def shares(self, k: Tensor, offset: Tensor | None, exact: bool) -> Tensor:
-        """What a cluster ranks keys by: log p for a learned router (with gradients), else the affinity. ``(B, H, Nk, clusters)``."""
+        """What a cluster ranks keys by, ``(B, H, Nk, clusters)``: log p for a learned router (with gradients), else the affinity."""
         logits = self.logits(k, exact)
         if not self.learned:
             return logits
@@ -171,11 +170,11 @@ class Routing(BucketedMechanism):
         """The cluster of every vector, ``(B, H, N)``."""
         return self.shares(x, offset, exact=True).argmax(-1)
 
-    def meetings(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor:
-        k = self.key_vectors(k)
-        offset = self.offsets(k, causal, real)
+    def meetings(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        k, real = self.key_vectors(k), call.real(k)
+        offset = self.offsets(k, call)
         cluster = self.clusters(q, offset)
-        if causal:
+        if call.causal:
             met = recent_in_bucket(cluster[:, :, None], self.clusters(k, offset)[:, :, None], real, self.size)[:, :, 0]
         else:
             with torch.no_grad():
@@ -183,16 +182,15 @@ class Routing(BucketedMechanism):
             rank = ranking(ranked, dim=2).argsort(2)
             member = (rank < self.size) & real[:, None, :, None]  # (B, H, Nk, clusters)
             met = member.transpose(-1, -2).gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
-        if self.options.window:
-            low, high = self._band(causal)
+        if band := self._band(call.causal):
             _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
-            met = met | ((q_idx - kv_idx >= low) & (q_idx - kv_idx <= high))
+            met = met | ((q_idx - kv_idx >= band[0]) & (q_idx - kv_idx <= band[1]))
         return (met & real[:, None, None, :]).int()
 
-    def affinity(self, q: Tensor, k: Tensor, causal: bool, real: Tensor) -> Tensor | None:
+    def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
         if not self.learned:
             return None
-        offset = self.offsets(k, causal, real)
+        offset = self.offsets(k, call)
         share = self.shares(k, offset, exact=False).transpose(-1, -2)
         return share.gather(2, self.clusters(q, offset)[..., None].expand(-1, -1, -1, k.shape[2]))
 
@@ -211,28 +209,23 @@ class Routing(BucketedMechanism):
         share = self.shares(self.key_vectors(keys).flatten(2, 3), None, exact=False).unflatten(2, keys.shape[2:4])
         return share.gather(-1, self.clusters(self.key_vectors(q), None)[..., None, None].expand(*keys.shape[:4], 1))[..., 0]
 
-    def visits(self, q: Tensor, k: Tensor, causal: bool, q_len: int, real: Tensor | None) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        k = self.key_vectors(k)
-        offset = self.offsets(k, causal, all_real(k) if real is None else real)
-        cluster = self.clusters(q, offset)
-        band = self._band(causal) if self.options.window else None
-        no_visible_key = None
-        if causal:
-            keys = self.clusters(k, offset)
-            rounds = RecentRounds(
-                cluster[:, :, None], keys[:, :, None], self.num_clusters, real=real, q_len=q_len, size=self.size, shared=False
-            )
-            (part,) = rounds.parts(outside=band)
+    def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
+        k, real, band = self.key_vectors(k), call.key_mask, self._band(call.causal)
+        offset = self.offsets(k, call)
+        cluster, no_visible_key = self.clusters(q, offset), None
+        if call.causal:
+            buckets = (cluster[:, :, None], self.clusters(k, offset)[:, :, None])
+            rounds = RecentRounds(*buckets, self.num_clusters, real=real, q_len=q_len, size=self.size, shared=False)
+            parts = [*rounds.parts(outside=band)]
             no_visible_key = None if band else rounds.no_visible_key()
         else:
-            part = self._members(cluster, k, offset, q_len, real, band)
-        parts = [part]
+            parts = [self._members(cluster, k, offset, q_len, real, band)]
         if band is not None:
             near = band_tile(k.shape[2], band[1], -band[0], k.device)
             queries = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1)
             parts.append(dataclasses.replace(near, queries=queries, keys=_real_only(near.keys, real)))
         if self.learned:
-            parts = [self._with_affinity(p, cluster, k, offset) for p in parts]
+            parts = [self._with_affinity(part, cluster, k, offset) for part in parts]
         return tuple(parts), no_visible_key
 
     def _members(
@@ -258,7 +251,7 @@ class Routing(BucketedMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.training and not self.learned and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            real = all_real(k) if call.key_mask is None else call.key_mask
+            real = call.real(k)
             kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
             q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))
         return super().forward(q, k, v, call)
@@ -277,13 +270,15 @@ class Routing(BucketedMechanism):
     def pairs(self, length: int, causal: bool = False) -> int:
         return min(Mechanism.pairs(self, length, causal), length * min(length, self.size + self.options.window))
 
-    def _band(self, causal: bool) -> tuple[int, int]:
-        """Distances ``query - key`` within the window, lowest and highest."""
+    def _band(self, causal: bool) -> tuple[int, int] | None:
+        """The lowest and highest distance ``query - key`` within the window; ``None`` without a window."""
+        if not self.options.window:
+            return None
         return (0, self.options.window - 1) if causal else (-(self.options.window // 2), self.options.window // 2)
 
 
 def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
-    """``keys (1, 1, rows, Tk)`` with -1 in the place of padding, ``(B, 1, rows, Tk)``."""
+    """``keys (1, 1, rows, Tk)`` with -1 instead of padding, ``(B, 1, rows, Tk)``."""
     if real is None:
         return keys
     there = real.gather(1, keys.clamp(min=0).expand(len(real), -1, -1, -1).flatten(1)).view(len(real), *keys.shape[1:])
@@ -291,17 +286,16 @@ def _real_only(keys: Tensor, real: Tensor | None) -> Tensor:
 
 
 def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[Tensor]:
-    """The tensors, arranged so that ``act`` runs once when the backward pass has gone through everything computed from them.
+    """The tensors, with a hook that runs ``act`` once, at the end of the backward pass through everything computed from them.
 
-    Activation checkpointing computes the forward pass twice but goes back through it once, and what it computes again must find the
-    centroids that it found the first time: so they move in the backward pass. A compiled graph moves them at once, as batch
-    normalisation moves its averages. At least one of the tensors must require gradients.
+    Activation checkpointing computes the forward pass twice, and must find the same centroids both times, so these move in the backward
+    pass. In a compiled graph ``act`` runs at once, as batch normalisation updates its averages. One of the tensors must require gradients.
     """
     if torch.compiler.is_compiling():
         act()
         return list(tensors)
     first = next(i for i, x in enumerate(tensors) if x.requires_grad)
-    watched = tensors[first].view_as(tensors[first])  # a node of this call alone: the caller's tensor keeps no hook
+    watched = tensors[first].view_as(tensors[first])  # so that the caller's tensor keeps no hook
     done: list[bool] = []
 
     def hook(gradient: Tensor) -> None:
@@ -314,7 +308,7 @@ def after_backward(tensors: Sequence[Tensor], act: Callable[[], None]) -> list[T
 
 
 def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Tensor) -> Tensor:
-    """Sum of each cluster's vectors, and how many they are in the last column: ``(H, clusters, D + 1)`` float32.
+    """The sum of each cluster's vectors, and in the last column their number: ``(H, clusters, D + 1)`` float32.
 
     vectors: ``(B, H, N, D)``; clusters: ``(B, H, N)``; real: ``(B, N)`` bool, True = real token.
     """
@@ -323,11 +317,11 @@ def cluster_sums(vectors: Tensor, clusters: Tensor, num_clusters: int, real: Ten
 
 
 def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
-    """Centroids ``(H, C, D)`` after one step of the moving average, unit vectors; a cluster without tokens keeps its own.
+    """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors; those of clusters without tokens stay.
 
     Args:
-        kinds: :func:`cluster_sums` of several kinds of tokens, which have equal say.
-        decay: what is kept of the old centroid.
+        kinds: :func:`cluster_sums` of several kinds of tokens, which have equal weight.
+        decay: share that is kept of the old centroid.
     """
     sums = torch.stack(tuple(kinds))
     counts = sums[..., -1:]
@@ -339,11 +333,11 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
 
 @torch.no_grad()
 def average_centroids(model: nn.Module) -> None:
-    """Give the centroids of every layer below ``model`` their mean over the processes of torch.distributed, as unit vectors.
+    """Average the centroids of every layer of ``model`` over the processes of torch.distributed, as unit vectors.
 
-    Every process must call it at the same point, such as after each optimizer step: the moving average itself waits for no other
-    process, since a process that skips a batch or a layer would leave the others waiting. DistributedDataParallel broadcasts buffers before
-    each forward pass, so that all processes have the first one's centroids without this call; other strategies broadcast none.
+    Every process must call it at the same point, for example after each optimizer step. The moving average itself does not synchronise,
+    since a process that skips a batch or a layer would leave the others waiting. DistributedDataParallel needs no call: it broadcasts the
+    buffers of the first process before each forward pass. Other strategies do not.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return

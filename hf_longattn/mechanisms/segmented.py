@@ -1,24 +1,23 @@
-"""Attention inside blocks of b tokens, counted from the first real token, and what each block knows of the others.
+"""Segmented attention: softmax inside blocks of b tokens, and neighbouring blocks or a summary of every other block.
 
-With B(i) = ⌊i/b⌋ query i sees, under one softmax,
+With blocks counted from the first real token and B(i) = ⌊i/b⌋, query i sees, under one softmax,
 
-    none       the keys of its own block
-    previous   also those of the block before (and, bidirectional, of the next block): Qiu et al. 2020, BlockBERT (Blockwise), whose
-               heads of identical and of shifted block indices are here the keys of one head
-    pooled     the keys of its own block, and one summary, the mean key and value, of each other block (each earlier one when causal)
-    attention  the same with summaries weighed by attention; see :mod:`hf_longattn.mechanisms.segmented`
+    none       the keys of its block
+    previous   also those of the block before, and in the bidirectional form those of the next block (Qiu et al. 2020, BlockBERT, whose
+               heads see either their block or a shifted one; here every head sees both)
+    pooled     the keys of its block, and one key and value, a summary, for each other block
+    attention  the same, with summaries weighted by attention
 
-and keys j <= i only in the causal form. One softmax over a block's own keys and the others' summaries is the form of Combiner
-(Ren et al. 2021, section 4.1, Combiner-Fixed). A summary is an average of values, so it multiplies the values like any weight: spread
-over the tokens of its block.
+In the causal form these are the keys j <= i and the summaries of earlier blocks. One softmax over the tokens of a block and the summaries
+of the others is Combiner's form (Ren et al. 2021, section 4.1, Combiner-Fixed).
 
-With p the weights of a block's real tokens, a summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j, where
+With p the weights of a block's real tokens, its summary is  k̄ = Σ_j p_j k_j,  v̄ = Σ_j p_j v_j:
 
     pooled:     p_j = 1 / (real tokens of the block)
     attention:  p = softmax_j(m · k_j · scale)  with m the mean key of the block
 
-The second is the conditional expectation over a region of Combiner (Ren et al. 2021, section 3.1), whose region query is here the mean of
-the keys instead of the queries, so that a decode cache holds all that it needs.
+The latter is Combiner's conditional expectation over a region (section 3.1) with the mean key, instead of the mean query, as the region's
+query, so that a decode cache has all it needs. Since a summary's value is an average, its weight is that of its tokens: p_j times each.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
-from ..engines.dense import dense_attention, index_grid, products, repeat_heads
+from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
+from ..engines.dense import dense_attention, grid_of, products, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
@@ -41,6 +40,7 @@ from .base import pad_queries, softmax_over, visible_to_all
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .masked import GatheredMechanism
 from .options import Options, one_of, option, positive
+from .pooled import PooledKeys, pooled_weights, uniform
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism
 
@@ -53,8 +53,8 @@ class SegmentedOptions(Options):
     block_size: int = option(256, "tokens in a block", "tokens")
     integration: str = option(
         "previous",
-        "what a block sees of the others: 'none'; 'previous' (bidirectional: both neighbours); 'pooled': a mean key and value of each; "
-        "'attention': a key and value of each, weighed by attention to its mean key",
+        "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key and value of each; "
+        "'attention': a key and value of each, weighted by attention to its mean key",
     )
 
     def check(self) -> None:
@@ -67,9 +67,9 @@ class SegmentedOptions(Options):
 
 @register_mechanism("segmented")
 class Segmented(SummarisedMechanism, GatheredMechanism):
-    """Blocks, and the neighbouring blocks or summaries of all others."""
+    """Softmax inside blocks, with neighbouring blocks or summaries of the others."""
 
-    summary = "softmax inside blocks; the others unseen, neighbours only, or as pooled summaries"
+    summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
     cost = "N·b, with summaries N·(b+N/b)"
     exact_when = "block_size ≥ N; integration = 'previous': 2·block_size ≥ N"
@@ -88,7 +88,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return not self.options.is_mask()
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """Which keys have a weight; with summaries these are all (earlier) ones."""
+        """Which keys have a weight: with summaries, all (earlier) ones."""
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -103,8 +103,8 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         if self.options.integration == "none":
             return tuple(cells(blocks, blocks, causal=causal))
         if self.options.integration == "previous":
-            before, behind = F.pad(blocks, (0, 0, 1, 0), value=-1)[:-1], F.pad(blocks, (0, 0, 0, 1), value=-1)[1:]
-            keys = [before, blocks] if causal else [before, blocks, behind]
+            before, after = F.pad(blocks, (0, 0, 1, 0), value=-1)[:-1], F.pad(blocks, (0, 0, 0, 1), value=-1)[1:]
+            keys = [before, blocks] if causal else [before, blocks, after]
             return tuple(cells(blocks, torch.cat(keys, 1), causal=causal))
         return (*cells(blocks, blocks, causal=causal), *_summary_parts(blocks, length, causal))
 
@@ -112,33 +112,30 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         if not self.summarises or self.covers(k.shape[2], call.causal):
             return super().forward(q, k, v, call)
         q_len, kv_len, causal = q.shape[2], k.shape[2], call.causal
-        made = summarise(k, v, call.key_mask, self.options.block_size, *self._pooling(call.scale_for(q.shape[-1])))
-        k, v = (repeat_heads(torch.cat(pair, 2), q.shape[1]) for pair in ((k, made.keys), (v, made.values)))
-        call = call.replace(score_mod=at_summaries(call.score_mod, kv_len, made.position), causal=False)
-        if call.key_mask is not None:
-            call = call.with_mask(torch.cat([call.key_mask, made.real], 1))
+        pooled = summarise(k, v, call.key_mask, self.options.block_size, self._by_attention, call.scale_for(q.shape[-1]))
+        k, v, call = pooled.appended(k, v, call.replace(causal=False))
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         if choose_pairs(q, k[:, :, :kv_len], call) == DENSE_MASKED:
             places = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
             return dense_attention(q, k, v, call, mask_mod=self._extended_mod(kv_len, causal), q_idx=places)
         parts = self.plan(kv_len, causal, q.device)
         return gathered_attention(pad_queries(q, kv_len), k, v, parts, call)[:, :, kv_len - q_len :]
 
-    def _pooling(self, scale: float) -> tuple[bool, float]:
-        return self.options.integration == "attention", scale
+    @property
+    def _by_attention(self) -> bool:
+        return self.options.integration == "attention"
 
     @property
     def summary_unit(self) -> int | None:
         return self.options.block_size if self.summarises else None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
-        """Key and value of every block, ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place, ``(B, 1, m)``."""
-        keys, values = pool_blocks(k, v, real, *self._pooling(k.shape[-1] ** -0.5 if scaling is None else scaling))
+        """Each block's summary ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place in it, ``(B, 1, m)``."""
+        keys, values = pool_blocks(k, v, real, self._by_attention, self.scale(scaling))
         middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
 
-    def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
-    ) -> Tensor:
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
         size, heads = self.options.block_size, q.shape[1]
         keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
         positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
@@ -147,18 +144,17 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         columns, there = summaries.columns(places, k.shape[2])
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
         own = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
-        scores = torch.cat([own, products(q, keys)], -1)
-        scores = scores * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-        if score_mod is not None:
+        scores = torch.cat([own, products(q, keys)], -1) * call.scale_for(q.shape[-1])
+        if call.score_mod is not None:
             middles = torch.arange(keys.shape[2], device=q.device) * size + summaries.tables["middle"][:, 0] + summaries.starts[:, None]
-            meant = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
-            scores = scores + term_at(score_mod, torch.cat([columns, meant], -1), k.shape[2])
+            middles = middles.clamp(0, k.shape[2] - 1)[:, None, None].expand(-1, heads, q.shape[2], -1)
+            scores = scores + term_at(call.score_mod, torch.cat([columns, middles], -1), k.shape[2])
         seen = torch.cat([there & (places <= positions), earlier.expand(-1, heads, -1, -1)], -1)
         weights = softmax_over(scores, seen).to(v.dtype)
         return (weights[..., None, :size] @ gather_kv(v, columns))[..., 0, :] + weights[..., size:] @ values
 
     def _extended_mod(self, length: int, causal: bool) -> MaskMod:
-        """Which of the keys, and of the summaries after them, a query sees."""
+        """Which keys, and which of the summaries after them, a query sees."""
         size = self.options.block_size
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -172,27 +168,17 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         if not self.summarises:
             return super().dense_weights(q, k, call)
-        (batch, heads, q_len, head_dim), kv_len, size = q.shape, k.shape[2], self.options.block_size
+        heads, kv_len, size = q.shape[1], k.shape[2], self.options.block_size
         k = repeat_heads(k, heads)
-        by_attention, scale = self._pooling(call.scale_for(head_dim))
-        b, h, q_idx, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
-        real = q.new_ones(batch, kv_len, dtype=torch.bool) if call.key_mask is None else call.key_mask
-        # How a block weighs its tokens, (B, H, M, Nk): spreads a summary's weight, and pools the keys.
-        block = torch.arange((kv_len + size - 1) // size, device=q.device)
-        member = (real[:, None, None, :] & (kv_idx // size == block[:, None])).expand(batch, heads, -1, -1)
-        spread = softmax_over(torch.zeros_like(member, dtype=k.dtype), member)
-        if by_attention:
-            spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * scale, member)
-        position = (member * kv_idx).sum(-1) // member.sum(-1).clamp(min=1)
-        scores, pooled = (q @ keys.transpose(-1, -2) * scale for keys in (k, spread @ k))
-        if call.score_mod is not None:
-            scores, pooled = call.score_mod(scores, b, h, q_idx, kv_idx), call.score_mod(pooled, b, h, q_idx, position[:, :, None, :])
-        own = q_idx // size
+        _, _, q_idx, kv_idx = grid_of(q, k)
+        block, own = torch.arange((kv_len + size - 1) // size, device=q.device), q_idx // size
+        members = (call.real(k)[:, None, None] & (kv_idx // size == block[:, None])).expand(-1, heads, -1, -1)
+        spread = uniform(members, k.dtype)
+        if self._by_attention:
+            spread = softmax_over((spread @ k) @ k.transpose(-1, -2) * call.scale_for(q.shape[-1]), members)
         inside = (kv_idx // size == own) & visible_to_all(q, k, call)
-        other = member.any(-1)[:, :, None, :] & ((block < own) if call.causal else (block != own))
-        seen = torch.cat([inside.expand(scores.shape), other.expand(pooled.shape)], -1)
-        weights = softmax_over(torch.cat([scores, pooled], -1), seen)
-        return weights[..., :kv_len] + weights[..., kv_len:] @ spread
+        others = members.any(-1)[:, :, None] & ((block < own) if call.causal else (block != own))
+        return pooled_weights(q, k, spread, members, inside, others, call)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         if self.summarises:
@@ -201,7 +187,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
 
     @property
     def _neighbours(self) -> int:
-        """Blocks seen on each side of the own one."""
+        """How many blocks a query sees on each side of its block."""
         return 1 if self.options.integration == "previous" else 0
 
     def covers(self, length: int, causal: bool = False) -> bool:
@@ -231,20 +217,7 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     yield GatherTile(rows[None, None], (length + others + (others >= own))[None, None])
 
 
-class PooledBlocks(NamedTuple):
-    """M blocks' summaries."""
-
-    keys: Tensor
-    """``(B, H, M, D)``"""
-    values: Tensor
-    """``(B, H, M, D)``"""
-    real: Tensor
-    """Which blocks have a real token, ``(B or 1, M)``."""
-    position: Tensor
-    """Mean position of each block's real tokens, rounded down, ``(B or 1, M)``: where a score term meets the summary."""
-
-
-def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledBlocks:
+def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
     """Summaries of the blocks of ``size`` tokens of ``k, v (B, H, N, D)``; padding ``(B, N)`` never enters one."""
     length = k.shape[2]
     count = -(-length // size)
@@ -254,7 +227,7 @@ def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_a
     places = torch.arange(count * size, device=k.device).view(count, size)
     position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
     keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
-    return PooledBlocks(keys, values, real.any(-1), position)
+    return PooledKeys(keys, values, real.any(-1)[:, None], position[:, None])
 
 
 def pool_blocks(k: Tensor, v: Tensor, real: Tensor, by_attention: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -272,16 +245,3 @@ def _average(weights: Tensor, blocks: Tensor) -> Tensor:
     """Tokens ``(B, H, M, size, D)`` averaged by ``weights (B, H, M, size)``, in fp32 at least, and rounded once to the tokens' dtype."""
     with torch.autocast(blocks.device.type, enabled=False):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)
-
-
-def at_summaries(score_mod: ScoreMod | None, length: int, position: Tensor) -> ScoreMod | None:
-    """``score_mod`` for keys of which those from ``length`` on are summaries at ``position (B or 1, M)``."""
-    if score_mod is None:
-        return None
-
-    def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        item = b if position.shape[0] > 1 else torch.zeros_like(b)
-        place = position[item, (kv_idx - length).clamp(min=0)]
-        return score_mod(score, b, h, q_idx, torch.where(kv_idx < length, kv_idx, place))
-
-    return mod

@@ -1,13 +1,13 @@
 """Top-k attention (Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, section 2): each query keeps its k best keys.
 
-With the scores s_ij = scale · q_i · k_j (and the score term, where there is one) over the keys that query i may see,
+With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) over the keys that query i may see,
 
     o_i = Σ_{j ∈ T_i} softmax_{j ∈ T_i}(s_ij) v_j,      T_i = the num_keys keys with the highest s_ij
 
-Ties go to the earlier key. The choice is that of float64 (see :mod:`hf_longattn.engines.topk` for when float32 suffices)
-and is a constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward
-pass take N·k pairs of time and memory. A decode cache keeps the greatest length of the keys of every unit, which bounds the rounding errors
-of float32 without reading all keys once more.
+Ties go to the earlier key. Keys are chosen as float64 scores would choose them (:mod:`hf_longattn.engines.topk`), and the choice is a
+constant for the gradient, as in the paper. All N² scores are computed, a few rows at a time; softmax, values and the backward pass take
+N·k pairs of time and memory. A decode cache keeps the largest key norm of every unit, which bounds the rounding error of float32 scores
+without reading all keys again.
 """
 
 from __future__ import annotations
@@ -18,32 +18,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, ScoreMod
+from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
-from ..engines.topk import (
-    float32_products,
-    gather_kv,
-    gathered_kv_attention,
-    prefiltered_topk_keys,
-    ranking,
-    search_keys,
-    selected_attention,
-    term_at,
-    topk_keys,
-)
+from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk_keys
 from .base import scaled_scores, softmax_over, visible_to_all
 from .options import Options, option, positive
 from .registry import register_mechanism
-from .summaries import CacheSummaries, SummarisedMechanism
+from .summaries import CacheSummaries, SummarisedMechanism, attend_at
 
 UNIT = 16
-"""Tokens in a unit, of which a decode cache keeps the greatest length of the keys."""
+"""Tokens in a unit, of which a decode cache keeps the largest key norm."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TopKOptions(Options):
-    num_keys: int = option(64, "k, how many keys each query keeps", "keys")
+    num_keys: int = option(64, "k, keys that each query keeps", "keys")
 
     def check(self) -> None:
         positive("top_k", "num_keys", self)
@@ -51,9 +41,9 @@ class TopKOptions(Options):
 
 @register_mechanism("top_k")
 class TopK(SummarisedMechanism):
-    """Each query keeps the k keys that score highest."""
+    """Each query keeps the k keys with the highest scores."""
 
-    summary = "each query attends to its k best keys of the whole sequence"
+    summary = "each query attends to the k keys of the whole sequence with the highest scores"
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"
     engine = "selected"
     exports = "definition"
@@ -88,24 +78,19 @@ class TopK(SummarisedMechanism):
         return UNIT
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
-        """The greatest length of a key of every unit, ``(B, H_kv, m)``."""
-        lengths = torch.linalg.vector_norm(k.masked_fill(~real[:, None, ..., None], 0).float(), dim=-1)
-        return {"longest": lengths.amax(-1)}
+        """The largest key norm of every unit, ``(B, H_kv, m)``."""
+        norms = torch.linalg.vector_norm(k.masked_fill(~real[:, None, ..., None], 0).float(), dim=-1)
+        return {"norms": norms.amax(-1)}
 
-    def attend_summarised(
-        self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, *, scaling: float | None, score_mod: ScoreMod | None
-    ) -> Tensor:
-        count, scale = self.options.num_keys, q.shape[-1] ** -0.5 if scaling is None else scaling
-        if score_mod is not None:
-            index = search_keys(q, repeat_heads(k, q.shape[1]), summaries.real, count, True, scale, score_mod)
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
+        count, scale = self.options.num_keys, call.scale_for(q.shape[-1])
+        if call.score_mod is not None:
+            index = search_keys(q, repeat_heads(k, q.shape[1]), summaries.real, count, True, scale, call.score_mod)
         elif float32_products(q):
-            index = prefiltered_topk_keys(q, k, summaries.real, count, True, scale, _longest_key(summaries, k.shape[2]))
+            index = prefiltered_topk_keys(q, k, summaries.real, count, True, scale, _largest_norm(summaries, k.shape[2]))
         else:
             index = topk_keys(q, k, summaries.real, count, True, scale)
-        columns, seen = index.clamp(min=0), index >= 0
-        if score_mod is not None:
-            seen = term_at(score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
-        return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=scale)
+        return attend_at(q, k, v, index.clamp(min=0), index >= 0, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q.double(), k.double(), call)
@@ -115,8 +100,8 @@ class TopK(SummarisedMechanism):
         return softmax_over(scores, seen & kept).to(q.dtype)
 
 
-def _longest_key(summaries: CacheSummaries, kv_len: int) -> Tensor:
-    """Greatest length of all keys of a cache, ``(B, H_kv)``."""
-    lengths = summaries.tables["longest"]
-    units = torch.arange(lengths.shape[2], device=lengths.device) * UNIT
-    return torch.where(units <= summaries.positions(1, kv_len)[:, None], lengths, 0).amax(-1)
+def _largest_norm(summaries: CacheSummaries, kv_len: int) -> Tensor:
+    """The largest norm of all keys of a cache, ``(B, H_kv)``."""
+    norms = summaries.tables["norms"]
+    units = torch.arange(norms.shape[2], device=norms.device) * UNIT
+    return torch.where(units <= summaries.positions(1, kv_len)[:, None], norms, 0).amax(-1)

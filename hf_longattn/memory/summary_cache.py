@@ -109,7 +109,8 @@ class SummaryLayer(StartsLayer):
         real, scaling = call.key_mask, call.scale
         self._summarise(mechanism, real, scaling)
         mod = mechanism.relative_mod(q, k, True, scaling)
-        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), scaling=scaling, score_mod=mod)
+        own = call if mod is None else call.replace(score_mod=mod)
+        out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), own)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 
     def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, scaling: float | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
-from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, made_keys
+from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, means_of_cells
 from tests.mechanisms.definition import Attention
 
 SMALL: dict[str, Any] = {"block_size": 16, "sparse_block_size": 8, "sparsity_factor": 4}
@@ -140,7 +140,7 @@ def test_means_of_runs_and_of_clusters() -> None:
     k, v = torch.randn(2, 3, 30, 6), torch.randn(2, 3, 30, 6)
     real = torch.rand(2, 30) < 0.7
     cells = Cells(8, 2)
-    runs, hashed = (made_keys(selection, k, v, real, cells, 7, 0) for selection in ("average_pooling", "lsh"))
+    runs, hashed = (means_of_cells(selection, k, v, real, cells, 7, 0) for selection in ("average_pooling", "lsh"))
     bucket = clusters(k, real, 8, 4, 0, 7)
     for b in range(2):
         for h in range(3):

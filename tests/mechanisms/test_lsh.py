@@ -166,7 +166,7 @@ def test_memory_and_time_do_not_depend_on_how_tokens_fall_into_buckets() -> None
     for causal in (False, True):
         shapes = []
         for x in (even, same):
-            parts = module.rounds(x, x, causal, 500, None).parts(count_duplicates=True)
+            parts = module.rounds(x, x, 500, AttentionCall(causal)).parts(count_duplicates=True)
             shapes.append([(part.queries.shape, part.keys.shape) for part in parts])
         assert shapes[0] == shapes[1]
         pairs = sum(q.numel() * k[-1] for q, k in shapes[0])

@@ -32,7 +32,7 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
     else:
         starts, lasts = [0] * batch, [length - 1] * batch
     counts = [(last - start) // size + 1 for start, last in zip(starts, lasts, strict=True)]
-    draws = drawn_blocks(module, counts, causal, options.seed + seed)
+    draws = drawn_blocks(module, counts, causal, seed)
     tokens = (torch.zeros(batch, length, dtype=torch.bool) if global_mask is None else global_mask).tolist()
     first_block_again = options.random_pattern == "hf_eval" or (options.random_pattern == "hf" and not module.training)
 
@@ -58,7 +58,7 @@ def define(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, 
 
 def drawn_blocks(module: nn.Module, counts: list[int], causal: bool, seed: int) -> list[list[list[list[int]]]]:
     """The module's random blocks of every sequence, head and block."""
-    return module.random_blocks(torch.tensor(counts), max(counts), causal, torch.device("cpu"), seed).tolist()
+    return module.blocks(torch.tensor(counts), max(counts), causal, torch.device("cpu"), seed).random.tolist()
 
 
 def draw_options(random: Random, length: int) -> dict[str, Any]:
