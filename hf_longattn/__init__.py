@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
+    from .modeling.sequence_parallel import sequence_parallel
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "reference_attend",
     "register_mechanism",
     "revert_checkpoint",
+    "sequence_parallel",
 ]
 
 _WHERE = {
@@ -80,6 +82,7 @@ _WHERE = {
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
     "modeling.generic": ("enable_long_attention", "load_generic"),
+    "modeling.sequence_parallel": ("sequence_parallel",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -22,6 +22,7 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, ScoreMod
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
+from ..engines.shards import Locality
 from ..errors import OptionError
 from .base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs
@@ -176,6 +177,10 @@ class AdaptiveSpan(Mechanism):
         """Of the longest span, which every head visits."""
         band = self.pattern(causal)
         return band_pairs(length, band.left, band.right)
+
+    def locality(self, causal: bool) -> Locality:
+        side = self.options.max_span + self.options.ramp
+        return Locality(side, 0 if causal else side)
 
     def reach(self, causal: bool = True) -> int | None:
         return self.options.max_span + self.options.ramp

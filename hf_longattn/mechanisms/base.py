@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ..engines.call import AttentionCall, ScoreMod, aligned_weights
 from ..engines.dense import grid_of, index_grid, repeat_heads
-from ..errors import LengthError, OptionError
+from ..engines.global_rows import global_index, put_rows
+from ..engines.shards import Locality, Shard, in_turn, softmax_rows
+from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
 from .token_rules import TokenRule
@@ -87,6 +89,8 @@ class Mechanism(nn.Module, ABC):
     crosses: bool = False
     """Whether the queries belong to another sequence than the keys: set on the mechanism of a cross-attention module, whose rows are not
     cut where the keys have padding."""
+    shard: Shard | None = None
+    """The part of the sequence that a call is given, where it is cut over processes (:func:`hf_longattn.sequence_parallel`)."""
     whole_batch: bool = False
     """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
@@ -267,6 +271,80 @@ class Mechanism(nn.Module, ABC):
             of zeros is the state before its first real token, so that single rows of a batch can be reset.
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
+
+    def locality(self, causal: bool) -> Locality | None:
+        """How far a token sees, global tokens apart; ``None`` when that is not bounded. A bounded mechanism can be cut over processes."""
+        return None
+
+    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
+        """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
+        return None
+
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """This process's rows of a sequence that is cut over processes; all of them call it.
+
+        A bounded mechanism takes the neighbouring tokens' keys and values, and those of the global tokens; the rows of global tokens are
+        made of every process's sums. A recurrence runs in one process after the other.
+
+        Args:
+            q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
+            call: without batch and global tokens, which the shard knows.
+        Raises:
+            OptionError: every token's output depends on the whole sequence in a way that cannot be cut.
+            MaskError: left padding or packed documents, where tokens are counted.
+        """
+        local = self.locality(call.causal)
+        if local is None:
+            return self._in_turn(q, k, v, call, shard)
+        tokens = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
+        if local.period > 1 or tokens is not None:
+            self.check_shard(shard)
+        if tokens is None:
+            return shard.attend(functools.partial(shard.run, self), q, k, v, call, local)
+        if self.relative is not None:
+            raise OptionError(
+                f"Mechanism {self.name!r} with relative positions and global tokens cannot be cut over processes; leave out one of the two."
+            )
+        out = shard.attend(self.attend_resolved, q, k, v, call, local, tokens)
+        if not self.global_rows(call.causal) or not bool(tokens.any()):
+            return out
+        index, real = global_index(tokens)
+        rows = softmax_rows(*self.of_global_rows(q, k, v, call, index, shard), index, call.scale_for(q.shape[-1]), call, shard)
+        own = real & (index >= shard.start) & (index < shard.stop)
+        return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), own)
+
+    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """:meth:`forward` where the global tokens are those of ``call.global_mask`` and nothing else; their rows may be anything."""
+        return self(q, k, v, call)
+
+    def global_rows(self, causal: bool) -> bool:
+        """Whether global tokens see every key."""
+        return True
+
+    def of_global_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(B, H, g, D)`` of the global tokens ``index (B, g)``, and the keys and values ``(B, H, n, D)`` that they see here."""
+        return shard.tokens(q, index), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+
+    def _in_turn(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """:meth:`advance` in one process after the other."""
+        if not (self.stateful and call.causal):
+            raise OptionError(
+                f"Mechanism {self.name!r} with these options looks at the whole sequence, which cannot be cut over processes; "
+                "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
+            )
+        self.check_shard(shard)
+        own = shard.call(call, shard.start, shard.stop)
+        return in_turn(lambda state: self.advance(q, k, v, state, own), q, shard)
+
+    def check_shard(self, shard: Shard) -> None:
+        """Refuse a batch whose sequences do not all start at the first token, where that is cut over processes and tokens are counted."""
+        if not shard.starts_at_first:
+            raise MaskError(
+                f"Mechanism {self.name!r} counts tokens from the first one of each sequence, which another process may have where rows are "
+                "padded on the left or hold several documents; pad on the right, with one document in each row."
+            )
 
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
         """Set the parameters from what a trained layer of full attention computes on some text; returns whether there was anything to set.

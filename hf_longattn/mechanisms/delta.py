@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads, wide
 from ..engines.linear import gated_delta_rule
+from ..engines.shards import Shard
 from ..errors import OptionError
 from .base import Mechanism, State, drop_keys
 from .feature_map import HeadwiseLinear
@@ -115,6 +116,24 @@ class Delta(Mechanism):
                 _, kv = gated_delta_rule(keys, keys, v[:, :, before], g[:, :, before], beta[:, :, before], kv)
             out, kv = gated_delta_rule(phi_q, phi_k[:, :, first:], v[:, :, first:], g[:, :, first:], beta[:, :, first:], kv)
             return out.to(q.dtype), {"kv": kv}
+
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """The state is linear in the one before: S_after = A S_before + B, and so is the output. One pass over the process's own tokens, of
+        which every one also carries zeros in place of values, from an identity, gives A, B and both parts of the output."""
+        if shard.documents is not None:
+            self.check_shard(shard)
+        own = shard.call(call, shard.start, shard.stop)
+        with torch.autocast(q.device.type, enabled=False):
+            g, beta = self._rates(k, own, torch.promote_types(q.dtype, torch.float32))
+            phi_q, phi_k, v = self._queries(q, own), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)
+            width, features = v.shape[3], phi_k.shape[3]
+            first = F.pad(torch.eye(features, dtype=g.dtype, device=q.device), (width, 0)).expand(*phi_k.shape[:2], -1, -1)
+            out, after = gated_delta_rule(phi_q, phi_k, F.pad(v, (0, features)), g, beta, first)
+            state = torch.zeros_like(after[..., :width])
+            for number, one in enumerate(shard.stacked(after)[:-1]):  # nobody comes after the last process
+                there = one[..., width:] @ state + one[..., :width]
+                state = torch.where(torch.tensor(number < shard.rank, device=q.device), there, state)
+            return (out[..., :width] + out[..., width:] @ state).to(q.dtype)
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The state of D·D numbers is read twice and written once by every token."""

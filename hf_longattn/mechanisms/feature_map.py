@@ -19,6 +19,7 @@ from ..engines.batch import in_graph
 from ..engines.call import AttentionCall
 from ..engines.dense import repeat_heads, wide
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
+from ..engines.shards import Shard
 from ..engines.topk import exact_dtype
 from .base import Mechanism, State, drop_keys, normalised, softmax_over, visible_to_all
 from .options import Options
@@ -137,12 +138,48 @@ class LinearMechanism(Mechanism):
             before = torch.zeros(batch, dtype=torch.long, device=q.device) if state is None else state["seen"]
             positions, seen = (positions if state is None else positions + before[:, None]), before + kv_len
             call = call.replace(positions=self.read_positions(positions, call, resumed=state is not None))
-        source = _Keys(self, k, v, call)
-        if self.logarithms and call.causal and q.shape[2] > 1:
-            out, state = self._run_logarithms(q, source, state)
-        else:
-            out, state = self._pass(q, source, state, None)
+        out, state = self._attended(q, _Keys(self, k, v, call), state)
         return out, state if seen is None else {**state, "seen": seen}
+
+    def _attended(self, q: Tensor, source: _Keys, state: State | None) -> tuple[Tensor, State]:
+        """The output of ``q`` over the keys, and the state after them."""
+        if self.logarithms and source.call.causal and q.shape[2] > 1:
+            return self._run_logarithms(q, source, state)
+        return self._pass(q, source, state, None)
+
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """Every process sums its own keys; the sums of the earlier ones, or of all, are what a process adds to."""
+        if shard.documents is not None or self.counts_positions:
+            self.check_shard(shard)
+        with torch.autocast(q.device.type, enabled=False):
+            own = shard.call(call, shard.start, shard.stop)
+            v = drop_keys(v, call.dropout)
+            if self.counts_positions:
+                positions = torch.arange(shard.length, device=q.device)[None]
+                angles = self.read_positions(positions, shard.call(call, 0, shard.length), resumed=False)
+                own = own.replace(positions=angles[:, shard.start : shard.stop])
+            source, state = _Keys(self, k, v, own), None
+            for piece in self._pieces(0, k.shape[2], q):
+                state = self._absorbed(state, *source.take(piece))
+            assert state is not None
+            state = self._summed(state, call.causal, shard)
+            if call.causal:
+                return self._attended(q, source, state)[0]
+            outs = [self._read(self.queries(wide(q[:, :, at]), source.of_tokens(at)), state) for at in self._pieces(0, q.shape[2], q)]
+            return torch.cat(outs, 2).to(q.dtype)
+
+    def _summed(self, state: State, causal: bool, shard: Shard) -> State:
+        """The sums of the processes before this one, or of all, from each one's own."""
+        found = {name: shard.stacked(state[name]) for name in ("kv", "z")}
+        if causal:
+            found = {name: shard.before(x) for name, x in found.items()}
+        if not self.logarithms:
+            return {name: x.sum(0) for name, x in found.items()}
+        with torch.no_grad():
+            scale = torch.where(found["z"] == 0, NOTHING, shard.stacked(_scale_of(state)))
+            top = scale.amax(0)
+            factor = (scale - top).exp()
+        return {"kv": (found["kv"] * factor[..., None]).sum(0), "z": (found["z"] * factor).sum(0), "log": top}
 
     def _run_logarithms(self, q: Tensor, source: _Keys, state: State | None) -> tuple[Tensor, State]:
         """A causal pass over features that are exponentials: a piece ends where a key exceeds the ones before it by :data:`RISE`.

@@ -23,6 +23,7 @@ from ..engines.batch import in_graph
 from ..engines.call import AttentionCall, Pattern
 from ..engines.dense import index_grid, repeat_heads, wide
 from ..engines.linear import absorb, empty_state, linear_attention, masked
+from ..engines.shards import Locality, Shard
 from ..errors import OptionError
 from .base import Mechanism, State, drop_keys, normalised, real_tokens, visible_to_all
 from .composite import Choice
@@ -129,7 +130,33 @@ class Hybrid(Mechanism):
             after = absorb(empty_state(features, values) if sums is None else sums, features, values)
             return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall) -> Tensor:
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """The window from the neighbouring tokens, and all others by sums: those in reach are summed here, the rest by their processes."""
+        if shard.documents is not None:
+            self.check_shard(shard)
+        pattern = Pattern.window(self.options.window, call.causal)
+        ranges = shard.around(Locality(pattern.left, pattern.right))
+        low, high = ranges[shard.rank]
+        with torch.autocast(q.device.type, enabled=False):
+            keys, values = shard.reach(torch.cat([k, v], -1), ranges).split(k.shape[-1], -1)
+            features = self.linear.keys(wide(k), call)
+            summed = _with_ones(wide(v), features.shape[1])
+            if shard.mask is not None:
+                features = masked(features, shard.mask[:, shard.start : shard.stop])
+
+            def beyond(parts: list[slice]) -> State:
+                """The sums of all processes' tokens in ``parts``, one part for each process that asks."""
+                asked = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
+                return {name: shard.total(torch.stack([one[name] for one in asked]))[shard.rank] for name in ("kv", "z")}
+
+            earlier = beyond([slice(0, max(0, first - shard.start)) for first, _ in ranges])
+            later = None if call.causal else beyond([slice(max(0, last - shard.start), None) for _, last in ranges])
+            queries = F.pad(q, (0, 0, 0, high - shard.stop))
+            out = self._run(queries, keys, values, earlier, shard.call(call, low, high), later)
+        return out[:, :, : shard.stop - shard.start]
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
+        """The output, with ``sums`` of the keys before these and ``later`` of those after them."""
         pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
         mask, drop = call.key_mask, call.dropout
         q, k, v = wide(q), wide(k), wide(v)
@@ -145,7 +172,7 @@ class Hybrid(Mechanism):
                 rows = phi_q.shape[2]
                 phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
                 back = None if mask is None else mask.flip(1)[:, :rows]
-                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, None).flip(2)
+                far = far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later).flip(2)
             if self.linear.estimates_exp:
                 far = far * (-most.clamp(min=LOWEST)).exp()
             total, weight = total + far[..., :-1], weight + far[..., -1:]
@@ -179,14 +206,18 @@ class Hybrid(Mechanism):
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None) -> Tensor:
     """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens back, for the last queries; ``sums`` are of the keys before ``phi_k``."""
-    seen = phi_k.shape[2] - distance
-    rows = phi_q.shape[2] if sums is not None else max(0, min(phi_q.shape[2], seen))
+    seen = max(0, phi_k.shape[2] - distance)
+    rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
     if not rows:
         return nothing
     key_mask = None if mask is None else mask[:, :seen]
+    phi_k, values = phi_k[:, :, :seen], values[:, :, :seen]
+    if seen < rows:  # the first queries see nothing but the sums
+        phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
+        key_mask = None if key_mask is None else F.pad(key_mask, (rows - seen, 0), value=True)
     out, _ = linear_attention(
-        phi_q[:, :, -rows:], phi_k[:, :, :seen], values[:, :, :seen],
+        phi_q[:, :, -rows:], phi_k, values,
         causal=True, key_mask=key_mask, normalise=False, initial_state=sums,
     )  # fmt: skip
     return torch.cat([nothing, out], 2)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..engines.call import AttentionCall, MaskMod, Pattern
 from ..engines.dense import dense_attention, masked_softmax, products
 from ..engines.global_rows import global_index, put_rows, separate_rows
+from ..engines.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks
@@ -136,6 +137,15 @@ class Longformer(SparseMechanism):
         query, key, value = self.separate.exact(self._hidden(call), torch.float64)
         weights = super().dense_weights(query, key, self._with_dense_terms(query, key, call))
         return torch.where(tokens[:, None, :, None], weights @ value, out)
+
+    def of_global_rows(
+        self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.options.separate_global:
+            return super().of_global_rows(q, k, v, call, index, shard)
+        separate, hidden = self.separate, self._hidden(call)
+        chosen = shard.tokens(hidden[:, None], index)[:, 0]
+        return separate.heads(separate.query(chosen)), separate.heads(separate.key(hidden)), separate.heads(separate.value(hidden))
 
     def _hidden(self, call: AttentionCall) -> Tensor:
         if call.hidden_states is None:

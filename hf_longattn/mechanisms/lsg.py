@@ -42,6 +42,7 @@ from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from ..engines.global_rows import global_index, overwrite_global_rows
+from ..engines.shards import Locality
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
@@ -155,6 +156,11 @@ class Lsg(Mechanism):
     def beyond(self) -> int:
         """How many blocks beyond the local ones show their sparse keys, on either side."""
         return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
+
+    def locality(self, causal: bool) -> Locality | None:
+        size = self.options.block_size
+        seen = (2 + self.beyond) * size - 1
+        return None if self.options.block_offset else Locality(seen, 0 if causal else seen, size)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= self.options.block_size + (self.options.block_offset or self.options.block_size)

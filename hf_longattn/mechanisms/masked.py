@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
+from ..engines.shards import Locality
 from ..positions.relative import Span
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs, global_parts, triangle
@@ -30,10 +32,6 @@ class MaskedMechanism(Mechanism):
     def for_union(self) -> MaskedMechanism:
         """The form of this mechanism that a union joins: a band without more than global tokens, or parts."""
         return self
-
-    def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
-        return None
 
     def most_globals(self) -> int:
         """The largest number of global tokens in a call without ``global_mask``."""
@@ -109,6 +107,17 @@ class SparseMechanism(MaskedMechanism):
         if tokens is not call.global_mask:
             call = call.replace(global_mask=tokens)
         return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
+
+    def locality(self, causal: bool) -> Locality | None:
+        pattern = self.pattern(causal)
+        return Locality(pattern.left, pattern.right) if pattern.bounded else None
+
+    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        return block_sparse_attention(q, k, v, dataclasses.replace(self.pattern(call.causal), global_rows=False), call)
+
+    def global_rows(self, causal: bool) -> bool:
+        pattern = self.pattern(causal)
+        return pattern.has_globals and pattern.global_rows
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         pattern = self.pattern(causal)

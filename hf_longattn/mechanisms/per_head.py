@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engines.call import AttentionCall, mod_of_heads
+from ..engines.shards import Shard
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Composite, HeadChoice
@@ -111,6 +112,17 @@ class PerHead(Composite):
                 _, stopped_k, stopped_v = self._of_heads(heads, q, *call.stopped)
                 own = own.replace(stopped=(stopped_k, stopped_v))
             outs.append(member(*self._of_heads(heads, q, k, v), own))
+        return self._in_order(outs)
+
+    def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        outs = []
+        for member, heads in self._heads():
+            own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+            if call.stopped is not None:
+                stops = member.stops_gradients(shard.length)
+                own = own.replace(stopped=tuple(self._of_heads(heads, q, *call.stopped)[1:]) if stops else None)
+            queries, keys, values = self._of_heads(heads, q, k, v)
+            outs.append(member.attend_sharded(queries, keys, values, own, shard))
         return self._in_order(outs)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

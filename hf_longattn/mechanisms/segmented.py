@@ -35,6 +35,7 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.dense import dense_attention, grid_of, products, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
+from ..engines.shards import Locality
 from ..engines.topk import gather_kv, term_at
 from .base import pad_queries, softmax_over, visible_to_all
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
@@ -184,6 +185,11 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         if self.summarises:
             return None
         return positions // self.options.block_size >= upcoming // self.options.block_size - self._neighbours
+
+    def locality(self, causal: bool) -> Locality | None:
+        size = self.options.block_size
+        seen = (self._neighbours + 1) * size - 1
+        return None if self.summarises else Locality(seen, 0 if causal else seen, size)
 
     @property
     def _neighbours(self) -> int:

@@ -26,6 +26,7 @@ from ..engines.call import AttentionCall, GatherTile, MaskMod, ScoreMod, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
+from ..engines.shards import Locality
 from ..positions.relative import Span
 from .base import both, pad_queries, scaled_scores, softmax_over
 from .layout import block_sizes, cells, triangle
@@ -164,6 +165,10 @@ class TransformerXL(GatheredMechanism):
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         size = self.options.segment_length
         return min(size + self.options.memory_length, kv_len) - 1, 0 if causal else min(size, q_len) - 1
+
+    def locality(self, causal: bool) -> Locality:
+        size = self.options.segment_length
+        return Locality(size - 1 + self.options.memory_length, 0 if causal else size - 1, size)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         size = self.options.segment_length

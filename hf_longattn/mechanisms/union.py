@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern
+from ..engines.shards import Locality
 from ..errors import OptionError
 from .base import Mechanism
 from .composite import Choice, Composite
@@ -121,6 +123,20 @@ class Union(Composite, GatheredMechanism):
         if band is None or self.gathered:
             return super().forward(q, k, v, call)
         return block_sparse_attention(q, k, v, band, call.replace(global_mask=self.resolve_globals(k, call)))
+
+    def locality(self, causal: bool) -> Locality | None:
+        found = [local for member in self.mechanisms if (local := member.locality(causal)) is not None]
+        if len(found) < len(self.mechanisms):
+            return None
+        return Locality(
+            max(local.back for local in found), max(local.ahead for local in found), math.lcm(*(local.period for local in found))
+        )
+
+    def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        band = self.pattern(call.causal)
+        if band is None or self.gathered:
+            return super().attend_resolved(q, k, v, call)
+        return block_sparse_attention(q, k, v, dataclasses.replace(band, global_rows=False), call)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return any(member.covers(length, causal) for member in self.mechanisms)

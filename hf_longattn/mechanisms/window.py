@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, mod_of_heads
 from ..engines.dense import repeat_heads
+from ..engines.shards import Locality
 from ..errors import OptionError
 from ..positions.relative import Span
 from .layout import band_pairs, band_tile, column_pairs
@@ -84,6 +85,12 @@ class WindowMask(MaskedMechanism):
 
     def reach(self, causal: bool = True) -> int | None:
         return None if self.options.num_sinks else self._span
+
+    def locality(self, causal: bool) -> Locality | None:
+        pattern, longest = Pattern.window(self.options.window, causal), max(self.dilations)
+        if self.options.num_sinks and not (longest == 1 and isinstance(self, SparseMechanism)):
+            return None  # where sinks are a matter of positions, not global tokens
+        return Locality(pattern.left * longest, pattern.right * longest)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         return (positions > upcoming - self._span) | (positions < self.options.num_sinks) if self.options.num_sinks else None

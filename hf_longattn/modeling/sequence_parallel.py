@@ -1,0 +1,240 @@
+"""Sequence parallelism: one long input over several processes, each of which computes the rows of its own tokens.
+
+Windows take the neighbouring tokens' keys and values from the next processes, global tokens are sent to all, and linear mechanisms send
+their states, so a process exchanges what a mechanism sees and not the whole sequence (:mod:`hf_longattn.engines.shards`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..attend import run_batch
+from ..backend import BACKEND, documents_of
+from ..engines.shards import Shard, cut_evenly
+from ..errors import BackendError, MaskError, OptionError
+from ..mechanisms.base import Mechanism
+from ..private_apis import attention_implementation
+from .mixin import LongBaseModelMixin, auxiliary_loss
+from .token_globals import global_tokens_of, token_rule
+
+BY_TOKEN = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassification")
+"""Heads whose logits depend on one token's hidden state each: they stay cut."""
+BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
+"""Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
+IGNORED = -100
+
+
+@contextlib.contextmanager
+def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
+    """Cut every input of ``model`` along the sequence over the processes of ``group``.
+
+        with hf_longattn.sequence_parallel(model):
+            outputs = model(input_ids=input_ids, labels=labels)    # the same whole batch in every process
+            outputs.loss.backward()
+
+    All processes pass the same batch, whole. Backbones and heads for each token (language models, token classification) return the
+    process's own part of hidden states and logits: the tokens ``length * rank // processes`` up to those of the next rank. Heads for the
+    whole sequence (question answering, classification) return whole logits in every process. The loss is that of the whole batch in every
+    process, and gradients are such that their *mean* over the group is the whole batch's gradient, as DistributedDataParallel and FSDP
+    take it; without these, average them. Dropout differs from that of one process. The backward pass runs inside of the context.
+
+    Args:
+        model: a Long model, also inside DistributedDataParallel.
+        group: a ``torch.distributed`` process group, or a one-dimensional ``DeviceMesh`` (accelerate's ``torch_device_mesh["cp"]``);
+            ``None`` is all processes.
+
+    Raises:
+        BackendError: torch.distributed is not initialised, or the model does not run its mechanisms.
+        OptionError: the head, or a mechanism when it is called, cannot be cut.
+        MaskError: for an input that cannot be cut.
+    """
+    whole = getattr(model, "module", model)
+    if not dist.is_initialized():
+        raise BackendError("Sequence parallelism needs several processes; start the script by `accelerate launch` or `torchrun`.")
+    if not isinstance(whole, PreTrainedModel) or attention_implementation(whole.config) != BACKEND:
+        raise BackendError(f"Sequence parallelism needs a Long model that runs its mechanisms, not {type(whole).__name__}.")
+    if whole.config.is_encoder_decoder:
+        raise OptionError("Encoder-decoder models cannot be cut along the sequence yet; leave sequence parallelism out.")
+    base = whole.base_model
+    if not isinstance(base, LongBaseModelMixin) or base.recursion is not None:
+        raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be cut over processes.")
+    group = group.get_group() if hasattr(group, "get_group") else group
+    cut = _Cut(base, group, dist.get_rank(group), dist.get_world_size(group))
+    handles = [
+        base.register_forward_pre_hook(cut.enter, with_kwargs=True, prepend=True),
+        base.register_forward_hook(cut.leave),
+    ]
+    if base is not whole:
+        handles += [
+            whole.register_forward_pre_hook(cut.take_labels, with_kwargs=True, prepend=True),
+            whole.register_forward_hook(cut.add_loss),
+        ]
+        cut.by_token = _by_token(whole)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        cut.give(None)
+
+
+def _by_token(model: nn.Module) -> bool:
+    """Whether the head of ``model`` reads each token by itself."""
+    name = type(model).__name__
+    if name.endswith(BY_TOKEN):
+        return True
+    if name.endswith(BY_SEQUENCE):
+        return False
+    raise OptionError(
+        f"{name} is not known to sequence parallelism; it takes backbones and heads whose class ends in "
+        f"{', '.join((*BY_TOKEN, *BY_SEQUENCE))}."
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class _Cut:
+    """What the hooks of one context share."""
+
+    base: Any
+    group: Any
+    rank: int
+    processes: int
+    by_token: bool = True
+    shard: Shard | None = None
+    labels: Tensor | None = None
+    items: Any = None
+
+    def give(self, shard: Shard | None) -> None:
+        """Tell every mechanism which part of the sequence it is given; ``None``: all."""
+        for module in self.base.modules():
+            if isinstance(module, Mechanism):
+                module.shard = shard
+
+    def enter(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Cut the arguments of the backbone."""
+        signature = inspect.signature(type(base).forward)
+        names = list(signature.parameters)[1:]
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        tokens = kwargs.get("input_ids")
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        if not isinstance(tokens, Tensor):
+            raise MaskError("Sequence parallelism cuts input_ids or inputs_embeds, but neither was given.")
+        shape = (tokens.shape[0], tokens.shape[1])
+        self._check(kwargs, shape)
+        mask = kwargs.get("attention_mask")
+        mask = None if mask is None or bool(mask.all()) else mask.bool()
+        documents = documents_of(kwargs, shape)
+        rule = token_rule(self.base) if kwargs.get("global_attention_mask") is None else None
+        if rule is not None:
+            kwargs["global_attention_mask"] = global_tokens_of(rule, (), kwargs, documents)
+        chosen = kwargs.get("global_attention_mask")
+        if "position_ids" in signature.parameters and kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = self._positions(kwargs, shape, tokens.device)
+        bounds, globals_ = cut_evenly(shape[1], self.processes), None if chosen is None else chosen != 0
+        shard = Shard(self.group, bounds, self.rank, run_batch, mask, documents, globals_)
+        self.shard = shard
+        self.give(shard)
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[0] in (1, shape[0]) and value.shape[1] == shape[1]:
+                kwargs[name] = value[:, shard.start : shard.stop]
+        if "use_cache" in signature.parameters or getattr(base.config, "use_cache", False):
+            kwargs["use_cache"] = False
+        return (), kwargs
+
+    def _check(self, kwargs: dict[str, Any], shape: tuple[int, int]) -> None:
+        if shape[1] < self.processes:
+            raise MaskError(f"{shape[1]} tokens cannot be cut over {self.processes} processes; every process needs at least one.")
+        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+            raise MaskError("A sequence that is cut over processes has no decode cache; pass use_cache=False.")
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise MaskError("A sequence that is cut over processes takes an attention_mask (batch, tokens) only.")
+
+    def _positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
+        """The positions that the model itself would give the tokens of the whole rows."""
+        table = self.base.position_table
+        first = 0 if table is None else table.first_id
+        real: Tensor | None = None
+        if table is not None and table.skips_padding:
+            ids = kwargs.get("input_ids")
+            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != self.base.config.pad_token_id
+        if real is None:
+            return torch.arange(first, first + shape[1], device=device).expand(shape)
+        return real.long().cumsum(1) * real.long() + first - 1
+
+    def leave(self, base: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        """Bring the hidden states together for heads that need them, and mend what reads the first token."""
+        assert self.shard is not None
+        shard, hidden = self.shard, outputs[0]
+        if not self.by_token:
+            hidden = shard.reach(hidden, [(0, shard.length)] * self.processes, 1)
+            _put(outputs, "last_hidden_state", hidden)
+        pooler = getattr(base, "pooler", None)
+        if isinstance(pooler, nn.Module) and getattr(outputs, "pooler_output", None) is not None:
+            first = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+            _put(outputs, "pooler_output", pooler(shard.tokens(hidden[:, None], first)[:, 0] if self.by_token else hidden))
+        return outputs
+
+    def take_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The labels of every token are kept back: the loss is made of all processes' parts."""
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.labels = self.items = None
+        if self.by_token:
+            labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
+            self.items = kwargs.pop("num_items_in_batch", None)
+            looks_ahead = type(model).__name__.endswith(BY_TOKEN[:2])
+            if looks_ahead and labels is not None and shifted is None:
+                shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            self.labels = shifted if looks_ahead else labels
+        return (), kwargs
+
+    def add_loss(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        """The loss of the whole batch."""
+        if self.labels is None:
+            return outputs
+        assert self.shard is not None
+        labels = self.labels.to(outputs.logits.device)
+        own = labels[:, self.shard.start : self.shard.stop]
+        items = (labels != IGNORED).sum().clamp(min=1) if self.items is None else self.items
+        logits = outputs.logits.flatten(0, -2)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED) / items
+        loss = _WholeLoss.apply(loss, self.group, self.processes)
+        added = auxiliary_loss(model) if model.training else None
+        _put(outputs, "loss", loss if added is None else loss + added.to(loss))
+        return outputs
+
+
+def _put(outputs: Any, name: str, value: Tensor) -> None:
+    if not hasattr(outputs, name):
+        raise OptionError("Sequence parallelism needs outputs by name; leave return_dict=False out.")
+    outputs[name] = value
+
+
+class _WholeLoss(torch.autograd.Function):
+    """The sum of the processes' parts of a loss; the gradients' mean over the processes is the gradient of that sum."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, group: Any, processes: int) -> Tensor:
+        ctx.processes = processes
+        loss = loss.clone()
+        dist.all_reduce(loss, group=group)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] * ctx.processes, None, None
+
+
+__all__ = ["sequence_parallel"]

@@ -1,0 +1,142 @@
+"""A sequence cut over real processes gives every mechanism's rows and gradients of one process, or a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import hf_longattn
+from hf_longattn.attend import run_batch
+from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.shards import Shard, cut_evenly
+from hf_longattn.errors import MaskError, OptionError
+from hf_longattn.mechanisms.registry import mechanism_class
+
+CASES = []
+for name in hf_longattn.list_mechanisms():
+    kind = mechanism_class(name)
+    for causal in (True, False):
+        if kind.causal in ("both", causal):
+            CASES += [(name, dict(kind.sample), causal, {}), (name, dict(kind.sample), causal, {"padding": "right"})]
+W = {"window": 32}
+HEADS = "0=window:window=32;1=linear;2=longformer:window=16;3=lsg:block_size=16,sparse_block_size=16"
+L = {**W, "global_tokens": ()}
+for causal in (True, False):
+    CASES += [
+        ("window", W, causal, {"padding": "left"}), ("window", W, causal, {"documents": True}),
+        ("window", {"window": 250}, causal, {}), ("window", {"window": 2000}, causal, {}),
+        ("window", {**W, "num_sinks": 4}, causal, {}), ("window", {**W, "num_sinks": 4}, causal, {"padding": "right"}),
+        ("window", {"window": 16, "dilation": [1, 1, 2, 3]}, causal, {}),
+        ("window", {**W, "relative": "alibi"}, causal, {}),
+        ("longformer", W, causal, {"globals": True}), ("longformer", W, causal, {"globals": True, "padding": "right"}),
+        ("longformer", L, causal, {}), ("longformer", W, causal, {"globals": True, "scores": True}),
+        ("window", W, causal, {"scores": True}),
+        *(("lsg", {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4, "selection": how}, causal, {"globals": True})
+          for how in ("strided", "block_strided", "max_norm", "average_pooling", "lsh")),
+        ("lsg", {"block_size": 16, "sparse_block_size": 32, "sparsity_factor": 2}, causal, {"padding": "right"}),
+        ("union", {"of": "window:window=8+longformer:window=32,global_tokens=0+5"}, causal, {}),
+        ("union", {"of": "segmented:block_size=24+longformer:window=32,global_tokens=0+5"}, causal, {"padding": "right"}),
+        ("per_head", {"heads": HEADS}, causal, {}),
+        ("longformer", {**W, "separate_global": True}, causal, {"globals": True}),
+        ("segmented", {"block_size": 24, "integration": "previous"}, causal, {}),
+        ("segmented", {"block_size": 24, "integration": "none"}, causal, {"padding": "right"}),
+        ("hybrid", {"window": 100}, causal, {}), ("hybrid", {"window": 16, "features": "taylor"}, causal, {"padding": "right"}),
+        ("linear", {}, causal, {"padding": "left"}), ("performer", {}, causal, {"padding": "left"}),
+    ]
+CASES += [("transformer_xl", {"segment_length": 24, "memory_length": 40}, True, {}), ("delta", {"expand": 2}, True, {"padding": "left"}),
+          ("delta", {}, True, {}), ("infini", {"segment_length": 400}, True, {}),
+          ("infini", {"segment_length": 40, "delta_rule": True}, True, {})]
+
+torch.set_default_dtype(torch.float64)
+ranks, wrong = dist.get_world_size(), []
+for name, options, causal, kwargs in CASES:
+    batch, heads, length, width, hidden_size = 2, 4, kwargs.get("length", 331), 8, 32
+    torch.manual_seed(3)
+    shape = {"num_heads": heads, "head_dim": width, "hidden_size": hidden_size, "max_length": length}
+    module = hf_longattn.build_mechanism(name, **{**shape, **options})
+    module = module.double().train()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 if name != "adaptive_span" else 0.0)
+    q = torch.randn(batch, heads, length, width)
+    k, v = torch.randn(2, batch, heads // 2, length, width).unbind()
+    hidden = torch.randn(batch, length, hidden_size) if module.takes_hidden_states else None
+    grad = torch.randn(batch, heads, length, width)
+    mask = torch.ones(batch, length, dtype=torch.bool)
+    if kwargs.get("padding") == "right":
+        mask[1, length * 2 // 3 :] = False
+    if kwargs.get("padding") == "left":
+        mask[1, : length // 3] = False
+    documents = None
+    if kwargs.get("documents"):
+        documents = (torch.arange(length) * 3 // length).expand(batch, -1)
+    globals_ = None
+    if kwargs.get("globals"):
+        globals_ = torch.zeros(batch, length, dtype=torch.bool)
+        for row, places in enumerate(([0, 5, length // 2, length - 40], [3])):
+            globals_[row, places] = True
+        globals_ &= mask
+    padding = None if mask.all() else mask
+    term = None
+    if kwargs.get("scores"):
+        table = torch.randn(length, length)
+        term = lambda score, b, h, q_idx, kv_idx: score + table[q_idx.clamp(0, length - 1), kv_idx.clamp(0, length - 1)]
+    tensors = [x for x in (q, k, v, hidden) if x is not None]
+    grad = grad * mask[:, None, :, None]
+
+    def collected(outs, inputs):
+        leaves = [*inputs, *module.parameters()]
+        outs.backward(grad[:, :, start:stop])
+        found = [x.grad.clone() for x in leaves if x.grad is not None]
+        for x in leaves:
+            x.grad = None
+        return found
+
+    start, stop = 0, length
+    inputs = [x.clone().requires_grad_() for x in tensors]
+    call = AttentionCall.of(padding_mask=padding, documents=documents, causal=causal, global_mask=globals_, score_mod=term,
+                            hidden_states=inputs[3] if hidden is not None else None)
+    whole = run_batch(module, *inputs[:3], call)
+    expected = collected(whole, inputs)
+
+    shard = Shard(None, cut_evenly(length, ranks), rank, run_batch, padding, documents, globals_)
+    start, stop = shard.start, shard.stop
+    own = [x[:, :, start:stop] if x.dim() == 4 else x[:, start:stop] for x in tensors]
+    own = [x.clone().requires_grad_() for x in own]
+    call = AttentionCall(causal=causal, score_mod=term, hidden_states=own[3] if hidden is not None else None)
+    try:
+        out = module.attend_sharded(*own[:3], call, shard)
+    except (OptionError, MaskError) as error:
+        print(name, options, causal, kwargs, "refused:", error)
+        continue
+    seen = mask[:, None, start:stop, None]
+    worst = ((out - whole[:, :, start:stop]) * seen).abs().max().item()
+    found = collected(out, own)
+    for x, y in zip(found[: len(own)], expected[: len(own)]):
+        y = y[:, :, start:stop] if y.dim() == 4 else y[:, start:stop]
+        worst = max(worst, (x - y).abs().max().item())
+    for x, y in zip(found[len(own) :], expected[len(own) :], strict=True):
+        dist.all_reduce(x)
+        worst = max(worst, (x - y).abs().max().item())
+    print(name, options, causal, kwargs, f"{worst:.1e}")
+    wrong += [(name, options, causal, kwargs, worst)] if not worst < 1e-8 else []
+assert not wrong, wrong
+"""
+
+
+REFUSED = {
+    "bigbird", "block_top_k", "fixed", "full", "hierarchical", "linformer", "lsh", "nystrom", "recurrent_memory", "routing", "segmented",
+    "strided", "synthesizer", "top_k", "union",
+}  # fmt: skip
+"""Mechanisms that look at the whole sequence in a form of their sample options."""
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_cut_sequence_equals_the_whole(tmp_path: Path, ranks: int) -> None:
+    for said in run_ranks(PROGRAM, ROOT, tmp_path, ranks):
+        assert {line.split(" ")[0] for line in said.splitlines() if "refused:" in line} == REFUSED
