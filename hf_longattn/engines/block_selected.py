@@ -22,6 +22,7 @@ from .byte_cache import KEPT
 from .call import AttentionCall, GatherTile, rows_of
 from .cpu_chunks import inverse_permutation, merge_rows, register, stable_order
 from .dense import same_dtype
+from .dispatch import Facts, choose
 from .gathered import gathered_attention
 
 ROW = 64
@@ -39,7 +40,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         ``(B, H, N, D)``; zeros where a query sees nothing.
     """
     length = k.shape[2]
-    if q.device.type == "cpu" and call.dropout == 0.0 and call.score_mod is None:
+    if choose("chosen blocks", Facts(q.device.type, length, length, call)) == "cpu-blocks":
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in same_dtype(q, k, v))
         return cpu_block_selected(q, k, v, call.key_mask, chosen, block_size, call.causal, call.scale_for(q.shape[-1]))[0]
     rows = rows_of(length, block_size, q.device)

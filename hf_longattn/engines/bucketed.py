@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .call import GatherTile
+from .cpu_chunks import inverse_permutation
 
 ROW = 128
 """Most queries in one row."""
@@ -39,23 +40,17 @@ class Sorted:
     @classmethod
     def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
         """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
-        return cls(*codes_of(buckets, num_buckets, real, first).sort(-1))
+        length = buckets.shape[-1]
+        position = torch.arange(length, device=buckets.device)
+        outside = position < first
+        if real is not None:
+            outside = outside | ~real[:, None, None, :]
+        return cls(*(torch.where(outside, num_buckets, buckets) * length + position).sort(-1))
 
     @property
     def places(self) -> Tensor:
         """The place of each token."""
-        count = torch.arange(self.order.shape[-1], device=self.order.device)
-        return torch.empty_like(self.order).scatter_(-1, self.order, count.expand(self.order.shape))
-
-
-def codes_of(buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Tensor:
-    """``bucket · N + position``: one number that sorts by bucket, then by position, with padding after the last bucket."""
-    length = buckets.shape[-1]
-    position = torch.arange(length, device=buckets.device)
-    outside = position < first
-    if real is not None:
-        outside = outside | ~real[:, None, None, :]
-    return torch.where(outside, num_buckets, buckets) * length + position
+        return inverse_permutation(self.order)
 
 
 class Rounds(ABC):
@@ -64,7 +59,7 @@ class Rounds(ABC):
     limits_rows: ClassVar[bool] = False
     """Whether a row's run holds keys that not all of its queries see."""
     groups: Tensor
-    """A non-decreasing number for every sorted query, ``(B, H, R, N)``; the queries of a row share it."""
+    """A number for every sorted query, ``(B, H, R, N)``, never descending; the queries of a row share it."""
 
     def __init__(
         self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
@@ -147,22 +142,17 @@ class ChunkRounds(Rounds):
 
     def place(self) -> None:
         self.chunks = (self.real + self.size - 1) // self.size
+        self.key_chunks = self.key_places // self.size
         if self.aligned:
-            self.groups = self.key_chunks = self.key_places // self.size
-            self.query_chunks = self.key_chunks
+            self.groups = self.query_chunks = self.key_chunks
             return
         last = (self.real - 1).clamp(min=0)
-        place = torch.searchsorted(self.keys.codes, self.queries.codes).minimum(last)
-        self.groups = place // self.size
-        self.key_chunks = self.key_places // self.size
+        self.groups = torch.searchsorted(self.keys.codes, self.queries.codes).minimum(last) // self.size
         self.query_chunks = torch.empty_like(self.groups).scatter_(-1, self.queries.order, self.groups)
-
-    def _offsets(self) -> Tensor:
-        return torch.arange(-self.before, self.after + 1, device=self.key_places.device)
 
     def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
         """The chunks that are seen from ``chunk``, ``(..., 1 + before + after)``; -1 where the circle is shorter than that."""
-        offset = self._offsets()
+        offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
         near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
         return torch.where(offset + self.before < chunks[..., None], near, -1)
 

@@ -27,11 +27,11 @@ SPARED = 7 / 8
 """Share of the budget that remains after an eviction, so that not every new entry evicts."""
 
 
+@dataclasses.dataclass(slots=True)
 class _Entry:
-    __slots__ = ("nbytes", "used", "value")
-
-    def __init__(self, value: Any, nbytes: int, used: int) -> None:
-        self.value, self.nbytes, self.used = value, nbytes, used
+    value: Any
+    nbytes: int
+    used: int
 
 
 class ByteCache:

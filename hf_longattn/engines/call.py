@@ -162,6 +162,15 @@ class GatherTile:
     outside: tuple[int, int] | None = None
     bias: Tensor | None = None
 
+    def sees(self, distance: Tensor) -> Tensor:
+        """Whether ``causal``, ``inside`` and ``outside`` leave pairs at these distances (query - key) visible."""
+        seen = distance >= 0 if self.causal else distance == distance
+        if self.inside is not None:
+            seen = seen & (distance >= self.inside[0]) & (distance <= self.inside[1])
+        if self.outside is not None:
+            seen = seen & ((distance < self.outside[0]) | (distance > self.outside[1]))
+        return seen
+
 
 def rows_of(length: int, size: int, device: torch.device | None = None) -> Tensor:
     """Positions 0 … length-1 in rows of ``size``, ``(1, 1, R, size)``, the last row padded with -1."""

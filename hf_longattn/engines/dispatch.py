@@ -135,6 +135,10 @@ def _no_cpu_kernel(facts: Facts, takes_bias: bool) -> str | None:
     return "the bias of its tiles needs gradients" if facts.learned_bias else None
 
 
+def _no_cpu_tiles(facts: Facts) -> str | None:
+    return _no_cpu_kernel(facts, takes_bias=False)
+
+
 def _no_flex(facts: Facts) -> str | None:
     if torch.compiler.is_exporting():
         return EXPORTED
@@ -200,10 +204,12 @@ PATHS: dict[str, tuple[Path, ...]] = {
         ("blockwise", _last),
     ),
     "tiles": (
-        ("cpu-gathered", lambda facts: _no_cpu_kernel(facts, takes_bias=False)),
+        ("cpu-gathered", _no_cpu_tiles),
         ("flex-gathered", _no_flex_tiles),
         ("plain-gathered", _last),
     ),
+    "chosen blocks": (("cpu-blocks", _no_cpu_tiles), ("tiles", _last)),
+    "sorted chunks": (("cpu-chunks", _no_cpu_tiles), ("tiles", _last)),
     "linear": (("linear-fla", lambda facts: _no_fla(facts, (torch.float32,))), ("linear-chunks", _last)),
     "delta": (("delta-fla", lambda facts: _no_fla(facts, (torch.bfloat16, torch.float16))), ("delta-chunks", _last)),
 }

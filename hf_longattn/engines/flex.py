@@ -1,7 +1,7 @@
 """CUDA engine: compiled flex_attention over lists of blocks, never a square of blocks.
 
-A band is listed from its width, with the global columns in a separate call and the global rows computed densely; a tile is listed where its
-rows are whole blocks.
+The blocks of a band follow from its width; global columns are a separate call, and global rows are computed densely. Tiles run here where
+their rows are whole blocks.
 """
 
 from __future__ import annotations
@@ -86,16 +86,22 @@ def mask_bytes(mask: BlockMask) -> int:
 
 
 BLOCK = 128
-
-
+"""Block size of a band."""
+SIZES = (128, 64, 32)
+"""Block sizes of tiles that the compiled kernel takes."""
 MOST_KERNELS = 64
 """Number of kinds of calls with a separate compiled function; all others share one."""
-
-
 _kernels: dict[Hashable, Any] = {}
-
-
 _lock = threading.Lock()
+_unsupported: set[Hashable] = set()
+"""Kinds of tiles whose kernel this machine does not support; at most as many as there are compiled kernels."""
+UNSUPPORTED = re.compile(
+    r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
+    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources",
+    re.IGNORECASE,
+)
+"""How PyTorch and Triton say that a machine has no such kernel."""
+logger = logging.getLogger(__name__)
 
 
 def kernel(device_type: str, kind: Hashable = None) -> Any:
@@ -142,10 +148,9 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
         band = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
     band = kept_band_block_mask(pattern, q_len, kv_len, key_mask, q.device)
-    if global_mask is None:
-        return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
-    index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
-    if index.shape[1] == 0:
+    if global_mask is not None:
+        index, real = global_index(global_mask if key_mask is None else global_mask & key_mask)
+    if global_mask is None or index.shape[1] == 0:
         return attention(q, k, v, score_mod=shifted, block_mask=band, scale=scale)
     # Global columns are a separate call: every row of queries visits them, so in the band's list they would lengthen all rows.
     at_column = None if score_mod is None else (lambda score, b, h, i, j: score_mod(score, b, h, i + offset, index[b, j]))
@@ -250,10 +255,6 @@ def _per_block(mask: Tensor, reduce: Any) -> Tensor:
     return blocks.any(-1) if reduce is any else blocks.all(-1)
 
 
-SIZES = (128, 64, 32)
-"""Block sizes of the compiled kernel."""
-
-
 def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor | None:
     """As :func:`hf_longattn.engines.gathered.gathered_attention`.
 
@@ -275,17 +276,13 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     for tile, blocks, kind in zip(tiles, found, kinds, strict=True):
         assert blocks is not None
         size, lists = blocks
-        mask = block_mask(
-            (q.shape[2], k.shape[2]),
-            size,
-            rules_mod(tile, key_mask),
-            by_query=(lists, None),
-            by_key=(transposed(lists, -(-k.shape[2] // size)), None),
-        )
+        by_key = transposed(lists, -(-k.shape[2] // size))
+        mask = block_mask((q.shape[2], k.shape[2]), size, rules_mod(tile, key_mask), by_query=(lists, None), by_key=(by_key, None))
+        settings = {"score_mod": score_mod, "block_mask": mask, "scale": scale, **_kernel_options(size)}
+        if not single:
+            settings["return_aux"] = AuxRequest(lse=True)
         try:
-            result = kernel(q.device.type, kind)(
-                q, k, v, score_mod=score_mod, block_mask=mask, scale=scale, **_tiles(size), **({} if single else _WITH_LSE)
-            )
+            result = kernel(q.device.type, kind)(q, k, v, **settings)
         except Exception as error:
             if not says_unsupported(error):
                 raise
@@ -302,37 +299,14 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     return merged(outs, lses)
 
 
-logger = logging.getLogger(__name__)
-
-
-_unsupported: set[Hashable] = set()
-"""Kinds of tiles whose kernel this machine does not support; at most as many as there are compiled kernels."""
-
-
-UNSUPPORTED = re.compile(
-    r"not (yet )?(supported|implemented)|unsupported|does not support|NYI|working triton installation|triton is not|"
-    r"no valid (triton configs|choices)|out of resource: shared memory|OutOfResources",
-    re.IGNORECASE,
-)
-"""How PyTorch and Triton say that a machine has no such kernel."""
-
-
 def says_unsupported(error: BaseException) -> bool:
     """Whether an error or one of its causes says that this machine lacks the kernel; out-of-memory errors do not."""
-    causes = _causes(error)
+    causes = [error]
+    while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(earlier)
     if any(isinstance(one, torch.OutOfMemoryError | MemoryError) for one in causes):
         return False
     return any(isinstance(one, NotImplementedError) or UNSUPPORTED.search(str(one)) for one in causes)
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found = [error]
-    while (following := found[-1].__cause__ or found[-1].__context__) is not None:
-        found.append(following)
-    return found
-
-
-_WITH_LSE = {"return_aux": AuxRequest(lse=True)}
 
 
 def kept_block_lists(tile: GatherTile, q_len: int, kv_len: int) -> tuple[int, Lists] | None:
@@ -382,20 +356,13 @@ def rules_mod(tile: GatherTile, key_mask: Tensor | None) -> Any:
     """The rules of a tile and the padding as a ``mask_mod``."""
 
     def mask_mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        distance = q_idx - kv_idx
-        seen = distance >= 0 if tile.causal else distance == distance
-        if tile.inside is not None:
-            seen = seen & (distance >= tile.inside[0]) & (distance <= tile.inside[1])
-        if tile.outside is not None:
-            seen = seen & ((distance < tile.outside[0]) | (distance > tile.outside[1]))
+        seen = tile.sees(q_idx - kv_idx)
         return seen if key_mask is None else seen & key_mask[b, kv_idx]
 
     return mask_mod
 
 
-def _tiles(size: int) -> dict[str, Any]:
-    """Kernel options that keep its tiles within a block; the defaults fit blocks of 128."""
-    if size == 128:
-        return {}
+def _kernel_options(size: int) -> dict[str, Any]:
+    """Options that keep the kernel's tiles within a block; the defaults fit blocks of 128."""
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
-    return {"kernel_options": dict.fromkeys(names, size)}
+    return {} if size == 128 else {"kernel_options": dict.fromkeys(names, size)}

@@ -56,7 +56,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     facts = Facts(q.device.type, q.shape[2], k.shape[2], call, learned_bias=learned)
     path = choose("tiles", facts)
     if path == "cpu-gathered":
-        rules = flat_rules([Rules.of(tile.causal, tile.inside, tile.outside) for tile in tiles])
+        rules = flat_rules(tiles)
         queries, keys, biases = ([getattr(tile, name) for tile in tiles] for name in ("queries", "keys", "bias"))
         return cpu_gathered(q, k, v, call.key_mask, queries, keys, biases, rules, call.scale_for(q.shape[-1]))[0]
     if path == "flex-gathered":
@@ -69,28 +69,27 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
 
 CHUNK_BYTES = 800
 """Estimated size of a :class:`Chunk`."""
-
-
-FAR = 1 << 30
-"""Larger than any distance between two positions."""
-
-
+SHARED = 1 << 17
+"""Masks of at most this many entries are cached."""
+FAR, FAR_ENOUGH = 1 << 30, 1 << 28
+"""Larger than any distance between two positions; larger than any position, so that relative positions stay positive."""
 SKIP, WHOLE, KEYS, PAIRS = -1, 0, 1, 2
 """What a row needs: nothing, since no pair is visible; no mask; a mask over keys; a mask over pairs."""
 
 
 class Rules(NamedTuple):
-    """Pairs with ``low <= query - key <= high`` are visible, except those with ``left_out[0] <= query - key <= left_out[1]``."""
+    """Pairs with ``low <= query - key <= high`` are visible, except for ``left_out[0] <= query - key <= left_out[1]``."""
 
     low: int
     high: int
     left_out: tuple[int, int]
 
     @classmethod
-    def of(cls, causal: bool, inside: tuple[int, int] | None, outside: tuple[int, int] | None) -> Rules:
-        low, high = inside or (-FAR, FAR)
-        low, high, *left_out = (max(-FAR, min(FAR, x)) for x in (max(low, 0) if causal else low, high, *(outside or (FAR, -FAR))))
-        return cls(low, high, (left_out[0], left_out[1]))
+    def of(cls, tile: GatherTile) -> Rules:
+        low, high = tile.inside or (-FAR, FAR)
+        bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (FAR, -FAR)))
+        low, high, first, last = (max(-FAR, min(FAR, x)) for x in bounds)
+        return cls(low, high, (first, last))
 
     @property
     def trivial(self) -> bool:
@@ -162,12 +161,8 @@ class Layout(NamedTuple):
 def layout(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
     """The layout of a tile, cached for its index tensors."""
     tensors = [x for x in (spec.queries, spec.keys, spec.bias) if x is not None]
-    return KEPT.of(
-        tensors,
-        ("layout", len(tensors), spec.rules, heads, q_len, limits),
-        lambda: _lay_out(spec, heads, q_len, limits),
-        lambda made: CHUNK_BYTES * sum(map(len, made.chunks)),
-    )
+    key = ("layout", len(tensors), spec.rules, heads, q_len, limits)
+    return KEPT.of(tensors, key, lambda: _lay_out(spec, heads, q_len, limits), lambda made: CHUNK_BYTES * sum(map(len, made.chunks)))
 
 
 def _lay_out(spec: Spec, heads: int, q_len: int, limits: Limits) -> Layout:
@@ -287,19 +282,9 @@ def _cut(
         at = (queries.slot if queries is not None else 0) + low
         for head in range(0, heads, together):
             for row in range(first, first + count, at_once):
-                yield Chunk(
-                    slice(head, min(heads, head + together)),
-                    slice(row, min(first + count, row + at_once)),
-                    slice(at, at + some),
-                    None if queries is None else queries.row(row - first).part(low, some),
-                    None if keys is None else keys.row(row - first),
-                    need,
-                    False,
-                )
-
-
-SHARED = 1 << 17
-"""Masks of at most this many entries are cached."""
+                place = slice(head, min(heads, head + together)), slice(row, min(first + count, row + at_once)), slice(at, at + some)
+                of_queries = None if queries is None else queries.row(row - first).part(low, some)
+                yield Chunk(*place, of_queries, None if keys is None else keys.row(row - first), need, holes=False)
 
 
 class Call:
@@ -378,10 +363,6 @@ def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride:
         return additive_mask(~_seen(queries, keys, rules), dtype)
 
     return KEPT.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
-
-
-FAR_ENOUGH = 1 << 28
-"""Keeps relative positions positive, since -1 means an empty slot."""
 
 
 def _places(chunk: Chunk, run: Run | None, listed: Tensor | None) -> Tensor:
@@ -503,8 +484,6 @@ class Tokens:
 
 
 FORWARD = Limits(queries=24576, keys=4096, viewed=1 << 40)
-
-
 BACKWARD = Limits(queries=3072, keys=4096, viewed=24576)
 """The results of a call stay within the cache, and their memory is reused by the next."""
 
@@ -530,24 +509,20 @@ def cpu_gathered(
     if key_mask is not None or not (layouts and layouts[0].complete):
         out.zero_()
         lse.fill_(MASKED)
-    scratch = Scratch()
-    q_tokens, k_tokens, v_tokens = Tokens(q), Tokens(k), Tokens(v)
-    into = Tokens(out), Tokens(lse)
+    scratch, into = Scratch(), (Tokens(out), Tokens(lse))
+    tokens = [(Tokens(x), side, name) for x, side, name in ((q, "queries", "q"), (k, "keys", "k"), (v, "keys", "v"))]
     for number, (spec, plan) in enumerate(zip(specs, layouts, strict=True)):
         for call in calls(spec, plan, q, key_mask):
-            call_q, call_k, call_v = (
-                x.read(call, side, scratch, name)
-                for x, side, name in ((q_tokens, "queries", "q"), (k_tokens, "keys", "k"), (v_tokens, "keys", "v"))
-            )
-            part, part_lse = flash(call_q, call_k, call_v, attn_mask=call.mask, scale=scale)
+            at = [x.read(call, side, scratch, name) for x, side, name in tokens]
+            part, part_lse = flash(*at, attn_mask=call.mask, scale=scale)
             _write(into, call, part, part_lse, merge=number > 0, scratch=scratch)
     zero_unseen(out, lse)
     return out, lse
 
 
-def flat_rules(parts: Sequence[Rules]) -> list[int]:
-    """The rules of all tiles as the operator takes them."""
-    return [number for rules in parts for number in (rules.low, rules.high, *rules.left_out)]
+def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
+    """The rules of all tiles as the operator takes them: four numbers per tile."""
+    return [number for low, high, left_out in map(Rules.of, tiles) for number in (low, high, *left_out)]
 
 
 def _specs(queries: Sequence[Tensor], keys: Sequence[Tensor], biases: Sequence[Tensor | None], numbers: Sequence[int]) -> list[Spec]:
@@ -590,18 +565,15 @@ def cpu_gathered_backward(
     specs = _specs(queries, keys, biases, rules)
     sums = [Tokens(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
     scratch = Scratch()
-    by_query = {name: Tokens(x) for name, x in (("grad", grad), ("q", q), ("out", out), ("lse", lse))}
-    by_key = {name: Tokens(x) for name, x in (("k", k), ("v", v))}
+    given = {"grad": grad, "q": q, "k": k, "v": v, "out": out, "lse": lse}
+    tokens = [(Tokens(x), "keys" if name in ("k", "v") else "queries", name) for name, x in given.items()]
     for spec in specs:
         for call in calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD), q, key_mask):
-            at = {name: x.read(call, "queries", scratch, name) for name, x in by_query.items()}
-            at |= {name: x.read(call, "keys", scratch, name) for name, x in by_key.items()}
+            at = [x.read(call, side, scratch, name) for x, side, name in tokens]
             if call.chunk.holes:  # a weight of exp(score - lse) = 0
                 assert call.queries is not None
-                at["lse"].masked_fill_((call.queries < 0).transpose(1, 2), -MASKED)
-            parts = flash_backward(
-                at["grad"], at["q"], at["k"], at["v"], at["out"], at["lse"], 0.0, False, attn_mask=call.mask, scale=scale
-            )
+                at[-1].masked_fill_((call.queries < 0).transpose(1, 2), -MASKED)
+            parts = flash_backward(*at, 0.0, False, attn_mask=call.mask, scale=scale)
             for total, side, part in zip(sums, ("queries", "keys", "keys"), parts, strict=True):
                 total.add(call, side, part)
     dq, dk, dv = (y.copy_(total.x) for y, total in zip(token_major(q.dtype, q, k, v), sums, strict=True))

@@ -26,9 +26,9 @@ from torch import Tensor
 from .dispatch import CALL, Facts, choose
 
 CHUNK = 64
-"""Tokens per chunk of the causal form, which is quadratic inside a chunk."""
-
-
+"""Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
+FEW = 16
+"""Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
 State = dict[str, Tensor]
 """``kv (B, H_kv, F, D)``, the sum of φ(k)ᵀv, and ``z (B, H_kv, F)``, the sum of φ(k); batch first."""
 
@@ -120,10 +120,6 @@ class _Divided(torch.autograd.Function):
         out, weight = ctx.saved_tensors
         grad = grads[0] * inverse_of(weight)
         return grad, -(grad * out).sum(-1, keepdim=True)
-
-
-FEW = 16
-"""Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
 
 
 def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ For tiles, pairs are computed :data:`PAIRS` at a time and recomputed in the back
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -125,8 +126,7 @@ def _pieces(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
             bias = tile.bias
             if bias is not None:
                 bias = bias[:, :, at if bias.shape[2] > 1 else slice(None), within if bias.shape[3] > 1 else slice(None)]
-            queries, keys = tile.queries[:, :, at, within], tile.keys[:, :, at]
-            yield type(tile)(queries, keys, tile.causal, tile.inside, tile.outside, bias)
+            yield dataclasses.replace(tile, queries=tile.queries[:, :, at, within], keys=tile.keys[:, :, at], bias=bias)
 
 
 def _rows(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:
@@ -158,14 +158,5 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall
 def allowed(tile: GatherTile, key_mask: Tensor | None, b: Tensor) -> Tensor:
     """Which pairs the tile's rules and the padding leave visible, ``(B or 1, H or 1, R, Tq, Tk)`` bool."""
     q_idx, kv_idx = tile.queries[..., :, None], tile.keys[..., None, :]
-    seen = (q_idx >= 0) & (kv_idx >= 0)
-    distance = q_idx - kv_idx
-    if tile.causal:
-        seen = seen & (distance >= 0)
-    if tile.inside is not None:
-        seen = seen & (distance >= tile.inside[0]) & (distance <= tile.inside[1])
-    if tile.outside is not None:
-        seen = seen & ~((distance >= tile.outside[0]) & (distance <= tile.outside[1]))
-    if key_mask is not None:
-        seen = seen & key_mask[b, tile.keys.clamp(min=0)][..., None, :]
-    return seen
+    seen = (q_idx >= 0) & (kv_idx >= 0) & tile.sees(q_idx - kv_idx)
+    return seen if key_mask is None else seen & key_mask[b, tile.keys.clamp(min=0)][..., None, :]

@@ -32,10 +32,16 @@ from torch import Tensor
 from ..naming import OPERATORS
 from ..private_apis import aten, has_aten, warn_missing
 from .call import AttentionCall, ScoreMod
-from .dense import index_grid, masked_softmax, repeat_heads
+from .dense import grid_of, index_grid, masked_softmax, repeat_heads
 
 SCORE_CELLS = 1 << 19
 """Scores per step of a search, so that the results of a step stay within the cache."""
+WIDTHS = (32, 8)
+"""Scores in a block, in the first and in the second round of the prefilter."""
+LEAST = 1024
+"""Shortest row that is prefiltered."""
+SLICE = 1 << 20
+"""Most gathered numbers in memory at once where no fused operation gathers them."""
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
@@ -84,7 +90,7 @@ def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op(f"{OPERATORS}::topk_keys", mutates_args=())
 def topk_keys(q: Tensor, k: Tensor, key_mask: Tensor | None, count: int, causal: bool, scale: float) -> Tensor:
-    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64 in ascending order, -1 where a query sees fewer.
+    """The ``count`` best keys of every query by q·k, ``(B, H, Nq, count)`` int64, -1 where a query sees fewer, in ascending order.
 
     Args:
         q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
@@ -114,14 +120,8 @@ def topk_blocks(q: Tensor, summaries: Tensor, kept: Tensor, count: int, span: in
     return _search(q, summaries, count, visible)
 
 
-def _fake(q, k, mask, count, *_):  # type: ignore[no-untyped-def]
-    return q.new_empty((*q.shape[:3], count), dtype=torch.int64)
-
-
-topk_keys.register_fake(_fake)
-
-
-topk_blocks.register_fake(_fake)
+for _operator in (topk_keys, topk_blocks):
+    _operator.register_fake(lambda q, k, mask, count, *_: q.new_empty((*q.shape[:3], count), dtype=torch.int64))
 
 
 def search_keys(
@@ -225,14 +225,6 @@ def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int |
     return torch.cat(found).view(batch, heads, length, count)
 
 
-WIDTHS = (32, 8)
-"""Scores in a block, in the first and in the second round."""
-
-
-LEAST = 1024
-"""Shortest row that is prefiltered."""
-
-
 def prefiltered_topk(scores: Tensor, k: int, margin: Tensor) -> tuple[Tensor, Tensor]:
     """The k highest of every row, by ascending index.
 
@@ -279,17 +271,7 @@ def float32_products(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype != torch.float64 and torch.get_float32_matmul_precision() == "highest"
 
 
-SLICE = 1 << 20
-"""Most gathered numbers in memory at once where no fused operation gathers them."""
-
-
-def selected_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: Tensor,
-    call: AttentionCall,
-) -> Tensor:
+def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: AttentionCall) -> Tensor:
     """Softmax attention of every query over its own list of keys.
 
     Args:
@@ -299,13 +281,10 @@ def selected_attention(
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; zeros where every slot is empty.
     """
-    batch, heads, q_len, head_dim = q.shape
     seen, places = index >= 0, index.clamp(min=0)
-    scores = pair_scores(q, k, places) * call.scale_for(head_dim)
+    scores = pair_scores(q, k, places) * call.scale_for(q.shape[-1])
     if call.score_mod is not None:
-        b = torch.arange(batch, device=q.device).view(-1, 1, 1, 1)
-        h = torch.arange(heads, device=q.device).view(1, -1, 1, 1)
-        i = torch.arange(k.shape[2] - q_len, k.shape[2], device=q.device).view(1, 1, -1, 1)
+        b, h, i, _ = grid_of(q, k)
         scores = call.score_mod(scores, b, h, i, places)
     weights = F.dropout(masked_softmax(scores, seen), call.dropout)
     return pair_sum(weights, v, places).to(q.dtype)
@@ -317,7 +296,8 @@ def pair_scores(q: Tensor, k: Tensor, index: Tensor) -> Tensor:
     out = q.new_empty(index.shape, dtype=_dtype(q))
     for queries, keys, places, into in _heads(q, k, index, out):
         if q.device.type == "cpu" and has_aten("pair_scores"):
-            offsets, bags = _bags(places)
+            count, size = places.shape  # equal bags: their offsets, and the bag of every entry
+            offsets, bags = torch.arange(0, count * size, size), torch.arange(count).repeat_interleave(size)
             weights = aten("pair_scores")(queries, keys, places.flatten(), offsets, bags, 0)
             into.copy_(weights.view(into.shape))
         else:
@@ -370,27 +350,6 @@ def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
         yield slice(row, row + step)
 
 
-def _bags(places: Tensor) -> tuple[Tensor, Tensor]:
-    """embedding_bag's layout of equal bags: their offsets, and the bag of every entry."""
-    count, size = places.shape
-    return torch.arange(0, count * size, size), torch.arange(count).repeat_interleave(size)
-
-
-@pair_scores.register_fake
-def _(q, k, index):  # type: ignore[no-untyped-def]
-    return q.new_empty(index.shape, dtype=_dtype(q))
-
-
-@pair_sum.register_fake
-def _(weights, v, index):  # type: ignore[no-untyped-def]
-    return v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v))
-
-
-@pair_spread.register_fake
-def _(weights, x, index, kv_len):  # type: ignore[no-untyped-def]
-    return x.new_empty((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x))
-
-
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*inputs[:3])
 
@@ -410,12 +369,11 @@ def _spread_backward(ctx, grad):  # type: ignore[no-untyped-def]
     return pair_scores(x, grad, index).to(weights.dtype), pair_sum(weights, grad, index).to(x.dtype), None, None
 
 
+pair_scores.register_fake(lambda q, k, index: q.new_empty(index.shape, dtype=_dtype(q)))
+pair_sum.register_fake(lambda weights, v, index: v.new_empty((*index.shape[:3], v.shape[3]), dtype=_dtype(v)))
+pair_spread.register_fake(lambda weights, x, index, kv_len: x.new_empty((*index.shape[:2], kv_len, x.shape[3]), dtype=_dtype(x)))
 pair_scores.register_autograd(_scores_backward, setup_context=_save)
-
-
 pair_sum.register_autograd(_sum_backward, setup_context=_save)
-
-
 pair_spread.register_autograd(_spread_backward, setup_context=_save)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_longattn.engines.byte_cache import KEPT
 from hf_longattn.engines.call import AttentionCall, GatherTile, rows_of
-from hf_longattn.engines.gathered import Rules, cpu_gathered, flat_rules, gathered_attention
+from hf_longattn.engines.gathered import cpu_gathered, flat_rules, gathered_attention
 from hf_longattn.engines.plain import plain_gathered
 
 BATCH, HEADS, WIDTH = 2, 3, 8
@@ -144,7 +144,7 @@ def test_operator_is_well_formed_compiles_and_exports() -> None:
     x = inputs(40, 40, torch.float32)
     parts = local_parts(40)
     bias = torch.rand(1, 1, 5, 1, 24) > 0.3
-    rules = flat_rules([Rules.of(part.causal, part.inside, part.outside) for part in parts])
+    rules = flat_rules(parts)
     lists = ([part.queries for part in parts], [part.keys for part in parts], [bias, None], rules, 0.3)
     torch.library.opcheck(cpu_gathered, (*x, None, *lists), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
