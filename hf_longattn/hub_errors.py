@@ -1,4 +1,4 @@
-"""Translates errors of the Hub and of the connection to it into one sentence for a user, without tokens."""
+"""Translates errors of the Hub and its connection into one sentence for the user, without tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from huggingface_hub.errors import HTTPError  # of the HTTP library in use: rais
 
 from .errors import CheckpointError, HubError, LongAttentionError, in_a_line
 
-__all__ = ["DOWNLOAD", "TOKEN", "UPLOAD", "is_broken_connection", "redacted", "translated_errors"]
-
 TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b")
 """A Hub token."""
 LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
@@ -22,9 +20,9 @@ LOG_IN = "log in with `hf auth login`, or give a token with --token or HF_TOKEN"
 
 @dataclass(frozen=True)
 class Operation:
-    """The sentences of an operation on the Hub; ``{}`` is the repository's name in quotes.
+    """The messages for an operation on the Hub; ``{}`` is the repository's name in quotes.
 
-    error: the class that errors of the Hub become.
+    error: the class of the errors raised.
     invalid: the name is not a valid repository id.
     missing: there is no such repository, or it is not visible.
     offline: HF_HUB_OFFLINE is set.
@@ -70,12 +68,12 @@ def redacted(text: str, token: str | bool | None = None) -> str:
 
 @contextlib.contextmanager
 def translated_errors(repo_id: str, token: str | bool | None = None, operation: Operation = UPLOAD) -> Iterator[None]:
-    """Raise errors of calls to the Hub as the operation's error class, with one sentence."""
+    """Raise errors of the Hub as the operation's error class, in one sentence."""
     try:
         yield
     except LongAttentionError:
         raise
-    except Exception as error:  # an unexpected answer can make the client raise anything
+    except Exception as error:  # an unexpected response can make the client raise anything
         local = _local(error)
         if local is not None:
             raise CheckpointError(f"{str(local.filename)!r}: {local.strerror or type(local).__name__}.") from error
@@ -95,7 +93,7 @@ def _broken(error: BaseException) -> bool:
 
 
 def _local(error: BaseException) -> OSError | None:
-    """The error of a local file, if that is what failed and not the Hub."""
+    """The error of a local file, if it caused the failure."""
     if _response(error) is not None or is_broken_connection(error):
         return None
     return next((one for one in _chain(error) if isinstance(one, OSError) and one.filename is not None), None)

@@ -1,4 +1,4 @@
-"""Reads files that others wrote: which ones may be opened, bounds on text, JSON and counts, types of fields, and recipes."""
+"""Reads files that others wrote: which may be opened, limits on text, JSON and counts, types of fields, and recipes."""
 
 from __future__ import annotations
 
@@ -12,36 +12,16 @@ from typing import Any
 
 from .errors import CheckpointError, LongAttentionError, nearest, shortened
 
-__all__ = [
-    "NAMES",
-    "NATURAL",
-    "NUMBER",
-    "TEXT",
-    "check_config",
-    "check_counts",
-    "check_fields",
-    "check_files",
-    "check_link",
-    "check_name",
-    "homes_of",
-    "named_class",
-    "read_json",
-    "read_json_object",
-    "read_recipe",
-    "read_text",
-    "ready_recipes",
-]
-
 CONFIGS = Path(__file__).parent / "configs"
 """The recipes that come with the package."""
 LARGEST_JSON = 256 * 2**20
-"""Bytes; the index of the largest checkpoints takes a few MB, a tokenizer tens of MB."""
+"""In bytes; the index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
 DEEPEST = 100
-"""Levels of JSON; configs have about five, and the code that reads them is recursive."""
+"""Levels of JSON, which is read recursively; configs have about five."""
 LAYERS = re.compile(r"(layers?|groups|group_num|depths?|blocks|experts)$")
 """Fields of a config that count modules to build."""
 CHECKED = ("long_attention", "decoder_long_attention")
-"""Fields whose options are checked elsewhere; their "blocks" are not modules."""
+"""Fields that are checked elsewhere; their "blocks" are not modules."""
 MOST_LAYERS = 1000
 """Upper bound, unless the checkpoint has more tensors."""
 MOST_LABELS = 1_000_000
@@ -62,25 +42,22 @@ def check_name(path: str | Path) -> None:
 def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = ()) -> None:
     """Check every file of a source that may be read or copied, without opening it.
 
-    Links are followed inside the folder, and from a snapshot of the Hub's cache into the files that belong to it. Any other
-    link would copy a file of this machine into the result, and perhaps upload it to the Hub.
+    Links are followed inside the folder, and from a snapshot of the Hub's cache into its repository. Any other link would copy a file of
+    this machine into the result, and perhaps upload it to the Hub.
 
     Args:
         folder: the source.
-        patterns: of file names in the folder itself.
-        folders: sub-folders, with everything below them.
+        patterns: of file names in the folder.
+        folders: sub-folders, which are checked with everything below them.
 
     Raises:
         CheckpointError: a link that is broken or leads outside, something that is not a regular file, or a file without read permission.
     """
-    homes = homes_of(folder)
-    folders = list(folders)
+    homes, folders = homes_of(folder), list(folders)
     for path in (folder / name for name in folders):
-        if path.is_symlink():
-            check_link(path, homes)
+        check_link(path, homes)
     for path in sorted(_chosen(folder, patterns, folders)):
-        if path.is_symlink():
-            check_link(path, homes)
+        check_link(path, homes)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise CheckpointError(f"{str(path)!r} is a folder where a file is expected; remove it.")
@@ -91,7 +68,7 @@ def check_files(folder: Path, patterns: Iterable[str], folders: Iterable[str] = 
 
 
 def homes_of(folder: Path) -> list[Path]:
-    """Where the links of a checkpoint may lead: into its folder and, in a snapshot of the Hub's cache, to the repository's blobs."""
+    """Where links of a checkpoint may lead: into its folder and, in a snapshot of the Hub's cache, to the repository's blobs."""
     place = folder.resolve()
     return [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
 
@@ -107,14 +84,16 @@ def _chosen(folder: Path, patterns: Iterable[str], folders: Iterable[str]) -> It
 
 
 def check_link(path: Path, homes: list[Path]) -> None:
-    """Refuse a link that leads outside of `homes`, or nowhere.
+    """Refuse a path that is a link to nothing, or out of `homes`.
 
     Raises:
         CheckpointError: naming the target.
     """
+    if not path.is_symlink():
+        return
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # a loop is either, by version of Python
+    except (OSError, RuntimeError) as error:  # a loop raises either, depending on the version of Python
         raise CheckpointError(
             f"{str(path)!r} is a link to {os.readlink(path)!r}, which does not exist; put a file in its place."
         ) from error
@@ -147,7 +126,7 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file, with bounded nesting and text that can be encoded as UTF-8.
+    """The JSON in a file, with limited nesting and text that can be encoded as UTF-8.
 
     Raises:
         CheckpointError: it is not JSON, is too large, or cannot be read.
@@ -164,13 +143,12 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).") from None
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} is not valid JSON ({error}).") from error
-    level, depth = [value], 0
-    while level:
-        if depth > DEEPEST:
-            raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).")
+    level = [value]
+    for _ in range(DEEPEST + 1):
         containers = [one for one in level if isinstance(one, dict | list)]
         level = [inner for one in containers for inner in (one.values() if isinstance(one, dict) else one)]
-        depth += 1
+    if level:
+        raise CheckpointError(f"{str(path)!r} is not valid JSON (nested too deeply).")
     if re.search(r"\\u[dD][89a-fA-F]", text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -197,11 +175,11 @@ def ready_recipes() -> list[str]:
 
 
 def read_recipe(recipe: str | Path, names: Iterable[str]) -> dict[str, Any]:
-    """The values of a recipe in YAML: a file, or one of :func:`ready_recipes` by its name. Dashes in names are underscores.
+    """The values of a YAML recipe: a file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
 
     Args:
         recipe: the path or the name.
-        names: the settings that it may contain.
+        names: the settings that it may have.
 
     Raises:
         LongAttentionError: it does not exist, is not a YAML mapping, or contains another name.
@@ -232,12 +210,12 @@ def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None
     """Refuse counts that would build a model far larger than its tensors, before any tensor is read.
 
     Args:
-        values: those of a config.json; nested objects are checked, too.
+        values: of a config.json; nested objects are checked, too.
         name: of the checkpoint.
-        tensors: that it has.
+        tensors: number of tensors in the checkpoint.
 
     Raises:
-        CheckpointError: one of them is larger than the number of tensors allows.
+        CheckpointError: a count is larger than the number of tensors allows.
     """
     for field, value in values.items():
         if field in CHECKED:
@@ -269,7 +247,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "a list of text": lambda value: isinstance(value, list) and _all_text(value),
     "a list of one class name": lambda value: isinstance(value, list) and len(value) <= 1 and _all_text(value),
 }
-"""What a field of JSON can be, in the words of a message."""
+"""Types of JSON fields, in the words of a message."""
 CONFIG_FIELDS = {
     "model_type": TEXT,
     "architectures": "a list of one class name",
@@ -280,14 +258,14 @@ CONFIG_FIELDS = {
 
 
 def check_config(values: Mapping[str, Any], name: str) -> None:
-    """Refuse a config.json in which the fields that this package reads have types that transformers does not write.
+    """Refuse a config.json whose fields have types that transformers does not write.
 
     Args:
         values: of the config.json.
         name: of the checkpoint.
 
     Raises:
-        CheckpointError: naming the field, and what it must be.
+        CheckpointError: naming the field and its expected type.
     """
     check_fields(values, CONFIG_FIELDS, f"The config.json of {name!r}")
     check_counts(values, name)
@@ -301,10 +279,10 @@ def check_fields(values: Mapping[str, Any], fields: Mapping[str, Any], where: st
         fields: by name, the expected type in the words of :data:`TYPES`, or fields of an object, or a list of one of these. A name that
             ends in "!" is required in an object that is not empty.
         where: the file, as the subject of the message.
-        advice: what to do, at the end of the message.
+        advice: the end of the message.
 
     Raises:
-        CheckpointError: naming the field, its value and what it must be.
+        CheckpointError: naming the field, its value and its expected type.
     """
     for found, value, expected in _misfits(values, fields, ""):
         ending = f"; {advice}" if advice else ""

@@ -52,12 +52,12 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
 
 
 def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rewritten card keeps because nothing else records it: how the model was trained, and what was measured."""
+    """The parts of an earlier card that nothing else records: how the model was trained, and what was measured."""
     if not readme.is_file():
         return {}
     try:
         card = read_card(readme)
-    except CheckpointError:  # the user is warned where its metadata is inherited
+    except CheckpointError:  # inherited_metadata warns about it
         return {}
     kept = {"training": section(card.text, "Training"), "measured": section(card.text, "Results")}
     if contents.get("results"):
@@ -68,7 +68,7 @@ def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section(text: str, heading: str) -> str:
-    """The text under a heading of a card, up to the next heading of its level."""
+    """The text of a card under a heading of the second level."""
     found = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return found[1].strip() if found else ""
 
@@ -94,18 +94,17 @@ def model_card(
 ) -> ModelCard:
     """The card of a saved model.
 
-    Licence, language, datasets and tags that are not given are inherited: from the folder's own ``README.md``, or else from that of the
-    source.
+    Licence, language, datasets and tags that are not given are inherited from the folder's ``README.md``, or else from the source's.
 
     Args:
         model_dir: a saved model.
         base_model: the Hub name of the model it was made from; a local folder is named in the text only.
-        source: the folder or Hub name of the model whose card is inherited from; the report's by default.
-        report: the conversion's report; the folder's ``conversion_report.json`` by default.
+        source: the folder or Hub name of the model whose card is inherited from; by default the report's.
+        report: the conversion's report; by default the folder's ``conversion_report.json``.
         results: measured rows; those without a ``system`` also go into the metadata (``model-index``).
-        name: what a reader types to load the model, a Hub name or a path; ``model_dir`` by default.
+        name: what a reader types to load the model, a Hub name or a path; by default ``model_dir``.
         title, introduction, training, limits: text; limits follow those that the config implies.
-        license, language, datasets, tags: the Hub's metadata.
+        license, language, datasets, tags: metadata of the Hub.
         measured, eval_results: the table of results and its metadata from an earlier card, if no results are given.
 
     Raises:
@@ -116,24 +115,15 @@ def model_card(
     config = read_config(folder)
     report = (read_report(folder) if report is None else report) or {}
     plan = report.get("plan") or {}
+    attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
+    architecture, length = named_class(config, "AutoModel"), int(plan.get("new_length") or tokens_of(config))
+    title = title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2])
     rows = [MeasuredResult.of(row) for row in results]
     given = {"base_model": base_model, "license": license, "language": language, "datasets": datasets, "tags": tags}
     metadata = with_inherited(given, _inherited(folder, source or plan.get("source")))
-    title = title or (folder.resolve().name if name is None else name.rstrip("/").rpartition("/")[2])
-    architecture = named_class(config, "AutoModel")
-    attention = LongAttentionConfig.from_dict(config["long_attention"]) if "long_attention" in config else None
-    length = int(plan.get("new_length") or tokens_of(config))
+    metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
+    data = _card_data(folder, architecture, metadata, is_long=attention is not None)
     base = metadata.get("base_model") or (_display_name(plan["source"]) if plan.get("source") else None)
-    inherited = {*metadata.pop("tags")}
-    sentences = (folder / SENTENCE_MODULES).is_file()
-    own: dict[str, Any] = {
-        "library_name": "sentence-transformers" if sentences else "transformers",
-        "model_name": title,
-        "pipeline_tag": "sentence-similarity" if sentences else (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1],
-        "tags": sorted(inherited.union(TAGS) if attention else inherited.difference(TAGS)) or None,
-        "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results,
-    }
-    data = ModelCardData(**metadata, **own)
     card = ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -154,8 +144,21 @@ def model_card(
     return card
 
 
+def _card_data(folder: Path, architecture: str, metadata: dict[str, Any], *, is_long: bool) -> ModelCardData:
+    """The metadata of a card, with the library, the task and the tags of a model in ``folder``."""
+    sentences = (folder / SENTENCE_MODULES).is_file()
+    task = "sentence-similarity" if sentences else (head_of(class_to_load(folder, architecture)) or (None, None, ""))[1]
+    tags = {*metadata["tags"]}
+    own = {
+        "library_name": "sentence-transformers" if sentences else "transformers",
+        "pipeline_tag": task,
+        "tags": sorted(tags.union(TAGS) if is_long else tags.difference(TAGS)) or None,
+    }
+    return ModelCardData(**{**metadata, **own})
+
+
 def with_name(text: str, folder: Path, name: str) -> str:
-    """A card with its marked parts, those that name the model, rendered for another name; the rest of the text stays."""
+    """A card with its marked parts, which name the model, rendered for another name; the other text stays."""
     parts = _parts(folder, read_config(folder), read_report(folder), name)
     return MARKED.sub(lambda found: parts.get(found[1], found[0]), text)
 
@@ -172,7 +175,7 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
 
 
 def _inherited(folder: Path, source: str | Path | None) -> dict[str, Any]:
-    """The metadata of the folder's own card or else of its source's, without that one's base."""
+    """The metadata of the folder's card, or else of its source's card without its base."""
     if (folder / "README.md").is_file():
         return inherited_metadata(folder / "README.md")
     card = source_card(source) if source is not None else None

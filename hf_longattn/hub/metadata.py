@@ -1,4 +1,4 @@
-"""Metadata of model cards: what a card inherits from that of its source, and whether it can be read back."""
+"""Metadata of model cards: what a card inherits from its source's, and whether it can be read back."""
 
 from __future__ import annotations
 
@@ -8,38 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..reading import read_text
 
-__all__ = ["KEPT", "check_metadata", "fetch_card", "inherited_metadata", "read_card", "source_card", "with_inherited"]
-
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
-"""Metadata that a converted model shares with its source. Results are not among them: they were measured on another model."""
+"""Metadata that a converted model shares with its source; not results, which were measured on another model."""
 LISTED = ("language", "datasets", "tags", "base_model")
 """Fields that may have several values."""
-FORMATS = frozenset(
-    [
-        "coreml",
-        "flax",
-        "gguf",
-        "jax",
-        "keras",
-        "mlx",
-        "onnx",
-        "openvino",
-        "pytorch",
-        "rust",
-        "safetensors",
-        "tensorflow",
-        "tf",
-        "tf-keras",
-        "tflite",
-        "torch",
-        "transformers",
-    ]
-)
+FORMATS = frozenset((
+    "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
+    "tflite", "torch", "transformers",
+))  # fmt: skip
 """Tags that name the format of the source's files."""
 
 
@@ -86,9 +68,6 @@ def source_card(source: str | Path) -> Path | None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder / "README.md" if (folder / "README.md").is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     try:
         cached = try_to_load_from_cache(str(source), "README.md")
     except HFValidationError:  # the path of a folder that no longer exists
@@ -98,15 +77,12 @@ def source_card(source: str | Path) -> Path | None:
 
 def fetch_card(repo_id: str) -> None:
     """Download the card of a Hub repository into the Hub cache, if it has one that can be read."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError
-
     with contextlib.suppress(OSError, ValueError, HTTPError):  # without it, no metadata is inherited
         hf_hub_download(repo_id, "README.md")
 
 
 def with_inherited(given: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """The given metadata, completed by the inherited: tags are merged, and a licence is inherited with its name and link or not at all."""
+    """The given metadata, completed by the inherited: tags are merged; a licence is inherited with its name and link, or not at all."""
     own_license = given.get("license") is not None
     rest = {name: value for name, value in inherited.items() if not (own_license and name.startswith("license"))}
     merged = {**rest, **{name: value for name, value in given.items() if value}}

@@ -21,8 +21,6 @@ from .metadata import read_card
 from .remote_code import bundle_remote_code
 from .usage import ADAPTER, next_step, remote_usage
 
-__all__ = ["PushReport", "check_login", "push_model"]
-
 LEFT_OUT = (".*", "checkpoint-*", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*", "__pycache__")
 """Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -32,8 +30,8 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class PushReport:
-    """What was uploaded: the files of the commit, those of the folder that were left out, and which card the repository has
-    (``"the folder's"``, ``"written"``, or ``"the repository's"``, which is unchanged)."""
+    """What was uploaded: the commit's files, the folder's files that were left out, and which card the repository has
+    (``"the folder's"``, ``"written"``, or ``"the repository's"``, unchanged)."""
 
     repo: str
     url: str
@@ -60,26 +58,25 @@ def push_model(
     user_code: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> PushReport:
-    """Upload a saved model in one commit. Files of the repository that the folder does not have stay.
+    """Upload a saved model in one commit. Other files of the repository stay.
 
     A broken connection is retried; large files that have arrived are not uploaded again, neither then nor by a later call.
 
-    A link in the folder is followed if it leads to a file inside the folder or, in a snapshot of the Hub's cache, to one of the same
-    repository; any other is refused, since it would upload a file that is not part of the model.
+    Links are followed inside the folder and, in a snapshot of the Hub's cache, inside its repository; any other link is refused, since it
+    would upload a file that is not part of the model.
 
     Args:
         folder: a saved model.
         repo_id: ``NAME`` or ``USER/NAME``; created if it does not exist.
         private: make it private. Refused if the repository exists and is public.
         revision: a branch; created from the main one if it does not exist.
-        token: with write access; ``None`` takes HF_TOKEN or that of `hf auth login`.
-        commit_message: of the commit.
+        token: with write access; by default HF_TOKEN or that of `hf auth login`.
         remote_code, user_code: bundle the model's code first, see :func:`hf_longattn.hub.bundle_remote_code`.
-        log: told when a broken connection is retried.
+        log: called with a message when a broken connection is retried.
 
     Raises:
-        CheckpointError: the folder is not a saved model, names code that is missing, or contains a file that cannot be read or a link that
-            leads elsewhere.
+        CheckpointError: the folder is not a saved model, names code that is missing, or contains an unreadable file or a link that leads
+            elsewhere.
         HubError: no access, no connection, or a file that contains a token.
         RemoteCodeError: modified or custom code without ``user_code``.
     """
@@ -129,7 +126,7 @@ def _push(
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
     changed = {**_adapter(place, name), **_report(place, name), **({"README.md": text} if text is not None else {})}
-    with tempfile.TemporaryDirectory() as made:  # what is uploaded, and nothing else: texts for the repository, links to the rest
+    with tempfile.TemporaryDirectory() as made:  # exactly what is uploaded: texts for the repository, and links to the other files
         stage = Path(made)
         for file in {*files, *changed}:
             (stage / file).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +167,7 @@ def _files(place: Path) -> tuple[list[str], list[str]]:
     for path in sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir()):
         inside = path.relative_to(place)
         out = any(fnmatch.fnmatch(part, pattern) for part in inside.parts for pattern in LEFT_OUT)
-        if not out and path.is_symlink():
+        if not out:
             check_link(path, homes)
         if not path.is_dir():
             (kept if path.is_file() and not out else left_out).append(inside.as_posix())
@@ -192,7 +189,7 @@ def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> N
 
 
 def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
-    """The text of the card to upload, if any, and which one it is; `has_card`: whether the folder or the repository has one."""
+    """The card to upload, if any, and which one it is; `has_card`: whether the folder or the repository has one."""
     readme = place / "README.md"
     if not readme.is_file():
         return (None, "the repository's") if has_card else (str(model_card(place, name=name)), "written")
@@ -204,7 +201,7 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
 
 
 def _adapter(place: Path, name: str) -> dict[str, str]:
-    """The config of a PEFT adapter that was converted with the model, naming the repository as its base; by its path."""
+    """Path -> config of a PEFT adapter that was converted with the model, with the repository as its base."""
     file = place / ADAPTER
     if not file.is_file():
         return {}
@@ -215,7 +212,7 @@ def _adapter(place: Path, name: str) -> dict[str, str]:
 
 
 def _report(place: Path, name: str) -> dict[str, str]:
-    """The report of a conversion, naming the repository, and the source without its folder; by its path."""
+    """Path -> the conversion's report, with the repository's name, and without the source's folder."""
     report = read_report(place)
     if not report:
         return {}

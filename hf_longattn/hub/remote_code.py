@@ -1,11 +1,11 @@
-"""Put the code of a model beside its weights, so that it loads where this package is not installed.
+"""Bundle a model's code with its weights, so that it loads where this package is not installed.
 
     bundle_remote_code("my-long-bert")
     AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)     # without hf_longattn
 
-The files are the modules of this package that the model's family and mechanisms import, and no others. transformers loads files that lie
-side by side and follows ``from .name import`` only, so ``from ..engines.dense import x`` becomes ``from .longattn_engines_dense import x``;
-nothing else of a file changes. A header names its origin, and ``config.json`` lists the classes under ``auto_map``.
+A bundle consists of the modules of this package that the model's family and mechanisms import. transformers loads files of one folder and
+follows only ``from .name import``, so ``from ..engines.dense import x`` becomes ``from .longattn_engines_dense import x``; files do not
+change otherwise. A header names their origin, and ``config.json`` lists the classes under ``auto_map``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,11 @@ from ..modeling.family import family_of
 from ..private_apis import auto_classes, mapped_names
 from .card import read_config
 
-__all__ = ["BUNDLED", "bundle_remote_code", "check_remote_code"]
-
 PACKAGE = "hf_longattn"
 DISTRIBUTION = "hf-longattn"
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ("longattn_*.py", "modeling_long_*.py")
-"""Patterns of the files that a bundle consists of."""
+"""Patterns of a bundle's files."""
 LICENSE = """\
 # Copyright the authors of hf_longattn.
 #
@@ -63,7 +61,7 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     """Write the modelling code of a saved Long model into its folder, and name it in ``config.json``.
 
     Args:
-        folder: of a saved Long model. Files of an earlier bundle are replaced; of the others, only ``config.json`` changes.
+        folder: of a saved Long model. Files of an earlier bundle are replaced; of all others, only ``config.json`` changes.
         user_code: also bundle modified files of this package, and mechanisms that were registered from other modules.
 
     Returns:
@@ -128,8 +126,8 @@ def _seeds(family: Family, config: Any) -> Iterator[Module]:
 
 
 def _mechanisms(config: Any, family: Family) -> set[str]:
-    """Every mechanism of the model, with the members of composite ones, and those of a default config, which transformers creates: the
-    family's, and the package's, since the family's may follow from defaults of transformers that change with its version."""
+    """Every mechanism of the model, with the members of composite ones, and those of default configs, which transformers creates: the
+    family's, and the package's, since defaults of transformers, and so the family's, may change with its version."""
     found = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
     for one in (config, family.config_class()):
@@ -143,7 +141,7 @@ def _mechanisms(config: Any, family: Family) -> set[str]:
 
 
 def _members(choice: Mapping[str, Any]) -> Iterator[str]:
-    """The mechanism of a choice and, with its options' defaults filled in, the mechanisms among them."""
+    """The mechanism of a choice and the mechanisms among its options, with their defaults."""
     given = {name: value for name, value in choice.items() if name not in ("mechanism", "heads")}
     yield choice["mechanism"]
     for value in check_options(choice["mechanism"], given).to_dict().values():
@@ -162,7 +160,7 @@ def _custom_module(name: str) -> Module:
 
 
 def _check_self_contained(module: Module) -> None:
-    """A custom file may import this package and installed ones, but no other file of its author's."""
+    """Refuse a custom file that imports anything but this package and installed ones."""
     installed = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), PACKAGE}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom):
@@ -179,7 +177,7 @@ def _check_self_contained(module: Module) -> None:
 
 @dataclass(frozen=True)
 class Module:
-    """A module by its dotted name and its file: of this package, or a user's that imports from it."""
+    """A module of this package, or a user's that imports from it."""
 
     name: str
     path: Path
@@ -198,11 +196,9 @@ class Module:
         return self.name.split(".")[0] == PACKAGE
 
     @cached_property
-    def imports(self) -> tuple[tuple[ast.ImportFrom, tuple[Import, ...]], ...]:
-        """Every import statement about this package, with the names it imports."""
-        return tuple(self._imports())
-
-    def _imports(self) -> Iterator[tuple[ast.ImportFrom, tuple[Import, ...]]]:
+    def imports(self) -> list[tuple[ast.ImportFrom, list[Import]]]:
+        """Every statement that imports from this package, with the names it imports."""
+        found = []
         parts = self.name.split(".")
         package = parts if self.path.name == "__init__.py" else parts[:-1]
         for node in ast.walk(self.tree):
@@ -216,7 +212,8 @@ class Module:
             base = package[: len(package) + 1 - node.level] if node.level and self.own else []
             base = [*base, *(node.module.split(".") if node.module else [])]
             if base[:1] == [PACKAGE] and (self.own or not node.level):
-                yield node, tuple(_resolved(base, alias, f"{self.path.name}, line {node.lineno},") for alias in node.names)
+                found.append((node, [_resolved(base, alias, f"{self.path.name}, line {node.lineno},") for alias in node.names]))
+        return found
 
     def flattened(self, files: Mapping[str, str]) -> str:
         """The text with every import of this package replaced; ``files`` maps dotted names to flat file names without ``.py``."""
@@ -264,7 +261,7 @@ def flat_name(name: str) -> str:
 
 
 def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
-    """What ``from base import alias`` imports: a module, or a name of one; public names of the package are traced to their module."""
+    """What ``from base import alias`` imports; public names of the package are traced to their module."""
     whole = ".".join([*base, alias.name])
     if base == [PACKAGE] and alias.name not in ("families", "mechanisms"):
         from .. import _MODULE_OF
@@ -289,7 +286,7 @@ def _flat_imports(imports: Iterable[Import], files: Mapping[str, str]) -> Iterat
 
 
 def _by_package(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Flat file names of the modules that are imported by name, as ``hf_longattn.naming`` looks them up."""
+    """Flat file names of the modules that are imported by name, for ``hf_longattn.naming``."""
     packages: dict[str, dict[str, str]] = {"families": {}, "mechanisms": {}}
     for name, file in files.items():
         parts = name.split(".")
@@ -305,24 +302,15 @@ def _by_package(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Attributes:
-    origin: readable, for example "hf_longattn 0.1.0, git commit 0123456789ab".
-    modified: files that differ from it.
-    """
+    """origin: for example "hf_longattn 0.1.0, git commit 0123456789ab"; modified: files that differ from it."""
 
     origin: str
     modified: tuple[Path, ...]
 
 
 def provenance(files: Iterable[Path]) -> Provenance | None:
-    """Compare files of this package with the record of the installed distribution or, in a checkout, with git's last commit.
-
-    Args:
-        files: absolute paths.
-
-    Returns:
-        ``None`` when neither knows them.
-    """
+    """Compare files of this package with the installed distribution's record or, in a checkout, with git's last commit; ``None`` if neither
+    knows them."""
     paths = [path.resolve() for path in files]
     return _of_distribution(paths) or _of_checkout(paths)
 
@@ -368,7 +356,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _origin(own: list[Module], custom: list[Module], user_code: bool) -> str:
-    """The origin for the headers; modified and custom code is refused unless it was asked for."""
+    """The origin for the headers; modified and custom code is refused without ``user_code``."""
     known = provenance(module.path for module in own)
     changed = [os.path.relpath(path) for path in known.modified] if known is not None else []
     if not user_code and (custom or changed or known is None):

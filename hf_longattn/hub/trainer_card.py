@@ -13,10 +13,8 @@ from ..reading import read_text
 from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
 
-__all__ = ["complete_pushed_card", "from_source", "keep_model_card"]
-
 EMPTY_CARD = "This model card has been automatically generated"
-"""In the card that transformers writes for a repository without one."""
+"""In the card that transformers writes for a repository that has none."""
 TRAINING = "## Training procedure"
 """Heading of the part of Trainer's card that only Trainer knows."""
 
@@ -87,8 +85,8 @@ def complete_trainer_card(folder: Path, repo_id: str | None, source: str) -> Non
 
 
 def introduction(text: str, source: str) -> str:
-    """The first paragraphs of Trainer's card, without its comment, its title and its wrong guesses: a loaded model was not trained from
-    scratch, and a data set may have no name."""
+    """The first paragraphs of Trainer's card, without comment and title, and corrected: a loaded model was not trained from scratch, and a
+    data set may have no name."""
     said = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).strip().partition("\n## ")[0]
     said = re.sub(r"^# .*$", "", said, flags=re.MULTILINE).strip()
     if source:

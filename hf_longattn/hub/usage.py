@@ -1,4 +1,4 @@
-"""What a card tells its reader to type: code that loads and runs the model, as it stands, and the command that trains it further."""
+"""What a card tells its reader to type: code that loads and runs the model, and the command that trains it further."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_le
 output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """
-_SUMMARY = """
+_DOCUMENT = """
 inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+"""
+_SUMMARY = f"""{_DOCUMENT}\
 output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
-_CLASS = """
-inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+_LOGITS = f"""{_DOCUMENT}\
 with torch.no_grad():
     logits = model(**inputs).logits
+"""
+_CLASS = f"""{_LOGITS}\
 print(model.config.id2label[logits[0].argmax().item()])
 """
-_TOKEN_CLASSES = """
-inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits
+_TOKEN_CLASSES = f"""{_LOGITS}\
 print([model.config.id2label[number] for number in logits[0].argmax(-1).tolist()])
 """
 _NEXT_SENTENCE = """
@@ -71,19 +71,20 @@ inputs = {{name: torch.stack([row[name] for row in rows], dim=1) for name in row
 with torch.no_grad():
     print(model(**inputs).logits.softmax(-1))
 """
-_OUTPUTS = """
-inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+_OUTPUTS = (
+    _DOCUMENT
+    + """\
 with torch.no_grad():
     outputs = model(**inputs)
 print({{name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)}})
 """
-_HIDDEN = """
-inputs = tokenizer("A long document starts here. " * 50, truncation=True, max_length={length}, return_tensors="pt")
+)
+_HIDDEN = f"""{_DOCUMENT}\
 with torch.no_grad():
     print(model(**inputs).last_hidden_state.shape)
 """
 
-# ending of the class name -> (Auto class, task on the Hub, what comes after loading)
+# ending of the class name -> (Auto class, task on the Hub, code that runs the loaded model)
 HEADS: dict[str, tuple[str, str | None, str]] = {
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering", _QA),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", _MASKED),
@@ -96,7 +97,7 @@ HEADS: dict[str, tuple[str, str | None, str]] = {
     "ForNextSentencePrediction": ("AutoModelForNextSentencePrediction", None, _NEXT_SENTENCE),
     "ForPreTraining": ("AutoModelForPreTraining", None, _OUTPUTS),
     "MTModel": ("AutoModelForSeq2SeqLM", "translation", _SUMMARY),
-    "DoubleHeadsModel": ("", None, _OUTPUTS),  # that no Auto class gives
+    "DoubleHeadsModel": ("", None, _OUTPUTS),  # without an Auto class
     "Model": ("AutoModel", "feature-extraction", _HIDDEN),
 }
 
@@ -107,9 +108,9 @@ print(model.similarity(embeddings, embeddings))
 """
 
 SENTENCE_MODULES = "modules.json"
-"""In a sentence-transformers folder."""
+"""A file of every sentence-transformers folder."""
 ADAPTER = Path("adapter", "adapter_config.json")
-"""Of an adapter that was converted with its base."""
+"""The config of an adapter that was converted with its base."""
 ADAPTED = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -117,7 +118,7 @@ ADAPTED = {
     "CAUSAL_LM": "ForCausalLM",
     "SEQ_2_SEQ_LM": "ForConditionalGeneration",
 }
-"""Task of an adapter -> ending of the class that it adapts."""
+"""Task of an adapter -> ending of the adapted class's name."""
 MODEL = "{model}"
 """Stands for the model's name in the fields of a report."""
 INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
@@ -125,7 +126,7 @@ OURS = "import hf_longattn  # registers the model with transformers"
 
 
 def usage_section(folder: Path, config: dict[str, Any], name: str, length: int) -> str:
-    """What a card says about loading the model as ``name``, with this package and, if its code was bundled, without."""
+    """The section about loading the model as ``name``, with this package and, if its code was bundled, without."""
     code = snippet(folder, config, name, length)
     if code is None:
         text = f"Import `hf_longattn`, then load it; the class is `{named_class(config, 'AutoModel')}`."
@@ -153,13 +154,8 @@ def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, tru
             f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {named_class(config, 'model')} with mechanisms"
         )
     if (folder / SENTENCE_MODULES).is_file():
-        start = (
-            ["from sentence_transformers import SentenceTransformer"]
-            if trusts_code
-            else [OURS, "from sentence_transformers import SentenceTransformer"]
-        )
-        load = f"model = SentenceTransformer({_quoted(name)}{_trust(trusts_code)})"
-        return "\n".join([*start, "", load, _SENTENCES.strip()])
+        start = [*([] if trusts_code else [OURS]), "from sentence_transformers import SentenceTransformer", ""]
+        return "\n".join([*start, f"model = SentenceTransformer({_quoted(name)}{_trust(trusts_code)})", _SENTENCES.strip()])
     attention = LongAttentionConfig.from_dict(config["long_attention"]) if is_long else None
     marks_question = config.get("question_separator_id") is not None  # the model makes the question global by itself
     return usage(
@@ -203,15 +199,14 @@ def usage(
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
-    """How a result that needs training is trained, from the report's ``next_step`` with ``name`` in place of ``{model}``: a command, as a
-    shell takes it, or advice."""
+    """How a model that needs training is trained, from the report's ``next_step``: a shell command, or advice, for the model ``name``."""
     if step.get("command"):
         return shlex.join(word.replace(MODEL, name) for word in step["command"])
     return (step.get("advice") or "").replace(MODEL, name)
 
 
 def class_to_load(folder: Path, architecture: str) -> str:
-    """The class that a saved model is used with: that of its adapter's task, if it has one, else its own."""
+    """The class to load a saved model with: that of its adapter's task, if it has one, or its own."""
     if not (folder / ADAPTER).is_file():
         return architecture
     task = read_json_object(folder / ADAPTER).get("task_type")
@@ -219,7 +214,7 @@ def class_to_load(folder: Path, architecture: str) -> str:
 
 
 def head_of(architecture: str) -> tuple[str, str | None, str] | None:
-    """(Auto class, Hub task, snippet) of a model class by the ending of its name; ``None`` for heads without a snippet."""
+    """(Auto class, Hub task, snippet) of a model class; ``None`` for heads without a snippet."""
     return next((head for ending, head in HEADS.items() if architecture.endswith(ending)), None)
 
 
