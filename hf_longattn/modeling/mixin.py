@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,6 +73,11 @@ class LongAttentionMixin(ModelHooks, _Base):
         super().post_init()
         freeze_tables(self, self.family)
         self.add_model_tags(list(TAGS))
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether Trainer may leave the mean over accumulated batches to the head; see :func:`divides_by_items`."""
+        return divides_by_items(type(self))
 
     def before_upload(self, working_dir: Any, repo_id: str) -> None:
         """Give a repository without a card ours, in place of transformers' empty one."""
@@ -387,6 +393,24 @@ def with_long_arguments(base_forward: Any) -> Any:
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     forward.__signature__ = signature.replace(parameters=[*parameters[:last], *added, *parameters[last:]])  # type: ignore[attr-defined]
     return forward
+
+
+@functools.cache
+def divides_by_items(model_class: type) -> bool:
+    """Whether a head hands ``num_items_in_batch``, the labels of all accumulated batches, on to its loss, which then divides by them.
+
+    Trainer takes every ``forward`` with free keyword arguments for such a one, and does not divide by the number of accumulated batches.
+    Most heads for masked tokens, classes and tokens ignore the argument and return the mean of one batch, so that their losses and
+    gradients would add up: eight times too large with eight batches.
+    """
+    told = getattr(model_class, "accepts_loss_kwargs", None)
+    if isinstance(told, bool):
+        return told
+    try:
+        source = inspect.getsource(inspect.unwrap(model_class.forward))  # type: ignore[attr-defined]
+    except (OSError, TypeError):  # no source: the mean of the batches is nearly right everywhere
+        return False
+    return re.search(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*", source) is not None
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:

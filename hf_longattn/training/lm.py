@@ -46,7 +46,7 @@ def finetune_lm(args: LMTrainingArguments) -> dict[str, Any]:
     documents, held_out = read_documents(args)
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
     usual: dict[str, Any] = {
-        "processing_class": tokenizer, "max_minutes": args.max_minutes, "mean_of_batches": objective == "mlm",
+        "processing_class": tokenizer, "max_minutes": args.max_minutes,
     }  # fmt: skip
     trainer: TimedTrainer
     if args.segments:

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from hf_longattn.modeling.mixin import divides_by_items
+
 LEAST_LOGS = 10
 """Log entries of a short run."""
 
@@ -26,17 +28,14 @@ class TimedTrainer(Trainer):
     Args:
         max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
             limit: the schedule is Trainer's own.
-        mean_of_batches: the loss of a step is the mean of its batches' losses. Trainer takes every ``forward`` with free keyword arguments
-            for one that divides by the labels of the whole step, and does not divide by the number of batches; heads for masked
-            tokens, classes and spans return the mean of one batch, so their gradients would be added up: eight times too
-            large with eight batches. False = Trainer's rule, right for causal language models.
         *args, **kwargs: Trainer's.
     """
 
-    def __init__(self, *args: Any, max_minutes: float | None = None, mean_of_batches: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if mean_of_batches:
-            self.model_accepts_loss_kwargs = False
+        inner: Any = self.accelerator.unwrap_model(self.model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
+        self.model_accepts_loss_kwargs &= divides_by_items(type(inner))
         self.card: Callable[[], object] | None = None
         self.clock = Clock(max_minutes)
         self.add_callback(StopInTime(self.clock))

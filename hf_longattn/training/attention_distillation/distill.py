@@ -136,7 +136,6 @@ class Run:
             args.of_stage(stage),
             train_dataset=EndlessInputs(self.documents, self.tokenizer, self.length, args.seed),
             data_collator=collator(self.tokenizer, self.objective, self.length, args),
-            mean_of_batches=stage == 1 or self.objective == "mlm",
             stage=stage,
             log_path=args.folder / LOG_NAME,
         )

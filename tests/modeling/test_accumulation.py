@@ -1,0 +1,96 @@
+"""A plain Trainer's accumulated batches give the loss and the gradients of one large batch, whatever the head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_longattn import LongAttentionConfig
+from hf_longattn.families import (
+    LongBartConfig,
+    LongBartForConditionalGeneration,
+    LongBertConfig,
+    LongBertForMaskedLM,
+    LongBertForQuestionAnswering,
+    LongBertForSequenceClassification,
+    LongBertForTokenClassification,
+    LongBertLMHeadModel,
+    LongGPT2Config,
+    LongGPT2ForSequenceClassification,
+    LongGPT2LMHeadModel,
+    LongLlamaConfig,
+    LongLlamaForCausalLM,
+    LongLlamaForTokenClassification,
+    LongModernBertConfig,
+    LongModernBertForMaskedLM,
+    LongRobertaConfig,
+    LongRobertaForMaskedLM,
+)
+
+SIZES = {
+    "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 34,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": 32,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_positions": 32,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+BART = {
+    "vocab_size": 32, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "dropout": 0.0, "pad_token_id": 0,
+}  # fmt: skip
+CASES = [
+    (LongBertForMaskedLM, LongBertConfig, SIZES, "tokens"),
+    (LongBertLMHeadModel, LongBertConfig, {**SIZES, "is_decoder": True}, "tokens"),
+    (LongBertForTokenClassification, LongBertConfig, SIZES, "tags"),
+    (LongBertForSequenceClassification, LongBertConfig, SIZES, "classes"),
+    (LongBertForQuestionAnswering, LongBertConfig, SIZES, "spans"),
+    (LongRobertaForMaskedLM, LongRobertaConfig, SIZES, "tokens"),
+    (LongGPT2LMHeadModel, LongGPT2Config, GPT2, "tokens"),
+    (LongGPT2ForSequenceClassification, LongGPT2Config, {**GPT2, "pad_token_id": 0}, "classes"),
+    (LongLlamaForCausalLM, LongLlamaConfig, {**SIZES, "num_key_value_heads": 2}, "tokens"),
+    (LongLlamaForTokenClassification, LongLlamaConfig, {**SIZES, "num_key_value_heads": 2}, "tags"),
+    (LongModernBertForMaskedLM, LongModernBertConfig, SIZES, "tokens"),
+    (LongBartForConditionalGeneration, LongBartConfig, BART, "tokens"),
+]
+
+
+@pytest.mark.parametrize(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, sizes: dict[str, Any], labels: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = []
+    for number in range(4):
+        ids = torch.randint(5, 32, (12,), generator=generator)
+        targets = {
+            "tokens": {"labels": ids},
+            "tags": {"labels": ids % 2},
+            "classes": {"labels": torch.tensor(number % 2)},
+            "spans": {"start_positions": torch.tensor(number), "end_positions": torch.tensor(number + 1)},
+        }
+        data.append({"input_ids": ids, **targets[labels]})
+
+    def step(batch: int) -> tuple[float, torch.Tensor]:
+        torch.manual_seed(0)
+        model = model_class(config_class(long_attention=LongAttentionConfig(mechanism="window", window=8), **sizes))
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=batch, gradient_accumulation_steps=4 // batch, max_grad_norm=0.0,
+            optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+            logging_steps=1, bf16=False,
+        )  # fmt: skip
+        trainer = Trainer(model, arguments, train_dataset=data)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    (together, whole), (apart, parts) = step(4), step(1)
+    assert apart == pytest.approx(together, rel=1e-4)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
