@@ -395,7 +395,6 @@ def with_long_arguments(base_forward: Any) -> Any:
     return forward
 
 
-@functools.cache
 def divides_by_items(model_class: type) -> bool:
     """Whether a head hands ``num_items_in_batch``, the labels of all accumulated batches, on to its loss, which then divides by them.
 

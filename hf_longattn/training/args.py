@@ -58,6 +58,9 @@ class LongTrainingArguments(TrainingArguments):
     max_minutes: float | None = argument(
         None, "Stop after this many minutes, as measured by the first process; the learning rate reaches zero by then."
     )
+    tokens_per_batch: int = argument(
+        0, "Tokens of a training batch, in place of a number of rows: in all where batches are packed, else rows × longest; 0 = off."
+    )
     resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
     dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
@@ -155,6 +158,11 @@ class LMTrainingArguments(TextTrainingArguments):
         "inputs. For mechanisms with a memory: transformer_xl, infini, recurrent_memory, linear, window."
     )  # fmt: skip
 
+    packing: bool | None = argument(
+        None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "
+        "can (Long models). Without, documents are joined by the end token."
+    )  # fmt: skip
+
     def check(self) -> None:
         super().check()
         checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
@@ -197,6 +205,9 @@ class ClassificationTrainingArguments(LongTrainingArguments):
     validation_split: str = argument("validation", "Split of --validation, if it has several.")
     max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
+    packing: bool | None = argument(
+        None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
+    )
     per_device_train_batch_size: int = argument(2, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
     per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")

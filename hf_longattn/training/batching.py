@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import DataCollatorWithFlattening, PreTrainedModel, TrainingArguments
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, PreTrainedModel, TrainingArguments
 
 from hf_longattn.backend import BACKEND
+from hf_longattn.errors import OptionError
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from hf_longattn.private_apis import attention_implementation
 
 
-def packed(rows: Sequence[dict[str, Any]], padding: dict[str, int] | None = None) -> dict[str, Tensor]:
+def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """One row ``(1, T)`` of all columns, and ``documents (1, T)``, the number of each token's row.
 
     A Long model restarts positions with each document by itself, and no mechanism lets one see another. ``attention_mask`` is left out.
@@ -38,7 +40,7 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
 
     def __init__(self, *, shifted: bool = False) -> None:
         super().__init__(return_position_ids=False)
-        self.shifted = shifted
+        self.shifted, self.pack = shifted, True
 
     def __call__(self, features: list[dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
         rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
@@ -48,6 +50,43 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
             starts = torch.nn.functional.pad(batch["documents"][:, 1:] != batch["documents"][:, :-1], (1, 0), value=True)
             batch["labels"] = labels.masked_fill(starts, self.separator_id)
         return batch
+
+
+class DataCollatorForPackedText(DataCollatorForLanguageModeling):
+    """transformers' collator of language models for rows that hold several documents: the rows of a batch become one row ``(1, T)`` with
+    ``documents (1, T)``; with next-token labels the first token of a document is no target. There is no padding."""
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        """Rows with input_ids and documents, lists of the same length."""
+        ids = [token for row in examples for token in row["input_ids"]]
+        batch = super().torch_call([{"input_ids": ids}])
+        numbers = torch.tensor([(place, number) for place, row in enumerate(examples) for number in row["documents"]])
+        borders = torch.nn.functional.pad((numbers[1:] != numbers[:-1]).any(1), (1, 0), value=True)
+        batch.pop("attention_mask", None)
+        batch["documents"] = borders.cumsum(0)[None] - 1
+        if not self.mlm:  # the base leaves end tokens out where they are the padding token as well
+            batch["labels"] = batch["input_ids"].masked_fill(borders[None], -100)
+        return batch
+
+
+@contextmanager
+def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
+    """Let the pooling of a packed row ``(1, T)`` read the first token of each document; ``lengths (B,)``."""
+    starts = lengths.cumsum(0) - lengths
+    module = pooling_module(model)
+    assert module is not None
+    handle = module.register_forward_pre_hook(lambda _, args: (args[0][0, starts][:, None], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def pooling_module(model: PreTrainedModel) -> nn.Module | None:
+    """The module that is given all hidden states and reads the first token; ``None`` where the model picks the token itself."""
+    found = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
+    module = next((one for one in found if isinstance(one, nn.Module)), None)
+    return None if isinstance(module, nn.Linear) else module
 
 
 def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | None:
@@ -61,6 +100,18 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     if args.torch_compile:
         return "a compiled model takes no packed documents"
     return "several GPUs in one process (DataParallel) split rows; use accelerate launch" if args.n_gpu > 1 else None
+
+
+def chosen_packing(args: Any, model: PreTrainedModel, refusal: str | None = None) -> bool:
+    """Whether to pack: as ``args.packing`` says, by default where nothing, nor ``refusal``, is against it.
+
+    Raises:
+        OptionError: it is asked for, and something is against it.
+    """
+    why = refusal or packing_refusal(model, args)
+    if args.packing and why:
+        raise OptionError(f"--packing: {why.rstrip('.')}; leave it out")
+    return args.packing is not False and why is None
 
 
 class TokenBudget(Sampler[list[int]]):

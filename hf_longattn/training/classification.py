@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.batching import chosen_packing, first_tokens, packed, pooling_module
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.trainer import TimedTrainer
@@ -45,6 +47,9 @@ def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, 
     names = class_names(texts, [str(config.id2label[number]) for number in sorted(config.id2label)])
     model = load_classifier(args.model, tokenizer, names)
     length = input_length(model, tokenizer, args.max_length)
+    no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
+    pack = chosen_packing(args, model, no_pooling)
+    args.remove_unused_columns = False
     documents, held_out = (to_documents(data, tokenizer, length, names) for data in (texts, held_texts))
     trainer = ClassificationTrainer(
         model,
@@ -52,7 +57,7 @@ def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, 
         train_dataset=documents,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=DocumentCollator(tokenizer, pack=pack),
         preprocess_logits_for_metrics=_choices,
         compute_metrics=_accuracy,
         max_minutes=args.max_minutes,
@@ -61,12 +66,56 @@ def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, 
     train(trainer, args)
     after = trainer.scores(held_out)
     counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
-    log = {"input_length": length, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
+    log = {"input_length": length, "packed": pack, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
     return finish(trainer, args, log, describe_classification)
 
 
+class DocumentCollator(DataCollatorWithPadding):
+    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False) -> None:
+        super().__init__(tokenizer)
+        self.pack = pack
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]
+        if not self.pack:
+            return super().__call__(rows)
+        lengths = {
+            "labels": torch.tensor([row.pop("labels") for row in rows]),
+            "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
+        }
+        return {**packed(rows), **lengths}
+
+
 class ClassificationTrainer(TimedTrainer):
-    """Scores documents by their length."""
+    """Trains on packed rows or padded ones, and scores documents by their length."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if "lengths" not in inputs:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        given = {name: value for name, value in inputs.items() if name != "lengths"}
+        with first_tokens(self.accelerator.unwrap_model(model), inputs["lengths"]):
+            return super().compute_loss(model, given, *args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Padded rows: several processes gather one row for each document."""
+        with self._padded():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As :meth:`get_eval_dataloader`."""
+        with self._padded():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _padded(self) -> Iterator[None]:
+        usual: Any = getattr(self, "data_collator")  # noqa: B009 - Trainer's
+        self.data_collator = DocumentCollator(self.processing_class)
+        try:
+            yield
+        finally:
+            self.data_collator = usual
 
     def scores(self, data: Dataset) -> dict[str, Any]:
         """Accuracy and macro F1 in per cent, by document length; empty in all processes but the first."""

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.args import LMTrainingArguments, TextTrainingArguments
+from hf_longattn.training.batching import DataCollatorForPackedText, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
@@ -44,7 +45,9 @@ def finetune_lm(args: LMTrainingArguments) -> dict[str, Any]:
     length = args.segments or input_length(model, tokenizer, args.max_length)
     args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
     documents, held_out = read_documents(args)
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
+    pack = chosen_packing(args, model) and not args.segments
+    kind = DataCollatorForPackedText if pack else DataCollatorForLanguageModeling
+    collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
     usual: dict[str, Any] = {
         "processing_class": tokenizer, "max_minutes": args.max_minutes,
     }  # fmt: skip
@@ -56,12 +59,12 @@ def finetune_lm(args: LMTrainingArguments) -> dict[str, Any]:
         collate = SegmentCollator(collator if collator.mlm else None)
         trainer = SegmentTrainer(model, args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
     else:
-        inputs, measured_inputs = (to_inputs(data, tokenizer, length) for data in (documents, held_out))
+        inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
         trainer = TimedTrainer(model, args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
     before = trainer.evaluate()["eval_loss"]
     train(trainer, args)
     after = trainer.evaluate()["eval_loss"]
-    log = {"objective": objective, "input_length": length, "held_out_loss": {"before": before, "after": after}}
+    log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": {"before": before, "after": after}}
     return finish(trainer, args, log, describe_lm_training)
 
 
@@ -93,8 +96,10 @@ def read_documents(args: TextTrainingArguments) -> tuple[Dataset, Dataset]:
     return data.select(range(len(data) - held_out)), data.select(range(len(data) - held_out, len(data)))
 
 
-def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
     """Tokenise, join the documents by their end token, and cut into inputs of ``length`` tokens.
+
+    With ``pack`` every document has its first and end tokens, and ``documents`` numbers the document of each token.
 
     A document longer than an input continues in the next one; the tokens left over at the end of a batch of documents form a shorter
     input, so that short texts are not lost.
@@ -103,6 +108,12 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) ->
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         encoded = tokenizer(rows["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        if pack:
+            whole = [[*first, *ids, *end] for ids in encoded]
+            stream = list(chain.from_iterable(whole))
+            numbers = list(chain.from_iterable([number] * len(ids) for number, ids in enumerate(whole)))
+            cuts = range(0, len(stream), length)
+            return {"input_ids": [stream[at : at + length] for at in cuts], "documents": [numbers[at : at + length] for at in cuts]}
         stream = list(chain.from_iterable([*ids, *end] for ids in encoded))
         room = length - len(first)
         return {"input_ids": [first + stream[at : at + room] for at in range(0, len(stream), room)]}

@@ -29,7 +29,7 @@ from hf_longattn.evaluation.qa_reader import Answer, QAReader
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.training.args import QATrainingArguments
-from hf_longattn.training.batching import packed, packing_refusal
+from hf_longattn.training.batching import chosen_packing, packed
 from hf_longattn.training.collators import DataCollatorWithGlobals
 from hf_longattn.training.data import DataError
 from hf_longattn.training.lengths import PositionRange, input_length
@@ -61,10 +61,7 @@ def finetune_qa(args: QATrainingArguments) -> dict[str, Any]:
         attach_evidence(model)
     varied = args.random_positions or bool(args.windows)
     features = training_features(records, tokenizer, form, args.long_documents, document_start=varied)
-    refusal = packing_refusal(model, args) or ("windows and random_positions vary padded rows" if varied else None)
-    if args.packing and refusal:
-        raise OptionError(f"--packing: {refusal}; leave it out")
-    pack = args.packing is not False and refusal is None
+    pack = chosen_packing(args, model, "windows and random_positions vary padded rows" if varied else None)
     args.remove_unused_columns = False  # targets go to the loss, the others are the model's
     reader = None
     if validation is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import Any
 import torch
 import torch.utils.data
 from accelerate.utils import broadcast
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from hf_longattn.errors import OptionError
 from hf_longattn.modeling.mixin import divides_by_items
+from hf_longattn.training.batching import TokenBudget
 
 LEAST_LOGS = 10
 """Log entries of a short run."""
@@ -37,12 +42,32 @@ class TimedTrainer(Trainer):
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
         self.model_accepts_loss_kwargs &= divides_by_items(type(inner))
         self.card: Callable[[], object] | None = None
+        self.throughput = Throughput()
         self.clock = Clock(max_minutes)
         self.add_callback(StopInTime(self.clock))
         self.add_callback(LogEnough())
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
             self.add_callback(EarlyStoppingCallback(patience))
+
+    def get_train_dataloader(self) -> Any:
+        """With ``tokens_per_batch``, batches of that many tokens; see :class:`TokenBudget`."""
+        budget = getattr(self.args, "tokens_per_batch", 0)
+        if not budget:
+            return super().get_train_dataloader()
+        data: Any = self.train_dataset
+        if "length" not in getattr(data, "column_names", ()):
+            raise OptionError("tokens_per_batch needs rows of known length, which a stream of text has not; give --batch_size instead")
+        self.accelerator.even_batches = False  # TokenBudget makes as many batches for every process
+        padded = not getattr(self.data_collator, "pack", False)
+        batches = TokenBudget(data["length"], budget, self.args.seed, padded=padded, processes=self.args.world_size)
+        workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        loader: Any = DataLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pinned)
+        return self.accelerator.prepare(loader)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        self.throughput.count(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
@@ -55,7 +80,8 @@ class TimedTrainer(Trainer):
         return SeededGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log({**logs, "minutes": round(self.clock.elapsed(), 2)}, start_time)
+        speed = self.throughput.report(self.args.world_size) if "loss" in logs else {}
+        super().log({**logs, **speed, "minutes": round(self.clock.elapsed(), 2)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's, without ``training_args.bin``: a pickle, which nobody needs to use the model."""
@@ -69,6 +95,45 @@ class TimedTrainer(Trainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             self.card()
+
+
+class Throughput:
+    """Tokens that a process trains on, between two entries of the log."""
+
+    def __init__(self) -> None:
+        self.real: Tensor | int = 0
+        self.cells, self.since = 0, time.monotonic()
+
+    def count(self, inputs: dict[str, Any]) -> None:
+        """Add a batch; padding is what its mask says."""
+        ids, mask = inputs.get("input_ids"), inputs.get("real", inputs.get("attention_mask"))
+        if not isinstance(ids, Tensor):
+            return
+        masked = isinstance(mask, Tensor) and mask.shape == ids.shape
+        self.real = self.real + (mask.sum() if masked else ids.numel())  # type: ignore[union-attr]
+        self.cells += ids.numel()
+
+    def report(self, processes: int) -> dict[str, float]:
+        """tokens_per_second of all processes (padding not counted), the share of padding, and the peak memory of this process in GB."""
+        now = time.monotonic()
+        real, cells, seconds = float(self.real), self.cells, max(now - self.since, 1e-9)
+        self.real, self.cells, self.since = 0, 0, now
+        if not cells:
+            return {}
+        memory = peak_memory()
+        speed = {"tokens_per_second": round(processes * real / seconds, 1), "padding": round(1 - real / cells, 4)}
+        return {**speed, **({} if memory is None else {"peak_memory_gb": round(memory / 1e9, 2)})}
+
+
+def peak_memory() -> int | None:
+    """Bytes at most allocated on the GPU, or else resident in this process; ``None`` where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class SeededGroups(torch.utils.data.Sampler[int]):

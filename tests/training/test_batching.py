@@ -1,0 +1,232 @@
+"""Packed batches: the losses of padded ones for every head that packs, no leak between documents, and batches of a number of tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from hf_longattn import LongAttentionConfig
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import OptionError
+from hf_longattn.families import (
+    LongBertConfig,
+    LongBertForSequenceClassification,
+    LongDebertaV2Config,
+    LongDebertaV2ForSequenceClassification,
+    LongDistilBertConfig,
+    LongDistilBertForSequenceClassification,
+    LongElectraConfig,
+    LongElectraForSequenceClassification,
+    LongGPT2Config,
+    LongGPT2ForSequenceClassification,
+    LongRobertaConfig,
+    LongRobertaForSequenceClassification,
+)
+from hf_longattn.training.args import ClassificationTrainingArguments, CLMTrainingArguments, MLMTrainingArguments
+from hf_longattn.training.batching import (
+    DataCollatorForPackedText,
+    DataCollatorWithPacking,
+    TokenBudget,
+    first_tokens,
+    packed,
+    packing_refusal,
+    pooling_module,
+)
+from hf_longattn.training.classification import finetune_classification
+from hf_longattn.training.lm import finetune_lm, to_inputs
+from tests.training.conftest import checkpoint
+from tests.training.test_classification import rows, table
+
+FAST: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "threads": 1,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+}
+SIZES = {
+    "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 1,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 66,
+}  # fmt: skip
+
+
+def documents(count: int = 4, longest: int = 40) -> list[dict[str, Any]]:
+    choose = random.Random(0)
+    return [{"input_ids": [choose.randrange(5, 64) for _ in range(choose.randint(3, longest))]} for _ in range(count)]
+
+
+def padded(data: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    longest = max(len(row["input_ids"]) for row in data)
+    ids = torch.tensor([row["input_ids"] + [1] * (longest - len(row["input_ids"])) for row in data])
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in data])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class"),
+    [
+        (LongBertForSequenceClassification, LongBertConfig),
+        (LongRobertaForSequenceClassification, LongRobertaConfig),
+        (LongElectraForSequenceClassification, LongElectraConfig),
+    ],
+)
+def test_classes_of_packed_documents(model_class: Any, config_class: Any) -> None:
+    torch.manual_seed(0)
+    model = model_class(config_class(long_attention=LongAttentionConfig(mechanism="window", window=8), **SIZES)).eval()
+    data = documents()
+    lengths = torch.tensor([len(row["input_ids"]) for row in data])
+    with first_tokens(model, lengths):
+        found = model(**packed(data), labels=torch.tensor([0, 1, 0, 1]))
+    expected = model(**padded(data), labels=torch.tensor([0, 1, 0, 1]))
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_that_pick_the_token_themselves_are_padded() -> None:
+    attention = LongAttentionConfig(mechanism="window", window=8)
+    small = {"vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    assert pooling_module(LongGPT2ForSequenceClassification(LongGPT2Config(long_attention=attention, **small))) is None
+    tiny = {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    deberta = LongDebertaV2ForSequenceClassification(LongDebertaV2Config(long_attention=attention, **SIZES))
+    refusal = packing_refusal(deberta, TrainingArguments(report_to=[], use_cpu=True))
+    assert refusal is not None
+    assert "cannot tell its attention where each starts" in refusal
+    assert pooling_module(LongDistilBertForSequenceClassification(LongDistilBertConfig(long_attention=attention, **tiny))) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mechanism": "longformer", "window": 8},
+        {"mechanism": "lsg", "block_size": 8},
+        {"mechanism": "linear"},
+        {"mechanism": "nystrom"},
+        {"mechanism": "bigbird", "block_size": 4},
+    ],
+)
+def test_no_document_sees_its_neighbour(options: dict[str, Any]) -> None:
+    """Bit for bit: the other document's tokens change, and this one's outputs do not."""
+    torch.manual_seed(0)
+    model = LongBertForSequenceClassification(LongBertConfig(long_attention=LongAttentionConfig(**options), **SIZES)).eval()
+    first, second = documents(2)
+    with torch.no_grad():
+        found = [
+            model.bert(**packed([first, other, first])).last_hidden_state for other in (second, {"input_ids": second["input_ids"][::-1]})
+        ]
+    size = len(first["input_ids"])
+    assert torch.equal(found[0][:, :size], found[1][:, :size])
+    assert torch.equal(found[0][:, -size:], found[1][:, -size:])
+    torch.testing.assert_close(found[0][:, :size], found[0][:, -size:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
+)
+def test_text_is_packed_without_a_leak(kind: str, loader: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The loss of rows that hold several documents is that of the documents in rows of their own."""
+    torch.manual_seed(0)
+    convert_checkpoint(
+        checkpoint(kind, tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False
+    )
+    model = loader.from_pretrained(tmp_path / "long").eval()
+    texts = ["one two three", "def read(path):\n    return path", "for each line in file: pass"]
+    data = to_inputs(Dataset.from_dict({"text": texts}), tokenizer, 128, pack=True)
+    assert len(data) == 1
+    assert set(data[0]["documents"]) == {0, 1, 2}
+    batch = DataCollatorForPackedText(tokenizer, mlm=False)([data[0]])
+    alone, counts = [], []
+    for number in range(3):
+        ids = torch.tensor(
+            [[token for token, document in zip(data[0]["input_ids"], data[0]["documents"], strict=True) if document == number]]
+        )
+        labels = ids.clone()
+        if kind == "mlm":
+            labels[:, 0] = -100
+        alone.append(model(input_ids=ids, labels=labels).loss.item())
+        counts.append(ids.shape[1] - 1)
+    whole = sum(loss * count for loss, count in zip(alone, counts, strict=True)) / sum(counts)
+    assert model(**batch).loss.item() == pytest.approx(whole, abs=1e-4)
+
+
+def test_token_labels_are_packed_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    convert_checkpoint(
+        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False
+    )
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "long", num_labels=3).eval()
+    data = [{**row, "labels": [token % 3 for token in row["input_ids"]]} for row in documents()]
+    found = model(**DataCollatorWithPacking()([{**row, "length": len(row["input_ids"])} for row in data]))
+    rows_ = padded(data)
+    labels = torch.full_like(rows_["input_ids"], -100)
+    for number, row in enumerate(data):
+        labels[number, : len(row["labels"])] = torch.tensor(row["labels"])
+    torch.testing.assert_close(found.loss, model(**rows_, labels=labels).loss, atol=1e-5, rtol=1e-5)
+
+
+def test_classification_runs_packed_as_padded(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = Path(checkpoint("mlm", tmp_path / "short", tokenizer))
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", window=32, max_length=128, verify=False)
+    data = table(tmp_path, rows())
+
+    def run(name: str, **more: Any) -> dict[str, Any]:
+        given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / name), "data": [data], "max_steps": 4, "learning_rate": 1e-3}
+        return finetune_classification(ClassificationTrainingArguments(**given, **more, **FAST))
+
+    whole, parts = run("packed", per_device_train_batch_size=4), run("padded", packing=False, per_device_train_batch_size=4)
+    assert (whole["packed"], parts["packed"]) == (True, False)
+    found = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (whole, parts)]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    entry = next(entry for entry in parts["history"] if "loss" in entry)
+    assert entry["padding"] > 0
+    assert entry["tokens_per_second"] > 0
+    assert next(entry for entry in whole["history"] if "loss" in entry)["padding"] == 0
+    budget = run("budget", tokens_per_batch=300)
+    assert len([entry for entry in budget["history"] if "loss" in entry]) == 4
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [("mlm", MLMTrainingArguments), ("clm", CLMTrainingArguments)])
+def test_language_models_pack_by_default(kind: str, arguments: Any, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint(kind, tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
+    given = {"output_dir": str(tmp_path / "out"), "text": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
+    assert finetune_lm(arguments(model=str(tmp_path / "long"), **given))["packed"]
+    assert not finetune_lm(arguments(model=short, **given))["packed"]
+    with pytest.raises(OptionError, match=r"--packing: .* convert it"):
+        finetune_lm(arguments(model=short, packing=True, **given))
+    with pytest.raises(OptionError, match="rows of known length"):
+        finetune_lm(arguments(model=short, tokens_per_batch=500, **given))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("pads", [True, False])
+def test_batches_of_a_number_of_tokens(pads: bool, processes: int) -> None:
+    choose = random.Random(0)
+    lengths = [choose.randint(1, 100) for _ in range(200)] + [700]
+    batches = TokenBudget(lengths, 512, seed=1, padded=pads, processes=processes)
+    first, again = list(batches), list(batches)
+    assert len(first) == len(batches)
+    assert len(first) % processes == 0
+    assert first == again
+    assert sorted({row for batch in first for row in batch}) == list(range(201))
+    for batch in first:
+        size = [lengths[row] for row in batch]
+        assert len(batch) == 1 or (max(size) * len(size) if pads else sum(size)) <= 512
+    batches.set_epoch(1)
+    assert list(batches) != first
+    cells = sum(max(lengths[row] for row in batch) * len(batch) for batch in first)
+    assert sum(lengths) / cells > 0.9  # similar lengths share a batch
