@@ -121,12 +121,15 @@ def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod |
 
 
 def remapped(
-    score_mod: ScoreMod | None, *, queries: Callable[[Tensor], Tensor] | None = None, keys: Callable[[Tensor, Tensor, Tensor], Tensor]
+    score_mod: ScoreMod | None,
+    *,
+    queries: Callable[[Tensor], Tensor] = lambda q_idx: q_idx,
+    keys: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda b, h, kv_idx: kv_idx,
 ) -> ScoreMod | None:
     """``score_mod`` for an engine whose indices are not positions: it is given ``queries(q_idx)`` and ``keys(b, h, kv_idx)``."""
     if score_mod is None:
         return None
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx if queries is None else queries(q_idx), keys(b, h, kv_idx))
+    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, queries(q_idx), keys(b, h, kv_idx))
 
 
 def plus(score_mod: ScoreMod | None, term: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> ScoreMod:

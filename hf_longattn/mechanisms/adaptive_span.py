@@ -1,12 +1,12 @@
 """Adaptive attention span (Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, equations 3 to 5).
 
-Every head learns a span z in [0, max_span]. At distance x = |i - j| a key weighs, with a ramp of R tokens at the end of the span,
+Every head learns a span z in [0, max_span]. With a ramp of R tokens at the end of the span, a key at distance x = |i - j| has the weight
 
     A_ij = m_z(x) exp(s_ij) / Σ_j' m_z(x') exp(s_ij')        m_z(x) = clamp((R + z - x) / R, 0, 1)
 
-over the past when causal. The auxiliary loss λ · mean over heads of z keeps spans as short as the text allows; models add it to their own
-loss. The span is kept as a fraction of max_span, as in the paper's code, so that usual learning rates move it. Only what the longest span
-reaches is visited, at once where compiled graphs keep their shapes: there, what max_span reaches.
+among the past keys in the causal form, else among all. The auxiliary loss λ · mean over heads of z, which models add to their loss, keeps
+spans as short as the text allows. The parameter is z / max_span, as in the authors' code, so that usual learning rates suit it. Only keys
+within the longest span are visited; a compiled graph, whose shapes are fixed, visits those within max_span.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, Pattern, ScoreMod, rows_of
+from ..engines.call import AttentionCall, GatherTile, Pattern, plus, remapped, rows_of
 from ..engines.dense import dense_attention, grid_of, repeat_heads
 from ..engines.dispatch import DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -30,14 +30,14 @@ from .options import Options, option, positive
 from .registry import register_mechanism
 
 BLOCK = 64
-"""Queries that share a run of keys; what is visited is rounded up to it."""
+"""Queries that share a run of keys; the visited span is rounded up to it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSpanOptions(Options):
     max_span: int = option(1024, "the longest span that a head can learn", "tokens")
-    ramp: int = option(32, "R, over how many tokens the weight falls from 1 to 0 at the end of the span", "tokens")
-    init_span: int | None = option(None, "the initial span; none starts at max_span", "tokens")
+    ramp: int = option(32, "R, tokens over which the weight falls from 1 to 0 at the end of the span", "tokens")
+    init_span: int | None = option(None, "the initial span; default: max_span", "tokens")
     span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss")
 
     def check(self) -> None:
@@ -45,18 +45,18 @@ class AdaptiveSpanOptions(Options):
             positive("adaptive_span", name, self)
         if self.init_span is not None and not 0 <= self.init_span <= self.max_span:
             raise OptionError(
-                f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must lie between 0 and max_span={self.max_span}."
+                f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must be between 0 and max_span={self.max_span}."
             )
         if not 0 <= self.span_loss_weight < math.inf:
             raise OptionError(
-                f"Option 'span_loss_weight' of mechanism 'adaptive_span' is {self.span_loss_weight}, but must be 0 or more; "
+                f"Option 'span_loss_weight' of mechanism 'adaptive_span' is {self.span_loss_weight}, but must be at least 0; "
                 "for example span_loss_weight=2e-6."
             )
 
 
 @register_mechanism("adaptive_span")
 class AdaptiveSpan(Mechanism):
-    """Each head learns how far it looks."""
+    """Each head learns how far back it attends."""
 
     summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
@@ -82,15 +82,14 @@ class AdaptiveSpan(Mechanism):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Every head is initialised with ``init_span``."""
+        """Set every head to ``init_span``."""
         super().reset_parameters(generator)
         first = self.options.init_span
         nn.init.constant_(self.span_fraction, 1.0 if first is None else first / self.options.max_span)
 
     @property
     def spans(self) -> Tensor:
-        """z in tokens, ``(H,)`` float32. A fraction that an optimizer has pushed out of [0, 1] counts as the end it passed, and takes
-        gradients that may lead it back."""
+        """z in tokens, ``(H,)`` float32, clamped to [0, max_span] without stopping the gradient, which may bring a fraction back."""
         fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
@@ -103,15 +102,15 @@ class AdaptiveSpan(Mechanism):
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens, read from the parameter each time: nothing tells of a write to its data (an
-        average of weights, an assignment to ``.data``). Compiled graphs cannot read, and take the longest to be max_span."""
+        """The shortest and the longest span in tokens. They are read from the parameter each time, since assignments to its data go
+        unnoticed; compiled graphs cannot read it, and use 0 and max_span."""
         if torch.compiler.is_compiling() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
         shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
         return shortest * self.options.max_span, longest * self.options.max_span
 
     def pattern(self, causal: bool, longest: float | None = None) -> Pattern:
-        """The band that the longest span reaches."""
+        """The band within the longest span."""
         side = math.ceil((self.extremes()[1] if longest is None else longest) + self.options.ramp) - 1
         return Pattern(side, 0 if causal else side, causal)
 
@@ -133,28 +132,22 @@ class AdaptiveSpan(Mechanism):
                 return dense_attention(q, k, v, call)
         dtype = torch.promote_types(q.dtype, torch.float32)
         if choose_pairs(q, k, call) == DENSE_MASKED:
-            near, term = self._dense_terms(dtype, call.score_mod)
-            return dense_attention(q, k, v, call.replace(score_mod=term), mask_mod=near)
+
+            def mask(h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+                return self.soft_mask((q_idx - kv_idx).abs(), h, dtype)
+
+            term = plus(call.score_mod, lambda b, h, q_idx, kv_idx: logarithm(mask(h, q_idx, kv_idx)))
+            call = call.replace(score_mod=term)
+            return dense_attention(q, k, v, call, mask_mod=lambda b, h, q_idx, kv_idx: mask(h, q_idx, kv_idx) > 0)
         part = self._part(q_len, kv_len, call.causal, dtype, q.device, longest)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        return gathered_attention(q, k, v, [part], call.replace(score_mod=_shifted(call.score_mod, kv_len - q_len)))
-
-    def _dense_terms(self, dtype: torch.dtype, score_mod: ScoreMod | None) -> tuple[MaskMod, ScoreMod]:
-        """What is seen at all, and the scores with the logarithm of the soft mask."""
-
-        def near(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            return self.soft_mask((q_idx - kv_idx).abs(), h, dtype) > 0
-
-        def term(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            score = score if score_mod is None else score_mod(score, b, h, q_idx, kv_idx)
-            return score + logarithm(self.soft_mask((q_idx - kv_idx).abs(), h, dtype))
-
-        return near, term
+        score_mod = remapped(call.score_mod, queries=lambda q_idx: q_idx + (kv_len - q_len))  # tiles number the queries from 0
+        return gathered_attention(q, k, v, [part], call.replace(score_mod=score_mod))
 
     def _part(
         self, q_len: int, kv_len: int, causal: bool, dtype: torch.dtype, device: torch.device, longest: float | None = None
     ) -> GatherTile:
-        """Rows of queries with what the longest span reaches; the soft mask is the same for every row."""
+        """Rows of queries with the keys within the longest span; the soft mask is the same for every row."""
         band = self.pattern(causal, longest)
         left = -(-band.left // BLOCK) * BLOCK
         left = left if left <= kv_len else kv_len  # a branch, not min, which torch.compile would keep in the shapes
@@ -170,11 +163,11 @@ class AdaptiveSpan(Mechanism):
         return GatherTile(queries, keys[None, None], bias=logarithm(mask).masked_fill(~seen, float("-inf")))
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        """Whether all heads' spans, as they are now, hold every distance."""
+        """Whether the current spans of all heads cover every distance."""
         return self.extremes()[0] >= length
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """Of the longest span, which every head visits."""
+        """Those within the longest span, which every head visits."""
         band = self.pattern(causal)
         return band_pairs(length, band.left, band.right)
 
@@ -189,10 +182,3 @@ class AdaptiveSpan(Mechanism):
 def logarithm(mask: Tensor) -> Tensor:
     """log of ``mask``; finite, and without gradients, where it is 0."""
     return mask.clamp(min=torch.finfo(mask.dtype).tiny).log()
-
-
-def _shifted(score_mod: ScoreMod | None, offset: int) -> ScoreMod | None:
-    """``score_mod`` for queries that are counted from ``offset``."""
-    if score_mod is None:
-        return None
-    return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + offset, kv_idx)

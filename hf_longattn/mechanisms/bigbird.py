@@ -110,7 +110,7 @@ class BigBird(MaskedMechanism):
 
     @property
     def full_blocks(self) -> int:
-        """Sequences of up to this many blocks are attended to fully (both ways)."""
+        """Bidirectional sequences of up to this many blocks get full attention."""
         o = self.options
         return 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
 
@@ -142,32 +142,32 @@ class BigBird(MaskedMechanism):
         elif o.random_pattern != "seeded":
             random = count.new_zeros(1, 1, rows, 0)
         else:
-            sizes: dict[str, int] = {"window": o.num_window_blocks, "edge": o.num_global_blocks}
-            random = seeded_blocks(seed, self.num_heads, count, rows, o.num_random_blocks, **sizes, causal=causal, device=device)
+            sizes = o.num_random_blocks, o.num_window_blocks, o.num_global_blocks
+            random = seeded_blocks(seed, self.num_heads, count, rows, *sizes, causal, device)
         again = o.num_random_blocks - random.shape[-1]
         return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        times = self.times(causal, None, global_mask)
+        times = self.times(AttentionCall(causal), global_mask)
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
-    def times(self, causal: bool, key_mask: Tensor | None, tokens: Tensor | None, seed: int = 0) -> Callable[[Any, Any, Any, Any], Tensor]:
+    def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
         """The definition: how often a query counts a key, for index tensors of which ``kv_idx`` spans the whole sequence."""
-        size, over_text = self.options.block_size, self.options.blocks_over == "text"
+        size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            length = kv_idx.shape[-1]
-            ends = torch.tensor([length], device=kv_idx.device) if key_mask is None or not over_text else last_real(key_mask) + 1
+            length, by_text = kv_idx.shape[-1], key_mask if self.options.blocks_over == "text" else None
+            ends = torch.tensor([length], device=kv_idx.device) if by_text is None else last_real(by_text) + 1
             rows = (length + size - 1) // size
-            blocks = self.blocks(-(-ends // size), rows, causal, kv_idx.device, seed)
+            blocks = self.blocks(-(-ends // size), rows, call.causal, kv_idx.device, call.seed)
             times = blocks.times(b, h, q_idx.div(size, rounding_mode="floor"), kv_idx.div(size, rounding_mode="floor"))
             if tokens is not None:
                 times = torch.where(tokens[b, q_idx] | tokens[b, kv_idx], 1, times)
-            return times * key_mask[b, q_idx] if key_mask is not None and self._rests(length) else times
+            return times * key_mask[b, q_idx] if key_mask is not None and self._zeroes_padding(length) else times
 
         return count
 
-    def _rests(self, length: int) -> bool:
+    def _zeroes_padding(self, length: int) -> bool:
         """Whether the output of padding is zeros, as in transformers; otherwise it is arbitrary."""
         return self.options.blocks_over == "input" and not self.covers(length)
 
@@ -176,7 +176,7 @@ class BigBird(MaskedMechanism):
         return global_tokens((), k, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        scores, times = scaled_scores(q, k, call), self.times(call.causal, call.key_mask, self.resolve_globals(k, call), call.seed)
+        scores, times = scaled_scores(q, k, call), self.times(call, self.resolve_globals(k, call))
         counts = times(*grid_of(q, k)) * visible_to_all(q, k, call)
         return softmax_over(scores + counts.to(scores.dtype).log(), (counts > 0).expand(scores.shape))
 
@@ -187,25 +187,25 @@ class BigBird(MaskedMechanism):
         if path == DENSE:
             return dense_attention(q, k, v, call)
         if path == DENSE_MASKED:
-            times = self.times(call.causal, call.key_mask, tokens, call.seed)
+            times = self.times(call, tokens)
             if self.options.random_pattern != "seeded":
                 exact = torch.promote_types(q.dtype, torch.float32)
                 call = call.replace(score_mod=plus(call.score_mod, lambda *index: times(*index).clamp(min=1).to(exact).log()))
             return dense_attention(q, k, v, call, mask_mod=lambda *index: times(*index) > 0)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        parts = self.plan(kv_len, call.causal, call.key_mask, tokens, q, call.seed)
+        parts = self.plan(kv_len, tokens, torch.promote_types(q.dtype, torch.float32), call, q.device)
         out = gathered_attention(pad_queries(q, kv_len), k, v, parts, call)
-        if call.key_mask is not None and self._rests(kv_len):
+        if call.key_mask is not None and self._zeroes_padding(kv_len):
             out = out * call.key_mask[:, None, :, None]
         return out[:, :, kv_len - q_len :]
 
     def plan(
-        self, length: int, causal: bool, key_mask: Tensor | None, tokens: Tensor | None, q: Tensor, seed: int
+        self, length: int, tokens: Tensor | None, dtype: torch.dtype, call: AttentionCall, device: torch.device
     ) -> tuple[GatherTile, ...]:
         """What the engine visits, cached if it depends on the length alone."""
-        size, device, dtype = self.options.block_size, q.device, torch.promote_types(q.dtype, torch.float32)
+        size, causal, seed = self.options.block_size, call.causal, call.seed
         rows = -(-length // size)
-        by_text = None if causal or self.options.blocks_over != "text" else key_mask
+        by_text = None if causal or self.options.blocks_over != "text" else call.key_mask
         if by_text is not None and (torch.compiler.is_compiling() or not bool(by_text[:, -1].all())):
             ends = last_real(by_text) + 1
             return self.blocks(-(-ends // size), rows, causal, device, seed).parts(length, tokens, dtype)
@@ -226,7 +226,7 @@ OLD_PLANS = (1024, 3072, 4096)
 
 
 def seeded_blocks(
-    seed: int, heads: int, blocks: Tensor, rows: int, count: int, *, window: int, edge: int, causal: bool, device: torch.device
+    seed: int, heads: int, blocks: Tensor, rows: int, count: int, window: int, edge: int, causal: bool, device: torch.device
 ) -> Tensor:
     """``count`` distinct key blocks for every head and query block, outside its window and the global blocks.
 
@@ -291,7 +291,7 @@ def transformers_blocks(blocks: Tensor, seed: int, heads: int, rows: int, count:
     """
     table = torch.full((len(blocks), heads, rows, count), -1)
     for item, total in enumerate(blocks.tolist()):
-        if total > 2 * count + 5:  # shorter ones are attended to fully
+        if total > 2 * count + 5:  # shorter ones get full attention
             table[item, :, 1 : total - 1] = torch.from_numpy(_drawn_as_transformers(seed, heads, total, count, size, max_length))
     return table.to(blocks.device)
 

@@ -1,10 +1,10 @@
 """Fixed attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of fixed attention).
 
-With blocks of l tokens, counted from the first real token, query i sees key j when
+With blocks of l tokens, counted from the first real token, query i sees key j if (and j <= i in the causal form)
 
-    own block:  ⌊j/l⌋ = ⌊i/l⌋          or a summary column:  j mod l >= l - c
+    its own block:  ⌊j/l⌋ = ⌊i/l⌋          or a summary column:  j mod l >= l - c
 
-and j <= i in the causal form: the last c tokens of every (earlier) block pass on what the block has to say.
+so the last c tokens of every (earlier) block carry what others see of the block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class FixedOptions(Options):
     block_size: int = option(128, "tokens in a block; near √N in the paper", "tokens")
-    num_summary: int = option(8, "last tokens of each block that everyone sees", "tokens")
+    num_summary: int = option(8, "last tokens of each block, which all queries see", "tokens")
 
     def check(self) -> None:
         positive("fixed", "block_size", self)
@@ -40,9 +40,9 @@ class FixedOptions(Options):
 
 @register_mechanism("fixed")
 class Fixed(GatheredMechanism):
-    """The own block, and the last tokens of every block."""
+    """The query's block, and the last tokens of every block."""
 
-    summary = "own block and the last c tokens of every (earlier, when causal) block"
+    summary = "the query's block and the last c tokens of every (earlier, when causal) block"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
     cost = "N·(l+c·N/l)"
     exact_when = "block_size ≥ N, or num_summary = block_size"
@@ -64,7 +64,7 @@ class Fixed(GatheredMechanism):
         blocks = rows_of(length, size, device)[0, 0]
         rows, columns = in_rows(blocks, WIDE_ROW).flatten(0, 1), blocks[:, size - summary :].flatten()
         per_block = len(rows) // len(blocks)
-        if causal:  # a block lists its own columns itself: those before it need no rule at all
+        if causal:  # its own columns are listed with the block, and all earlier ones are visible
             seen = [row // per_block * summary for row in range(len(rows))]
             return (*cells(blocks, blocks, causal=True), *prefixes(rows, columns, seen))
         columns = columns[: column_count(length, size, summary)]
@@ -87,5 +87,5 @@ class Fixed(GatheredMechanism):
 
 
 def column_count(length: int, size: int, summary: int) -> int:
-    """Summary columns among ``length`` tokens; the last block may be too short to have all of its own."""
+    """Summary columns among ``length`` tokens; a short last block may have fewer."""
     return length // size * summary + max(0, length % size - (size - summary))

@@ -1,12 +1,12 @@
 """Strided attention of the Sparse Transformer (Child et al. 2019, section 4.3, the sets A^(1) and A^(2) of strided attention).
 
-Query i sees key j when j is in the window, or on the stride s:
+Query i sees key j if j is in the window or on the stride s (and j <= i in the causal form):
 
     window      bidirectional:  |i - j| <= w/2         causal:  0 <= i - j < w
     on stride   relative:  s divides i - j             absolute:  j mod s = s - 1
 
-and j <= i in the causal form. The paper's form is the relative one, with w = s near √N. In the absolute form all queries look at the
-same columns, counted from the first real token, so that decoding may forget the keys between them.
+The paper's form is the relative one, with w = s near √N. In the absolute form all queries see the same columns, counted from the first
+real token, so a decode cache may drop the keys between them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class StridedOptions(Options):
     window: int = option(128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
-    stride: int = option(128, "distance between the further keys; near √N in the paper", "tokens")
+    stride: int = option(128, "distance between the keys beyond the window; near √N in the paper", "tokens")
     columns: str = option(
-        "relative", "'relative': every stride-th key from the query on, as published; 'absolute': every stride-th key of the sequence"
+        "relative", "'relative': every stride-th key counted from the query, as in the paper; 'absolute': counted from the start"
     )
 
     def check(self) -> None:
@@ -40,7 +40,7 @@ class StridedOptions(Options):
 
 @register_mechanism("strided")
 class Strided(GatheredMechanism):
-    """A window, and every s-th key beyond it."""
+    """A window, and every s-th key."""
 
     summary = "a window and every s-th key, counted from the query or from the start"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
@@ -56,7 +56,6 @@ class Strided(GatheredMechanism):
     options: StridedOptions
 
     def window(self, causal: bool) -> Pattern:
-        """The local part."""
         return Pattern.window(self.options.window, causal)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
@@ -101,5 +100,5 @@ def _strides_beyond(side: int, stride: int, length: int) -> int:
     """Multiples of the stride between ``side`` and the query's position, summed over all queries: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
     steps = max(0, (length - 1) // stride - side // stride)
     first = (side // stride + 1) * stride
-    # Query `first` has one, and each stride one more; the last stretch of queries is cut short by the length.
+    # Query `first` has one, and the number grows by one with each stride; the length cuts the last stride short.
     return 0 if not steps else stride * (steps * (steps - 1) // 2) + steps * (length - first - (steps - 1) * stride)

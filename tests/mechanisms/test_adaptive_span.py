@@ -120,7 +120,7 @@ def test_initial_spans() -> None:
         ({"ramp": 0}, "at least 1"),
         ({"max_span": 64, "init_span": 65}, "between 0 and max_span=64"),
         ({"init_span": -1}, "between 0 and"),
-        ({"span_loss_weight": -1.0}, "must be 0 or more"),
+        ({"span_loss_weight": -1.0}, "must be at least 0"),
         ({"span_loss_weight": "nan"}, "must be a finite number"),
     ],
     ids=str,
