@@ -287,20 +287,49 @@ def _cut(
                 yield Chunk(*place, of_queries, None if keys is None else keys.row(row - first), need, holes=False)
 
 
+class Side:
+    """The queries or the keys of a kernel call: a run, or ``listed`` positions ``(rows, T, heads or 1)`` with -1 where empty."""
+
+    def __init__(self, run: Run | None, index: Tensor, item: int, chunk: Chunk, slots: slice) -> None:
+        self.run, self.rows = run, chunk.rows.stop - chunk.rows.start
+        self.indices: dict[tuple[int, ...], Tensor] = {}
+        """Indices of the listed positions by the strides of what is read."""
+        if run is None:
+            heads = chunk.heads if index.shape[1] > 1 else slice(None)
+            self.listed = index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
+
+    def positions(self) -> Tensor:
+        """``(rows, heads or 1, T)`` int32."""
+        if self.run is None:
+            return self.listed.transpose(1, 2).to(torch.int32)
+        rows = torch.arange(self.rows, dtype=torch.int32)[:, None, None] * self.run.step
+        return rows + (torch.arange(self.run.size, dtype=torch.int32) * self.run.stride + self.run.start)
+
+    def of(self, padding: Tensor) -> Tensor:
+        """``padding (Nk,)`` at these positions, ``(rows, heads or 1, 1, T)``."""
+        if self.run is None:
+            return padding[self.listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
+        start, step, stride, size, _ = self.run
+        view = padding.as_strided((self.rows, 1, 1, size), (step, 0, 0, stride), start)
+        return view if stride == 1 else view.contiguous()
+
+
 class Call:
-    """One kernel call: a chunk of one batch item, the listed positions of its tokens, and its mask."""
+    """One kernel call: a chunk of one batch item, its tokens and its mask."""
 
     def __init__(self, spec: Spec, item: int, chunk: Chunk) -> None:
         self.item, self.chunk = item, chunk
-        self.heads = chunk.heads.stop - chunk.heads.start
-        self.queries = None if chunk.queries is not None else _listed(spec.queries, item, chunk, chunk.slots)
-        self.keys = None if chunk.keys is not None else _listed(spec.keys, item, chunk, slice(None))
+        self.queries = Side(chunk.queries, spec.queries, item, chunk, chunk.slots)
+        self.keys = Side(chunk.keys, spec.keys, item, chunk, slice(None))
         self.mask: Tensor | None = None
-        self.places: dict[tuple, Tensor] = {}
 
-    def side(self, name: str) -> tuple[Run | None, Tensor | None]:
-        """The ``"queries"`` or ``"keys"`` as a run, or as listed positions ``(rows, T, heads or 1)`` with -1 where empty."""
-        return (self.chunk.queries, self.queries) if name == "queries" else (self.chunk.keys, self.keys)
+    @property
+    def heads(self) -> int:
+        return self.chunk.heads.stop - self.chunk.heads.start
+
+    def holes(self) -> Tensor:
+        """The empty slots of listed queries, ``(rows, T, heads or 1)``."""
+        return self.queries.listed < 0
 
 
 def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Iterator[Call]:
@@ -310,7 +339,7 @@ def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Itera
         padding = padding_of(key_mask, item, dtype)
         for chunk in plan.of(item):
             call = Call(spec, item, chunk)
-            hidden = None if padding is None else _hidden_keys(padding, chunk, call.keys)
+            hidden = None if padding is None else call.keys.of(padding)
             if hidden is not None and not bool(hidden.any()):
                 hidden = None
             elif hidden is not None and bool(hidden.all()):
@@ -318,12 +347,6 @@ def calls(spec: Spec, plan: Layout, q: Tensor, key_mask: Tensor | None) -> Itera
             mask = chunk_mask(spec, call, dtype)
             call.mask = hidden if mask is None else mask if hidden is None else mask + hidden
             yield call
-
-
-def _listed(index: Tensor, item: int, chunk: Chunk, slots: slice) -> Tensor:
-    """The listed positions of a chunk, ``(rows, T, heads or 1)``; -1 where empty."""
-    heads = chunk.heads if index.shape[1] > 1 else slice(None)
-    return index[item % index.shape[0], heads, chunk.rows, slots].permute(1, 2, 0)
 
 
 def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
@@ -334,12 +357,10 @@ def chunk_mask(spec: Spec, call: Call, dtype: torch.dtype) -> Tensor | None:
     q_run, k_run = chunk.queries, chunk.keys
     single = chunk.need == KEYS
     if q_run is not None and k_run is not None and spec.bias is None:
-        rows = chunk.rows.stop - chunk.rows.start
         q_size = 1 if single else q_run.size
-        if (rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= SHARED:
+        if (call.keys.rows == 1 or q_run.step == k_run.step) and q_size * k_run.size <= SHARED:
             return relative_mask(q_run.start - k_run.start, q_size, q_run.stride, k_run.size, k_run.stride, spec.rules, dtype)
-    queries = _places(chunk, q_run, call.queries)
-    keys = _places(chunk, k_run, call.keys)
+    queries, keys = call.queries.positions(), call.keys.positions()
     if single:  # the same for all queries of a row: any of them will do
         queries = queries.amax(-1, keepdim=True)
     seen = _seen(queries, keys, spec.rules)
@@ -365,15 +386,6 @@ def relative_mask(shift: int, q_size: int, q_stride: int, k_size: int, k_stride:
     return KEPT.get(("relative mask", shift, q_size, q_stride, k_size, k_stride, rules, dtype), make)
 
 
-def _places(chunk: Chunk, run: Run | None, listed: Tensor | None) -> Tensor:
-    """Positions ``(rows, heads or 1, T)`` int32."""
-    if run is None:
-        assert listed is not None
-        return listed.transpose(1, 2).to(torch.int32)
-    rows = torch.arange(chunk.rows.stop - chunk.rows.start, dtype=torch.int32)[:, None, None] * run.step
-    return rows + (torch.arange(run.size, dtype=torch.int32) * run.stride + run.start)
-
-
 def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
     distance = queries[..., :, None] - keys[..., None, :]
     seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
@@ -390,16 +402,6 @@ def _bias(bias: Tensor, item: int, chunk: Chunk, single: bool) -> Tensor:
     slots = slice(0, 1) if single else chunk.slots
     heads, rows, slots = (s if n > 1 else slice(None) for n, s in zip(bias.shape[1:4], (chunk.heads, chunk.rows, slots), strict=True))
     return bias[item % bias.shape[0], heads, rows, slots, first : first + size].transpose(0, 1)
-
-
-def _hidden_keys(padding: Tensor, chunk: Chunk, listed: Tensor | None) -> Tensor:
-    """The additive mask ``padding (Nk,)`` at a chunk's keys, ``(rows, heads or 1, 1, Tk)``."""
-    if chunk.keys is None:
-        assert listed is not None
-        return padding[listed.clamp(min=0)].transpose(1, 2)[:, :, None].contiguous()
-    run, rows = chunk.keys, chunk.rows.stop - chunk.rows.start
-    view = padding.as_strided((rows, 1, 1, run.size), (run.step, 0, 0, run.stride), run.start)
-    return view if run.stride == 1 else view.contiguous()
 
 
 class Scratch:
@@ -429,16 +431,13 @@ class Tokens:
         rows = 1 + sum((n - 1) * step for n, step in zip(x.shape[:3], self.steps, strict=True))
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
-    def index(self, call: Call, side: str) -> Tensor:
+    def index(self, call: Call, side: Side) -> Tensor:
         """Indices into the table of a call's listed tokens, ``(rows · T · heads,)``, in the order of the kernel's results."""
-        key = side, self.steps
-        if key not in call.places:
-            _, listed = call.side(side)
-            assert listed is not None
+        if self.steps not in side.indices:
             by_item, by_head, by_token = self.steps
             offset = torch.arange(call.chunk.heads.start, call.chunk.heads.stop) * by_head + call.item * by_item
-            call.places[key] = (listed.clamp(min=0) * by_token + offset).flatten()
-        return call.places[key]
+            side.indices[self.steps] = (side.listed.clamp(min=0) * by_token + offset).flatten()
+        return side.indices[self.steps]
 
     def view(self, item: int, chunk: Chunk, run: Run) -> Tensor:
         """The tokens of ``run`` for every row and head of a chunk."""
@@ -447,21 +446,18 @@ class Tokens:
         shape = (chunk.rows.stop - chunk.rows.start, x.shape[0], run.size, *x.shape[2:])
         return x.as_strided(shape, (run.step * by_token, by_head, run.stride * by_token, *inner), x.storage_offset() + run.start * by_token)
 
-    def read(self, call: Call, side: str, scratch: Scratch, name: str) -> Tensor:
+    def read(self, call: Call, side: Side, scratch: Scratch, name: str) -> Tensor:
         """The tokens of a call; empty slots hold an arbitrary token."""
-        run, listed = call.side(side)
-        if run is not None:
-            return self.view(call.item, call.chunk, run)
-        assert listed is not None
+        if side.run is not None:
+            return self.view(call.item, call.chunk, side.run)
         index = self.index(call, side)
         flat = scratch.take(name, (len(index), *self.x.shape[3:]), self.x)
         torch.index_select(self.table, 0, index, out=flat)
-        return flat.view(*listed.shape[:2], call.heads, *self.x.shape[3:]).transpose(1, 2)
+        return flat.view(*side.listed.shape[:2], call.heads, *self.x.shape[3:]).transpose(1, 2)
 
-    def add(self, call: Call, side: str, more: Tensor) -> None:
+    def add(self, call: Call, side: Side, more: Tensor) -> None:
         """Add ``more (rows, heads, T, D)`` to the tokens of a call; a token may occur several times."""
-        more = more.to(self.x.dtype)
-        run, _ = call.side(side)
+        more, run = more.to(self.x.dtype), side.run
         if run is None:
             self.table.index_add_(0, self.index(call, side), more.transpose(1, 2).reshape(-1, self.width))
             return
@@ -510,11 +506,11 @@ def cpu_gathered(
         out.zero_()
         lse.fill_(MASKED)
     scratch, into = Scratch(), (Tokens(out), Tokens(lse))
-    tokens = [(Tokens(x), side, name) for x, side, name in ((q, "queries", "q"), (k, "keys", "k"), (v, "keys", "v"))]
+    of_q, of_k, of_v = Tokens(q), Tokens(k), Tokens(v)
     for number, (spec, plan) in enumerate(zip(specs, layouts, strict=True)):
         for call in calls(spec, plan, q, key_mask):
-            at = [x.read(call, side, scratch, name) for x, side, name in tokens]
-            part, part_lse = flash(*at, attn_mask=call.mask, scale=scale)
+            read_k, read_v = (x.read(call, call.keys, scratch, name) for x, name in ((of_k, "k"), (of_v, "v")))
+            part, part_lse = flash(of_q.read(call, call.queries, scratch, "q"), read_k, read_v, attn_mask=call.mask, scale=scale)
             _write(into, call, part, part_lse, merge=number > 0, scratch=scratch)
     zero_unseen(out, lse)
     return out, lse
@@ -541,11 +537,10 @@ def _write(into: tuple[Tokens, Tokens], call: Call, part: Tensor, part_lse: Tens
             out.copy_(part)
             lse.copy_(part_lse)
         return
-    assert call.queries is not None
-    index = outs.index(call, "queries")
+    index = outs.index(call, call.queries)
     part, part_lse = part.transpose(1, 2).reshape(-1, part.shape[-1]), part_lse.transpose(1, 2).reshape(-1)
     if call.chunk.holes:
-        kept = (call.queries >= 0).expand(-1, -1, call.heads).flatten()
+        kept = ~call.holes().expand(-1, -1, call.heads).flatten()
         index, part, part_lse = index[kept], part[kept], part_lse[kept]
     if merge:
         out = torch.index_select(outs.table, 0, index, out=scratch.take("out", tuple(part.shape), part))
@@ -566,15 +561,14 @@ def cpu_gathered_backward(
     sums = [Tokens(_sum_of(x, any(spec.keys.shape[1] > 1 for spec in specs))) for x in (q, k, v)]
     scratch = Scratch()
     given = {"grad": grad, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    tokens = [(Tokens(x), "keys" if name in ("k", "v") else "queries", name) for name, x in given.items()]
+    tokens = {name: Tokens(x) for name, x in given.items()}
     for spec in specs:
         for call in calls(spec, layout(spec, q.shape[1], q.shape[2], BACKWARD), q, key_mask):
-            at = [x.read(call, side, scratch, name) for x, side, name in tokens]
+            at = [x.read(call, call.keys if name in ("k", "v") else call.queries, scratch, name) for name, x in tokens.items()]
             if call.chunk.holes:  # a weight of exp(score - lse) = 0
-                assert call.queries is not None
-                at[-1].masked_fill_((call.queries < 0).transpose(1, 2), -MASKED)
+                at[-1].masked_fill_(call.holes().transpose(1, 2), -MASKED)
             parts = flash_backward(*at, 0.0, False, attn_mask=call.mask, scale=scale)
-            for total, side, part in zip(sums, ("queries", "keys", "keys"), parts, strict=True):
+            for total, side, part in zip(sums, (call.queries, call.keys, call.keys), parts, strict=True):
                 total.add(call, side, part)
     dq, dk, dv = (y.copy_(total.x) for y, total in zip(token_major(q.dtype, q, k, v), sums, strict=True))
     return dq, dk, dv

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import build_mechanism, reference_attend
+from hf_longattn.attend import run_batch
 from hf_longattn.engines.batch import Batch
 from hf_longattn.engines.block_sparse import cpu_band
 from hf_longattn.engines.call import AttentionCall, Pattern
@@ -51,7 +52,7 @@ def test_path_equals_the_definition(path, visited: str, causal: bool, length: in
     def run(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return path(q, k, v, module.pattern(causal), call.replace(global_mask=module.resolve_globals(k, call)))
 
-    out = module._aligned(run, q, k, v, call)
+    out = run_batch(module, q, k, v, call, run)
     expected = reference_attend(q, k, v, module, causal=causal, padding_mask=mask, global_mask=chosen, scaling=0.25)
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
     rows = real[:, None, -q.shape[2] :, None]
