@@ -63,12 +63,13 @@ def readers(options: argparse.Namespace, converted: Path, control: Path) -> list
     """The rows that need no training."""
     from hf_longattn.evaluation.qa_reader import QAReader, truncated, windows
     from hf_longattn.training import load_qa_model
-    from research.qa_baselines import LexicalRule, RandomCandidate
+    from research.qa_baselines import LexicalRule, Program, RandomCandidate
 
     model, tokenizer = load_qa_model(options.model)
     return [
         RandomCandidate(),
         LexicalRule(),
+        Program(),
         QAReader("first 512 tokens", model, tokenizer, truncated(512)),
         QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
         long_reader("random positions (control)", control),
@@ -119,7 +120,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
 
 def show_log(entry: dict[str, Any]) -> None:
     """One line per log entry of the Trainer."""
-    exact = ", ".join(f"{'docstring' if k == 'exact_qa' else 'lookup'} {100 * v:.0f} %" for k, v in entry.items() if k.startswith("exact_"))
+    exact = ", ".join(f"{k.removeprefix('exact_')} {100 * v:.0f} %" for k, v in entry.items() if k.startswith("exact_"))
     if "loss" in entry:
         console.print(f"   {entry['minutes']:.1f} min: loss {float(entry['loss']):.2f}; answers found in the batches: {exact}")
 
@@ -128,8 +129,7 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
     """Print the tables, draw them, write the model card."""
     from benchmarks.report import machine
     from hf_longattn.hub import write_model_card
-    from research.qa_report import card_results, write_report
-    from research.qa_table import to_markdown
+    from research.qa_table import card_results, to_markdown, write_report
 
     about = {
         "committed": "the 512-token QA model; everything else was made by this run",
@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from hf_longattn.errors import LongAttentionError
     from hf_longattn.training import load_qa_model
-    from research.qa_sets import evaluation_set
+    from research.qa_run import evaluation_set
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -183,8 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         step(2, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)
         sets = {
-            name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths)
-            for name in ("docstring", "lookup")
+            name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in ("argument", "lookup")
         }
         answers = score(readers(options, converted, control), sets, "all systems")
         folder = fine_tune(options, converted, out)

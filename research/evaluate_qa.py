@@ -3,7 +3,7 @@
     python scripts/evaluate_qa.py --short assets/bert-python-512-qa --convert \\
         --long "converted + fine-tuning=runs/long-0@0" --long "converted + fine-tuning=runs/long-1@1"
 
-Rows: a random definition, the lexical rule, the short model on the first 512 tokens, the short model on windows,
+Rows: a random candidate, the lexical rule, a program written for the task, the short model on the first 512 tokens and on windows,
 and any converted models. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
 """
 
@@ -25,13 +25,13 @@ from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.hub import write_model_card
 from hf_longattn.training import load_qa_model, longest_input
-from research.qa_baselines import LexicalRule, RandomCandidate
+from research.code_qa import TASKS
+from research.qa_baselines import LexicalRule, Program, RandomCandidate
 from research.qa_finetune import describe_training
-from research.qa_report import both_markdown, card_results, read_answers, write_report
-from research.qa_run import Reader, ScoredAnswer, run_readers
-from research.qa_sets import evaluation_set, source_name
+from research.qa_run import Reader, ScoredAnswer, evaluation_set, run_readers, source_name
+from research.qa_table import both_markdown, card_results, read_answers, write_report
 
-BUILT = ("docstring", "lookup")
+BUILT = (*TASKS, "lookup")
 """Tasks that are built from the installed packages; their questions have answers."""
 
 
@@ -39,12 +39,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", nargs="+", default=["docstring", "lookup"], help="'docstring', 'lookup', or SQuAD-shaped data")
+    add("--data", nargs="+", default=list(BUILT), help="'argument', 'import', 'base', 'lookup', or SQuAD-shaped data")
     add("--split", default="test", help="split to score on (default: test)")
     add("--short", help="short QA model: rows for truncation and for windows")
     add("--convert", action="store_true", help="also convert --short, with tiled and with random positions, and score that")
     add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
-    add("--mechanism", default="longformer", help="mechanism for --convert (default: longformer)")
+    add("--mechanism", nargs="+", default=["longformer"], help="mechanisms for --convert, a row each (default: longformer)")
     add("--window", type=int, default=256, help="its window (default: 256)")
     add("--max-length", type=int, help="tokens that long models read (default: what each takes; --convert: 8192)")
     add("--short-length", type=int, default=512, help="tokens that the short model reads (default: 512)")
@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--lengths", type=int, nargs="+", default=[480, 1024, 2048, 4096, 8192], help="lengths of lookup documents")
     add("--per-length", type=int, default=100, help="questions per length (default: 100)")
-    add("--no-baselines", action="store_true", help="leave the random definition and the lexical rule out")
+    add("--no-baselines", action="store_true", help="leave the random candidate, the lexical rule and the program out")
     add("--bf16", action="store_true", help="run all models under bfloat16 autocast")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     add("--seed", type=int, default=0, help="seed of the choice of questions")
@@ -128,7 +128,7 @@ def named_models(texts: list[str]) -> list[tuple[str, str, int | None]]:
 
 def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
     """All rows in the order of the table."""
-    readers: list[Reader] = [] if options.no_baselines else [RandomCandidate(), LexicalRule()]
+    readers: list[Reader] = [] if options.no_baselines else [RandomCandidate(), LexicalRule(), Program()]
     if options.short:
         readers += short_readers(options)
         if options.convert:

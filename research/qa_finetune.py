@@ -1,9 +1,9 @@
-"""The reference task's reader: docstring questions and variable tracking, mixed in an endless stream, with a curriculum and pointers.
+"""The reference tasks' reader: questions about source code and variable tracking, mixed in an endless stream, with curricula and pointers.
 
     python -m research.qa_finetune --config research/configs/qa_reference_512.yaml
 
 `longattn train qa` trains on users' data. This adds what a model of 5 million parameters needed to learn the reference task: groups of
-features with one token budget, crops, several questions per input (:mod:`research.qa_packing`), pointers (:mod:`research.qa_pointers`).
+features with one token budget, curricula, several questions per input (:mod:`research.qa_packing`), pointers (:mod:`research.qa_pointers`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -12,11 +12,11 @@ from __future__ import annotations
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -29,27 +29,27 @@ from hf_longattn.training.qa import QACollator, QATrainer, describe_qa_training,
 from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.training_loop import begin, finish, run_training, train
 from research import corpus
-from research.docstring_qa import build_docstring_qa
+from research.code_qa import read_records
 from research.qa_packing import PackedFeature, packed_loss, share_found
 from research.qa_pointers import attach_pointers, detach_pointers
-from research.qa_stream import CURRICULUM, Curriculum, QAStream, Stage
+from research.qa_stream import LOOKUPS, Curriculum, Lookups, Programs, QAStream, Records, Source, Stage
+from research.recombined import Pieces
 from research.variable_tracking import Filler
+
+_PROGRAM_MODULES = 800
+"""Files from which programs are recombined."""
 
 
 @dataclass
 class ReaderArguments(QATrainingArguments):
     """:class:`QATrainingArguments` with the reference tasks and what their reader needs."""
 
-    data: list[str] = argument([], "'docstring', 'lookup', and any data of `longattn train qa`.")
-    crop: list[int] = argument(
-        [], "Two numbers: train on stretches of this many tokens, shortest and longest, cut at random around the answer."
+    data: list[str] = argument(
+        [], "'lookup' (variable tracking), 'program' (argument -> parameter in recombined code), and .jsonl files of research.build_qa."
     )
-    min_tokens: int = argument(300, "Shortest docstring document, in tokens.")
-    max_tokens: int = argument(8000, "Longest docstring document, in tokens.")
-    questions_per_module: int = argument(4, "Maximum number of docstring questions per module.")
-    max_questions: int = argument(0, "Maximum number of docstring questions, from modules in random order; 0 = all.")
+    shares: list[float] = argument([], "Shares of the steps, one per name in data; default: equal.")
+    max_tokens: int = argument(0, "Longest document of a file that is used, in tokens; default: what the model takes.")
     pack: int = argument(1, "Maximum number of questions in one training input, if a document has several.")
-    lookup_share: float = argument(0.5, "Share of steps on lookup documents if there are other data as well.")
     lookup_lengths: list[int] = argument([], "Two numbers: tokens of lookup documents; default: a curriculum from 40 tokens to 500.")
     step_up: float = argument(0.8, "Exact answers at which the curriculum moves one step up.")
     pointer_layers: list[int] = argument([], "Layers whose output is trained to point at the trail of lookups, such as 1 2 3.")
@@ -61,10 +61,11 @@ class ReaderArguments(QATrainingArguments):
 
     def check(self) -> None:
         super().check()
-        for name in ("crop", "lookup_lengths"):
-            value = getattr(self, name)
-            if value and (len(value) != 2 or value[0] > value[1] or value[0] < 1):
-                raise OptionError(f"{name} takes two numbers, shortest and longest, not {value}; for instance 128 448")
+        value = self.lookup_lengths
+        if value and (len(value) != 2 or value[0] > value[1] or value[0] < 1):
+            raise OptionError(f"lookup_lengths takes two numbers, shortest and longest, not {value}; for instance 128 448")
+        if self.shares and len(self.shares) != len(self.data):
+            raise OptionError(f"shares has {len(self.shares)} numbers for {len(self.data)} data; give one each")
         if self.num_train_epochs:
             raise OptionError("the stream of the reference task is endless: give max_steps or max_minutes instead of epochs")
         if self.max_minutes is None and self.max_steps <= 0:
@@ -84,8 +85,7 @@ def finetune_qa(args: ReaderArguments, on_log: Callable[[dict[str, Any]], None] 
     begin(args)
     model, tokenizer = load_qa_model(args.model)
     form = format_for(model, tokenizer, args)
-    curriculum = _curriculum(args)
-    data = _training_data(args, tokenizer, form, curriculum)
+    data = _training_data(args, tokenizer, form)
     if args.pointer_layers:
         attach_pointers(model, args.pointer_layers, args.pointer_weight)
     validation = to_features(load_qa(args.validation, args.validation_split), tokenizer, form) if args.validation else None
@@ -100,7 +100,7 @@ def finetune_qa(args: ReaderArguments, on_log: Callable[[dict[str, Any]], None] 
         max_minutes=args.max_minutes,
         positions=PositionRange.of(model) if args.random_positions else None,
         windows=args.windows,
-        curriculum=curriculum if "lookup" in args.data else None,
+        curricula={name: source.curriculum for name, source in data.sources.items()},
     )
     if on_log is not None:
         trainer.remove_callback(PrinterCallback)
@@ -124,19 +124,18 @@ class _Report(TrainerCallback):
 
 
 class ReaderTrainer(QATrainer):
-    """A trainer of groups of packed features: it counts exact answers, and moves the curriculum by them.
+    """A trainer of groups of packed features: it counts exact answers, and moves the curricula by them.
 
     Args:
-        curriculum: told the recent lookup accuracy at every log entry.
+        curricula: by task; each is told its task's recent accuracy at every log entry.
         *args, **kwargs: :class:`QATrainer`'s.
     """
 
-    def __init__(self, *args: Any, curriculum: Curriculum | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, curricula: Mapping[str, Curriculum], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.exact: dict[str, list[Tensor]] = defaultdict(list)
-        self.curriculum = curriculum
-        if curriculum is not None:
-            self.add_callback(_CurriculumState(curriculum))
+        self.curricula = curricula
+        self.add_callback(_CurriculumState(curricula))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Return the model's loss; remember per task how many answers started at the right token."""
@@ -146,7 +145,7 @@ class ReaderTrainer(QATrainer):
         inputs.pop("real", None)
         starts = inputs.get("starts", inputs["start_positions"][:, None])
         if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
-            inputs = {key: value for key, value in given.items() if key not in ("ask", "trail", "links", "starts", "ends")}
+            inputs = {key: value for key, value in given.items() if key not in ("ask", "trail", "links", "places", "starts", "ends")}
         outputs = model(**inputs)
         if "ends" in given and "ends" not in inputs and starts.shape[1] > 1:
             outputs.loss = packed_loss(outputs.start_logits, outputs.end_logits, starts, given["ends"])
@@ -154,13 +153,11 @@ class ReaderTrainer(QATrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tasks' recent exact match and the curriculum's stage; move the curriculum."""
+        """Add the tasks' recent exact match and the curricula's stages; move the curricula."""
         for task, share in self._recent().items():
             logs[f"exact_{task}"] = round(share, 4)
-            if self.curriculum is not None and task == "lookup":
-                self.curriculum.report(share)
-        if self.curriculum is not None:
-            logs["stage"] = self.curriculum.stage
+            self.curricula[task].report(share)
+        logs.update({f"stage_{task}": c.stage for task, c in self.curricula.items() if len(c.stages) > 1})
         pointers = getattr(self.accelerator.unwrap_model(self.model), "trail_pointers", None)
         if pointers is not None:
             logs.update({f"pointer_{step}": round(loss, 3) for step, loss in enumerate(pointers.recent, 1)})
@@ -168,7 +165,7 @@ class ReaderTrainer(QATrainer):
 
     def _recent(self) -> dict[str, float]:
         """Return the exact match by task since the last call, over all processes."""
-        tasks = sorted({"lookup", "qa"})
+        tasks = sorted(self.curricula)
         sums = torch.zeros(len(tasks), 2, device=self.args.device)
         for place, task in enumerate(tasks):
             if self.exact[task]:
@@ -179,14 +176,15 @@ class ReaderTrainer(QATrainer):
 
 
 class _CurriculumState(TrainerCallback):
-    """Restores the stage from the trainer's state when a run is resumed."""
+    """Restores the stages from the trainer's state when a run is resumed."""
 
-    def __init__(self, curriculum: Curriculum) -> None:
-        self.curriculum = curriculum
+    def __init__(self, curricula: Mapping[str, Curriculum]) -> None:
+        self.curricula = curricula
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        stages = [entry["stage"] for entry in state.log_history if "stage" in entry]
-        self.curriculum.stage = max([self.curriculum.stage, *stages])
+        for task, curriculum in self.curricula.items():
+            stages = [entry[f"stage_{task}"] for entry in state.log_history if f"stage_{task}" in entry]
+            curriculum.stage = max([curriculum.stage, *stages])
 
 
 class ReaderCollator(QACollator):
@@ -194,7 +192,7 @@ class ReaderCollator(QACollator):
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
         """Return input_ids, attention_mask (B, L), …, start_positions, end_positions (B,), and if there are trails or several questions
-        ask, starts, ends (B, K), trail (B, K, T), links (B, M, 2), padded with -1.
+        ask, starts, ends (B, K), trail (B, K, T), links (B, M, 2), places (B, P, 2), padded with -1.
         """
         if isinstance(features[0], dict):
             return super().__call__(features)
@@ -218,11 +216,14 @@ def _pointed(rows: list[PackedFeature]) -> dict[str, torch.Tensor]:
     full = [questions + [none] * (most - len(questions)) for questions in asked]
     trails = [[question[3] + [-1] * (steps - len(question[3])) for question in questions] for questions in full]
     links = [row.links + [(-1, -1)] * (linked - len(row.links)) for row in rows]
+    placed = max(1, *(len(row.places) for row in rows))
+    places = [row.places + [(-1, -1)] * (placed - len(row.places)) for row in rows]
     return {
         "ask": torch.tensor([[question[0] for question in questions] for questions in full]),
         "starts": torch.tensor([[question[1] for question in questions] for questions in full]),
         "ends": torch.tensor([[question[2] for question in questions] for questions in full]),
         "links": torch.tensor(links, dtype=torch.long).view(len(rows), linked, 2),
+        "places": torch.tensor(places, dtype=torch.long).view(len(rows), placed, 2),
         "trail": torch.tensor(trails, dtype=torch.long).view(len(rows), most, steps),
     }
 
@@ -237,55 +238,30 @@ def describe_training(log: dict[str, Any]) -> str:
     )
 
 
-def _curriculum(args: ReaderArguments) -> Curriculum:
+def _training_data(args: ReaderArguments, tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> QAStream:
+    modules: list[corpus.Module] = []
+    if {"lookup", "program"} & set(args.data):
+        modules = [module for module in corpus.iter_modules(args.split) if module.package not in corpus.STANDARD_LIBRARY]
+        random.Random(args.seed).shuffle(modules)
+    sources: dict[str, Source] = {}
+    for name in args.data:
+        if name == "lookup":
+            filler = Filler((module.text for module in modules), tokenizer)
+            sources[name] = Lookups(tokenizer, filler, _lookup_curriculum(args), form.max_length, args.pack)
+        elif name == "program":
+            sources[name] = Programs(Pieces(module.text for module in modules[:_PROGRAM_MODULES]), args.step_up, args.pack)
+        else:
+            room = form.max_length - form.max_question_tokens - 3
+            sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or room, room), args.pack)
+    shares = args.shares or [1.0] * len(sources)
+    return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=args.seed)
+
+
+def _lookup_curriculum(args: ReaderArguments) -> Curriculum:
     if not args.lookup_lengths:
-        return Curriculum(CURRICULUM, args.step_up)
+        return Curriculum(LOOKUPS, args.step_up)
     shortest, longest = args.lookup_lengths
-    gap = 512 if shortest >= 1024 else 0
-    return Curriculum((Stage(shortest, longest, 4, 4, gap),), args.step_up)
-
-
-def _training_data(args: ReaderArguments, tokenizer: PreTrainedTokenizerBase, form: QAFormat, curriculum: Curriculum) -> QAStream:
-    modules = _shuffled_modules(args) if {"docstring", "lookup"} & set(args.data) else []
-    parts = [_records(name, args, tokenizer, modules) for name in args.data if name != "lookup"]
-    columns = ["id", "question", "context", "answers"]
-    records = datasets.concatenate_datasets([part.select_columns(columns) for part in parts]) if parts else None
-    filler = None
-    if "lookup" in args.data:
-        filler = Filler((module.text for module in modules), tokenizer)
-    return QAStream(
-        tokenizer,
-        form,
-        records=records,
-        filler=filler,
-        curriculum=curriculum,
-        lookup_share=args.lookup_share,
-        tokens_per_group=args.tokens_per_step,
-        seed=args.seed,
-        pack=args.pack,
-        crop=(args.crop[0], args.crop[1]) if args.crop else None,
-    )
-
-
-def _records(name: str, args: ReaderArguments, tokenizer: PreTrainedTokenizerBase, modules: list[corpus.Module]) -> datasets.Dataset:
-    if name != "docstring":
-        return load_qa(name, args.split)
-    return build_docstring_qa(
-        args.split,
-        tokenizer=tokenizer,
-        min_tokens=args.min_tokens,
-        max_tokens=args.max_tokens,
-        questions_per_module=args.questions_per_module,
-        limit=args.max_questions or None,
-        modules=modules,
-        seed=args.seed,
-    )
-
-
-def _shuffled_modules(args: ReaderArguments) -> list[corpus.Module]:
-    modules = list(corpus.iter_modules(args.split))
-    random.Random(args.seed).shuffle(modules)
-    return modules
+    return Curriculum((Stage(shortest, longest, 4, 4, 512 if shortest >= 1024 else 0),), args.step_up)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,12 +35,14 @@ class PackedFeature(QAFeature):
 
     Attributes:
         task: a name under which accuracies are counted.
-        links: pairs of tokens, the last word of a lookup line and the line's name.
+        links: pairs of tokens: the last word of a lookup line and the line's name, an argument or parameter and its function's name.
+        places: pairs of an argument's or parameter's token and its place in the list.
         packed: one :class:`Asked` per question.
     """
 
     task: str = "qa"
     links: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
     packed: list[Asked] = field(default_factory=list)
 
 
@@ -65,6 +67,8 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         trail = tuple(token_at(feature.offsets, int(character)) for character in record.get("trail") or ())  # -1 outside this input
         feature.packed.append(Asked(ask, *found, trail))
     links = [(token_at(feature.offsets, word), token_at(feature.offsets, name)) for word, name in records[0].get("links") or ()]
+    places = [(token_at(feature.offsets, character), place) for character, place in records[0].get("places") or ()]
+    feature.places = [place for place in places if place[0] >= 0]
     feature.links = [link for link in links if min(link) >= 0]
     return feature
 

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from research.qa_packing import packed_loss
 
 _NAME = "trail_pointers"
+PLACES = 8
+"""Places of arguments and parameters that are told apart; later ones count as the last."""
 
 
 class TrailPointers(nn.Module):
@@ -39,13 +41,16 @@ class TrailPointers(nn.Module):
         self.keys = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
         self.link_query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.link_key = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.place = nn.Linear(hidden_size, PLACES)
         for projection in (*self.queries, *self.keys, self.link_query, self.link_key):
             nn.init.eye_(projection.weight)
             projection.weight.data.mul_(scale)
         self.handles: list[Any] = []
         self.recent: list[float] = []
 
-    def forward(self, hidden_states: Sequence[Tensor], ask: Tensor, trail: Tensor, links: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Sequence[Tensor], ask: Tensor, trail: Tensor, links: Tensor, places: Tensor, attention_mask: Tensor
+    ) -> Tensor:
         """Return the mean cross-entropy of all steps.
 
         Args:
@@ -53,6 +58,7 @@ class TrailPointers(nn.Module):
             ask: (B, K) the last tokens of up to K questions.
             trail: (B, K, T) tokens to point at; -1 is left out.
             links: (B, M, 2) tokens; the first must point, after layer 1, at the embedding of the second.
+            places: (B, P, 2) a token and its place, to be told from its state after layer 2; -1 is left out.
             attention_mask: (B, L), 1 = real token.
         """
         rows = torch.arange(len(ask), device=ask.device)[:, None]
@@ -68,6 +74,10 @@ class TrailPointers(nn.Module):
             picked = -torch.log_softmax(scores, -1).gather(2, target.clamp(min=0)[..., None]).squeeze(2)
             losses.append(torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1))
         losses.append(self._link_loss(hidden_states, links, elsewhere, rows))
+        known = places[:, :, 0] >= 0
+        told = self.place(hidden_states[2][rows, places[:, :, 0].clamp(min=0)]).float()
+        wrong = nn.functional.cross_entropy(told.flatten(0, 1), places[:, :, 1].clamp(0, PLACES - 1).flatten(), reduction="none")
+        losses.append(torch.where(known.flatten(), wrong, 0.0).sum() / known.sum().clamp(min=1))
         if trail.shape[2]:
             self.recent = [float(loss.detach()) for loss in losses]
         return torch.stack(losses).mean()
@@ -90,7 +100,7 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
     pointers.to(next(model.parameters()).device)
     model.add_module(_NAME, pointers)
     stash: dict[str, Any] = {}
-    extras = ("ask", "trail", "links", "starts", "ends")
+    extras = ("ask", "trail", "links", "places", "starts", "ends")
 
     def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         stash.clear()
@@ -106,7 +116,7 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
             return output
         if stash["starts"] is not None and stash["starts"].shape[1] > 1:
             output.loss = packed_loss(output.start_logits, output.end_logits, stash["starts"], stash["ends"])
-        extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["links"], stash["mask"])
+        extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["links"], stash["places"], stash["mask"])
         output.loss = output.loss + weight * extra
         output.hidden_states = None
         return output

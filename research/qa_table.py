@@ -1,10 +1,12 @@
-"""Tables of long question answering: systems by document length, as data, markdown and a drawing."""
+"""Tables of long question answering: systems by document length, as data, markdown and a drawing, and how they are stored."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ ALL = "all"
 
 
 def tabulate(answers: Iterable[ScoredAnswer], buckets: Sequence[int] = BUCKETS) -> dict[str, Any]:
-    """Aggregate answers.
+    """Aggregate answers by the length of the document.
 
     Returns:
         {group: {system: {bucket: cell}}} in order of appearance, buckets ascending and "all" last. A cell has exact_match,
@@ -23,19 +25,31 @@ def tabulate(answers: Iterable[ScoredAnswer], buckets: Sequence[int] = BUCKETS) 
         first), n, seconds (median per document), seeds, and with several seeds seed_spread (standard deviation of the
         seeds' exact match).
     """
+    return _tabulate(
+        answers, lambda answer: bucket_of(answer.length, buckets), [*(f"<={high}" for high in buckets), f">{buckets[-1]}", ALL]
+    )
+
+
+def by_position(answers: Iterable[ScoredAnswer], parts: int = 4) -> dict[str, Any]:
+    """Aggregate answers, as :func:`tabulate`, by the part of the document in which the right answer starts."""
+    names = [f"{100 * part // parts}–{100 * (part + 1) // parts} %" for part in range(parts)]
+    placed = [answer for answer in answers if answer.position >= 0]
+    return _tabulate(placed, lambda answer: names[min(parts - 1, int(parts * answer.position))], [*names, ALL])
+
+
+def _tabulate(answers: Iterable[ScoredAnswer], column: Callable[[ScoredAnswer], str], order: Sequence[str]) -> dict[str, Any]:
     cells: dict[str, dict[str, dict[str, list[ScoredAnswer]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for answer in answers:
         row = cells[answer.group][answer.system]
-        row[bucket_of(answer.length, buckets)].append(answer)
+        row[column(answer)].append(answer)
         row[ALL].append(answer)
-    order = [*(f"<={high}" for high in buckets), f">{buckets[-1]}", ALL]
     return {
         group: {system: {name: _cell(row[name]) for name in order if name in row} for system, row in rows.items()}
         for group, rows in cells.items()
     }
 
 
-def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: bool = True) -> str:
+def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: bool = True, by: str = "tokens of the document") -> str:
     """Return one markdown table per group: metric ± standard error per bucket, then the median ``seconds`` per document."""
     blocks = []
     for group, rows in table.items():
@@ -44,7 +58,7 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: boo
         first = next(iter(rows.values()))
         heads = [f"{_pretty(name)} (n={first[name]['n']})" for name in names]
         label = "EM" if metric == "exact_match" else "F1"
-        lines = [f"**{group}**: {label}, per cent ± standard error, by tokens of the document", ""]
+        lines = [f"**{group}**: {label}, per cent ± standard error, by {by}", ""]
         lines += ["| system | " + " | ".join(heads) + " |", "|---" * (len(names) + 1) + "|"]
         for system, row in rows.items():
             seeds = f" ({row[ALL]['seeds']} seeds)" if row[ALL]["seeds"] > 1 else ""
@@ -146,3 +160,72 @@ def _pretty(name: str) -> str:
 
 def _size(name: str) -> float:
     return float(name.lstrip("<=>")) + (0.5 if name.startswith(">") else 0.0)
+
+
+def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """Write ``stem``.json, .md and (with matplotlib) .svg and .png.
+
+    Args:
+        stem: path without suffix; its folder is made.
+        answers: of all systems.
+        about: what was compared and on which machine; stored, and listed under the markdown tables.
+        title: heading of the markdown.
+
+    Returns:
+        The table, as of :func:`tabulate`.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    table = tabulate(answers)
+    stem.with_suffix(".json").write_text(_to_json(answers, about, table), encoding="utf-8")
+    notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    positions = to_markdown(by_position(answers), seconds=False, by="where the answer starts in the document")
+    stem.with_suffix(".md").write_text(f"# {title}\n\n{both_markdown(table)}\n{positions}\n{notes}\n", encoding="utf-8")
+    if find_spec("matplotlib"):
+        draw(table, stem.with_suffix(".svg"))
+        draw(table, stem.with_suffix(".png"))
+    return table
+
+
+def both_markdown(table: dict[str, Any]) -> str:
+    """Exact match and seconds, then F1."""
+    return to_markdown(table) + "\n" + to_markdown(table, "f1", seconds=False)
+
+
+def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
+    """Return the rows of one system for a model card, one per group and length bucket."""
+    rows = []
+    for group, systems in table.items():
+        for bucket, cell in systems.get(system, {}).items():
+            where = "all lengths" if bucket == "all" else f"documents of {bucket} tokens"
+            rows.append(
+                {
+                    "dataset": f"{group}, {where}",
+                    "metric": "exact match",
+                    "value": round(cell["exact_match"], 2),
+                    "unit": "%",
+                    "n": cell["n"],
+                    "standard_error": round(cell["exact_match_se"], 2),
+                    "split": "test",
+                }
+            )
+    return rows
+
+
+def read_answers(path: str | Path) -> list[ScoredAnswer]:
+    """Return the answers that :func:`write_report` stored."""
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))["answers"]
+    return [ScoredAnswer(**dict(zip(stored["columns"], row, strict=True))) for row in stored["rows"]]
+
+
+def _to_json(answers: Sequence[ScoredAnswer], about: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    """Return the record as JSON: indented, but one answer per line."""
+    head = json.dumps({"about": dict(about), "table": table}, indent=1).removesuffix("\n}")
+    columns = json.dumps(list(ScoredAnswer.__dataclass_fields__))
+    rows = ",\n".join(json.dumps(list(_rounded(answer).values()), ensure_ascii=False) for answer in answers)
+    return f'{head},\n "answers": {{"columns": {columns}, "rows": [\n{rows}\n]}}\n}}\n'
+
+
+def _rounded(answer: ScoredAnswer) -> dict[str, Any]:
+    record = answer.to_dict()
+    return {**record, "f1": round(record["f1"], 4), "seconds": round(record["seconds"], 4)}

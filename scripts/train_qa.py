@@ -3,7 +3,7 @@
 python scripts/train_qa.py --model MODEL --data my_squad.json --output trained
 accelerate launch --multi_gpu --num_processes 2 scripts/train_qa.py --model MODEL --data my_squad.json --output trained
 
-`--data docstring lookup`, the tasks of research/, are trained by `python -m research.qa_finetune`, which has more flags.
+`--data program lookup`, tasks of research/, are trained by `python -m research.qa_finetune`, which has more flags.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hf_longattn.cli.train import qa
 
-REFERENCE_TASKS = {"docstring", "lookup"}
+REFERENCE_TASKS = {"program", "lookup"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,50 +1,70 @@
-"""Baselines answer from names alone."""
+"""Baselines: a random candidate, words alone, and a program that answers nearly everything."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from research.qa_baselines import LexicalRule, RandomCandidate, candidates, stems
+from research.code_qa import build_code_qa
+from research.corpus import Module
+from research.qa_baselines import LexicalRule, Program, RandomCandidate, candidates
+from tests.research.test_code_qa import BASE, ONE
 
 MODULE = """
-class ReadBuffer:
-    async def fill(self): ...
-def write_records(rows):
-    return ReadBuffer
-def reading_list(): ...
+from core.shapes import Polygon
+class Network:
+    def push(self, excess, height=(1, 2), *, labels: dict[str, int] = {}): ...
+    def run(self, graph):
+        self.push(graph, max(graph, 3), 4)
+def small(x): ...
+class Square(Polygon): ...
 """
 LINES = "# lookup stone river\nx = 1\n# lookup river blue\n"
+QUESTIONS = {
+    "In `Network.run`, which parameter receives `graph`?": "excess",
+    "In `Network.run`, which parameter receives `max(graph, 3)`?": "height",
+    "In `Network.run`, which parameter receives `4`?": "labels",
+    "Which module does the base class of `Square` come from?": "core.shapes",
+}
+
+
+def record(question: str, context: str = MODULE) -> dict[str, Any]:
+    return {"id": question, "question": question, "context": context}
 
 
 def test_candidates() -> None:
-    assert [name for name, _ in candidates(MODULE)] == ["ReadBuffer", "fill", "write_records", "reading_list"]
-    assert candidates(LINES) == [("stone", "river"), ("river", "blue")]
+    first, *_, last = QUESTIONS
+    assert candidates(record(first)) == [("push excess", "excess"), ("push height", "height"), ("push labels", "labels")]
+    assert candidates(record(last)) == [("core.shapes Polygon", "core.shapes")]
+    assert candidates(record("# lookup stone", LINES)) == [("stone", "river"), ("river", "blue")]
 
 
-@pytest.mark.parametrize(
-    ("question", "answer"),
-    [
-        ("Writes the record to disk.", "write_records"),
-        ("A buffer for what was read.", "ReadBuffer"),
-        ("Which list is being read?", "reading_list"),
-    ],
-)
-def test_lexical_rule(question: str, answer: str) -> None:
-    assert LexicalRule().answer({"question": question, "context": MODULE}) == answer
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_program_answers(question: str) -> None:
+    assert Program().answer(record(question)) == QUESTIONS[question]
 
 
-def test_lexical_rule_takes_one_hop() -> None:
-    assert LexicalRule().answer({"question": "# lookup river", "context": LINES}) == "blue"
-    assert LexicalRule().answer({"question": "# lookup stone", "context": LINES}) == "river"
+def test_the_program_on_built_questions(tokenizer: Any) -> None:
+    for task, text in (("argument", ONE), ("base", BASE)):
+        made = build_code_qa(task, "test", tokenizer, modules=[Module("a", "a/a.py", text)], min_tokens=10, min_distance=0)
+        assert made
+        assert all(Program().answer(one) == one["answers"]["text"][0] for one in made)
+    assert Program().answer(record("In `gone`, which parameter receives `x`?")) == ""
+
+
+def test_rules_take_one_hop_and_the_program_two() -> None:
+    assert LexicalRule().answer(record("# lookup stone", LINES)) == "river"
+    assert Program().answer(record("# lookup stone", LINES)) == "blue"
+
+
+def test_the_lexical_rule_compares_words() -> None:
+    assert LexicalRule().answer(record("In `run`, which parameter receives `heights`?")) == "height"
 
 
 def test_random_candidate_depends_on_the_question_alone() -> None:
-    records = [{"id": str(i), "context": MODULE, "question": ""} for i in range(40)]
-    answers = [RandomCandidate().answer(record) for record in records]
-    assert answers == [RandomCandidate().answer(record) for record in records]
-    assert len(set(answers)) == 4
-    assert RandomCandidate().answer({"id": "1", "context": "x = 1"}) == ""
-
-
-def test_stems() -> None:
-    assert stems("HTTPReader readers_reading 42") == ["http", "read", "read", "read", "42"]
+    records = [{**record(next(iter(QUESTIONS))), "id": str(i)} for i in range(40)]
+    answers = [RandomCandidate().answer(one) for one in records]
+    assert answers == [RandomCandidate().answer(one) for one in records]
+    assert len(set(answers)) == 3
+    assert RandomCandidate().answer({**records[0], "context": "x = 1"}) == ""

@@ -1,4 +1,4 @@
-"""The reference reader: its recipes, crops and packed groups, a run that resumes, a checkpoint without pointers."""
+"""The reference reader: its recipes and packed groups, a run that resumes, a checkpoint without pointers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "logging_steps": 1,
 def given(tmp_path: Path, tiny_model: BertForQuestionAnswering, tokenizer: PreTrainedTokenizerBase, filler: Filler) -> dict[str, Any]:
     tiny_model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    records = [r for seed in range(4) for r in make_document(filler, 600, DocumentShape(), random.Random(seed), tokenizer)]
+    records = [r for seed in range(4) for r in make_document(filler, 300, DocumentShape(), random.Random(seed), tokenizer)]
     save_qa([{**record, "id": str(i)} for i, record in enumerate(records)], tmp_path / "data.jsonl")
-    return {"model": str(tmp_path / "model"), "data": [str(tmp_path / "data.jsonl")], "crop": [60, 120], "tokens_per_step": 1024, "pack": 3}
+    return {"model": str(tmp_path / "model"), "data": [str(tmp_path / "data.jsonl")], "tokens_per_step": 1024, "pack": 3}
 
 
 def losses(log: dict[str, Any]) -> list[float]:
@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(given: dict[str, Any], tmp
 
 
 def test_held_out_questions_are_measured_by_the_usual_format(given: dict[str, Any], tmp_path: Path) -> None:
-    output = {"output_dir": str(tmp_path / "out"), "validation": given["data"][0], "max_length": 128}
+    output = {"output_dir": str(tmp_path / "out"), "validation": given["data"][0], "max_length": 480}
     log = finetune_qa(ReaderArguments(**given, **output, max_steps=2, **FAST))
     assert log["held_out_loss"]["after"] > 0
 
@@ -74,13 +74,18 @@ def test_groups_are_padded_with_their_questions(filler: Filler, tokenizer: PreTr
     assert batch["ask"].shape == batch["starts"].shape == (2, 3)
     assert batch["starts"][1, 1:].tolist() == [-1, -1]
     assert batch["trail"].shape[:2] == (2, 3)
-    assert batch["links"].shape[0] == 2
+    assert batch["links"].shape[0] == batch["places"].shape[0] == 2
     assert torch.equal(batch["attention_mask"].sum(1), torch.tensor([len(feature) for feature in group]))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"crop": [100]}, "crop takes two numbers"), ({"num_train_epochs": 1.0}, "endless"), ({"data": []}, "no data given")],
+    [
+        ({"lookup_lengths": [100]}, "lookup_lengths takes two numbers"),
+        ({"shares": [0.5, 0.5]}, "one each"),
+        ({"num_train_epochs": 1.0}, "endless"),
+        ({"data": []}, "no data given"),
+    ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):

@@ -16,7 +16,14 @@ def batch(**extra: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def pointed(trail: torch.Tensor) -> dict[str, torch.Tensor]:
     one = torch.tensor([[3], [3]])
-    return {"ask": one, "trail": trail, "links": torch.tensor([[[6, 5]], [[-1, -1]]]), "starts": one + 3, "ends": one + 3}
+    return {
+        "ask": one,
+        "trail": trail,
+        "links": torch.tensor([[[6, 5]], [[-1, -1]]]),
+        "places": torch.tensor([[[6, 1]], [[-1, -1]]]),
+        "starts": one + 3,
+        "ends": one + 3,
+    }
 
 
 def test_the_loss_is_the_answers_and_the_pointers(tiny_model: BertForQuestionAnswering) -> None:
@@ -26,7 +33,7 @@ def test_the_loss_is_the_answers_and_the_pointers(tiny_model: BertForQuestionAns
     with torch.no_grad():
         plain = tiny_model(**inputs, output_hidden_states=True)
         pointers = attach_pointers(tiny_model, (1, 2), weight=0.5)
-        extra = pointers(plain.hidden_states, trail["ask"], trail["trail"], trail["links"], inputs["attention_mask"])
+        extra = pointers(plain.hidden_states, trail["ask"], trail["trail"], trail["links"], trail["places"], inputs["attention_mask"])
         assert torch.isclose(tiny_model(**inputs, **trail).loss, plain.loss + 0.5 * extra)
         assert torch.isclose(tiny_model(**inputs).loss, plain.loss)
 
@@ -54,5 +61,6 @@ def test_pointers_start_as_the_same_word() -> None:
     hidden = torch.nn.functional.layer_norm(torch.randn(1, 20, 64), (64,))
     hidden[0, 15] = hidden[0, 2]
     pointers = TrailPointers(64, (0,))
-    pointers((hidden, hidden), torch.tensor([[2]]), torch.tensor([[[15]]]), torch.tensor([[[15, 15]]]), torch.ones(1, 20))
+    states, none = (hidden, hidden, hidden), torch.tensor([[[-1, -1]]])
+    pointers(states, torch.tensor([[2]]), torch.tensor([[[15]]]), torch.tensor([[[15, 15]]]), none, torch.ones(1, 20))
     assert max(pointers.recent) < 0.2

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from research.qa_report import card_results, read_answers, write_report
 from research.qa_run import ScoredAnswer, bucket_of, run_readers
-from research.qa_table import summary_markdown, tabulate, to_markdown
+from research.qa_table import by_position, card_results, read_answers, summary_markdown, tabulate, to_markdown, write_report
 
 
 class Fixed:
@@ -51,6 +50,16 @@ def test_table(answers: list[ScoredAnswer]) -> None:
     many = rows["many"]["all"]
     assert (many["exact_match"], many["exact_match_se"], many["n"], many["seeds"]) == (50.0, 0.0, 2, 2)
     assert rows["many"]["<=512"]["seed_spread"] == pytest.approx(70.71, abs=0.01)
+
+
+def test_positions_are_quarters_of_the_document() -> None:
+    context = "." * 100
+    records = [
+        {**RECORDS[0], "id": str(at), "context": context, "answers": {"text": ["yes"], "answer_start": [at]}} for at in (0, 24, 25, 99)
+    ]
+    records.append({**RECORDS[0], "id": "none", "answers": {"text": [], "answer_start": []}})
+    row = by_position(run_readers([Fixed("one", "yes")], records, "set"))["set"]["one"]
+    assert {name: cell["n"] for name, cell in row.items()} == {"0–25 %": 2, "25–50 %": 1, "75–100 %": 1, "all": 4}
 
 
 def test_the_summary_weighs_questions_beyond_a_length() -> None:

@@ -26,7 +26,7 @@ def test_mistakes_are_one_sentence(script: ModuleType, tmp_path: Path, capsys: p
     assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
     assert script.main(["--config", str(tmp_path / "none.yaml")]) == 1
     assert "cannot be read" in capsys.readouterr().err
-    assert script.main(["--model", str(tmp_path), "--output", str(tmp_path / "o"), "--data", "docstring"]) == 1
+    assert script.main(["--model", str(tmp_path), "--output", str(tmp_path / "o"), "--data", "program"]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
 
 
