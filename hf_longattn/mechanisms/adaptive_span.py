@@ -26,7 +26,7 @@ from ..engines.shards import Locality
 from ..errors import OptionError
 from .base import Mechanism, scaled_scores, softmax_over, visible_to_all
 from .layout import band_pairs
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 BLOCK = 64
@@ -35,14 +35,12 @@ BLOCK = 64
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSpanOptions(Options):
-    max_span: int = option(1024, "the longest span that a head can learn", "tokens")
-    ramp: int = option(32, "R, tokens over which the weight falls from 1 to 0 at the end of the span", "tokens")
+    max_span: int = option(1024, "the longest span that a head can learn", "tokens", least=1)
+    ramp: int = option(32, "R, tokens over which the weight falls from 1 to 0 at the end of the span", "tokens", least=1)
     init_span: int | None = option(None, "the initial span; default: max_span", "tokens")
     span_loss_weight: float = option(2e-6, "λ, factor of the mean span in the loss")
 
     def check(self) -> None:
-        for name in ("max_span", "ramp"):
-            positive("adaptive_span", name, self)
         if self.init_span is not None and not 0 <= self.init_span <= self.max_span:
             raise OptionError(
                 f"Option 'init_span' of mechanism 'adaptive_span' is {self.init_span}, but must be between 0 and max_span={self.max_span}."

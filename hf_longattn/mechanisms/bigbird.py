@@ -34,43 +34,37 @@ from ..naming import OPERATORS
 from .base import pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import joined, tokens_of
 from .masked import MaskedMechanism
-from .options import Options, not_negative, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 from .token_rules import global_tokens
-
-PATTERNS = ("seeded", "hf", "hf_eval")
-LAYOUTS = ("text", "input")
 
 
 @dataclasses.dataclass(frozen=True)
 class BigBirdOptions(Options):
-    block_size: int = option(64, "tokens in a block", "tokens")
-    num_random_blocks: int = option(3, "random key blocks of each query block, drawn for each head", "blocks", most=4096)
+    block_size: int = option(64, "tokens in a block", "tokens", least=1)
+    num_random_blocks: int = option(3, "random key blocks of each query block, drawn for each head", "blocks", most=4096, least=0)
     num_window_blocks: int = option(3, "blocks in the window, the query's in the middle, or the last one when causal", "blocks")
-    num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at the start when causal", "blocks")
-    seed: int = option(0, "seed of the random blocks; layer l draws with seed + l")
+    num_global_blocks: int = option(1, "global blocks at each end of the sequence, or at the start when causal", "blocks", least=0)
+    seed: int = option(0, "seed of the random blocks; layer l draws with seed + l", least=0)
     random_pattern: str = option(
         "seeded",
         "'seeded': distinct blocks outside the window and the global blocks; 'hf': as in transformers, which in evaluation counts the "
         "first block again instead of each random one; 'hf_eval': the latter in training, too",
+        choices=("seeded", "hf", "hf_eval"),
     )
     blocks_over: str = option(
         "text",
         "'text': blocks are cut from each sequence without its padding; 'input': from the padded input, with zeros as the output of "
         "padding, as in transformers",
+        choices=("text", "input"),
     )
 
     def check(self) -> None:
-        positive("bigbird", "block_size", self)
-        for name in ("num_random_blocks", "num_global_blocks", "seed"):
-            not_negative("bigbird", name, getattr(self, name), example=1)
         if self.num_window_blocks < 1 or self.num_window_blocks % 2 == 0:
             raise OptionError(
                 f"Option 'num_window_blocks' of mechanism 'bigbird' is {self.num_window_blocks}, but must be odd, with the query's block "
                 "in the middle; for example num_window_blocks=3."
             )
-        one_of("bigbird", "random_pattern", self.random_pattern, PATTERNS)
-        one_of("bigbird", "blocks_over", self.blocks_over, LAYOUTS)
         if self.random_pattern != "seeded" and (self.num_window_blocks, self.num_global_blocks) != (3, 1):
             raise OptionError(
                 f"random_pattern={self.random_pattern!r} of mechanism 'bigbird' exists for num_window_blocks=3 and num_global_blocks=1 "

@@ -27,25 +27,20 @@ from ..engines.topk import exact_dtype, ranking, topk, topk_blocks
 from ..errors import LengthError
 from .base import Mechanism, pad_queries, scaled_scores, softmax_over, visible_to_all
 from .layout import tokens_of
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism, attend_at
-
-CHOOSERS = ("query", "query_block")
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockTopKOptions(Options):
-    block_size: int = option(128, "tokens in a block", "tokens")
-    num_blocks: int = option(4, "k, blocks that each query sees, its own included", "blocks")
+    block_size: int = option(128, "tokens in a block", "tokens", least=1)
+    num_blocks: int = option(4, "k, blocks that each query sees, its own included", "blocks", least=1)
     per: str = option(
-        "query", "what chooses: 'query', each query for itself; 'query_block', the mean query of a block for all its queries (not causal)"
+        "query",
+        "what chooses: 'query', each query for itself; 'query_block', the mean query of a block for all its queries (not causal)",
+        choices=("query", "query_block"),
     )
-
-    def check(self) -> None:
-        for name in ("block_size", "num_blocks"):
-            positive("block_top_k", name, self)
-        one_of("block_top_k", "per", self.per, CHOOSERS)
 
 
 @register_mechanism("block_top_k")

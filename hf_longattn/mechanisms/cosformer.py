@@ -24,7 +24,7 @@ from ..engines.call import AttentionCall
 from ..engines.topk import exact_dtype
 from ..errors import LengthError, OptionError
 from .feature_map import LinearMechanism
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
@@ -35,11 +35,8 @@ class CosformerOptions(Options):
         "M, the longest text and the distance at which weights reach 0; none takes the length of each text, as the authors' code does, or "
         "the model's longest text if causal",
         "tokens",
+        least=1,
     )
-
-    def check(self) -> None:
-        if self.max_length is not None:
-            positive("cosformer", "max_length", self)
 
 
 @register_mechanism("cosformer")

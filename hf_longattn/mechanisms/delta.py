@@ -29,7 +29,7 @@ from ..engines.shards import Shard
 from ..errors import OptionError
 from .base import Mechanism, State, drop_keys
 from .feature_map import HeadwiseLinear
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 STEPS = (1e-3, 1e-1)
@@ -38,14 +38,13 @@ STEPS = (1e-3, 1e-1)
 
 @dataclasses.dataclass(frozen=True)
 class DeltaOptions(Options):
-    expand: int = option(1, "rows of the state per dimension of the head; above 1 through learned maps and SiLU", "times", most=64)
+    expand: int = option(1, "rows of the state per dimension of the head; above 1 through learned maps and SiLU", "times", least=1, most=64)
     gate: bool = option(True, "the state decays by α; without it this is the plain delta rule")
-    gate_input: str = option("hidden_states", "what β and α are computed from: hidden_states, the layer's input, or key, the head's key")
+    gate_input: str = option(
+        "hidden_states", "what β and α are computed from: hidden_states, the layer's input, or key, the head's key",
+        choices=("hidden_states", "key"),
+    )  # fmt: skip
     normalise: bool = option(True, "queries and keys are scaled to length 1")
-
-    def check(self) -> None:
-        positive("delta", "expand", self)
-        one_of("delta", "gate_input", self.gate_input, ("hidden_states", "key"))
 
 
 @register_mechanism("delta")

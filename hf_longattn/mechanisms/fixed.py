@@ -19,18 +19,16 @@ from ..engines.call import GatherTile, MaskMod, rows_of
 from ..errors import OptionError
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .masked import GatheredMechanism
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedOptions(Options):
-    block_size: int = option(128, "tokens in a block; near √N in the paper", "tokens")
-    num_summary: int = option(8, "last tokens of each block, which all queries see", "tokens")
+    block_size: int = option(128, "tokens in a block; near √N in the paper", "tokens", least=1)
+    num_summary: int = option(8, "last tokens of each block, which all queries see", "tokens", least=1)
 
     def check(self) -> None:
-        positive("fixed", "block_size", self)
-        positive("fixed", "num_summary", self)
         if self.num_summary > self.block_size:
             raise OptionError(
                 f"Option 'num_summary' of mechanism 'fixed' is {self.num_summary}, but a block has {self.block_size} tokens; "

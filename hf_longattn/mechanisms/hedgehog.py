@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..engines.call import AttentionCall
 from .feature_map import HeadwiseLinear, LinearMechanism, log_products
-from .options import Options, even, one_of, option
+from .options import Options, option
 from .registry import register_mechanism
 
 HALVES, JOINT, NONE = "halves", "joint", "none"
@@ -27,18 +27,14 @@ HALVES, JOINT, NONE = "halves", "joint", "none"
 @dataclasses.dataclass(frozen=True)
 class HedgehogOptions(Options):
     feature_dim: int | None = option(
-        None, "features per head, both halves together; none takes twice the head size", "features", most=65536
+        None, "features per head, both halves together; none takes twice the head size", "features", even=True, most=65536
     )
     feature_softmax: str = option(
         HALVES,
         "how the features are normalised: halves, a softmax of each half, as in the authors' code (Based, LoLCATs); joint, one softmax of "
         "both, as in flash-linear-attention; none, as the paper's equations are printed",
+        choices=(HALVES, JOINT, NONE),
     )
-
-    def check(self) -> None:
-        one_of("hedgehog", "feature_softmax", self.feature_softmax, (HALVES, JOINT, NONE))
-        if self.feature_dim is not None:
-            even("hedgehog", "feature_dim", self.feature_dim)
 
 
 @register_mechanism("hedgehog")

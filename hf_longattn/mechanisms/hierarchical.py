@@ -34,23 +34,17 @@ from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
 from .base import Mechanism, pad_queries, softmax_over, visible_to_all
 from .layout import neighbourhoods, triangle, without_gaps
-from .options import Options, even, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
-
-POOLINGS = ("mean", "max")
 
 
 @dataclasses.dataclass(frozen=True)
 class HierarchicalOptions(Options):
-    block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens")
-    levels: int | None = option(None, "most levels, the exact one included; default: as many as the length needs", "levels")
-    pooling: str = option("mean", "how keys are pooled: 'mean', or the element-wise 'max'; values always by their mean")
-
-    def check(self) -> None:
-        even("hierarchical", "block_size", self.block_size)
-        if self.levels is not None:
-            positive("hierarchical", "levels", self)
-        one_of("hierarchical", "pooling", self.pooling, POOLINGS)
+    block_size: int = option(64, "tokens in a block of level 0, an even number", "tokens", even=True)
+    levels: int | None = option(None, "most levels, the exact one included; default: as many as the length needs", "levels", least=1)
+    pooling: str = option(
+        "mean", "how keys are pooled: 'mean', or the element-wise 'max'; values always by their mean", choices=("mean", "max")
+    )
 
 
 @register_mechanism("hierarchical")

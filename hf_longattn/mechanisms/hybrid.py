@@ -30,7 +30,7 @@ from .composite import Choice
 from .feature_map import LinearMechanism
 from .hedgehog import HedgehogOptions
 from .layout import band_pairs
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import mechanism_class, register_mechanism
 
 HEDGEHOG = Choice("hedgehog", HedgehogOptions())
@@ -48,12 +48,11 @@ PIECE = 2048
 
 @dataclasses.dataclass(frozen=True)
 class HybridOptions(Options):
-    window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens")
+    window: int = option(64, "total width of the softmax window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
     features: Choice = option(HEDGEHOG, "the linear mechanism of the other keys: hedgehog, taylor, linear")  # noqa: RUF009 - it is frozen
     mixing: float | None = option(None, "γ, the weight of the window's terms, above 0; none learns one per head, initialised to 0.1")
 
     def check(self) -> None:
-        positive("hybrid", "window", self)
         if self.mixing is not None and not self.mixing > 0:
             raise OptionError(f"Option 'mixing' of mechanism 'hybrid' is {self.mixing}, but must be above 0, or none to learn it.")
         chosen = mechanism_class(self.features.mechanism)

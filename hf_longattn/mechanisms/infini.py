@@ -26,7 +26,7 @@ from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_
 from .base import Mechanism, State, drop_keys, normalised, pad_queries, visible_to_all
 from .feature_map import elu_plus_one
 from .layout import block_sizes, triangle
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 from .segment_state import append_tokens, empty_segment, last_segment
 
@@ -36,11 +36,8 @@ GATE = -2.0
 
 @dataclasses.dataclass(frozen=True)
 class InfiniOptions(Options):
-    segment_length: int = option(512, "tokens in a segment, which attend to each other by softmax", "tokens")
+    segment_length: int = option(512, "tokens in a segment, which attend to each other by softmax", "tokens", least=1)
     delta_rule: bool = option(False, "write to the memory only what cannot be retrieved from it yet (equation 6)")
-
-    def check(self) -> None:
-        positive("infini", "segment_length", self)
 
 
 @register_mechanism("infini")

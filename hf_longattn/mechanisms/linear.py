@@ -16,16 +16,13 @@ from torch import Tensor
 
 from ..engines.call import AttentionCall
 from .feature_map import LinearMechanism, elu_plus_one
-from .options import Options, one_of, option
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearOptions(Options):
-    feature_map: str = option("elu", "φ: elu is elu(x) + 1, as in the paper; relu is max(x, 0)")
-
-    def check(self) -> None:
-        one_of("linear", "feature_map", self.feature_map, ("elu", "relu"))
+    feature_map: str = option("elu", "φ: elu is elu(x) + 1, as in the paper; relu is max(x, 0)", choices=("elu", "relu"))
 
 
 @register_mechanism("linear")

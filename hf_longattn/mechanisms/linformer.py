@@ -27,7 +27,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..errors import LengthError, OptionError
 from .base import Mechanism, real_tokens, softmax_over
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 SHARINGS = ("none", "headwise", "key-value", "layerwise")
@@ -35,21 +35,18 @@ SHARINGS = ("none", "headwise", "key-value", "layerwise")
 
 @dataclasses.dataclass(frozen=True)
 class LinformerOptions(Options):
-    rank: int = option(256, "k, rows to which keys and values are projected", "rows")
-    projection: str = option("linear", "linear, convolution or pooling")
+    rank: int = option(256, "k, rows to which keys and values are projected", "rows", least=1)
+    projection: str = option("linear", "linear, convolution or pooling", choices=("linear", "convolution", "pooling"))
     sharing: str = option(
         "headwise",
         "what shares one projection: none (each head has its own), headwise (all heads), key-value (all heads, and keys with values) or "
         "layerwise (all layers and heads, and keys with values)",
+        choices=SHARINGS,
     )
-    max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens")
+    max_length: int | None = option(None, "longest text of a learned projection; none uses the model's", "tokens", least=1)
 
     def check(self) -> None:
-        positive("linformer", "rank", self)
-        one_of("linformer", "projection", self.projection, ("linear", "convolution", "pooling"))
-        one_of("linformer", "sharing", self.sharing, SHARINGS)
         if self.max_length is not None:
-            positive("linformer", "max_length", self)
             self.check_rank(self.max_length)
 
     def sample_length(self) -> int:

@@ -28,14 +28,14 @@ from ..positions.relative import DistanceOnly, relative_kind
 from ..private_apis import has_hooks
 from .base import Mechanism
 from .masked import SparseMechanism
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 from .token_rules import TokenRule, check_counted, global_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class LongformerOptions(Options):
-    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
+    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
     global_tokens: tuple[int, ...] = option(
         (0,), "positions, counted from the first real token, that are global if no global_attention_mask is given", "positions"
     )
@@ -48,7 +48,6 @@ class LongformerOptions(Options):
     separate_global: bool = option(False, "give global tokens separate projections, initialised as copies of the layer's")
 
     def check(self) -> None:
-        positive("longformer", "window", self)
         check_counted("longformer", "global_tokens", self.global_tokens, "positions", example=0)
         check_counted("longformer", "global_token_ids", self.global_token_ids, "token ids", example=0)
         if self.separator_token_id is not None:

@@ -48,7 +48,7 @@ from ..errors import OptionError
 from ..naming import OPERATORS
 from .base import Mechanism, pad_queries, visible_to_all
 from .layout import joined, neighbourhoods
-from .options import Options, not_negative, one_of, option, positive
+from .options import Options, option
 from .pooled import PooledKeys, pooled_weights, uniform
 from .registry import register_mechanism
 from .token_rules import check_counted, global_tokens
@@ -62,30 +62,29 @@ WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
 
 @dataclasses.dataclass(frozen=True)
 class LsgOptions(Options):
-    block_size: int = option(128, "b, tokens in a block; a query sees its block and the one on either side", "tokens")
-    sparse_block_size: int = option(128, "S, sparse keys that a query sees on each side; 0 for none", "keys")
-    sparsity_factor: int = option(4, "f, tokens for each sparse key", "tokens")
-    selection: str = option("max_norm", f"how sparse keys are found: {', '.join(SELECTIONS)}")
+    block_size: int = option(128, "b, tokens in a block; a query sees its block and the one on either side", "tokens", least=1)
+    sparse_block_size: int = option(128, "S, sparse keys that a query sees on each side; 0 for none", "keys", least=0)
+    sparsity_factor: int = option(4, "f, tokens for each sparse key", "tokens", least=1)
+    selection: str = option("max_norm", f"how sparse keys are found: {', '.join(SELECTIONS)}", choices=SELECTIONS)
     global_tokens: tuple[int, ...] = option(
         (0,), "positions, counted from the first real token, that are global if no global_attention_mask is given", "positions"
     )
-    seed: int = option(0, "seed of the hash directions of selection='lsh'")
+    seed: int = option(0, "seed of the hash directions of selection='lsh'", least=0)
     lsh_pre_rounds: int = option(
-        1, "rounds of selection='lsh' that merge similar keys before the last round; lsh_num_pre_rounds of the authors' converter", "rounds"
+        1,
+        "rounds of selection='lsh' that merge similar keys before the last round; lsh_num_pre_rounds of the authors' converter",
+        "rounds",
+        least=0,
     )
     block_offset: int = option(
         0,
         "tokens before the first block, which form a block themselves: 0 as in the authors' layer; for the models of their converter, the "
         "number of global tokens in front",
         "tokens",
+        least=0,
     )
 
     def check(self) -> None:
-        positive("lsg", "block_size", self)
-        positive("lsg", "sparsity_factor", self)
-        one_of("lsg", "selection", self.selection, SELECTIONS)
-        for name in ("sparse_block_size", "seed", "lsh_pre_rounds", "block_offset"):
-            not_negative("lsg", name, getattr(self, name), example=0)
         check_counted("lsg", "global_tokens", self.global_tokens, "positions", example=0)
         if self.block_offset >= self.block_size:
             raise OptionError(

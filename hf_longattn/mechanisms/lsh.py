@@ -39,7 +39,7 @@ from ..engines.topk import exact_dtype
 from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, recent_in_bucket
-from .options import Options, not_negative, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
@@ -50,27 +50,25 @@ FACTOR_ABOVE = 32
 
 @dataclasses.dataclass(frozen=True)
 class LSHOptions(Options):
-    num_hashes: int = option(4, "rounds of hashing", "rounds", most=1024)
-    bucket_size: int = option(64, "tokens in a chunk of the sorted order; when causal, keys of its bucket that a query sees", "tokens")
+    num_hashes: int = option(4, "rounds of hashing", "rounds", most=1024, least=1)
+    bucket_size: int = option(
+        64, "tokens in a chunk of the sorted order; when causal, keys of its bucket that a query sees", "tokens", least=1
+    )
     num_buckets: int | None = option(
         None, "buckets of a round, 1 or even; default: the power of two at or below 2·max_length/bucket_size", "buckets", most=65536
     )
     shared_qk: bool = option(False, "each token's key is its query as well: the published form")
-    num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024)
-    num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024)
+    num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024, least=0)
+    num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024, least=0)
     count_duplicates: bool = option(False, "a key that is met in several rounds counts as often")
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:
-        positive("lsh", "num_hashes", self)
-        positive("lsh", "bucket_size", self)
         if self.num_buckets is not None and self.num_buckets != 1 and (self.num_buckets < 2 or self.num_buckets % 2):
             raise OptionError(
                 f"Option 'num_buckets' of mechanism 'lsh' is {self.num_buckets}, but a rotation gives 1 bucket or an even number; "
                 "for example num_buckets=64."
             )
-        for name in ("num_chunks_before", "num_chunks_after"):
-            not_negative("lsh", name, getattr(self, name), example=1)
 
 
 @register_mechanism("lsh")

@@ -24,34 +24,32 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
 from .base import Mechanism, drop_keys, real_tokens, softmax_over
 from .linformer import project_length, segment_matrix, segment_means
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class NystromOptions(Options):
-    num_landmarks: int = option(64, "M, the number of segments whose means are the landmarks", "segments", most=65536)
-    iterations: int = option(6, "iterations of the pseudo-inverse", "steps", most=1024)
+    num_landmarks: int = option(64, "M, the number of segments whose means are the landmarks", "segments", least=1, most=65536)
+    iterations: int = option(6, "iterations of the pseudo-inverse", "steps", least=1, most=1024)
     conv_kernel: int | None = option(
         None, "width of the depthwise convolution of the values, odd; none leaves it out", "tokens", most=65535
     )
     inv_coeff_init_option: str = option(
-        "exact", "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch"
-    )
+        "exact", "initial pseudo-inverse: exact divides by the norm of each matrix, original by the largest norm in the batch",
+        choices=("exact", "original"),
+    )  # fmt: skip
     landmarks_over: str = option(
-        "text", "what the segments and the convolution cover: text leaves padding out, input counts it, as in Nyströmformer's code"
-    )
+        "text", "what the segments and the convolution cover: text leaves padding out, input counts it, as in Nyströmformer's code",
+        choices=("text", "input"),
+    )  # fmt: skip
 
     def check(self) -> None:
-        for name in ("num_landmarks", "iterations"):
-            positive("nystrom", name, self)
         if self.conv_kernel is not None and (self.conv_kernel < 1 or self.conv_kernel % 2 == 0):
             raise OptionError(
                 f"Option 'conv_kernel' of mechanism 'nystrom' is {self.conv_kernel}, but must be odd and at least 1, or none; "
                 "for example conv_kernel=33."
             )
-        one_of("nystrom", "inv_coeff_init_option", self.inv_coeff_init_option, ("exact", "original"))
-        one_of("nystrom", "landmarks_over", self.landmarks_over, ("text", "input"))
 
 
 @register_mechanism("nystrom")

@@ -32,18 +32,31 @@ class OptionInfo:
     unit: str
 
 
-def option(default: Any, help: str, unit: str = "", most: int = LARGEST) -> Any:
-    """Declare a field of an ``Options`` dataclass with its meaning and unit (tokens, blocks, rows …).
+def option(
+    default: Any,
+    help: str,
+    unit: str = "",
+    *,
+    least: int | None = None,
+    most: int = LARGEST,
+    even: bool = False,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Declare a field of an ``Options`` dataclass with its meaning, unit (tokens, blocks, rows …) and permitted values.
 
-    ``most`` bounds whole numbers that determine memory or time independently of the input's length, so that a typo is refused
-    where it is made; all others may be as large as the index arithmetic of the engines allows.
+    Args:
+        least, most: bounds of numbers, or of each number of a tuple. ``most`` is for numbers that determine memory or time independently of
+            the input's length, so that a typo is refused at once; others may be as large as the index arithmetic of the engines allows.
+        even: whether a number must be even and at least 2.
+        choices: the permitted strings.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "most": most})
+    limits = {"least": least, "most": most, "even": even, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Base of every mechanism's options. Subclasses override :meth:`check` to refuse impossible values."""
+    """Base of every mechanism's options. Fields declare their permitted values; :meth:`check` refuses impossible combinations."""
 
     relative: str | None = dataclasses.field(
         default=None,
@@ -55,7 +68,7 @@ class Options:
     )
 
     def check(self) -> None:
-        """Raise :class:`OptionError` when a value is impossible."""
+        """Raise :class:`OptionError` for what :func:`option` cannot express, such as values that do not fit together."""
 
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:
@@ -82,19 +95,31 @@ class Options:
                 raise OptionError(f"Mechanism {mechanism!r} has no option {name!r}; its options are: {listed}.{nearest(name, known)}")
             common = name == RELATIVE and value not in (None, "none", "None")
             checked[name] = read_relative(value) if common else _coerce(mechanism, name, value, hints[name])
-            cls._refuse_too_large(mechanism, name, checked[name])
+            cls._check_value(mechanism, name, checked[name])
         built = cls(**checked)
         built.check()
         return built
 
     @classmethod
-    def _refuse_too_large(cls, mechanism: str, name: str, value: Any) -> None:
+    def _check_value(cls, mechanism: str, name: str, value: Any) -> None:
+        """Raise :class:`OptionError` unless ``value``, of the right type, is permitted by its field."""
         field = cls.__dataclass_fields__[name]
-        most = field.metadata.get("most", LARGEST)
+        limits, known = field.metadata, type(field.default) in (int, float) and field.default != 0
+        example = field.default if known else 512 if field.default is None and limits.get("unit") == "tokens" else 4
         for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, int) and abs(one) > most:
-                example = f"; for example {name}={field.default}" if type(field.default) is int else ""
-                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {one}, but must be at most {most}{example}.")
+            wanted, choices = "", limits.get("choices")
+            if isinstance(one, str) and choices and one not in choices:
+                wanted = f"one of: {', '.join(choices)}.{nearest(one, choices)}"
+            elif isinstance(one, int | float):
+                least, most = limits.get("least"), limits.get("most", LARGEST)
+                if limits.get("even") and (one < 2 or one % 2):
+                    wanted = f"even and at least 2; for example {name}=16."
+                elif least is not None and one < least:
+                    wanted = f"at least {least}; for example {name}={example}."
+                elif abs(one) > most:
+                    wanted = f"at most {most}{f'; for example {name}={field.default}' if known else ''}."
+            if wanted:
+                raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {one!r}, but must be {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
         """All options as JSON-serialisable values (tuples become lists, chosen mechanisms mappings); relative positions where there are."""
@@ -115,38 +140,8 @@ class Options:
         return 1
 
 
-def positive(mechanism: str, name: str, options: Options) -> None:
-    """Refuse an option below 1 with a sentence."""
-    value = getattr(options, name)
-    if value < 1:
-        default = options.__dataclass_fields__[name].default
-        example = default if isinstance(default, int) else 512
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 1; for example {name}={example}.")
-
-
-def not_negative(mechanism: str, name: str, value: int, example: int = 128) -> None:
-    """Refuse values below 0 with a sentence."""
-    if value < 0:
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be at least 0; for example {name}={example}.")
-
-
-def even(mechanism: str, name: str, value: int) -> None:
-    """Refuse odd values and values below 2 with a sentence."""
-    if value < 2 or value % 2:
-        raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {value}, but must be even and at least 2; for example {name}=16.")
-
-
 def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
-
-
-def one_of(mechanism: str, name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse other values than ``choices`` with a sentence that offers the nearest."""
-    if value not in choices:
-        listed = ", ".join(choices)
-        raise OptionError(
-            f"Option {name!r} of mechanism {mechanism!r} is {value!r}, but must be one of: {listed}.{nearest(value, choices)}"
-        )
 
 
 def _type_name(hint: Any) -> str:

@@ -24,23 +24,21 @@ from ..engines.call import AttentionCall
 from ..private_apis import in_backward, tensor_version
 from .base import State
 from .feature_map import LinearMechanism, added, log_products
-from .options import Options, not_negative, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class PerformerOptions(Options):
-    num_features: int = option(256, "m, the number of random directions; the error falls as 1/√m", "features", most=65536)
-    kernel: str = option("softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections")
-    redraw_interval: int = option(
-        1000, "training passes between draws, 0 for a single draw; a compiled model keeps its draw until redraw() is called", "passes"
+    num_features: int = option(256, "m, the number of random directions; the error falls as 1/√m", "features", least=1, most=65536)
+    kernel: str = option(
+        "softmax", "softmax: positive features that estimate it; relu: ReLU of the random projections", choices=("softmax", "relu")
     )
+    redraw_interval: int = option(
+        1000, "training passes between draws, 0 for a single draw; a compiled model keeps its draw until redraw() is called", "passes",
+        least=0,
+    )  # fmt: skip
     seed: int = option(0, "seed of the directions, which differ from layer to layer and draw to draw")
-
-    def check(self) -> None:
-        positive("performer", "num_features", self)
-        one_of("performer", "kernel", self.kernel, ("softmax", "relu"))
-        not_negative("performer", "redraw_interval", self.redraw_interval, 1000)
 
 
 @register_mechanism("performer")

@@ -23,22 +23,18 @@ from ..errors import OptionError
 from .base import Recursion, State
 from .layout import block_sizes, cells, triangle
 from .masked import GatheredMechanism
-from .options import Options, not_negative, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 from .segment_state import append_tokens, empty_segment, last_segment
 
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentMemoryOptions(Options):
-    segment_length: int = option(512, "tokens in a segment, memory tokens included", "tokens")
-    num_memory_tokens: int = option(16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens")
-    bptt_depth: int | None = option(None, "how many segments back gradients flow; none for all", "segments")
+    segment_length: int = option(512, "tokens in a segment, memory tokens included", "tokens", least=1)
+    num_memory_tokens: int = option(16, "memory tokens; a decoder has them twice in a segment, to read and to write", "tokens", least=0)
+    bptt_depth: int | None = option(None, "how many segments back gradients flow; none for all", "segments", least=0)
 
     def check(self) -> None:
-        positive("recurrent_memory", "segment_length", self)
-        not_negative("recurrent_memory", "num_memory_tokens", self.num_memory_tokens, 16)
-        if self.bptt_depth is not None:
-            not_negative("recurrent_memory", "bptt_depth", self.bptt_depth, 2)
         if self.segment_length < 2 * self.num_memory_tokens + 2:
             raise OptionError(
                 f"Option 'segment_length' of mechanism 'recurrent_memory' is {self.segment_length}, but {self.num_memory_tokens} memory "

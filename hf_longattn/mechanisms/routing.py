@@ -42,39 +42,34 @@ from ..engines.bucketed import ROW, RecentRounds, cluster_rows, taken
 from ..engines.call import AttentionCall, GatherTile
 from ..engines.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
-from ..errors import OptionError
 from .base import Mechanism
 from .bucketed import BucketedMechanism, recent_in_bucket
 from .layout import band_tile
-from .options import Options, not_negative, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 DEFAULT_LENGTH = 4096
 """Length for which the number of clusters is chosen if the longest input is not known."""
 SINKHORN_STEPS = 8
-ROUTERS = ("kmeans", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOptions(Options):
-    num_clusters: int | None = option(None, "clusters of a head; default: the square root of max_length", "clusters", most=65536)
-    window_per_cluster: int | None = option(None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens")
-    window: int = option(0, "tokens around each query that it sees, too: w/2 on each side, or the last w when causal", "tokens")
-    router: str = option("kmeans", "'kmeans': centroids that follow the tokens; 'learned': a trained router W_r with balanced clusters")
-    decay: float = option(0.999, "λ, share of a centroid that an update keeps")
+    num_clusters: int | None = option(None, "clusters of a head; default: the square root of max_length", "clusters", most=65536, least=1)
+    window_per_cluster: int | None = option(
+        None, "keys of a cluster that a query sees; default: max_length / num_clusters", "tokens", least=1
+    )
+    window: int = option(0, "tokens around each query that it sees, too: w/2 on each side, or the last w when causal", "tokens", least=0)
+    router: str = option(
+        "kmeans",
+        "'kmeans': centroids that follow the tokens; 'learned': a trained router W_r with balanced clusters",
+        choices=("kmeans", "learned"),
+    )
+    decay: float = option(0.999, "λ, share of a centroid that an update keeps", least=0, most=1)
     seed: int = option(0, "seed of the initial centroids")
     normalise: bool = option(
         False, "compute scores from layer-normalised queries and keys, as in algorithm 1; changes what a converted model computes"
     )
-
-    def check(self) -> None:
-        for name in ("num_clusters", "window_per_cluster"):
-            if getattr(self, name) is not None:
-                positive("routing", name, self)
-        not_negative("routing", "window", self.window)
-        one_of("routing", "router", self.router, ROUTERS)
-        if not 0 <= self.decay <= 1:
-            raise OptionError(f"Option 'decay' of mechanism 'routing' is {self.decay}, but must be from 0 to 1; for example decay=0.999.")
 
 
 @register_mechanism("routing")

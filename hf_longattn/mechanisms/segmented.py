@@ -40,27 +40,23 @@ from ..engines.topk import gather_kv, term_at
 from .base import pad_queries, softmax_over, visible_to_all
 from .layout import WIDE_ROW, block_sizes, cells, in_rows, prefixes, triangle
 from .masked import GatheredMechanism
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .pooled import PooledKeys, pooled_weights, uniform
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism
 
-INTEGRATIONS = ("none", "previous", "pooled", "attention")
 SUMMARISING = ("pooled", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentedOptions(Options):
-    block_size: int = option(256, "tokens in a block", "tokens")
+    block_size: int = option(256, "tokens in a block", "tokens", least=1)
     integration: str = option(
         "previous",
         "what a block sees of the others: 'none'; 'previous' (both neighbours if bidirectional); 'pooled': mean key and value of each; "
         "'attention': a key and value of each, weighted by attention to its mean key",
+        choices=("none", "previous", "pooled", "attention"),
     )
-
-    def check(self) -> None:
-        positive("segmented", "block_size", self)
-        one_of("segmented", "integration", self.integration, INTEGRATIONS)
 
     def is_mask(self) -> bool:
         return self.integration not in SUMMARISING

@@ -20,22 +20,19 @@ from torch import Tensor
 from ..engines.call import GatherTile, MaskMod, Pattern, rows_of
 from .layout import ROW, band_pairs, band_tile, cells, column_pairs, prefixes, residues
 from .masked import GatheredMechanism
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class StridedOptions(Options):
-    window: int = option(128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
-    stride: int = option(128, "distance between the keys beyond the window; near √N in the paper", "tokens")
+    window: int = option(128, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+    stride: int = option(128, "distance between the keys beyond the window; near √N in the paper", "tokens", least=1)
     columns: str = option(
-        "relative", "'relative': every stride-th key counted from the query, as in the paper; 'absolute': counted from the start"
+        "relative",
+        "'relative': every stride-th key counted from the query, as in the paper; 'absolute': counted from the start",
+        choices=("relative", "absolute"),
     )
-
-    def check(self) -> None:
-        positive("strided", "window", self)
-        positive("strided", "stride", self)
-        one_of("strided", "columns", self.columns, ("relative", "absolute"))
 
 
 @register_mechanism("strided")

@@ -29,31 +29,27 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, grid_of, masked_softmax, products, repeat_heads, wide
 from ..errors import LengthError, OptionError
 from .base import Mechanism, reset, softmax_over, visible_to_all
-from .options import Options, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthesizerOptions(Options):
     variant: tuple[str, ...] = option(
-        ("dense",), "dense, factorized_dense, random, factorized_random or dot_product, or a mixture such as dense+dot_product"
-    )
-    max_length: int | None = option(None, "longest input; none uses the model's", "tokens")
-    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none uses the head size", "units", most=65536)
-    factor: int | None = option(None, "length b of the second factor of factorized_dense; none uses √max_length", "columns")
-    rank: int = option(8, "rank k of factorized_random", "columns")
+        ("dense",), "dense, factorized_dense, random, factorized_random or dot_product, or a mixture such as dense+dot_product",
+        choices=("dense", "factorized_dense", "random", "factorized_random", "dot_product"),
+    )  # fmt: skip
+    max_length: int | None = option(None, "longest input; none uses the model's", "tokens", least=1)
+    hidden: int | None = option(None, "units in the hidden layer of the dense kinds; none uses the head size", "units", least=1, most=65536)
+    factor: int | None = option(None, "length b of the second factor of factorized_dense; none uses √max_length", "columns", least=1)
+    rank: int = option(8, "rank k of factorized_random", "columns", least=1)
     trainable: bool = option(True, "whether the random kinds are learned or stay as drawn")
 
     def check(self) -> None:
         if not self.variant:
             raise OptionError("Option 'variant' of mechanism 'synthesizer' is empty; for example variant=dense+dot_product.")
-        for one in self.variant:
-            one_of("synthesizer", "variant", one, tuple(KINDS))
         if len(set(self.variant)) < len(self.variant):
             raise OptionError(f"Option 'variant' of mechanism 'synthesizer' is {'+'.join(self.variant)!r}, but each kind counts once.")
-        for name in ("max_length", "hidden", "factor", "rank"):
-            if getattr(self, name) is not None:
-                positive("synthesizer", name, self)
 
 
 @register_mechanism("synthesizer")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
 from .feature_map import HeadwiseLinear, LinearMechanism
-from .options import Options, even, one_of, option
+from .options import Options, option
 from .registry import register_mechanism
 
 FEATURES, HEAD = "feature_dim", "head_dim"
@@ -28,14 +28,13 @@ FEATURES, HEAD = "feature_dim", "head_dim"
 
 @dataclasses.dataclass(frozen=True)
 class TaylorOptions(Options):
-    feature_dim: int = option(16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", most=256)
-    scale: str = option(
-        FEATURES, "the size whose square root divides products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax"
+    feature_dim: int = option(
+        16, "d, the size of projected queries and keys; the state has 1 + d + d(d+1)/2 rows", "features", even=True, most=256
     )
-
-    def check(self) -> None:
-        one_of("taylor", "scale", self.scale, (FEATURES, HEAD))
-        even("taylor", "feature_dim", self.feature_dim)
+    scale: str = option(
+        FEATURES, "the size whose square root divides products of projected vectors: feature_dim, as in Based, or head_dim, as in softmax",
+        choices=(FEATURES, HEAD),
+    )  # fmt: skip
 
 
 @register_mechanism("taylor")

@@ -23,7 +23,7 @@ from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..engines.topk import float32_products, prefiltered_topk_keys, ranking, search_keys, selected_attention, topk_keys
 from .base import scaled_scores, softmax_over, visible_to_all
-from .options import Options, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 from .summaries import CacheSummaries, SummarisedMechanism, attend_at
 
@@ -33,10 +33,7 @@ UNIT = 16
 
 @dataclasses.dataclass(frozen=True)
 class TopKOptions(Options):
-    num_keys: int = option(64, "k, keys that each query keeps", "keys")
-
-    def check(self) -> None:
-        positive("top_k", "num_keys", self)
+    num_keys: int = option(64, "k, keys that each query keeps", "keys", least=1)
 
 
 @register_mechanism("top_k")

@@ -31,7 +31,7 @@ from ..positions.relative import Span
 from .base import both, pad_queries, scaled_scores, softmax_over
 from .layout import block_sizes, cells, triangle
 from .masked import GatheredMechanism
-from .options import Options, not_negative, one_of, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
@@ -39,19 +39,15 @@ HIDDEN, PROJECTED = "hidden_states", "keys_values"
 
 @dataclasses.dataclass(frozen=True)
 class TransformerXLOptions(Options):
-    segment_length: int = option(512, "tokens in a segment", "tokens")
-    memory_length: int = option(512, "how many tokens before its segment a query sees", "tokens")
+    segment_length: int = option(512, "tokens in a segment", "tokens", least=1)
+    memory_length: int = option(512, "how many tokens before its segment a query sees", "tokens", least=0)
     bptt: bool = option(False, "whether gradients flow from a segment into its memory; the paper stops them")
     stop_gradient: str = option(
         HIDDEN,
         "where gradients into the memory stop without bptt: hidden_states, as in the paper, so that the layer's key and value projections "
         "learn from the memory, too, or keys_values, which saves a second projection",
+        choices=(HIDDEN, PROJECTED),
     )
-
-    def check(self) -> None:
-        positive("transformer_xl", "segment_length", self)
-        not_negative("transformer_xl", "memory_length", self.memory_length)
-        one_of("transformer_xl", "stop_gradient", self.stop_gradient, (HIDDEN, PROJECTED))
 
     def is_mask(self) -> bool:
         return self.bptt

@@ -27,19 +27,17 @@ from ..errors import OptionError
 from ..positions.relative import Span
 from .layout import band_pairs, band_tile, column_pairs
 from .masked import GatheredMechanism, MaskedMechanism, SparseMechanism
-from .options import Options, not_negative, option, positive
+from .options import Options, option
 from .registry import register_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowOptions(Options):
-    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens")
-    num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens")
+    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+    num_sinks: int = option(0, "first tokens that every query sees (attention sinks)", "tokens", least=0)
     dilation: tuple[int, ...] = option((1,), "distance between the keys of a window: one number, or one for each head", "tokens")
 
     def check(self) -> None:
-        positive("window", "window", self)
-        not_negative("window", "num_sinks", self.num_sinks, example=4)
         if not self.dilation or min(self.dilation) < 1:
             raise OptionError(
                 f"Option 'dilation' of mechanism 'window' is {self.dilation}, but must be one number of at least 1, or one for each head; "

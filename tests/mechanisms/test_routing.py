@@ -285,7 +285,7 @@ def test_a_plain_checkpoint_takes_it_and_a_trained_one_comes_back(tmp_path, rout
         ({"window_per_cluster": -1}, "at least 1"),
         ({"window": -2}, "at least 0"),
         ({"router": "best"}, "one of: kmeans, learned"),
-        ({"decay": 1.5}, "from 0 to 1"),
+        ({"decay": 1.5}, "at most 1"),
         ({"clusters": 4}, "num_clusters"),
     ],
     ids=str,
