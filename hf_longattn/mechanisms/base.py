@@ -208,21 +208,18 @@ class Mechanism(nn.Module, ABC):
 
     def with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
         """The call of ``forward`` whose score term includes the relative positions; a hook calls this."""
-        mod = self.relative_mod(q, k, call.causal, call.scale)
+        mod = self.relative_mod(q, k, call)
         return call if mod is None else call.replace(score_mod=both(mod, call.score_mod))
 
-    def relative_mod(self, q: Tensor, k: Tensor, causal: bool, scaling: float | None) -> ScoreMod | None:
+    def relative_mod(self, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreMod | None:
         """The relative positions' term for ``q (B, H, Nq, D)``, the last queries of ``k (B, H_kv, Nk, D)``; ``None`` where there are none.
 
         ``forward`` is given it by a hook. Whoever attends without ``forward`` (a decode cache) passes it on.
         """
         if self.relative is None:
             return None
-        return self.relative.score_mod(q, k, causal, self.scale(scaling), self.span(q.shape[2], k.shape[2], causal))
-
-    def scale(self, scaling: float | None) -> float:
-        """The factor on q·k, of which ``None`` is the usual one."""
-        return self.head_dim**-0.5 if scaling is None else scaling
+        span = self.span(q.shape[2], k.shape[2], call.causal)
+        return self.relative.score_mod(q, k, call.causal, call.scale_for(self.head_dim), span)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         """The furthest distances query - key that some query sees, back and ahead."""

@@ -126,7 +126,7 @@ class BlockTopK(SummarisedMechanism):
     def summary_unit(self) -> int | None:
         return self.options.block_size
 
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The mean key of every block, ``(B, H_kv, m, D)`` float64, and whether it has a real token, ``(B, 1, m)``."""
         means, filled = _means(k.masked_fill(~real[:, None, ..., None], 0), real)
         return {"mean": means, "filled": filled[:, None]}

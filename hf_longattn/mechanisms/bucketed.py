@@ -94,7 +94,7 @@ class BucketedMechanism(SummarisedMechanism):
     def summary_unit(self) -> int | None:
         return 1
 
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head next to each other; -1 for padding."""
         buckets = self.key_buckets(k.flatten(2, 3)).masked_fill(~real[:, None, None, :, 0], -1)
         return {"buckets": buckets.flatten(1, 2).int()}

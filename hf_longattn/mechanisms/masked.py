@@ -47,16 +47,7 @@ class MaskedMechanism(Mechanism):
         return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
 
     def attend_kept(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        q_positions: Tensor,
-        k_positions: Tensor,
-        real: Tensor,
-        *,
-        scaling: float | None = None,
-        dropout_p: float = 0.0,
+        self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
         """Causal attention over keys that a cache has kept.
 
@@ -70,11 +61,11 @@ class MaskedMechanism(Mechanism):
         grouped, dtype = k.shape[1] != q.shape[1], q.dtype
         if self.relative is not None:
             distance = q_positions[:, :, None] - k_positions[:, None, :]
-            term = self.relative.term(q, k, distance, True, self.scale(scaling))
+            term = self.relative.term(q, k, distance, True, call.scale_for(self.head_dim))
             wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
             seen = torch.where(seen, term.to(wide), torch.finfo(wide).min)
             q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, enable_gqa=grouped)
         return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:

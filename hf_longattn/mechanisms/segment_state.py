@@ -77,15 +77,15 @@ def empty_segment(k: Tensor, v: Tensor, size: int) -> State:
     }
 
 
-def leading(padding_mask: Tensor) -> Tensor:
-    """Tokens before each row's first real token in ``padding_mask (B, n)``, ``(B,)``; n for rows without one."""
-    return (padding_mask.cumsum(1) == 0).sum(1)
+def leading(key_mask: Tensor) -> Tensor:
+    """Tokens before each row's first real token in ``key_mask (B, n)``, ``(B,)``; n for rows without one."""
+    return (key_mask.cumsum(1) == 0).sum(1)
 
 
-def append_tokens(state: State, k: Tensor, v: Tensor, padding_mask: Tensor | None) -> TwoSegments:
+def append_tokens(state: State, k: Tensor, v: Tensor, key_mask: Tensor | None) -> TwoSegments:
     """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
-    mask, filled = real_tokens(k, padding_mask), state["filled"]
+    mask, filled = real_tokens(k, key_mask), state["filled"]
     skipped = torch.where(filled == 0, leading(mask), 0)
     places = torch.arange(count, device=k.device) - skipped[:, None]
     positions = torch.where(places >= 0, places + filled[:, None], -1)
@@ -100,9 +100,9 @@ def append_tokens(state: State, k: Tensor, v: Tensor, padding_mask: Tensor | Non
     return TwoSegments(put(state["keys"], k), put(state["values"], v), real, positions, filled + count - skipped)
 
 
-def last_segment(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int) -> tuple[State, Tensor]:
+def last_segment(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple[State, Tensor]:
     """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``."""
-    length, mask = k.shape[2], real_tokens(k, padding_mask)
+    length, mask = k.shape[2], real_tokens(k, key_mask)
     skipped = leading(mask)
     segment = (length - skipped - 1).clamp(min=0) // size
     first = skipped + segment * size

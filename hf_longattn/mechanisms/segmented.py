@@ -126,9 +126,9 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     def summary_unit(self) -> int | None:
         return self.options.block_size if self.summarises else None
 
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """Each block's summary ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place in it, ``(B, 1, m)``."""
-        keys, values = pool_blocks(k, v, real, self._by_attention, self.scale(scaling))
+        keys, values = pool_blocks(k, v, real, self._by_attention, call.scale_for(self.head_dim))
         middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
 
@@ -219,11 +219,11 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
     yield GatherTile(rows[None, None], (length + others + (others >= own))[None, None])
 
 
-def summarise(k: Tensor, v: Tensor, padding_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
+def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
     """Summaries of the blocks of ``size`` tokens of ``k, v (B, H, N, D)``; padding ``(B, N)`` never enters one."""
     length = k.shape[2]
     count = -(-length // size)
-    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if padding_mask is None else padding_mask
+    real = torch.ones(1, length, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
     real = F.pad(real, (0, count * size - length)).unflatten(1, (count, size))
     k_blocks, v_blocks = (F.pad(x, (0, 0, 0, count * size - length)).unflatten(2, (count, size)) for x in (k, v))
     places = torch.arange(count * size, device=k.device).view(count, size)

@@ -57,7 +57,7 @@ class SummarisedMechanism(Mechanism):
         """Tokens in a unit; ``None`` when these options need no summaries."""
 
     @abstractmethod
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The summaries of units, given their tokens.
 
         Args:

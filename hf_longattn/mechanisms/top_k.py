@@ -74,7 +74,7 @@ class TopK(SummarisedMechanism):
     def summary_unit(self) -> int | None:
         return UNIT
 
-    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, scaling: float | None) -> dict[str, Tensor]:
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The largest key norm of every unit, ``(B, H_kv, m)``."""
         norms = torch.linalg.vector_norm(k.masked_fill(~real[:, None, ..., None], 0).float(), dim=-1)
         return {"norms": norms.amax(-1)}

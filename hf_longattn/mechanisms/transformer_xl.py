@@ -123,7 +123,7 @@ class TransformerXL(GatheredMechanism):
         """The score terms, relative positions included: one for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
             return [call.score_mod]
-        terms = [self.relative_mod(q, k, call.causal, call.scale) for k in (keys if self.relative.reads_keys else keys[:1])]
+        terms = [self.relative_mod(q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
         return [both(term, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:

@@ -77,12 +77,12 @@ class KeptLayer(StartsLayer):
             real = real & call.key_mask.gather(1, columns.clamp(min=0))
         q_positions = torch.arange(self.seen - q.shape[2], self.seen, device=q.device) - self.starts[:, None]
         places = (q_positions, k_positions, real)
-        out = mechanism.attend_kept(q, k, v, *places, scaling=call.scale, dropout_p=call.dropout)
+        out = mechanism.attend_kept(q, k, v, *places, call)
         if not weights_wanted:
             return out, None
         one = torch.eye(self.seen, dtype=v.dtype, device=v.device)[columns.clamp(min=0)] * real[..., None]
         one = one[:, None].expand(-1, k.shape[1], -1, -1)
-        return out, mechanism.attend_kept(q, k, one, *places, scaling=call.scale)
+        return out, mechanism.attend_kept(q, k, one, *places, call.replace(dropout=0.0))
 
     def _prune(self) -> None:
         if self.starts is None or not self._all_started:  # where the sequences start is not known yet

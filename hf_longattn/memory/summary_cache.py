@@ -106,14 +106,14 @@ class SummaryLayer(StartsLayer):
     ) -> tuple[Tensor, Tensor | None]:
         assert isinstance(mechanism, SummarisedMechanism)
         assert self.starts is not None
-        real, scaling = call.key_mask, call.scale
-        self._summarise(mechanism, real, scaling)
-        mod = mechanism.relative_mod(q, k, True, scaling)
+        real = call.key_mask
+        self._summarise(mechanism, real, call)
+        mod = mechanism.relative_mod(q, k, call)
         own = call if mod is None else call.replace(score_mod=mod)
         out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), own)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 
-    def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, scaling: float | None) -> None:
+    def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, call: AttentionCall) -> None:
         """Bring the tables up to the newest token: units that have new tokens are made from all their tokens."""
         assert self.starts is not None
         assert mechanism.summary_unit is not None
@@ -129,7 +129,7 @@ class SummaryLayer(StartsLayer):
         if real is not None:
             there = there & real.gather(1, columns.flatten(1)).view(columns.shape)
         places = columns[:, None].expand(-1, self.keys.shape[1], -1, -1)
-        made = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, scaling)
+        made = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, call)
         for name, entries in made.items():
             held = self.tables.get(name)
             table = self._buffer.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)

@@ -156,7 +156,7 @@ def test_tables_are_those_of_all_keys_at_once(name: str) -> None:
         own = int(mask[item].sum())
         lengthened = [torch.nn.functional.pad(x[item : item + 1, :, 75 - own :], (0, 0, 0, -own % unit)) for x in (k, v)]
         real = torch.arange(own + -own % unit).view(1, -1, unit) < own
-        expected = mechanism.summarise_units(*(x.unflatten(2, (-1, unit)) for x in lengthened), real, None)
+        expected = mechanism.summarise_units(*(x.unflatten(2, (-1, unit)) for x in lengthened), real, AttentionCall())
         for table, entries in expected.items():
             torch.testing.assert_close(layer.tables[table][item : item + 1, :, : entries.shape[2]], entries)
 
