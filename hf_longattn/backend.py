@@ -1,14 +1,14 @@
-"""The one attention function and the one mask function that transformers knows under the name ``longattn``.
+"""The attention function and the mask function that transformers knows as ``longattn``.
 
-A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention; it hands q, k, v to
-the mechanism that stands on the module as ``module.long_attention`` (put there by the Long* classes or by
-:func:`hf_longattn.enable_long_attention`). :func:`longattn_mask` keeps the two-dimensional padding mask as it is, so that
-nothing of size N×N is ever built.
+A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention; it hands q, k, v to the
+mechanism ``module.long_attention`` (set by the Long* classes or by :func:`hf_longattn.enable_long_attention`). :func:`longattn_mask` keeps
+the two-dimensional padding mask as it is, so that nothing of size N×N is built.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -31,16 +31,16 @@ PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function
 CACHE_LAYER = "long_cache_layer"
 """Keyword under which an attention module's pre-hook passes its cache layer, where that is an :class:`AttendingLayer`."""
 LAYER_INPUT = "layer_input"
-"""The keyword under which the Long classes hand a module's hidden states to its attention function, for mechanisms that take them."""
+"""The keyword for a module's hidden states, for mechanisms that take them."""
 STOPPED = "stopped_keys_values"
 """The keyword for the keys and values of a module's input as a constant, for mechanisms that stop gradients there; empty: as they are."""
 PROJECT_ONLY = "project_only"
-"""The keyword for a list into which the attention function puts the keys and values that it is handed, in place of attention."""
+"""The keyword for a list to which the attention function appends its keys and values, instead of attending."""
 LAYER = "long_layer"
-"""The keyword under which a model whose layers share an attention module says which layer runs."""
+"""The keyword for the layer's index, where layers share an attention module."""
 logger = logging.get_logger(LOGGER)
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
-"""Keywords that say where the documents of a packed row lie: ours, and those for state-space models and FlashAttention."""
+"""Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
 UNSUPPORTED = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 
@@ -107,7 +107,7 @@ def longattn_attention_forward(
             visible, or additive), by which the mechanism's pattern is restricted further.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
-        is_causal: where given, it is believed instead of ``module.is_causal`` (CLIP's text model).
+        is_causal: overrides ``module.is_causal`` (CLIP's text model).
         kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
             ``score_mod``; ``softcap``, the bound that a tanh puts on them (Gemma 2); ``layer_input (B, Nq, d)``,
             the module's hidden states, for mechanisms that take them.
@@ -127,49 +127,35 @@ def longattn_attention_forward(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     if mechanism.shard is not None:
         return _sharded(mechanism, query, key, value, causal, scaling, dropout, kwargs), None
+    bias, softcap, lengths = kwargs.get("position_bias"), kwargs.get("softcap"), (query.shape[2], key.shape[2])
+    call = AttentionCall(
+        causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None
+    )
     cache = kwargs.get(CACHE_LAYER)
     if cache is not None:
-        padding = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
+        padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
         cache.note_padding(padding)
-        call = AttentionCall(
-            causal=causal,
-            batch=None if padding is None else _batch(padding, padding.shape[1]),
-            scale=scaling,
-            dropout=dropout,
-            score_mod=_score_mod(
-                None if padding is attention_mask else attention_mask, kwargs.get("position_bias"),
-                query.shape[2], key.shape[2], kwargs.get("softcap"),
-            ),
-            hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
-        )  # fmt: skip
-        if cache.takes_over(mechanism, query, call):
-            if LISTENERS:
-                with running(mechanism):
+        batch = None if padding is None else _batch(padding, padding.shape[1])
+        seen = call.replace(batch=batch, score_mod=_score_mod(dense_mask, bias, *lengths, softcap))
+        if cache.takes_over(mechanism, query, seen):
+            with running(mechanism) if LISTENERS else nullcontext():
+                if LISTENERS:
                     tell(Choice(f"cache of {cache.keeps}"))
-                    output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
-            else:
-                output, weights = cache.attend(mechanism, query, key, value, call, _weights_wanted(kwargs))
+                output, weights = cache.attend(mechanism, query, key, value, seen, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights
     key, value, batch, dense_mask = _align(attention_mask, query.shape[2], key, value)
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
-    score_mod = _score_mod(dense_mask, kwargs.get("position_bias"), query.shape[2], key.shape[2], kwargs.get("softcap"))
+    score_mod = _score_mod(dense_mask, bias, query.shape[2], key.shape[2], softcap)
     if score_mod is not None and not mechanism.takes_score_mod:
-        terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
+        terms = {"four-dimensional attention_mask": dense_mask, "position bias": bias}
         given = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise MaskError(
             f"A {given} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
             "pass a padding mask (batch, tokens), or choose a mechanism over scores, for example window."
         )
-    call = AttentionCall(
-        causal=causal,
-        batch=batch,
-        global_mask=_global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key),
-        scale=scaling,
-        dropout=dropout,
-        score_mod=score_mod,
-        hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
-    )
+    tokens = _global_mask(mechanism, kwargs.get("global_attention_mask"), attention_mask, query.shape[2], key)
+    call = call.replace(batch=batch, global_mask=tokens, score_mod=score_mod)
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(key.shape[2]):
         call = call.replace(stopped=tuple(stopped) or (key, value))
     defined = torch.compiler.is_exporting() and mechanism.exports == "definition"
@@ -250,7 +236,7 @@ def _batch(mask: Tensor, kv_len: int) -> Batch:
 
 
 def _once(given: Tensor, key: Any, make: Callable[[], Found]) -> Found:
-    """What is made of a tensor that all layers share, made once; again when the tensor has been written to. Made anew in a graph."""
+    """``make()``, kept on a tensor that all layers share until the tensor is written to. In a graph, nothing is kept."""
     if in_graph():
         return make()
     version = tensor_version(given)
@@ -264,7 +250,7 @@ def _once(given: Tensor, key: Any, make: Callable[[], Found]) -> Found:
 
 
 def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-    """The numbers of the documents ``(B, N)`` that a call is told of as ``documents``, by FlashAttention's offsets or as ``seq_idx``.
+    """The numbers of a call's documents, ``(B, N)``, from ``documents``, ``seq_idx`` or FlashAttention's offsets.
 
     Raises:
         MaskError: they do not fit the tokens.
@@ -278,7 +264,7 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
 def _with_documents(
     mechanism: Mechanism, batch: Batch | None, dense_mask: Tensor | None, shape: tuple[int, int], causal: bool, kwargs: dict[str, Any]
 ) -> tuple[Batch | None, Tensor | None]:
-    """The sequences with the documents packed into a row, and what the dense mask says besides.
+    """The batch with its packed documents, and the dense mask unless it says no more than they do.
 
     Raises:
         MaskError: documents that do not fit, or that only a mask keeps apart where that is not enough.

@@ -30,11 +30,10 @@ DENSE_KEYS = 768
 """Up to this many keys it also is when the band is as wide as they are many, so that little would be left out; measured on CPUs."""
 MOST_FEATURES = 256
 """Features per head that the tiles of flash-linear-attention's kernels hold."""
-
-
 DENSE, DENSE_MASKED = "dense", "dense-masked"
 CALL = AttentionCall()
-"""For choices that no part of a call enters."""
+"""For choices that do not depend on the call."""
+EVERYTHING = Pattern.everything(causal=False)
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,15 +48,15 @@ class Facts:
     """The mechanism sees every pair."""
     tokens: bool = False
     """Some tokens are global, whose number is not known in a graph."""
-    pattern: Pattern | None = None
+    band: Pattern = EVERYTHING
     learned_bias: bool = False
-    """Tiles have a bias that needs gradients."""
+    """The tiles have a bias that needs gradients."""
     dtype: torch.dtype | None = None
     features: int = 0
     by_position: bool = False
     """The output depends on where a sequence starts."""
     together: bool = False
-    """The mechanism draws or learns something once per call."""
+    """The rows of a batch must be one call."""
     alone: bool = False
     """Every sequence is to be run alone."""
     trims: bool = False
@@ -65,7 +64,7 @@ class Facts:
 
     @property
     def few_pairs(self) -> Any:
-        """Whether so few pairs are asked for that a dense call with a mask is the fastest, whatever the pattern."""
+        """Whether there are so few pairs that a dense call with a mask is the fastest, whatever the pattern."""
         return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
 
     @property
@@ -73,16 +72,10 @@ class Facts:
         """Whether the only score term is a bias by distance, which the CPU's band kernel adds without writing it out for all pairs."""
         return self.device == "cpu" and self.call.dropout == 0.0 and isinstance(self.call.score_mod, DistanceBias) and not self.few_pairs
 
-    @property
-    def band(self) -> Pattern:
-        assert self.pattern is not None
-        return self.pattern
-
 
 Reason = Callable[[Facts], str | None]
 """Why a path does not run, as a clause; ``None`` where it may."""
 Path = tuple[str, Reason]
-
 MANY = f"there are more than {DENSE_CELLS:,} query-key pairs"
 EXPORTED = "an exported graph holds operations of every runtime only"
 
