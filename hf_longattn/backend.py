@@ -21,6 +21,7 @@ from .attend import run_batch
 from .engines.batch import Batch, documents_from, in_graph
 from .engines.call import AttentionCall
 from .engines.dispatch import LISTENERS, Choice, running, tell
+from .engines.shards import Shard
 from .errors import BackendError, MaskError
 from .mechanisms.base import Mechanism, ScoreMod
 from .naming import BACKEND, LOGGER
@@ -125,12 +126,12 @@ def longattn_attention_forward(
         return query.transpose(1, 2).contiguous(), None
     mechanism = _mechanism(module, kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    if mechanism.shard is not None:
-        return _sharded(mechanism, query, key, value, causal, scaling, dropout, kwargs), None
     bias, softcap, lengths = kwargs.get("position_bias"), kwargs.get("softcap"), (query.shape[2], key.shape[2])
     call = AttentionCall(
         causal=causal, scale=scaling, dropout=dropout, hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None
     )
+    if mechanism.shard is not None:
+        return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
     cache = kwargs.get(CACHE_LAYER)
     if cache is not None:
         padding, dense_mask = (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
@@ -165,30 +166,16 @@ def longattn_attention_forward(
 
 
 def _sharded(
-    mechanism: Mechanism,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    causal: bool,
-    scaling: float | None,
-    dropout: float,
-    kwargs: dict[str, Any],
+    mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
 ) -> Tensor:
     """The output ``(B, Nq, H, D)`` of this process's part of the sequence; padding, documents and global tokens are the shard's."""
     if kwargs.get("position_bias") is not None or _weights_wanted(kwargs):
         asked = "a position bias" if kwargs.get("position_bias") is not None else "attention weights"
         raise MaskError(f"A sequence that is cut over processes cannot be given {asked}; leave that, or sequence parallelism, out.")
-    call = AttentionCall(
-        causal=causal,
-        scale=scaling,
-        dropout=dropout,
-        score_mod=_score_mod(None, None, query.shape[2], key.shape[2], kwargs.get("softcap")),
-        hidden_states=kwargs.get(LAYER_INPUT) if mechanism.takes_hidden_states else None,
-    )
-    assert mechanism.shard is not None
-    if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(mechanism.shard.length):
+    call = call.replace(score_mod=_score_mod(None, None, query.shape[2], key.shape[2], kwargs.get("softcap")))
+    if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(stopped=tuple(stopped) or (key, value))
-    return mechanism.attend_sharded(query, key, value, call, mechanism.shard).transpose(1, 2).contiguous()
+    return mechanism.attend_sharded(query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
