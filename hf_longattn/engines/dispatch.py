@@ -1,7 +1,7 @@
-"""Which path runs: one table of named paths in order of priority, each with the reason why it cannot or should not run.
+"""Which path runs: one table of named paths by priority, each with the reasons against it.
 
-A mechanism says what it needs (a band, tiles, features, pairs); :func:`choose` takes the first path of the table that has no reason against
-it. ``HF_LONGATTN_LOG=paths`` logs every distinct answer once, and :func:`hf_longattn.explain` collects them for a model.
+:func:`choose` takes the first path without one. ``HF_LONGATTN_LOG=paths`` logs every distinct answer once, and :func:`hf_longattn.explain`
+collects them for a model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DENSE_CELLS = 256 * 256
 """Up to this many query-key pairs per head the dense kernel with a mask is faster than any sparse path: measured on CPUs, where the sparse
 paths cost several calls. It holds on every device: on a GPU so few pairs are one kernel launch."""
 DENSE_KEYS = 768
-"""Up to this many keys it also is when the band is as wide as they are many, so that little would be left out; measured on CPUs."""
+"""It also is up to this many keys where the band is as wide, so that little would be left out: measured on CPUs."""
 MOST_FEATURES = 256
 """Features per head that the tiles of flash-linear-attention's kernels hold."""
 DENSE, DENSE_MASKED = "dense", "dense-masked"

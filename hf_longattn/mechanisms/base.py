@@ -73,37 +73,33 @@ class Mechanism(nn.Module, ABC):
     """Whether a causal row is bitwise unchanged when later tokens change; otherwise it is unchanged up to rounding (1e-6)."""
     takes_globals: bool = False
     """Whether the mechanism uses ``global_mask``."""
-
     exports: str = "engine"
     """What ``torch.export`` writes as one graph for all lengths: the ``"engine"``; the ``"definition"``, which takes N×N memory, if the
     layout of the work depends on the length or the data; or nothing, ``""``."""
     takes_score_mod: bool = True
     """Whether there are scores to which a term (``score_mod``, a position bias, a dense mask) can be added."""
     takes_fewer_queries: ClassVar[bool] = True
-    """Whether queries may be the last ones only of the keys' sequence; otherwise LengthError is raised for them."""
+    """Whether there may be fewer queries than keys; otherwise that raises LengthError."""
     position_dependent: bool = True
-    """Whether the output depends on where a sequence starts, as blocks, columns and counted positions do; otherwise a key mask is all that
-    left padding needs."""
+    """Whether the output depends on where a sequence starts, as with blocks, columns and counted positions; otherwise left padding needs
+    no more than a key mask."""
     trims_padding: bool = False
     """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
     crosses: bool = False
-    """Whether the queries belong to another sequence than the keys: set on the mechanism of a cross-attention module, whose rows are not
-    cut where the keys have padding."""
+    """Whether the queries belong to another sequence than the keys, so that they are not cut where the keys have padding: set on the
+    mechanism of a cross-attention module."""
     shard: Shard | None = None
     """The part of the sequence that a call is given, where it is cut over processes (:func:`hf_longattn.sequence_parallel`)."""
     whole_batch: bool = False
     """Whether the rows of a batch must be one call because the mechanism draws or learns something once per call."""
     stateful: bool = False
-    """Whether decoding needs a state of constant size in place of the keys; see :meth:`advance`."""
-
+    """Whether decoding keeps a state of constant size in place of the keys; see :meth:`advance`."""
     takes_hidden_states: bool = False
-    """Whether this mechanism needs its layer's input, ``hidden_states (B, Nk, hidden_size)``, as a further argument of ``forward``."""
+    """Whether this mechanism needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``."""
     copies: Mapping[str, str] = MappingProxyType({})
     """Parameters initialised as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
-
     shared_by_layers: tuple[str, ...] = ()
     """Parameters tied across all layers of a model whose mechanisms have equal options."""
-
     options_type: ClassVar[type[Options]] = Options
     ignores_padding: bool = True
     """Whether padding changes nothing. False only where an option reproduces another implementation that counts it."""
@@ -166,11 +162,11 @@ class Mechanism(nn.Module, ABC):
         return call.batch is not None and (self.ignores_padding or call.batch.documents is not None)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in the inputs' own dtype, without dropout: what is exported where the engine cannot be."""
-        return self.dense_weights(q, k, self._with_dense_terms(q, k, call)) @ repeat_heads(v, q.shape[1])
+        """The definition in the inputs' dtype, without dropout; exported where the engine cannot be."""
+        return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition applied in float64, materialising the N×N matrix. Returns ``(B, H, Nq, D)`` float64."""
+        """The definition in float64, with the N×N matrix: ``(B, H, Nq, D)``."""
         return self.defined(q.double(), k.double(), v.double(), call)
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
@@ -228,12 +224,12 @@ class Mechanism(nn.Module, ABC):
 
     @property
     def recursion(self) -> Recursion | None:
-        """How the whole model runs in segments; ``None`` for a mechanism that is a matter of its layer alone."""
+        """How the whole model runs in segments; ``None`` where it does not."""
         return None
 
     @property
     def token_rule(self) -> TokenRule | None:
-        """Which tokens are global by their ids if there is no global mask; the model applies it. ``None`` if ids play no part."""
+        """Which tokens are global by their ids, where no global mask is given; the model applies it. ``None`` where ids play no part."""
         return None
 
     def wrong_form(self, causal: bool, where: str) -> OptionError:
@@ -245,11 +241,11 @@ class Mechanism(nn.Module, ABC):
         )
 
     def reach(self, causal: bool = True) -> int | None:
-        """How many keys, itself included, a causal query can see back; ``None`` when unbounded. Sizes the decode cache."""
+        """How many past keys a causal query sees, its own included; ``None`` when unbounded. Sizes the decode cache."""
         return None
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Which keys some causal query at or after ``upcoming (B, 1)`` can see, of those at ``positions (B, S)``: ``(B, S)`` bool.
+        """Which of the keys at ``positions (B, S)`` some causal query at or after ``upcoming (B, 1)`` can see: ``(B, S)`` bool.
 
         ``None`` when every key stays within reach. Positions count from each sequence's first real token. Where this keeps fewer keys
         than :meth:`reach`, the decode cache keeps just these, and :meth:`attend_kept` runs on them.
@@ -257,7 +253,7 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """Causal attention of new tokens, given what the earlier ones left; for ``stateful`` mechanisms.
+        """Causal attention of new tokens, given the state after the past ones; for ``stateful`` mechanisms.
 
         Args:
             q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.

@@ -1,7 +1,7 @@
 """What our decode cache layers share: they may compute the attention themselves, know where sequences start, and have a type name.
 
-transformers builds a cache layer for each entry of ``config.layer_types`` from two tables, one for growing and one for static caches, and
-passes a layer nothing but its type name. So the name holds what the layer needs to know (``longattn_window_512``).
+transformers builds a cache layer for each entry of ``config.layer_types`` from two tables, for growing and for static caches, and passes it
+nothing but that name, so the name holds its settings (``longattn_window_512``).
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None
 
 
 def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
-    """How many keys, itself included, a token can see back in ``layer``; ``None`` when that is unbounded."""
+    """How many past keys, its own included, a token sees in ``layer``; ``None`` when that is unbounded."""
     built = _causal(long_attention, layer)
     return None if built is None else built.reach(causal=True)
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
-    """The cache layer type of one layer: a state, as wide as the window, what the pattern keeps, or everything,
-    with summaries where the mechanism chooses by them. Scattered keys are kept for plain scores only, which the model does not change."""
+    """The cache layer type of one layer: a state, a window, scattered keys, or everything, with summaries where the mechanism chooses by
+    them. Scattered keys are kept for plain scores only, which the model does not change."""
     built = _causal(long_attention, layer)
     if built is None:
         return FULL

@@ -1,7 +1,7 @@
 """What a model remembers from one segment of a document to the next: ``model.new_memory()``, and ``outputs.memory`` after each call.
 
-A memory is not changed by the call that it is given to; the outputs hold the next one, without gradients. Rows of a batch are documents
-of their own: a row begins anew, with an empty memory, where ``memory_reset`` says so.
+A call leaves the memory that it is given as it is; its outputs hold the next one, without gradients. Each row of a batch is a document;
+the rows of ``memory_reset`` start again with an empty memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import MemoryMismatchError
 
 
 class SegmentMemory(ABC):
-    """What one call hands on to the next, of every row."""
+    """What one call passes on to the next, for every row."""
 
     def __init__(self) -> None:
         self.batch_size: int | None = None
@@ -33,7 +33,7 @@ class SegmentMemory(ABC):
         if self.batch_size not in (None, batch_size):
             raise MemoryMismatchError(
                 f"The memory is of a batch of {self.batch_size}, but the input has {batch_size} rows; "
-                "pass as many rows as before, or begin anew with memory=model.new_memory()."
+                "pass as many rows as before, or start again with memory=model.new_memory()."
             )
         if reset is not None and reset.shape != (batch_size,):
             raise MemoryMismatchError(f"memory_reset has shape {tuple(reset.shape)}, but must be ({batch_size},): one flag for each row.")
@@ -51,11 +51,11 @@ class SegmentMemory(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it as tensors, for a checkpoint."""
+        """Its contents as tensors, for a checkpoint."""
 
     @abstractmethod
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """What :meth:`state_dict` returned, into a new memory of the same model."""
+        """Fill a new memory of the same model with what :meth:`state_dict` returned."""
 
     @abstractmethod
     def nbytes(self) -> int:
@@ -63,7 +63,7 @@ class SegmentMemory(ABC):
 
 
 class TokenMemory(SegmentMemory):
-    """The memory tokens ``tokens (B, M, hidden_size)`` after the last segment; rows that are ``fresh (B,)`` begin with the learned ones."""
+    """The memory tokens ``tokens (B, M, hidden_size)`` after the last segment; ``fresh (B,)`` rows start with the learned ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ class TokenMemory(SegmentMemory):
         self.fresh = rows
 
     def filled(self, learned: Tensor, batch_size: int) -> Tensor:
-        """The memory tokens to begin with, ``(B, M, hidden_size)``; ``learned (M, hidden_size)`` where there are none."""
+        """The memory tokens ``(B, M, hidden_size)`` of the next segment; ``learned (M, hidden_size)`` where there are none."""
         learned = learned[None].expand(batch_size, -1, -1)
         if self.tokens is None:
             return learned
         tokens = self.tokens.to(learned)
         fresh = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device) if self.fresh is None else self.fresh.to(tokens.device)
-        return torch.where(fresh[:, None, None], learned, tokens)  # which makes the learned ones a part of every step
+        return torch.where(fresh[:, None, None], learned, tokens)  # every step uses the learned ones, so that they always have gradients
 
     def take(self, tokens: Tensor) -> None:
         """Remember ``tokens (B, M, hidden_size)``."""
@@ -101,10 +101,10 @@ class TokenMemory(SegmentMemory):
 
 
 class CacheMemory(SegmentMemory):
-    """What the layers' mechanisms still reach of the text before, in the layers of the decode cache.
+    """The keys, values and states that the layers' mechanisms still need, in the layers of a decode cache.
 
-    mask: which of the columns that some layer holds are real tokens of the row's document, ``(B, columns)`` bool.
-    positions: of the next token of each row's document, ``(B,)``.
+    mask: ``(B, columns)`` bool, which of the columns that some layer holds are real tokens of the row's document.
+    positions: ``(B,)``, the position of the next token of each row's document.
     """
 
     def __init__(self, config: PreTrainedConfig, continues: bool) -> None:
@@ -131,7 +131,7 @@ class CacheMemory(SegmentMemory):
                 layer.restart(rows)
 
     def extend(self, real: Tensor) -> dict[str, Any]:
-        """Enter the new tokens, ``real (B, n)`` bool, and return what the model's ``forward`` is given with them."""
+        """Count the new tokens, ``real (B, n)`` bool, and return the model's arguments that go with them."""
         if self.mask is None or self.positions is None:
             self.mask, self.positions = real[:, :0], torch.zeros_like(real[:, 0], dtype=torch.long)
         self.mask = torch.cat([self.mask.to(real.device), real], 1)
@@ -142,7 +142,7 @@ class CacheMemory(SegmentMemory):
         return {"past_key_values": self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
-        """After the call: no gradients, and no columns that no layer holds."""
+        """After the call: drop gradients, and columns that no layer holds."""
         for layer in self.cache.layers:
             for name, value in vars(layer).items():
                 if isinstance(value, Tensor):

@@ -18,10 +18,10 @@ from ..naming import BACKEND
 from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs, tokens_back
 
 STATE_LAYER = f"{BACKEND}_state"
-"""The cache layer type, as it stands in ``config.layer_types``."""
+"""The cache layer type in ``config.layer_types``."""
 
 LONGEST = 64
-"""So many tokens can be taken back at least, if they have come since the last time."""
+"""How many tokens can be taken back, at least, of those since the last time."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Step:
 
 
 class LastSteps:
-    """The steps since tokens were last taken back, or the last of them."""
+    """The latest steps, none from before tokens were last taken back."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
@@ -75,7 +75,7 @@ class LastSteps:
             self._steps.pop(0)
 
     def take_back(self, tokens: int) -> State | None:
-        """The state before the last tokens, at most ``len(self)``; what came before that cannot be taken back any more."""
+        """The state before the last tokens, at most ``len(self)``; the recorded steps are then forgotten."""
         while tokens > self._steps[-1].tokens:
             tokens -= self._steps.pop().tokens
         state = self._steps[-1].state_after(self._steps[-1].tokens - tokens)
@@ -87,7 +87,7 @@ class LastSteps:
 
 
 class StateLayer(StartsLayer):
-    """What :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned last, and how many tokens have passed."""
+    """The state that :meth:`hf_longattn.mechanisms.base.Mechanism.advance` returned, and how many tokens it has seen."""
 
     keeps = "a state"
     is_croppable = False
@@ -124,7 +124,7 @@ class StateLayer(StartsLayer):
             self._latest = int(self.starts.max())
 
     def takes_over(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Always: there is nothing but the state."""
+        """Always: no keys are kept."""
         return True
 
     def attend(
@@ -172,7 +172,7 @@ class StateLayer(StartsLayer):
             self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
 
     def unused(self) -> int:
-        """How many of the first columns nothing asks for: the state has taken all in."""
+        """All columns so far: the state has absorbed them."""
         return self.seen
 
     def renumber(self, count: int) -> None:

@@ -1,9 +1,8 @@
 """The cache layer of mechanisms that choose among all keys: it keeps them all, and beside them what the choice needs.
 
-What a mechanism knows of the keys (:meth:`hf_longattn.mechanisms.summaries.SummarisedMechanism.summarise_units`) is made once for every
-unit of tokens and again only for the unit that grows, so that a step neither goes through all keys nor copies them. Long pieces of a
-prompt, four-dimensional masks, gradients and compiled graphs go through the mechanism's ``forward`` over the same keys. A static cache
-keeps everything and no summaries, so that every step goes through ``forward``.
+The summaries of a unit of tokens (:meth:`hf_longattn.mechanisms.summaries.SummarisedMechanism.summarise_units`) are made once, and again
+only for the unit that grows, so that a step neither reads all keys nor copies them. Long pieces of a prompt, four-dimensional masks,
+gradients and compiled graphs go through the mechanism's ``forward`` over the same keys, and so does every step of a static cache.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ..naming import BACKEND
 from .cache_layer import StartsLayer
 
 SUMMARY_LAYER = f"{BACKEND}_summaries"
-"""The cache layer type, as it stands in ``config.layer_types``."""
+"""The cache layer type in ``config.layer_types``."""
 
 SPARE = 1 / 8
 """Share by which a buffer is larger than what it holds when it is made; the cost of a copy is spread over so many new tokens."""

@@ -1,8 +1,7 @@
 """Cache layers for mechanisms of finite reach: after w tokens the memory of a layer stays at w - 1 keys and values.
 
-transformers builds a cache layer for each entry of ``config.layer_types`` from two tables, one for growing and one for static
-caches. Its own sliding layer takes one width for the whole model; here the width is part of the type's name
-(``longattn_window_512``), so that every layer has its own.
+transformers' sliding layer takes one width for the whole model; here the width is part of the layer type's name
+(``longattn_window_512``), so that layers may differ.
 """
 
 from __future__ import annotations
