@@ -167,7 +167,7 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
     """
-    with running(mechanism) if LISTENERS else nullcontext():
+    with running(mechanism) if LISTENERS and not torch.compiler.is_compiling() else nullcontext():
         if call.batch is None or not mechanism.aligns(call):
             return (run or mechanism)(q, k, v, call)
         facts = Facts(

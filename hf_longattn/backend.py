@@ -139,8 +139,9 @@ def longattn_attention_forward(
         batch = None if padding is None else _batch(padding, padding.shape[1])
         seen = call.replace(batch=batch, score_mod=_score_mod(dense_mask, bias, *lengths, softcap))
         if cache.takes_over(mechanism, query, seen):
-            with running(mechanism) if LISTENERS else nullcontext():
-                if LISTENERS:
+            told = LISTENERS and not torch.compiler.is_compiling()
+            with running(mechanism) if told else nullcontext():
+                if told:
                     tell(Choice(f"cache of {cache.keeps}"))
                 output, weights = cache.attend(mechanism, query, key, value, seen, _weights_wanted(kwargs))
             return output.transpose(1, 2).contiguous(), weights

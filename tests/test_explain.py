@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longattn import attend, explain
+from hf_longattn import attend, build_mechanism, explain
+from hf_longattn.attend import run_batch
 from hf_longattn.engines.call import AttentionCall
 from hf_longattn.engines.dispatch import LISTENERS, PATHS, Choice, Facts, choose, listen
 from hf_longattn.errors import BackendError
@@ -138,6 +139,13 @@ def test_two_threads_are_recorded_apart() -> None:
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(record, ("window", "linear"))) == [{"window"}, {"linear"}]
     assert not LISTENERS
+
+
+def test_a_graph_compiles_while_somebody_listens() -> None:
+    x, module = torch.randn(1, 2, 300, 16), build_mechanism("window", num_heads=2, head_dim=16, window=32)
+    compiled = torch.compile(run_batch, backend="eager", fullgraph=True)
+    with listen(lambda mechanism, choice: None):
+        torch.testing.assert_close(compiled(module, x, x, x, AttentionCall()), attend(x, x, x, module))
 
 
 def test_a_model_without_mechanisms_is_refused() -> None:
