@@ -36,18 +36,16 @@ WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 def attach_mechanisms(
     model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
 ) -> list[AttentionSite]:
-    """Put the mechanism of its layer on every self-attention module below ``model`` as ``module.long_attention``, and full attention
-    on cross-attention modules. What is attached already is replaced.
+    """Set ``module.long_attention`` on every attention module of ``model``: the layer's mechanism, and full attention in cross-attention.
 
     Args:
         model: any model of transformers.
         long_attention: which mechanism in which layer.
-        decoder_attention: the same for the modules of a decoder, where they differ.
+        decoder_attention: the same for the decoder, if it differs.
 
     Raises:
         BackendError: no attention module was found.
-        OptionError: an override for a layer that the model does not have, or a mechanism that has no causal (bidirectional) form
-            in a model that needs it.
+        OptionError: an override for a layer that does not exist, or a mechanism without the causal (bidirectional) form that is needed.
     """
     sites = attention_sites(model)
     stacks = [(decoder_attention if decoder_attention is not None and site.decoding else long_attention, site) for site in sites]
@@ -101,8 +99,7 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the cache layer of an attention module to its attention function, where it keeps only what the mechanism
-    needs."""
+    """Forward pre-hook: pass a cache layer that keeps only what the mechanism needs to the attention function."""
     layers = next((kwargs[name].layers for name in CACHES if hasattr(kwargs.get(name), "layers")), None)
     index = getattr(module, "layer_idx", None)
     if layers is None or not isinstance(index, int) or index >= len(layers) or not isinstance(layers[index], AttendingLayer):
@@ -111,11 +108,11 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook for mechanisms that need more than queries, keys and values: the module's input, or keys and values computed from
-    it as from a constant.
+    """Forward pre-hook for mechanisms that need more than queries, keys and values: the module's input, or keys and values through which
+    no gradient reaches the input.
 
     Raises:
-        BackendError: the module was given no input that can be found.
+        BackendError: the module's input was not found.
     """
     if attention_implementation(getattr(module, "config", None)) not in (None, BACKEND):
         return None
@@ -138,10 +135,10 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Keys and values of ``hidden``, detached; empty where it has no gradients anyway.
+    """Keys and values of ``hidden``, detached; empty if it needs no gradients.
 
-    The module itself computes them, by a run that ends before attention, so that whatever its architecture does to keys and values
-    (rotary positions, norms, fused projections) is done to these.
+    The module computes them in a run that ends before attention, with everything that its architecture does to keys and values (rotary
+    positions, norms, fused projections).
     """
     projected: list[Tensor] = []
     if hidden.requires_grad:
@@ -154,24 +151,19 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Projections of the mechanism can replace the layer's only if nothing else happens to queries, keys and values."""
+    """Refuse copies of the layer's projections if queries and keys are changed after projection, or projections are not found."""
     config = getattr(model, "config", None)
     if mechanism.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
             f"Mechanism {mechanism.name!r} was asked for separate query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
-    missing = {name for name in mechanism.copies.values() if name.endswith("weight")} - copied_sources(site.module, mechanism)
-    if missing:
+    found = {mechanism.copies[name] for name in copied_parameters(site.module, mechanism.copies)}
+    if missing := {name for name in mechanism.copies.values() if name.endswith("weight")} - found:
         raise OptionError(
             f"Mechanism {mechanism.name!r} is initialised with copies of the layer's projections, but {type(site.module).__name__} in "
             f"{site.name} has none that can be found ({', '.join(sorted(missing))}); leave the option out."
         )
-
-
-def copied_sources(attention: nn.Module, mechanism: Mechanism) -> set[str]:
-    """The parameters copied by the mechanism that the attention module has."""
-    return {mechanism.copies[name] for name in copied_parameters(attention, mechanism.copies)}
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
@@ -184,7 +176,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
-    """On the device and in the dtype of the module; a module without storage has no device, and its mechanism stays on the default one."""
+    """On the device and in the dtype of the module; the mechanism of a module on the meta device stays on the default device."""
     weight = next(module.parameters(), None)
     if weight is None:
         return mechanism

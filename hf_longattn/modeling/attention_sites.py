@@ -18,18 +18,18 @@ from ..mechanisms.base import Mechanism
 from .family import attention_names
 
 ON = "long_attention"
-"""The attribute of an attention module that holds its mechanism, or, where it serves several layers, theirs by number."""
+"""The attribute of an attention module with its mechanism or, if it serves several layers, with theirs by number."""
 CROSS_MECHANISM = "full"
-"""Queries and keys of cross-attention come from different sequences, so distances between them mean nothing."""
+"""Cross-attention is full: its queries and keys come from different sequences, so distances between them have no meaning."""
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
-"""What cross-attention is called."""
+"""Names of cross-attention."""
 SERVED = "layers_served"
-"""The attribute by which an attention module says which layers it serves, where those are several."""
+"""The attribute of an attention module with the layers that it serves, if there are several."""
 
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """The attention of one layer: its module, the layer's place in its stack, and whether it attends to another sequence.
+    """The attention of one layer: its module, the number of the layer in its stack, and whether it is cross-attention.
 
     shared: whether the module serves other layers as well, each with its own site.
     """
@@ -42,12 +42,12 @@ class AttentionSite:
 
     @property
     def decoding(self) -> bool:
-        """Whether it is part of a decoder."""
+        """Whether it belongs to a decoder."""
         return bool(self.module.is_causal) or self.cross
 
     @property
     def mechanism_name(self) -> str:
-        """The name of its mechanism, as a module of the model."""
+        """The module name of its mechanism in the model."""
         return f"{self.name}.{ON}.{self.layer}" if self.shared else f"{self.name}.{ON}"
 
     @property
@@ -157,7 +157,7 @@ FUSED: dict[str, tuple[Split, Callable[[Any], bool]]] = {
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
-    """ "query.weight", "query.bias", "key.weight" … -> where the module has it; a projection without bias has no such entry."""
+    """ "query.weight", "query.bias", "key.weight" … -> the module's parameter; without entries for biases that do not exist."""
     found: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
     for kind, usual in SEPARATE.items():
@@ -178,7 +178,7 @@ def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
 
 
 def input_width(attention: nn.Module) -> int | None:
-    """The width of what an attention module computes its queries from; ``None`` when its projections are not known."""
+    """The width of an attention module's input; ``None`` if its projections are not known."""
     own = own_projections(attention).get("query.weight")
     if own is None:
         return None
@@ -200,7 +200,7 @@ def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
-    """The names below ``model`` of the q, k, v and output projections of its module ``attention``; none when its query's is not known."""
+    """The names in ``model`` of the q, k, v and output projections of its module ``attention``; empty if that of queries is not known."""
     module = model.get_submodule(attention)
     inner = dict.fromkeys(own.name.rpartition(".")[0] for own in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]

@@ -21,23 +21,22 @@ from .recurrence import recursion_of
 from .weights import shared_parameters
 
 OWN = f".{ON}."
-"""What the names of the mechanisms' own parameters have in them."""
+"""Part of the name of every parameter of a mechanism."""
 
 
 def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
-    """Load what ``longattn convert --generic`` wrote: the plain class, with its mechanisms in place and their parameters loaded.
+    """Load a folder written by ``longattn convert --generic``: a model of transformers' class, with mechanisms and their parameters.
 
         model = load_generic("vit-window")
 
-    The result is a model of transformers' own class: ``save_pretrained`` writes such a folder again, and where hf_longattn is not
-    installed, ``from_pretrained`` of the class gives the plain model from it.
+    ``save_pretrained`` writes such a folder again. Without hf_longattn, ``from_pretrained`` of the class loads the plain model from it.
 
     Args:
-        folder: a local folder, or a Hub repository; its ``config.json`` holds the base's ``model_type``, and ``long_attention``.
+        folder: a local folder, or a Hub repository; its ``config.json`` has the base's ``model_type``, and ``long_attention``.
         arguments: of ``from_pretrained``.
 
     Raises:
-        CheckpointError: neither folder nor repository, no ``long_attention``, an unknown class, or parameters that are missing.
+        CheckpointError: neither folder nor repository, no ``long_attention``, an unknown class, or missing parameters.
         BackendError: the architecture is not on transformers' AttentionInterface.
     """
     path = _local(folder, arguments)
@@ -49,10 +48,10 @@ def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
 
 
 def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]], path: Path, named: str) -> PreTrainedModel:
-    """`load_generic` of a local folder, with another `from_pretrained`.
+    """:func:`load_generic` for a local folder, with another ``from_pretrained``.
 
     Args:
-        load: class and config -> the model, and what transformers says about its loading; the mechanisms' own parameters have values.
+        load: class and config -> the model with its parameters loaded, and the loading info of transformers.
         path: the folder.
         named: what the user typed.
     """
@@ -81,7 +80,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
 
 
 def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
-    """The folder, or the snapshot of the repository of that name."""
+    """The folder, or a snapshot of the repository."""
     path = Path(folder).expanduser()
     if path.is_dir():
         return path
@@ -91,7 +90,7 @@ def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
 
 
 def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig) -> Any:
-    """``base`` with the mechanisms in place before it is loaded, so that transformers finds their parameters by whatever names it has."""
+    """``base`` with mechanisms attached before loading, so that transformers finds their parameters."""
 
     def post_init(self: Any) -> None:
         attach_mechanisms(self, attention)
@@ -109,9 +108,9 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
-    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). The mechanism
-    replaces a sliding window of the model. The choice is not written into the model's config: call it again after loading. The decode
-    cache keeps every token, unlike that of the Long classes. ``model.set_attn_implementation("sdpa")`` switches back.
+    Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). The mechanism also
+    replaces sliding windows. It is not written to the model's config: call this again after loading. Unlike with Long classes, the decode
+    cache keeps every token. ``model.set_attn_implementation("sdpa")`` switches back.
 
     Args:
         model: any model of transformers.
@@ -146,7 +145,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
 
 def check_interface(model_class: type[Any]) -> None:
-    """Raise :class:`BackendError` for a class whose attention modules do not call what the config names."""
+    """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
     if not issubclass(model_class, PreTrainedModel) or not can_set_implementation(model_class):
         raise BackendError(
             f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "

@@ -43,7 +43,7 @@ def register_models() -> None:
 
 
 def register_tokenizers() -> None:
-    """``AutoTokenizer`` gives a Long model the tokenizer of its base."""
+    """``AutoTokenizer`` loads the tokenizer of the base for a Long model."""
     import transformers
     from transformers.models.auto import tokenization_auto
 
@@ -52,12 +52,12 @@ def register_tokenizers() -> None:
 
 
 def _families() -> ModuleType:
-    """The module that resolves every ``Long…`` name."""
+    """The module with every ``Long…`` name."""
     return importlib.import_module(f"{PACKAGE}.families")
 
 
 def _enter(table: Any, module: ModuleType, prefix: str) -> None:
-    """Give the table, for every Long model type, the name that it has for the base, with ``prefix``; ``module`` holds what it names."""
+    """Enter every Long model type into a table, with the base's name after ``prefix``; ``module`` has what it names."""
     names, configs = mapped_names(table)
     for base in family_names(configs):
         if isinstance(names.get(base), str) and (not prefix or names[base].startswith(_first_word(configs[base]))):
@@ -66,7 +66,7 @@ def _enter(table: Any, module: ModuleType, prefix: str) -> None:
 
 
 def _first_word(config: str) -> str:
-    """The prefix of the base's class names: ``"Qwen2Config"`` -> ``"Qwen2"``, whose table of heads also has one of another model."""
+    """The prefix of the base's class names: ``"Qwen2Config"`` -> ``"Qwen2"``; tables of heads may also list a head of another model."""
     return re.findall("[A-Z]+[a-z0-9]*", config.removesuffix("Config"))[0]
 
 
@@ -76,7 +76,7 @@ def register_attention() -> None:
 
 
 def register_adapters() -> None:
-    """Every method of peft adapts the same modules in a Long model as in its base."""
+    """peft adapts the same modules in a Long model as in its base."""
     for table in target_module_tables(sys.modules["peft.utils.constants"]):
         for base in family_names(table):
             table.setdefault(f"long_{base}", table[base])
@@ -111,7 +111,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Fill every table, now or when it is imported. ``import hf_longattn`` does it; doing it again changes nothing."""
+    """Fill every table, now or when it is imported. ``import hf_longattn`` calls this; further calls change nothing."""
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())

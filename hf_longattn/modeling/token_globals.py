@@ -1,4 +1,4 @@
-"""Global tokens that follow from the token ids, turned into a ``global_attention_mask`` before the layers run."""
+"""Finds global tokens by their ids, and passes them to the layers as ``global_attention_mask``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..naming import LOGGER
 logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
-"""Tokens of a first text that is longer than the second, beyond which it is taken for the document in the question's place."""
+"""In tokens; a longer first text that is also longer than the second one is probably the document."""
 
 
 def token_rule(model: nn.Module) -> TokenRule | None:
-    """The one rule by which the layers of ``model`` choose global tokens by their ids, its separators filled in from the config.
+    """The rule by which the layers of ``model`` choose global tokens by their ids, with the config's separators.
 
     Raises:
         OptionError: layers with different rules, or a segment without a separator.
@@ -46,7 +46,7 @@ def token_rule(model: nn.Module) -> TokenRule | None:
 
 
 def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
-    """The positions that are global in any of the mechanisms or their members, whatever the text."""
+    """The positions that are global in any of the mechanisms or their members."""
     parts = [part for mechanism in mechanisms for part in mechanism.modules() if isinstance(part, Mechanism)]
     return tuple(sorted({position for part in parts for position in getattr(part.options, "global_tokens", ())}))
 
@@ -57,12 +57,8 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def question_separator(tokenizer: Any) -> int | None:
-    """The special token that ``tokenizer`` puts between a question and a document; ``None`` where it puts none by which the document's
-    start could be found (GPT-2, Llama).
-
-    Args:
-        tokenizer: of transformers; the question is the first of the two texts.
-    """
+    """The special token by which the start of a document after its question can be found; ``None`` if ``tokenizer`` puts none between two
+    texts (GPT-2, Llama)."""
     ids = list(tokenizer("a", "b")["input_ids"])
     document = list(tokenizer("b", add_special_tokens=False)["input_ids"])
     first = max((place for place in range(len(ids)) if document and ids[place : place + len(document)] == document), default=0)
@@ -74,12 +70,12 @@ def question_separator(tokenizer: Any) -> int | None:
 
 
 def carry_question(model: nn.Module, tokenizer: Any) -> bool:
-    """Let ``model`` take the question of a question and a document for global by itself, now and when it is loaded again.
+    """Let ``model`` make the question before a document global by itself, now and when it is loaded again.
 
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by their ids already.
 
     Returns:
-        Whether the model chooses; ``False`` for one without global tokens, and where the tokenizer separates the two texts by nothing.
+        Whether it does; ``False`` for a model without global tokens, and if the tokenizer does not separate two texts.
     """
     if not takes_globals(model):
         return False
@@ -89,10 +85,10 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
 
 
 def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, Any], documents: Tensor | None = None) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass that was given none; of every one of its ``documents (B, N)`` alone.
+    """The ``global_attention_mask (B, N)`` of a forward pass without one; in packed ``documents (B, N)``, found for each alone.
 
     Raises:
-        MaskError: the ids, or those of the tokens in the cache, are not known.
+        MaskError: the ids are not known, or not those of the tokens in the cache.
     """
     ids = args[0] if args else kwargs.get("input_ids")
     if not isinstance(ids, Tensor):

@@ -1,14 +1,12 @@
-"""The weights of a Long model that its checkpoint does not have as they are.
+"""The weights of a Long model that its checkpoint lacks, or has in another form.
 
-Position tables are extended while ``from_pretrained`` reads them. What mechanisms and memory tokens add is initialised where the
-checkpoint has none: transformers initialises module by module, by rules for the layers it knows, and considers a module without tensors of
-its own initialised; ours are initialised as a whole (``reset_parameters``). Parameters that mechanisms share across layers are tied, and
-saved once.
+Position tables are extended while ``from_pretrained`` reads them. Parameters of mechanisms and memory tokens that the checkpoint lacks are
+initialised by ``reset_parameters``: transformers initialises module by module, with rules for the layers it knows, and takes a module
+without direct tensors for initialised. Parameters that mechanisms share across layers are tied, and saved once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from .recurrence import MemoryTokens
 
 
 class Unchanged(ConversionOps):
-    """Passes tensors on: what saving does with a table that loading has extended."""
+    """Passes tensors on; saving does this with a table that was extended while loading."""
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
@@ -37,7 +35,7 @@ class Unchanged(ConversionOps):
 
 
 class ExtendPositions(Unchanged):
-    """Extends a position table ``(P, d)`` to the length that the config says, by ``config.position_extension`` where it is learned."""
+    """Extends a position table ``(P, d)`` to the config's length, by ``config.position_extension`` if it is learned."""
 
     def __init__(self, table: PositionTable) -> None:
         self.table = table
@@ -60,7 +58,7 @@ class ExtendPositions(Unchanged):
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
-    """Zero the position tables of a new model that does not use them."""
+    """Zero the position tables of a model that does not use them."""
     if model.config.position_extension in DROPPED:
         for name, parameter in model.named_parameters():
             if family.table(name) is not None:
@@ -68,7 +66,7 @@ def drop_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def freeze_tables(model: PreTrainedModel, family: Family) -> None:
-    """Position tables that are computed, or that the model does without, are not trained."""
+    """Freeze position tables that are computed or unused."""
     for name, parameter in model.named_parameters():
         table = family.table(name)
         if table is not None and (not table.learned or model.config.position_extension in DROPPED):
@@ -76,10 +74,9 @@ def freeze_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any]) -> None:
-    """Tell transformers, by the Long class's name, to pass the family's position tables through `ExtendPositions`.
+    """Have transformers load the family's position tables through `ExtendPositions`, besides what the base registers for old checkpoints.
 
-    Registered by class name because a model inside another is looked up by it; what the plain base registers for old
-    checkpoints is kept.
+    Registered by class name, by which transformers looks up a model inside another.
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or get_checkpoint_conversion_mapping(family.base_model_type) or []
     tables = [
@@ -91,7 +88,7 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
 
 
 def inherit_renaming(base_class: type[Any], long_class: type[Any]) -> None:
-    """A head whose base class stores tensors under other names (GPT-NeoX: ``embed_out`` for ``lm_head``) does so as well."""
+    """Rename tensors as the base's head does (GPT-NeoX: ``embed_out`` for ``lm_head``)."""
     inherited = get_checkpoint_conversion_mapping(base_class.__name__)
     if inherited:
         register_checkpoint_conversion_mapping(long_class.__name__, inherited, overwrite=True)
@@ -101,39 +98,35 @@ OURS = (Mechanism, MemoryTokens)
 
 
 def without_values(model: nn.Module) -> list[nn.Module]:
-    """The mechanisms and memory tokens below ``model`` that are not initialised; not those inside another."""
-    return list(_outermost(model))
-
-
-def _outermost(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
+    """The uninitialised mechanisms and memory tokens below ``model``, without those inside another."""
+    found: list[nn.Module] = []
+    for child in model.children():
         if not isinstance(child, OURS):
-            yield from _outermost(child)
+            found += without_values(child)
         elif not is_initialised(child):
-            yield child
+            found.append(child)
+    return found
 
 
 def give_values(module: nn.Module) -> None:
-    """Initialise all tensors of a module of ours that were not loaded, buffers included, by its ``reset_parameters``."""
-    loaded: list[tuple[nn.Module, str, Tensor]] = []
-    missing = False
-    for owner in module.modules():
-        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
-            if is_initialised(tensor):
-                loaded.append((owner, name, tensor))
-            else:
-                missing = True
-    if not missing:
+    """Initialise the parameters and buffers of a mechanism that were not loaded, by its ``reset_parameters``."""
+    tensors = [
+        (owner, name, tensor)
+        for owner in module.modules()
+        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+    ]
+    loaded = [found for found in tensors if is_initialised(found[2])]
+    if len(loaded) == len(tensors):
         return
     for owner, name, tensor in loaded:
-        setattr(owner, name, _stand_in(tensor))
+        setattr(owner, name, _placeholder(tensor))
     module.reset_parameters()  # type: ignore[operator]
     for owner, name, tensor in loaded:
         setattr(owner, name, tensor)
 
 
-def _stand_in(tensor: Tensor) -> Tensor:
-    """A tensor that is initialised in place of a loaded one, and discarded."""
+def _placeholder(tensor: Tensor) -> Tensor:
+    """A tensor to initialise instead of a loaded one."""
     if not isinstance(tensor, nn.Parameter):
         return torch.empty_like(tensor)
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
@@ -142,7 +135,7 @@ def _stand_in(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
-    """Give values to ``modules``, of :func:`without_values`, when everything else in ``model`` has some."""
+    """Initialise ``modules``, those of :func:`without_values`, after everything else in ``model``."""
     for module in modules:
         give_values(module)
     chosen = {id(module) for module in modules}
@@ -153,7 +146,7 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter that is another layer's -> the name of that one, the first of the mechanisms with equal options."""
+    """Name of every parameter shared by layers -> the name in the first layer whose mechanism has equal options."""
     first: dict[object, str] = {}
     found: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -167,14 +160,14 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
 
 
 def share_parameters(model: nn.Module) -> None:
-    """Put one parameter in the place of those that mechanisms say all layers share."""
+    """Replace the parameters that layers share by one."""
     for target, source in shared_parameters(model).items():
         mechanism, _, name = target.rpartition(".")
         setattr(model.get_submodule(mechanism), name, model.get_parameter(source))
 
 
 def separate_parameters(model: nn.Module) -> None:
-    """Undo :func:`share_parameters`; the parameters put in the place of the shared ones have no values yet."""
+    """Undo :func:`share_parameters`; the separate parameters are uninitialised."""
     for target, source in shared_parameters(model).items():
         mechanism, _, name = target.rpartition(".")
         if model.get_parameter(target) is model.get_parameter(source):
