@@ -15,7 +15,7 @@ from ..naming import OPERATORS
 from ..private_apis import assume_in_graph
 from .batch import Batch
 from .call import AttentionCall
-from .dense import dense_attention, masked_softmax
+from .dense import dense_attention, masked_softmax, wide
 
 
 def global_index(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,10 +85,8 @@ def separate_rows_backward(
     if causal:
         earlier = torch.arange(k.shape[2], device=k.device) <= index[:, None, :, None]
         seen = earlier if seen is None else seen & earlier
-    wide = torch.promote_types(q.dtype, torch.float32)
-    queries, given = (gather_tokens(x, index).to(wide) for x in (q, grad))
+    queries, given, keys, values = (wide(x) for x in (gather_tokens(q, index), gather_tokens(grad, index), k, v))
     given = given * real[:, None, :, None]
-    keys, values = k.to(wide), v.to(wide)
     weights = masked_softmax(queries @ keys.transpose(-1, -2) * scale, seen)
     inner = given @ values.transpose(-1, -2)
     scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale

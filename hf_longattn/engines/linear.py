@@ -1,4 +1,4 @@
-"""Linear engine: attention whose weights are products of features, φ(q)·φ(k), in time and memory linear in N.
+"""Linear engine: attention whose weights are products of features, φ(q)·φ(k), and the gated delta rule, in time and memory linear in N.
 
 Without causality two matrix products suffice. With it, chunks: quadratic inside, a running sum of φ(k)ᵀv between (Katharopoulos et al.
 2020, eq. 9-12). With ã = φ(q)·φ(k) over the visible pairs, o_i = Σ_j ã_ij v_j / d_i and d_i = Σ_j ã_ij. For a gradient g_i of o_i,
@@ -8,10 +8,10 @@ Without causality two matrix products suffice. With it, chunks: quadratic inside
 so that the backward pass is linear attention once more, forwards for φ(q) and backwards for φ(k) and v. Nothing of size N×chunk is kept
 between the passes; the sums over earlier and later chunks are recomputed.
 
-On CUDA the Triton kernels of the optional package flash-linear-attention (extra ``fla``) run for fp32 features outside of compiled graphs
-(their entry points refuse to be traced) and for up to 256 features, which is what their tiles hold. The division by the sum of weights is
-done here, since theirs does not know an initial state. The package is imported by name: in a file that is pushed with a model, transformers
-would require whatever an import statement names.
+On CUDA the Triton kernels of the optional package flash-linear-attention (extra ``fla``) run outside of compiled graphs (their entry points
+refuse to be traced) for up to 256 features, which is what their tiles hold: linear attention in fp32, the delta rule in half precision. The
+division by the sum of weights is done here, since theirs knows no initial state. The package is imported by name: in a file that is pushed
+with a model, transformers would require whatever an import statement names.
 """
 
 from __future__ import annotations
