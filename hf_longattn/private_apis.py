@@ -1,8 +1,8 @@
-"""Every private name of torch, transformers and peft that this package uses; no other module touches one.
+"""Every private name of torch, transformers and peft that this package uses; no other module uses one.
 
-A private name can change with any version of its library. So each is looked up where it is used, never on import, and :data:`PRIVATE_APIS`
-records what it is for and what happens without it: a sentence, as a :class:`BackendError` or, where the result is correct all the same,
-as a warning. ``tests/test_private_apis.py`` finds each of them in the versions of :data:`TESTED`, and removes each to see the sentence.
+A private name can change with any version of its library. So each is looked up when it is used, never on import, and :data:`PRIVATE_APIS`
+records what it is for and what happens without it: a :class:`BackendError` or, if results stay correct, a warning.
+``tests/test_private_apis.py`` finds each of them in the versions of :data:`TESTED`, and removes each to see the message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(LOGGER)
 
 TESTED = {"torch": ("2.11", "2.13"), "transformers": ("5.20", "5.23"), "peft": ("0.21", "0.21")}
-"""Library -> the versions between which the tests have passed: the lowest that pyproject.toml allows, and the pinned one."""
+"""Library -> the lowest version that pyproject.toml allows and the pinned one, with which the tests pass."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class PrivateApi:
     """A private name, or several that are used together.
 
     where: ``"module:name"``, or ``"module:Class.name"``.
-    purpose: what it is used for; "needed to ..." in the sentence.
-    without: what happens when it is missing.
+    purpose: what it is needed for, after "needed to".
+    without: what happens if it is missing.
     """
 
     where: tuple[str, ...]
@@ -45,7 +45,7 @@ class PrivateApi:
         return self.where[0].split(".")[0].split(":")[0]
 
     def sentence(self, detail: object = "") -> str:
-        """For a user whose version of the library does not have it."""
+        """The message for a version of the library that does not have it."""
         first, last = TESTED[self.library]
         name = self.where[0].replace(":", ".")
         return (
@@ -55,7 +55,7 @@ class PrivateApi:
 
 
 REFUSED = "install a tested version"
-"""What happens without an API that nothing else can do the work of."""
+"""What to do without an API that cannot be replaced."""
 AUTO = "transformers.models.auto.auto_factory:_LazyAutoMapping."
 PRIVATE_APIS = {
     "cpu_flash": PrivateApi(
@@ -162,11 +162,11 @@ DECLARED = (
     "_supports_flex_attn",
     "_supports_sdpa",
 )
-"""Class attributes that transformers' documentation has authors of models set; a version that does not know one ignores it."""
+"""Class attributes that transformers' documentation tells authors of models to set; a version that does not know one ignores it."""
 
 
 def missing(name: str, detail: object = "") -> BackendError:
-    """The error to raise at the point of use."""
+    """The error to raise where an API is used."""
     return BackendError(PRIVATE_APIS[name].sentence(detail))
 
 
@@ -174,7 +174,7 @@ _warned: set[str] = set()
 
 
 def warn_missing(name: str) -> None:
-    """Say once in a process that the result is correct, but that something is lost."""
+    """Warn once in a process that something is lost, though results are correct."""
     if name not in _warned:
         _warned.add(name)
         logger.warning(PRIVATE_APIS[name].sentence())
@@ -184,7 +184,7 @@ def warn_missing(name: str) -> None:
 
 
 def aten(api: str, which: int = 0) -> Callable[..., Any]:
-    """An operator of PyTorch; where it is missing, a function that raises."""
+    """An operator of PyTorch; if it is missing, a function that raises."""
     import torch
 
     try:
@@ -208,7 +208,7 @@ def _operator(api: str, which: int = 0) -> str:
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is running; a checkpointed layer is run again by it."""
+    """Whether a backward pass is running, which runs checkpointed layers again."""
     import torch
 
     if not hasattr(torch._C, "_current_graph_task_id"):
@@ -237,12 +237,12 @@ def assume_in_graph(condition: Any) -> None:
 
 
 def trace_errors() -> tuple[type[Exception], ...]:
-    """What torch.export raises for an input that is too short to stand for all lengths."""
+    """What torch.export raises for an input that is too short to represent all lengths."""
     try:
         from torch._dynamo.exc import UserError
     except ImportError:
         raise missing("trace_errors") from None
-    return (UserError, AssertionError)  # PyTorch asserts where its guards contradict each other
+    return (UserError, AssertionError)  # PyTorch asserts if its guards contradict each other
 
 
 _fresh = itertools.count(1)
@@ -260,7 +260,7 @@ def tensor_version(tensor: Tensor) -> int:
 
 
 def storage_offset(tensor: Tensor) -> int:
-    """Where the storage of a tensor that was loaded on the meta device begins in its file, in bytes."""
+    """The offset in its file, in bytes, of the storage of a tensor loaded on the meta device."""
     found = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if found is None:
         raise missing("storage_offset")
@@ -276,7 +276,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Put another mapping in the place of the one in which ``module`` keeps its own parameters."""
+    """Replace the mapping in which ``module`` keeps its direct parameters."""
     if not isinstance(getattr(module, "_parameters", None), dict):
         raise missing("parameter_dict")
     module._parameters = parameters(module._parameters)
@@ -285,11 +285,11 @@ def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]],
 # ---- transformers: attention
 
 IMPLEMENTATION_FIELD = "_attn_implementation_internal"
-"""Where a config keeps its attention implementation; :class:`LongConfig` checks what is written there."""
+"""The field of a config with its attention implementation; :class:`LongConfig` checks what is set."""
 
 
 def attention_implementation(config: Any) -> str | None:
-    """The attention implementation of a config; ``None`` for no config."""
+    """The attention implementation of a config; ``None`` without a config."""
     if config is None:
         return None
     try:
@@ -299,7 +299,7 @@ def attention_implementation(config: Any) -> str | None:
 
 
 def attentions_collected() -> bool:
-    """Whether somebody collects attentions from the modules of the running model."""
+    """Whether attentions of the running model are collected."""
     import torch
     from transformers.utils import output_capturing
 
@@ -313,9 +313,9 @@ def attentions_collected() -> bool:
 
 
 def record_outputs(model_class: Any) -> None:
-    """Let transformers know which outputs can be recorded of ``model_class``.
+    """Tell transformers which outputs of ``model_class`` can be recorded.
 
-    It looks that up by class, and enters a class when an instance is built; a base model inside a head becomes ours after it was built.
+    transformers registers a class when an instance is built, but the model inside a head becomes a Long model after that.
     """
     from transformers.utils import output_capturing
 
@@ -334,7 +334,7 @@ def is_initialised(value: Any) -> bool:
 
 
 def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
-    """Have ``model`` save the parameters ``shared`` (name -> name of the one that is kept) once."""
+    """Save the parameters ``shared`` (name -> name of the one that is kept) of ``model`` once."""
     if not hasattr(model, "_tied_weights_keys"):
         warn_missing("tied_weights")
         return
@@ -355,7 +355,7 @@ def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
 
 
 def gguf_readers() -> tuple[Mapping[str, Any], type[Any], Callable[..., Any]]:
-    """transformers' tensor processors by architecture, the one of all others, and what maps names in the file to those of a model."""
+    """transformers' tensor processors by architecture, the default one, and the function that maps names in the file to a model's."""
     from transformers import modeling_gguf_pytorch_utils as gguf
 
     try:
@@ -381,7 +381,7 @@ def _is_lazy(table: Any) -> bool:
 
 
 def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
-    """Let ``CONFIG_MAPPING`` find the config of a model type in ``module``."""
+    """Let ``CONFIG_MAPPING`` find a config in ``module``."""
     if not hasattr(mapping, "_modules"):
         warn_missing("lazy_mapping")
         return False
@@ -395,14 +395,14 @@ def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
 
 
 def enter_class(table: Any, model_type: str, name: str, config: str, module_name: str, module: ModuleType) -> None:
-    """Let a table find the class ``name``, for the config called ``config``, in ``module`` when it is asked for."""
+    """Let a table find the class ``name`` for the config class ``config`` in ``module``, on first use."""
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
     table._reverse_config_mapping[config] = model_type
 
 
 def auto_mapping(auto_class: Any) -> Any:
-    """Config class -> model class, of an Auto class; ``None`` for what is none."""
+    """Config class -> model class, of an Auto class; ``None`` for another class."""
     return getattr(auto_class, "_model_mapping", None)
 
 
@@ -420,17 +420,17 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 
 
 class ModelHooks:
-    """Private methods of PreTrainedModel that a Long model takes part in, each by a public method of :class:`LongAttentionMixin`."""
+    """Private methods of PreTrainedModel that a Long model extends, each by a public method of :class:`LongAttentionMixin`."""
 
     config: Any
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """Every Long class is on the AttentionInterface; transformers reads the base's source for it, which need not be (BigBird)."""
+        """Every Long class is on the AttentionInterface; transformers looks for it in the base's source, which may not be (BigBird)."""
         return True
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
-        """Refused before transformers looks for kernels, which it downloads."""
+        """Resolved before transformers looks for kernels, which it would download."""
         chosen = self.config.resolve_implementation(attn_implementation)
         return super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)  # type: ignore[misc]
 
@@ -458,7 +458,7 @@ class ModelHooks:
 
 
 def can_set_implementation(model_class: Any) -> bool:
-    """Whether the attention modules of a class call what its config names."""
+    """Whether a class takes its attention from the AttentionInterface."""
     if not hasattr(model_class, "_can_set_attn_implementation"):
         raise missing("model_hooks", " (_can_set_attn_implementation)")
     return model_class._can_set_attn_implementation()
