@@ -32,6 +32,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     engine: ClassVar[str] = "bucketed"
     exports = "definition"
+    summary_unit = 1
     same_bits: ClassVar[bool] = False
     """Later tokens change nothing but the order in which an earlier row is summed, because rows are cut from the sorted tokens."""
 
@@ -89,10 +90,6 @@ class BucketedMechanism(SummarisedMechanism):
     def picked_affinity(self, q: Tensor, keys: Tensor) -> Tensor | None:
         """a of the causal form for each query's own ``keys (B, H, Nq, K, D)``, ``(B, H, Nq, K)``."""
         return None
-
-    @property
-    def summary_unit(self) -> int | None:
-        return 1
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The buckets of every token, ``(B, H·rounds, N)`` int32, the rounds of a head next to each other; -1 for padding."""

@@ -172,11 +172,9 @@ class Routing(BucketedMechanism):
         if call.causal:
             met = recent_in_bucket(cluster[:, :, None], self.clusters(k, offset)[:, :, None], real, self.size)[:, :, 0]
         else:
-            with torch.no_grad():
-                ranked = self.shares(k, offset, exact=True).masked_fill(~real[:, None, :, None], float("-inf"))
-            rank = ranking(ranked, dim=2).argsort(2)
-            member = (rank < self.size) & real[:, None, :, None]  # (B, H, Nk, clusters)
-            met = member.transpose(-1, -2).gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
+            rank = ranking(self._ranked(k, offset, real)).argsort(-1)
+            member = (rank < self.size) & real[:, None, None]  # (B, H, clusters, Nk)
+            met = member.gather(2, cluster[..., None].expand(-1, -1, -1, k.shape[2]))
         if band := self._band(call.causal):
             _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
             met = met | ((q_idx - kv_idx >= band[0]) & (q_idx - kv_idx <= band[1]))
@@ -214,7 +212,9 @@ class Routing(BucketedMechanism):
             parts = [*rounds.parts(outside=band)]
             no_visible_key = None if band else rounds.no_visible_key()
         else:
-            parts = [self._members(cluster, k, offset, q_len, real, band)]
+            members = topk(self._ranked(k, offset, real), self.size).sort(-1).values  # in the order of the sequence
+            rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, ROW) // 2))
+            parts = [GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)]
         if band is not None:
             near = band_tile(k.shape[2], band[1], -band[0], k.device)
             queries = torch.where(near.queries >= k.shape[2] - q_len, near.queries, -1)
@@ -223,17 +223,11 @@ class Routing(BucketedMechanism):
             parts = [self._with_affinity(part, cluster, k, offset) for part in parts]
         return tuple(parts), no_visible_key
 
-    def _members(
-        self, cluster: Tensor, k: Tensor, offset: Tensor | None, q_len: int, real: Tensor | None, band: tuple[int, int] | None
-    ) -> GatherTile:
-        """Rows of queries of one cluster, and the cluster's keys."""
-        with torch.no_grad():
-            ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
-        if real is not None:
-            ranked = ranked.masked_fill(~real[:, None, None, :], float("-inf"))
-        members = topk(ranked, self.size).sort(-1).values  # in the order of the sequence
-        rows, group = cluster_rows(cluster, self.num_clusters, real, q_len, max(1, min(self.size, ROW) // 2))
-        return GatherTile(rows, members.gather(2, group[..., None].expand(-1, -1, -1, members.shape[-1])), outside=band)
+    @torch.no_grad()
+    def _ranked(self, k: Tensor, offset: Tensor | None, real: Tensor | None) -> Tensor:
+        """What clusters rank keys by, ``(B, H, clusters, Nk)``, -inf for padding."""
+        ranked = self.shares(k, offset, exact=True).transpose(-1, -2)
+        return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def _with_affinity(self, part: GatherTile, cluster: Tensor, k: Tensor, offset: Tensor | None) -> GatherTile:
         """The part with log p_j(c(i)) as its bias."""
@@ -245,7 +239,7 @@ class Routing(BucketedMechanism):
         return dataclasses.replace(part, bias=bias if part.bias is None else bias.masked_fill(~part.bias, float("-inf")))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if self.training and not self.learned and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        if self.whole_batch and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
             real = call.real(k)
             kinds = [self._sums(q, real[:, -q.shape[2] :]), self._sums(repeat_heads(k, q.shape[1]), real)]
             q, k, v = after_backward((q, k, v), lambda: self._follow(kinds))

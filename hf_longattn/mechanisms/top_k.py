@@ -47,6 +47,7 @@ class TopK(SummarisedMechanism):
     cost = "N² scores in rows, N·k softmax and memory"
     exact_when = "num_keys ≥ N"
     position_dependent = False
+    summary_unit = UNIT
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 
@@ -69,10 +70,6 @@ class TopK(SummarisedMechanism):
             else:
                 index = search_keys(q, repeated, call.key_mask, self.options.num_keys, call.causal, scale, call.score_mod)
         return selected_attention(q, repeated, repeat_heads(v, q.shape[1]), index, call)
-
-    @property
-    def summary_unit(self) -> int | None:
-        return UNIT
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The largest key norm of every unit, ``(B, H_kv, m)``."""
