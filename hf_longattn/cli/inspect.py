@@ -10,15 +10,14 @@ import typer
 
 from . import options as flags
 
-__all__ = ["inspect", "mechanisms"]
-
 
 def inspect(
     model: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="A long or short checkpoint: a folder or a Hub repository id.", show_default=False),
+        str | None, typer.Argument(metavar="MODEL", help="A long or short checkpoint: a folder or a Hub repository id.", show_default=False)
     ] = None,
-    mechanism: Annotated[str | None, typer.Option(help="Draw this mechanism; without --option, with options for short inputs.")] = None,
+    mechanism: Annotated[
+        str | None, typer.Option(help="Draw this mechanism instead of a model's; without --option, its options fit short inputs.")
+    ] = None,
     option: flags.OptionFlag = None,
     length: Annotated[int, typer.Option(min=2, max=512, help="Number of tokens in the drawing.")] = 64,
     causal: Annotated[bool, typer.Option("--causal", help="With --mechanism: draw its causal form.")] = False,
@@ -27,9 +26,12 @@ def inspect(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Show a checkpoint's layers and mechanisms, parameters, state and cost; draw its attention pattern."""
+    """Show a checkpoint's layers, parameters and cost.
+
+    With --plot, also draw their attention patterns, or with --mechanism that of a mechanism instead.
+    """
     if (model is None) == (mechanism is None):
-        raise typer.BadParameter("give either a MODEL or --mechanism NAME.")
+        raise typer.BadParameter("give either MODEL or --mechanism NAME --plot FILE.png.")
     if mechanism is not None and plot is None:
         raise typer.BadParameter("requires --plot FILE.png; `longattn mechanisms NAME` describes it in words.", param_hint="--mechanism")
     if mechanism is None and option:
@@ -66,10 +68,10 @@ def inspect(
 
 
 def mechanisms(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Describe this mechanism in full.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Describe this one, with its options.", show_default=False)] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """List the attention mechanisms, or describe one with its options."""
+    """List the attention mechanisms, or describe one in full."""
     from ..mechanisms import list_mechanisms, mechanism_info
     from .show import print_json, show_mechanism, show_mechanisms
 

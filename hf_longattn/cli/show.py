@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
     from ..conversion.flops import LengthCost, MechanismCost
     from ..mechanisms import MechanismInfo
-
-__all__ = [
-    "print_json",
-    "print_plan",
-    "show_costs",
-    "show_inspection",
-    "show_mechanism",
-    "show_mechanisms",
-    "show_plan",
-    "show_report",
-    "conversion_progress",
-]
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
 """Of the lengths at which mechanisms are compared, in the table; the JSON object has all of them."""
@@ -45,20 +34,20 @@ def print_json(value: Any) -> None:
 def show_plan(plan: ConversionPlan) -> None:
     """What a conversion would do."""
     console = _console()
-    counts = ", ".join(f"{count} {action}" for action, count in plan.counts().items() if count)
-    facts = _facts(
-        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {_tokens(plan.old_length)})"),
-        ("result", f"{plan.architecture.long_class}, {_tokens(plan.new_length)}, {plan.parameters:,} parameters"),
-        ("positions", plan.positions + ("" if plan.positions_exact else "  (changes the old positions: needs training)")),
-        ("tensors", counts),
-        ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
+    console.print(
+        _facts(
+            ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {_tokens(plan.old_length)})"),
+            ("result", f"{plan.architecture.long_class}, {_tokens(plan.new_length)}, {plan.parameters:,} parameters"),
+            ("positions", plan.positions + ("" if plan.positions_exact else "  (changes the old positions: needs training)")),
+            ("tensors", _counts(plan.counts())),
+            ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
+        )
     )
-    console.print(facts)
     for tensor in plan.tensors:
         if tensor.action != "kept":
             shapes = " → ".join(str(list(shape)) for shape in (tensor.old_shape, tensor.new_shape) if shape is not None)
-            came = tensor.header is not None and tensor.header.name != tensor.name and tensor.action != "dropped"
-            name = f"{tensor.header.name} → {tensor.name}" if came and tensor.header is not None else tensor.name
+            comes_from = "" if tensor.header is None or tensor.action == "dropped" else tensor.header.name
+            name = f"{comes_from} → {tensor.name}" if comes_from not in ("", tensor.name) else tensor.name
             why = f"  ({tensor.reason})" if tensor.reason else ""
             console.print(f"  {tensor.action}  {name}  {shapes}{why}", style="dim", highlight=False)
     console.print()
@@ -69,6 +58,10 @@ def show_plan(plan: ConversionPlan) -> None:
     if plan.costs:
         console.print()
         show_costs(plan.costs)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {action}" for action, count in counts.items() if count)
 
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
@@ -87,9 +80,8 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
 def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: float) -> Table:
     counted = [row for row in rows if not row.refused]
     same = len({row.bytes for row in counted}) == 1  # an encoder has no cache, and its largest activation is not in attention
-    title = f"one sequence through the whole model: least seconds at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    title = title if same else f"{title} / memory beside the weights"
-    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
+    title = f"least seconds for one sequence through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
+    table = _table([], title if same else f"{title} / memory besides the weights")
     table.add_column("mechanism", no_wrap=True)
     for index in SHOWN_LENGTHS:
         table.add_column(f"{lengths[index] // 1024}K", justify="right", no_wrap=True)
@@ -102,7 +94,7 @@ def _comparison(rows: Sequence[MechanismCost], lengths: Sequence[int], speed: fl
             table.add_row(row.mechanism, *map("".join, zip(seconds, beside, strict=True)))
     if same:
         table.add_section()
-        table.add_row("memory beside the weights", *(_round(counted[0].bytes[index]) for index in SHOWN_LENGTHS))
+        table.add_row("memory besides the weights", *(_round(counted[0].bytes[index]) for index in SHOWN_LENGTHS))
     return table
 
 
@@ -127,12 +119,9 @@ def _tokens(length: int) -> str:
 
 def show_costs(costs: Sequence[LengthCost]) -> None:
     """Cost at each length, for one sequence."""
-    table = Table(box=box.SIMPLE, pad_edge=False, title="one sequence, counted from shapes", title_style="dim", title_justify="left")
-    for heading in ("tokens", "attention", "full attention", "saved", "whole model", "activations"):
-        table.add_column(heading, justify="right")
     decodes = any(cost.cache_bytes is not None for cost in costs)
-    if decodes:
-        table.add_column("decode cache", justify="right")
+    headings = ["tokens", "attention", "full attention", "ratio", "whole model", "activations", *(["decode cache"] if decodes else [])]
+    table = _table(headings, "operations and memory for one sequence, computed from the model's shape", justify="right")
     for cost in costs:
         row = [
             f"{cost.length:,}",
@@ -150,17 +139,16 @@ def show_report(report: ConversionReport) -> None:
     """What was written, and the checks."""
     console = _console()
     plan = report.plan
-    counts = ", ".join(f"{count} {action}" for action, count in plan["tensor_counts"].items() if count)
     made = plan.get("class", plan["long_class"])
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
             ("model", f"{made}, {_grown(plan['old_length'], plan['new_length'])}, positions {plan['positions']}"),
-            ("tensors", counts),
+            ("tensors", _counts(plan["tensor_counts"])),
         )
     )
     for sentence in plan.get("warnings", ()):
-        console.print(f"\n{_plain(sentence)}", style="yellow", highlight=False)
+        console.print(f"\n{escape(sentence)}", style="yellow", highlight=False)
     if not report.checks:
         console.print("\nNot verified (--no-verify).", style="yellow")
         return
@@ -169,12 +157,12 @@ def show_report(report: ConversionReport) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in report.checks:
-        table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{_plain(check.detail)}[/]")
+        table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{escape(check.detail)}[/]")
     console.print(table, highlight=False)
     console.print()
     console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; details are in {report.files[-2]}.", highlight=False)
     if report.train_command:
-        console.print(f"Next: {_plain(report.train_command)}", highlight=False, soft_wrap=True)
+        console.print(f"Next: {escape(report.train_command)}", highlight=False, soft_wrap=True)
 
 
 def show_export(report: ExportReport) -> None:
@@ -212,15 +200,13 @@ def show_inspection(found: Inspection) -> None:
 
 def _state_table(found: Inspection) -> Table:
     """The decode state of each run of equal layers."""
-    table = Table(box=box.SIMPLE, pad_edge=False, title=f"decode state of one sequence of {found.max_length:,} tokens, of each layer")
-    table.title_style, table.title_justify = "dim", "left"
-    for heading in ("layers", "mechanism", "state", "each further token"):
-        table.add_column(heading)
+    headings = ["layers", "mechanism", "state", "added by each further token"]
+    table = _table(headings, f"state of each layer while decoding a sequence of {found.max_length:,} tokens")
     first = 0
     for (name, state), run in groupby(zip((one.name for one in found.mechanisms), found.states, strict=True)):
         last = first + len(list(run)) - 1
         layers = f"{first}-{last}" if last > first else str(first)
-        table.add_row(layers, name, size(state.bytes), f"+ {size(state.per_token)}" if state.per_token else "nothing")
+        table.add_row(layers, name, size(state.bytes), size(state.per_token) if state.per_token else "nothing")
         first = last + 1
     return table
 
@@ -233,7 +219,7 @@ def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
         table.add_column(heading, overflow="fold")
     for info in infos:
         causal = {"both": "both", True: "only", False: "no"}[info.causal]
-        table.add_row(info.name, _plain(info.summary), info.cost, causal)
+        table.add_row(info.name, escape(info.summary), info.cost, causal)
     console = _console()
     console.print(table)
     console.print("Options of each: longattn mechanisms NAME", highlight=False)
@@ -262,33 +248,34 @@ def show_mechanism(info: MechanismInfo) -> None:
         console.print()
         unit = f", in {option.unit}" if option.unit else ""
         console.print(
-            f"[bold]{option.name}[/]  {_plain(option.type)}{unit}, default {_plain(_value(option.default)) or 'none'}", highlight=False
+            f"[bold]{option.name}[/]  {escape(option.type)}{unit}, default {escape(_value(option.default)) or 'none'}", highlight=False
         )
-        console.print(Padding(_plain(option.help), (0, 0, 0, 4)), highlight=False)
+        console.print(Padding(escape(option.help), (0, 0, 0, 4)), highlight=False)
 
 
 def size(count: int) -> str:
     """Bytes in readable units."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
+    return _in_units(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))) or f"{count} B"
 
 
 def flops(count: int) -> str:
     """Floating-point operations in readable units."""
-    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count / 1e6:.1f} MFLOP"
+    return _in_units(count, (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))) or f"{count / 1e6:.1f} MFLOP"
+
+
+def _in_units(count: int, units: Sequence[tuple[str, float]]) -> str:
+    return next((f"{count / scale:.1f} {unit}" for unit, scale in units if count >= scale), "")
 
 
 def _value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _table(headings: Sequence[str], title: str, justify: Literal["left", "right"] = "left") -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_style="dim", title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify=justify)
+    return table
 
 
 def _facts(*pairs: tuple[str, str]) -> Table:
@@ -296,7 +283,7 @@ def _facts(*pairs: tuple[str, str]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(name, _plain(value))
+        table.add_row(name, escape(value))
     return table
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError
+from ..errors import ExportError, nearest
 from ..mechanisms import Mechanism
 from ..private_apis import auto_mapping, trace_errors
 from .architectures import attached_mechanisms
@@ -102,7 +102,7 @@ def export_checkpoint(
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in FORMATS:
-        raise ExportError(f"The format is {format!r}, but must be one of {', '.join(map(repr, FORMATS))}.")
+        raise ExportError(f"Unknown format {format!r}; expected {' or '.join(FORMATS)}.")
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
         raise ExportError(
@@ -158,7 +158,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     model_class = family.model_class(class_name)
     if task is not None:
         if task not in TASKS:
-            raise ExportError(f"The task is {task!r}, but must be one of {', '.join(TASKS)}.")
+            raise ExportError(f"Unknown task {task!r}; expected one of {', '.join(TASKS)}.{nearest(task, TASKS)}")
         heads = auto_mapping(getattr(transformers, TASKS[task]))
         if family.config_class not in heads:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}.")

@@ -257,7 +257,7 @@ def decoder_choice(
     if long_attention is None:
         return None
     if not architecture.encoder_decoder:
-        raise OptionError(f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…).")
+        raise OptionError(f"{architecture.source_class} is not an encoder-decoder; give its attention as --mechanism (mechanism=…) alone.")
     chosen = LongAttentionConfig.from_dict(long_attention)
     chosen.check_layers(architecture.source_config.decoder_layers)
     return chosen

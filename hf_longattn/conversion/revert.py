@@ -90,13 +90,13 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
         PositionError: an unknown way to shorten positions.
     """
     if "long_attention" not in source.config:
-        raise CheckpointError(f"{source.name!r} is not a long checkpoint: its config.json has no long_attention.")
+        raise CheckpointError(
+            f"{source.name!r} is not a long checkpoint, so there is nothing to revert: its config.json has no long_attention."
+        )
     cast, positions = parse_dtype(asked.dtype), asked.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
-        raise PositionError(
-            f"Unknown way {positions!r} to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
-        )
+        raise PositionError(f"{positions!r} is no way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}")
     long_config, long_class, family, long_skeleton = read_long(source)
     base_class = next(name for name, one in family.heads.items() if one == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
@@ -170,7 +170,9 @@ def _length(source: Source, asked: int | None, longest_possible: int) -> int:
     if asked is None:
         raise LengthError(f"{source.name!r} does not say what length it was converted from; give --max-length.")
     if not 1 <= asked <= longest_possible:
-        raise LengthError(f"{source.name!r} takes {longest_possible} tokens; give --max-length between 1 and that, not {asked}.")
+        raise LengthError(
+            f"{source.name!r} takes {longest_possible} tokens; --max-length is {asked}, but must be between 1 and {longest_possible}."
+        )
     return asked
 
 

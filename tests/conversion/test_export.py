@@ -68,7 +68,7 @@ def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more
 def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "graph"
     for arguments, sentence in (
-        ({"format": "tflite"}, "must be one of 'onnx', 'torch'"),
+        ({"format": "tflite"}, "Unknown format 'tflite'; expected onnx or torch"),
         ({"task": "summary"}, "must be one of feature-extraction"),
         ({"task": "fill-mask"}, "has no weights for"),
         ({"task": "text2text-generation"}, "has no head for the task"),

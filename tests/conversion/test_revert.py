@@ -313,9 +313,9 @@ def test_dtype_and_shards(built: Built, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
-        ({"max_length": 201}, LengthError, "takes 200 tokens; give --max-length between 1 and that"),
+        ({"max_length": 201}, LengthError, "takes 200 tokens; --max-length is 201, but must be between 1 and 200"),
         ({"max_length": 0}, LengthError, "between 1"),
-        ({"positions": "tile"}, PositionError, "Unknown way 'tile' to shorten positions"),
+        ({"positions": "tile"}, PositionError, "'tile' is no way to shorten positions"),
         ({"dtype": "float13"}, CheckpointError, "Unknown dtype"),
     ],
 )
