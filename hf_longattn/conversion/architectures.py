@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, LongAttentionError, in_a_line, nearest
@@ -36,6 +38,21 @@ OWN_FIELDS = (
     "extended_from",
 )
 """Fields that only a Long config has."""
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Turn any error of a config class or a constructor, which raise what they happen to raise, into "WHAT: the error."
+
+    Raises:
+        CheckpointError: that sentence; a LongAttentionError is raised as it is.
+    """
+    try:
+        yield
+    except LongAttentionError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {in_a_line(error)}.") from error
 
 
 @dataclass(frozen=True)
@@ -84,12 +101,8 @@ class Architecture:
             values.pop(name, None)
         if decoder_attention is not None:
             values["decoder_long_attention"] = decoder_attention.to_dict()
-        try:
+        with refused(f"The source's config makes no valid {self.long_class}"):
             config = self.family.config_class.from_dict({**values, "long_attention": attention.to_dict()})
-        except LongAttentionError:
-            raise
-        except Exception as error:  # config classes raise any type of error
-            raise CheckpointError(f"The source's config makes no valid {self.long_class}: {in_a_line(error)}.") from error
         for field, value in lengths.items():
             setattr(config, field, value)
         if rope is None:
@@ -116,13 +129,8 @@ class Architecture:
         Raises:
             CheckpointError: the config contradicts itself.
         """
-        try:
-            with torch.device("meta"):
-                return self.model_class(config)
-        except LongAttentionError:
-            raise
-        except Exception as error:  # constructors raise any type of error
-            raise CheckpointError(f"The source's config makes no valid {self.source_class}: {in_a_line(error)}.") from error
+        with refused(f"The source's config makes no valid {self.source_class}"), torch.device("meta"):
+            return self.model_class(config)
 
 
 def attached_mechanisms(model: nn.Module) -> dict[str, Mechanism]:
@@ -144,8 +152,6 @@ def find_architecture(source: Source) -> Architecture:
     Raises:
         CheckpointError: no model_type, unsupported or already converted, or a config that contradicts itself.
     """
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
     model_type = source.config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"The config.json of {source.name!r} has no model_type; it was not saved by transformers.")
@@ -242,10 +248,8 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     if base is None:
         raise CheckpointError(f"{source.name!r} names no class of transformers {transformers.__version__} in its config.json.")
     check_interface(base)
-    try:
+    with refused(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = AutoConfig.for_model(**dict(source.config))
-    except Exception as error:  # config classes raise any type of error
-        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     return GenericArchitecture(PlainFamily(type(config)), config, base.__name__, base.__name__)
 
 
@@ -263,8 +267,6 @@ def generic_hint(source: Source) -> str:
 
 
 def _class_of(source: Source) -> type[PreTrainedModel] | None:
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
     named = source.config.get("architectures") or [MODEL_MAPPING_NAMES.get(str(source.config.get("model_type")))]
     found: Any = getattr(transformers, str(named[0]), None) if isinstance(named, list) and len(named) == 1 else None
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
@@ -290,22 +292,20 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     if family is None:
         known = ", ".join(sorted(one.config_class.model_type for one in FAMILIES.values()))
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which is not supported; expected one of {known}.")
-    try:
+    with refused(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
-    except LongAttentionError:
-        raise
-    except Exception as error:  # config classes raise any type of error
-        raise CheckpointError(f"The config.json of {source.name!r} is not valid for {model_type}: {in_a_line(error)}.") from error
     named = named_class(source.config, "none")
     if named not in family.heads.values():
         raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
-    try:
-        with torch.device("meta"):
-            return config, named, family, family.model_class(named)(config)
-    except LongAttentionError:
-        raise
-    except Exception as error:  # constructors raise any type of error
-        raise CheckpointError(f"The config.json of {source.name!r} makes no valid {named}: {in_a_line(error)}.") from error
+    with refused(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
+        return config, named, family, family.model_class(named)(config)
+
+
+def longest(family: Family, config: Any) -> int:
+    """Maximum length of the text of a long model with this config."""
+    alone = family.two_stacks and not config.is_encoder_decoder
+    table = next((one for one in family.position_tables if one.decoder == alone), None)
+    return config.max_position_embeddings if table is None else table.tokens(config)
 
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
@@ -317,25 +317,14 @@ FIRST = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration"
 def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHeader]) -> str:
     """The class of the base that matches the most tensors of a checkpoint and lacks the fewest.
 
-    Args:
-        family: of the source.
-        config: the source's, as the base's config class reads it.
-        tensors: headers by name.
-
     Raises:
         CheckpointError: the config is invalid.
     """
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
     held = {_plain(name): header.shape for name, header in tensors.items()}
 
     def fit(name: str) -> int:
-        try:
-            with torch.device("meta"):
-                model: Any = getattr(transformers, name)(config)
-        except Exception as error:  # constructors raise any type of error
-            raise CheckpointError(f"The source's config makes no valid {name}: {in_a_line(error)}.") from error
+        with refused(f"The source's config makes no valid {name}"), torch.device("meta"):
+            model: Any = getattr(transformers, name)(config)
         prefix, tied = f"{model.base_model_prefix}.", set(model.all_tied_weights_keys or ())
         wanted = {key.removeprefix(prefix): tuple(value.shape) for key, value in model.state_dict().items() if key not in tied}
         found = {key.removeprefix(prefix): shape for key, shape in held.items()}

@@ -11,7 +11,7 @@ from .config import ConversionConfig
 from .flops import layer_mechanisms
 from .model_loading import quiet_libraries
 from .plan import ConversionPlan, open_asked, plan_conversion
-from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress, require_passed, seconds, versions
+from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
 from .staging import destination_path, staged_folder
 from .tensor_files import write_json
@@ -69,36 +69,24 @@ def convert_checkpoint(
         checks = verify_result(plan, stage, tokens, given_text=asked.verify_text is not None, progress=progress) if tokens else []
         require_passed(checks)
         clock["verified"] = time.perf_counter()
-        report = _report(plan, target, asked, (*first_checks, *checks), tokens, files, clock)
+        checks = [*first_checks, *checks]
+        report = ConversionReport(
+            destination=target,
+            config=asked.to_dict(),
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text="not verified" if tokens is None else "seeded inputs" if plan.generic else tokens.describe(),
+            files=(*files, REPORT, "README.md"),
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            next_step=next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None,
+        )
         write_json(stage / REPORT, report.to_dict())
         if asked.remote_code:
             bundle_remote_code(stage, user_code=asked.user_code)
         write_model_card(stage, base_model=str(source) if on_the_hub else None, source=opened.card_folder, name=str(destination))
     return report
-
-
-def _report(
-    plan: ConversionPlan,
-    target: Path,
-    asked: ConversionConfig,
-    checks: tuple[Check, ...],
-    text: VerificationText | None,
-    files: list[str],
-    clock: dict[str, float],
-) -> ConversionReport:
-    needs_training = any(check.status == NEEDS_TRAINING for check in checks)
-    return ConversionReport(
-        destination=target,
-        config=asked.to_dict(),
-        plan=plan.to_dict(),
-        checks=checks,
-        text="not verified" if text is None else "seeded inputs" if plan.generic else text.describe(),
-        files=(*files, REPORT, "README.md"),
-        bytes_written=plan.total_bytes,
-        seconds=seconds(clock),
-        versions=versions(),
-        next_step=next_step(plan) if needs_training else None,
-    )
 
 
 LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")

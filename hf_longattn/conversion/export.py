@@ -124,7 +124,8 @@ def export_checkpoint(
         checks = check_export(loaded, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
-        files = _sidecars(found.source.folder, stage)
+        _copy_sidecars(found.source.folder, stage)
+        files = sorted(path.name for path in stage.iterdir())
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
@@ -188,12 +189,11 @@ def _check_mechanisms(model: nn.Module) -> None:
         )
 
 
-def _sidecars(folder: Path, stage: Path) -> list[str]:
+def _copy_sidecars(folder: Path, stage: Path) -> None:
     """Copy the config, the tokenizer and the other small files."""
-    for path in sorted({path for pattern in SIDECARS for path in folder.glob(pattern) if path.is_file()}):
+    for path in {path for pattern in SIDECARS for path in folder.glob(pattern) if path.is_file()}:
         if not path.name.endswith(("_report.json", ".index.json")):
             shutil.copyfile(path, stage / path.name)
-    return sorted(path.name for path in stage.iterdir())
 
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -235,16 +235,10 @@ class ModelGraph(nn.Module):
 def write_graph(
     model: nn.Module, example_of: Callable[[int], dict[str, Tensor]], file: Path, format: str, max_length: int, opset: int | None
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the model and write it to ``file``.
-
-    Args:
-        model, file, format: what is written, where, and as which of ``FORMATS``.
-        example_of: inputs of a length, to trace the model on.
-        max_length: tokens that the graph takes.
-        opset: of ONNX; ``None`` takes PyTorch's default.
+    """Trace the model on inputs from ``example_of(length)`` and write it to ``file``, for texts of up to ``max_length`` tokens.
 
     Returns:
-        The names of the outputs, the minimum length, and the opset of an ONNX file.
+        The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
 
     Raises:
         ExportError: PyTorch cannot write this model as one graph.
@@ -301,12 +295,12 @@ def _least_lengths(graph: ModelGraph, max_length: int) -> list[int]:
     ends = set(SHORTEST)
     for mechanism in attached_mechanisms(graph).values():
         for causal in (False, True):
-            ends.add(1 + bisect.bisect_right(range(1, max_length + 1), 0, key=partial(_uncovered, mechanism, causal)))
+            ends.add(1 + bisect.bisect_left(range(1, max_length + 1), True, key=partial(_uncovered, mechanism, causal)))
     return sorted(length for length in ends if 2 <= length < max_length)
 
 
-def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> int:
-    return int(not mechanism.covers(length, causal))
+def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> bool:
+    return not mechanism.covers(length, causal)
 
 
 def longest_decoded(model: Any, max_length: int) -> int:
@@ -366,9 +360,8 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
         made = {name: value[:, None].repeat(1, 2, 1) for name, value in made.items()}
     if "decoder_input_ids" in names:
         text_in_decoder = any(head in type(model).__name__ for head in ("SequenceClassification", "QuestionAnswering"))
-        made["decoder_input_ids"] = (
-            ids if text_in_decoder else ids[:, : min(max(2, length // 2), longest_decoded(model, length))].contiguous()
-        )
+        decoded = length if text_in_decoder else min(max(2, length // 2), longest_decoded(model, length))
+        made["decoder_input_ids"] = ids[:, :decoded].contiguous()
     return made
 
 

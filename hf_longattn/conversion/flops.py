@@ -1,6 +1,4 @@
-"""What a model costs at each length, computed from its shape: floating-point operations, activations, and the state of each layer
-
-while it decodes. Nothing is run or timed."""
+"""What a model costs at each length, computed from its shape: operations, activations, and the state of each layer while decoding."""
 
 from __future__ import annotations
 
@@ -31,90 +29,6 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 @dataclass(frozen=True)
-class KeyShape:
-    """The shape of the keys and values of a layer."""
-
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    element_bytes: int
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of one token's key and value."""
-        return 2 * self.kv_heads * self.head_dim * self.element_bytes
-
-
-@dataclass(frozen=True)
-class DecodeState:
-    """One layer after ``length`` tokens: its bytes, and the bytes that each further token adds (0: constant size)."""
-
-    bytes: int
-    per_token: int
-
-
-def decode_states(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> list[DecodeState]:
-    """The state of every layer after ``length`` tokens."""
-    return _of_each(mechanisms, lambda one: DecodeState(_bytes(one, shape, length), _growth(one, shape)))
-
-
-def state_bytes(mechanisms: Iterable[Mechanism], shape: KeyShape, length: int) -> int:
-    """Bytes that all layers keep of ``length`` tokens, for one sequence."""
-    return sum(_of_each(mechanisms, lambda one: _bytes(one, shape, length)))
-
-
-def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]) -> list[Found]:
-    """The result for every layer, computed once for layers with equal options."""
-    known: dict[object, Found] = {}
-    found = []
-    for mechanism in mechanisms:
-        key = (mechanism.name, mechanism.options)
-        if key not in known:
-            known[key] = find(mechanism)
-        found.append(known[key])
-    return found
-
-
-def _bytes(mechanism: Mechanism, shape: KeyShape, length: int) -> int:
-    """Bytes that one layer keeps of ``length`` tokens, for one sequence."""
-    if mechanism.recursion is not None:
-        recursion = mechanism.recursion
-        return (recursion.length - recursion.memory) * shape.token_bytes
-    if mechanism.stateful:
-        return _measured(mechanism, shape)
-    reach = mechanism.reach(True)
-    if reach is not None:
-        return min(length, reach) * shape.token_bytes
-    none = torch.zeros(1, 1, dtype=torch.long)
-    if mechanism.kept(none, none) is None:
-        return length * shape.token_bytes
-    positions = torch.arange(length)[None]
-    kept = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
-    return max(length if one is None else int(one.sum()) for one in kept) * shape.token_bytes
-
-
-def _growth(mechanism: Mechanism, shape: KeyShape) -> int:
-    """Bytes that a further token adds on average, after any window or segment is full."""
-    if mechanism.stateful or mechanism.reach(True) is not None:
-        return 0
-    one, two = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
-    return (two - one) // FAR if two - one > FAR * shape.token_bytes // 1000 else 0
-
-
-def _measured(mechanism: Mechanism, shape: KeyShape) -> int:
-    """The size of the state after one token; it is constant."""
-    dtype = DTYPES[shape.element_bytes]
-    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # a new one, since the given one may be on the meta device
-    q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
-    k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
-    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.takes_hidden_states else None
-    with torch.no_grad():
-        _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
-    return sum(tensor.nbytes for tensor in state.values())
-
-
-@dataclass(frozen=True)
 class ModelShape:
     """The numbers of a transformer that determine its cost."""
 
@@ -130,9 +44,9 @@ class ModelShape:
     cross_layers: int = 0  # layers of a decoder that keep keys and values of the whole text
 
     @property
-    def keys(self) -> KeyShape:
-        """The shape of a layer's keys and values."""
-        return KeyShape(self.kv_heads, self.head_dim, self.hidden, self.element_bytes)
+    def token_bytes(self) -> int:
+        """Bytes of one token's key and value in a layer."""
+        return 2 * self.kv_heads * self.head_dim * self.element_bytes
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
@@ -155,6 +69,75 @@ class ModelShape:
             element_bytes=element_bytes,
             cross_layers=cross_layers,
         )
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """One layer after ``length`` tokens: its bytes, and the bytes that each further token adds (0: constant size)."""
+
+    bytes: int
+    per_token: int
+
+
+def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> list[DecodeState]:
+    """The state of every layer after ``length`` tokens."""
+    return _of_each(mechanisms, lambda one: DecodeState(_bytes(one, shape, length), _growth(one, shape)))
+
+
+def state_bytes(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> int:
+    """Bytes that all layers keep of ``length`` tokens, for one sequence."""
+    return sum(_of_each(mechanisms, lambda one: _bytes(one, shape, length)))
+
+
+def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Found]) -> list[Found]:
+    """The result for every layer, computed once for layers with equal options."""
+    known: dict[object, Found] = {}
+    found = []
+    for mechanism in mechanisms:
+        key = (mechanism.name, mechanism.options)
+        if key not in known:
+            known[key] = find(mechanism)
+        found.append(known[key])
+    return found
+
+
+def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
+    """Bytes that one layer keeps of ``length`` tokens, for one sequence."""
+    if mechanism.recursion is not None:
+        recursion = mechanism.recursion
+        return (recursion.length - recursion.memory) * shape.token_bytes
+    if mechanism.stateful:
+        return _measured(mechanism, shape)
+    reach = mechanism.reach(True)
+    if reach is not None:
+        return min(length, reach) * shape.token_bytes
+    none = torch.zeros(1, 1, dtype=torch.long)
+    if mechanism.kept(none, none) is None:
+        return length * shape.token_bytes
+    positions = torch.arange(length)[None]
+    kept = [mechanism.kept(positions, torch.tensor([[upcoming]])) for upcoming in (length - 1, length)]
+    return max(length if one is None else int(one.sum()) for one in kept) * shape.token_bytes
+
+
+def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
+    """Bytes that a further token adds on average, after any window or segment is full."""
+    if mechanism.stateful or mechanism.reach(True) is not None:
+        return 0
+    one, two = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
+    return (two - one) // FAR if two - one > FAR * shape.token_bytes // 1000 else 0
+
+
+def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
+    """The size of the state after one token; it is constant."""
+    dtype = DTYPES[shape.element_bytes]
+    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # a new one, since the given one may be on the meta device
+    q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
+    k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
+    hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.takes_hidden_states else None
+    with torch.no_grad():
+        _, state = layer.advance(q, k, k, None, AttentionCall(causal=True, hidden_states=hidden))
+    return sum(tensor.nbytes for tensor in state.values())
 
 
 def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
@@ -228,7 +211,7 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     pairs = {layer: layer.pairs(length, shape.causal) for layer in set(layers)}
     cache = None
     if shape.causal:
-        cache = state_bytes(layers, shape.keys, length)
+        cache = state_bytes(layers, shape, length)
     elif shape.cross_layers:
         cache = shape.cross_layers * length * 2 * shape.hidden * shape.element_bytes
     return LengthCost(

@@ -9,10 +9,9 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..mechanisms import Mechanism
 from ..modeling.family import Family
-from .architectures import find_architecture, read_long
+from .architectures import find_architecture, longest, read_long
 from .flops import DecodeState, LengthCost, cost_at, decode_states, layer_mechanisms, lengths_up_to, model_shape
 from .model_loading import quiet_libraries
-from .plan import longest
 from .sources.base import Source, open_source
 
 
@@ -72,7 +71,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
         causal=shape.causal,
         parameters=sum(header.numel for header in source.tensors.values()),
         nbytes=source.total_bytes,
-        states=tuple(decode_states(mechanisms, shape.keys, max_length)) if shape.causal else (),
+        states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
         costs=tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, max_length), max_length)),
     )
 

@@ -38,14 +38,10 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
 def load_source(
     source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None
 ) -> tuple[nn.Module, set[str]]:
-    """The source as transformers loads it, in fp32.
+    """The source as transformers loads it, in fp32 (with weights rounded to `dtype` before, if given).
 
-    Args:
-        source: opened.
-        architecture: of the source.
-        dtype: to round its weights to; `None` does not round.
-        scratch: if given, the weights stay in their files (see `WeightsInFiles`), and tensors that are computed from several are written to
-            this folder. They are then read by this package's readers.
+    `scratch`: a folder; if given, the weights stay in their files (see `WeightsInFiles`), read by this package's readers, and tensors that
+    are computed from several are written there.
 
     Returns:
         The model, and the names of its parameters that are missing in the source.
@@ -175,13 +171,9 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 
 
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
-    """All tensors that one forward pass returns, by name, without the cache.
+    """All tensors that one forward pass over ``ids (B, N)`` returns, by name, without the cache.
 
-    Args:
-        model: any model of transformers.
-        ids: ``(B, N)``.
-        decoder_tokens: how many of the tokens, shifted right by one, the decoder of an encoder-decoder is given; ``None`` is all.
-        arguments: of the forward pass.
+    `decoder_tokens`: how many of the tokens, shifted right by one, the decoder of an encoder-decoder is given; ``None`` is all.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)
@@ -403,8 +395,7 @@ def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Run
     does not fit into memory twice, with activations and outputs.
 
     Args:
-        parameters: of the larger of the two models.
-        largest: elements of its largest tensor.
+        parameters, largest: of the larger of the two models, and elements of its largest tensor.
         whole: it must be loaded whole.
     """
     size, tensor, available = 4 * parameters, 4 * largest, available_memory()

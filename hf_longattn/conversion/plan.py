@@ -13,7 +13,7 @@ from ..configuration import IN_TURN, LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, nearest
 from ..mechanisms import Mechanism
 from ..mechanisms.options import RELATIVE
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import PositionTable
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import question_separator, takes_globals
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
@@ -83,8 +83,7 @@ def _plan(opened: Source, asked: ConversionConfig, cast: torch.dtype | None) -> 
 
     renamed = renamed_tensors(opened, architecture)
     tables = {one.target: table for one in renamed if one.target and (table := architecture.family.table(one.target)) is not None}
-    length = text_length(opened, architecture, renamed, tables, asked.max_length)
-    decoder = decoder_length(opened, architecture, renamed, tables, asked.max_decoder_length, length)
+    length, decoder = stack_lengths(opened, architecture, renamed, tables, asked)
     planned = plan_positions(architecture, attention, asked.positions, length, decoder)
     if planned.rule == ALIBI:
         attention = with_alibi(attention)
@@ -185,9 +184,8 @@ def _plan_generic(source: Source, asked: ConversionConfig, cast: torch.dtype | N
             "leave them out."
         )
     architecture = generic_architecture(source)
-    windows = (
-        own_windows(architecture.source_config) if isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int) else []
-    )
+    counted = isinstance(getattr(architecture.source_config, "num_hidden_layers", None), int)
+    windows = own_windows(architecture.source_config) if counted else []
     attention = with_own_windows(asked.attention() if asked.names_attention else None, windows)
     config, length, rule, position_change = _generic_config(architecture, attention, asked.positions, asked.max_length)
     if cast is not None:
@@ -320,64 +318,36 @@ class StackLength:
     new: int
 
 
-def text_length(
-    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], asked: int | None
-) -> StackLength:
-    """The length of the text: the encoder's, or that of the only stack.
+def stack_lengths(
+    source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], asked: ConversionConfig
+) -> tuple[StackLength, StackLength | None]:
+    """The lengths of the text (of the encoder, or of the only stack) and of the decoder of an encoder-decoder.
+
+    The decoder's is unchanged unless asked for, since a summary does not grow with its text, except for heads that read the whole text in
+    the decoder.
 
     Raises:
-        CheckpointError: the position table and the config contradict each other.
-        LengthError: `asked` is shorter than the source.
+        CheckpointError: a position table and the config contradict each other.
+        LengthError: a length is shorter than the source's, or is the decoder's of a model that is not an encoder-decoder.
     """
+
+    def stack(decoder: bool, wanted: int | None, unasked: int, flag: str) -> StackLength:
+        old = _source_length(source, architecture, renamed, tables, decoder=decoder)
+        new = max(old, unasked) if wanted is None else int(wanted)
+        if new < old:
+            raise LengthError(
+                f"The source takes {old} tokens and conversion only extends it: {flag} {new} is too small, give at least {old}."
+            )
+        return StackLength(old, new)
+
     alone = architecture.family.two_stacks and not architecture.encoder_decoder
-    old = _source_length(source, architecture, renamed, tables, decoder=alone)
-    return _longer(old, old if asked is None else int(asked), "--max-length")
-
-
-def decoder_length(
-    source: Source,
-    architecture: Architecture,
-    renamed: list[RenamedTensor],
-    tables: Mapping[str, PositionTable],
-    asked: int | None,
-    text: StackLength,
-) -> StackLength | None:
-    """The length of the decoder of an encoder-decoder, ``None`` for other models.
-
-    It is unchanged unless asked for, since a summary does not grow with its text, except for heads that read the whole text in the decoder.
-
-    Raises:
-        CheckpointError, LengthError: as for the text; or the model is not an encoder-decoder.
-    """
-    if not architecture.encoder_decoder:
-        if asked is not None:
-            raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
-        return None
-    old = _source_length(source, architecture, renamed, tables, decoder=True)
-    unasked = max(old, text.new) if architecture.decoder_reads_text and text.new > text.old else old
-    return _longer(old, unasked if asked is None else int(asked), "--max-decoder-length")
-
-
-def config_lengths(family: Family, text: StackLength, decoder: StackLength | None) -> dict[str, int]:
-    """Field of the result's config -> its value, for a family with position tables."""
-    found = {}
-    for table in family.position_tables:
-        new = decoder.new if table.decoder and decoder is not None else text.new
-        found[table.field] = table.config_value(new)
-    return found
-
-
-def longest(family: Family, config: Any) -> int:
-    """Maximum length of the text of a model with this config."""
-    alone = family.two_stacks and not config.is_encoder_decoder
-    table = next((one for one in family.position_tables if one.decoder == alone), None)
-    return config.max_position_embeddings if table is None else table.tokens(config)
-
-
-def _longer(old: int, new: int, flag: str) -> StackLength:
-    if new < old:
-        raise LengthError(f"The source takes {old} tokens and conversion only extends it: {flag} {new} is too small, give at least {old}.")
-    return StackLength(old, new)
+    text = stack(alone, asked.max_length, 0, "--max-length")
+    if architecture.encoder_decoder:
+        follows = text.new if architecture.decoder_reads_text and text.new > text.old else 0
+        return text, stack(True, asked.max_decoder_length, follows, "--max-decoder-length")
+    if asked.max_decoder_length is not None:
+        raise LengthError(f"{architecture.source_class} is not an encoder-decoder; --max-decoder-length does not apply.")
+    return text, None
 
 
 def _source_length(
@@ -404,10 +374,6 @@ def _source_length(
     return tokens
 
 
-ROPE_NONE = "rope:none"
-"""The rule that leaves rotary positions unchanged."""
-
-
 @dataclass(frozen=True)
 class PositionPlan:
     """The positions of the result."""
@@ -426,13 +392,7 @@ class PositionPlan:
 def plan_positions(
     architecture: Architecture, attention: LongAttentionConfig, asked: str, text: StackLength, decoder: StackLength | None
 ) -> PositionPlan:
-    """Plan the positions of the result.
-
-    Args:
-        architecture: of the source.
-        attention: of the result.
-        asked: "auto", a strategy for tables, or "rope:<kind>".
-        text, decoder: lengths of the text, and of the decoder of an encoder-decoder.
+    """Plan the positions of the result: `asked` is "auto", a strategy for tables, or "rope:<kind>".
 
     Raises:
         PositionError: unknown, or for positions that the source does not have.
@@ -441,20 +401,24 @@ def plan_positions(
     if family.rope:
         rope = plan_rotary(base, attention, asked, text)
         return PositionPlan(f"rope:{rope.kind}", rope.exact, rope.parameters, {"max_position_embeddings": rope.max_position_embeddings})
-    lengths = config_lengths(family, text, decoder)
+    lengths = {
+        table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new)
+        for table in family.position_tables
+    }
     if family.rotary(base):
-        return PositionPlan(_fixed_rotary(asked, architecture.source_class), True, None, lengths)
+        if asked not in ("auto", "rope:none"):
+            raise PositionError(
+                f"{asked!r} does not apply: transformers cannot scale the rotary positions of a {architecture.source_class};"
+                " expected auto or rope:none."
+            )
+        return PositionPlan("rope:none", True, None, lengths)
     rule = _table_strategy(asked, learned=all(table.learned for table in family.position_tables))
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
     return PositionPlan(rule, rule not in DROPPED and (keeps_old_rows(rule) or not grows), None, lengths)
 
 
-def _table_strategy(positions: str, *, learned: bool = True) -> str:
-    """The strategy for a position table; "auto" tiles a learned one, which works without training, and computes more sinusoids.
-
-    Raises:
-        PositionError: unknown, or for rotary positions.
-    """
+def _table_strategy(positions: str, *, learned: bool) -> str:
+    """The strategy for position tables; "auto" tiles a learned one, which works without training, and computes more sinusoids."""
     if positions in DROPPED:
         return positions
     if not learned:
@@ -463,41 +427,19 @@ def _table_strategy(positions: str, *, learned: bool = True) -> str:
                 f"{positions!r} does not apply to sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
             )
         return SINUSOIDAL
-    if positions == "auto":
-        return "tile"
-    if positions not in STRATEGIES:
-        known = [*STRATEGIES, *DROPPED]
+    known = [*STRATEGIES, *DROPPED]
+    if positions not in ("auto", *STRATEGIES):
         raise PositionError(
             f"{positions!r} does not apply to a learned position table; expected auto or one of"
             f" {', '.join(known)}.{nearest(positions, known)}"
         )
-    return positions
-
-
-def _fixed_rotary(positions: str, source_class: str) -> str:
-    """The rule for rotary positions that transformers cannot scale: they are unchanged at any length.
-
-    Raises:
-        PositionError: another rule was asked for.
-    """
-    if positions not in ("auto", ROPE_NONE):
-        raise PositionError(
-            f"{positions!r} does not apply: transformers cannot scale the rotary positions of a {source_class};"
-            f" expected auto or {ROPE_NONE}."
-        )
-    return ROPE_NONE
+    return "tile" if positions == "auto" else positions
 
 
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, length: StackLength) -> RopePlan:
-    """Plan the rotary parameters of the result.
+    """Plan the rotary parameters of the result, from the source's config and the result's attention. `positions`: "auto" or "rope:<kind>".
 
     If they are given by layer type (Gemma 3), only those of layers that see beyond the old length are scaled.
-
-    Args:
-        config: of the source.
-        attention: of the result.
-        positions: "auto" or "rope:<kind>".
-        length: of the text.
 
     Raises:
         PositionError: as `hf_longattn.positions.rope_parameters`.

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, LengthError, LongAttentionError, PositionError, in_a_line, nearest
+from ..errors import CheckpointError, LengthError, PositionError, nearest
 from ..hub import write_model_card
 from ..modeling.family import Family, PositionTable
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
-from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, read_long
+from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, longest, read_long, refused
 from .config import RevertConfig
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
-from .plan import longest, relative_choices
+from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, model_key, parse_dtype
 from .report import (
     FAILED,
@@ -112,12 +113,8 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
                 f"{name!r} of {source.name!r} has {source.tensors[name].shape[0] - table.offset} positions, fewer than {new_length},"
                 f" and a plain {base_class} has the same length for all tables; give a smaller --max-length."
             )
-    try:
-        config = _base_config(source, family, long_config, new_length, cast)
-    except LongAttentionError:
-        raise
-    except Exception as error:  # the config classes raise what their validators happen to raise
-        raise CheckpointError(f"The config.json of {source.name!r} makes no valid {base_class}: {in_a_line(error)}.") from error
+    with refused(f"The config.json of {source.name!r} makes no valid {base_class}"):
+        config = _base_config(family, long_config, new_length, cast)
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class)
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)
@@ -149,14 +146,8 @@ def _length_before(source: Source, family: Family, config: Any) -> int | None:
     before = getattr(config, "extended_from", None)
     if isinstance(before, dict):
         values = {name: value for name, value in source.config.items() if name != "max_decoder_position_embeddings"}
-        try:
+        with refused(f"extended_from in the config.json of {source.name!r} makes no valid config"):
             found: Any = longest(family, family.config_class.from_dict({**values, **before}))
-        except LongAttentionError:
-            raise
-        except Exception as error:  # the config classes raise what their validators happen to raise
-            raise CheckpointError(
-                f"extended_from in the config.json of {source.name!r} makes no valid config: {in_a_line(error)}."
-            ) from error
         return found if isinstance(found, int) else None
     if (source.folder / REPORT).is_file():
         plan = read_json_object(source.folder / REPORT).get("plan")
@@ -176,7 +167,7 @@ def _length(source: Source, asked: int | None, longest_possible: int) -> int:
     return asked
 
 
-def _base_config(source: Source, family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
+def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
     """The plain config: the long one's without our fields, and with the values before the conversion."""
     own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
     values = {name: value for name, value in long_config.to_dict().items() if name not in {*NAMES, *OWN_FIELDS, *own}}
@@ -201,13 +192,8 @@ def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: 
     Raises:
         CheckpointError: it has parameters that the Long model lacks.
     """
-    import transformers
-
-    try:
-        with torch.device("meta"):
-            skeleton = getattr(transformers, base_class)(config)
-    except Exception as error:  # the constructors raise what they happen to raise
-        raise CheckpointError(f"The config of {source.name!r} makes no valid {base_class}: {in_a_line(error)}.") from error
+    with refused(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
+        skeleton: nn.Module = getattr(transformers, base_class)(config)
     lacking = sorted(set(dict(skeleton.named_parameters())) - set(dict(long_skeleton.named_parameters())))
     if lacking:
         raise CheckpointError(

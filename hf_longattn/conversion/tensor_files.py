@@ -114,12 +114,9 @@ def read_tensor(header: TensorHeader) -> Tensor:
 
 
 def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK) -> Iterator[memoryview]:
-    """The bytes of a tensor that is contiguous in its file; a block is valid until the next one is read.
+    """The bytes of a tensor that is contiguous in its file, cast to `dtype` if given; a block is valid until the next one is read.
 
-    Args:
-        header: of the tensor.
-        dtype: to cast to; `None` keeps the file's.
-        size: bytes read at once, a multiple of 8.
+    `size`: bytes read at once, a multiple of 8.
     """
     buffer = memoryview(bytearray(min(size, header.nbytes)))
     with open(header.file, "rb", buffering=0) as file:
@@ -232,15 +229,9 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
 
 
 def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: Progress | None = None) -> list[str]:
-    """Write each file, and an index when there are several; everything is on disk (fsync) when this returns.
+    """Write each file of `files` (name -> its tensors), and an index when there are several, and return the names.
 
-    Args:
-        folder: an existing folder.
-        files: file name -> its tensors.
-        progress: called after each block of bytes.
-
-    Returns:
-        The names of the files written.
+    Everything is on disk (fsync) when this returns; `progress` is called after each block of bytes.
     """
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
     written = 0

@@ -31,7 +31,7 @@ rebuild it in stone; others said that the money should go to the school, because
 a chart is of no use. In the end they did both, slowly: the school was finished first, and its oldest pupils measured
 the sea bed and drew the plans from which the pier was built.
 
-Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat renamed on by one length, and
+Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat moved on by one length, and
 the line is lowered again. A single reading says little, since waves lift the boat and currents bend the line; only
 when many of them are put side by side does the shape of the ground appear. The keeper compared it to her notebooks:
 no page is interesting, she said, but the shelf is.

@@ -33,16 +33,10 @@ def verify(
     given_text: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Check]:
-    """Check the written folder `result` against the source of `plan`.
+    """Check the written folder `result` against the source of `plan`, up to the first step that fails.
 
-    Source and result run one after the other, whole in memory or with their weights in their files, see `choose_running`.
-
-    Args:
-        plan: of the conversion.
-        result: the written folder.
-        text: what to run the models on.
-        given_text: the user gave the text, so that more time is spent on the losses.
-        progress: called as progress("verify", done, total).
+    Source and result run one after the other, whole in memory or with their weights in their files, see `choose_running`. `given_text` says
+    that `text` is the user's, so that more time is spent on the losses; `progress` is called as progress("verify", done, total).
     """
     running = _running(plan)
     with running.scratch(result) as scratch:
@@ -106,12 +100,7 @@ def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> l
 
 
 def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
-    """Compare the written files with the source, tensor by tensor.
-
-    Args:
-        plan: of the conversion or reversal.
-        result: the written folder, opened again.
-    """
+    """Compare the written folder, opened again as `result`, with the source, tensor by tensor."""
     wrong: list[str] = []
     infinite: dict[str, bool] = {}
     planned = {tensor.name: tensor for tensor in plan.tensors if tensor.new_shape is not None}
@@ -174,13 +163,14 @@ def _all_finite(values: Tensor) -> bool:
 
 def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tuple[list[str], bool]:
     """Errors of a written tensor, and whether it is finite, from one read."""
-    if tensor.streamed is None:
+    source = tensor.streamed
+    if source is None:
         written = read_tensor(header)
         return _compare(tensor, written, plan), _all_finite(written)
     # block by block, so that the largest tensor need not be in memory
-    size = BLOCK * tensor.dtype.itemsize // tensor.streamed.dtype.itemsize
     same = finite = True
-    for a, b in zip(read_blocks(tensor.streamed, tensor.dtype), read_blocks(header, size=size), strict=True):
+    size = BLOCK * tensor.dtype.itemsize // source.dtype.itemsize
+    for a, b in zip(read_blocks(source, tensor.dtype), read_blocks(header, size=size), strict=True):
         same = same and _same_block(a, b)
         finite = finite and _all_finite(torch.frombuffer(b, dtype=header.dtype))
     return [] if same else [f"{tensor.name} differs from the source's values ({tensor.action})"], finite
@@ -250,23 +240,23 @@ def check_loss(
     old = _chunked_losses(source, shown, target, lengths.old, plan.shape.causal, together)
     del source
     new = _losses(load_result(result, plan.architecture, plan.config, scratch=scratch)[0], shown, target, plan.shape.causal)
-    edges = _edges(lengths.old, count)
-    measured = [
+    buckets = [
         {
             "from": low,
             "to": high,
             "predicted": int((~old[low:high].isnan()).sum()),
-            "source_on_chunks": _mean(old[low:high]),
-            "result": _mean(new[low:high]),
+            "source_on_chunks": float(old[low:high].nanmean()),
+            "result": float(new[low:high].nanmean()),
         }
-        for low, high in pairwise(edges)
+        for low, high in pairwise(_edges(lengths.old, count))
+        if not new[low:high].isnan().all()
     ]
-    buckets = [bucket for bucket in measured if bucket["result"] is not None]
     listed = "; ".join(f"{b['from']}–{b['to']}: {b['source_on_chunks']:.3f} → {b['result']:.3f}" for b in buckets)
     shortened = (
         f" (of {whole}: a large model, shortened{'' if given_text else '; --verify-text FILE allows more'})" if count < whole else ""
     )
-    detail = f"{count} tokens{shortened} of {text.describe()}, source on chunks of {lengths.old} → result in one pass: {listed}"
+    ways = f"source on chunks of {lengths.old} → result in one pass, in nats per token"
+    detail = f"{count} tokens{shortened} of {text.describe()}, {ways}: {listed}"
     values = {
         "tokens": count,
         "chunk": lengths.old,
@@ -331,11 +321,6 @@ def _chunked_losses(model: Any, shown: Tensor, target: Tensor, chunk: int, causa
     """`together`: number of chunks in a batch."""
     parts = zip(shown.reshape(-1, chunk).split(together), target.reshape(-1, chunk).split(together), strict=True)
     return torch.cat([_losses(model, some, wanted, causal) for some, wanted in parts])
-
-
-def _mean(losses: Tensor) -> float | None:
-    asked = losses[~losses.isnan()]
-    return float(asked.mean()) if asked.numel() else None
 
 
 def _edges(old: int, count: int) -> list[int]:

@@ -96,14 +96,9 @@ def length_from_files(plan: ResultPlan) -> int:
 
 
 def check_outputs(plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, scratch: Path | None = None) -> list[Check]:
-    """All checks of outputs; the two models are never in memory together.
+    """All checks of outputs, run on `text` at the lengths from `choose_lengths`; the two models are never in memory together.
 
-    Args:
-        plan: of the conversion.
-        result: the written folder.
-        text: what to run on.
-        lengths: from `choose_lengths`.
-        scratch: if given, the weights stay in their files, see `load_source`.
+    `scratch`: if given, the weights stay in their files, see `load_source`.
     """
     if plan.architecture.converter is not None:
         checks, model = compare_with_original(plan, result, text, lengths.old, scratch)
@@ -339,15 +334,10 @@ def compare_with_original(
 ) -> tuple[list[Check], Any]:
     """Compare source and result on the converter's probes, and the gradients of one step on the last of them.
 
-    Args:
-        plan: of the conversion.
-        result: the written folder.
-        text: what to run on.
-        length: in tokens, at most what the source takes.
-        scratch: if given, the weights stay in their files (see `load_source`), and gradients are not compared.
+    `length` is at most what the source takes; `scratch` as for `check_outputs`, without gradients if it is given.
 
     Returns:
-        One check for each probe and one for the gradients, and the loaded result. The two models are never in memory together.
+        One check for each probe and one for the gradients, and the loaded result.
     """
     architecture = plan.architecture
     converter = architecture.converter

@@ -52,11 +52,15 @@ def write_result(
         plan, folder: what is written, and where.
         info: for the source, which may have more files.
         added: values of the mechanisms' parameters.
-        base_type, generated: as for `write_sidecars`.
+        base_type: the source's model_type, which determines the tokenizer class unless the source names it.
+        generated: lengths of the generated text, if it is not the text that is read.
         progress: called as progress("write", bytes so far, bytes in all).
 
     Returns:
         The names of the files written.
+
+    Raises:
+        CheckpointError: a tokenizer or generation config that is not valid JSON.
     """
     advance = None if progress is None else partial(progress, "write")
     files = write_weights(folder, files_of(plan, added), advance)
@@ -66,10 +70,7 @@ def write_result(
 
 
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
-    """The weight files of the result: as in the source, or shards of the requested size.
-
-    added: values of the mechanisms' parameters.
-    """
+    """The weight files of the result: as in the source, or shards of the requested size."""
     outputs = {
         tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.streamed)
         for tensor in plan.tensors
@@ -144,20 +145,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model
 
 
 def write_sidecars(plan: ResultPlan, folder: Path, base_type: str, generated: StackLength | None = None) -> list[str]:
-    """Write config.json and everything else that belongs to the model, except its weights and its card.
-
-    Args:
-        plan: of the result.
-        folder: where to write.
-        base_type: the source's model_type, which determines the tokenizer class unless the source names it.
-        generated: lengths of the generated text, if it is not the text that is read.
-
-    Returns:
-        The names of the files written.
-
-    Raises:
-        CheckpointError: a tokenizer or generation config that is not valid JSON.
-    """
+    """Write config.json and everything else that belongs to the model, except its weights and its card, and return the names."""
     source, length = plan.source.folder, plan.new_length  # 0 if the config does not say
     written = ["config.json"]
     write_json(folder / "config.json", json.loads(plan.config.to_json_string()))
