@@ -406,12 +406,8 @@ def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
 
 
 def _torch_runner(file: Path) -> Runner:
-    program = torch.export.load(file).module()
-
-    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return program(**inputs)
-
-    return run
+    program: Callable[..., dict[str, Tensor]] = torch.export.load(file).module()
+    return lambda inputs: program(**inputs)
 
 
 def _onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:

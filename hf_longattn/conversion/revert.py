@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,11 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
     architecture = Architecture(family, config, base_class, long_class)
     skeleton = _base_skeleton(source, base_class, config, long_skeleton)
     restored = before if positions == RESTORED else None
-    tensors = [_planned(source, name, skeleton, tables.get(name), new_length, positions, restored, cast) for name in source.tensors]
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    tensors = [
+        _planned(source, name, model_key(name, expected, skeleton), expected, tables.get(name), new_length, positions, restored, cast)
+        for name in source.tensors
+    ]
     changed = _changed(long_config, config, tensors, new_length, positions)
     return RevertPlan(
         source=source,
@@ -132,9 +136,8 @@ def plan_reversion(source: Source, asked: RevertConfig) -> RevertPlan:
         max_shard_size=asked.max_shard_size,
         long_config=long_config,
         warnings=(
-            *_warnings(base_class, long_config, tensors, long_skeleton),
+            *_warnings(source, base_class, long_config, tensors, long_skeleton),
             *_moved_positions(long_config, config, tensors, new_length, before, positions),
-            *_left_out(source),
         ),
         changed=changed,
         length_before=before,
@@ -206,18 +209,21 @@ def _base_skeleton(source: Source, base_class: str, config: Any, long_skeleton: 
 def _planned(
     source: Source,
     name: str,
-    skeleton: nn.Module,
+    key: str | None,
+    expected: Mapping[str, tuple[int, ...]],
     table: PositionTable | None,
     length: int,
     positions: str,
     restored: int | None,
     cast: torch.dtype | None,
 ) -> TensorPlan:
-    """restored: tokens of the original table that an interpolated one is solved for, before it is cut to `length`."""
+    """What happens to one tensor.
+
+    key: its name in the plain model, of which `expected` has the shapes.
+    restored: tokens of the original table that an interpolated one is solved for, before it is cut to `length`.
+    """
     header = source.tensors[name]
     dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
-    expected = {one: tuple(tensor.shape) for one, tensor in skeleton.state_dict().items()}
-    key = model_key(name, expected, skeleton)
     if key is None and any(part in name for part in OWN_PARTS):
         return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="not a parameter of the plain model")
     action, shape = "kept", header.shape
@@ -251,7 +257,7 @@ def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: i
 
 def _moved_positions(
     long_config: Any, config: Any, tensors: list[TensorPlan], length: int, before: int | None, positions: str
-) -> tuple[str, ...]:
+) -> list[str]:
     """What happens to positions that the conversion changed, in a sentence each."""
     found = []
     lost = "what was learned with them since is lost"
@@ -276,7 +282,7 @@ def _moved_positions(
         )
     elif before is not None and length > before and "rope_parameters" in (getattr(long_config, "extended_from", None) or {}):
         found.append(f"The rotary positions stay {_rope(rope)}, since the result is longer than the {before} tokens before the conversion.")
-    return tuple(found)
+    return found
 
 
 def _rope(parameters: Any) -> str:
@@ -287,12 +293,8 @@ def _rope(parameters: Any) -> str:
     return f"{kind!r}" + (f" with factor {parameters['factor']:g}" if isinstance(parameters.get("factor"), int | float) else "")
 
 
-def _left_out(source: Source) -> tuple[str, ...]:
-    adapter = source.folder / ADAPTER_FOLDER
-    return (f"The adapter in {str(adapter)!r} is not copied; it fits the plain model as well.",) if adapter.is_dir() else ()
-
-
-def _warnings(base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> tuple[str, ...]:
+def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> list[str]:
+    """What the plain model loses, in a sentence each."""
     found = []
     dropped = [tensor for tensor in tensors if tensor.action == "dropped"]
     if dropped:
@@ -307,7 +309,10 @@ def _warnings(base_class: str, long_config: Any, tensors: list[TensorPlan], skel
         found.append(
             f"Its relative positions ({relative[0]}) are dropped: the plain model does not know the order that it learned from them."
         )
-    return tuple(found)
+    adapter = source.folder / ADAPTER_FOLDER
+    if adapter.is_dir():
+        found.append(f"The adapter in {str(adapter)!r} is not copied; it fits the plain model as well.")
+    return found
 
 
 REVERT_REPORT = "revert_report.json"

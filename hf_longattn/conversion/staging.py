@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import platform
 import re
@@ -106,43 +107,34 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _swap(stage: Path, destination: Path, overwrite: bool) -> None:
-    replaces = os.path.lexists(destination)
-    if replaces and not overwrite:
+    if not os.path.lexists(destination):
+        os.rename(stage, destination)
+    elif not overwrite:
         raise DestinationExistsError(f"{str(destination)!r} was created by another process; choose another folder or add --overwrite.")
-    if not replaces:
-        os.rename(stage, destination)
     else:
-        _replace(stage, destination)
+        aside = stage.with_name(f".{destination.name}.replaced-{MACHINE}-{os.getpid()}")
+        os.rename(destination, aside)
+        try:
+            os.rename(stage, destination)
+        except OSError:
+            os.rename(aside, destination)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     _sync(destination.resolve().parent)
-
-
-def _replace(stage: Path, destination: Path) -> None:
-    aside = stage.with_name(f".{destination.name}.replaced-{MACHINE}-{os.getpid()}")
-    os.rename(destination, aside)
-    try:
-        os.rename(stage, destination)
-    except OSError:
-        os.rename(aside, destination)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _clean(parent: Path, name: str) -> None:
     """Remove folders of killed runs; restore a destination that one renamed aside and did not replace."""
-    for leftover in sorted(parent.glob(f".{_literal(name)}.replaced-*")):
+    for leftover in sorted(parent.glob(f".{glob.escape(name)}.replaced-*")):
         if _is_running(leftover):
             continue
         if not (parent / name).exists():
             os.rename(leftover, parent / name)
         else:
             shutil.rmtree(leftover)
-    for leftover in sorted(parent.glob(f".{_literal(name)}.partial-*")):
+    for leftover in sorted(parent.glob(f".{glob.escape(name)}.partial-*")):
         if not _is_running(leftover):
             shutil.rmtree(leftover)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _is_running(leftover: Path) -> bool:
