@@ -111,11 +111,11 @@ def plan_tensors(
     for name, shape in expected.items():
         if name not in found and name.startswith(own) and name not in skeleton.all_tied_weights_keys:
             dtype = cast or torch.float32 if floating[name] else state[name].dtype  # counters stay integers
-            planned.append(_begun(name, shape, dtype, skeleton, found, cast))
+            planned.append(_added(name, shape, dtype, skeleton, found, cast))
     return planned
 
 
-def _begun(
+def _added(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, found: dict[str, RenamedTensor], cast: torch.dtype | None
 ) -> TensorPlan:
     """A parameter of a mechanism, copied from its layer if the mechanism declares that and the source has it; or memory tokens."""

@@ -234,7 +234,13 @@ def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Te
             last = measured[one][:, -1:]
             before.append(_error(at_random[one], last, plan.shape.causal))
             after.append(_error(first, last, plan.shape.causal))
-    return named_values(mechanisms), [_check(before, after, Path(file).name, ids)]
+    count, length = ids.shape
+    mean = [sum(errors) / max(1, len(errors)) for errors in (before, after)]
+    detail = (
+        f"{len(after)} layers from {count - 1} sequences of {length} tokens of {Path(file).name}: error of the attention's output on "
+        f"another, relative to full attention, {mean[1]:.2f} instead of {mean[0]:.2f} at random"
+    )
+    return named_values(mechanisms), [Check("initialised from text", MEASURED, detail, {"random": before, "from_text": after})]
 
 
 def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:
@@ -285,13 +291,3 @@ def _error(mechanism: Mechanism, measured: Tensor, causal: bool) -> float:
     q, k, v = measured
     full = scaled_dot_product_attention(q, k, v, is_causal=causal)
     return float((mechanism(q, k, v, AttentionCall(causal=causal)) - full).norm() / full.norm())
-
-
-def _check(before: list[float], after: list[float], file: str, ids: Tensor) -> Check:
-    count, length = ids.shape
-    mean = [sum(errors) / max(1, len(errors)) for errors in (before, after)]
-    detail = (
-        f"{len(after)} layers from {count - 1} sequences of {length} tokens of {file}: error of the attention's output on another, "
-        f"relative to full attention, {mean[1]:.2f} instead of {mean[0]:.2f} at random"
-    )
-    return Check("initialised from text", MEASURED, detail, {"random": before, "from_text": after})

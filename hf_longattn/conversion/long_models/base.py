@@ -81,9 +81,12 @@ class CheckpointConverter(ABC):
 
         return AutoConfig.for_model(self.model_type, **{name: value for name, value in values.items() if name != "model_type"})
 
-    @abstractmethod
     def base_class(self, source_class: str) -> str | None:
-        """The class of the family's base that has the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM"; it need not exist."""
+        """The class of the family's base that has the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM"; it need not exist.
+
+        By default the class of the same name.
+        """
+        return source_class
 
     @abstractmethod
     def config_values(self, config: Any) -> dict[str, Any]:
@@ -93,10 +96,10 @@ class CheckpointConverter(ABC):
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         """The mechanism and options equal to the source's attention."""
 
-    @abstractmethod
     def rename(self, name: str, config: Any) -> WeightRenaming:
-        """The new name of a tensor. One that the result does not have is dropped if it belongs to a mechanism other than the chosen one,
-        and otherwise kept."""
+        """The new name of a tensor, by default the same. One that the result does not have is dropped if it belongs to a mechanism other
+        than the chosen one, and otherwise kept."""
+        return WeightRenaming(name)
 
     def max_length(self, config: Any) -> int | None:
         """Maximum length of the source, if its position table does not say it (no table, or several of different lengths)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
-from .base import CheckpointConverter, WeightRenaming, register_checkpoint_converter
+from .base import CheckpointConverter, register_checkpoint_converter
 
 QUESTION = 16
 """Position of the separator in the compared texts."""
@@ -41,9 +41,6 @@ class BigBirdConverter(CheckpointConverter):
                 "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
             )
         return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
-
-    def rename(self, name: str, config: Any) -> WeightRenaming:
-        return WeightRenaming(name)
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """A question and a text: to the head, the tokens before the first separator are the question."""

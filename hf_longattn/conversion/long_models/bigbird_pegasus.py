@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...configuration import LongAttentionConfig
 from ..text import VerificationText
-from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter, with_decoder
+from .base import CheckpointConverter, Probe, register_checkpoint_converter, with_decoder
 
 
 @register_checkpoint_converter("bigbird_pegasus")
@@ -19,18 +19,12 @@ class BigBirdPegasusConverter(CheckpointConverter):
     family = "bigbird_pegasus"
     takes_globals = False
 
-    def base_class(self, source_class: str) -> str | None:
-        return source_class
-
     def config_values(self, config: Any) -> dict[str, Any]:
         values = config.to_dict()
         return {**values, **{name: value for name, value in _long_values(config).items() if name != "long_attention"}}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
-
-    def rename(self, name: str, config: Any) -> WeightRenaming:
-        return WeightRenaming(name)
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """Classification reads the end token of every text: exactly one, the last token."""

@@ -26,9 +26,6 @@ class NystromformerConverter(CheckpointConverter):
     family = "nystromformer"
     takes_globals = False
 
-    def base_class(self, source_class: str) -> str | None:
-        return source_class
-
     def config_values(self, config: Any) -> dict[str, Any]:
         return {**config.to_dict(), "attention_probs_dropout_prob": 0.0}  # its weights are never dropped
 
