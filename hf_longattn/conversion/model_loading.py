@@ -411,7 +411,7 @@ def choose_running(parameters: int, largest: int, *, whole: bool = False) -> Run
 def available_memory() -> int:
     """Bytes that this process can still allocate: the machine's free memory, or the limit of its control group (a container)."""
     free = _free()
-    with contextlib.suppress(OSError, ValueError):  # no control groups, or no limit ("max")
+    with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no control groups of version 2, or no limit ("max")
         path = next(line.partition("::")[2] for line in _text(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::"))
         group = GROUPS / path.strip("/")
         limit, used = int(_text(group / "memory.max")), int(_text(group / "memory.current"))

@@ -204,6 +204,12 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert available_memory() == 750_000
     (folder / "memory.max").write_text("max\n")
     assert available_memory() > 1_000_000
+    (folder / "memory.max").write_text("1000000\n")
+    (folder / "memory.stat").write_text("anon 250000\n")
+    assert available_memory() > 1_000_000, "without the counts of cached pages, the limit is not known"
+    text = model_loading._text
+    monkeypatch.setattr(model_loading, "_text", lambda file: "12:memory:/\n" if file.name == "cgroup" else text(file))
+    assert available_memory() > 1_000_000, "a machine with control groups of version 1"
 
 
 CONVERT = """
