@@ -302,7 +302,7 @@ def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[T
         found.append(f"{named}: what it learned with them is lost.")
     mechanisms = sorted({one.name for one in attached_mechanisms(skeleton).values()} - {"full"})
     if mechanisms:
-        found.append(f"The plain model attends as a {base_class} does, where the long one has {', '.join(mechanisms)}.")
+        found.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
     relative = [choice for stack in stacks if stack is not None for choice in relative_choices(stack) if not relative_kind(choice).neutral]
     if relative:

@@ -66,7 +66,7 @@ def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Cal
     old, new = SentenceTransformer(str(source), device="cpu"), SentenceTransformer(str(tmp_path / "long"), device="cpu")
     assert (old.max_seq_length, new.max_seq_length) == (LENGTH // 2, 4 * LENGTH)
     assert [type(module) for module in new] == [type(module) for module in old]
-    with pytest.warns(UserWarning, match="attends as a"):
+    with pytest.warns(UserWarning, match="has the attention of a"):
         revert_checkpoint(tmp_path / "long", tmp_path / "back")
     back = SentenceTransformer(str(tmp_path / "back"), device="cpu")
     assert ([type(module) for module in back], back.max_seq_length) == ([type(module) for module in old], LENGTH)
