@@ -6,7 +6,7 @@ from transformers.models.bart.configuration_bart import BartConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import Family, encoder_decoder_tables
 
 
 class LongBartConfig(LongEncoderDecoderConfig, BartConfig):
@@ -15,12 +15,6 @@ class LongBartConfig(LongEncoderDecoderConfig, BartConfig):
     model_type = "long_bart"
 
 
-FAMILY = Family(
-    LongBartConfig,
-    position_tables=(
-        PositionTable(r"encoder\.embed_positions\.weight$", offset=2, counted=False),
-        PositionTable(r"decoder\.embed_positions\.weight$", offset=2, counted=False, decoder=True),
-    ),
-)
+FAMILY = Family(LongBartConfig, position_tables=encoder_decoder_tables(offset=2, counted=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

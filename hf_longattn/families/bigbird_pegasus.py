@@ -19,7 +19,7 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderDecoderConfig
 from ..modeling.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import Family, encoder_decoder_tables
 from .big_bird import equivalent_settings
 
 
@@ -84,10 +84,7 @@ class BigBirdPegasusOnTheInterface(OnTheInterface):
 
 FAMILY = Family(
     LongBigBirdPegasusConfig,
-    position_tables=(
-        PositionTable(r"encoder\.embed_positions\.weight$"),
-        PositionTable(r"decoder\.embed_positions\.weight$", decoder=True),
-    ),
+    position_tables=encoder_decoder_tables(),
     mixin=BigBirdPegasusOnTheInterface,
 )
 

@@ -6,7 +6,7 @@ from transformers.models.marian.configuration_marian import MarianConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import Family, encoder_decoder_tables
 
 
 class LongMarianConfig(LongEncoderDecoderConfig, MarianConfig):
@@ -15,12 +15,6 @@ class LongMarianConfig(LongEncoderDecoderConfig, MarianConfig):
     model_type = "long_marian"
 
 
-FAMILY = Family(
-    LongMarianConfig,
-    position_tables=(
-        PositionTable(r"encoder\.embed_positions\.weight$", learned=False),
-        PositionTable(r"decoder\.embed_positions\.weight$", learned=False, decoder=True),
-    ),
-)
+FAMILY = Family(LongMarianConfig, position_tables=encoder_decoder_tables(learned=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -6,7 +6,7 @@ from transformers.models.mbart.configuration_mbart import MBartConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import Family, encoder_decoder_tables
 
 
 class LongMBartConfig(LongEncoderDecoderConfig, MBartConfig):
@@ -15,12 +15,6 @@ class LongMBartConfig(LongEncoderDecoderConfig, MBartConfig):
     model_type = "long_mbart"
 
 
-FAMILY = Family(
-    LongMBartConfig,
-    position_tables=(
-        PositionTable(r"encoder\.embed_positions\.weight$", offset=2, counted=False),
-        PositionTable(r"decoder\.embed_positions\.weight$", offset=2, counted=False, decoder=True),
-    ),
-)
+FAMILY = Family(LongMBartConfig, position_tables=encoder_decoder_tables(offset=2, counted=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -4,7 +4,7 @@ from transformers.models.pegasus.configuration_pegasus import PegasusConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderDecoderConfig
-from ..modeling.family import Family, PositionTable
+from ..modeling.family import Family, encoder_decoder_tables
 
 
 class LongPegasusConfig(LongEncoderDecoderConfig, PegasusConfig):
@@ -13,12 +13,6 @@ class LongPegasusConfig(LongEncoderDecoderConfig, PegasusConfig):
     model_type = "long_pegasus"
 
 
-FAMILY = Family(
-    LongPegasusConfig,
-    position_tables=(
-        PositionTable(r"encoder\.embed_positions\.weight$", learned=False),
-        PositionTable(r"decoder\.embed_positions\.weight$", learned=False, decoder=True),
-    ),
-)
+FAMILY = Family(LongPegasusConfig, position_tables=encoder_decoder_tables(learned=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -67,6 +67,12 @@ class PositionTable:
         return re.search(self.pattern, name) is not None
 
 
+def encoder_decoder_tables(**options: Any) -> tuple[PositionTable, PositionTable]:
+    """The tables ``embed_positions`` of an encoder and of a decoder, with the same ``options``."""
+    encoder, decoder = (rf"{stack}\.embed_positions\.weight$" for stack in ("encoder", "decoder"))
+    return PositionTable(encoder, **options), PositionTable(decoder, **options, decoder=True)
+
+
 @dataclass(frozen=True)
 class AttentionNames:
     """Names in the attention modules of a base that differ from the usual ones in :mod:`.attention_sites`.
