@@ -1,7 +1,7 @@
 """Compare ways to read long documents, on the same questions and in one interleaved run.
 
-    python scripts/evaluate_qa.py --short assets/bert-python-512-qa --convert \\
-        --long "converted + fine-tuning=runs/long-0@0" --long "converted + fine-tuning=runs/long-1@1"
+    python scripts/evaluate_qa.py --short assets/bert-python-512-qa --convert --mechanism longformer window bigbird lsg hybrid \\
+        --long "longformer, fine-tuned=runs/longformer-0@0" --long "longformer, fine-tuned=runs/longformer-1@1"
 
 Rows: a random candidate, the lexical rule, a program written for the task, the short model on the first 512 tokens and on windows,
 and any converted models. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", nargs="+", default=list(BUILT), help="'argument', 'import', 'base', 'lookup', or SQuAD-shaped data")
     add("--split", default="test", help="split to score on (default: test)")
     add("--short", help="short QA model: rows for truncation and for windows")
-    add("--convert", action="store_true", help="also convert --short, with tiled and with random positions, and score that")
+    add("--convert", action="store_true", help="also convert --short, once with random positions as a control, and score that")
     add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
     add("--mechanism", nargs="+", default=["longformer"], help="mechanisms for --convert, a row each (default: longformer)")
     add("--window", type=int, default=256, help="its window (default: 256)")
@@ -81,19 +81,21 @@ def short_readers(options: argparse.Namespace) -> list[Reader]:
 
 
 def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
-    """The short model converted twice: with random new positions (negative control) and with tiled ones."""
-    rows = {"random": "converted, random positions (control)", "tile": "converted, no training"}
-    readers = []
-    for positions, row in rows.items():
+    """The short model converted to each mechanism with tiled positions, and to the first with random ones (negative control)."""
+    rows = [("converted, random positions (control)", options.mechanism[0], "random")]
+    rows += [(f"converted to {mechanism}", mechanism, "tile") for mechanism in options.mechanism]
+    readers: list[Reader] = []
+    for row, mechanism, positions in rows:
+        destination = folder / f"{mechanism}-{positions}"
         hf_longattn.convert_checkpoint(
             options.short,
-            folder / positions,
-            mechanism=options.mechanism,
+            destination,
+            mechanism=mechanism,
             window=options.window,
             max_length=options.max_length or 8192,
             positions=positions,
         )
-        readers.append(long_reader(row, str(folder / positions), options, None))
+        readers.append(long_reader(row, str(destination), options, None))
     return readers
 
 

@@ -179,7 +179,8 @@ def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mappi
     table = tabulate(answers)
     stem.with_suffix(".json").write_text(_to_json(answers, about, table), encoding="utf-8")
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    positions = to_markdown(by_position(answers), seconds=False, by="where the answer starts in the document")
+    placed = by_position(answers)
+    positions = to_markdown(placed, seconds=False, by="where the answer starts in the document") if placed else ""
     stem.with_suffix(".md").write_text(f"# {title}\n\n{both_markdown(table)}\n{positions}\n{notes}\n", encoding="utf-8")
     if find_spec("matplotlib"):
         draw(table, stem.with_suffix(".svg"))
