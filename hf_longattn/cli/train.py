@@ -1,4 +1,4 @@
-"""`longattn train qa | classification | lm | mlm | clm | distill`; scripts/train_*.py and scripts/distill_attention.py are the same.
+"""`longattn train TASK`, one function for each task; scripts/train_*.py and scripts/distill_attention.py are the same.
 
 Options are those of transformers' TrainingArguments and of the task. Of several processes (`accelerate launch -m hf_longattn train …`),
 only the first one prints.
@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["app", "classification", "clm", "distill", "lm", "mlm", "qa"]
+__all__ = ["app", "choice", "classify", "clm", "distill", "embed", "lm", "mlm", "qa", "seq2seq", "tokens"]
 
 Arguments = list[str] | None
 """A command line; ``None`` is that of the process."""
@@ -19,19 +19,47 @@ Task = Callable[[Arguments], int]
 
 
 def qa(arguments: Arguments = None) -> int:
-    """Fine-tune for extractive question answering on SQuAD-shaped data."""
+    """Fine-tune for extractive question answering (SQuAD, MRQA, TriviaQA, Natural Questions, HotpotQA and data of their shape)."""
     from ..training.args import QATrainingArguments
     from ..training.qa import finetune_qa, qa_table
 
     return _run(qa, arguments, QATrainingArguments, finetune_qa, qa_table)
 
 
-def classification(arguments: Arguments = None) -> int:
+def classify(arguments: Arguments = None) -> int:
     """Fine-tune to classify long documents."""
     from ..training.args import ClassificationTrainingArguments
     from ..training.classification import describe_classification_result, finetune_classification
 
-    return _run(classification, arguments, ClassificationTrainingArguments, finetune_classification, describe_classification_result)
+    return _run(classify, arguments, ClassificationTrainingArguments, finetune_classification, describe_classification_result)
+
+
+def tokens(arguments: Arguments = None) -> int:
+    """Fine-tune to tag the words of long documents: named entities over whole documents."""
+    from ..training.tokens import TokenTrainingArguments, finetune_tokens, tokens_result
+
+    return _run(tokens, arguments, TokenTrainingArguments, finetune_tokens, tokens_result)
+
+
+def choice(arguments: Arguments = None) -> int:
+    """Fine-tune for multiple choice over long documents (RACE, QuALITY, SWAG)."""
+    from ..training.choice import ChoiceTrainingArguments, choice_result, finetune_choice
+
+    return _run(choice, arguments, ChoiceTrainingArguments, finetune_choice, choice_result)
+
+
+def seq2seq(arguments: Arguments = None) -> int:
+    """Fine-tune an encoder-decoder to summarise long documents."""
+    from ..training.seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq, seq2seq_result
+
+    return _run(seq2seq, arguments, Seq2SeqLongTrainingArguments, finetune_seq2seq, seq2seq_result)
+
+
+def embed(arguments: Arguments = None) -> int:
+    """Train embeddings of long documents, or with --reranker a cross-encoder, by sentence-transformers' trainers."""
+    from ..training.embed import EmbedTrainingArguments, embeddings_result, finetune_embeddings
+
+    return _run(embed, arguments, EmbedTrainingArguments, finetune_embeddings, embeddings_result)
 
 
 def lm(arguments: Arguments = None) -> int:
@@ -89,5 +117,5 @@ def _add(task: Task) -> None:
     app.command(task.__name__, help=(task.__doc__ or "").split("\n\n")[0], context_settings=forwarded)(command)
 
 
-for _task in (qa, classification, lm, mlm, clm, distill):
+for _task in (qa, classify, tokens, choice, mlm, clm, lm, seq2seq, embed, distill):
     _add(_task)

@@ -109,9 +109,10 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
         return _command("distill" if learns else "lm", "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
     if head.endswith("ForConditionalGeneration"):
-        return {"advice": f"fine-tune {{model}} with transformers' Seq2SeqTrainer on {length}"}
-    if head.endswith("ForSequenceClassification"):
-        return _command("classification", "--data", "YOUR_TEXTS", output="trained")
+        return _command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
+    for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):
+        if head.endswith(ending):
+            return _command(task, "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
         return _command("qa", "--data", "YOUR_QUESTIONS.json", "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}

@@ -12,24 +12,21 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
 from hf_longattn.training.args import ClassificationTrainingArguments
 from hf_longattn.training.batching import chosen_packing, first_tokens, packed, pooling_module
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.lengths import input_length
+from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -42,10 +39,11 @@ def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, 
         documents before and after, Trainer's history. Of several processes only the first has the scores.
     """
     begin(args)
-    config, tokenizer = _load_start(args.model)
+    config, tokenizer = load_start(args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
     texts, held_texts = read_labelled(args)
     names = class_names(texts, [str(config.id2label[number]) for number in sorted(config.id2label)])
-    model = load_classifier(args.model, tokenizer, names)
+    classes = {**numbered(names), "problem_type": "single_label_classification"}
+    model = load_head(AutoModelForSequenceClassification, args.model, tokenizer, **classes)
     length = input_length(model, tokenizer, args.max_length)
     no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
     pack = chosen_packing(args, model, no_pooling)
@@ -205,7 +203,7 @@ def describe_classification(log: dict[str, Any]) -> str:
     settings, scores, documents = log["settings"], log["held_out"], log["documents"]
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     return (
-        f"{steps:,} steps with `longattn train classification` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
+        f"{steps:,} steps with `longattn train classify` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
         f"{len(log['classes'])} classes, inputs of up to {log['input_length']:,} tokens ({documents['cut']:,} documents were cut). "
         f"On {documents['held_out']:,} held-out documents: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after."
     )
@@ -218,48 +216,6 @@ def describe_classification_result(log: dict[str, Any]) -> str:
     if documents["cut"]:
         lines.append(f"{documents['cut']:,} documents are longer than {log['input_length']:,} tokens and were cut")
     return "\n".join(lines)
-
-
-def load_classifier(name: str, tokenizer: PreTrainedTokenizerBase, names: list[str]) -> PreTrainedModel:
-    """Load a model with a head for these classes, in float32; the head is new unless the checkpoint has one of this size.
-
-    Raises:
-        CheckpointError: the architecture has no such head, or cannot be loaded.
-    """
-    numbers = {name: number for number, name in enumerate(names)}
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            dtype=torch.float32,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id=numbers,
-            problem_type="single_label_classification",
-            ignore_mismatched_sizes=True,
-        )
-    except LongAttentionError:
-        raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-def _load_start(name: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
-    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for text classification; take a model of another architecture")
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise CheckpointError(
-                f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return config, tokenizer
 
 
 def _choices(logits: Any, labels: Tensor) -> Tensor:

@@ -106,12 +106,12 @@ class Throughput:
 
     def count(self, inputs: dict[str, Any]) -> None:
         """Add a batch; padding is what its mask says."""
-        ids, mask = inputs.get("input_ids"), inputs.get("real", inputs.get("attention_mask"))
-        if not isinstance(ids, Tensor):
-            return
-        masked = isinstance(mask, Tensor) and mask.shape == ids.shape
-        self.real = self.real + (mask.sum() if masked else ids.numel())  # type: ignore[union-attr]
-        self.cells += ids.numel()
+        for name, ids in inputs.items():
+            if name.endswith("input_ids") and isinstance(ids, Tensor):  # sentence-transformers has several
+                mask = inputs.get("real", inputs.get(name.removesuffix("input_ids") + "attention_mask"))
+                masked = isinstance(mask, Tensor) and mask.shape == ids.shape
+                self.real = self.real + (mask.sum() if masked else ids.numel())  # type: ignore[union-attr]
+                self.cells += ids.numel()
 
     def report(self, processes: int) -> dict[str, float]:
         """tokens_per_second of all processes (padding not counted), the share of padding, and the peak memory of this process in GB."""

@@ -76,7 +76,7 @@ def test_memory_tokens_need_training_where_one_segment_holds_the_text(name: str,
 
 def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("RobertaForSequenceClassification"), tmp_path / "long", long_attention=WINDOW, max_length=200)
-    assert (report.train_command or "").startswith(f"longattn train classification --model {tmp_path / 'long'} --data YOUR_TEXTS")
+    assert (report.train_command or "").startswith(f"longattn train classify --model {tmp_path / 'long'} --data YOUR_TEXTS")
 
 
 def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_path: Path) -> None:

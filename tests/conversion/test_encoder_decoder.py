@@ -36,7 +36,7 @@ def test_the_encoder_grows_and_the_decoder_stays(built: Built, tmp_path: Path) -
     assert (config["max_position_embeddings"], config["max_decoder_position_embeddings"]) == (200, LENGTH)
     assert report.plan["decoder"] == {"long_attention": {"mechanism": "full"}, "old_length": LENGTH, "new_length": LENGTH}
     assert report.plan["costs"][-1]["cache_bytes"] == 2 * 200 * 2 * 32 * 4  # the decoder keeps keys and values of the whole text
-    assert "Seq2SeqTrainer" in report.train_command
+    assert "longattn train seq2seq" in report.train_command
     found = inspect_checkpoint(tmp_path / "long")
     assert (found.max_length, found.causal, len(found.mechanisms)) == (200, False, 2)
 

@@ -18,7 +18,7 @@ from hf_longattn.training.args import ClassificationTrainingArguments
 from hf_longattn.training.classification import class_names, finetune_classification, to_documents
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.training_loop import LOG_NAME
-from scripts import train_classification
+from scripts import train_classify
 from tests.training.conftest import checkpoint
 
 FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1}
@@ -154,6 +154,6 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         given = {"model": short, "output_dir": str(tmp_path / "o"), "data": [data]}
         with pytest.raises(error, match=words):
             finetune_classification(ClassificationTrainingArguments(**{**given, **changes}))
-    assert train_classification.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
+    assert train_classify.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
     assert not (tmp_path / "o").exists()

@@ -1,0 +1,190 @@
+"""Fine-tune a model, short or converted, for multiple choice over long documents (RACE, QuALITY, SWAG)."""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice, EvalPrediction, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation import load_metric
+from hf_longattn.modeling.token_globals import carry_question
+from hf_longattn.training.args import LongTrainingArguments, argument
+from hf_longattn.training.data import DataError, read_source
+from hf_longattn.training.lengths import input_length
+from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+COLUMNS = {
+    "context": ("context", "article", "sent1"),
+    "question": ("question", "sent2"),
+    "choices": ("choices", "options"),
+    "label": ("label", "answer"),
+}
+"""Names of columns that are taken without being told: plain data, RACE and SWAG."""
+
+
+@dataclass
+class ChoiceTrainingArguments(LongTrainingArguments):
+    """Arguments of multiple choice."""
+
+    data: list[str] = argument(
+        [], "One or several of: a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
+        "columns context (or article), question, choices (or options, or ending0, ending1 …) and label (or answer): a number from 0, a "
+        "letter from A, or the text of the choice."
+    )  # fmt: skip
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
+    validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
+    per_device_train_batch_size: int = argument(
+        1, "Questions per forward pass and process; each choice is a row.", ["--batch_size", "--batch-size"]
+    )
+    per_device_eval_batch_size: int = argument(1, "Questions per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(16, "Forward passes per optimiser step (RoBERTa on RACE: 16 questions a step).")
+    learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise OptionError("no data given; add --data with a file, a folder or a dataset's name")
+
+
+def finetune_choice(args: ChoiceTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, accuracy before and after, Trainer's history.
+    """
+    begin(args)
+    _, tokenizer = load_start(args.model, "multiple choice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES)
+    model = load_head(AutoModelForMultipleChoice, args.model, tokenizer)
+    carry_question(model, tokenizer)
+    length = input_length(model, tokenizer, args.max_length)
+    data = concatenate_datasets([read_choices(name, args.split) for name in args.data])
+    if args.validation:
+        held = read_choices(args.validation, args.validation_split)
+    elif len(data) < 2:
+        raise OptionError("there is only one question, and the scores are measured on another one; give --validation DATA")
+    else:
+        count = max(1, len(data) // 10)
+        data, held = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    rows, held_out = (to_choices(part, tokenizer, length) for part in (data, held))
+    args.remove_unused_columns = False
+    trainer = TimedTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        data_collator=ChoiceCollator(tokenizer),
+        compute_metrics=_accuracy,
+        max_minutes=args.max_minutes,
+    )
+    before = _scores(trainer, held_out)
+    train(trainer, args)
+    log = {"input_length": length, "questions": len(data), "held_out": {"before": before, "after": _scores(trainer, held_out)}}
+    return finish(trainer, args, log, describe_choice)
+
+
+class ChoiceCollator(DataCollatorForMultipleChoice):
+    """transformers' collator; lengths are left out."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> Any:
+        return super().torch_call([{name: value for name, value in row.items() if name != "length"} for row in examples])
+
+
+def read_choices(source: str, split: str) -> Dataset:
+    """Questions with the columns context, question, choices and label, a number.
+
+    Raises:
+        DataError: a missing column, a label that is none of the choices, or questions with different numbers of choices.
+    """
+    data = read_source(source, split)
+    endings = sorted(name for name in data.column_names if name.startswith("ending") and name[6:].isdigit())
+    names = {role: next((name for name in some if name in data.column_names), None) for role, some in COLUMNS.items()}
+    missing = [role for role in ("choices", "label") if names[role] is None and not (role == "choices" and endings)]
+    if missing or (names["context"] is None and names["question"] is None):
+        what = missing[0] if missing else "context"
+        raise DataError(f"{source} has no column for {what} ({', '.join(COLUMNS[what])}); its columns are {', '.join(data.column_names)}")
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for number, row in enumerate(data, start=1):
+        choices = [row[name] for name in endings] if endings else row[str(names["choices"])]
+        choices = choices["text"] if isinstance(choices, dict) else choices
+        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"row {number} of {source}: the choices must be at least two texts, not {choices!r}")
+        rows["choices"].append(choices)
+        rows["label"].append(_number(row, str(names["label"]), choices, f"row {number} of {source}"))
+        for role in ("context", "question"):
+            rows[role].append((row[names[role]] or "") if names[role] is not None else "")
+    if not rows["label"]:
+        raise DataError(f"there are no questions in {source}")
+    if len({len(choices) for choices in rows["choices"]}) > 1:
+        raise DataError(f"the questions of {source} have different numbers of choices; fill them up with empty texts")
+    return Dataset.from_dict(rows)
+
+
+def _number(row: Mapping[str, Any], column: str, choices: list[str], where: str) -> int:
+    label = row[column]
+    if isinstance(label, str) and label in choices:
+        return choices.index(label)
+    if isinstance(label, str) and len(label.strip()) == 1 and label.strip().isalpha():
+        label = ord(label.strip().upper()) - ord("A")
+    elif isinstance(label, str) and label.strip().isdigit():
+        label = int(label)
+    if not isinstance(label, int) or not 0 <= label < len(choices):
+        raise DataError(
+            f"{where}: the label {row[column]!r} is none of its {len(choices)} choices; give a number from 0, a letter or the text"
+        )
+    return label
+
+
+def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """A row per question, with lists of a row per choice: question and choice come first, then the document, cut to what fits."""
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        firsts = [f"{row['question']} {choice}".strip() for choice in row["choices"]]
+        if row["context"]:
+            encoded = tokenizer(firsts, [row["context"]] * len(firsts), truncation="only_second", max_length=length)
+        else:
+            encoded = tokenizer(firsts, truncation=True, max_length=length)
+        return {**encoded, "labels": row["label"], "length": max(map(len, encoded["input_ids"]))}
+
+    return data.map(encode, remove_columns=data.column_names)
+
+
+def _scores(trainer: TimedTrainer, data: Dataset) -> dict[str, Any]:
+    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
+    found = trainer.predict(data)
+    trainer.args.train_sampling_strategy = strategy
+    references = [{"label": label, "length": length} for label, length in zip(data["labels"], data["length"], strict=True)]
+    if not trainer.is_world_process_zero():
+        return {}
+    return load_metric("long_classification").compute(predictions=found.predictions.argmax(-1).tolist(), references=references)
+
+
+def _accuracy(found: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": 100 * float((np.asarray(found.predictions).argmax(-1) == found.label_ids).mean())}
+
+
+def describe_choice(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    questions, sources = f"{log['questions']:,} questions", ", ".join(log["settings"]["data"])
+    inputs = f"inputs of up to {log['input_length']:,} tokens"
+    return f"{steps:,} steps with `longattn train choice` on {questions} of {sources}, {inputs}. {choice_result(log)}."
+
+
+def choice_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    told = [
+        f"accuracy {scores['accuracy']:.1f} ± {scores['accuracy_se']:.1f} % {when}" for when, scores in log["held_out"].items() if scores
+    ]
+    return f"held out: {'; '.join(told)}"

@@ -1,0 +1,216 @@
+"""Train embeddings of long documents, or a reranker, with sentence-transformers' own trainers.
+
+Pairs that belong together are told from the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
+gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT).
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, Value, concatenate_datasets
+from transformers import TrainingArguments
+
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, needs_extra
+from hf_longattn.training.args import LongTrainingArguments, argument
+from hf_longattn.training.data import DataError, read_source
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+ANCHORS, POSITIVES, NEGATIVES = ("anchor", "query", "question", "sentence1"), ("positive", "document", "answer", "sentence2"), ("negative",)
+CANDIDATES = 10
+"""Documents among which a reranker must find the right one in evaluation."""
+
+
+@dataclass
+class EmbedTrainingArguments(LongTrainingArguments):
+    """Arguments of sentence embeddings and rerankers."""
+
+    data: list[str] = argument(
+        [], "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
+        "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
+        "or score."
+    )  # fmt: skip
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Pairs to evaluate on; default: the last tenth of --data.")
+    validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    reranker: bool = argument(False, "Train a cross-encoder that scores a query and a document together, in place of embeddings.")
+    max_length: int | None = argument(None, "Tokens at which texts are cut; default: the model's maximum.")
+    mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
+    per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
+    learning_rate: float = argument(2e-5, "Highest learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
+    batch_sampler: str = argument(
+        "no_duplicates", "batch_sampler, or no_duplicates: no text twice in a batch, where it would be a negative."
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise OptionError("no data given; add --data with a file of pairs, a folder or a dataset's name")
+        if self.mini_batch_size < 1:
+            raise OptionError(f"mini_batch_size must be at least 1, not {self.mini_batch_size}")
+
+
+def finetune_embeddings(args: EmbedTrainingArguments) -> dict[str, Any]:
+    """Train, and write a sentence-transformers folder to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, retrieval scores before and after, Trainer's history.
+
+    Raises:
+        LongAttentionError: sentence-transformers is not installed.
+    """
+    with needs_extra("sentence"):
+        import sentence_transformers  # noqa: F401
+    begin(args)
+    data = concatenate_datasets([read_pairs(name, args.split) for name in args.data])
+    if args.validation:
+        held = read_pairs(args.validation, args.validation_split)
+    elif len(data) < 3:
+        raise OptionError(f"there are {len(data)} pairs, too few to hold some back for evaluation; give --validation DATA")
+    else:
+        count = max(1, len(data) // 10)
+        data, held = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    trainer, measure = (_reranker if args.reranker else _embedder)(args, data, held)
+    before = measure()
+    train(trainer, args)
+    log = {"pairs": len(data), "held_out": {"before": before, "after": measure()}}
+    return finish(trainer, args, log, describe_embeddings)
+
+
+def read_pairs(source: str, split: str) -> Dataset:
+    """Pairs of texts in the columns anchor and positive, and negative or score if the source has them.
+
+    Raises:
+        DataError: a missing column, empty texts, or scores that are no numbers.
+    """
+    data = read_source(source, split)
+    names = {"anchor": ANCHORS, "positive": POSITIVES, "negative": NEGATIVES, "score": ("score",)}
+    found = {role: next((name for name in some if name in data.column_names), None) for role, some in names.items()}
+    for role in ("anchor", "positive"):
+        if found[role] is None:
+            raise DataError(
+                f"{source} has no column for the {role} ({', '.join(names[role])}); its columns are {', '.join(data.column_names)}"
+            )
+    data = data.select_columns([name for name in found.values() if name is not None])
+    data = data.rename_columns({name: role for role, name in found.items() if name is not None and name != role})
+    for role in data.column_names:
+        kind = float | int if role == "score" else str
+        wrong = next((place for place, value in enumerate(data[role], start=1) if not isinstance(value, kind) or value == ""), None)
+        if wrong is not None:
+            what = "a number" if role == "score" else "a text"
+            raise DataError(f"row {wrong} of {source}: {found[role]!r} must be {what}, not {data[role][wrong - 1]!r}")
+    if not len(data):
+        raise DataError(f"there are no pairs in {source}")
+    return data.cast_column("score", Value("float32")) if "score" in data.column_names else data
+
+
+def _embedder(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tuple[TimedTrainer, Any]:
+    """A trainer of embeddings, and what measures retrieval of the held-out documents by their anchors."""
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, CoSENTLoss
+
+    class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
+        pass
+
+    model = _loaded(lambda: SentenceTransformer(args.model, device=str(args.device)), args.model)
+    if args.max_length is not None:
+        model.max_seq_length = args.max_length
+    loss = (
+        CoSENTLoss(model)
+        if "score" in data.column_names
+        else CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size)
+    )
+    texts = {f"d{number}": text for number, text in enumerate(dict.fromkeys(held["positive"]))}
+    keys = {text: key for key, text in texts.items()}
+    asked = {f"q{number}": text for number, text in enumerate(held["anchor"])}
+    right = {f"q{number}": {keys[text]} for number, text in enumerate(held["positive"])}
+    evaluator = InformationRetrievalEvaluator(asked, texts, right, batch_size=args.per_device_eval_batch_size, write_csv=False, name="held")
+
+    def measure() -> dict[str, float]:
+        found = evaluator(model)
+        return {"accuracy_at_1": 100 * found["held_cosine_accuracy@1"], "mrr": 100 * found["held_cosine_mrr@10"]}
+
+    given = {**_usual(args), "batch_sampler": args.batch_sampler}
+    trainer = EmbeddingTrainer(
+        model, SentenceTransformerTrainingArguments(**given), train_dataset=data, loss=loss, max_minutes=args.max_minutes
+    )
+    return trainer, measure
+
+
+def _reranker(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tuple[TimedTrainer, Any]:
+    """A trainer of a cross-encoder on pairs and as many wrong ones, and what measures it among candidates."""
+    from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    class RerankingTrainer(TimedTrainer, CrossEncoderTrainer):
+        pass
+
+    model = _loaded(lambda: CrossEncoder(args.model, num_labels=1, max_length=args.max_length, device=str(args.device)), args.model)
+    choose = random.Random(args.seed)
+    wrong = data["negative"] if "negative" in data.column_names else [_other(data["positive"], text, choose) for text in data["positive"]]
+    rows = {"anchor": [*data["anchor"]] * 2, "positive": [*data["positive"], *wrong], "label": [1.0] * len(data) + [0.0] * len(data)}
+    candidates = [[text, *{_other(held["positive"], text, choose) for _ in range(CANDIDATES - 1)}] for text in held["positive"]]
+
+    def measure() -> dict[str, float]:
+        ranks = []
+        for anchor, texts in zip(held["anchor"], candidates, strict=True):
+            scores = model.predict([(anchor, text) for text in texts], batch_size=args.per_device_eval_batch_size, show_progress_bar=False)
+            ranks.append(1 + int((scores[1:] >= scores[0]).sum()))
+        return {
+            "accuracy_at_1": 100 * sum(rank == 1 for rank in ranks) / len(ranks),
+            "mrr": 100 * sum(1 / rank for rank in ranks) / len(ranks),
+        }
+
+    trainer = RerankingTrainer(
+        model,
+        CrossEncoderTrainingArguments(**_usual(args)),
+        train_dataset=Dataset.from_dict(rows),
+        loss=BinaryCrossEntropyLoss(model),
+        max_minutes=args.max_minutes,
+    )
+    return trainer, measure
+
+
+def _other(texts: Sequence[str], text: str, choose: random.Random) -> str:
+    """A text that is not this one, if there is any."""
+    others = [one for one in choose.choices(texts, k=8) if one != text]
+    return others[0] if others else text
+
+
+def _usual(args: EmbedTrainingArguments) -> dict[str, Any]:
+    """The arguments that every trainer of transformers has."""
+    values = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
+    return {**values, "remove_unused_columns": False}
+
+
+def _loaded(load: Any, name: str) -> Any:
+    try:
+        return load()
+    except LongAttentionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def describe_embeddings(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    pairs, sources = f"{log['pairs']:,} pairs", ", ".join(log["settings"]["data"])
+    return f"{steps:,} steps with `longattn train embed` on {pairs} of {sources}. {embeddings_result(log)}."
+
+
+def embeddings_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    told = [
+        f"right document first {scores['accuracy_at_1']:.1f} %, MRR {scores['mrr']:.1f} % {when}"
+        for when, scores in log["held_out"].items()
+    ]
+    return f"held out: {'; '.join(told)}"

@@ -1,0 +1,61 @@
+"""Load what a training starts from; what cannot be loaded is refused with one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_longattn.errors import CheckpointError, LongAttentionError
+
+
+def load_start(name: str, head: str, names: Any) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of a checkpoint; the tokenizer gets a padding token if it has none.
+
+    Args:
+        head: what the architecture must have a head for, in words.
+        names: the model types that have it, one of transformers' ``MODEL_FOR_*_MAPPING_NAMES``.
+
+    Raises:
+        CheckpointError: it cannot be loaded, has no such head, or a tokenizer without a token to pad with.
+    """
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if config.model_type not in names:
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; take a model of another architecture")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError(
+                f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return config, tokenizer
+
+
+def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase, **config: Any) -> PreTrainedModel:
+    """A model of an ``AutoModelFor…`` class in float32; its head is new unless the checkpoint has one of this size.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    try:
+        model = loader.from_pretrained(name, dtype=torch.float32, ignore_mismatched_sizes=True, **config)
+    except LongAttentionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def numbered(names: list[str]) -> dict[str, Any]:
+    """The arguments of a config with these classes."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+    }

@@ -1,0 +1,174 @@
+"""Fine-tune an encoder-decoder (BART, Pegasus, mBART, Marian …), short or converted, to summarise long documents."""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.metrics.rouge import rouge_scores
+from hf_longattn.training.args import LongTrainingArguments, argument
+from hf_longattn.training.data import DataError, check_column, read_source
+from hf_longattn.training.lengths import input_length
+from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+PREDICTIONS = "predictions.txt"
+
+
+@dataclass
+class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
+    """Arguments of summarisation; those of transformers' ``Seq2SeqTrainingArguments`` included."""
+
+    data: list[str] = argument(
+        [],
+        "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub.",
+    )
+    text_column: str = argument("document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv).")
+    summary_column: str = argument("summary", "The column that holds the text to write (highlights in CNN/DailyMail, abstract in PubMed).")
+    prefix: str = argument("", "Put before every document, as T5 needs it: 'summarize: '.")
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
+    validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
+    max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
+    predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
+    generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
+    per_device_train_batch_size: int = argument(1, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
+    learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
+    label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise OptionError("no data given; add --data with a file, a folder or a dataset's name")
+        if self.text_column == self.summary_column:
+            raise OptionError(f"text_column and summary_column are both {self.text_column!r}; name two columns")
+        if self.max_summary_length < 2:
+            raise OptionError(f"max_summary_length must be at least 2 tokens, not {self.max_summary_length}")
+
+
+class LongSeq2SeqTrainer(TimedTrainer, Seq2SeqTrainer):
+    """transformers' Seq2SeqTrainer with a time budget."""
+
+
+def finetune_seq2seq(args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model and its summaries of the validation data to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, ROUGE before and after, Trainer's history.
+    """
+    begin(args)
+    _, tokenizer = load_start(args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    model = load_head(AutoModelForSeq2SeqLM, args.model, tokenizer)
+    length = input_length(model, tokenizer, args.max_length)
+    data = concatenate_datasets([read_pairs(name, args, args.split) for name in args.data])
+    if args.validation:
+        held = read_pairs(args.validation, args, args.validation_split)
+    elif len(data) < 2:
+        raise OptionError("there is only one document, and the scores are measured on another one; give --validation DATA")
+    else:
+        count = max(1, len(data) // 10)
+        data, held = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    args.generation_max_length = args.generation_max_length or args.max_summary_length
+    rows, held_out = (to_rows(part, tokenizer, args, length) for part in (data, held))
+    args.remove_unused_columns = False
+
+    def rouge(found: EvalPrediction) -> dict[str, float]:
+        texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (found.predictions, found.label_ids)]
+        return rouge_scores(*(tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts))
+
+    trainer = LongSeq2SeqTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        data_collator=SummaryCollator(tokenizer, model),
+        compute_metrics=rouge if args.predict_with_generate else None,
+        max_minutes=args.max_minutes,
+    )
+    before = told(trainer.evaluate())
+    train(trainer, args)
+    found = trainer.predict(held_out)
+    after = told(found.metrics)
+    if args.predict_with_generate and trainer.is_world_process_zero():
+        ids = np.where(np.asarray(found.predictions) < 0, tokenizer.pad_token_id, found.predictions)
+        texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        args.folder.mkdir(parents=True, exist_ok=True)
+        Path(args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
+    return finish(trainer, args, log, describe_seq2seq)
+
+
+class SummaryCollator(DataCollatorForSeq2Seq):
+    """transformers' collator; lengths by which rows were grouped are left out."""
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        return super().__call__([{name: value for name, value in row.items() if name != "length"} for row in features], return_tensors)
+
+
+def read_pairs(source: str, args: Seq2SeqLongTrainingArguments, split: str) -> Dataset:
+    """Documents and summaries; rows in which one is empty are left out.
+
+    Raises:
+        DataError: a missing column, or nothing to read.
+    """
+    data = read_source(source, split)
+    names = [check_column(data, column, source, text=True) for column in (args.text_column, args.summary_column)]
+    pairs = [pair for pair in zip(*(data[name] for name in names), strict=True) if all(text and text.strip() for text in pair)]
+    if not pairs:
+        raise DataError(f"no row of {source} has both a text in {names[0]!r} and one in {names[1]!r}")
+    return Dataset.from_dict({"document": [pair[0] for pair in pairs], "summary": [pair[1] for pair in pairs]})
+
+
+def to_rows(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: Seq2SeqLongTrainingArguments, length: int) -> Dataset:
+    """Tokens of documents and summaries, both cut to what fits, and ``length``."""
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, Any]:
+        documents = tokenizer([args.prefix + text for text in rows["document"]], truncation=True, max_length=length)["input_ids"]
+        labels = tokenizer(text_target=rows["summary"], truncation=True, max_length=args.max_summary_length)["input_ids"]
+        return {"input_ids": documents, "labels": labels, "length": [len(ids) for ids in documents]}
+
+    return data.map(encode, batched=True, batch_size=100, remove_columns=data.column_names)
+
+
+def told(metrics: dict[str, float]) -> dict[str, float]:
+    """Loss and ROUGE of an evaluation, without its prefix."""
+    plain = {name.partition("_")[2]: value for name, value in metrics.items()}
+    return {name: plain[name] for name in ("loss", "rouge1", "rouge2", "rougeL", "rougeLsum") if name in plain}
+
+
+def describe_seq2seq(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    return (
+        f"{steps:,} steps with `longattn train seq2seq` on {log['documents']:,} documents of {', '.join(log['settings']['data'])}, cut to "
+        f"{log['input_length']:,} tokens. {seq2seq_result(log)}."
+    )
+
+
+def seq2seq_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    parts = []
+    for when, scores in log["held_out"].items():
+        rouge = "/".join(f"{scores[name]:.1f}" for name in ("rouge1", "rouge2", "rougeL") if name in scores)
+        parts.append(f"loss {scores['loss']:.3f}{f', ROUGE-1/2/L {rouge}' if rouge else ''} {when}")
+    return f"held out: {'; '.join(parts)}"

@@ -1,0 +1,14 @@
+"""Fine-tune a model, short or converted, to classify long documents: the same as `longattn train classify`.
+
+python scripts/train_classify.py --model MODEL --data reviews.csv --output trained
+accelerate launch --multi_gpu --num_processes 2 scripts/train_classify.py --model MODEL --data reviews.csv --output trained
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hf_longattn.cli.train import classify as main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Multiple choice: RACE, SWAG and plain data, a short run, and bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.training.choice import ChoiceTrainingArguments, finetune_choice, read_choices, to_choices
+from hf_longattn.training.data import DataError
+from tests.training.conftest import checkpoint
+
+FAST: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "threads": 1,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+}
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_schemas(tmp_path: Path) -> None:
+    plain = {"context": "c", "question": "q", "choices": ["x", "y"], "label": 1}
+    forms = {
+        "plain": plain,
+        "race": {"article": "c", "question": "q", "options": ["x", "y"], "answer": "B"},
+        "swag": {"sent1": "c", "sent2": "q", "ending0": "x", "ending1": "y", "label": "1"},
+        "text": {**plain, "label": "y"},
+    }
+    for name, row in forms.items():
+        assert read_choices(write([row], tmp_path / f"{name}.jsonl"), "train").to_list() == [plain], name
+
+
+def test_a_converted_model_learns_to_choose(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    choose = random.Random(0)
+    rows = [
+        {"context": "for " * choose.randint(5, 90), "question": "which?", "choices": pair, "label": pair.index("tree")}
+        for _ in range(40)
+        for pair in [choose.sample(["tree", choose.choice(["file", "node"])], 2)]
+    ]
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "rows.jsonl")]}
+    settings = {**FAST, "max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
+    log = finetune_choice(ChoiceTrainingArguments(**given, **settings))
+    assert log["held_out"]["after"]["accuracy"] == 100.0
+    assert log["questions"] == 36
+    cut = to_choices(read_choices(given["data"][0], "train"), tokenizer, 32)
+    assert all(len(ids) <= 32 for row in cut["input_ids"] for ids in row)
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
+    row = {"context": "c", "question": "q", "choices": ["x", "y"], "label": 1}
+    cases = [
+        ("no column for label .* its columns are", [{name: row[name] for name in ("context", "question", "choices")}]),
+        ("no column for choices", [{"context": "c", "label": 0}]),
+        ("row 2 .* label 5 is none of its 2 choices", [row, {**row, "label": 5}]),
+        ("label 'wolf' is none", [{**row, "label": "wolf"}]),
+        ("at least two texts", [{**row, "choices": ["x"]}]),
+        ("different numbers of choices", [row, {**row, "choices": ["x", "y", "z"]}]),
+    ]
+    for number, (words, rows) in enumerate(cases):
+        with pytest.raises(DataError, match=words):
+            read_choices(write(rows, tmp_path / f"{number}.jsonl"), "train")

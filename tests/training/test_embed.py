@@ -1,0 +1,60 @@
+"""Embeddings and rerankers by sentence-transformers' trainers, from pairs in a file to a folder that it loads."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.training.data import DataError
+from hf_longattn.training.embed import EmbedTrainingArguments, finetune_embeddings, read_pairs
+from tests.training.conftest import checkpoint
+
+FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "logging_steps": 1}
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("reranker", [False, True])
+def test_a_converted_model_learns_which_document_belongs_to_a_query(
+    reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    st = pytest.importorskip("sentence_transformers")
+    choose, words = random.Random(0), ["tree", "file", "node", "path", "line", "code", "name", "type"]
+    rows = [
+        {"query": f"{word} {other}", "document": " ".join(choose.choices([word, other], k=choose.randint(20, 80)))}
+        for word in words for other in words if word < other
+    ]  # fmt: skip
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=128, window=16, verify=False)
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
+    settings = {**FAST, "max_steps": 20, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "reranker": reranker, "max_length": 100}
+    log = finetune_embeddings(EmbedTrainingArguments(**given, **settings))
+    losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
+    loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
+    assert loaded.max_seq_length == 100
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_pairs_and_what_is_wrong_with_them(tmp_path: Path) -> None:
+    scored = write([{"sentence1": "a", "sentence2": "b", "score": 0.5}], tmp_path / "scored.jsonl")
+    assert read_pairs(scored, "train").to_list() == [{"anchor": "a", "positive": "b", "score": 0.5}]
+    for number, (words, rows) in enumerate(
+        [
+            ("no column for the positive .* its columns are anchor, text", [{"anchor": "a", "text": "b"}]),
+            ("row 2 .* must be a text, not ''", [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": ""}]),
+            ("must be a number, not 'x'", [{"anchor": "a", "positive": "b", "score": "x"}]),
+        ]
+    ):
+        with pytest.raises(DataError, match=words):
+            read_pairs(write(rows, tmp_path / f"{number}.jsonl"), "train")

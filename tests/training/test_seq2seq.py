@@ -1,0 +1,99 @@
+"""Summaries: ROUGE worked by hand, a short run of a converted BART, and bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
+from hf_longattn.training.data import DataError
+from hf_longattn.training.seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq
+from tests.training.conftest import checkpoint
+
+FAST: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "threads": 1,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("The cat sat.", "the cat sat", (1.0, 1.0, 1.0, 1.0)),
+        ("the cat", "the cat sat on", (4 / 6, 2 / 4, 4 / 6, 4 / 6)),
+        ("sat cat the", "the cat sat", (1.0, 0.0, 1 / 3, 1 / 3)),
+        ("a b\nc d", "c d\na b", (1.0, 4 / 6, 0.5, 1.0)),  # Lsum takes the sentences one by one
+        ("", "the cat", (0.0, 0.0, 0.0, 0.0)),
+        ("x", "y", (0.0, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_rouge(prediction: str, reference: str, expected: tuple[float, ...]) -> None:
+    assert rouge(prediction, reference) == pytest.approx(expected)
+
+
+def test_rouge_is_a_mean_over_texts() -> None:
+    assert rouge_scores(["a b", "x"], ["a b", "y"]) == {"rouge1": 50.0, "rouge2": 50.0, "rougeL": 50.0, "rougeLsum": 50.0}
+
+
+def bart(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    torch.manual_seed(0)
+    ends = {
+        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.sep_token_id, "forced_eos_token_id": tokenizer.sep_token_id,
+    }  # fmt: skip
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64, **heads}
+    BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), dropout=0.0, **shape, **ends)).save_pretrained(folder / "short")
+    tokenizer.save_pretrained(folder / "short")
+    convert_checkpoint(folder / "short", folder / "long", mechanism="longformer", window=16, max_length=128, verify=False)
+    return str(folder / "long")
+
+
+def pairs(folder: Path, count: int = 20) -> str:
+    choose = random.Random(0)
+    rows = []
+    for _ in range(count):
+        word = choose.choice(["tree", "file"])
+        rows.append({"document": " ".join([word] * choose.randint(20, 60)), "summary": f"the {word} is here"})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "pairs.jsonl")
+
+
+def test_a_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [pairs(tmp_path)]}
+    settings = {**FAST, "max_steps": 60, "learning_rate": 2e-2, "max_summary_length": 12, "generation_num_beams": 2}
+    log = finetune_seq2seq(Seq2SeqLongTrainingArguments(**given, **settings, per_device_train_batch_size=4))
+    before, after = log["held_out"]["before"], log["held_out"]["after"]
+    assert log["input_length"] == 128
+    assert after["loss"] < before["loss"]
+    assert after["rouge1"] > max(40.0, before["rouge1"])
+    assert len((tmp_path / "out" / "predictions.txt").read_text().splitlines()) == 2
+    BartForConditionalGeneration.from_pretrained(tmp_path / "short")
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
+    (tmp_path / "empty.jsonl").write_text('{"document": "", "summary": "x"}\n')
+    cases = [
+        (OptionError, "no data given", {"data": []}),
+        (OptionError, "name two columns", {"summary_column": "document"}),
+        (DataError, "not 'article'", {"text_column": "article"}),
+        (DataError, "no row of .* has both", {"data": [str(tmp_path / "empty.jsonl")]}),
+        (OptionError, "exceeds the 128 tokens", {"max_length": 500}),
+        (CheckpointError, "no head for writing text", {"model": checkpoint("mlm", tmp_path / "bert", tokenizer)}),
+    ]
+    for error, words, more in cases:
+        with pytest.raises(error, match=words):
+            finetune_seq2seq(Seq2SeqLongTrainingArguments(**{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more}))

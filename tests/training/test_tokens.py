@@ -1,0 +1,129 @@
+"""Tagging words: files of every shape, whole documents in windows, entities counted as CoNLL's script counts them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import OptionError
+from hf_longattn.evaluation.metrics.entities import entities, entity_scores
+from hf_longattn.training.data import DataError
+from hf_longattn.training.tokens import IGNORED, TokenTrainingArguments, finetune_tokens, read_tagged, to_windows
+from tests.training.conftest import checkpoint
+
+FAST: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "threads": 1,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+}
+NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
+
+
+def tagged(count: int = 24) -> list[dict[str, Any]]:
+    choose = random.Random(0)
+    found = []
+    for _ in range(count):
+        words = choose.choices(["for", "while", "return", *NAMES], k=choose.randint(10, 60))
+        found.append({"tokens": words, "ner_tags": [f"B-{NAMES[word]}" if word in NAMES else "O" for word in words]})
+    return found
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("B-A I-A O B-A", {("A", 0, 2), ("A", 3, 4)}),
+        ("B-A B-A I-B", {("A", 0, 1), ("A", 1, 2), ("B", 2, 3)}),
+        ("I-A I-A O I-B", {("A", 0, 2), ("B", 3, 4)}),
+        ("S-A B-A E-A O", {("A", 0, 1), ("A", 1, 3)}),
+        ("O NOUN VERB", {("NOUN", 1, 2), ("VERB", 2, 3)}),
+        ("O O", set()),
+    ],
+)
+def test_entities(tags: str, expected: set) -> None:
+    assert entities(tags.split()) == expected
+
+
+def test_scores_of_entities() -> None:
+    found = entity_scores([["B-A", "I-A", "O", "B-B"]], [["B-A", "I-A", "I-A", "B-B"]])
+    assert found == pytest.approx({"precision": 50.0, "recall": 50.0, "f1": 50.0, "accuracy": 75.0})
+
+
+def test_a_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=96, window=16, verify=False)
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(tagged(), tmp_path / "data.jsonl")]}
+    log = finetune_tokens(TokenTrainingArguments(**given, max_steps=60, learning_rate=2e-2, stride=16, max_length=64, **FAST))
+    assert log["packed"]
+    assert log["held_out"]["after"]["f1"] > max(80.0, log["held_out"]["before"]["f1"])
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "O", 1: "B-PLACE", 2: "B-THING"}
+
+
+def test_every_word_is_labelled_in_some_window(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = tagged(4)
+    data = Dataset.from_dict({"words": [row["tokens"] for row in rows], "tags": [row["ner_tags"] for row in rows]})
+    names = ["O", "B-PLACE", "B-THING"]
+    windows = to_windows(data, tokenizer, 24, 8, names)
+    assert len(windows) > 4
+    seen: dict[int, set[int]] = {number: set() for number in range(4)}
+    for row in windows:
+        for word, label in zip(row["word_ids"], row["labels"], strict=True):
+            if label != IGNORED:
+                assert names[label] == rows[row["document"]]["ner_tags"][word]
+                seen[row["document"]].add(word)
+    assert all(seen[number] == set(range(len(row["tokens"]))) for number, row in enumerate(rows))
+
+
+def test_files_of_every_shape(tmp_path: Path) -> None:
+    rows = tagged(3)
+    lines = "".join("-DOCSTART- -X- O\n\n" + "".join(f"{w} NN {t}\n\n" for w, t in zip(*row.values(), strict=True)) for row in rows)
+    (tmp_path / "a.conll").write_text(lines)
+    plain = "\n\n".join("\n".join(f"{w} {t}" for w, t in zip(*row.values(), strict=True)) for row in rows)
+    (tmp_path / "b.conll").write_text(plain)
+    names = ["O", "B-PLACE", "B-THING"]
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+    coded = [{**row, "ner_tags": [names.index(tag) for tag in row["ner_tags"]]} for row in rows]
+    Dataset.from_list(coded, features=features).save_to_disk(str(tmp_path / "saved"))
+    for source in (tmp_path / "a.conll", tmp_path / "b.conll", tmp_path / "saved", Path(write(rows, tmp_path / "c.jsonl"))):
+        args = TokenTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=[str(source)], validation=str(source))
+        train, _ = read_tagged(args)
+        assert train["words"][:] == [row["tokens"] for row in rows], source
+        assert train["tags"][:] == [row["ner_tags"] for row in rows], source
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
+    good = tagged(4)
+    (tmp_path / "bad.conll").write_text("word\n")
+    (tmp_path / "empty.conll").write_text("\n")
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(Value("int64"))})
+    numbers = Dataset.from_dict({"tokens": [["a"]], "ner_tags": [[5]]}, features=features)
+    numbers.cast(Features({**features, "ner_tags": List(Value("int64"))})).save_to_disk(str(tmp_path / "numbers"))
+    cases = [
+        (DataError, "not 'tokens'", [write([{"words": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")], {}),
+        (DataError, "row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")], {}),
+        (DataError, "all words .* have the tag 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")], {}),
+        (DataError, "tag 'B-NEW' of the validation", [write(good, tmp_path / "4.jsonl")], {"validation": "new"}),
+        (DataError, "line 1 .* has no tag", [str(tmp_path / "bad.conll")], {}),
+        (DataError, "there are no words", [str(tmp_path / "empty.conll")], {}),
+        (OptionError, "only one document", [write(good[:1], tmp_path / "5.jsonl")], {}),
+    ]
+    for error, words, data, more in cases:
+        if more:
+            more = {"validation": write([{"tokens": ["a"], "ner_tags": ["B-NEW"]}], tmp_path / "new.jsonl")}
+        with pytest.raises(error, match=words):
+            read_tagged(TokenTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=data, **more))
