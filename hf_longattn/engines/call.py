@@ -42,9 +42,10 @@ class Pattern:
     global_rows: bool = True
 
     @classmethod
-    def window(cls, width: int, causal: bool) -> Pattern:
+    def window(cls, width: int, causal: bool, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """A window of total ``width``: half on each side, or all of it back (itself included) when causal."""
-        return cls(width - 1, 0, True) if causal else cls(width // 2, width // 2, False)
+        back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
+        return cls(back, ahead, causal, has_globals, global_rows)
 
     @classmethod
     def everything(cls, causal: bool) -> Pattern:

@@ -96,7 +96,7 @@ class Longformer(SparseMechanism):
             self.separate.reset_parameters(generator)
 
     def pattern(self, causal: bool) -> Pattern:
-        return dataclasses.replace(Pattern.window(self.options.window, causal), has_globals=True)
+        return Pattern.window(self.options.window, causal, has_globals=True)
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         return self.pattern(causal).visible_mod(global_mask)

@@ -179,8 +179,7 @@ class Window(WindowMask, SparseMechanism):
 
     def pattern(self, causal: bool) -> Pattern:
         """The band and the sinks' columns, without dilation."""
-        pattern = Pattern.window(self.options.window, causal)
-        return dataclasses.replace(pattern, has_globals=self.options.num_sinks > 0, global_rows=False)
+        return Pattern.window(self.options.window, causal, has_globals=self.options.num_sinks > 0, global_rows=False)
 
     def span(self, q_len: int, kv_len: int, causal: bool) -> Span:
         back, ahead = super().span(q_len, kv_len, causal)
