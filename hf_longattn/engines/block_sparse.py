@@ -100,7 +100,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     global_mask = call.global_mask if pattern.has_globals else None
     if call.causal != pattern.causal or global_mask is not call.global_mask:
         call = call.replace(causal=pattern.causal, global_mask=global_mask)
-    path = choose("band", Facts(device, q_len, kv_len, call, band=pattern))
+    path = choose("band", Facts(device, q_len, kv_len, call, pattern=pattern))
     if path == DENSE:
         return dense_attention(q, k, v, call)
     if path == DENSE_MASKED:

@@ -33,7 +33,6 @@ MOST_FEATURES = 256
 DENSE, DENSE_MASKED = "dense", "dense-masked"
 CALL = AttentionCall()
 """For choices that do not depend on the call."""
-EVERYTHING = Pattern.everything(causal=False)
 
 
 @dataclasses.dataclass(eq=False)
@@ -48,7 +47,7 @@ class Facts:
     """The mechanism sees every pair."""
     tokens: bool = False
     """Some tokens are global, whose number is not known in a graph."""
-    band: Pattern = EVERYTHING
+    pattern: Pattern | None = None
     learned_bias: bool = False
     """The tiles have a bias that needs gradients."""
     dtype: torch.dtype | None = None
@@ -66,6 +65,12 @@ class Facts:
     def few_pairs(self) -> Any:
         """Whether there are so few pairs that a dense call with a mask is the fastest, whatever the pattern."""
         return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
+
+    @property
+    def band(self) -> Pattern:
+        """The pattern. It has no default, since Dynamo traces no default that is an object."""
+        assert self.pattern is not None
+        return self.pattern
 
     @property
     def biased(self) -> bool:
