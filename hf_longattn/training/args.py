@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -49,6 +49,9 @@ class LongTrainingArguments(TrainingArguments):
     Raises:
         OptionError: a missing or contradictory value.
     """
+
+    hub_task: ClassVar[str] = "other"
+    """The task's name on the Hub, for the card's metadata."""
 
     model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
     output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
@@ -179,12 +182,16 @@ class LMTrainingArguments(TextTrainingArguments):
 class MLMTrainingArguments(LMTrainingArguments):
     """Masked-token prediction, for encoders."""
 
+    hub_task: ClassVar[str] = "fill-mask"
+
     objective: str = field(default="mlm", init=False)
 
 
 @dataclass
 class CLMTrainingArguments(LMTrainingArguments):
     """Next-token prediction, for decoders."""
+
+    hub_task: ClassVar[str] = "text-generation"
 
     objective: str = field(default="clm", init=False)
     mask_probability: float = field(default=0.15, init=False)
@@ -193,6 +200,8 @@ class CLMTrainingArguments(LMTrainingArguments):
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
     """Arguments of document classification."""
+
+    hub_task: ClassVar[str] = "text-classification"
 
     data: list[str] = argument(
         [], "One or several of: a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
@@ -226,6 +235,8 @@ class ClassificationTrainingArguments(LongTrainingArguments):
 class QATrainingArguments(LongTrainingArguments):
     """Arguments of extractive question answering."""
 
+    hub_task: ClassVar[str] = "question-answering"
+
     data: list[str] = argument(
         [], "One or several of: a .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
@@ -233,6 +244,7 @@ class QATrainingArguments(LongTrainingArguments):
     split: str = argument("train", "Split to train on, if the data have several.")
     validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
     validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     long_documents: str = argument(

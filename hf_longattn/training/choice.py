@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -34,6 +34,8 @@ COLUMNS = {
 @dataclass
 class ChoiceTrainingArguments(LongTrainingArguments):
     """Arguments of multiple choice."""
+
+    hub_task: ClassVar[str] = "multiple-choice"
 
     data: list[str] = argument(
         [], "One or several of: a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "

@@ -11,7 +11,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, Value, concatenate_datasets
 from transformers import TrainingArguments
@@ -30,6 +30,8 @@ CANDIDATES = 10
 @dataclass
 class EmbedTrainingArguments(LongTrainingArguments):
     """Arguments of sentence embeddings and rerankers."""
+
+    hub_task: ClassVar[str] = "sentence-similarity"
 
     data: list[str] = argument(
         [], "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "

@@ -25,14 +25,14 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_features import QAFormat, encode_qa, kind_number, pad_lists
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
-from hf_longattn.evaluation.qa_reader import Answer, QAReader
+from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
 from hf_longattn.training.args import QATrainingArguments
 from hf_longattn.training.batching import chosen_packing, packed
 from hf_longattn.training.collators import DataCollatorWithGlobals
 from hf_longattn.training.data import DataError
-from hf_longattn.training.lengths import PositionRange, input_length
+from hf_longattn.training.lengths import PositionRange, input_length, longest_input
 from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -94,7 +94,21 @@ def finetune_qa(args: QATrainingArguments) -> dict[str, Any]:
             write_predictions(
                 args.folder, validation.to_list(), [dataclasses.replace(one, text=one.above(reader.null_threshold)) for one in answers]
             )
+            if args.baseline:
+                log["baseline"] = baseline_scores(args, validation)
+        trainer.accelerator.wait_for_everyone()
     return finish(trainer, args, log, describe_qa_training)
+
+
+def baseline_scores(args: QATrainingArguments, validation: Dataset) -> dict[str, Any]:
+    """Scores of the short model ``args.baseline`` that reads documents in windows, with the best threshold where some have no answer."""
+    model, tokenizer = load_qa_model(args.baseline)
+    form = windows(min(512, longest_input(model, tokenizer)), 128, args.max_question_tokens)
+    reader = QAReader("", model.to(args.device), tokenizer, form, batch_size=args.per_device_eval_batch_size)
+    records = validation.to_list()
+    answers = reader.read(records)
+    threshold = score_answers(records, answers).get("best_f1_threshold")
+    return score_answers(records, answers, threshold)
 
 
 def training_features(
@@ -323,6 +337,9 @@ def qa_table(log: dict[str, Any]) -> str:
         names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
         lines.append(f"{when}: " + ", ".join(f"{name} {scores[name]:.1f}" for name in names) + f" ({scores['n']:,} questions)")
     after = log["held_out"]["after"]
+    if "baseline" in log:
+        scores = log["baseline"]
+        lines.append(f"{log['settings']['baseline']} in windows of 512: exact_match {scores['exact_match']:.1f}, f1 {scores['f1']:.1f}")
     for kind in ("by_length", "by_position"):
         cells = [f"{bucket} {part['f1']:.1f} (n={part['n']})" for bucket, part in after[kind].items()]
         if cells:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -34,6 +34,8 @@ PREDICTIONS = "predictions.txt"
 @dataclass
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
     """Arguments of summarisation; those of transformers' ``Seq2SeqTrainingArguments`` included."""
+
+    hub_task: ClassVar[str] = "summarization"
 
     data: list[str] = argument(
         [],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List, concatenate_datasets
@@ -33,6 +33,8 @@ CONLL = (".conll", ".iob", ".bio")
 @dataclass
 class TokenTrainingArguments(LongTrainingArguments):
     """Arguments of token classification."""
+
+    hub_task: ClassVar[str] = "token-classification"
 
     data: list[str] = argument(
         [], "One or several of: a .conll file (a word and its tag in a line; -DOCSTART- lines, or else blank ones, separate documents), a "

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 import hf_longattn
-from hf_longattn.errors import LongAttentionError, OptionError
-from hf_longattn.hub import from_source, write_model_card
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
+from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.training.args import LongTrainingArguments, parse_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
 
 LOG_NAME = "training_log.json"
@@ -80,7 +84,40 @@ def train(trainer: TimedTrainer, args: LongTrainingArguments) -> None:
             f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {args.dtype} out"
         )
     newest = newest_checkpoint(args.folder) if args.resume else None
-    trainer.train(resume_from_checkpoint=newest or args.resume_from_checkpoint)
+    with one_sentence_if_full(args.folder):
+        trainer.train(resume_from_checkpoint=newest or args.resume_from_checkpoint)
+
+
+@contextmanager
+def one_sentence_if_full(folder: Path) -> Iterator[None]:
+    """Turn a full disk into a sentence that names what a run can resume from. Older checkpoints are deleted only after a newer one is
+    complete, so the training state is never lost.
+
+    Raises:
+        CheckpointError: the disk became full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_full(error):
+            raise
+        try:
+            newest = newest_checkpoint(folder)
+        except CheckpointError:
+            newest = None
+        kept = f"the latest complete checkpoint is {newest}; free space and run again with --resume" if newest else (
+            "there is no complete checkpoint yet; free space, or give an --output on another disk"
+        )  # fmt: skip
+        raise CheckpointError(f"the disk of {str(folder)!r} is full: {kept}") from error
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is that of a full disk; safetensors and torch tell it in words."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def finish(
@@ -97,22 +134,30 @@ def finish(
     log = {"settings": args.given, "versions": versions(), **log, "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         args.folder.mkdir(parents=True, exist_ok=True)
-        (args.folder / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
+        with one_sentence_if_full(args.folder):
+            (args.folder / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
+            draw_curves(trainer.state.log_history, args.folder / CURVES)
     if args.dtype != "float32":
         trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, args.dtype))
-    trainer.card = lambda: write_trained_card(args, describe(log), trainer.hub_model_id)
-    trainer.save_model()  # pushes if asked to
-    if not args.push_to_hub:
-        trainer.create_model_card()
+    rows = measured(log, args.hub_task)
+    trainer.card = lambda: write_trained_card(args, describe(log), getattr(trainer, "hub_model_id", None), results=rows)
+    with one_sentence_if_full(args.folder):
+        trainer.save_model()  # pushes if asked to
+        if not args.push_to_hub:
+            trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()
     return log
 
 
-def write_trained_card(args: LongTrainingArguments, training: str, repo_id: str | None = None) -> None:
+def write_trained_card(
+    args: LongTrainingArguments, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()
+) -> None:
     """Write the card of a trained model, with the licence, language and base of what it was trained from, and the name it is pushed to."""
     made_from = Path(args.model).name if Path(args.model).exists() else args.model
     contents = {**from_source(args.model), **({"name": repo_id} if repo_id else {})}
-    write_model_card(args.folder, training=f"Fine-tuned from `{made_from}`. {training}", measured="", eval_results=None, **contents)
+    write_model_card(
+        args.folder, training=f"Fine-tuned from `{made_from}`. {training}", results=results, measured="", eval_results=None, **contents
+    )
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,114 @@
+"""What a run leaves behind: curves, a card with model-index metadata, and a sentence where the disk is full."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.classification import finetune_classification
+from hf_longattn.training.lengths import input_length
+from hf_longattn.training.results import draw_curves, measured
+from hf_longattn.training.trainer import Throughput
+from tests.training.conftest import checkpoint
+from tests.training.test_classification import rows, table
+
+FAST: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "threads": 1,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture
+def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    convert_checkpoint(
+        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="window", max_length=128, window=32, verify=False
+    )
+    return {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [table(tmp_path, rows())], "max_steps": 6, **FAST}
+
+
+def test_card_and_curves_are_filled_from_the_run(given: dict[str, Any]) -> None:
+    log = finetune_classification(ClassificationTrainingArguments(**given, eval_strategy="steps", eval_steps=3))
+    folder = Path(given["output_dir"])
+    with Image.open(folder / "training_curves.png") as image:
+        assert image.width > image.height
+    card = ModelCard.load(folder / "README.md")
+    found = {(row.task_type, row.metric_type): row.metric_value for row in card.data.eval_results}
+    assert found["text-classification", "accuracy"] == log["held_out"]["after"]["accuracy"]
+    assert ("text-classification", "macro_f1") in found
+    assert "macro F1" in card.text
+
+
+def test_rows_of_a_baseline_are_no_metadata() -> None:
+    log = {"settings": {"data": ["d"]}, "held_out": {"after": {"f1": 50.0, "n": 3, "f1_se": 1.0}}, "baseline": {"f1": 20.0}}
+    ours, theirs = measured(log, "question-answering")
+    assert (ours.value, ours.system, ours.standard_error) == (50.0, "", 1.0)
+    assert theirs.system.startswith("baseline")
+
+
+def test_nothing_is_drawn_of_a_single_entry(tmp_path: Path) -> None:
+    assert draw_curves([{"loss": 1.0, "step": 1}], tmp_path / "a.png") is None
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "end"])
+@pytest.mark.parametrize("kind", ["errno", "torch"])
+def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
+    where: str, kind: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, save, calls = Path(given["output_dir"]), torch.save, []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if folder.joinpath("checkpoint-4").exists():
+            raise OSError(errno.ENOSPC, "No space left on device") if kind == "errno" else RuntimeError("write: No space left on device")
+        save(*args, **kwargs)
+
+    if where == "checkpoint":
+        monkeypatch.setattr(torch, "save", full)
+    else:
+        monkeypatch.setattr("hf_longattn.training.training_loop.draw_curves", full)
+    with pytest.raises(CheckpointError, match=r"is full: the latest complete checkpoint is .*checkpoint-\d.*--resume"):
+        finetune_classification(ClassificationTrainingArguments(**given, save_steps=2))
+    monkeypatch.undo()
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    assert newest.endswith("checkpoint-2" if where == "checkpoint" else "checkpoint-6")
+    log = finetune_classification(ClassificationTrainingArguments(**{**given, "max_steps": 8}, save_steps=2, resume=True))
+    assert max(entry["step"] for entry in log["history"]) == 8
+
+
+def test_a_model_without_a_length_needs_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    class Endless(torch.nn.Module):
+        config: Any = None
+        base_model = torch.nn.Module()
+
+    tokenizer.model_max_length, usual = int(1e30), tokenizer.model_max_length
+    try:
+        with pytest.raises(OptionError, match="give --max_length"):
+            input_length(Endless(), tokenizer, None)  # type: ignore[arg-type]
+        assert input_length(Endless(), tokenizer, 300) == 300  # type: ignore[arg-type]
+    finally:
+        tokenizer.model_max_length = usual
+
+
+def test_throughput_counts_padding() -> None:
+    speed = Throughput()
+    speed.count({"input_ids": torch.ones(2, 4), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])})
+    found = speed.report(2)
+    assert found["padding"] == pytest.approx(3 / 8, abs=1e-4)
+    assert found["tokens_per_second"] > 0
+    assert speed.report(1) == {}
