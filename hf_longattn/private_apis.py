@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(LOGGER)
 
-TESTED = {"torch": ("2.11", "2.13"), "transformers": ("5.20", "5.23"), "peft": ("0.21", "0.21")}
+TESTED = {"torch": ("2.11", "2.13"), "transformers": ("5.20", "5.23"), "peft": ("0.21", "0.21"), "accelerate": ("1.10", "1.15")}
 """Library -> the lowest version that pyproject.toml allows and the pinned one, with which the tests pass."""
 
 
@@ -148,6 +148,11 @@ PRIVATE_APIS = {
         ("transformers.modeling_gguf_pytorch_utils:TENSOR_PROCESSORS", "transformers.modeling_gguf_pytorch_utils:get_gguf_hf_weights_map"),
         "read the tensors of a GGUF file as transformers does",
         "convert the checkpoint that the file was made from, or " + REFUSED,
+    ),
+    "context_parallel": PrivateApi(
+        ("accelerate:Accelerator._prepare_cp", "transformers:Trainer._prepare_context_parallel_inputs"),
+        "cut sequences over processes by our own sequence parallelism where accelerate is configured with cp_size",
+        "use hf_longattn.sequence_parallel in your own training loop, or " + REFUSED,
     ),
     "target_modules": PrivateApi(
         ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
@@ -457,11 +462,33 @@ class ModelHooks:
         """Called by ``push_to_hub`` with the folder that is about to be uploaded."""
 
 
+class TrainerHooks:
+    """A private method of Trainer that ours takes part in, by a public one."""
+
+    def _prepare_context_parallel_inputs(self, model: Any, inputs: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+        cutter = self.input_cutter(model)
+        return super()._prepare_context_parallel_inputs(model, inputs) if cutter is None else (cutter, inputs)  # type: ignore[misc]
+
+    def input_cutter(self, model: Any) -> Callable[[], Any] | None:
+        """A context manager in which ``model`` cuts its inputs over processes; ``None``: accelerate's own."""
+        return None
+
+
 def can_set_implementation(model_class: Any) -> bool:
     """Whether a class takes its attention from the AttentionInterface."""
     if not hasattr(model_class, "_can_set_attn_implementation"):
         raise missing("model_hooks", " (_can_set_attn_implementation)")
     return model_class._can_set_attn_implementation()
+
+
+# ---- accelerate
+
+
+def leave_context_parallelism(accelerator: Any) -> None:
+    """Keep accelerate's preparation for torch's context parallelism, which computes full causal attention alone, from a Long model."""
+    if not hasattr(accelerator, "_prepare_cp"):
+        raise missing("context_parallel")
+    accelerator._prepare_cp = lambda *prepared: prepared
 
 
 # ---- peft

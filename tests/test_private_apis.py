@@ -148,6 +148,7 @@ USES = {
         torch.ones(1, 1, 2, 3), torch.ones(1, 1, 4, 3), torch.zeros(1, 1, 2, 1, dtype=torch.long)
     ),
     "in_backward": apis.in_backward,
+    "context_parallel": lambda: apis.leave_context_parallelism(__import__("accelerate").Accelerator(cpu=True)),
     "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),
     "assume_in_graph": lambda: apis.assume_in_graph(True),
     "trace_errors": apis.trace_errors,

@@ -46,7 +46,8 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     process's own part of hidden states and logits: the tokens ``length * rank // processes`` up to those of the next rank. Heads for the
     whole sequence (question answering, classification) return whole logits in every process. The loss is that of the whole batch in every
     process, and gradients are such that their *mean* over the group is the whole batch's gradient, as DistributedDataParallel and FSDP
-    take it; without these, average them. Dropout differs from that of one process. The backward pass runs inside of the context.
+    take it; without these, average them. Where ``num_items_in_batch`` is given (Trainer does), each process's loss is its share, as Trainer
+    expects it. Dropout differs from that of one process. The backward pass runs inside of the context.
 
     Args:
         model: a Long model, also inside DistributedDataParallel.
@@ -206,11 +207,11 @@ class _Cut:
         assert self.shard is not None
         labels = self.labels.to(outputs.logits.device)
         own = labels[:, self.shard.start : self.shard.stop]
-        items = (labels != IGNORED).sum().clamp(min=1) if self.items is None else self.items
+        items = (labels != IGNORED).sum().clamp(min=1) if self.items is None else torch.as_tensor(self.items, device=labels.device)
         logits = outputs.logits.flatten(0, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED) / items
-        loss = _WholeLoss.apply(loss, self.group, self.processes)
+        loss = loss if self.items is not None else _WholeLoss.apply(loss, self.group, self.processes)
         added = auxiliary_loss(model) if model.training else None
         _put(outputs, "loss", loss if added is None else loss + added.to(loss))
         return outputs

@@ -6,13 +6,14 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils.data
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -20,14 +21,16 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.errors import OptionError
-from hf_longattn.modeling.mixin import divides_by_items
+from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
+from hf_longattn.modeling.sequence_parallel import sequence_parallel
+from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
 from hf_longattn.training.batching import TokenBudget
 
 LEAST_LOGS = 10
 """Log entries of a short run."""
 
 
-class TimedTrainer(Trainer):
+class TimedTrainer(TrainerHooks, Trainer):
     """transformers' Trainer with a time budget.
 
     Args:
@@ -74,6 +77,21 @@ class TimedTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler = timed_schedule(optimizer or self.optimizer, self.clock, num_training_steps, self.args.warmup_steps)
         return self.lr_scheduler
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self._cuts_sequences():
+            leave_context_parallelism(self.accelerator)
+
+    def _cuts_sequences(self) -> bool:
+        """Whether a Long model's sequences are cut over processes."""
+        config = getattr(self.accelerator, "parallelism_config", None)
+        return config is not None and config.cp_enabled and isinstance(self.model, LongAttentionMixin)
+
+    def input_cutter(self, model: nn.Module) -> Callable[[], Any] | None:
+        """With ``ParallelismConfig(cp_size=…)`` a Long model's sequences are cut by :func:`hf_longattn.sequence_parallel`: torch's context
+        parallelism computes full causal attention alone, and refuses other implementations."""
+        return partial(sequence_parallel, model, self.accelerator.torch_device_mesh["cp"]) if self._cuts_sequences() else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
