@@ -18,6 +18,7 @@ import typer
 
 from benchmarks.decoding import decoding_table
 from benchmarks.footprint import footprint_table
+from benchmarks.packing import markdown as packing_markdown
 from benchmarks.report import markdown_table, memory_table, timing_table
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
@@ -197,6 +198,14 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
+def packing() -> str:
+    """Training on packed rows against padded ones."""
+    path = ROOT / "docs" / "results" / "packing.json"
+    if not path.exists():
+        return NOT_MEASURED.format("packing", "python -m benchmarks.packing") + "\n"
+    return packing_markdown(json.loads(path.read_text(encoding="utf-8")))
+
+
 def left(table: str) -> str:
     """The table with all columns aligned left."""
     return table.replace("---:", "---")
@@ -217,6 +226,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decode": partial(decoding, "decode"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
+    "packing": packing,
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
     "mechanism-options": mechanism_pages.sections,

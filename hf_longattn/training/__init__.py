@@ -1,4 +1,4 @@
-"""Training on transformers' Trainer: question answering, classification, language models on long text, attention distillation.
+"""Training on transformers' Trainer, one module for each task of `longattn train`.
 
 Names are loaded when first used, so that importing one task does not import the others.
 """
@@ -24,26 +24,40 @@ if TYPE_CHECKING:
         QATrainingArguments,
     )
     from .attention_distillation.distill import distill_attention
+    from .batching import DataCollatorWithPacking
+    from .choice import ChoiceTrainingArguments, finetune_choice
     from .classification import finetune_classification
     from .collators import DataCollatorWithGlobals
     from .data import load_labelled, load_text
+    from .embed import EmbedTrainingArguments, finetune_embeddings
     from .lengths import longest_input
     from .lm import finetune_lm
     from .qa import finetune_qa, load_qa_model
     from .qa_data import load_qa, save_qa
+    from .seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq
+    from .tokens import TokenTrainingArguments, finetune_tokens
 
 _HOME = {
     "CLMTrainingArguments": "args",
+    "ChoiceTrainingArguments": "choice",
     "ClassificationTrainingArguments": "args",
     "DataCollatorWithGlobals": "collators",
+    "DataCollatorWithPacking": "batching",
     "DistillationArguments": "args",
+    "EmbedTrainingArguments": "embed",
     "LMTrainingArguments": "args",
     "MLMTrainingArguments": "args",
     "QATrainingArguments": "args",
+    "Seq2SeqLongTrainingArguments": "seq2seq",
+    "TokenTrainingArguments": "tokens",
     "distill_attention": "attention_distillation.distill",
+    "finetune_choice": "choice",
     "finetune_classification": "classification",
+    "finetune_embeddings": "embed",
     "finetune_lm": "lm",
     "finetune_qa": "qa",
+    "finetune_seq2seq": "seq2seq",
+    "finetune_tokens": "tokens",
     "load_labelled": "data",
     "load_qa": "qa_data",
     "load_qa_model": "qa",
@@ -54,16 +68,25 @@ _HOME = {
 
 __all__ = [
     "CLMTrainingArguments",
+    "ChoiceTrainingArguments",
     "ClassificationTrainingArguments",
     "DataCollatorWithGlobals",
+    "DataCollatorWithPacking",
     "DistillationArguments",
+    "EmbedTrainingArguments",
     "LMTrainingArguments",
     "MLMTrainingArguments",
     "QATrainingArguments",
+    "Seq2SeqLongTrainingArguments",
+    "TokenTrainingArguments",
     "distill_attention",
+    "finetune_choice",
     "finetune_classification",
+    "finetune_embeddings",
     "finetune_lm",
     "finetune_qa",
+    "finetune_seq2seq",
+    "finetune_tokens",
     "load_labelled",
     "load_qa",
     "load_qa_model",
