@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["app", "choice", "classify", "clm", "distill", "embed", "lm", "mlm", "qa", "seq2seq", "tokens"]
+__all__ = ["app", "choice", "classify", "clm", "distill", "embed", "lm", "mlm", "multitask", "qa", "seq2seq", "tokens"]
 
 Arguments = list[str] | None
 """A command line; ``None`` is that of the process."""
@@ -86,6 +86,13 @@ def clm(arguments: Arguments = None) -> int:
     return _run(clm, arguments, CLMTrainingArguments, finetune_lm, describe_lm_result)
 
 
+def multitask(arguments: Arguments = None) -> int:
+    """Train one backbone with several named heads, in batches mixed by a temperature; the heads of the checkpoint load singly."""
+    from ..training.multitask import MultiTaskTrainingArguments, finetune_multitask, multitask_result
+
+    return _run(multitask, arguments, MultiTaskTrainingArguments, finetune_multitask, multitask_result)
+
+
 def distill(arguments: Arguments = None) -> int:
     """Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune the model.
 
@@ -117,5 +124,5 @@ def _add(task: Task) -> None:
     app.command(task.__name__, help=(task.__doc__ or "").split("\n\n")[0], context_settings=forwarded)(command)
 
 
-for _task in (qa, classify, tokens, choice, mlm, clm, lm, seq2seq, embed, distill):
+for _task in (qa, classify, tokens, choice, mlm, clm, lm, seq2seq, embed, multitask, distill):
     _add(_task)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .embed import EmbedTrainingArguments, finetune_embeddings
     from .lengths import longest_input
     from .lm import finetune_lm
+    from .multitask import MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
     from .qa import finetune_qa, load_qa_model
     from .qa_data import load_qa, save_qa
     from .seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq
@@ -47,6 +48,7 @@ _HOME = {
     "EmbedTrainingArguments": "embed",
     "LMTrainingArguments": "args",
     "MLMTrainingArguments": "args",
+    "MultiTaskTrainingArguments": "multitask",
     "QATrainingArguments": "args",
     "Seq2SeqLongTrainingArguments": "seq2seq",
     "TokenTrainingArguments": "tokens",
@@ -55,10 +57,12 @@ _HOME = {
     "finetune_classification": "classification",
     "finetune_embeddings": "embed",
     "finetune_lm": "lm",
+    "finetune_multitask": "multitask",
     "finetune_qa": "qa",
     "finetune_seq2seq": "seq2seq",
     "finetune_tokens": "tokens",
     "load_labelled": "data",
+    "load_multitask_head": "multitask",
     "load_qa": "qa_data",
     "load_qa_model": "qa",
     "load_text": "data",
@@ -76,6 +80,7 @@ __all__ = [
     "EmbedTrainingArguments",
     "LMTrainingArguments",
     "MLMTrainingArguments",
+    "MultiTaskTrainingArguments",
     "QATrainingArguments",
     "Seq2SeqLongTrainingArguments",
     "TokenTrainingArguments",
@@ -84,10 +89,12 @@ __all__ = [
     "finetune_classification",
     "finetune_embeddings",
     "finetune_lm",
+    "finetune_multitask",
     "finetune_qa",
     "finetune_seq2seq",
     "finetune_tokens",
     "load_labelled",
+    "load_multitask_head",
     "load_qa",
     "load_qa_model",
     "load_text",

@@ -7,6 +7,7 @@ Documents longer than the model are read in overlapping windows; each word is ta
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -205,8 +206,11 @@ def scores(trainer: TimedTrainer, rows: Dataset, texts: Dataset, names: list[str
     trainer.data_collator, trainer.args.train_sampling_strategy = TokenCollator(tokenizer), "random"  # padded rows, in their order
     found = trainer.predict(rows.remove_columns(["word_ids", "document"])).predictions
     trainer.data_collator, trainer.args.train_sampling_strategy = usual, strategy
-    if not trainer.is_world_process_zero():
-        return {}
+    return tag_scores(found, rows, texts, names) if trainer.is_world_process_zero() else {}
+
+
+def tag_scores(found: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
+    """Entity scores of whole documents from the logits of each window."""
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
     for logits, words, labels, document in zip(found, rows["word_ids"], rows["labels"], rows["document"], strict=True):
         choices = np.asarray(logits).argmax(-1)

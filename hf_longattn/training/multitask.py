@@ -1,0 +1,332 @@
+"""Train one backbone with several named heads in one run: batches of one task each, drawn by the tasks' sizes with a temperature.
+
+The result is one checkpoint, whose heads load singly (:func:`load_multitask_head`).
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+from hf_longattn.errors import OptionError, nearest
+from hf_longattn.evaluation.metrics.long_classification import summarise
+from hf_longattn.evaluation.qa_features import QAFormat
+from hf_longattn.evaluation.qa_heads import qa_loss
+from hf_longattn.evaluation.qa_reader import QAReader
+from hf_longattn.evaluation.qa_scores import score_answers
+from hf_longattn.modeling.token_globals import carry_question
+from hf_longattn.training.args import ClassificationTrainingArguments, LongTrainingArguments, argument
+from hf_longattn.training.classification import DocumentCollator, class_names, read_labelled, to_documents
+from hf_longattn.training.lengths import input_length
+from hf_longattn.training.loading import load_head, load_start, numbered
+from hf_longattn.training.qa import TARGETS, QACollator, training_features
+from hf_longattn.training.qa_data import load_qa
+from hf_longattn.training.tokens import TokenCollator, TokenTrainingArguments, read_tagged, tag_scores, to_windows
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+LOADERS = {"classify": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification, "qa": AutoModelForQuestionAnswering}
+Scores = dict[str, float]
+
+
+@dataclass
+class MultiTaskTrainingArguments(LongTrainingArguments):
+    """Arguments of training on several tasks at once."""
+
+    tasks: list[str] = argument(
+        [], "Two or more NAME=KIND:DATA or NAME=KIND:DATA:VALIDATION; KIND is classify, tokens or qa, DATA as for that task, for example "
+        "topic=classify:reviews.csv names=tokens:train.conll:dev.conll."
+    )  # fmt: skip
+    temperature: float = argument(
+        2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
+    )
+    max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
+    learning_rate: float = argument(5e-5, "Highest learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
+
+    def check(self) -> None:
+        super().check()
+        if len(self.tasks) < 2:
+            raise OptionError("multitask needs two tasks or more; add --tasks NAME=KIND:DATA NAME=KIND:DATA")
+        if self.temperature <= 0:
+            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+        self.named_tasks()
+
+    def named_tasks(self) -> dict[str, tuple[str, str, str]]:
+        """Kind, data and validation of each task, by its name."""
+        found: dict[str, tuple[str, str, str]] = {}
+        for text in self.tasks:
+            name, _, rest = text.partition("=")
+            kind, _, sources = rest.partition(":")
+            data, _, validation = sources.partition(":")
+            if not name.isidentifier() or not data or name in found:
+                raise OptionError(f"a task is NAME=KIND:DATA, with a name that no other task has, not {text!r}")
+            if kind not in LOADERS:
+                raise OptionError(f"the kind of task {name!r} must be one of {', '.join(LOADERS)}, not {kind!r}.{nearest(kind, LOADERS)}")
+            found[name] = (kind, data, validation)
+        return found
+
+
+@dataclass
+class Task:
+    """A task's head, inputs and batches, and what scores it."""
+
+    kind: str
+    model: PreTrainedModel
+    rows: Dataset
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    scores: Callable[[], Scores]
+
+
+class MultiTaskModel(nn.Module):
+    """Several heads on the backbone of the first; parameters are named as in a checkpoint: the backbone's as in any model of the family,
+    those of heads with ``heads.NAME.`` in front."""
+
+    def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
+        super().__init__()
+        largest = max(models.values(), key=lambda model: sum(1 for _ in model.base_model.parameters()))  # the one with a pooler, if any
+        prefix, backbone = largest.base_model_prefix, largest.base_model
+        self.config = largest.config
+        self.add_module(prefix, backbone)
+        self.heads = nn.ModuleDict()
+        for name, model in models.items():
+            setattr(model, prefix, backbone)
+            self.heads[name] = nn.ModuleDict({child: module for child, module in model.named_children() if module is not backbone})
+        self.models = dict(models)  # no modules of this one: they hold the backbone each
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        for model in self.models.values():
+            model.training = mode
+        return super().train(mode)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Trainer."""
+        next(iter(self.models.values())).gradient_checkpointing_enable(*args, **kwargs)
+
+    def forward(self, task: str, **inputs: Any) -> Any:
+        """The outputs of a task's head, with its loss."""
+        given = {name: value for name, value in inputs.items() if name not in TARGETS}
+        outputs = self.models[task](**given)
+        if "starts" in inputs:
+            outputs.loss = qa_loss(outputs, inputs).mean()
+        return outputs
+
+
+class MixedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """The inputs of all tasks, by the task's name and their number."""
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self.tasks = tasks
+
+    def __len__(self) -> int:
+        return sum(len(task.rows) for task in self.tasks.values())
+
+    def __getitem__(self, place: tuple[str, int]) -> dict[str, Any]:
+        return {"task": place[0], **self.tasks[place[0]].rows[place[1]]}
+
+
+class TaskBatches(Sampler[list[tuple[str, int]]]):
+    """Batches of one task each. An epoch has as many batches as all tasks together; which task a batch is of is drawn with the temperature,
+    in an order that depends on the seed and the epoch; each task's inputs come in turn."""
+
+    def __init__(self, sizes: Mapping[str, int], batch_size: int, temperature: float, seed: int, processes: int = 1) -> None:
+        self.sizes, self.size, self.seed, self.epoch = dict(sizes), batch_size, seed, 0
+        self.weights = [size ** (1 / temperature) for size in sizes.values()]
+        count = sum(-(-size // batch_size) for size in sizes.values())
+        self.count = -(-count // processes) * processes
+        self.batch_size, self.drop_last = None, False
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[tuple[str, int]]]:
+        choose = random.Random(f"{self.seed}:{self.epoch}")
+        streams = {name: self._endless(size, random.Random(f"{self.seed}:{self.epoch}:{name}")) for name, size in self.sizes.items()}
+        for name in choose.choices(list(self.sizes), self.weights, k=self.count):
+            yield [(name, next(streams[name])) for _ in range(min(self.size, self.sizes[name]))]
+
+    @staticmethod
+    def _endless(size: int, choose: random.Random) -> Iterator[int]:
+        while True:
+            yield from choose.sample(range(size), size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before every epoch."""
+        self.epoch = epoch
+
+
+class MultiTaskTrainer(TimedTrainer):
+    """Trains on mixed batches, and saves the config with the heads beside the weights."""
+
+    def __init__(self, model: MultiTaskModel, args: MultiTaskTrainingArguments, tasks: Mapping[str, Task], **kwargs: Any) -> None:
+        super().__init__(model, args, train_dataset=MixedRows(tasks), data_collator=self.collate, **kwargs)
+        self.tasks, self.temperature = tasks, args.temperature
+        entries = {name: {"kind": task.kind, "labels": _labels(task.model)} for name, task in tasks.items()}
+        model.config.multitask_heads = entries
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of one task."""
+        name = rows[0]["task"]
+        return {"task": name, **self.tasks[name].collator([{key: value for key, value in row.items() if key != "task"} for row in rows])}
+
+    def get_train_dataloader(self) -> Any:
+        self.accelerator.even_batches = False  # there are as many batches for every process
+        sizes, size = {name: len(task.rows) for name, task in self.tasks.items()}, self.args.train_batch_size
+        batches = TaskBatches(sizes, size, self.temperature, self.args.seed, self.args.world_size)
+        loader: Any = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.collate)
+        return self.accelerator.prepare(loader)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.is_world_process_zero():
+            self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
+
+
+def finetune_multitask(args: MultiTaskTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, scores of every task before and after, Trainer's history.
+    """
+    begin(args)
+    _, tokenizer = load_start(args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    build = {"classify": _classify, "tokens": _tokens, "qa": _qa}
+    tasks = {name: build[kind](args, tokenizer, data, held) for name, (kind, data, held) in args.named_tasks().items()}
+    model = MultiTaskModel({name: task.model for name, task in tasks.items()})
+    args.remove_unused_columns, args.ddp_find_unused_parameters = False, True
+    trainer = MultiTaskTrainer(model, args, tasks, processing_class=tokenizer, max_minutes=args.max_minutes)
+
+    def measured() -> dict[str, Scores]:
+        model.eval()
+        found = {name: task.scores() for name, task in tasks.items()} if trainer.is_world_process_zero() else {}
+        trainer.accelerator.wait_for_everyone()
+        return found
+
+    before = measured()
+    train(trainer, args)
+    log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": measured()}}
+    return finish(trainer, args, log, describe_multitask)
+
+
+def load_multitask_head(name: str, head: str) -> PreTrainedModel:
+    """One head of a checkpoint of ``longattn train multitask`` with the backbone, as an ordinary model.
+
+    Args:
+        name: a folder or a Hub name.
+        head: the task's name.
+
+    Raises:
+        OptionError: the checkpoint has no such head.
+    """
+    heads = getattr(AutoConfig.from_pretrained(name), "multitask_heads", {})
+    if head not in heads:
+        raise OptionError(f"{name!r} has the heads {', '.join(heads) or 'none'}, not {head!r}.{nearest(head, heads)}")
+    entry = heads[head]
+    classes = numbered(entry["labels"])
+    loader: Any = LOADERS[entry["kind"]]
+    return loader.from_pretrained(name, key_mapping={rf"^heads\.{head}\.": ""}, **classes)
+
+
+def _labels(model: PreTrainedModel) -> list[str]:
+    return [model.config.id2label[number] for number in sorted(model.config.id2label)]
+
+
+def _classify(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
+    settings = ClassificationTrainingArguments(**_as_task(args), data=[data], validation=held)
+    texts, held_texts = read_labelled(settings)
+    names = class_names(texts, [])
+    model = load_head(LOADERS["classify"], args.model, tokenizer, **numbered(names), problem_type="single_label_classification")
+    length = input_length(model, tokenizer, args.max_length)
+    rows, held_out = (to_documents(part, tokenizer, length, names) for part in (texts, held_texts))
+    collator = DocumentCollator(tokenizer)
+
+    def scores() -> Scores:
+        found = [int(logits.argmax()) for logits in predicted(model, held_out, collator, args)]
+        return summarise(list(zip(held_out["labels"], found, strict=True)))
+
+    return Task("classify", model, rows, collator, scores)
+
+
+def _tokens(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
+    texts, held_texts = read_tagged(TokenTrainingArguments(**_as_task(args), data=[data], validation=held))
+    names = sorted({tag for tags in texts["tags"] for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
+    model = load_head(LOADERS["tokens"], args.model, tokenizer, **numbered(names))
+    length = input_length(model, tokenizer, args.max_length)
+    rows, held_out = (to_windows(part, tokenizer, length, 128, names) for part in (texts, held_texts))
+    collator, columns = TokenCollator(tokenizer), ["word_ids", "document"]
+
+    def scores() -> Scores:
+        return tag_scores(predicted(model, held_out.remove_columns(columns), collator, args), held_out, held_texts, names)
+
+    return Task("tokens", model, rows.remove_columns(columns), collator, scores)
+
+
+def _qa(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
+    model = load_head(LOADERS["qa"], args.model, tokenizer)
+    carry_question(model, tokenizer)
+    length = input_length(model, tokenizer, args.max_length)
+    form = QAFormat(length, min(128, length // 4))
+    records = load_qa(data, "train")
+    validation = load_qa(held, "validation") if held else records.select(range(len(records) - max(1, len(records) // 10), len(records)))
+    records = records if held else records.select(range(len(records) - len(validation)))
+    rows = training_features(records, tokenizer, form, "windows")
+
+    def scores() -> Scores:
+        reader = QAReader("", model, tokenizer, form, batch_size=args.per_device_eval_batch_size)
+        found = score_answers(validation.to_list(), reader.read(validation.to_list()))
+        return {name: found[name] for name in ("exact_match", "f1", "n")}
+
+    return Task("qa", model, rows, QACollator(tokenizer), scores)
+
+
+@torch.no_grad()
+def predicted(model: PreTrainedModel, rows: Dataset, collator: Any, args: MultiTaskTrainingArguments) -> Iterator[Any]:
+    """The logits of every row, on the CPU."""
+    size = args.per_device_eval_batch_size
+    for first in range(0, len(rows), size):
+        batch = collator([rows[place] for place in range(first, min(first + size, len(rows)))])
+        yield from model(**{name: value.to(model.device) for name, value in batch.items()}).logits.float().cpu().numpy()
+
+
+def _as_task(args: MultiTaskTrainingArguments) -> dict[str, Any]:
+    """What a single task's arguments take over."""
+    return {"model": args.model, "output_dir": args.output_dir, "seed": args.seed, "use_cpu": args.use_cpu, "bf16": False, "report_to": []}
+
+
+def describe_multitask(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
+    heads = ", ".join(f"`{name}` ({kind})" for name, kind in log["tasks"].items())
+    return (
+        f"{steps:,} steps with `longattn train multitask`; heads: {heads}. Load one with "
+        f"`hf_longattn.training.load_multitask_head(MODEL, NAME)`.\n\n{multitask_result(log)}"
+    )
+
+
+def multitask_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    lines = []
+    for name, kind in log["tasks"].items():
+        metric = "accuracy" if kind == "classify" else "f1"
+        found = [f"{scores[name][metric]:.1f} {when}" for when, scores in log["held_out"].items() if name in scores]
+        lines.append(f"- {name}: {metric} {', '.join(found)}")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Several heads on one backbone: mixed batches, one checkpoint, heads that load singly."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import OptionError
+from hf_longattn.training.multitask import MultiTaskTrainingArguments, TaskBatches, finetune_multitask, load_multitask_head
+from hf_longattn.training.qa_data import save_qa
+from tests.training.conftest import checkpoint
+from tests.training.test_classification import rows, table
+from tests.training.test_tokens import tagged, write
+
+FAST: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "threads": 1,
+    "warmup_steps": 1,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+}
+
+
+def test_tasks_are_drawn_with_the_temperature() -> None:
+    sizes = {"small": 100, "large": 10_000}
+    for temperature, share in ((1.0, 100 / 10_100), (2.0, 10 / 110), (1e9, 0.5)):
+        batches = TaskBatches(sizes, 4, temperature, seed=0, processes=2)
+        found = list(batches)
+        counts = Counter(batch[0][0] for batch in found)
+        assert counts["small"] / len(found) == pytest.approx(share, abs=0.03)
+        assert all(len({name for name, _ in batch}) == 1 for batch in found)
+        assert len(found) == len(batches)
+        assert len(found) % 2 == 0
+        assert found == list(batches)
+    seen = [number for batch in found for name, number in batch if name == "small"]
+    assert set(seen[:100]) == set(range(100))  # an input comes again when all have come
+
+
+def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    convert_checkpoint(
+        checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False
+    )
+    records = [
+        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        for n in range(10, 30)
+    ]
+    save_qa(records, tmp_path / "qa.jsonl")
+    tags = write(tagged(), tmp_path / "tags.jsonl")
+    tasks = [f"topic=classify:{table(tmp_path, rows())}", f"names=tokens:{tags}", f"ask=qa:{tmp_path / 'qa.jsonl'}"]
+    given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": tasks}
+    args = MultiTaskTrainingArguments(**given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **FAST)
+    log = finetune_multitask(args)
+    before, after = log["held_out"]["before"], log["held_out"]["after"]
+    assert after["topic"]["accuracy"] == 100.0
+    assert after["names"]["f1"] > max(60.0, before["names"]["f1"])
+    assert after["ask"]["f1"] >= before["ask"]["f1"]
+    assert (tmp_path / "out" / "README.md").is_file()
+    topic, names, ask = (load_multitask_head(str(tmp_path / "out"), head) for head in ("topic", "names", "ask"))
+    assert topic.config.id2label == {0: "files", 1: "loops"}
+    assert names.config.num_labels == 3
+    assert torch.equal(topic.bert.embeddings.word_embeddings.weight, ask.bert.embeddings.word_embeddings.weight)
+    ids = tokenizer("for while break continue " * 8, return_tensors="pt")["input_ids"]
+    assert int(topic.eval()(input_ids=ids).logits.argmax()) == 1
+    with pytest.raises(OptionError, match=r"has the heads ask, names, topic, not 'topics'\. Did you mean 'topic'"):
+        load_multitask_head(str(tmp_path / "out"), "topics")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["multitask_heads"]["names"]["kind"] == "tokens"
+    resumed = finetune_multitask(
+        MultiTaskTrainingArguments(**given, max_steps=82, learning_rate=1e-2, per_device_train_batch_size=4, resume=True, **FAST)
+    )
+    assert max(entry.get("step", 0) for entry in resumed["history"]) == 82
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (["a=classify:x.csv"], "two tasks or more"),
+        (["a=classify:x.csv", "a=qa:y.json"], "with a name that no other task has"),
+        (["a=classify:x.csv", "b=token:y.json"], "Did you mean 'tokens'"),
+        (["a=classify:x.csv", "b"], "a task is NAME=KIND:DATA"),
+    ],
+)
+def test_bad_tasks_are_a_sentence(tasks: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=words):
+        MultiTaskTrainingArguments(model="m", output_dir=str(tmp_path), tasks=tasks)
