@@ -73,7 +73,8 @@ class Document:
         return _record(self.title, self.text, question, lambda character: character, len(self.tokens), self.distance(question))
 
     def excerpt(self, question: Question, budget: int, rng: random.Random) -> dict[str, Any] | None:
-        """The question over some lines of the text, of at most ``budget`` tokens: those it needs, some around them, other definitions.
+        """The question over some lines of the text, of at most ``budget`` tokens: those it needs, some around them, other definitions
+        (for a base class mostly other imports).
 
         Returns:
             A SQuAD-shaped record; None if the lines it needs are longer.
@@ -82,7 +83,7 @@ class Document:
         for start, stop in question.needed:
             kept.update(range(self._line(start), self._line(stop) + 1))
         kept.update(line for line in map(self._header, tuple(kept)) if line is not None)
-        cost, heads = self._costs, self._definitions
+        cost, heads = self._costs, self._imports if question.kind == "base" and rng.random() < 0.7 else self._definitions
         left = budget - sum(cost[line] for line in kept)
         if left < 0:
             return None
@@ -115,6 +116,11 @@ class Document:
         """The tokens of every line."""
         before = [bisect.bisect_left(self.tokens, start) for start in self.lines]
         return [after - here for here, after in pairwise(before)]
+
+    @cached_property
+    def _imports(self) -> list[int]:
+        """The lines that import from a module: other candidates for where a base class comes from."""
+        return [self._line(match.start(1)) for match in re.finditer(r"^[ \t]*(from)\b.*\bimport\b", self.text, re.MULTILINE)]
 
     @cached_property
     def _definitions(self) -> list[int]:

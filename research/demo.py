@@ -182,9 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         converted, control = convert(options, out)
         step(2, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)
-        sets = {
-            name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in ("argument", "lookup")
-        }
+        sets = {"lookup": evaluation_set("lookup", tokenizer, per_length=options.per_length, lengths=options.lengths)}
         answers = score(readers(options, converted, control), sets, "all systems")
         folder = fine_tune(options, converted, out)
         step(4, "Score the fine-tuned model on the same questions")

@@ -58,7 +58,8 @@ class TrailPointers(nn.Module):
             ask: (B, K) the last tokens of up to K questions.
             trail: (B, K, T) tokens to point at; -1 is left out.
             links: (B, M, 2) tokens; the first must point, after layer 1, at the embedding of the second.
-            places: (B, P, 2) a token and its place, to be told from its state after layer 2; -1 is left out.
+            places: (B, P, 2) a token and its place, to be told from its state after layer 2; the place of the trail's first token also from
+                the question's last token after layer 3. -1 is left out.
             attention_mask: (B, L), 1 = real token.
         """
         rows = torch.arange(len(ask), device=ask.device)[:, None]
@@ -74,13 +75,21 @@ class TrailPointers(nn.Module):
             picked = -torch.log_softmax(scores, -1).gather(2, target.clamp(min=0)[..., None]).squeeze(2)
             losses.append(torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1))
         losses.append(self._link_loss(hidden_states, links, elsewhere, rows))
-        known = places[:, :, 0] >= 0
-        told = self.place(hidden_states[2][rows, places[:, :, 0].clamp(min=0)]).float()
-        wrong = nn.functional.cross_entropy(told.flatten(0, 1), places[:, :, 1].clamp(0, PLACES - 1).flatten(), reduction="none")
-        losses.append(torch.where(known.flatten(), wrong, 0.0).sum() / known.sum().clamp(min=1))
+        losses.append(self._place_loss(hidden_states[2][rows, places[:, :, 0].clamp(min=0)], places[:, :, 1]))
+        if trail.shape[2]:  # what the question's last token has to know of the argument
+            same = (places[:, None, :, 0] == trail[:, :, :1]) & (trail[:, :, :1] >= 0)
+            asked = torch.where(same.any(2), (same * places[:, None, :, 1]).amax(2), -1)
+            losses.append(self._place_loss(hidden_states[min(3, len(hidden_states) - 1)][rows, ask], asked))
         if trail.shape[2]:
             self.recent = [float(loss.detach()) for loss in losses]
         return torch.stack(losses).mean()
+
+    def _place_loss(self, states: Tensor, places: Tensor) -> Tensor:
+        """Cross-entropy of the places told from ``states (B, P, D)``; -1 is left out."""
+        wrong = nn.functional.cross_entropy(
+            self.place(states).float().flatten(0, 1), places.clamp(0, PLACES - 1).flatten(), reduction="none"
+        )
+        return torch.where(places.flatten() >= 0, wrong, 0.0).sum() / (places >= 0).sum().clamp(min=1)
 
     def _link_loss(self, hidden_states: Sequence[Tensor], links: Tensor, elsewhere: Tensor, rows: Tensor) -> Tensor:
         query = self.link_query(hidden_states[1][rows, links[:, :, 0].clamp(min=0)])
