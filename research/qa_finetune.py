@@ -54,6 +54,7 @@ class ReaderArguments(QATrainingArguments):
     step_up: float = argument(0.8, "Exact answers at which the curriculum moves one step up.")
     pointer_layers: list[int] = argument([], "Layers whose output is trained to point at the trail of lookups, such as 1 2 3.")
     pointer_weight: float = argument(1.0, "Weight of the pointers' loss relative to the answer's.")
+    guide_weight: float = argument(0.0, "Weight of the loss that teaches heads to look at the trail; 0 = none.")
     tokens_per_step: int = argument(8192, "Tokens per forward pass and process: short documents share a batch.")
     per_device_train_batch_size: int = argument(1, "Groups of features per forward pass; tokens_per_step sets their size.")
     gradient_accumulation_steps: int = argument(1, "Forward passes per optimiser step.")
@@ -87,7 +88,7 @@ def finetune_qa(args: ReaderArguments, on_log: Callable[[dict[str, Any]], None] 
     form = format_for(model, tokenizer, args)
     data = _training_data(args, tokenizer, form)
     if args.pointer_layers:
-        attach_pointers(model, args.pointer_layers, args.pointer_weight)
+        attach_pointers(model, args.pointer_layers, args.pointer_weight, args.guide_weight)
     validation = to_features(load_qa(args.validation, args.validation_split), tokenizer, form) if args.validation else None
     args.remove_unused_columns = False
     trainer = ReaderTrainer(

@@ -1,4 +1,4 @@
-"""Auxiliary pointers: after each layer, the question's last token must point at the next name of the trail.
+"""Auxiliary losses: after each layer, the question's last token must point at the next name of the trail, and look there.
 
 They exist in training only. A chain of lookups is learnt in a fraction of the steps when every hop has its own loss,
 and the finished checkpoint is a plain question-answering model: :func:`detach_pointers` takes them off again.
@@ -21,6 +21,11 @@ PLACES = 8
 """Places of arguments and parameters that are told apart; later ones count as the last."""
 
 
+GUIDES = ((2, 0, 0), (3, 0, 0), (3, 1, 2), (4, 0, 3))
+"""(layer, head, step): in this layer, this head of the question's last token is taught to look at this step of the trail. A pointer says what
+a layer's output must hold; it does not make any head fetch it, which took argument → parameter thousands of steps without guides."""
+
+
 class TrailPointers(nn.Module):
     """One pointer per step of the trail, step t reading the hidden states after layer ``layers[t]`` (1 = first layer).
 
@@ -31,12 +36,13 @@ class TrailPointers(nn.Module):
         hidden_size: width of the hidden states.
         layers: which layer's output each step reads.
         weight: weight of the mean pointer loss beside the answer's loss.
+        guide_weight: weight of the mean loss of the attention to :data:`GUIDES`.
         scale: the projections start at ``scale`` times the identity.
     """
 
-    def __init__(self, hidden_size: int, layers: Sequence[int], weight: float = 1.0, scale: float = 0.8) -> None:
+    def __init__(self, hidden_size: int, layers: Sequence[int], weight: float = 1.0, guide_weight: float = 0.0, scale: float = 0.8) -> None:
         super().__init__()
-        self.layers, self.weight = tuple(layers), weight
+        self.layers, self.weight, self.guide_weight = tuple(layers), weight, guide_weight
         self.queries = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
         self.keys = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in layers)
         self.link_query = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -46,6 +52,7 @@ class TrailPointers(nn.Module):
             nn.init.eye_(projection.weight)
             projection.weight.data.mul_(scale)
         self.handles: list[Any] = []
+        self.attention: str | None = None
         self.recent: list[float] = []
 
     def forward(
@@ -100,12 +107,34 @@ class TrailPointers(nn.Module):
         return torch.where(known, picked, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float = 1.0) -> TrailPointers:
+def guide_loss(attentions: Sequence[Tensor], ask: Tensor, trail: Tensor) -> Tensor:
+    """Mean over :data:`GUIDES` of the negative log of the attention that the questions' last tokens pay to their trail.
+
+    Args:
+        attentions: per layer the probabilities (B, H, L, L).
+        ask: (B, K) the last tokens of up to K questions.
+        trail: (B, K, T) tokens; -1, and guides to steps or layers that are not there, are left out.
+    """
+    rows = torch.arange(len(ask), device=ask.device)[:, None]
+    losses = [trail.new_zeros((), dtype=torch.float32)]
+    for layer, head, step in GUIDES:
+        if step < trail.shape[2] and layer <= len(attentions) and head < attentions[layer - 1].shape[1]:
+            target = trail[:, :, step]
+            paid = attentions[layer - 1][rows, head, ask, target.clamp(min=0)].float()
+            known = target >= 0
+            losses.append(torch.where(known, -torch.log(paid + 1e-6), 0.0).sum() / known.sum().clamp(min=1))
+    return torch.stack(losses).sum() / max(1, len(losses) - 1)
+
+
+def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float = 1.0, guide_weight: float = 0.0) -> TrailPointers:
     """Add pointers to a question-answering model: its ``loss`` then includes theirs whenever a batch has a ``trail``.
 
     They are a submodule, moved, distributed and checkpointed with the model, and work through two forward hooks.
     """
-    pointers = TrailPointers(model.config.hidden_size, layers, weight)
+    pointers = TrailPointers(model.config.hidden_size, layers, weight, guide_weight)
+    pointers.attention = model.config._attn_implementation
+    if guide_weight:
+        model.set_attn_implementation("eager")  # the only one that gives its probabilities
     pointers.to(next(model.parameters()).device)
     model.add_module(_NAME, pointers)
     stash: dict[str, Any] = {}
@@ -115,7 +144,8 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
         stash.clear()
         stash.update({key: kwargs.pop(key, None) for key in extras}, mask=_real(kwargs.get("attention_mask")))
         wanted = stash["trail"] is not None
-        return args, {**kwargs, "output_hidden_states": True} if wanted else kwargs
+        guided = {"output_attentions": True} if pointers.guide_weight else {}
+        return args, {**kwargs, "output_hidden_states": True, **guided} if wanted else kwargs
 
     def after(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if output.loss is None:
@@ -127,6 +157,9 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
             output.loss = packed_loss(output.start_logits, output.end_logits, stash["starts"], stash["ends"])
         extra = pointers(output.hidden_states, stash["ask"], stash["trail"], stash["links"], stash["places"], stash["mask"])
         output.loss = output.loss + weight * extra
+        if pointers.guide_weight:
+            output.loss = output.loss + pointers.guide_weight * guide_loss(output.attentions, stash["ask"], stash["trail"])
+            output.attentions = None
         output.hidden_states = None
         return output
 
@@ -147,5 +180,7 @@ def detach_pointers(model: PreTrainedModel) -> None:
     pointers = getattr(model, _NAME, None)
     if isinstance(pointers, TrailPointers):
         delattr(model, _NAME)
+        if pointers.guide_weight:
+            model.set_attn_implementation(pointers.attention)
         for handle in pointers.handles:
             handle.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import BertForQuestionAnswering
 
-from research.qa_pointers import TrailPointers, attach_pointers, detach_pointers
+from research.qa_pointers import GUIDES, TrailPointers, attach_pointers, detach_pointers, guide_loss
 
 
 def batch(**extra: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -36,6 +36,26 @@ def test_the_loss_is_the_answers_and_the_pointers(tiny_model: BertForQuestionAns
         extra = pointers(plain.hidden_states, trail["ask"], trail["trail"], trail["links"], trail["places"], inputs["attention_mask"])
         assert torch.isclose(tiny_model(**inputs, **trail).loss, plain.loss + 0.5 * extra)
         assert torch.isclose(tiny_model(**inputs).loss, plain.loss)
+
+
+def test_guides_reward_heads_that_look_at_the_trail(tiny_model: BertForQuestionAnswering) -> None:
+    attentions = [torch.full((1, 2, 6, 6), 1e-4) for _ in range(4)]
+    ask, trail = torch.tensor([[1, 2]]), torch.tensor([[[3, 4, 5, 3], [-1, -1, -1, -1]]])
+    before = guide_loss(attentions, ask, trail)
+    for layer, head, step in GUIDES:
+        attentions[layer - 1][0, head, 1, trail[0, 0, step]] = 1.0
+    assert before > 5
+    assert guide_loss(attentions, ask, trail).abs() < 1e-3
+    inputs, extra = batch(), pointed(trail=torch.tensor([[[5, 6]], [[7, -1]]]))
+    used = tiny_model.config._attn_implementation
+    attach_pointers(tiny_model, (1, 2), guide_weight=0.0)
+    tiny_model.eval()
+    plain = tiny_model(**inputs, **extra).loss
+    tiny_model.trail_pointers.guide_weight = 3.0
+    tiny_model.set_attn_implementation("eager")
+    assert tiny_model(**inputs, **extra).loss > plain
+    detach_pointers(tiny_model)
+    assert tiny_model.config._attn_implementation == used
 
 
 def test_detached_model_is_plain(tiny_model: BertForQuestionAnswering) -> None:
