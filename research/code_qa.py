@@ -367,10 +367,11 @@ def _cut(
     if parsed is None:
         return None
     body = parsed.tree.body
-    starts = [parsed.lines[min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", ()))]) - 1] for s in body]
+    first_lines = [min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", ()))]) for s in body]
+    starts = [parsed.lines[line - 1] for line in first_lines]
     texts = [module.text[start:stop] for start, stop in zip(starts, [*starts[1:], len(module.text)], strict=True)]
     imports = [place for place, s in enumerate(body) if isinstance(s, (ast.Import, ast.ImportFrom))]
-    middle = rng.choice([place for place, s in enumerate(body) if any(s.lineno <= line <= (s.end_lineno or 0) for line in lines)])
+    middle = rng.choice([place for place, s in enumerate(body) if any(first_lines[place] <= line <= (s.end_lineno or 0) for line in lines)])
     kept, left = {middle, *imports}, most - sum(len(texts[place]) for place in {middle, *imports}) // 3
     first = last = middle
     while left > 0 and (first > 0 or last + 1 < len(body)):

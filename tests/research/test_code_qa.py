@@ -81,6 +81,14 @@ def test_long_files_are_cut_at_statements(tokenizer: PreTrainedTokenizerBase) ->
         assert USER not in record["context"]
 
 
+def test_a_call_in_a_decorator_does_not_stop_the_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    decorated = Module(
+        "pkg", "pkg/user.py", USER.replace("def go(graph):", "@flow(1, 2, 3)\ndef go(graph):").replace("    flow(graph, 5, 6)\n", "")
+    )
+    records = build("import", [decorated, *FILES[1:]], tokenizer, min_distance=0, max_tokens=2000)
+    assert {record["answers"]["text"][0] for record in records} == {"red", "green", "blue"}
+
+
 @pytest.mark.parametrize(("task", "files"), [("argument", [Module("a", "a/one.py", ONE)]), ("import", FILES)])
 def test_excerpts_keep_what_the_question_needs(task: str, files: list[Module], tokenizer: PreTrainedTokenizerBase) -> None:
     records = build(task, files, tokenizer, short=(200, 300), variants=5, max_tokens=20_000)
