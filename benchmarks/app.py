@@ -83,12 +83,17 @@ def parse_lengths(text: str) -> list[int]:
     return found
 
 
+def say(text: str, **where: bool) -> None:
+    """Print a line with paths, whose bytes need not be UTF-8."""
+    typer.echo(text.encode("utf-8", "backslashreplace").decode(), **where)
+
+
 def finish(result: BenchmarkResult, folder: Path) -> None:
     """Store and plot the result; exit with 1 if a check failed."""
     from .plot import plot
 
     path = result.save(folder)
-    typer.echo(f"stored {path}")
+    say(f"stored {path}")
     if not result.equal:
         wrong = next(check for check in result.checks if not check.passed)
         found = f"{wrong.what}: {wrong.error:.1e}"
@@ -96,7 +101,7 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
             f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({found}), so nothing was timed.", err=True
         )
         raise typer.Exit(1)
-    typer.echo(f"drawn  {plot(result, path.with_suffix('.svg'))}")
+    say(f"drawn  {plot(result, path.with_suffix('.svg'))}")
 
 
 def measure(
@@ -128,7 +133,7 @@ def refusals(folder: Path) -> Iterator[None]:
         typer.echo("There is not enough memory for these sizes; give smaller ones, or fewer --lengths.", err=True)
         raise typer.Exit(1) from error
     except OSError as error:
-        typer.echo(f"{error.filename or folder}: {error.strerror}; choose another folder with --output-dir.", err=True)
+        say(f"{error.filename or folder}: {error.strerror}; choose another folder with --output-dir.", err=True)
         raise typer.Exit(1) from error
 
 
@@ -217,7 +222,7 @@ def decode(
         shape = DecodeShape(layers, heads, head_dim, steps, seed)
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
         record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
-        typer.echo(f"stored {save_decoding(record, output_dir)}")
+        say(f"stored {save_decoding(record, output_dir)}")
         typer.echo(decoding_table(record))
 
 

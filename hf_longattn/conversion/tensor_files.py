@@ -253,8 +253,8 @@ def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: 
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON to the disk (fsync)."""
-    with open(path, "w", encoding="utf-8") as file:
+    """Write indented JSON to the disk (fsync). Bytes of a file name that are not UTF-8 become escapes of JSON."""
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
