@@ -83,9 +83,9 @@ def parse_lengths(text: str) -> list[int]:
     return found
 
 
-def say(text: str, **where: bool) -> None:
+def say(text: str, err: bool = False) -> None:
     """Print a line with paths, whose bytes need not be UTF-8."""
-    typer.echo(text.encode("utf-8", "backslashreplace").decode(), **where)
+    typer.echo(text.encode("utf-8", "backslashreplace").decode(), err=err)
 
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
