@@ -6,6 +6,7 @@ only the first one prints.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -94,14 +95,17 @@ def multitask(arguments: Arguments = None) -> int:
 
 
 def distill(arguments: Arguments = None) -> int:
-    """Teach a converted model's mechanisms to reproduce softmax attention, then fine-tune the model.
+    """Teach a converted model's mechanisms to reproduce softmax attention; with --method, distil a teacher into a student (TinyBERT).
 
-    Stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes on the language-model loss, with LoRA
-    or, with --full, all parameters (Zhang et al. 2024, LoLCATs). Options of TrainingArguments apply to both stages.
+    Without --method, stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes on the
+    language-model loss, with LoRA or, with --full, all parameters (Zhang et al. 2024, LoLCATs). Options of TrainingArguments apply to both.
     """
     from ..training.args import DistillationArguments
     from ..training.attention_distillation.distill import distill_attention, markdown
+    from ..training.knowledge import KnowledgeArguments, distill_knowledge, knowledge_result
 
+    if any(word.split("=")[0] == "--method" for word in (sys.argv if arguments is None else arguments)):
+        return _run(distill, arguments, KnowledgeArguments, distill_knowledge, knowledge_result)
     return _run(distill, arguments, DistillationArguments, distill_attention, markdown)
 
 

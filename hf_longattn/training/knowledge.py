@@ -1,0 +1,208 @@
+"""Distil a teacher into a smaller or longer student (TinyBERT, Jiao et al. 2020): embeddings, hidden states, attention scores and logits.
+
+Both read the same text, of a length that the teacher takes; the student's mechanisms are its own, so that afterwards it reads longer text.
+"""
+
+# ruff: noqa: RUF009 (`argument` makes a field)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel
+
+from hf_longattn.errors import OptionError
+from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
+from hf_longattn.training.args import TextTrainingArguments, argument
+from hf_longattn.training.lengths import input_length, longest_input
+from hf_longattn.training.lm import load_lm, read_documents, to_inputs
+from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.training_loop import begin, finish, train
+
+METHODS = ("tinybert", "logits")
+PARTS = ("embeddings", "hidden", "attention", "logits")
+PROJECTION = "distillation_projection"
+
+
+@dataclass
+class KnowledgeArguments(TextTrainingArguments):
+    """Arguments of distillation from a teacher."""
+
+    method: str = argument("tinybert", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
+    teacher: str = argument("", "The model to learn from, with the student's (--model's) vocabulary; it is not changed.")
+    layer_map: list[int] = argument(
+        [],
+        "For each of the student's layers the teacher's layer that it imitates, counted from 1; default: evenly (TinyBERT, section 3.1).",
+    )
+    temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
+    embeddings_factor: float = argument(1.0, "Factor of the squared error of the embeddings (TinyBERT, equation 9).")
+    hidden_factor: float = argument(1.0, "Factor of the squared error of the hidden states (equation 8).")
+    attention_factor: float = argument(
+        1.0, "Factor of the squared error of the attention scores (equation 7); 0 where heads differ in number."
+    )
+    logits_factor: float = argument(1.0, "Factor of the cross-entropy of the logits (equation 10).")
+    learning_rate: float = argument(5e-5, "Highest learning rate (TinyBERT: 5e-5 for its intermediate layers).")
+
+    def check(self) -> None:
+        super().check()
+        if self.method not in METHODS:
+            raise OptionError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if not self.teacher:
+            raise OptionError("no teacher given; add --teacher with a checkpoint folder or a Hub name")
+        if self.temperature <= 0:
+            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+        if self.method == "logits":
+            self.embeddings_factor = self.hidden_factor = self.attention_factor = 0.0
+        if min(self.factors.values()) < 0 or not any(self.factors.values()):
+            raise OptionError("the factors must be 0 or more, and one of them above 0, so that there is a loss")
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The factor of each part of the loss."""
+        return {part: getattr(self, f"{part}_factor") for part in PARTS}
+
+
+def distill_knowledge(args: KnowledgeArguments) -> dict[str, Any]:
+    """Train the student ``args.model``, and write it to ``args.output_dir``.
+
+    Returns:
+        The log, as written to ``training_log.json``: arguments, versions, the student's held-out loss before and after, Trainer's history.
+
+    Raises:
+        OptionError: teacher and student do not fit together.
+    """
+    begin(args)
+    student, tokenizer, objective = load_lm(args.model, args.objective)
+    teacher, teachers_tokenizer, _ = load_lm(args.teacher, objective)
+    if student.config.vocab_size != teacher.config.vocab_size:
+        raise OptionError(
+            f"the student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; both must read the same"
+        )
+    length = min(input_length(student, tokenizer, args.max_length), longest_input(teacher, teachers_tokenizer))
+    layers = layer_map(student, teacher, args.layer_map)
+    if args.attention_factor and student.config.num_attention_heads != teacher.config.num_attention_heads:
+        heads = [model.config.num_attention_heads for model in (student, teacher)]
+        raise OptionError(f"the student has {heads[0]} heads, the teacher {heads[1]}: attention does not compare; add --attention_factor 0")
+    if args.embeddings_factor or args.hidden_factor:
+        width, wide = student.config.hidden_size, teacher.config.hidden_size
+        student.add_module(PROJECTION, nn.Linear(width, wide, bias=False) if width != wide else nn.Identity())
+    args.remove_unused_columns = False
+    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(args))
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
+    usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": args.max_minutes}
+    trainer = KnowledgeTrainer(student, args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
+    before = trainer.evaluate()["eval_loss"]
+    train(trainer, args)
+    after = trainer.evaluate()["eval_loss"]
+    inner: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(inner, PROJECTION):
+        delattr(inner, PROJECTION)
+    log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": {"before": before, "after": after}}
+    return finish(trainer, args, log, describe_knowledge)
+
+
+def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[int]) -> list[int]:
+    """The teacher's layer, from 1, for each of the student's.
+
+    Raises:
+        OptionError: ``given`` has not one layer of the teacher for each of the student's.
+    """
+    own, theirs = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    if not given:
+        return [max(1, round((layer + 1) * theirs / own)) for layer in range(own)]
+    if len(given) != own or not all(1 <= layer <= theirs for layer in given):
+        raise OptionError(f"layer_map needs {own} numbers from 1 to {theirs}, one for each of the student's layers, not {given}")
+    return given
+
+
+class KnowledgeTrainer(TimedTrainer):
+    """Trains on the distance from a teacher; evaluates on the student's own loss."""
+
+    def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss is the mean of a batch
+        self.teacher, self.layers = teacher.requires_grad_(False).eval().to(self.args.device), layers
+        if hasattr(self.teacher, "use_base_attention"):
+            self.teacher.use_base_attention()  # full attention, which it has learnt
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        student: Any = self.accelerator.unwrap_model(model)
+        factors = self.args.factors
+        seen = bool(factors["attention"])
+        with torch.no_grad(), AttentionScores(self.teacher, seen) as theirs:
+            wanted = self.teacher(**inputs, output_hidden_states=True)
+        with AttentionScores(student, seen) as own:
+            found = model(**inputs, output_hidden_states=True)
+        real = inputs["attention_mask"].bool()
+        project = getattr(student, PROJECTION, None)
+        parts = {"logits": soft_cross_entropy(found.logits[real], wanted.logits[real], self.args.temperature)}
+        if project is not None:
+            errors = [F.mse_loss(project(found.hidden_states[0])[real], wanted.hidden_states[0][real])]
+            for layer, other in enumerate(self.layers, start=1):
+                errors.append(F.mse_loss(project(found.hidden_states[layer])[real], wanted.hidden_states[other][real]))
+            parts |= {"embeddings": errors[0], "hidden": torch.stack(errors[1:]).mean()}
+        if seen:
+            pairs = real[:, None, :, None] & real[:, None, None, :]
+            chosen = [(own.scores(layer), theirs.scores(other - 1)) for layer, other in enumerate(self.layers)]
+            parts["attention"] = torch.stack([((a - b).square() * pairs).sum() / (pairs.sum() * a.shape[1]) for a, b in chosen]).mean()
+        loss = torch.stack([factors[part] * value for part, value in parts.items()]).sum()
+        return (loss, found) if return_outputs else loss
+
+
+def soft_cross_entropy(own: Tensor, theirs: Tensor, temperature: float) -> Tensor:
+    """The cross-entropy of the student's distribution to the teacher's, both at this temperature, times its square, as gradients need."""
+    wanted = (theirs.float() / temperature).softmax(-1)
+    return -(wanted * (own.float() / temperature).log_softmax(-1)).sum(-1).mean() * temperature**2
+
+
+class AttentionScores:
+    """The scores q·k/√d of every layer in one forward pass, from the outputs of the projections, before rotation."""
+
+    def __init__(self, model: nn.Module, wanted: bool) -> None:
+        self.model, self.seen, self.handles = model, {}, []  # type: ignore[var-annotated]
+        self.sites = [site for site in attention_sites(model) if not site.cross] if wanted else []
+
+    def __enter__(self) -> AttentionScores:
+        for layer, site in enumerate(self.sites):
+            names = attention_projections(self.model, site.name)
+            if len(names) < 4:
+                raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --attention_factor 0")
+            for role, name in zip("qk", names, strict=False):
+                self.handles.append(self.model.get_submodule(name).register_forward_hook(self._note(layer, role)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note(self, layer: int, role: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            self.seen[layer, role] = output
+
+        return hook
+
+    def scores(self, layer: int) -> Tensor:
+        """``(B, H, N, N)`` of a layer, from 0."""
+        heads = self.model.config.num_attention_heads  # type: ignore[union-attr]
+        query = self.seen[layer, "q"].unflatten(-1, (heads, -1)).transpose(1, 2)
+        key = self.seen[layer, "k"].unflatten(-1, (-1, query.shape[-1])).transpose(1, 2)
+        key = key.repeat_interleave(heads // key.shape[1], dim=1)  # grouped-query attention
+        return (query.float() @ key.float().mT) / query.shape[-1] ** 0.5
+
+
+def describe_knowledge(log: dict[str, Any]) -> str:
+    """What a model card says about a run."""
+    steps, settings = max((entry.get("step", 0) for entry in log["history"]), default=0), log["settings"]
+    method = settings.get("method", "tinybert")
+    return f"{steps:,} steps with `longattn train distill --method {method}` from `{settings['teacher']}`. {knowledge_result(log)}."
+
+
+def knowledge_result(log: dict[str, Any]) -> str:
+    """What is printed at the end of a run."""
+    loss = log["held_out_loss"]
+    return f"held-out loss of the student {loss['before']:.3f} before, {loss['after']:.3f} after"
