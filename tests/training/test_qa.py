@@ -30,7 +30,16 @@ from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.args import QATrainingArguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.lengths import PositionRange
-from hf_longattn.training.qa import QACollator, describe_qa_training, finetune_qa, load_qa_model, random_positions, to_features, window_mask
+from hf_longattn.training.qa import (
+    QACollator,
+    describe_qa_training,
+    finetune_qa,
+    load_qa_model,
+    qa_table,
+    random_positions,
+    to_features,
+    window_mask,
+)
 from hf_longattn.training.qa_data import load_qa, save_qa
 from hf_longattn.training.training_loop import LOG_NAME
 
@@ -99,8 +108,12 @@ def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_pa
 
 def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
-    log = finetune_qa(QATrainingArguments(**given, max_steps=12, learning_rate=1e-2, eval_strategy="steps", eval_steps=6, **FAST))
+    often = {"eval_strategy": "steps", "eval_steps": 6, "baseline": checkpoint}
+    log = finetune_qa(QATrainingArguments(**given, max_steps=12, learning_rate=1e-2, **often, **FAST))
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
+    assert log["baseline"]["n"] == 16
+    assert "in windows of 512" in qa_table(log)
+    assert (tmp_path / "out" / "training_curves.png").is_file()
     assert "before" in describe_qa_training(log)
     assert [entry["step"] for entry in log["history"] if "eval_loss" in entry] == [6, 12, 12]
     with pytest.raises(OptionError, match="evaluation during training needs data"):
