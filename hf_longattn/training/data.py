@@ -46,6 +46,8 @@ def read_source(source: str, split: str = "train") -> Dataset:
     if path.suffix in FORMATS:
         if not path.is_file():
             raise DataError(f"data file {source!r} does not exist")
+        if not path.stat().st_size:
+            raise DataError(f"data file {source!r} is empty")
         kind, options = FORMATS[path.suffix]
         return load_or_refuse(source, f"the file {source!r} cannot be read", kind, data_files=source, split="train", **options)
     found = load_or_refuse(
@@ -64,7 +66,7 @@ def check_column(data: Dataset, column: str, source: str, *, text: bool = False)
     """Return ``column`` if the data have it, holding text if it must."""
     if column not in data.column_names:
         raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {column!r}.{nearest(column, data.column_names)}")
-    kind = getattr(data.features[column], "dtype", "a list")
+    kind = _kind(data.features[column])
     if text and kind not in ("string", "large_string", "null"):
         raise DataError(f"the column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}")
     return column
@@ -150,7 +152,7 @@ def _label_names(data: Dataset, column: str, source: str) -> list[str]:
         if any(value is None or value < 0 for value in values):
             raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out")
         return [feature.names[value] for value in values]
-    kind = getattr(feature, "dtype", "a list")
+    kind = _kind(feature)
     if kind in ("float32", "float64") and all(value is not None and float(value).is_integer() for value in values):
         values = [int(value) for value in values]
     elif not (kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint"))):
@@ -161,6 +163,13 @@ def _label_names(data: Dataset, column: str, source: str) -> list[str]:
     if missing is not None:
         raise DataError(f"row {missing + 1} of {source} has no label in the column {column!r}; leave such rows out")
     return [str(value) for value in values]
+
+
+def _kind(feature: Any) -> str:
+    """What a column holds, in words or as a type of Arrow's."""
+    if type(feature).__name__ == "Json":  # how datasets keeps a column of JSON whose rows differ in type
+        return "values of different types"
+    return getattr(feature, "dtype", "a list")
 
 
 def _saved(path: Path) -> bool:
@@ -183,6 +192,8 @@ def load_or_refuse(source: str, failure: str, kind: str = "", **options: Any) ->
     except Exception as error:
         cause = error.__cause__ or error
         first = (str(cause).splitlines() or [""])[0]
+        if "corresponds to no data" in first:
+            raise DataError(f"{source} has no rows") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
 
 

@@ -131,6 +131,10 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     other = table(tmp_path, [{"text": "x y", "label": "maps"}], "other.jsonl")
     floats = table(tmp_path, [{"text": "x", "label": 0.5, "none": None, "many": ["a"]}] * 4, "floats.jsonl")
     gap = table(tmp_path, [{"text": "x", "label": "a"}, {"text": "y", "label": None}], "gap.jsonl")
+    mixed = table(tmp_path, [{"text": "x", "label": 1}, {"text": "y", "label": "a"}], "mixed.jsonl")
+    texts = table(tmp_path, [{"text": "x", "label": "a"}, {"text": 5, "label": "b"}], "texts.jsonl")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "head.csv").write_text("text,label\n")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.txt").write_text("text")
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
@@ -145,6 +149,10 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         (DataError, "holds float64, but a class is a name", {"data": [floats]}),
         (DataError, "holds a list, but a class", {"data": [floats], "label_column": "many"}),
         (DataError, "row 2 of .* has no label", {"data": [gap]}),
+        (DataError, "column 'label' of .* holds values of different types", {"data": [mixed]}),
+        (DataError, "column 'text' of .* holds values of different types, not text", {"data": [texts]}),
+        (DataError, "empty.csv' is empty", {"data": [str(tmp_path / "empty.csv")]}),
+        (DataError, "has no rows", {"data": [str(tmp_path / "head.csv")]}),
         (DataError, "has no sub-folders", {"data": [str(tmp_path / "flat")]}),
         (DataError, "text without labels", {"data": [str(tmp_path / "flat" / "a.txt")]}),
         (DataError, "does not exist", {"data": [str(tmp_path / "none.csv")]}),
