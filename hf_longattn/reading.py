@@ -174,12 +174,12 @@ def ready_recipes() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-def read_recipe(recipe: str | Path, names: Iterable[str]) -> dict[str, Any]:
+def read_recipe(recipe: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
     """The values of a YAML recipe: a file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
 
     Args:
         recipe: the path or the name.
-        names: the settings that it may have.
+        names: the settings that it may have; ``None``: any.
 
     Raises:
         LongAttentionError: it does not exist, is not a YAML mapping, or contains another name.
@@ -199,7 +199,7 @@ def read_recipe(recipe: str | Path, names: Iterable[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise LongAttentionError(f"The recipe {path} must contain names and values, for example `mechanism: longformer`.")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = list(names)
+    known = list(values if names is None else names)
     for name in values:
         if name not in known:
             raise LongAttentionError(f"The recipe {path} sets {name!r}, which is not a setting of this command.{nearest(name, known)}")

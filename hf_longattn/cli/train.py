@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["app", "choice", "classify", "clm", "distill", "embed", "lm", "mlm", "multitask", "qa", "seq2seq", "tokens"]
+__all__ = ["app", "choice", "classify", "clm", "distill", "embed", "mlm", "multitask", "qa", "seq2seq", "tokens"]
 
 Arguments = list[str] | None
 """A command line; ``None`` is that of the process."""
@@ -63,14 +63,6 @@ def embed(arguments: Arguments = None) -> int:
     return _run(embed, arguments, EmbedTrainingArguments, finetune_embeddings, embeddings_result)
 
 
-def lm(arguments: Arguments = None) -> int:
-    """Continue training on long text, by the objective of the model's head: masked tokens for encoders, next tokens for decoders."""
-    from ..training.args import LMTrainingArguments
-    from ..training.lm import describe_lm_result, finetune_lm
-
-    return _run(lm, arguments, LMTrainingArguments, finetune_lm, describe_lm_result)
-
-
 def mlm(arguments: Arguments = None) -> int:
     """Continue training an encoder on long text: predict masked tokens."""
     from ..training.args import MLMTrainingArguments
@@ -100,11 +92,11 @@ def distill(arguments: Arguments = None) -> int:
     Without --method, stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes on the
     language-model loss, with LoRA or, with --full, all parameters (Zhang et al. 2024, LoLCATs). Options of TrainingArguments apply to both.
     """
-    from ..training.args import DistillationArguments
+    from ..training.args import DistillationArguments, sets
     from ..training.attention_distillation.distill import distill_attention, markdown
     from ..training.knowledge import KnowledgeArguments, distill_knowledge, knowledge_result
 
-    if any(word.split("=")[0] == "--method" for word in (sys.argv if arguments is None else arguments)):
+    if sets("method", sys.argv[1:] if arguments is None else arguments):
         return _run(distill, arguments, KnowledgeArguments, distill_knowledge, knowledge_result)
     return _run(distill, arguments, DistillationArguments, distill_attention, markdown)
 
@@ -128,5 +120,5 @@ def _add(task: Task) -> None:
     app.command(task.__name__, help=(task.__doc__ or "").split("\n\n")[0], context_settings=forwarded)(command)
 
 
-for _task in (qa, classify, tokens, choice, mlm, clm, lm, seq2seq, embed, multitask, distill):
+for _task in (qa, classify, tokens, choice, mlm, clm, seq2seq, embed, multitask, distill):
     _add(_task)

@@ -95,8 +95,8 @@ LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel"
 def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
 
-    A language model is trained on long text, by attention distillation if its mechanisms have parameters to learn; a classifier on labelled
-    documents; a question-answering model, or an encoder without a head, on questions.
+    A language model is trained on long text (mlm or clm, as its head predicts), or by attention distillation if its mechanisms have
+    parameters to learn; a classifier on labelled documents; a question-answering model, or an encoder without a head, on questions.
     """
     length = f"texts of up to {plan.new_length} tokens"
     if plan.generic:
@@ -107,7 +107,8 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         learns = any(mechanism.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
-        return _command("distill" if learns else "lm", "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
+        task = "distill" if learns else "clm" if plan.shape.causal else "mlm"
+        return _command(task, "--text", "YOUR_TEXTS", "--max-length", str(plan.new_length), output="trained")
     if head.endswith("ForConditionalGeneration"):
         return _command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
     for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):

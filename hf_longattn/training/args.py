@@ -7,6 +7,7 @@ One dataclass per task, so that a Python caller builds one object, a recipe in Y
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.base import DENSE_LIMIT
 from hf_longattn.mechanisms.composite import read_choice, read_options
 from hf_longattn.reading import read_recipe, ready_recipes
@@ -408,6 +409,20 @@ def parse_arguments(kind: type[Arguments], arguments: list[str], description: st
     values = vars(parser.parse_args(arguments))
     values.pop("config")
     return kind(**values)
+
+
+def sets(name: str, arguments: list[str]) -> bool:
+    """Whether a command line or its recipe gives this setting."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", nargs="?", const="")
+    parser.add_argument("--config", nargs="?")
+    known, _ = parser.parse_known_args(arguments)
+    if getattr(known, name) is not None or not known.config:
+        return getattr(known, name) is not None
+    try:
+        return name in read_recipe(known.config)
+    except LongAttentionError:  # told where the recipe is parsed
+        return False
 
 
 def _check_length(max_length: int | None) -> None:

@@ -73,8 +73,8 @@ def describe_lm_training(log: dict[str, Any]) -> str:
     steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     kind, loss = {"mlm": "masked", "clm": "next"}[log["objective"]], log["held_out_loss"]
     return (
-        f"{steps:,} steps with `longattn train lm` on {', '.join(log['settings']['text'])}, inputs of {log['input_length']:,} tokens: "
-        f"held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
+        f"{steps:,} steps with `longattn train {log['objective']}` on {', '.join(log['settings']['text'])}, inputs of "
+        f"{log['input_length']:,} tokens: held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
     )
 
 
@@ -141,7 +141,7 @@ def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedToken
         if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
             raise OptionError(
                 f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
-                f"choose the objective {'clm' if objective == 'mlm' else 'mlm'}, or auto, which follows the model's head"
+                f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
             )
         model = loader.from_pretrained(name, dtype=torch.float32)
     except OptionError:

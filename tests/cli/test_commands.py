@@ -166,7 +166,7 @@ def test_help_does_not_import_torch() -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("task", ["qa", "classify", "tokens", "choice", "mlm", "clm", "lm", "seq2seq", "embed", "multitask", "distill"])
+@pytest.mark.parametrize("task", ["qa", "classify", "tokens", "choice", "mlm", "clm", "seq2seq", "embed", "multitask", "distill"])
 def test_every_training_has_help_with_the_options_of_trainer(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["train", task, "--help"])
@@ -178,6 +178,6 @@ def test_every_training_has_help_with_the_options_of_trainer(task: str, capsys: 
 
 def test_a_training_without_a_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "lm"])
+        main(["train", "mlm"])
     assert stopped.value.code == 1
     assert "add --model" in capsys.readouterr().err

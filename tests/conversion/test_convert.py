@@ -58,11 +58,18 @@ def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[s
     assert report.train_command is None
 
 
-@pytest.mark.parametrize(("mechanism", "task"), [({"mechanism": "hedgehog"}, "distill"), (WINDOW, "lm")])
-def test_mechanisms_that_learn_are_trained_by_attention_transfer(
-    mechanism: dict[str, Any], task: str, built: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "mechanism", "task"),
+    [
+        ("BertForMaskedLM", {"mechanism": "hedgehog"}, "distill"),
+        ("BertForMaskedLM", WINDOW, "mlm"),
+        ("GPT2LMHeadModel", WINDOW, "clm"),
+    ],
+)
+def test_language_models_are_trained_by_their_head_or_by_attention_transfer(
+    name: str, mechanism: dict[str, Any], task: str, built: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", long_attention=mechanism, max_length=200)
+    report = convert_checkpoint(built(name), tmp_path / "long", long_attention=mechanism, max_length=200)
     assert (report.train_command or "").startswith(f"longattn train {task} --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 

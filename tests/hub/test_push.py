@@ -66,7 +66,7 @@ def test_everything_arrives_in_one_commit(server: Hub, model: Path) -> None:
 def test_the_marked_parts_of_a_card_name_the_repository_and_the_rest_stays(server: Hub, model: Path) -> None:
     place = model.rename(model.with_name("mon modèle"))
     set_next_step(
-        place, {"command": ["longattn", "train", "lm", "--model", "{model}", "--text", "long.txt", "--output", "{model}-trained"]}
+        place, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--text", "long.txt", "--output", "{model}-trained"]}
     )
     write_model_card(place)
     with open(place / "README.md", "a", encoding="utf-8") as card:
@@ -74,7 +74,7 @@ def test_the_marked_parts_of_a_card_name_the_repository_and_the_rest_stays(serve
     assert str(place) in (place / "README.md").read_text()
     push_model(place, REPO, token=WRITER)
     card_text = server.repos[REPO].branches["main"]["README.md"].decode()
-    assert f"longattn train lm --model {REPO} --text long.txt --output {REPO}-trained\n" in card_text
+    assert f"longattn train mlm --model {REPO} --text long.txt --output {REPO}-trained\n" in card_text
     assert str(place) not in card_text
     assert card_text.endswith(f"Ask me about {place.name}.\n")
 
@@ -92,12 +92,12 @@ def set_next_step(folder: Path, step: dict[str, object]) -> None:
 
 
 def test_the_report_names_no_folder_of_this_machine(server: Hub, model: Path) -> None:
-    set_next_step(model, {"command": ["longattn", "train", "lm", "--model", "{model}", "--output", "{model}-trained"]})
+    set_next_step(model, {"command": ["longattn", "train", "mlm", "--model", "{model}", "--output", "{model}-trained"]})
     report = json.loads((model / "conversion_report.json").read_text())
     push_model(model, REPO, token=WRITER)
     sent = server.repos[REPO].branches["main"]["conversion_report.json"]
     assert str(model.parent) not in sent.decode()
-    assert json.loads(sent)["train_command"] == f"longattn train lm --model {REPO} --output {REPO}-trained"
+    assert json.loads(sent)["train_command"] == f"longattn train mlm --model {REPO} --output {REPO}-trained"
     assert json.loads(sent)["checks"] == report["checks"]
 
 

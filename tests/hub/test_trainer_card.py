@@ -96,7 +96,7 @@ def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Pat
     finetune_lm(LMTrainingArguments(**given, max_steps=1, push_to_hub=True, hub_model_id=REPO))
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
-    assert "Fine-tuned from `long-bert`. 1 steps with `longattn train lm`" in card.text
+    assert "Fine-tuned from `long-bert`. 1 steps with `longattn train mlm`" in card.text
     assert f'from_pretrained("{REPO}")' in card.text
     there = server.repos[REPO].branches["main"]
     assert {"model.safetensors", "training_log.json", "tokenizer.json"} <= set(there)

@@ -97,3 +97,15 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
     ):
         assert distill([*given, *more]) == 1
         assert words in capfd.readouterr().err
+
+
+def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: logits\ntext: [texts]\nmodel: student\noutput_dir: out\n")
+    assert distill(["--config", str(recipe)]) == 1
+    assert "add --teacher" in capfd.readouterr().err
+    recipe.write_text("method: logits\ntempreature: 2\n")
+    assert distill(["--config", str(recipe)]) == 1
+    assert "Did you mean 'temperature'?" in capfd.readouterr().err
+    assert distill(["--config", str(tmp_path / "none.yaml")]) == 1
+    assert "cannot be read" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""`longattn train lm | mlm | clm` and their scripts: what each offers, and one sentence for a model of the other kind."""
+"""scripts/train_*.py: each is its command of `longattn train`; a model of the other kind is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from hf_longattn.cli import train
 from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
@@ -29,14 +30,20 @@ def test_each_objective_has_its_script(
     assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()
     assert script.main(["--model", checkpoint(other, tmp_path / "other", tokenizer), *usual]) == 1
-    assert f"choose the objective {other}" in capfd.readouterr().err
+    assert f"train it with {other}" in capfd.readouterr().err
 
 
 def test_help_names_what_the_objective_has(capsys: pytest.CaptureFixture[str]) -> None:
     said = {}
-    for name in ("train_lm", "train_mlm", "train_clm"):
+    for name in ("train_mlm", "train_clm"):
         with pytest.raises(SystemExit, match="0"):
             import_module(f"scripts.{name}").main(["--help"])
         said[name] = capsys.readouterr().out
-    assert [name for name, text in said.items() if "--objective" in text] == ["train_lm"]
-    assert [name for name, text in said.items() if "--mask-probability" in text] == ["train_lm", "train_mlm"]
+    assert [name for name, text in said.items() if "--objective" in text] == []
+    assert [name for name, text in said.items() if "--mask-probability" in text] == ["train_mlm"]
+
+
+@pytest.mark.parametrize("task", [name for name in train.__all__ if name not in ("app", "distill")])
+def test_each_task_has_its_script(task: str) -> None:
+    assert import_module(f"scripts.train_{task}").main.__module__ in (train.__name__, f"scripts.train_{task}")  # qa adds research/
+    assert f"`train_{task}.py`" in (Path(train.__file__).parents[2] / "scripts" / "README.md").read_text()
