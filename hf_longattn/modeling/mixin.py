@@ -415,7 +415,8 @@ def divides_by_items(model_class: type) -> bool:
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The sum of :meth:`hf_longattn.Mechanism.auxiliary_loss` over all mechanisms of ``model``; ``None`` when none has one."""
     losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, Mechanism))
-    found = [loss for loss in losses if loss is not None]
+    # Outside of its layer a parameter may be one process's share (a DTensor, under FSDP), and so the loss that is made of it.
+    found = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses if loss is not None]
     return sum(found[1:], found[0]) if found else None
 
 
