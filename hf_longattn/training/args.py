@@ -199,10 +199,33 @@ class CLMTrainingArguments(LMTrainingArguments):
 
 
 @dataclass
-class ClassificationTrainingArguments(LongTrainingArguments):
+class DataTrainingArguments(LongTrainingArguments):
+    """What every training on labelled data has in addition: the data to train on and to evaluate on."""
+
+    shape: ClassVar[str] = "a file"
+
+    data: list[str] = argument(
+        [],
+        "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub.",
+    )
+    split: str = argument("train", "Split to train on, if the data have several.")
+    validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
+    validation_split: str = argument("validation", "Split of --validation, if it has several.")
+    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
+
+    def check(self) -> None:
+        super().check()
+        if not self.data:
+            raise OptionError(f"no data given; add --data with {self.shape}, a folder or a dataset's name")
+        _check_length(self.max_length)
+
+
+@dataclass
+class ClassificationTrainingArguments(DataTrainingArguments):
     """Arguments of document classification."""
 
     hub_task: ClassVar[str] = "text-classification"
+    shape: ClassVar[str] = "a labelled file"
 
     data: list[str] = argument(
         [], "One or several of: a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
@@ -210,11 +233,8 @@ class ClassificationTrainingArguments(LongTrainingArguments):
     )  # fmt: skip
     text_column: str = argument("text", "The column that holds the text.")
     label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
-    split: str = argument("train", "Split to train on, if the data have several.")
     validation: str = argument("", "Labelled data to evaluate on; default: a tenth of --data, chosen by --seed.")
-    validation_split: str = argument("validation", "Split of --validation, if it has several.")
     max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
-    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
     packing: bool | None = argument(
         None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
     )
@@ -225,26 +245,22 @@ class ClassificationTrainingArguments(LongTrainingArguments):
 
     def check(self) -> None:
         super().check()
-        if not self.data:
-            raise OptionError("no data given; add --data with a labelled file, a folder or a dataset's name")
-        _check_length(self.max_length)
         if self.text_column == self.label_column:
             raise OptionError(f"text_column and label_column are both {self.text_column!r}; name two columns")
 
 
 @dataclass
-class QATrainingArguments(LongTrainingArguments):
+class QATrainingArguments(DataTrainingArguments):
     """Arguments of extractive question answering."""
 
     hub_task: ClassVar[str] = "question-answering"
+    shape: ClassVar[str] = "a SQuAD-shaped file"
 
     data: list[str] = argument(
         [], "One or several of: a .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
-    split: str = argument("train", "Split to train on, if the data have several.")
     validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
-    validation_split: str = argument("validation", "Split of --validation, if it has several.")
     baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
@@ -277,14 +293,11 @@ class QATrainingArguments(LongTrainingArguments):
 
     def check(self) -> None:
         super().check()
-        if not self.data:
-            raise OptionError("no data given; add --data with a SQuAD-shaped file, a folder or a dataset's name")
         for name, known in (("long_documents", LONG_DOCUMENTS), ("heads", QA_HEADS)):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.max_question_tokens < 1:
             raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
-        _check_length(self.max_length)
 
 
 @dataclass

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice, EvalPrediction, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
-from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.token_globals import carry_question
-from hf_longattn.training.args import LongTrainingArguments, argument
-from hf_longattn.training.data import DataError, read_source
+from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.collators import WithoutLengths
+from hf_longattn.training.data import DataError, held_back, read_source
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -32,7 +33,7 @@ COLUMNS = {
 
 
 @dataclass
-class ChoiceTrainingArguments(LongTrainingArguments):
+class ChoiceTrainingArguments(DataTrainingArguments):
     """Arguments of multiple choice."""
 
     hub_task: ClassVar[str] = "multiple-choice"
@@ -42,21 +43,12 @@ class ChoiceTrainingArguments(LongTrainingArguments):
         "columns context (or article), question, choices (or options, or ending0, ending1 …) and label (or answer): a number from 0, a "
         "letter from A, or the text of the choice."
     )  # fmt: skip
-    split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
-    validation_split: str = argument("validation", "Split of --validation, if it has several.")
-    max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum.")
     per_device_train_batch_size: int = argument(
         1, "Questions per forward pass and process; each choice is a row.", ["--batch_size", "--batch-size"]
     )
     per_device_eval_batch_size: int = argument(1, "Questions per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(16, "Forward passes per optimiser step (RoBERTa on RACE: 16 questions a step).")
     learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")
-
-    def check(self) -> None:
-        super().check()
-        if not self.data:
-            raise OptionError("no data given; add --data with a file, a folder or a dataset's name")
 
 
 def finetune_choice(args: ChoiceTrainingArguments) -> dict[str, Any]:
@@ -67,17 +59,10 @@ def finetune_choice(args: ChoiceTrainingArguments) -> dict[str, Any]:
     """
     begin(args)
     _, tokenizer = load_start(args.model, "multiple choice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES)
+    data, held = held_back(args, read_choices)
     model = load_head(AutoModelForMultipleChoice, args.model, tokenizer)
     carry_question(model, tokenizer)
     length = input_length(model, tokenizer, args.max_length)
-    data = concatenate_datasets([read_choices(name, args.split) for name in args.data])
-    if args.validation:
-        held = read_choices(args.validation, args.validation_split)
-    elif len(data) < 2:
-        raise OptionError("there is only one question, and the scores are measured on another one; give --validation DATA")
-    else:
-        count = max(1, len(data) // 10)
-        data, held = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
     rows, held_out = (to_choices(part, tokenizer, length) for part in (data, held))
     args.remove_unused_columns = False
     trainer = TimedTrainer(
@@ -96,11 +81,8 @@ def finetune_choice(args: ChoiceTrainingArguments) -> dict[str, Any]:
     return finish(trainer, args, log, describe_choice)
 
 
-class ChoiceCollator(DataCollatorForMultipleChoice):
-    """transformers' collator; lengths are left out."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> Any:
-        return super().torch_call([{name: value for name, value in row.items() if name != "length"} for row in examples])
+class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
+    """transformers' collator, without lengths."""
 
 
 def read_choices(source: str, split: str) -> Dataset:
@@ -178,10 +160,9 @@ def _accuracy(found: EvalPrediction) -> dict[str, float]:
 
 def describe_choice(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     questions, sources = f"{log['questions']:,} questions", ", ".join(log["settings"]["data"])
     inputs = f"inputs of up to {log['input_length']:,} tokens"
-    return f"{steps:,} steps with `longattn train choice` on {questions} of {sources}, {inputs}. {choice_result(log)}."
+    return f"{steps_of(log)} with `longattn train choice` on {questions} of {sources}, {inputs}. {choice_result(log)}."
 
 
 def choice_result(log: dict[str, Any]) -> str:

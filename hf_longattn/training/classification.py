@@ -27,6 +27,7 @@ from hf_longattn.training.batching import chosen_packing, first_tokens, packed, 
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -201,9 +202,8 @@ def to_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int,
 def describe_classification(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     settings, scores, documents = log["settings"], log["held_out"], log["documents"]
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     return (
-        f"{steps:,} steps with `longattn train classify` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
+        f"{steps_of(log)} with `longattn train classify` on {documents['train']:,} documents of {', '.join(settings['data'])} in "
         f"{len(log['classes'])} classes, inputs of up to {log['input_length']:,} tokens ({documents['cut']:,} documents were cut). "
         f"On {documents['held_out']:,} held-out documents: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after."
     )
@@ -212,7 +212,7 @@ def describe_classification(log: dict[str, Any]) -> str:
 def describe_classification_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
     scores, documents = log["held_out"], log["documents"]
-    lines = [f"held out: {_in_words(scores['before'])} before, {_in_words(scores['after'])} after"]
+    lines = [f"held out: {_in_words(scores['before'])} before; {_in_words(scores['after'])} after"]
     if documents["cut"]:
         lines.append(f"{documents['cut']:,} documents are longer than {log['input_length']:,} tokens and were cut")
     return "\n".join(lines)

@@ -8,6 +8,14 @@ import torch
 from transformers import DataCollatorWithPadding
 
 
+class WithoutLengths:
+    """Before a collator of transformers: leaves out the lengths by which rows were grouped."""
+
+    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        rows = [{name: value for name, value in row.items() if name != "length"} for row in features]
+        return super().__call__(rows, return_tensors)  # type: ignore[misc]
+
+
 class DataCollatorWithGlobals(DataCollatorWithPadding):
     """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global.
 

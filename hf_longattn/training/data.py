@@ -6,12 +6,14 @@ What cannot be read, has not the columns it should have, or holds something else
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 
-from hf_longattn.errors import LongAttentionError, nearest
+from hf_longattn.errors import LongAttentionError, OptionError, nearest
+from hf_longattn.training.args import DataTrainingArguments
 
 FORMATS = {
     ".txt": ("text", {"sample_by": "document"}),
@@ -54,6 +56,31 @@ def read_source(source: str, split: str = "train") -> Dataset:
         source, f"cannot read {source!r}: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
     )
     return choose_split(found, split, source)
+
+
+def held_back(args: DataTrainingArguments, read: Callable[[str, str], Dataset], least: int = 2) -> tuple[Dataset, Dataset]:
+    """The rows to train on and those to evaluate on: of ``--validation``, or else the last tenth.
+
+    Args:
+        read: reads a split of a source.
+        least: rows without which nothing is held back.
+
+    Raises:
+        DataError: sources with different columns.
+        OptionError: too few rows to hold some back.
+    """
+    parts = [read(source, args.split) for source in args.data]
+    if other := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
+        columns = [", ".join(part.column_names) for part in (parts[0], parts[other])]
+        raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[other]} has {columns[1]}; give data of one shape")
+    data = concatenate_datasets(parts)
+    if args.validation:
+        return data, read(args.validation, args.validation_split)
+    if len(data) < least:
+        rows = "is only one row" if len(data) == 1 else f"are {len(data)} rows"
+        raise OptionError(f"there {rows} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
+    count = max(1, len(data) // 10)
+    return data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
 
 
 def is_plain_text(source: str) -> bool:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, Value
 from transformers import TrainingArguments
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, needs_extra
-from hf_longattn.training.args import LongTrainingArguments, argument
-from hf_longattn.training.data import DataError, read_source
+from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.data import DataError, held_back, read_source
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -28,21 +29,18 @@ CANDIDATES = 10
 
 
 @dataclass
-class EmbedTrainingArguments(LongTrainingArguments):
+class EmbedTrainingArguments(DataTrainingArguments):
     """Arguments of sentence embeddings and rerankers."""
 
     hub_task: ClassVar[str] = "sentence-similarity"
+    shape: ClassVar[str] = "a file of pairs"
 
     data: list[str] = argument(
         [], "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the "
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
         "or score."
     )  # fmt: skip
-    split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Pairs to evaluate on; default: the last tenth of --data.")
-    validation_split: str = argument("validation", "Split of --validation, if it has several.")
     reranker: bool = argument(False, "Train a cross-encoder that scores a query and a document together, in place of embeddings.")
-    max_length: int | None = argument(None, "Tokens at which texts are cut; default: the model's maximum.")
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
     per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
@@ -53,8 +51,6 @@ class EmbedTrainingArguments(LongTrainingArguments):
 
     def check(self) -> None:
         super().check()
-        if not self.data:
-            raise OptionError("no data given; add --data with a file of pairs, a folder or a dataset's name")
         if self.mini_batch_size < 1:
             raise OptionError(f"mini_batch_size must be at least 1, not {self.mini_batch_size}")
 
@@ -71,14 +67,7 @@ def finetune_embeddings(args: EmbedTrainingArguments) -> dict[str, Any]:
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
     begin(args)
-    data = concatenate_datasets([read_pairs(name, args.split) for name in args.data])
-    if args.validation:
-        held = read_pairs(args.validation, args.validation_split)
-    elif len(data) < 3:
-        raise OptionError(f"there are {len(data)} pairs, too few to hold some back for evaluation; give --validation DATA")
-    else:
-        count = max(1, len(data) // 10)
-        data, held = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    data, held = held_back(args, read_pairs, least=3)
     trainer, measure = (_reranker if args.reranker else _embedder)(args, data, held)
     before = measure()
     train(trainer, args)
@@ -204,9 +193,8 @@ def _loaded(load: Any, name: str) -> Any:
 
 def describe_embeddings(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     pairs, sources = f"{log['pairs']:,} pairs", ", ".join(log["settings"]["data"])
-    return f"{steps:,} steps with `longattn train embed` on {pairs} of {sources}. {embeddings_result(log)}."
+    return f"{steps_of(log)} with `longattn train embed` on {pairs} of {sources}. {embeddings_result(log)}."
 
 
 def embeddings_result(log: dict[str, Any]) -> str:

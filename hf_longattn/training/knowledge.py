@@ -19,6 +19,7 @@ from hf_longattn.modeling.attention_sites import attention_projections, attentio
 from hf_longattn.training.args import TextTrainingArguments, argument
 from hf_longattn.training.lengths import input_length, longest_input
 from hf_longattn.training.lm import load_lm, read_documents, to_inputs
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -197,9 +198,9 @@ class AttentionScores:
 
 def describe_knowledge(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps, settings = max((entry.get("step", 0) for entry in log["history"]), default=0), log["settings"]
+    settings = log["settings"]
     method = settings.get("method", "tinybert")
-    return f"{steps:,} steps with `longattn train distill --method {method}` from `{settings['teacher']}`. {knowledge_result(log)}."
+    return f"{steps_of(log)} with `longattn train distill --method {method}` from `{settings['teacher']}`. {knowledge_result(log)}."
 
 
 def knowledge_result(log: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from hf_longattn.training.args import LMTrainingArguments, TextTrainingArguments
 from hf_longattn.training.batching import DataCollatorForPackedText, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.segments import SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -70,10 +71,9 @@ def finetune_lm(args: LMTrainingArguments) -> dict[str, Any]:
 
 def describe_lm_training(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     kind, loss = {"mlm": "masked", "clm": "next"}[log["objective"]], log["held_out_loss"]
     return (
-        f"{steps:,} steps with `longattn train {log['objective']}` on {', '.join(log['settings']['text'])}, inputs of "
+        f"{steps_of(log)} with `longattn train {log['objective']}` on {', '.join(log['settings']['text'])}, inputs of "
         f"{log['input_length']:,} tokens: held-out {kind}-token loss {loss['before']:.3f} before, {loss['after']:.3f} after."
     )
 

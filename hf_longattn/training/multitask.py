@@ -38,6 +38,7 @@ from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.qa import TARGETS, QACollator, training_features
 from hf_longattn.training.qa_data import load_qa
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.tokens import TokenCollator, TokenTrainingArguments, read_tagged, tag_scores, to_windows
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -314,10 +315,9 @@ def _as_task(args: MultiTaskTrainingArguments) -> dict[str, Any]:
 
 def describe_multitask(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     heads = ", ".join(f"`{name}` ({kind})" for name, kind in log["tasks"].items())
     return (
-        f"{steps:,} steps with `longattn train multitask`; heads: {heads}. Load one with "
+        f"{steps_of(log)} with `longattn train multitask`; heads: {heads}. Load one with "
         f"`hf_longattn.training.load_multitask_head(MODEL, NAME)`.\n\n{multitask_result(log)}"
     )
 

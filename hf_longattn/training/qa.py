@@ -51,12 +51,12 @@ def finetune_qa(args: QATrainingArguments) -> dict[str, Any]:
         Trainer's history.
     """
     begin(args)
-    model, tokenizer = load_qa_model(args.model)
-    form = dataclasses.replace(format_for(model, tokenizer, args), stride=None if args.long_documents == "truncate" else args.stride)
     records = concatenate_datasets([load_qa(name, args.split, skip_bad_rows=args.skip_bad_rows) for name in args.data])
     validation = load_qa(args.validation, args.validation_split, skip_bad_rows=args.skip_bad_rows) if args.validation else None
     if validation is None and args.eval_strategy != "no":
         raise OptionError("evaluation during training needs data; add --validation DATA, or leave --eval_strategy out")
+    model, tokenizer = load_qa_model(args.model)
+    form = dataclasses.replace(format_for(model, tokenizer, args), stride=None if args.long_documents == "truncate" else args.stride)
     if args.heads == "hotpot" or (args.heads == "auto" and any(records["sentences"])):
         attach_evidence(model)
     varied = args.random_positions or bool(args.windows)

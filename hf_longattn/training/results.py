@@ -18,6 +18,11 @@ PERCENT = {
 """Scores in per cent, by their names in a log."""
 
 
+def steps_of(log: Mapping[str, Any]) -> str:
+    """The optimiser steps of a run, in words."""
+    return f"{max((entry.get('step', 0) for entry in log['history']), default=0):,} steps"
+
+
 def measured(log: Mapping[str, Any], task: str) -> list[MeasuredResult]:
     """The scores after a run as rows of the card's table; those of a baseline are rows with a system, and no metadata."""
     settings = log["settings"]

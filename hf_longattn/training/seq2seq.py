@@ -1,6 +1,5 @@
 """Fine-tune an encoder-decoder (BART, Pegasus, mBART, Marian …), short or converted, to summarise long documents."""
 
-# ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -21,10 +20,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge_scores
-from hf_longattn.training.args import LongTrainingArguments, argument
-from hf_longattn.training.data import DataError, check_column, read_source
+from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.collators import WithoutLengths
+from hf_longattn.training.data import DataError, check_column, held_back, read_source
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -32,21 +33,14 @@ PREDICTIONS = "predictions.txt"
 
 
 @dataclass
-class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
+class Seq2SeqLongTrainingArguments(DataTrainingArguments, Seq2SeqTrainingArguments):
     """Arguments of summarisation; those of transformers' ``Seq2SeqTrainingArguments`` included."""
 
     hub_task: ClassVar[str] = "summarization"
 
-    data: list[str] = argument(
-        [],
-        "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub.",
-    )
     text_column: str = argument("document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv).")
     summary_column: str = argument("summary", "The column that holds the text to write (highlights in CNN/DailyMail, abstract in PubMed).")
     prefix: str = argument("", "Put before every document, as T5 needs it: 'summarize: '.")
-    split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
-    validation_split: str = argument("validation", "Split of --validation, if it has several.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
     max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
     predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
@@ -59,8 +53,6 @@ class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArgumen
 
     def check(self) -> None:
         super().check()
-        if not self.data:
-            raise OptionError("no data given; add --data with a file, a folder or a dataset's name")
         if self.text_column == self.summary_column:
             raise OptionError(f"text_column and summary_column are both {self.text_column!r}; name two columns")
         if self.max_summary_length < 2:
@@ -79,16 +71,9 @@ def finetune_seq2seq(args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
     """
     begin(args)
     _, tokenizer = load_start(args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    data, held = held_back(args, lambda source, split: read_pairs(source, args, split))
     model = load_head(AutoModelForSeq2SeqLM, args.model, tokenizer)
     length = input_length(model, tokenizer, args.max_length)
-    data = concatenate_datasets([read_pairs(name, args, args.split) for name in args.data])
-    if args.validation:
-        held = read_pairs(args.validation, args, args.validation_split)
-    elif len(data) < 2:
-        raise OptionError("there is only one document, and the scores are measured on another one; give --validation DATA")
-    else:
-        count = max(1, len(data) // 10)
-        data, held = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
     args.generation_max_length = args.generation_max_length or args.max_summary_length
     rows, held_out = (to_rows(part, tokenizer, args, length) for part in (data, held))
     args.remove_unused_columns = False
@@ -120,11 +105,8 @@ def finetune_seq2seq(args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
     return finish(trainer, args, log, describe_seq2seq)
 
 
-class SummaryCollator(DataCollatorForSeq2Seq):
-    """transformers' collator; lengths by which rows were grouped are left out."""
-
-    def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
-        return super().__call__([{name: value for name, value in row.items() if name != "length"} for row in features], return_tensors)
+class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
+    """transformers' collator, without lengths."""
 
 
 def read_pairs(source: str, args: Seq2SeqLongTrainingArguments, split: str) -> Dataset:
@@ -160,9 +142,8 @@ def told(metrics: dict[str, float]) -> dict[str, float]:
 
 def describe_seq2seq(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     return (
-        f"{steps:,} steps with `longattn train seq2seq` on {log['documents']:,} documents of {', '.join(log['settings']['data'])}, cut to "
+        f"{steps_of(log)} with `longattn train seq2seq` on {log['documents']:,} documents of {', '.join(log['settings']['data'])}, cut to "
         f"{log['input_length']:,} tokens. {seq2seq_result(log)}."
     )
 

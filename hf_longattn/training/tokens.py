@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from datasets import ClassLabel, Dataset, List, concatenate_datasets
+from datasets import ClassLabel, Dataset, List
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.entities import entity_scores
-from hf_longattn.training.args import LongTrainingArguments, argument
+from hf_longattn.training.args import DataTrainingArguments, argument
 from hf_longattn.training.batching import DataCollatorWithPacking, chosen_packing
-from hf_longattn.training.data import DataError, check_column, read_source
+from hf_longattn.training.collators import WithoutLengths
+from hf_longattn.training.data import DataError, check_column, held_back, read_source
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
+from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -32,10 +34,11 @@ CONLL = (".conll", ".iob", ".bio")
 
 
 @dataclass
-class TokenTrainingArguments(LongTrainingArguments):
+class TokenTrainingArguments(DataTrainingArguments):
     """Arguments of token classification."""
 
     hub_task: ClassVar[str] = "token-classification"
+    shape: ClassVar[str] = "a tagged file"
 
     data: list[str] = argument(
         [], "One or several of: a .conll file (a word and its tag in a line; -DOCSTART- lines, or else blank ones, separate documents), a "
@@ -43,9 +46,6 @@ class TokenTrainingArguments(LongTrainingArguments):
     )  # fmt: skip
     words_column: str = argument("tokens", "The column that holds a document's words.")
     tags_column: str = argument("ner_tags", "The column that holds their tags: names (B-PER, I-PER, O) or numbers of classes.")
-    split: str = argument("train", "Split to train on, if the data have several.")
-    validation: str = argument("", "Tagged data to evaluate on; default: the last tenth of --data.")
-    validation_split: str = argument("validation", "Split of --validation, if it has several.")
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
@@ -56,8 +56,6 @@ class TokenTrainingArguments(LongTrainingArguments):
 
     def check(self) -> None:
         super().check()
-        if not self.data:
-            raise OptionError("no data given; add --data with a tagged file, a folder or a dataset's name")
         if self.words_column == self.tags_column:
             raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
 
@@ -96,11 +94,8 @@ def finetune_tokens(args: TokenTrainingArguments) -> dict[str, Any]:
     return finish(trainer, args, log, describe_tokens)
 
 
-class TokenCollator(DataCollatorForTokenClassification):
-    """transformers' collator; lengths by which rows were grouped are left out."""
-
-    def torch_call(self, features: list[dict[str, Any]]) -> Any:
-        return super().torch_call([{name: value for name, value in row.items() if name != "length"} for row in features])
+class TokenCollator(WithoutLengths, DataCollatorForTokenClassification):
+    """transformers' collator, without lengths."""
 
 
 def read_tagged(args: TokenTrainingArguments) -> tuple[Dataset, Dataset]:
@@ -109,14 +104,7 @@ def read_tagged(args: TokenTrainingArguments) -> tuple[Dataset, Dataset]:
     Raises:
         DataError: a missing column, words without tags, or a tag that only the validation data have.
     """
-    data = concatenate_datasets([_load(name, args, args.split) for name in args.data])
-    if args.validation:
-        held_out = _load(args.validation, args, args.validation_split)
-    elif len(data) < 2:
-        raise OptionError("there is only one document, and the scores are measured on another one; give --validation DATA")
-    else:
-        count = max(1, len(data) // 10)
-        data, held_out = data.select(range(len(data) - count)), data.select(range(len(data) - count, len(data)))
+    data, held_out = held_back(args, lambda source, split: _load(source, args, split))
     known = {tag for tags in data["tags"] for tag in tags}
     unknown = sorted({tag for tags in held_out["tags"] for tag in tags} - known)
     if unknown:
@@ -224,9 +212,8 @@ def tag_scores(found: Iterable[Any], rows: Dataset, texts: Dataset, names: list[
 
 def describe_tokens(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
-    steps = max((entry.get("step", 0) for entry in log["history"]), default=0)
     return (
-        f"{steps:,} steps with `longattn train tokens` on {log['documents']:,} documents of {', '.join(log['settings']['data'])} with "
+        f"{steps_of(log)} with `longattn train tokens` on {log['documents']:,} documents of {', '.join(log['settings']['data'])} with "
         f"{len(log['tags'])} tags, inputs of up to {log['input_length']:,} tokens. {tokens_result(log)}."
     )
 

@@ -11,7 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.training.data import DataError
+from hf_longattn.errors import OptionError
+from hf_longattn.training.data import DataError, held_back
 from hf_longattn.training.embed import EmbedTrainingArguments, finetune_embeddings, read_pairs
 from tests.training.conftest import checkpoint
 
@@ -58,3 +59,15 @@ def test_pairs_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             read_pairs(write(rows, tmp_path / f"{number}.jsonl"), "train")
+
+
+def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:
+    pairs = [{"anchor": "a", "positive": "b"}]
+    data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
+    with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
+        held_back(EmbedTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=data), read_pairs)
+
+
+def test_a_length_below_two_is_refused_by_every_task(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="max_length must be at least 2"):
+        EmbedTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=["d"], max_length=1)

@@ -120,7 +120,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
         (DataError, "tag 'B-NEW' of the validation", [write(good, tmp_path / "4.jsonl")], {"validation": "new"}),
         (DataError, "line 1 .* has no tag", [str(tmp_path / "bad.conll")], {}),
         (DataError, "there are no words", [str(tmp_path / "empty.conll")], {}),
-        (OptionError, "only one document", [write(good[:1], tmp_path / "5.jsonl")], {}),
+        (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")], {}),
     ]
     for error, words, data, more in cases:
         if more:
