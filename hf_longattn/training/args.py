@@ -105,6 +105,10 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError("no model given; add --model with a checkpoint folder or a Hub name")
         if not self.output_dir:
             raise OptionError("no output folder given; add --output_dir with the folder to write to")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OptionError(f"the output {self.output_dir!r} is a file; give a folder, which is created if it does not exist")
+        if self.folder.exists() and self.folder.resolve() == Path(self.model).resolve():
+            raise OptionError(f"the output {self.output_dir!r} is the folder of --model, which would be overwritten; give another --output")
         if self.dtype not in DTYPES:
             raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
@@ -418,10 +422,21 @@ def parse_arguments(kind: type[Arguments], arguments: list[str], description: st
     parser._optionals._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
     known, _ = parser.parse_known_args(arguments)
     if known.config:
-        parser.set_defaults(**read_recipe(known.config, [each.name for each in fields(kind) if each.init]))
+        parser.set_defaults(**_defaults(parser, known.config))
     values = vars(parser.parse_args(arguments))
     values.pop("config")
     return kind(**values)
+
+
+def _defaults(parser: HfArgumentParser, recipe: str) -> dict[str, Any]:
+    """A recipe's values by the fields' names; it may use every name of the command line, and one value where there is a list."""
+    options = {option.strip("-").replace("-", "_"): action for action in parser._actions for option in action.option_strings}
+    options = {name: action for name, action in options.items() if action.dest not in ("help", "config") and not name.startswith("no_")}
+    found = {}
+    for name, value in read_recipe(recipe, options).items():
+        action = options[name]
+        found[action.dest] = [value] if action.nargs == "+" and not isinstance(value, list) else value
+    return found
 
 
 def sets(name: str, arguments: list[str]) -> bool:

@@ -84,6 +84,26 @@ def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> No
         QATrainingArguments(**{**GIVEN, **changes})
 
 
+def test_nothing_is_written_over_a_file_or_the_model_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, message in (("file", "is a file"), ("", "would be overwritten")):
+        with pytest.raises(OptionError, match=message):
+            QATrainingArguments(model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"])
+
+
+def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: a\noutput: b\ndata: d.json\nepochs: 2\nbatch-size: 3\nbf16: false\n")
+    args = parse_arguments(QATrainingArguments, ["--config", str(recipe)], "")
+    assert (args.output_dir, args.data, args.num_train_epochs, args.per_device_train_batch_size, args.bf16) == (
+        "b",
+        ["d.json"],
+        2,
+        3,
+        False,
+    )
+
+
 def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ndata: [d]\nlearning_rate: 1.0e-4\nwindows: [0, 64]\nrandom_positions: false\n")
