@@ -1,0 +1,66 @@
+"""Trainer in several real processes takes the steps of one: also mechanisms that learn per call, with lengths that differ between the processes."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import os
+os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(dist.get_world_size()), "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": "0"}
+import hf_longattn
+from transformers import TrainingArguments, DataCollatorForSeq2Seq
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from hf_longattn.training.trainer import TimedTrainer
+
+ranks = dist.get_world_size()
+torch.manual_seed(0)
+shape = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=256)
+model = hf_longattn.LongLlamaForCausalLM(hf_longattn.LongLlamaConfig(**shape, long_attention=ATTENTION, use_cache=False))
+# 24 examples: accelerate fills a last batch that is short with the first examples
+data = [{"input_ids": torch.randint(5, 99, (int(torch.randint(90, 200, (1,))),))} for _ in range(24)]
+
+def collate(rows):
+    longest = max(len(row["input_ids"]) for row in rows)
+    pad = lambda x, value: torch.nn.functional.pad(x, (0, longest - len(x)), value=value)
+    ids = [row["input_ids"] for row in rows]
+    return {"input_ids": torch.stack([pad(x, 0) for x in ids]), "labels": torch.stack([pad(x, -100) for x in ids]),
+            "attention_mask": torch.stack([pad(torch.ones_like(x), 0) for x in ids])}
+
+arguments = TrainingArguments(
+    "out", per_device_train_batch_size=8 // ranks, num_train_epochs=2, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True,
+    disable_tqdm=True, learning_rate=1e-2, seed=1, average_tokens_across_devices=True, train_sampling_strategy="sequential")
+trainer = TimedTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
+trainer.train()
+print([[entry["loss"], entry["grad_norm"]] for entry in trainer.state.log_history if "loss" in entry])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"mechanism": "window", "window": 32},
+        {"mechanism": "routing", "num_clusters": 4, "window_per_cluster": 48},
+        {"mechanism": "adaptive_span", "max_span": 64},
+        {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2},
+        {"mechanism": "delta"},
+    ],
+    ids=lambda attention: attention["mechanism"],
+)
+def test_the_steps_are_those_of_one_process(tmp_path: Path, attention: dict[str, object], ranks: int) -> None:
+    found = []
+    for count in (1, ranks):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        said = run_ranks(PROGRAM.replace("ATTENTION", repr(attention)), ROOT, folder, count)
+        found.append([value for entry in ast.literal_eval(said[0].splitlines()[-1]) for value in entry])
+    # Each process moves its centroids by its own batch, and DistributedDataParallel broadcasts those of the first.
+    assert found[1] == pytest.approx(found[0], abs=1e-2 if attention["mechanism"] == "routing" else 1e-4)
