@@ -1,4 +1,4 @@
-"""Trainer in several real processes takes the steps of one: also mechanisms that learn per call, with lengths that differ between the processes."""
+"""Trainer in several real processes takes the steps of one: also mechanisms that learn per call, with lengths that differ by process."""
 
 from __future__ import annotations
 
