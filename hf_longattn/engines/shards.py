@@ -295,6 +295,11 @@ def softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, c
         k, v: ``(B, H, n, D)``, this process's own.
         call: its causality and score term; padding is the shard's.
     """
+    with torch.autocast(q.device.type, enabled=False):
+        return _softmax_rows(q, k, v, index, scale, call, shard)
+
+
+def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, call: AttentionCall, shard: Shard) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     places = torch.arange(shard.start, shard.stop, device=q.device)
     scores = (q.to(wide) @ k.to(wide).mT) * scale

@@ -117,8 +117,11 @@ class Delta(Mechanism):
             return out.to(q.dtype), {"kv": kv}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """The state is linear in the one before: S_after = A S_before + B, and so is the output. One pass over the process's own tokens, of
-        which every one also carries zeros in place of values, from an identity, gives A, B and both parts of the output."""
+        """The state after a process's tokens, and their output, are affine in the state S before them: the state is A S + B.
+
+        One pass over these tokens finds both terms of each: it starts from the columns [0, I] in place of S, with values [v, 0], and ends
+        with [B, A]. All processes' [B, A] are then gathered, from which each computes the state before its own tokens.
+        """
         if shard.documents is not None:
             self.check_shard(shard)
         own = shard.call(call, shard.start, shard.stop)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..attend import run_batch
-from ..backend import BACKEND, documents_of
+from ..backend import BACKEND, DOCUMENTS, documents_of
 from ..engines.shards import Shard, cut_evenly
 from ..errors import BackendError, MaskError, OptionError
 from ..mechanisms.base import Mechanism
@@ -31,6 +31,7 @@ BY_TOKEN = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassification
 """Heads whose logits depend on one token's hidden state each: they stay cut."""
 BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
 """Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
+BY_NAME = "Sequence parallelism needs outputs by name; leave return_dict=False out."
 IGNORED = -100
 
 
@@ -56,7 +57,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
 
     Raises:
         BackendError: torch.distributed is not initialised, or the model does not run its mechanisms.
-        OptionError: the head, or a mechanism when it is called, cannot be cut.
+        OptionError: the head, or a mechanism when it is called, cannot be cut; or the model is cut already.
         MaskError: for an input that cannot be cut.
     """
     whole = getattr(model, "module", model)
@@ -69,24 +70,39 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     base = whole.base_model
     if not isinstance(base, LongBaseModelMixin) or base.recursion is not None:
         raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be cut over processes.")
+    if any(isinstance(getattr(hook, "__self__", None), _Cut) for hook in base._forward_pre_hooks.values()):
+        raise OptionError("This model's sequences are cut already; leave the outer hf_longattn.sequence_parallel before the next one.")
+    if getattr(base.config, "token_dropout", False):
+        raise OptionError("Embeddings are scaled by each row's share of masked tokens (token_dropout); leave sequence parallelism out.")
     group = group.get_group() if hasattr(group, "get_group") else group
-    cut = _Cut(base, group, dist.get_rank(group), dist.get_world_size(group))
+    if (rank := dist.get_rank(group)) < 0:
+        raise BackendError("This process is not in the group among which the sequence is to be cut; enter the context in its members only.")
+    cut = _Cut(base, group, rank, dist.get_world_size(group), by_token=base is whole or _by_token(whole))
     handles = [
         base.register_forward_pre_hook(cut.enter, with_kwargs=True, prepend=True),
         base.register_forward_hook(cut.leave),
     ]
+    for module in base.modules():
+        if _follows_length(module):
+            handles.append(module.register_forward_pre_hook(cut.ask_for_last, with_kwargs=True))
+            handles.append(module.register_forward_hook(cut.drop_last))
     if base is not whole:
         handles += [
             whole.register_forward_pre_hook(cut.take_labels, with_kwargs=True, prepend=True),
             whole.register_forward_hook(cut.add_loss),
         ]
-        cut.by_token = _by_token(whole)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
         cut.give(None)
+
+
+def _follows_length(module: nn.Module) -> bool:
+    """Whether these are rotary positions whose frequencies depend on the last position (dynamic NTK scaling, LongRoPE)."""
+    kinds = getattr(module, "rope_type", None)
+    return any("dynamic" in kind or kind == "longrope" for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]) if kind)
 
 
 def _by_token(model: nn.Module) -> bool:
@@ -114,6 +130,8 @@ class _Cut:
     shard: Shard | None = None
     labels: Tensor | None = None
     items: Any = None
+    counted: Any = None
+    last: Tensor | None = None
 
     def give(self, shard: Shard | None) -> None:
         """Tell every mechanism which part of the sequence it is given; ``None``: all."""
@@ -132,15 +150,23 @@ class _Cut:
             raise MaskError("Sequence parallelism cuts input_ids or inputs_embeds, but neither was given.")
         shape = (tokens.shape[0], tokens.shape[1])
         self._check(kwargs, shape)
+        self.base._check_inputs((), kwargs)  # of whole rows; finds the documents of positions that restart, and positions of documents
         mask = kwargs.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask.bool()
         documents = documents_of(kwargs, shape)
+        kwargs = {name: value for name, value in kwargs.items() if name not in DOCUMENTS}
+        if documents is not None and bool((documents[:, :1] == documents[:, -1:]).all()):
+            documents = None  # one in each row
         rule = token_rule(self.base) if kwargs.get("global_attention_mask") is None else None
         if rule is not None:
             kwargs["global_attention_mask"] = global_tokens_of(rule, (), kwargs, documents)
         chosen = kwargs.get("global_attention_mask")
         if "position_ids" in signature.parameters and kwargs.get("position_ids") is None:
             kwargs["position_ids"] = self._positions(kwargs, shape, tokens.device)
+        if kwargs.get("position_ids") is not None:
+            self.last = kwargs["position_ids"].max()
+        if kwargs.get("attention_mask") is None:  # a part's positions say nothing about documents
+            kwargs["attention_mask"] = torch.ones(shape, dtype=torch.long, device=tokens.device)
         bounds, globals_ = cut_evenly(shape[1], self.processes), None if chosen is None else chosen != 0
         shard = Shard(self.group, bounds, self.rank, run_batch, mask, documents, globals_)
         self.shard = shard
@@ -155,6 +181,7 @@ class _Cut:
     def _check(self, kwargs: dict[str, Any], shape: tuple[int, int]) -> None:
         if shape[1] < self.processes:
             raise MaskError(f"{shape[1]} tokens cannot be cut over {self.processes} processes; every process needs at least one.")
+        _refuse_second_text(kwargs)
         if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
             raise MaskError("A sequence that is cut over processes has no decode cache; pass use_cache=False.")
         mask = kwargs.get("attention_mask")
@@ -163,15 +190,27 @@ class _Cut:
 
     def _positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
         """The positions that the model itself would give the tokens of the whole rows."""
-        table = self.base.position_table
+        config = self.base.config
+        table = None if getattr(config, "position_embedding_type", None) == "rotary" else self.base.position_table
         first = 0 if table is None else table.first_id
         real: Tensor | None = None
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")
-            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != self.base.config.pad_token_id
+            real = kwargs.get("attention_mask") if table.added else None if ids is None else ids != config.pad_token_id
         if real is None:
             return torch.arange(first, first + shape[1], device=device).expand(shape)
         return real.long().cumsum(1) * real.long() + first - 1
+
+    def ask_for_last(self, rotary: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add the last position of the whole batch, on which the frequencies depend; :meth:`drop_last` takes it away again."""
+        given = {**dict(zip(("x", "position_ids", "layer_type"), args, strict=False)), **kwargs}
+        positions = given["position_ids"]
+        assert self.last is not None
+        return (), {**given, "position_ids": torch.cat([positions, self.last.expand(len(positions), 1)], 1)}
+
+    def drop_last(self, rotary: nn.Module, args: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``(B, n, D)`` of the process's own positions."""
+        return outputs[0][:, :-1], outputs[1][:, :-1]
 
     def leave(self, base: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         """Bring the hidden states together for heads that need them, and mend what reads the first token."""
@@ -190,14 +229,23 @@ class _Cut:
         """The labels of every token are kept back: the loss is made of all processes' parts."""
         names = list(inspect.signature(type(model).forward).parameters)[1:]
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        _refuse_second_text(kwargs)  # a head hands its memory down as a cache
         self.labels = self.items = None
         if self.by_token:
+            if isinstance(keep := kwargs.get("logits_to_keep", 0), Tensor) or keep:
+                raise OptionError(
+                    "logits_to_keep would count in each process's part of a sequence; leave it out, or generate outside of the context."
+                )
             labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
             self.items = kwargs.pop("num_items_in_batch", None)
+            self.counted = None if labels is None else (labels != IGNORED).sum()  # as with_auxiliary_loss counts
             looks_ahead = type(model).__name__.endswith(BY_TOKEN[:2])
             if looks_ahead and labels is not None and shifted is None:
                 shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             self.labels = shifted if looks_ahead else labels
+            tokens = kwargs.get("input_ids")
+            if isinstance(tokens, Tensor) and self.labels is not None and self.labels.shape != tokens.shape:
+                raise MaskError(f"labels have shape {tuple(self.labels.shape)}, but must be one for each token, {tuple(tokens.shape)}.")
         return (), kwargs
 
     def add_loss(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
@@ -205,21 +253,33 @@ class _Cut:
         if self.labels is None:
             return outputs
         assert self.shard is not None
+        if isinstance(outputs, tuple):
+            raise OptionError(BY_NAME)
         labels = self.labels.to(outputs.logits.device)
         own = labels[:, self.shard.start : self.shard.stop]
         items = (labels != IGNORED).sum().clamp(min=1) if self.items is None else torch.as_tensor(self.items, device=labels.device)
         logits = outputs.logits.flatten(0, -2)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, own.flatten(), reduction="sum", ignore_index=IGNORED) / items
-        loss = loss if self.items is not None else _WholeLoss.apply(loss, self.group, self.processes)
         added = auxiliary_loss(model) if model.training else None
+        if self.items is None:
+            loss = _WholeLoss.apply(loss, self.group, self.processes)
+        elif added is not None and self.counted is not None:  # the batch's share of it, a part of which is each process's
+            added = added * self.counted.to(items.device) / items / self.processes
         _put(outputs, "loss", loss if added is None else loss + added.to(loss))
         return outputs
 
 
+def _refuse_second_text(kwargs: dict[str, Any]) -> None:
+    """Refuse tokens beside those that are cut: earlier segments, and an encoder's."""
+    given = next((name for name in ("memory", "encoder_hidden_states") if kwargs.get(name) is not None), None)
+    if given is not None:
+        raise MaskError(f"A sequence that is cut over processes cannot be given {given}; leave that, or sequence parallelism, out.")
+
+
 def _put(outputs: Any, name: str, value: Tensor) -> None:
     if not hasattr(outputs, name):
-        raise OptionError("Sequence parallelism needs outputs by name; leave return_dict=False out.")
+        raise OptionError(BY_NAME)
     outputs[name] = value
 
 

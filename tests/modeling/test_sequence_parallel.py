@@ -90,6 +90,42 @@ for name, settings, attention, kind in CASES:
     again = model(**batch)  # the model runs whole again
     assert torch.equal(again[1], whole[1])
 assert not wrong, wrong
+
+BERT = {**SHAPE, **NONE, "max_position_embeddings": 256}
+LLAMA = {**SHAPE, "max_position_embeddings": 30, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}
+length, W = 50, {"mechanism": "window", "window": 16}
+start, stop = length * rank // ranks, length * (rank + 1) // ranks
+ids = torch.randint(5, 99, (2, length))
+for name, settings, attention, given in (
+    ("LongBertModel", BERT, W, {"documents": (torch.arange(length) // 13).expand(2, -1)}),  # positions start anew
+    ("LongBertModel", BERT, W, {"position_ids": (torch.arange(length) % 13).expand(2, -1)}),  # which tell documents apart
+    ("LongBertModel", BERT, W, {"input_ids": ids[:1], "cu_seq_lens_q": torch.tensor([0, 30, length])}),
+    ("LongBertModel", BERT, L, {"documents": torch.zeros_like(ids)}),  # one in each row
+    ("LongRobertaModel", {**BERT, "pad_token_id": 1}, W, {"input_ids": ids.masked_fill(torch.arange(length) > 40, 1)}),
+    ("LongLlamaModel", LLAMA, W, {}),  # frequencies follow the length
+):
+    model = getattr(hf_longattn, name)(getattr(hf_longattn, name).config_class(**settings, long_attention=attention)).eval()
+    with torch.no_grad():
+        whole = model(**{"input_ids": ids, **given})[0]
+        with hf_longattn.sequence_parallel(model):
+            cut = model(**{"input_ids": ids, **given})[0]
+    assert (cut - whole[:, start:stop]).abs().max() < 1e-8, (name, attention, given)
+
+Model = hf_longattn.LongLlamaForCausalLM
+model = Model(Model.config_class(**SHAPE, long_attention={"mechanism": "adaptive_span", "max_span": 20, "span_loss_weight": 0.5}))
+batch = {"input_ids": ids, "labels": ids, "num_items_in_batch": torch.tensor(98)}
+with torch.no_grad(), hf_longattn.sequence_parallel(model.train()):
+    share = model(**batch).loss
+dist.all_reduce(share)
+assert abs(share - model(**batch).loss) < 1e-5
+
+Model = hf_longattn.LongBertModel
+model = Model(Model.config_class(**BERT, long_attention=L)).float().eval()
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    whole = model(input_ids=ids)[0]
+    with hf_longattn.sequence_parallel(model):
+        cut = model(input_ids=ids)[0]
+assert (cut - whole[:, start:stop]).abs().max() < 0.05
 """
 
 
@@ -104,13 +140,15 @@ import hf_longattn
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import LongAttentionError
 
-def refused(words, attention, name="LongBertForMaskedLM", **arguments):
+def refused(words, attention, name="LongBertForMaskedLM", settings={}, **arguments):
     Model = getattr(hf_longattn, name)
-    small = dict(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    small = dict(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, **settings)
     model = Model(Model.config_class(**small, long_attention=attention))
+    arguments = {name: value(model) if callable(value) else value for name, value in arguments.items()}
     ids = torch.randint(5, 99, (1, 50))
     with pytest.raises(LongAttentionError, match=words), sequence_parallel(model):
         model(**{"input_ids": ids, **arguments})
+    assert not model._forward_pre_hooks and not model.base_model._forward_pre_hooks
 
 window = {"mechanism": "window", "window": 16}
 refused("looks at the whole sequence", {"mechanism": "top_k"})
@@ -123,6 +161,23 @@ refused("pad on the right", {"mechanism": "longformer", "window": 16}, attention
 refused("pad on the right", {"mechanism": "segmented", "block_size": 8}, attention_mask=left)
 refused("is not known to sequence parallelism", window, name="LongBertForNextSentencePrediction")
 refused("in segments", {"mechanism": "recurrent_memory"}, name="LongLlamaForCausalLM")
+refused("logits_to_keep would", window, name="LongLlamaForCausalLM", logits_to_keep=1)
+refused("outputs by name", window, name="LongLlamaForCausalLM", labels=torch.ones(1, 50, dtype=torch.long), return_dict=False)
+refused("one for each token", window, labels=torch.ones(1, 40, dtype=torch.long))
+refused("cannot be given memory", window, name="LongLlamaForCausalLM", memory=lambda model: model.new_memory())
+decoder = {"is_decoder": True, "add_cross_attention": True}
+refused("cannot be given encoder_hidden_states", window, "LongBertModel", decoder, encoder_hidden_states=torch.ones(1, 50, 32))
+refused("share of masked tokens", window, "LongEsmModel", {"pad_token_id": 1, "mask_token_id": 3, "token_dropout": True})
+refused("but this model has 40", window, "LongBertModel", {"max_position_embeddings": 40})
+
+model = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4, vocab_size=9))
+with sequence_parallel(model):
+    with pytest.raises(LongAttentionError, match="cut already"), sequence_parallel(model):
+        pass
+alone = dist.new_group([0])
+if rank:
+    with pytest.raises(LongAttentionError, match="not in the group"), sequence_parallel(model, alone):
+        pass
 """
 
 
