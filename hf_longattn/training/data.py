@@ -89,10 +89,11 @@ def is_plain_text(source: str) -> bool:
     return path.suffix == ".txt" or (path.is_dir() and not _saved(path))
 
 
-def check_column(data: Dataset, column: str, source: str, *, text: bool = False) -> str:
-    """Return ``column`` if the data have it, holding text if it must."""
+def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
+    """Return ``column`` if the data have it, holding text if it must; ``option`` is what names it on the command line."""
     if column not in data.column_names:
-        raise DataError(f"{source} has the columns {', '.join(data.column_names)}, not {column!r}.{nearest(column, data.column_names)}")
+        names = ", ".join(data.column_names)
+        raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{nearest(column, data.column_names)}")
     kind = _kind(data.features[column])
     if text and kind not in ("string", "large_string", "null"):
         raise DataError(f"the column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}")
@@ -148,8 +149,8 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
         raise DataError(f"{source!r} holds text without labels; give a table with two columns, or a folder with one per label")
     else:
         data = read_source(source, split)
-        check_column(data, text_column, source, text=True)
-        check_column(data, label_column, source)
+        check_column(data, text_column, source, "--text-column", text=True)
+        check_column(data, label_column, source, "--label-column")
     labels = _label_names(data, label_column, source)
     rows = [(text, label) for text, label in zip(data[text_column], labels, strict=True) if text and text.strip()]
     columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
@@ -158,7 +159,7 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
 
 def _load_text(source: str, split: str, column: str) -> Dataset:
     data = read_source(source, split)
-    column = "text" if is_plain_text(source) else check_column(data, column, source, text=True)
+    column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)
     return data.select_columns([column]).rename_columns({} if column == "text" else {column: "text"})
 
 

@@ -116,7 +116,10 @@ def read_pairs(source: str, args: Seq2SeqLongTrainingArguments, split: str) -> D
         DataError: a missing column, or nothing to read.
     """
     data = read_source(source, split)
-    names = [check_column(data, column, source, text=True) for column in (args.text_column, args.summary_column)]
+    names = [
+        check_column(data, column, source, option, text=True)
+        for column, option in ((args.text_column, "--text-column"), (args.summary_column, "--summary-column"))
+    ]
     pairs = [pair for pair in zip(*(data[name] for name in names), strict=True) if all(text and text.strip() for text in pair)]
     if not pairs:
         raise DataError(f"no row of {source} has both a text in {names[0]!r} and one in {names[1]!r}")

@@ -118,7 +118,8 @@ def _load(source: str, args: TokenTrainingArguments, split: str) -> Dataset:
     if Path(source).suffix in CONLL:
         return _read_conll(Path(source))
     data = read_source(source, split)
-    words, tags = check_column(data, args.words_column, source), check_column(data, args.tags_column, source)
+    words = check_column(data, args.words_column, source, "--words-column")
+    tags = check_column(data, args.tags_column, source, "--tags-column")
     feature = data.features[tags]
     names = feature.feature.names if isinstance(feature, List) and isinstance(feature.feature, ClassLabel) else None
     rows: dict[str, list[Any]] = {"words": [], "tags": []}
