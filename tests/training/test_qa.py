@@ -29,6 +29,7 @@ from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
 from hf_longattn.evaluation.qa_reader import QAReader, whole
 from hf_longattn.training.args import QATrainingArguments
 from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.data import DataError
 from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import (
     QACollator,
@@ -169,9 +170,10 @@ def test_a_short_run_logs_its_losses(checkpoint: str, data: str, tmp_path: Path)
     assert len(losses(finetune_qa(QATrainingArguments(**given, **{**FAST, "logging_steps": 20})))) == 3
 
 
-def test_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot load"):
-        finetune_qa(QATrainingArguments(model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=["d.json"]))
+def test_missing_data_are_told_before_a_missing_checkpoint(data: str, tmp_path: Path) -> None:
+    for source, error, words in ((data, CheckpointError, "cannot load"), ("d.json", DataError, "does not exist")):
+        with pytest.raises(error, match=words):
+            finetune_qa(QATrainingArguments(model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=[source]))
 
 
 def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
