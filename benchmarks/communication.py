@@ -11,7 +11,6 @@ sends every process's keys and values P - 1 times in the forward pass, and these
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -105,7 +104,8 @@ def worker(rank: int, meeting: str) -> None:
         found[title] = [forward / (shard.stop - shard.start), sent[0] / (shard.stop - shard.start)]
     dist.barrier()
     print(json.dumps(found), flush=True)
-    os._exit(0)
+    dist.destroy_process_group()
+    raise SystemExit(0)
 
 
 def main() -> int:

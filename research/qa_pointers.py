@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_longattn.private_apis import attention_implementation
 from research.qa_packing import packed_loss
 
 _NAME = "trail_pointers"
@@ -132,7 +133,7 @@ def attach_pointers(model: PreTrainedModel, layers: Sequence[int], weight: float
     They are a submodule, moved, distributed and checkpointed with the model, and work through two forward hooks.
     """
     pointers = TrailPointers(model.config.hidden_size, layers, weight, guide_weight)
-    pointers.attention = model.config._attn_implementation
+    pointers.attention = attention_implementation(model.config)
     if guide_weight:
         model.set_attn_implementation("eager")  # the only one that gives its probabilities
     pointers.to(next(model.parameters()).device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,8 @@ BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenc
 """Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
 BY_NAME = "Sequence parallelism needs outputs by name; leave return_dict=False out."
 IGNORED = -100
+CUT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""The models whose sequences are cut now."""
 
 
 @contextlib.contextmanager
@@ -70,7 +73,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     base = whole.base_model
     if not isinstance(base, LongBaseModelMixin) or base.recursion is not None:
         raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be cut over processes.")
-    if any(isinstance(getattr(hook, "__self__", None), _Cut) for hook in base._forward_pre_hooks.values()):
+    if base in CUT:
         raise OptionError("This model's sequences are cut already; leave the outer hf_longattn.sequence_parallel before the next one.")
     if getattr(base.config, "token_dropout", False):
         raise OptionError("Embeddings are scaled by each row's share of masked tokens (token_dropout); leave sequence parallelism out.")
@@ -91,9 +94,11 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
             whole.register_forward_pre_hook(cut.take_labels, with_kwargs=True, prepend=True),
             whole.register_forward_hook(cut.add_loss),
         ]
+    CUT.add(base)
     try:
         yield
     finally:
+        CUT.discard(base)
         for handle in handles:
             handle.remove()
         cut.give(None)
