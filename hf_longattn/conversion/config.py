@@ -130,8 +130,8 @@ class ConversionConfig(Settings):
     positions: str = setting(
         "auto",
         "How positions are extended. Learned tables: tile, interpolate or random. Any table: none drops it, alibi replaces it with "
-        "ALiBi. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn or rope:longrope:FILE. auto is tile for tables; rope:none if no "
-        "layer sees beyond the old length, and rope:yarn otherwise.",
+        "ALiBi. Rotary: rope:none, rope:linear, rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto is tile for tables; "
+        "rope:none if no layer sees beyond the old length, and rope:yarn otherwise.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)

@@ -6,6 +6,8 @@
 ``rope:dynamic``   the base grows with the input beyond the old length; unchanged below it. transformers measures the growth from
                    ``max_position_embeddings``, so that stays at the old length. Keys in a decode cache keep the base they were rotated
                    with, so beyond the old length incremental decoding differs from one full pass.
+``rope:base``      a larger base, which slows every frequency down: ``rope:base:8000000`` (Xiong et al. 2023, https://arxiv.org/abs/2309.16039;
+                   Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K). Needs training.
 ``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), which the caller supplies:
                    ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
 ``rope:none``      unchanged. Rotary scores depend on distances only, so a model whose layers look back no further than the old length never
@@ -67,6 +69,10 @@ def _yarn(old: Parameters, old_length: int, new_length: int, factors: Parameters
     return RopePlan("yarn", parameters, new_length, new_length == old_length)
 
 
+def _base(old: Parameters, old_length: int, new_length: int, given: Parameters) -> RopePlan:
+    return RopePlan("base", {**old, **given}, new_length, given["rope_theta"] == old.get("rope_theta"))
+
+
 def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
     given = factors or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
     missing = [key for key in ("short_factor", "long_factor") if not isinstance(given.get(key), list)]
@@ -85,6 +91,7 @@ ROPE_KINDS: dict[str, Callable[[Parameters, int, int, Parameters], RopePlan]] = 
     "linear": _linear,
     "dynamic": _dynamic,
     "yarn": _yarn,
+    "base": _base,
     "longrope": _longrope,
 }
 
@@ -101,15 +108,15 @@ def rope_parameters(
     """The rotary parameters of a model extended from ``old_length`` to ``new_length`` tokens.
 
     Args:
-        positions: "auto" or "rope:<kind>" (see the module's docstring).
+        positions: "auto" or "rope:<kind>", with a value after ``rope:base:`` and ``rope:longrope:`` (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
         reach: how far back any layer of the new model looks, in tokens; ``None`` if unbounded.
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        PositionError: unknown kind, a shorter length, longrope factors that are missing or do not fit, or a source that is already scaled
-            in another way.
+        PositionError: unknown kind, a shorter length, a base that is no positive number, longrope factors that are missing or do not fit,
+            or a source that is already scaled in another way.
     """
     if new_length < old_length:
         raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
@@ -119,7 +126,7 @@ def rope_parameters(
         bounded = new_length == old_length or (reach is not None and reach <= old_length)
         positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
     prefix, _, rest = positions.partition(":")
-    kind, _, file = rest.partition(":")
+    kind, _, value = rest.partition(":")
     if prefix != "rope" or kind not in ROPE_KINDS:
         choices = [f"rope:{name}" for name in ROPE_KINDS]
         raise PositionError(
@@ -131,7 +138,7 @@ def rope_parameters(
             f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
             " type --positions rope:none to keep its scaling."
         )
-    plan = ROPE_KINDS[kind](old, old_length, new_length, _read_factors(file))
+    plan = ROPE_KINDS[kind](old, old_length, new_length, _base_of(value) if kind == "base" else _read_factors(value))
     _check_factors(plan.parameters, frequencies)
     return plan
 
@@ -146,6 +153,17 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
                 f"rope:longrope's {name} must be a list of {count} positive numbers, one for each rotary frequency of a head;"
                 " supply the factors found for this model."
             )
+
+
+def _base_of(value: str) -> Parameters:
+    """The base that was typed after ``rope:base:``."""
+    try:
+        base = float(value)
+    except ValueError:
+        base = 0.0
+    if not 0 < base < float("inf"):
+        raise PositionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
+    return {"rope_theta": base}
 
 
 def _read_factors(file: str) -> Parameters:

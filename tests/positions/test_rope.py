@@ -51,6 +51,21 @@ def test_dynamic_really_grows_beyond_the_old_length() -> None:
     assert not torch.allclose(cosines(module, torch.arange(256)), cosines(rotary(PLAIN, 64), torch.arange(256)))
 
 
+def test_a_base_replaces_the_old_one() -> None:
+    plan = rope_parameters("rope:base:8e6", {**PLAIN, "partial_rotary_factor": 0.5}, old_length=64, new_length=256)
+    assert plan.parameters == {"rope_type": "default", "rope_theta": 8e6, "partial_rotary_factor": 0.5}
+    assert (plan.kind, plan.max_position_embeddings, plan.exact) == ("base", 256, False)
+    again = rope_parameters("rope:base:128000000", plan.parameters, old_length=256, new_length=512)
+    assert again.parameters["rope_theta"] == 1.28e8
+    assert rope_parameters("rope:base:10000", PLAIN, old_length=64, new_length=256).exact
+
+
+@pytest.mark.parametrize("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
+def test_a_base_is_a_positive_number(value: str) -> None:
+    with pytest.raises(PositionError, match="rope:base:8000000"):
+        rope_parameters(f"rope:base{value}", PLAIN, old_length=64, new_length=256)
+
+
 def test_auto_changes_nothing_where_no_layer_looks_beyond_the_old_length() -> None:
     assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=64).kind == "none"
     assert rope_parameters("auto", PLAIN, old_length=64, new_length=256, reach=65).kind == "yarn"
