@@ -65,7 +65,7 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
         raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
     if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
         raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
-    given = _named(forward, model, args, kwargs)
+    given = arguments_by_name(forward, args, kwargs)
     if given.get("past_key_values") is not None:
         raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
     ids, embeddings = given.get("input_ids"), given.get("inputs_embeds")
@@ -91,7 +91,7 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
 
 def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwargs: Any) -> Any:
     """``forward`` of a base model with memory tokens, segment after segment."""
-    given = _named(forward, model, args, kwargs)
+    given = arguments_by_name(forward, args, kwargs)
     remembered: TokenMemory | None = given.pop(INNER, None)
     wants_dict = given.pop("return_dict", None)
     wants_dict = model.config.return_dict if wants_dict is None else wants_dict
@@ -134,8 +134,8 @@ def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
     return _remembering(kind)(**fields)
 
 
-def _named(forward: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by name."""
+def arguments_by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of the method ``forward`` by name."""
     names = [name for name in inspect.signature(forward).parameters if name != "self"]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 

@@ -26,6 +26,7 @@ from ..errors import BackendError, MaskError, OptionError
 from ..mechanisms.base import Mechanism
 from ..private_apis import attention_implementation
 from .mixin import LongBaseModelMixin, auxiliary_loss
+from .recurrence import arguments_by_name
 from .token_globals import global_tokens_of, token_rule
 
 BY_TOKEN = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassification")
@@ -147,8 +148,7 @@ class _Cut:
     def enter(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Cut the arguments of the backbone."""
         signature = inspect.signature(type(base).forward)
-        names = list(signature.parameters)[1:]
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        kwargs = arguments_by_name(type(base).forward, args, kwargs)
         tokens = kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if not isinstance(tokens, Tensor):
@@ -232,8 +232,7 @@ class _Cut:
 
     def take_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The labels of every token are kept back: the loss is made of all processes' parts."""
-        names = list(inspect.signature(type(model).forward).parameters)[1:]
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        kwargs = arguments_by_name(type(model).forward, args, kwargs)
         _refuse_second_text(kwargs)  # a head hands its memory down as a cache
         self.labels = self.items = None
         if self.by_token:
