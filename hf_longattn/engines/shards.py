@@ -40,6 +40,24 @@ class Locality:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class GlobalTokens:
+    """The global tokens of the whole sequence.
+
+    mask: ``(B, N)`` bool.
+    index, real: ``(B, g)``, their positions, padded to the longest row, and which entries are no padding.
+    """
+
+    mask: Tensor
+    index: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> GlobalTokens:
+        """Those of ``mask (B, N)``; sorts each row once."""
+        return cls(mask, *global_index(mask))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
     """This process's piece of a batch.
 
@@ -109,9 +127,13 @@ class Shard:
         earlier = torch.arange(len(self.bounds), device=x.device) < self.rank
         return x * earlier.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
+    def owns(self, index: Tensor) -> Tensor:
+        """Whether the tokens ``index`` of the whole sequence are this process's, as bool of the same shape."""
+        return (index >= self.start) & (index < self.stop)
+
     def tokens(self, x: Tensor, index: Tensor) -> Tensor:
         """The tokens ``index (B, g)`` of the whole sequence, on every process: ``x (B, H, n, D)``, this one's own -> ``(B, H, g, D)``."""
-        own = (index >= self.start) & (index < self.stop)
+        own = self.owns(index)
         x = F.pad(x, (0, 0, 0, 1))  # a process may have no token to read
         place = torch.where(own, index - self.start, self.stop - self.start)
         return self.total(x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])))
@@ -122,14 +144,18 @@ class Shard:
         mask, documents, globals_ = (None if x is None else x[at] for x in (self.mask, self.documents, self.global_mask))
         return call.replace(batch=Batch.of(mask, documents), global_mask=globals_, score_mod=counted_from(call.score_mod, low))
 
+    def own_call(self, call: AttentionCall) -> AttentionCall:
+        """The call for this process's tokens as a sequence by themselves."""
+        return self.call(call, self.start, self.stop)
+
     def attend(
-        self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, local: Locality, tokens: Tensor | None = None
+        self, run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, local: Locality, tokens: GlobalTokens | None = None
     ) -> Tensor:
         """This process's rows ``(B, H, n, D)`` of a local mechanism ``run(q, k, v, call)``, from its own tokens and those around them.
 
         Args:
-            tokens: ``(B, N)`` bool, global tokens of the whole sequence: their keys come before and after the others where they lie
-                outside of what the rows see, so that each is there once.
+            tokens: global tokens of the whole sequence: their keys come before and after the others where they lie outside of what the
+                rows see, so that each is there once.
         """
         ranges = self.around(local)
         low, high = ranges[self.rank]
@@ -149,15 +175,15 @@ class Shard:
         return run(queries, found[0], found[1], own)[:, :, : self.stop - self.start]
 
     def _with_globals(
-        self, x: Tensor, near: Tensor, call: AttentionCall, tokens: Tensor, low: int, high: int, period: int
+        self, x: Tensor, near: Tensor, call: AttentionCall, tokens: GlobalTokens, low: int, high: int, period: int
     ) -> tuple[Tensor, AttentionCall, int]:
         """Global tokens' parts of ``x`` around ``near``, which has the tokens ``low … high - 1``; the call, and how many come after."""
-        index, real = global_index(tokens)
+        mask, index, real = tokens.mask, tokens.index, tokens.real
         front = -(-index.shape[1] // period) * period  # so that tokens keep their places in blocks
         index, real = (F.pad(y, (front - y.shape[1], 0)) for y in (index, real))
         chosen = self.tokens(x, index)
         before, after = real & (index < low), real & (index >= high)
-        inside = torch.ones_like(tokens[:, low:high]) if self.mask is None else self.mask[:, low:high]
+        inside = torch.ones_like(mask[:, low:high]) if self.mask is None else self.mask[:, low:high]
         score_mod = call.score_mod
         if score_mod is not None:
             inner = score_mod  # which counts from the first token of the part
@@ -168,7 +194,7 @@ class Shard:
 
         own = call.replace(
             batch=Batch(torch.cat([before, inside, after], 1)),
-            global_mask=torch.cat([before, tokens[:, low:high], after], 1),
+            global_mask=torch.cat([before, mask[:, low:high], after], 1),
             score_mod=score_mod,
         )
         return torch.cat([chosen, near, chosen], 2), own, front

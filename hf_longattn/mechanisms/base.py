@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..engines.call import AttentionCall, ScoreMod, aligned_weights
 from ..engines.dense import grid_of, index_grid, repeat_heads
-from ..engines.global_rows import global_index, put_rows
-from ..engines.shards import Locality, Shard, in_turn, softmax_rows
+from ..engines.global_rows import put_rows
+from ..engines.shards import GlobalTokens, Locality, Shard, in_turn, softmax_rows
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
@@ -289,22 +289,22 @@ class Mechanism(nn.Module, ABC):
         local = self.locality(call.causal)
         if local is None:
             return self._in_turn(q, k, v, call, shard)
-        tokens = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
-        if local.period > 1 or tokens is not None:
+        mask = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
+        if local.period > 1 or mask is not None:
             self.check_shard(shard)
-        if tokens is None:
+        if mask is None:
             return shard.attend(functools.partial(shard.run, self), q, k, v, call, local)
         if self.relative is not None:
             raise OptionError(
                 f"Mechanism {self.name!r} with relative positions and global tokens cannot be cut over processes; leave out one of the two."
             )
+        tokens = GlobalTokens.of(mask)
         out = shard.attend(self.attend_resolved, q, k, v, call, local, tokens)
-        if not self.global_rows(call.causal) or not bool(tokens.any()):
+        index, real = tokens.index, tokens.real
+        if not self.global_rows(call.causal) or not index.shape[1]:
             return out
-        index, real = global_index(tokens)
         rows = softmax_rows(*self.of_global_rows(q, k, v, call, index, shard), index, call.scale_for(q.shape[-1]), call, shard)
-        own = real & (index >= shard.start) & (index < shard.stop)
-        return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), own)
+        return put_rows(out, rows.to(out.dtype), (index - shard.start).clamp(min=0), real & shard.owns(index))
 
     def attend_resolved(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """:meth:`forward` where the global tokens are those of ``call.global_mask`` and nothing else; their rows may be anything."""
@@ -328,7 +328,7 @@ class Mechanism(nn.Module, ABC):
                 "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
             )
         self.check_shard(shard)
-        own = shard.call(call, shard.start, shard.stop)
+        own = shard.own_call(call)
         return in_turn(lambda state: self.advance(q, k, v, state, own), q, shard)
 
     def check_shard(self, shard: Shard) -> None:

@@ -124,7 +124,7 @@ class Delta(Mechanism):
         """
         if shard.documents is not None:
             self.check_shard(shard)
-        own = shard.call(call, shard.start, shard.stop)
+        own = shard.own_call(call)
         with torch.autocast(q.device.type, enabled=False):
             g, beta = self._rates(k, own, torch.promote_types(q.dtype, torch.float32))
             phi_q, phi_k, v = self._queries(q, own), self._keys(k), drop_keys(repeat_heads(v, self.num_heads), call.dropout)

@@ -152,7 +152,7 @@ class LinearMechanism(Mechanism):
         if shard.documents is not None or self.counts_positions:
             self.check_shard(shard)
         with torch.autocast(q.device.type, enabled=False):
-            own = shard.call(call, shard.start, shard.stop)
+            own = shard.own_call(call)
             v = drop_keys(v, call.dropout)
             if self.counts_positions:
                 positions = torch.arange(shard.length, device=q.device)[None]
