@@ -247,18 +247,24 @@ def _fitting(document: Document, min_tokens: int, max_tokens: int, min_distance:
     return far
 
 
-def _files(
-    modules: Iterable[corpus.Module], task: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int, left_out: Counter[str]
-) -> Iterator[Document]:
-    """Yield every file that has a question."""
+def _readable(modules: Iterable[corpus.Module], longest: int, left_out: Counter[str]) -> Iterator[tuple[corpus.Module, Parsed]]:
+    """Yield the files of at most ``longest`` characters that parse, each with its tree."""
     for module in modules:
-        if len(module.text) > max_tokens * 8:
+        if len(module.text) > longest:
             left_out["file far too long"] += 1
             continue
         parsed = Parsed.of(module.text)
         if parsed is None:
             left_out["file does not parse"] += 1
             continue
+        yield module, parsed
+
+
+def _files(
+    modules: Iterable[corpus.Module], task: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int, left_out: Counter[str]
+) -> Iterator[Document]:
+    """Yield every file that has a question."""
+    for module, parsed in _readable(modules, max_tokens * 8, left_out):
         questions = list((argument_questions if task == "argument" else base_questions)(parsed, left_out))
         if questions:
             yield Document(module.path, module.text, questions, tokenizer)
@@ -283,14 +289,7 @@ def _bundles(
             lengths[module.path] = len(tokenizer(module.text, add_special_tokens=False, verbose=False)["input_ids"])
         return lengths[module.path]
 
-    for module in modules:
-        if len(module.text) > _LONGEST:
-            left_out["file far too long"] += 1
-            continue
-        parsed = Parsed.of(module.text)
-        if parsed is None:
-            left_out["file does not parse"] += 1
-            continue
+    for module, parsed in _readable(modules, _LONGEST, left_out):
         rng = random.Random(f"{seed}:{module.path}")
         called = _called(parsed, module, defining)
         made = 0
