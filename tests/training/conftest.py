@@ -7,6 +7,7 @@ import inspect
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,10 @@ from transformers import (
 from research.tokenizer import train_tokenizer
 from research.variable_tracking import Filler
 
+FAST: dict[str, Any] = {
+    "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
+}  # fmt: skip
+"""Settings of a short run: on one thread, every step logged."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
 

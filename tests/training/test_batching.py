@@ -47,17 +47,9 @@ from hf_longattn.training.batching import (
 )
 from hf_longattn.training.classification import finetune_classification
 from hf_longattn.training.lm import finetune_lm, to_inputs
-from tests.training.conftest import checkpoint
+from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-}
 SIZES = {
     "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 1,
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 66,

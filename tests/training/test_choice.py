@@ -13,16 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.training.choice import ChoiceTrainingArguments, finetune_choice, read_choices, to_choices
 from hf_longattn.training.data import DataError
-from tests.training.conftest import checkpoint
-
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-}
+from tests.training.conftest import FAST, checkpoint
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> str:

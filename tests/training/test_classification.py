@@ -19,9 +19,8 @@ from hf_longattn.training.classification import class_names, finetune_classifica
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.training_loop import LOG_NAME
 from scripts import train_classify
-from tests.training.conftest import checkpoint
+from tests.training.conftest import FAST, checkpoint
 
-FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1}
 WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
 
 

@@ -14,9 +14,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.data import DataError, held_back
 from hf_longattn.training.embed import EmbedTrainingArguments, finetune_embeddings, read_pairs
-from tests.training.conftest import checkpoint
-
-FAST: dict[str, Any] = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "logging_steps": 1}
+from tests.training.conftest import FAST, checkpoint
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> str:

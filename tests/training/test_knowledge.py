@@ -13,16 +13,7 @@ from hf_longattn.cli.train import distill
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.knowledge import KnowledgeArguments, distill_knowledge, layer_map, soft_cross_entropy
-from tests.training.conftest import checkpoint
-
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-}
+from tests.training.conftest import FAST, checkpoint
 
 
 def losses(log: dict[str, Any]) -> list[float]:

@@ -17,9 +17,7 @@ from hf_longattn.training.args import CLMTrainingArguments, LMTrainingArguments,
 from hf_longattn.training.data import DataError, load_text
 from hf_longattn.training.lm import finetune_lm, to_inputs
 from hf_longattn.training.training_loop import LOG_NAME
-from tests.training.conftest import SOURCES, checkpoint
-
-FAST = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation_steps": 1}
+from tests.training.conftest import FAST, SOURCES, checkpoint
 
 
 @pytest.mark.parametrize("kind", ["mlm", "clm"])
@@ -27,7 +25,9 @@ def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, text
     short = checkpoint(kind, tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
     log = finetune_lm(
-        LMTrainingArguments(model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), text=[texts], max_steps=20, **FAST)
+        LMTrainingArguments(
+            model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), text=[texts], max_steps=20, learning_rate=3e-3, **FAST
+        )
     )
     assert (log["objective"], log["input_length"]) == (kind, 256)
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
@@ -40,7 +40,7 @@ def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, text
 def test_the_batches_of_a_step_are_averaged(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Four batches in a step have the loss of one, not of four."""
     short = checkpoint(kind, tmp_path / "short", tokenizer)
-    usual = {**FAST, "gradient_accumulation_steps": 4, "max_steps": 1, "logging_steps": 1, "learning_rate": 1e-5}
+    usual = {**FAST, "gradient_accumulation_steps": 4, "max_steps": 1, "learning_rate": 1e-5}
     log = finetune_lm(LMTrainingArguments(model=short, output_dir=str(tmp_path / "out"), text=[texts], **usual))
     (loss,) = (entry["loss"] for entry in log["history"] if "loss" in entry)
     assert loss == pytest.approx(log["held_out_loss"]["before"], rel=0.1)

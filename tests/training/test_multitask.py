@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,18 +14,11 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.multitask import MultiTaskTrainingArguments, TaskBatches, finetune_multitask, load_multitask_head
 from hf_longattn.training.qa_data import save_qa
-from tests.training.conftest import checkpoint
+from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_tokens import tagged, write
 
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 2,
-    "logging_steps": 1,
-}
+MIXED = {**FAST, "gradient_accumulation_steps": 2}
 
 
 def test_tasks_are_drawn_with_the_temperature() -> None:
@@ -56,7 +48,7 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     tags = write(tagged(), tmp_path / "tags.jsonl")
     tasks = [f"topic=classify:{table(tmp_path, rows())}", f"names=tokens:{tags}", f"ask=qa:{tmp_path / 'qa.jsonl'}"]
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": tasks}
-    args = MultiTaskTrainingArguments(**given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **FAST)
+    args = MultiTaskTrainingArguments(**given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **MIXED)
     log = finetune_multitask(args)
     before, after = log["held_out"]["before"], log["held_out"]["after"]
     assert after["topic"]["accuracy"] == 100.0
@@ -74,7 +66,7 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["multitask_heads"]["names"]["kind"] == "tokens"
     resumed = finetune_multitask(
-        MultiTaskTrainingArguments(**given, max_steps=82, learning_rate=1e-2, per_device_train_batch_size=4, resume=True, **FAST)
+        MultiTaskTrainingArguments(**given, max_steps=82, learning_rate=1e-2, per_device_train_batch_size=4, resume=True, **MIXED)
     )
     assert max(entry.get("step", 0) for entry in resumed["history"]) == 82
 

@@ -43,10 +43,7 @@ from hf_longattn.training.qa import (
 )
 from hf_longattn.training.qa_data import load_qa, save_qa
 from hf_longattn.training.training_loop import LOG_NAME
-
-FAST: dict[str, Any] = {
-    "bf16": False, "disable_tqdm": True, "logging_steps": 1, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1,
-}  # fmt: skip
+from tests.training.conftest import FAST
 
 
 @pytest.fixture

@@ -20,17 +20,8 @@ from hf_longattn.training.classification import finetune_classification
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.results import draw_curves, measured
 from hf_longattn.training.trainer import Throughput
-from tests.training.conftest import checkpoint
+from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
-
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-}
 
 
 @pytest.fixture

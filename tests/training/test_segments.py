@@ -23,10 +23,9 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.args import LMTrainingArguments
 from hf_longattn.training.lm import finetune_lm
 from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, SegmentTrainer, tokenised
-from tests.training.conftest import SOURCES
+from tests.training.conftest import FAST, SOURCES
 
 ROOT = Path(hf_longattn.__file__).parent.parent
-FAST = {"bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "learning_rate": 3e-3, "gradient_accumulation_steps": 1}
 DOCUMENTS = [{"input_ids": list(range(100 * number, 100 * number + size))} for number, size in enumerate((7, 4, 9, 2, 5), 1)]
 XL = {"mechanism": "transformer_xl", "segment_length": 16, "memory_length": 16}
 
@@ -159,7 +158,7 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
         "per_device_train_batch_size": 2,
         **FAST,
     }
-    log = finetune_lm(LMTrainingArguments(segments=32, max_steps=20, **given))
+    log = finetune_lm(LMTrainingArguments(segments=32, max_steps=20, learning_rate=3e-3, **given))
     assert log["input_length"] == 32
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
 

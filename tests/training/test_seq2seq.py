@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,16 +15,7 @@ from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
 from hf_longattn.training.data import DataError
 from hf_longattn.training.seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq
-from tests.training.conftest import checkpoint
-
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-}
+from tests.training.conftest import FAST, checkpoint
 
 
 @pytest.mark.parametrize(

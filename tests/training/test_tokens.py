@@ -16,16 +16,8 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.entities import entities, entity_scores
 from hf_longattn.training.data import DataError
 from hf_longattn.training.tokens import IGNORED, TokenTrainingArguments, finetune_tokens, read_tagged, to_windows
-from tests.training.conftest import checkpoint
+from tests.training.conftest import FAST, checkpoint
 
-FAST: dict[str, Any] = {
-    "bf16": False,
-    "disable_tqdm": True,
-    "threads": 1,
-    "warmup_steps": 1,
-    "gradient_accumulation_steps": 1,
-    "logging_steps": 1,
-}
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
 
 
