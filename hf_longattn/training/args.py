@@ -266,6 +266,9 @@ class QATrainingArguments(DataTrainingArguments):
     )  # fmt: skip
     validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
     baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
+    evidence: str = argument(
+        "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
+    )  # fmt: skip
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     long_documents: str = argument(

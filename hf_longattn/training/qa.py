@@ -11,6 +11,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def finetune_qa(args: QATrainingArguments) -> dict[str, Any]:
         Trainer's history.
     """
     begin(args)
-    records = concatenate_datasets([load_qa(name, args.split, skip_bad_rows=args.skip_bad_rows) for name in args.data])
-    validation = load_qa(args.validation, args.validation_split, skip_bad_rows=args.skip_bad_rows) if args.validation else None
+    read = partial(load_qa, skip_bad_rows=args.skip_bad_rows, evidence=args.evidence or None)
+    records = concatenate_datasets([read(name, args.split) for name in args.data])
+    validation = read(args.validation, args.validation_split) if args.validation else None
     if validation is None and args.eval_strategy != "no":
         raise OptionError("evaluation during training needs data; add --validation DATA, or leave --eval_strategy out")
     model, tokenizer = load_qa_model(args.model)
@@ -114,18 +116,17 @@ def baseline_scores(args: QATrainingArguments, validation: Dataset) -> dict[str,
 def training_features(
     records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, long_documents: str, *, document_start: bool = False
 ) -> Dataset:
-    """Model inputs to train on; see :func:`to_features`. Questions whose answers are known but not in the document are left out, and with
-    ``long_documents="truncate"`` those whose answers are cut off.
+    """Model inputs to train on; see :func:`to_features`. Questions whose answers are known but not in the document are left out, unless
+    another document of the question has them (TriviaQA): then "no answer" is right here, as in a window without one, and documents compare.
+    With ``long_documents="truncate"`` those whose answers are cut off are left out.
 
     Raises:
         LengthError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
         DataError: nothing is left.
     """
-    kept = [
-        place
-        for place, (kind, answers) in enumerate(zip(records["kind"], records["answers"], strict=True))
-        if kind != "span" or answers["text"]
-    ]
+    known = list(zip(records["kind"], records["answers"], records["id"], records["document"], strict=True))
+    answered = {name for _, answers, name, document in known if document and answers["text"]}
+    kept = [place for place, (kind, answers, name, _) in enumerate(known) if kind != "span" or answers["text"] or name in answered]
     rows = to_features(records.select(kept), tokenizer, form, document_start=document_start)
     if form.stride is None and long_documents == "truncate":
         rows = rows.select([place for place, cut in enumerate(rows["answer_cut"]) if not cut])

@@ -1,23 +1,28 @@
 """Questions about documents, from the files and schemas that people have, as records of one schema.
 
-SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA, Natural Questions (Hub and simplified), HotpotQA, and plain ``question``, ``context``,
-``answer``. Where the data give answers without their places (TriviaQA, plain answers), every occurrence in the document counts as one
-(distant supervision, Joshi et al. 2017; Clark & Gardner 2018).
+SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA (the release, with its documents in other files, and the Hub), Natural Questions
+(original, simplified and Hub), HotpotQA, and plain ``question``, ``context``, ``answer``. Where the data give answers without their places
+(TriviaQA, plain answers), every occurrence in the document counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018).
 """
 
 from __future__ import annotations
 
 import csv
 import functools
+import gzip
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
 from transformers.utils import logging
 
+from hf_longattn.evaluation.metrics import trivia
 from hf_longattn.naming import LOGGER
 from hf_longattn.training.data import DataError, choose_split, load_or_refuse
 
@@ -43,11 +48,17 @@ RECORD = Features(
         "gold": List(Value("string")),
         "kind": Value("string"),
         "sentences": List(SENTENCE),
+        "document": Value("string"),
+        "verified": Value("bool"),
     }
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
-FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz")
+AT_ONCE = 500
+"""Rows that are converted before they are written to disk."""
+PEEKED = 1000
+"""Rows of a file whose columns are looked at to recognise its schema."""
 MOST_MATCHES = 64
 """Occurrences of an answer that distant supervision takes from one document."""
 SHOWN = 3
@@ -58,33 +69,35 @@ class RowError(ValueError):
     """Why one row cannot be used."""
 
 
-def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False) -> Dataset:
+def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool = False, evidence: str | Path | None = None) -> Dataset:
     """Read questions, documents and answers.
 
     Args:
-        source: a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, a folder written by ``datasets`` (``save_to_disk``), or the name
-            of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a ``.csv`` file, ``answers`` is JSON, or there are
-            columns ``answer`` and ``answer_start`` (both empty for a question without an answer), or only ``answer``.
+        source: a ``.json``, ``.jsonl`` (also ``.gz``), ``.csv`` or ``.parquet`` file, a folder written by ``datasets`` (``save_to_disk``),
+            or the name of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a ``.csv`` file, ``answers`` is JSON, or there
+            are columns ``answer`` and ``answer_start`` (both empty for a question without an answer), or only ``answer``.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
+        evidence: the folder ``evidence`` of TriviaQA's release, for its own JSON; default: the one beside the file or its folder.
 
     Returns:
         A dataset with the columns of :data:`RECORD`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
         texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context.
+        TriviaQA has one record for each question and ``document``, with the question's ``id``; ``verified``: people checked the answer.
 
     Raises:
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
     """
     path, name = Path(source), str(source)
-    if path.suffix in FORMATS and not path.exists():
+    if name.endswith(FORMATS) and not path.exists():
         raise DataError(f"data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets")
     data: Any
     if path.is_dir():
         data = load_from_disk(name)
-    elif path.suffix in (".json", ".jsonl"):
-        return _checked(_converted(list(_read_json(path)), name), name, skip_bad_rows)
+    elif name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
+        return _checked(_converted(_read_json(path, evidence), name), name, skip_bad_rows)
     elif path.suffix == ".csv":
-        return _checked(_converted(list(_read_csv(path)), name), name, skip_bad_rows)
+        return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
     elif path.suffix == ".parquet":
         data = Dataset.from_parquet(name)
     else:
@@ -95,8 +108,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     if split is None and isinstance(data, DatasetDict) and len(data) == 1:
         split = next(iter(data))
     data = choose_split(data, split, name)
-    convert = functools.partial(_convert, recognised(data.column_names, name))
-    rows = data.map(convert, with_indices=True, remove_columns=data.column_names, features=_WITH_PROBLEM)
+    convert = functools.partial(_convert_columns, recognised(data.column_names, name))
+    rows = data.map(convert, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names, features=_WITH_PROBLEM)
     return _checked(rows, name, skip_bad_rows)
 
 
@@ -107,12 +120,18 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def occurrences(context: str, texts: Iterable[str]) -> dict[str, list[Any]]:
-    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers."""
+def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
+    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers; ``normalised``:
+    also whatever punctuation and articles stand between its words, as TriviaQA compares answers."""
+    gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
+    wanted = {trivia.normalise(text) for text in texts} if normalised else texts
     found: dict[int, str] = {}
-    for text in texts:
-        words = [re.escape(word) for word in text.split()]
-        for match in re.finditer(r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)", context, re.IGNORECASE) if words else ():
+    lowered = context.lower()
+    for text in wanted:
+        words = text.split()
+        if not words or not all(word.lower() in lowered for word in words):  # most of an answer's aliases are not there
+            continue
+        for match in re.finditer(rf"(?<!\w){gap.join(map(re.escape, words))}(?!\w)", context, re.IGNORECASE):
             found[match.start()] = max(found.get(match.start(), ""), match.group(), key=len)
     starts = sorted(found)[:MOST_MATCHES]
     return {"text": [found[start] for start in starts], "answer_start": starts}
@@ -173,15 +192,73 @@ def _spans(given: Any) -> list[tuple[int, int]]:
     return list(zip(given["start"], given["end"], strict=True)) if isinstance(given, dict) else [(span[0], span[1]) for span in given]
 
 
-def _trivia(row: Mapping[str, Any]) -> dict[str, Any]:
-    """TriviaQA: answer {value, aliases}; the evidence of entity_pages, or else of search_results, is one document."""
-    texts = [text for text in (row.get("entity_pages") or {}).get("wiki_context") or [] if text]
-    texts = texts or [text for text in (row.get("search_results") or {}).get("search_context") or [] if text]
-    if not texts:
+def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """TriviaQA on the Hub: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
+    search_context}; a record for each document."""
+    answer, gold = _trivia_answer(row["answer"])
+    found = []
+    for column, texts in (("entity_pages", "wiki_context"), ("search_results", "search_context")):
+        pages = row.get(column) or {}
+        names = pages.get("filename") or pages.get("title") or []
+        for place, text in enumerate(pages.get(texts) or []):
+            name = names[place] if place < len(names) and names[place] else f"{column}-{place}"
+            if text:
+                found.append({"id": row.get("question_id"), **_trivia_document(str(text), str(name), answer, gold)})
+    if not found:
         raise RowError("there is no evidence in entity_pages or search_results")
-    context, answer = "\n\n".join(texts), row["answer"]
-    gold = list(dict.fromkeys([answer["value"], *(answer.get("aliases") or [])]))
-    return {"id": row.get("question_id"), "context": context, "answers": occurrences(context, gold), "gold": gold}
+    return found
+
+
+def _trivia_release(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """TriviaQA's own JSON: Question, QuestionId, Answer {Value, Aliases, NormalizedAliases, HumanAnswers}; EntityPages and SearchResults
+    name files of ``evidence/wikipedia`` and ``evidence/web``. A record for each document; one whose file cannot be read has a problem."""
+    answer, gold = _trivia_answer(row.get("Answer") or {})
+    found = []
+    for column, folder in (("EntityPages", "wikipedia"), ("SearchResults", "web")):
+        for page in row.get(column) or []:
+            name = str(page["Filename"])
+            known = {"id": row["QuestionId"], "question": row["Question"], "verified": bool(row.get("QuestionPartOfVerifiedEval"))}
+            try:
+                text = _evidence_file(Path(row["evidence"]), folder, name)
+            except RowError as error:
+                found.append({**known, "document": name, "problem": str(error)})
+                continue
+            found.append({**known, **_trivia_document(text, name, answer, gold)})
+    if not found:
+        raise RowError("it names no documents in EntityPages or SearchResults")
+    return found
+
+
+def _trivia_answer(answer: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The texts to look for, and those to score against, as the official script does (the normalised aliases, and what people answered)."""
+    told = {str(name).lower().replace("_", ""): value for name, value in answer.items()}
+    people = list(told.get("humananswers") or [])
+    texts = [told.get("value"), *(told.get("aliases") or []), *(told.get("normalizedaliases") or []), *people]
+    looked_for = list(dict.fromkeys(str(text) for text in texts if text))
+    gold = [*(told.get("normalizedaliases") or []), *map(trivia.normalise, people)] or [trivia.normalise(text) for text in looked_for]
+    return looked_for, list(dict.fromkeys(text for text in gold if text))
+
+
+def _trivia_document(text: str, name: str, answer: list[str], gold: list[str]) -> dict[str, Any]:
+    return {"context": text, "document": name, "answers": occurrences(text, answer, normalised=True), "gold": gold}
+
+
+def _evidence_file(evidence: Path, folder: str, name: str) -> str:
+    """The document ``name`` of ``evidence/folder``, or of ``evidence`` itself.
+
+    Raises:
+        RowError: there is none, or it is no text.
+    """
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
+        raise RowError(f"its document {name!r} is not a path inside the evidence folder")
+    file = next((file for file in (evidence / folder / relative, evidence / relative) if file.is_file()), None)
+    if file is None:
+        raise RowError(f"its document {folder}/{name} is not in {evidence}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RowError(f"its document {file} cannot be read ({type(error).__name__})") from error
 
 
 def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +283,15 @@ def _simplified(row: Mapping[str, Any]) -> dict[str, Any]:
     shorts = [(one["start_token"], one["end_token"]) for note in row["annotations"] for one in note["short_answers"]]
     kinds = [note.get("yes_no_answer") for note in row["annotations"]]
     return {"id": row.get("example_id"), "question": row["question_text"], **_from_words(words, markup, shorts, kinds)}
+
+
+def _original(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Natural Questions as it was released: document_tokens [{token, html_token}], question_text, annotations as in the simplified form."""
+    words, markup = zip(*((one["token"], one["html_token"]) for one in row["document_tokens"]), strict=True)
+    shorts = [(one["start_token"], one["end_token"]) for note in row["annotations"] for one in note["short_answers"]]
+    kinds = [note.get("yes_no_answer") for note in row["annotations"]]
+    known = {"id": row.get("example_id"), "question": row["question_text"], "title": row.get("document_title")}
+    return {**known, **_from_words(list(words), list(markup), shorts, kinds)}
 
 
 def _from_words(words: list[str], markup: list[bool], shorts: list[tuple[int, int]], kinds: list[Any]) -> dict[str, Any]:
@@ -269,13 +355,16 @@ class Schema(NamedTuple):
 
     name: str
     columns: frozenset[str]
-    convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+    convert: Callable[[Mapping[str, Any]], dict[str, Any] | list[dict[str, Any]]]
 
 
 SCHEMAS = (
     Schema("HotpotQA", frozenset({"question", "answer", "context", "supporting_facts"}), _hotpot),
     Schema("Natural Questions", frozenset({"document", "question", "annotations"}), _natural),
     Schema("simplified Natural Questions", frozenset({"document_text", "question_text", "annotations"}), _simplified),
+    Schema("original Natural Questions", frozenset({"document_tokens", "question_text", "annotations"}), _original),
+    Schema("TriviaQA's release", frozenset({"Question", "QuestionId", "EntityPages"}), _trivia_release),
+    Schema("TriviaQA's release", frozenset({"Question", "QuestionId", "SearchResults"}), _trivia_release),
     Schema("TriviaQA", frozenset({"question", "answer", "entity_pages"}), _trivia),
     Schema("TriviaQA", frozenset({"question", "answer", "search_results"}), _trivia),
     Schema("MRQA", frozenset({"question", "context", "detected_answers"}), _mrqa),
@@ -306,29 +395,44 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
 _WITH_PROBLEM = Features({**RECORD, "problem": Value("string")})
 
 
-def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The record of a row, or in ``problem`` why there is none."""
+def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+    """The records of a row, or in ``problem`` why there is none."""
     usual = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
-    empty = {"answers": {"text": [], "answer_start": []}, "gold": [], "kind": "none", "sentences": [], "problem": ""}
+    empty: dict[str, Any] = {
+        "answers": {"text": [], "answer_start": []},
+        "gold": [],
+        "kind": "none",
+        "sentences": [],
+        "document": "",
+        "verified": False,
+    }
+    empty |= {"title": "", "context": "", "question": ""}
+    records = []
     try:
-        found = {**usual, **schema.convert(row)}
-        _text(found, "question")
-        _text(found, "context")
+        made = schema.convert(row)
+        for one in made if isinstance(made, list) else [made]:
+            found = {**usual, "problem": "", **one}
+            name = str(number if found["id"] is None else found["id"])
+            if found["problem"]:
+                records.append({**empty, "id": name, "problem": f"question {name}: {found['problem']}"})
+                continue
+            _text(found, "question")
+            _text(found, "context")
+            gold = [str(text) for text in found.get("gold", found["answers"]["text"])]
+            title = found["title"] if isinstance(found["title"], str) else ""
+            records.append({**empty, "kind": "span" if gold else "none", **found, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         why = str(error) if isinstance(error, RowError) else f"it has not the shape of {schema.name} ({type(error).__name__}: {error})"
-        return {
-            **empty,
-            "id": str(number),
-            "title": "",
-            "context": "",
-            "question": "",
-            "problem": f"question {row.get('id', number)}: {why}",
-        }
-    found.setdefault("gold", list(found["answers"]["text"]))
-    found.setdefault("kind", "span" if found["gold"] else "none")
-    found.setdefault("sentences", [])
-    title = found["title"] if isinstance(found["title"], str) else ""
-    return {**found, "id": str(number if found["id"] is None else found["id"]), "title": title, "problem": ""}
+        name = str(row.get("id", row.get("QuestionId", number)))
+        return [{**empty, "id": str(number), "problem": f"question {name}: {why}"}]
+    return records
+
+
+def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+    """As :func:`_convert`, for a batch of ``datasets``."""
+    rows = ({name: values[place] for name, values in columns.items()} for place in range(len(numbers)))
+    records = [one for row, number in zip(rows, numbers, strict=True) for one in _convert(schema, row, number)]
+    return {name: [record[name] for record in records] for name in _WITH_PROBLEM}
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -337,12 +441,24 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return row[column]
 
 
-def _converted(rows: list[dict[str, Any]], name: str) -> Dataset:
-    if not rows:
+def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
+    """The records of all rows. They are written to disk, and mapped into memory: data such as Natural Questions are larger than that."""
+    first = list(islice(rows, PEEKED))
+    if not first:
         raise DataError(f"{name} contains no questions")
-    columns: set[str] = set().union(*rows)
-    schema = recognised(columns, name)
-    return Dataset.from_list([_convert(schema, row, number) for number, row in enumerate(rows)], features=_WITH_PROBLEM)
+    schema = recognised(set().union(*first), name)
+    records = (record for number, row in enumerate(chain(first, rows)) for record in _convert(schema, row, number))
+    form = _WITH_PROBLEM.arrow_schema
+    with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, form) as writer:
+        while some := list(islice(records, AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist([{key: one[key] for key in _WITH_PROBLEM} for one in some], schema=form))
+    return Dataset.from_file(file.name)
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Holds what was read, until the process ends."""
+    return tempfile.TemporaryDirectory(prefix="hf_longattn-questions-")
 
 
 def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
@@ -353,12 +469,11 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     """
     if not len(rows):
         raise DataError(f"{name} contains no questions")
-    problems = rows["problem"]
+    problems = list(rows["problem"])
     bad = [problem for problem in problems if problem]
     if bad:
-        told = (
-            f"{len(bad):,} of {len(rows):,} questions of {name} cannot be used: {'; '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
-        )
+        what = "documents" if any(rows["document"]) else "questions"
+        told = f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used: {'; '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
         if len(bad) == len(rows) or not skip_bad_rows:
             raise DataError(f"{told}; correct them" + ("" if len(bad) == len(rows) else ", or leave them out with --skip_bad_rows"))
         logger.warning(f"{told}; they are left out.")
@@ -368,27 +483,65 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     return rows.remove_columns("problem")
 
 
-def _read_json(path: Path) -> Iterator[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
+    """The questions of a JSON file, or of one with a record in each line, which is read line by line."""
+    zipped = path.suffix == ".gz"
     try:
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text or "[]")
+        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as file:
+            if Path(path.stem if zipped else path.name).suffix == ".jsonl":
+                entries: Any = (json.loads(line) for line in file if line.strip())
+            else:
+                entries = _entries(json.loads(file.read() or "[]"), path, evidence)
+            for number, entry in enumerate(entries):
+                if not isinstance(entry, dict):
+                    raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
+                if number or "header" not in entry:  # the first line of an MRQA file
+                    yield from _nested(entry)
     except json.JSONDecodeError as error:
         raise DataError(f"{str(path)!r} is not valid JSON: {error}") from error
-    if isinstance(lines, dict):
-        if "Data" in lines:
-            raise DataError(
-                f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give the dataset as the Hub has it "
-                "(mandarjoshi/trivia_qa, rc), or Longformer's SQuAD-shaped conversion of it"
-            )
-        if "data" not in lines:
-            raise DataError(f"{str(path)!r} has no 'data' entry; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
-        lines = lines["data"]
-    if lines and isinstance(lines[0], dict) and "header" in lines[0]:  # the first line of an MRQA file
-        lines = lines[1:]
-    if not isinstance(lines, list) or not all(isinstance(entry, dict) for entry in lines):
-        raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
-    for entry in lines:
-        yield from _nested(entry)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not UTF-8 text ({error})") from error
+
+
+def _entries(found: Any, path: Path, evidence: str | Path | None) -> Any:
+    """The articles, documents or questions of a JSON file."""
+    if not isinstance(found, dict):
+        return found if isinstance(found, list) else [found]
+    if "Data" in found:
+        return _release(found, path, evidence)
+    if "data" not in found:
+        raise DataError(f"{str(path)!r} has no 'data' entry; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
+    return found["data"]
+
+
+def _release(found: Mapping[str, Any], path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
+    """The questions of TriviaQA's own JSON. Of the files with verified answers, those questions (and on the Web those documents) that the
+    official evaluation takes.
+
+    Raises:
+        DataError: no folder with its documents.
+    """
+    usual = (path.parent / "evidence", path.parent.parent / "evidence")
+    folder = Path(evidence) if evidence is not None else next((one for one in usual if one.is_dir()), None)
+    if folder is None or not folder.is_dir():
+        where = "beside it is no folder 'evidence'" if folder is None else f"{str(folder)!r} is not a folder"
+        raise DataError(
+            f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files, but {where}; give the release's folder "
+            "'evidence', which contains wikipedia and web, with --evidence"
+        )
+    verified = bool(found.get("VerifiedEval"))
+    for row in found["Data"]:
+        if not isinstance(row, dict) or (verified and not row.get("QuestionPartOfVerifiedEval")):
+            continue
+        if verified and found.get("Domain") == "Web":
+            pages = {
+                name: [page for page in row.get(name) or [] if page.get("DocPartOfVerifiedEval")]
+                for name in ("EntityPages", "SearchResults")
+            }
+            row = {**row, **pages}
+        yield {"EntityPages": [], "SearchResults": [], **row, "evidence": str(folder)}
 
 
 def _nested(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from hf_longattn.evaluation.metrics import trivia
 from hf_longattn.evaluation.metrics.long_qa import score_answer
 from hf_longattn.evaluation.qa_reader import Answer, Span
-from hf_longattn.evaluation.qa_scores import best_threshold, score_answers, write_predictions
+from hf_longattn.evaluation.qa_scores import best_threshold, by_question, score_answers, write_predictions
 
 
 def record(number: int, text: str, **more: Any) -> dict[str, Any]:
@@ -71,3 +72,53 @@ def test_files_of_predictions(tmp_path: Path) -> None:
     assert [one["text"] for one in best["1"]] == ["", "wolf"]
     assert sum(one["probability"] for one in best["0"]) == pytest.approx(1)
     assert score_answers(records, answers)["joint_f1"] == pytest.approx(50.0)  # the second has no facts: 0, as in the official script
+
+
+def test_a_question_over_several_documents_has_the_answer_of_the_best(tmp_path: Path) -> None:
+    """TriviaQA: each document is read alone; the question counts once, its documents also alone, in TriviaQA's normalisation."""
+    gold = ["st petersburg", "leningrad"]
+    records = [
+        record(3, "St Petersburg", document="Neva.txt", gold=gold, verified=True),
+        record(3, "", document="26/26_3.txt", gold=gold, verified=True),
+        record(4, "Fox", document="Fox.txt", gold=["red_fox"]),
+        record(5, "owl", document="Owl.txt", gold=["owl"]),
+    ]
+    answers = [
+        answer("Moscow", 1.0, length=400, position=7, losses=(1.0,)),
+        answer("the ‘St.Petersburg’", 3.0, length=300, losses=(2.0, 3.0), position=-1),
+        answer("A red-fox", 0.5, length=700, position=20),
+        answer("bird", 0.5, length=700, position=600),
+    ]
+    found = score_answers(records, answers)
+    assert (found["exact_match"], found["n"]) == (pytest.approx(200 / 3), 3)
+    assert (found["document_exact"], found["document_total"]) == (50.0, 4)
+    assert (found["verified_exact"], found["verified_total"]) == (100.0, 1)
+    assert {name: part["n"] for name, part in found["by_length"].items()} == {"<=1024": 3}
+    assert {name: part["n"] for name, part in found["by_position"].items()} == {"<=512": 2, "<=1024": 1}
+    _, (first, *_) = by_question(records, answers)
+    assert [span.score for span in first.spans] == [3.0]
+    assert (first.losses, first.length, first.position) == ((1.0, 2.0, 3.0), 700, 7)
+    write_predictions(tmp_path, records, answers)
+    read = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert read["predictions.json"] == {"3": "the ‘St.Petersburg’", "4": "A red-fox", "5": "bird"}
+    assert read["triviaqa_predictions.json"]["3--Neva.txt"] == "Moscow"
+    assert len(read["triviaqa_predictions.json"]) == 7
+    assert read["nbest_predictions.json"]["3"][0]["text"] == "the ‘St.Petersburg’"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "aliases", "expected"),
+    [
+        ("The St.Petersburg", ["st petersburg"], (1.0, 1.0)),  # punctuation separates; SQuAD's script would join
+        ("red_fox", ["Red Fox"], (1.0, 1.0)),
+        ("rock ‘n’ roll", ["rock n roll"], (1.0, 1.0)),
+        ("a red fox runs", ["red fox", "wolf"], (0.0, 0.8)),
+        ("wolf", ["red fox", "a wolf"], (1.0, 1.0)),
+        ("", ["fox"], (0.0, 0.0)),
+        ("", [], (1.0, 1.0)),
+        ("fox", [], (0.0, 0.0)),
+    ],
+)
+def test_trivia_qa_s_metric(prediction: str, aliases: list[str], expected: tuple[float, float]) -> None:
+    """Worked by hand from triviaqa_evaluation.py."""
+    assert trivia.score_answer(prediction, aliases) == pytest.approx(expected)

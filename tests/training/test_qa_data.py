@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -107,19 +108,125 @@ def test_mrqa(tmp_path: Path) -> None:
 
 
 def test_trivia_qa(tmp_path: Path) -> None:
+    """The Hub's columns: a record for each document of a question."""
     row = {
         "question": "?",
         "question_id": "t1",
-        "entity_pages": {"title": ["a", "b"], "wiki_context": ["No such animal.", "The Red Fox lives. A red fox."]},
-        "search_results": {"title": [], "search_context": []},
-        "answer": {"value": "Red Fox", "aliases": ["Vulpes"]},
+        "entity_pages": {
+            "filename": ["a.txt", "b.txt"],
+            "title": ["a", "b"],
+            "wiki_context": ["No such animal.", "The Red Fox; a red fox."],
+        },
+        "search_results": {"filename": ["1/1_2.txt"], "title": ["c"], "search_context": ["vulpes"]},
+        "answer": {"value": "Red Fox", "aliases": ["Vulpes"], "normalized_aliases": ["red fox", "vulpes"], "normalized_value": "red fox"},
     }
-    unmatched = {**row, "answer": {"value": "wolf", "aliases": []}}
-    Dataset.from_list([row, unmatched]).save_to_disk(str(tmp_path / "trivia"))
-    first, second = load_qa(tmp_path / "trivia").to_list()
-    assert first["context"] == "No such animal.\n\nThe Red Fox lives. A red fox."
-    assert first["answers"]["text"] == ["Red Fox", "red fox"]
-    assert (second["answers"]["text"], second["gold"], second["kind"]) == ([], ["wolf"], "span")
+    empty = {"filename": [], "title": [], "search_context": []}
+    Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(str(tmp_path / "trivia.parquet"))
+    first, second, third, *others = load_qa(tmp_path / "trivia.parquet").to_list()
+    assert [(one["id"], one["document"]) for one in (first, second, third)] == [("t1", "a.txt"), ("t1", "b.txt"), ("t1", "1/1_2.txt")]
+    assert (first["answers"]["text"], first["gold"], first["kind"]) == ([], ["red fox", "vulpes"], "span")
+    assert (second["answers"]["text"], third["answers"]["text"]) == (["Red Fox", "red fox"], ["vulpes"])
+    assert [one["id"] for one in others] == ["t2", "t2"]
+
+
+TRIVIA = {
+    "Data": [
+        {
+            "Answer": {
+                "Aliases": ["St. Petersburg", "The City of St Petersburg"],
+                "NormalizedAliases": ["st petersburg", "city of st petersburg"],
+                "HumanAnswers": ["Leningrad!"],
+                "Value": "Saint Petersburg",
+                "NormalizedValue": "saint petersburg",
+                "Type": "WikipediaEntity",
+            },
+            "EntityPages": [
+                {"DocSource": "TagMe", "Filename": "Neva_River.txt", "Title": "Neva River", "DocPartOfVerifiedEval": True},
+                {"DocSource": "TagMe", "Filename": "Moscow.txt", "Title": "Moscow", "DocPartOfVerifiedEval": False},
+            ],
+            "SearchResults": [{"Filename": "26/26_3.txt", "Rank": 0, "Title": "t", "Url": "u", "DocPartOfVerifiedEval": True}],
+            "Question": "Which city lies on the Neva?",
+            "QuestionId": "tc_3",
+            "QuestionSource": "http://example.com",
+            "QuestionPartOfVerifiedEval": True,
+        },
+        {
+            "Answer": {"Aliases": ["Fox"], "NormalizedAliases": ["fox"], "Value": "Fox"},
+            "EntityPages": [{"Filename": "Fox.txt", "Title": "Fox", "DocPartOfVerifiedEval": False}],
+            "Question": "Which animal?",
+            "QuestionId": "tc_4",
+            "QuestionPartOfVerifiedEval": False,
+        },
+    ],
+    "Domain": "Web",
+    "Split": "dev",
+    "VerifiedEval": False,
+    "Version": 1.0,
+}
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """TriviaQA as it is unpacked: qa/ with questions, evidence/ with documents."""
+    texts = {
+        "wikipedia/Neva_River.txt": "The Neva ends in St Petersburg. The City of the St. Petersburg (Leningrad).",
+        "wikipedia/Moscow.txt": "Moscow lies elsewhere.",
+        "wikipedia/Fox.txt": "A fox.",
+        "web/26/26_3.txt": "It is st. petersburg’s river, leningrad's too.",
+    }
+    for name, text in texts.items():
+        file = tmp_path / "evidence" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / "web-dev.json").write_text(json.dumps(TRIVIA))
+    return tmp_path
+
+
+def test_trivia_qa_as_released(release: Path) -> None:
+    records = load_qa(release / "qa" / "web-dev.json").to_list()
+    assert [(one["id"], one["document"], one["verified"]) for one in records] == [
+        ("tc_3", "Neva_River.txt", True), ("tc_3", "Moscow.txt", True), ("tc_3", "26/26_3.txt", True), ("tc_4", "Fox.txt", False),
+    ]  # fmt: skip
+    first, second, third, fourth = records
+    assert first["answers"]["text"] == ["St Petersburg", "City of the St. Petersburg", "St. Petersburg", "Leningrad"]
+    for one in records:
+        for text, start in zip(one["answers"]["text"], one["answers"]["answer_start"], strict=True):
+            assert one["context"].startswith(text, start)
+    assert (second["answers"]["text"], third["answers"]["text"]) == ([], ["st. petersburg", "leningrad"])
+    assert first["gold"] == ["st petersburg", "city of st petersburg", "leningrad"]
+    assert (fourth["question"], fourth["gold"]) == ("Which animal?", ["fox"])
+    assert load_qa(release / "qa" / "web-dev.json", evidence=release / "evidence").to_list() == records
+
+
+def test_verified_questions_and_documents(release: Path) -> None:
+    """As the official script reads them: on the Web, only the verified documents of verified questions."""
+    file = release / "qa" / "verified.json"
+    file.write_text(json.dumps({**TRIVIA, "VerifiedEval": True}))
+    assert [one["document"] for one in load_qa(file).to_list()] == ["Neva_River.txt", "26/26_3.txt"]
+    file.write_text(json.dumps({**TRIVIA, "VerifiedEval": True, "Domain": "Wikipedia"}))
+    assert [one["document"] for one in load_qa(file).to_list()] == ["Neva_River.txt", "Moscow.txt", "26/26_3.txt"]
+
+
+def test_missing_evidence_is_counted_and_named(release: Path) -> None:
+    file = release / "qa" / "web-dev.json"
+    (release / "evidence" / "wikipedia" / "Moscow.txt").unlink()
+    (release / "evidence" / "web" / "26" / "26_3.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(
+        DataError, match=r"2 of 4 documents .*wikipedia/Moscow.txt is not in .*evidence.*26_3.txt cannot be read.*--skip_bad_rows"
+    ):
+        load_qa(file)
+    assert [one["document"] for one in load_qa(file, skip_bad_rows=True).to_list()] == ["Neva_River.txt", "Fox.txt"]
+    with pytest.raises(DataError, match=r"'.*nowhere' is not a folder; give the release's folder"):
+        load_qa(file, evidence=release / "nowhere")
+    (release / "evidence").rename(release / "texts")
+    with pytest.raises(DataError, match=r"keeps its documents in other files, but beside it is no folder 'evidence'; .* --evidence"):
+        load_qa(file)
+    data = json.loads(file.read_text())
+    data["Data"][1]["EntityPages"][0]["Filename"] = "../../qa/web-dev.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="is not a path inside the evidence folder"):
+        load_qa(file, evidence=release / "texts")
 
 
 def test_natural_questions(tmp_path: Path) -> None:
@@ -137,7 +244,15 @@ def test_natural_questions(tmp_path: Path) -> None:
     simple = {"example_id": 5, "document_text": " ".join(words), "question_text": "what runs"}
     plain = {"short_answers": [{"start_token": 2, "end_token": 5}], "yes_no_answer": "NONE"}
     said = {"short_answers": [], "yes_no_answer": "YES"}
-    first, second = read([{**simple, "annotations": [plain]}, {**simple, "annotations": [said]}], tmp_path)
+    candidates = [{"start_token": 0, "end_token": 5, "top_level": True}]
+    rows = [{**simple, "annotations": [plain], "long_answer_candidates": candidates}, {**simple, "annotations": [said]}]
+    with gzip.open(tmp_path / "simplified.jsonl.gz", "wt") as file:
+        file.write("\n".join(map(json.dumps, rows)))
+    first, second = load_qa(tmp_path / "simplified.jsonl.gz").to_list()
+    assert read(rows, tmp_path) == [first, second]
+    tokens = [{"token": word, "html_token": word.startswith("<"), "start_byte": 0, "end_byte": 1} for word in words]
+    (whole,) = read([{"example_id": 5, "document_tokens": tokens, "question_text": "what runs", "annotations": [plain]}], tmp_path)
+    assert whole == first
     assert (first["context"], first["answers"]) == (record["context"], record["answers"])
     assert (second["kind"], second["gold"], second["answers"]["text"]) == ("yes", ["yes"], [])
 
@@ -196,6 +311,8 @@ def test_wrong_sources(tmp_path: Path) -> None:
         ("bad.json", "{", "not valid JSON"),
         ("other.json", "{}", "no 'data' entry"),
         ("trivia.json", '{"Data": []}', "keeps its documents in other files"),
+        ("number.json", "5", "must hold a list of records"),
+        ("cut.jsonl.gz", "\x1f\x8b\x08", "is not a whole .gz file"),
         ("empty.json", "", "contains no questions"),
         ("empty.jsonl", "", "contains no questions"),
         ("empty.csv", "", "contains no questions"),

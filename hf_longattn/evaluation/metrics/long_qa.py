@@ -16,7 +16,7 @@ BUCKETS = (512, 1024, 2048, 4096, 8192)
 """Upper bounds of the length buckets, in tokens of the document."""
 
 _PUNCTUATION = frozenset(string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
 _DESCRIPTION = """
 Exact match and token F1 of extractive question answering (SQuAD's definitions), in per cent, over all questions and by
 the length of the document in tokens.
@@ -78,14 +78,14 @@ def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]
         return right, right
     return (
         max(float(normalise(prediction) == normalise(answer)) for answer in answers),
-        max(_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers),
+        max(token_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers),
     )
 
 
 def normalise(text: str) -> str:
     """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
     plain = "".join(character for character in text.lower() if character not in _PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", plain).split())
+    return " ".join(ARTICLES.sub(" ", plain).split())
 
 
 def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -100,7 +100,8 @@ def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     return result
 
 
-def _f1(prediction: list[str], answer: list[str]) -> float:
+def token_f1(prediction: list[str], answer: list[str]) -> float:
+    """F1 (0 … 1) of the words that two texts share."""
     common = sum((Counter(prediction) & Counter(answer)).values())
     if not common:
         return 0.0
