@@ -106,7 +106,8 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     """Train the converted model with Trainer for a few minutes."""
     import yaml
 
-    from research.qa_finetune import ReaderArguments, finetune_qa
+    from hf_longattn.training.args import build_arguments
+    from research.qa_finetune import READER, finetune_qa
 
     step(3, f"Fine-tune the converted model on long documents for {options.minutes:g} minutes (here and now, with Trainer)")
     recipe = yaml.safe_load((ROOT / "research" / "configs" / "qa_long_8192.yaml").read_text(encoding="utf-8"))
@@ -114,7 +115,7 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     console.print(
         f"   python -m research.qa_finetune --config research/configs/qa_long_8192.yaml --model {converted} --output {out / 'fine-tuned'}"
     )
-    finetune_qa(ReaderArguments(**recipe, disable_tqdm=True), on_log=show_log)
+    finetune_qa(*build_arguments(READER, **recipe, disable_tqdm=True), on_log=show_log)
     return out / "fine-tuned"
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_features import QAFormat, pad_features
-from hf_longattn.training.args import QATrainingArguments, argument
+from hf_longattn.training.args import QADataArguments, QAModelArguments, QATrainingArguments, argument
 from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import QACollator, QATrainer, describe_qa_training, format_for, load_qa_model, to_features
 from hf_longattn.training.qa_data import load_qa
@@ -41,8 +41,8 @@ _PROGRAM_MODULES = 800
 
 
 @dataclass
-class ReaderArguments(QATrainingArguments):
-    """:class:`QATrainingArguments` with the reference tasks and what their reader needs."""
+class ReaderDataArguments(QADataArguments):
+    """:class:`QADataArguments` with the reference tasks."""
 
     data: list[str] = argument(
         [], "'lookup' (variable tracking), 'program' (argument -> parameter in recombined code), and .jsonl files of research.build_qa."
@@ -51,14 +51,7 @@ class ReaderArguments(QATrainingArguments):
     max_tokens: int = argument(0, "Longest document of a file that is used, in tokens; default: what the model takes.")
     pack: int = argument(1, "Maximum number of questions in one training input, if a document has several.")
     lookup_lengths: list[int] = argument([], "Two numbers: tokens of lookup documents; default: a curriculum from 40 tokens to 500.")
-    step_up: float = argument(0.8, "Exact answers at which the curriculum moves one step up.")
-    pointer_layers: list[int] = argument([], "Layers whose output is trained to point at the trail of lookups, such as 1 2 3.")
-    pointer_weight: float = argument(1.0, "Weight of the pointers' loss relative to the answer's.")
-    guide_weight: float = argument(0.0, "Weight of the loss that teaches heads to look at the trail; 0 = none.")
     tokens_per_step: int = argument(8192, "Tokens per forward pass and process: short documents share a batch.")
-    per_device_train_batch_size: int = argument(1, "Groups of features per forward pass; tokens_per_step sets their size.")
-    gradient_accumulation_steps: int = argument(1, "Forward passes per optimiser step.")
-    train_sampling_strategy: str = argument("random", "Order of the groups.")
 
     def check(self) -> None:
         super().check()
@@ -67,40 +60,66 @@ class ReaderArguments(QATrainingArguments):
             raise OptionError(f"lookup_lengths takes two numbers, shortest and longest, not {value}; for instance 128 448")
         if self.shares and len(self.shares) != len(self.data):
             raise OptionError(f"shares has {len(self.shares)} numbers for {len(self.data)} data; give one each")
+
+
+@dataclass
+class ReaderTrainingArguments(QATrainingArguments):
+    """:class:`QATrainingArguments` with what the reader of the reference tasks needs."""
+
+    step_up: float = argument(0.8, "Exact answers at which the curriculum moves one step up.")
+    pointer_layers: list[int] = argument([], "Layers whose output is trained to point at the trail of lookups, such as 1 2 3.")
+    pointer_weight: float = argument(1.0, "Weight of the pointers' loss relative to the answer's.")
+    guide_weight: float = argument(0.0, "Weight of the loss that teaches heads to look at the trail; 0 = none.")
+    per_device_train_batch_size: int = argument(1, "Groups of features per forward pass; tokens_per_step sets their size.")
+    gradient_accumulation_steps: int = argument(1, "Forward passes per optimiser step.")
+    train_sampling_strategy: str = argument("random", "Order of the groups.")
+
+    def check(self) -> None:
+        super().check()
         if self.num_train_epochs:
             raise OptionError("the stream of the reference task is endless: give max_steps or max_minutes instead of epochs")
         if self.max_minutes is None and self.max_steps <= 0:
             self.max_steps = 1000
 
 
-def finetune_qa(args: ReaderArguments, on_log: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Train a question-answering model and write it to ``args.output_dir``.
+READER = (QAModelArguments, ReaderDataArguments, ReaderTrainingArguments)
+
+
+def finetune_qa(
+    model_args: QAModelArguments,
+    data_args: ReaderDataArguments,
+    training_args: ReaderTrainingArguments,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Train a question-answering model and write it to ``training_args.output_dir``.
 
     Args:
-        args: what to train, on what, for how long.
+        model_args, data_args, training_args: what to train, on what, for how long.
         on_log: called with every log entry, in place of Trainer's printing.
 
     Returns:
         The log, as written to ``training_log.json``.
     """
-    begin(args)
-    model, tokenizer = load_qa_model(args.model)
-    form = format_for(model, tokenizer, args)
-    data = _training_data(args, tokenizer, form)
-    if args.pointer_layers:
-        attach_pointers(model, args.pointer_layers, args.pointer_weight, args.guide_weight)
-    validation = to_features(load_qa(args.validation, args.validation_split), tokenizer, form) if args.validation else None
-    args.remove_unused_columns = False
+    run = begin(model_args, data_args, training_args)
+    model, tokenizer = load_qa_model(model_args.model)
+    form = format_for(model, tokenizer, model_args, data_args)
+    data = _training_data(data_args, training_args, tokenizer, form)
+    if training_args.pointer_layers:
+        attach_pointers(model, training_args.pointer_layers, training_args.pointer_weight, training_args.guide_weight)
+    validation = None
+    if data_args.validation:
+        validation = to_features(load_qa(data_args.validation, data_args.validation_split), tokenizer, form)
+    training_args.remove_unused_columns = False
     trainer = ReaderTrainer(
         model,
-        args,
+        training_args,
         train_dataset=data,
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=ReaderCollator(tokenizer),
-        max_minutes=args.max_minutes,
-        positions=PositionRange.of(model) if args.random_positions else None,
-        windows=args.windows,
+        max_minutes=training_args.max_minutes,
+        positions=PositionRange.of(model) if training_args.random_positions else None,
+        windows=training_args.windows,
         curricula={name: source.curriculum for name, source in data.sources.items()},
     )
     if on_log is not None:
@@ -108,11 +127,11 @@ def finetune_qa(args: ReaderArguments, on_log: Callable[[dict[str, Any]], None] 
         trainer.add_callback(_Report(on_log))
     log: dict[str, Any] = {}
     before = None if validation is None else trainer.evaluate()["eval_loss"]
-    train(trainer, args)
+    train(trainer, run)
     if validation is not None:
         log["held_out_loss"] = {"before": before, "after": trainer.evaluate()["eval_loss"]}
     detach_pointers(model)
-    return finish(trainer, args, log, describe_training)
+    return finish(trainer, run, log, describe_training)
 
 
 class _Report(TrainerCallback):
@@ -239,35 +258,39 @@ def describe_training(log: dict[str, Any]) -> str:
     )
 
 
-def _training_data(args: ReaderArguments, tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> QAStream:
+def _training_data(
+    args: ReaderDataArguments, training_args: ReaderTrainingArguments, tokenizer: PreTrainedTokenizerBase, form: QAFormat
+) -> QAStream:
     modules: list[corpus.Module] = []
     if {"lookup", "program"} & set(args.data):
         modules = [module for module in corpus.iter_modules(args.split) if module.package not in corpus.STANDARD_LIBRARY]
-        random.Random(args.seed).shuffle(modules)
+        random.Random(training_args.seed).shuffle(modules)
     sources: dict[str, Source] = {}
     for name in args.data:
         if name == "lookup":
             filler = Filler((module.text for module in modules), tokenizer)
-            sources[name] = Lookups(tokenizer, filler, _lookup_curriculum(args), form.max_length, args.pack)
+            sources[name] = Lookups(
+                tokenizer, filler, _lookup_curriculum(args.lookup_lengths, training_args.step_up), form.max_length, args.pack
+            )
         elif name == "program":
-            sources[name] = Programs(Pieces(module.text for module in modules[:_PROGRAM_MODULES]), args.step_up, args.pack)
+            sources[name] = Programs(Pieces(module.text for module in modules[:_PROGRAM_MODULES]), training_args.step_up, args.pack)
         else:
             room = form.max_length - form.max_question_tokens - 3
             sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or room, room), args.pack)
     shares = args.shares or [1.0] * len(sources)
-    return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=args.seed)
+    return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=training_args.seed)
 
 
-def _lookup_curriculum(args: ReaderArguments) -> Curriculum:
-    if not args.lookup_lengths:
-        return Curriculum(LOOKUPS, args.step_up)
-    shortest, longest = args.lookup_lengths
-    return Curriculum((Stage(shortest, longest, 4, 4, 512 if shortest >= 1024 else 0),), args.step_up)
+def _lookup_curriculum(lengths: list[int], step_up: float) -> Curriculum:
+    if not lengths:
+        return Curriculum(LOOKUPS, step_up)
+    shortest, longest = lengths
+    return Curriculum((Stage(shortest, longest, 4, 4, 512 if shortest >= 1024 else 0),), step_up)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_training(ReaderArguments, arguments, __doc__, train=finetune_qa)
+    return run_training(READER, arguments, __doc__, train=finetune_qa)
 
 
 if __name__ == "__main__":

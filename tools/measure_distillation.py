@@ -27,7 +27,7 @@ from benchmarks.report import machine
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.mechanisms.composite import read_choice
 from hf_longattn.mechanisms.registry import build_mechanism
-from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
 from hf_longattn.training.attention_distillation.distill import STAGE_1, distill_attention, recovered
 from hf_longattn.training.attention_distillation.student import CONVERTED
 from hf_longattn.training.lm import input_length, load_lm
@@ -114,11 +114,12 @@ def measure(mechanism: str, options: argparse.Namespace, length: int, score: Sco
         "seed": options.seed,
     }
     report = distill_attention(
-        DistillationArguments(
-            model=options.model, output_dir=str(output), text=options.text, mechanism=mechanism, max_length=length,
-            max_documents=options.max_documents, stage="both" if learns else "2", gradient_accumulation_steps=1, warmup_steps=10,
-            bf16=False, threads=options.threads, held_out_inputs=16, disable_tqdm=True, save_steps=50, resume=output.exists(), **trained,
-        )
+        DistillationModelArguments(model=options.model, mechanism=mechanism),
+        TextDataArguments(text=options.text, max_length=length, max_documents=options.max_documents),
+        DistillationTrainingArguments(
+            output_dir=str(output), stage="both" if learns else "2", gradient_accumulation_steps=1, warmup_steps=10, bf16=False,
+            threads=options.threads, held_out_inputs=16, disable_tqdm=True, save_steps=50, resume=output.exists(), **trained,
+        ),
     )  # fmt: skip
     stages = {name: score(str(output / folder)) for name, folder in STAGES.items() if learns or name != "stage 1"}
     errors = {stage: [row["share"] for row in report[stage]["layers"]] for stage in ("before", "stage1", "stage2") if stage in report}

@@ -1,7 +1,7 @@
 """`longattn train TASK`, one function for each task; scripts/train_*.py and scripts/distill_attention.py are the same.
 
-Options are those of transformers' TrainingArguments and of the task. Of several processes (`accelerate launch -m hf_longattn train …`),
-only the first one prints.
+Options are model arguments, data arguments and transformers' TrainingArguments. Of several processes
+(`accelerate launch -m hf_longattn train …`), only the first one prints.
 """
 
 from __future__ import annotations
@@ -21,69 +21,69 @@ Task = Callable[[Arguments], int]
 
 def qa(arguments: Arguments = None) -> int:
     """Fine-tune for extractive question answering (SQuAD, MRQA, TriviaQA, Natural Questions, HotpotQA and data of their shape)."""
-    from ..training.args import QATrainingArguments
+    from ..training.args import QA
     from ..training.qa import finetune_qa, qa_table
 
-    return _run(qa, arguments, QATrainingArguments, finetune_qa, qa_table)
+    return _run(qa, arguments, QA, finetune_qa, qa_table)
 
 
 def classify(arguments: Arguments = None) -> int:
     """Fine-tune to classify long documents."""
-    from ..training.args import ClassificationTrainingArguments
+    from ..training.args import CLASSIFICATION
     from ..training.classification import describe_classification_result, finetune_classification
 
-    return _run(classify, arguments, ClassificationTrainingArguments, finetune_classification, describe_classification_result)
+    return _run(classify, arguments, CLASSIFICATION, finetune_classification, describe_classification_result)
 
 
 def tokens(arguments: Arguments = None) -> int:
     """Fine-tune to tag the words of long documents: named entities over whole documents."""
-    from ..training.tokens import TokenTrainingArguments, finetune_tokens, tokens_result
+    from ..training.tokens import TOKENS, finetune_tokens, tokens_result
 
-    return _run(tokens, arguments, TokenTrainingArguments, finetune_tokens, tokens_result)
+    return _run(tokens, arguments, TOKENS, finetune_tokens, tokens_result)
 
 
 def choice(arguments: Arguments = None) -> int:
     """Fine-tune for multiple choice over long documents (RACE, QuALITY, SWAG)."""
-    from ..training.choice import ChoiceTrainingArguments, choice_result, finetune_choice
+    from ..training.choice import CHOICE, choice_result, finetune_choice
 
-    return _run(choice, arguments, ChoiceTrainingArguments, finetune_choice, choice_result)
+    return _run(choice, arguments, CHOICE, finetune_choice, choice_result)
 
 
 def seq2seq(arguments: Arguments = None) -> int:
     """Fine-tune an encoder-decoder to summarise long documents."""
-    from ..training.seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq, seq2seq_result
+    from ..training.seq2seq import SEQ2SEQ, finetune_seq2seq, seq2seq_result
 
-    return _run(seq2seq, arguments, Seq2SeqLongTrainingArguments, finetune_seq2seq, seq2seq_result)
+    return _run(seq2seq, arguments, SEQ2SEQ, finetune_seq2seq, seq2seq_result)
 
 
 def embed(arguments: Arguments = None) -> int:
     """Train embeddings of long documents, or with --reranker a cross-encoder, by sentence-transformers' trainers."""
-    from ..training.embed import EmbedTrainingArguments, embeddings_result, finetune_embeddings
+    from ..training.embed import EMBED, embeddings_result, finetune_embeddings
 
-    return _run(embed, arguments, EmbedTrainingArguments, finetune_embeddings, embeddings_result)
+    return _run(embed, arguments, EMBED, finetune_embeddings, embeddings_result)
 
 
 def mlm(arguments: Arguments = None) -> int:
     """Continue training an encoder on long text: predict masked tokens."""
-    from ..training.args import MLMTrainingArguments
+    from ..training.args import MLM
     from ..training.lm import describe_lm_result, finetune_lm
 
-    return _run(mlm, arguments, MLMTrainingArguments, finetune_lm, describe_lm_result)
+    return _run(mlm, arguments, MLM, finetune_lm, describe_lm_result)
 
 
 def clm(arguments: Arguments = None) -> int:
     """Continue training a decoder on long text: predict the next token; with --segments N, segment by segment with a memory."""
-    from ..training.args import CLMTrainingArguments
+    from ..training.args import CLM
     from ..training.lm import describe_lm_result, finetune_lm
 
-    return _run(clm, arguments, CLMTrainingArguments, finetune_lm, describe_lm_result)
+    return _run(clm, arguments, CLM, finetune_lm, describe_lm_result)
 
 
 def multitask(arguments: Arguments = None) -> int:
     """Train one backbone with several named heads, in batches mixed by a temperature; the heads of the checkpoint load singly."""
-    from ..training.multitask import MultiTaskTrainingArguments, finetune_multitask, multitask_result
+    from ..training.multitask import MULTITASK, finetune_multitask, multitask_result
 
-    return _run(multitask, arguments, MultiTaskTrainingArguments, finetune_multitask, multitask_result)
+    return _run(multitask, arguments, MULTITASK, finetune_multitask, multitask_result)
 
 
 def distill(arguments: Arguments = None) -> int:
@@ -92,19 +92,19 @@ def distill(arguments: Arguments = None) -> int:
     Without --method, stage 1 trains the mechanisms of all layers in one pass of the frozen original; stage 2 fine-tunes on the
     language-model loss, with LoRA or, with --full, all parameters (Zhang et al. 2024, LoLCATs). Options of TrainingArguments apply to both.
     """
-    from ..training.args import DistillationArguments, sets
+    from ..training.args import DISTILLATION, sets
     from ..training.attention_distillation.distill import distill_attention, markdown
-    from ..training.knowledge import KnowledgeArguments, distill_knowledge, knowledge_result
+    from ..training.knowledge import KNOWLEDGE, distill_knowledge, knowledge_result
 
     if sets("method", sys.argv[1:] if arguments is None else arguments):
-        return _run(distill, arguments, KnowledgeArguments, distill_knowledge, knowledge_result)
-    return _run(distill, arguments, DistillationArguments, distill_attention, markdown)
+        return _run(distill, arguments, KNOWLEDGE, distill_knowledge, knowledge_result)
+    return _run(distill, arguments, DISTILLATION, distill_attention, markdown)
 
 
-def _run(task: Task, arguments: Arguments, kind: Any, train: Callable[[Any], dict[str, Any]], result: Any = lambda log: "") -> int:
+def _run(task: Task, arguments: Arguments, kinds: Any, train: Callable[..., dict[str, Any]], result: Any = lambda log: "") -> int:
     from ..training.training_loop import run_training
 
-    return run_training(kind, arguments, task.__doc__ or "", train=train, result=result, prog=f"longattn train {task.__name__}")
+    return run_training(kinds, arguments, task.__doc__ or "", train=train, result=result, prog=f"longattn train {task.__name__}")
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -16,41 +16,67 @@ with needs_extra("train"):  # every module of this package needs them
 
 if TYPE_CHECKING:
     from .args import (
+        ClassificationDataArguments,
         ClassificationTrainingArguments,
-        CLMTrainingArguments,
-        DistillationArguments,
-        LMTrainingArguments,
-        MLMTrainingArguments,
+        CLMDataArguments,
+        CLMModelArguments,
+        DistillationModelArguments,
+        DistillationTrainingArguments,
+        LMDataArguments,
+        MLMDataArguments,
+        MLMModelArguments,
+        ModelArguments,
+        QADataArguments,
+        QAModelArguments,
         QATrainingArguments,
+        TextDataArguments,
+        TextModelArguments,
+        TextTrainingArguments,
     )
     from .attention_distillation.distill import distill_attention
     from .batching import DataCollatorWithPacking
-    from .choice import ChoiceTrainingArguments, finetune_choice
+    from .choice import ChoiceDataArguments, ChoiceTrainingArguments, finetune_choice
     from .classification import finetune_classification
     from .collators import DataCollatorWithGlobals
     from .data import load_labelled, load_text
-    from .embed import EmbedTrainingArguments, finetune_embeddings
+    from .embed import EmbedDataArguments, EmbedModelArguments, EmbedTrainingArguments, finetune_embeddings
     from .lengths import longest_input
     from .lm import finetune_lm
-    from .multitask import MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
+    from .multitask import MultiTaskDataArguments, MultiTaskTrainingArguments, finetune_multitask, load_multitask_head
     from .qa import finetune_qa, load_qa_model
     from .qa_data import load_qa, save_qa
-    from .seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq
-    from .tokens import TokenTrainingArguments, finetune_tokens
+    from .seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
+    from .tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
 
 _HOME = {
-    "CLMTrainingArguments": "args",
+    "CLMDataArguments": "args",
+    "CLMModelArguments": "args",
+    "ChoiceDataArguments": "choice",
     "ChoiceTrainingArguments": "choice",
+    "ClassificationDataArguments": "args",
     "ClassificationTrainingArguments": "args",
     "DataCollatorWithGlobals": "collators",
     "DataCollatorWithPacking": "batching",
-    "DistillationArguments": "args",
+    "DistillationModelArguments": "args",
+    "DistillationTrainingArguments": "args",
+    "EmbedDataArguments": "embed",
+    "EmbedModelArguments": "embed",
     "EmbedTrainingArguments": "embed",
-    "LMTrainingArguments": "args",
-    "MLMTrainingArguments": "args",
+    "LMDataArguments": "args",
+    "MLMDataArguments": "args",
+    "MLMModelArguments": "args",
+    "ModelArguments": "args",
+    "MultiTaskDataArguments": "multitask",
     "MultiTaskTrainingArguments": "multitask",
+    "QADataArguments": "args",
+    "QAModelArguments": "args",
     "QATrainingArguments": "args",
+    "Seq2SeqDataArguments": "seq2seq",
     "Seq2SeqLongTrainingArguments": "seq2seq",
+    "TextDataArguments": "args",
+    "TextModelArguments": "args",
+    "TextTrainingArguments": "args",
+    "TokenDataArguments": "tokens",
     "TokenTrainingArguments": "tokens",
     "distill_attention": "attention_distillation.distill",
     "finetune_choice": "choice",
@@ -71,18 +97,34 @@ _HOME = {
 }
 
 __all__ = [
-    "CLMTrainingArguments",
+    "CLMDataArguments",
+    "CLMModelArguments",
+    "ChoiceDataArguments",
     "ChoiceTrainingArguments",
+    "ClassificationDataArguments",
     "ClassificationTrainingArguments",
     "DataCollatorWithGlobals",
     "DataCollatorWithPacking",
-    "DistillationArguments",
+    "DistillationModelArguments",
+    "DistillationTrainingArguments",
+    "EmbedDataArguments",
+    "EmbedModelArguments",
     "EmbedTrainingArguments",
-    "LMTrainingArguments",
-    "MLMTrainingArguments",
+    "LMDataArguments",
+    "MLMDataArguments",
+    "MLMModelArguments",
+    "ModelArguments",
+    "MultiTaskDataArguments",
     "MultiTaskTrainingArguments",
+    "QADataArguments",
+    "QAModelArguments",
     "QATrainingArguments",
+    "Seq2SeqDataArguments",
     "Seq2SeqLongTrainingArguments",
+    "TextDataArguments",
+    "TextModelArguments",
+    "TextTrainingArguments",
+    "TokenDataArguments",
     "TokenTrainingArguments",
     "distill_attention",
     "finetune_choice",

@@ -1,7 +1,7 @@
-"""The arguments of every training: transformers' ``TrainingArguments`` with a model, data and a time budget.
+"""The arguments of every training, as in transformers' examples: model arguments, data arguments and ``TrainingArguments``.
 
-One dataclass per task, so that a Python caller builds one object, a recipe in YAML is flat, and the command line is parsed by
-``HfArgumentParser``. Every option of ``TrainingArguments`` is available; only defaults differ where long inputs need others.
+Each task has one dataclass of each kind, which ``HfArgumentParser`` fills from the command line and from a flat recipe in YAML. Every
+option of ``TrainingArguments`` is available; only defaults differ where long inputs need others.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -23,7 +23,9 @@ from hf_longattn.mechanisms.base import DENSE_LIMIT
 from hf_longattn.mechanisms.composite import read_choice, read_options
 from hf_longattn.reading import read_recipe, ready_recipes
 
-Arguments = TypeVar("Arguments", bound="LongTrainingArguments")
+Model = TypeVar("Model", bound="ModelArguments")
+Data = TypeVar("Data", bound="DataArguments")
+Training = TypeVar("Training", bound="LongTrainingArguments")
 
 EPOCHS = 3.0
 """Passes over the data of a run that is given neither steps nor epochs nor minutes."""
@@ -43,18 +45,64 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
     return HfArg(default=default, help=help, aliases=aliases)
 
 
+class CheckedArguments:
+    """Arguments that remember which of them were given, and refuse values that are missing or contradict one another."""
+
+    given: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.given = given(self)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values before anything is set up."""
+
+
 @dataclass
-class LongTrainingArguments(TrainingArguments):
-    """What every training has: a model, an output folder, a time budget, and all of ``TrainingArguments``.
+class ModelArguments(CheckedArguments):
+    """What a training starts from.
 
     Raises:
         OptionError: a missing or contradictory value.
     """
 
+    _argument_group_name: ClassVar[str] = "model arguments"
+
+    model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
+    dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
+
+    def check(self) -> None:
+        if not self.model:
+            raise OptionError("no model given; add --model with a checkpoint folder or a Hub name")
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+
+
+@dataclass
+class DataArguments(CheckedArguments):
+    """What every training reads: nothing but the length of its inputs is common to all."""
+
+    _argument_group_name: ClassVar[str] = "data arguments"
     hub_task: ClassVar[str] = "other"
     """The task's name on the Hub, for the card's metadata."""
 
-    model: str = argument("", "Checkpoint to start from: a folder or a Hub name, converted or short.")
+    max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
+
+    def check(self) -> None:
+        if self.max_length is not None and self.max_length < 2:
+            raise OptionError(f"max_length must be at least 2 tokens, not {self.max_length}")
+
+
+@dataclass
+class LongTrainingArguments(TrainingArguments):
+    """All of ``TrainingArguments`` with a time budget and a number of tokens per batch.
+
+    Raises:
+        OptionError: a missing or contradictory value.
+    """
+
+    _argument_group_name: ClassVar[str] = "training arguments"
+
     output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
     num_train_epochs: float = argument(
         0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
@@ -66,7 +114,6 @@ class LongTrainingArguments(TrainingArguments):
         0, "Tokens of a training batch, in place of a number of rows: in all where batches are packed, else rows × longest; 0 = off."
     )
     resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
-    dtype: str = argument("float32", "Type of the saved weights: float32, float16 or bfloat16.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
     early_stopping_patience: int = argument(
         0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
@@ -101,16 +148,10 @@ class LongTrainingArguments(TrainingArguments):
 
     def check(self) -> None:
         """Refuse values that are missing or contradict one another, before anything is set up."""
-        if not self.model:
-            raise OptionError("no model given; add --model with a checkpoint folder or a Hub name")
         if not self.output_dir:
             raise OptionError("no output folder given; add --output_dir with the folder to write to")
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"the output {self.output_dir!r} is a file; give a folder, which is created if it does not exist")
-        if self.folder.exists() and self.folder.resolve() == Path(self.model).resolve():
-            raise OptionError(f"the output {self.output_dir!r} is the folder of --model, which would be overwritten; give another --output")
-        if self.dtype not in DTYPES:
-            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -127,9 +168,60 @@ class LongTrainingArguments(TrainingArguments):
         return Path(str(self.output_dir))
 
 
+class TaskArguments(NamedTuple):
+    """The arguments of one run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: LongTrainingArguments
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that were given, for a log or a card."""
+        return {**self.model.given, **self.data.given, **self.training.given}
+
+    def check(self) -> None:
+        """Refuse arguments that contradict one another.
+
+        Raises:
+            OptionError: the output is the folder of the model.
+        """
+        folder = self.training.folder
+        if folder.exists() and folder.resolve() == Path(self.model.model).resolve():
+            raise OptionError(
+                f"the output {self.training.output_dir!r} is the folder of --model, which would be overwritten; give another --output"
+            )
+
+
 @dataclass
-class TextTrainingArguments(LongTrainingArguments):
-    """What every training on plain text has in addition: the text, and how inputs are made from it."""
+class TextModelArguments(ModelArguments):
+    """What a training on plain text starts from."""
+
+    objective: str = argument("auto", "mlm (predict masked tokens), clm (predict the next token), or auto: what the model has a head for.")
+
+    def check(self) -> None:
+        super().check()
+        if self.objective not in OBJECTIVES:
+            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+
+
+@dataclass
+class MLMModelArguments(TextModelArguments):
+    """An encoder, which predicts masked tokens."""
+
+    objective: str = field(default="mlm", init=False)
+
+
+@dataclass
+class CLMModelArguments(TextModelArguments):
+    """A decoder, which predicts the next token."""
+
+    objective: str = field(default="clm", init=False)
+
+
+@dataclass
+class TextDataArguments(DataArguments):
+    """Plain text, and how inputs are made from it."""
 
     text: list[str] = argument(
         [], "One or several of: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by datasets, the "
@@ -139,72 +231,76 @@ class TextTrainingArguments(LongTrainingArguments):
     split: str = argument("train", "Split to train on, if the data have several.")
     validation: str = argument("", "Text to measure the loss on; default: the last hundredth of the documents.")
     max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
-    objective: str = argument("auto", "mlm (predict masked tokens), clm (predict the next token), or auto: what the model has a head for.")
     mask_probability: float = argument(0.15, "Fraction of tokens that mlm chooses.")
-    max_length: int | None = argument(None, "Tokens of a training input; default: the model's maximum.")
-    per_device_train_batch_size: int = argument(1, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
-    per_device_eval_batch_size: int = argument(1, "Inputs per forward pass and process in evaluation.")
-    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
 
     def check(self) -> None:
         super().check()
         if not self.text:
             raise OptionError("no text given; add --text with a file, a folder or a dataset's name")
-        if self.objective not in OBJECTIVES:
-            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
         if not 0 < self.mask_probability < 1:
             raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
-        _check_length(self.max_length)
 
 
 @dataclass
-class LMTrainingArguments(TextTrainingArguments):
-    """Arguments of continued language-model training."""
+class LMDataArguments(TextDataArguments):
+    """Text for continued language-model training."""
 
     segments: int = argument(
         0, "Read each document in consecutive segments of this many tokens, with the model's memory of earlier ones; 0 = independent "
         "inputs. For mechanisms with a memory: transformer_xl, infini, recurrent_memory, linear, window."
     )  # fmt: skip
-
     packing: bool | None = argument(
         None, "Keep the documents that share an input apart, so that none sees another and positions restart; default: yes where the model "
         "can (Long models). Without, documents are joined by the end token."
     )  # fmt: skip
 
-    def check(self) -> None:
-        super().check()
-        checkpointing = self.gradient_checkpointing or getattr(self, "activation_checkpointing", None)
-        if self.segments and (self.segments < 2 or self.num_train_epochs or checkpointing or self.max_length is not None):
-            raise OptionError(
-                f"segments is {self.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
-                "nor gradient_checkpointing, which drops what the layers remember"
-            )
-        if self.segments and self.max_minutes is None and self.max_steps <= 0:
-            self.max_steps = 1000  # the segments never end
-
 
 @dataclass
-class MLMTrainingArguments(LMTrainingArguments):
-    """Masked-token prediction, for encoders."""
+class MLMDataArguments(LMDataArguments):
+    """Text for masked-token prediction."""
 
     hub_task: ClassVar[str] = "fill-mask"
 
-    objective: str = field(default="mlm", init=False)
-
 
 @dataclass
-class CLMTrainingArguments(LMTrainingArguments):
-    """Next-token prediction, for decoders."""
+class CLMDataArguments(LMDataArguments):
+    """Text for next-token prediction."""
 
     hub_task: ClassVar[str] = "text-generation"
 
-    objective: str = field(default="clm", init=False)
     mask_probability: float = field(default=0.15, init=False)
 
 
 @dataclass
-class DataTrainingArguments(LongTrainingArguments):
-    """What every training on labelled data has in addition: the data to train on and to evaluate on."""
+class TextTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` with the batch sizes of long text."""
+
+    per_device_train_batch_size: int = argument(1, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(1, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
+
+
+def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> None:
+    """Refuse what documents read in segments do not go with; without steps or minutes there are 1,000 steps, as segments never end.
+
+    Raises:
+        OptionError: segments too short, or with epochs, ``max_length`` or checkpointed activations.
+    """
+    if not data.segments:
+        return
+    checkpointing = training.gradient_checkpointing or getattr(training, "activation_checkpointing", None)
+    if data.segments < 2 or "num_train_epochs" in training.given or checkpointing or data.max_length is not None:
+        raise OptionError(
+            f"segments is {data.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
+            "nor gradient_checkpointing, which drops what the layers remember"
+        )
+    if training.max_minutes is None and training.max_steps <= 0:
+        training.max_steps = 1000
+
+
+@dataclass
+class LabelledDataArguments(DataArguments):
+    """Labelled data to train on and to evaluate on."""
 
     shape: ClassVar[str] = "a file"
 
@@ -221,12 +317,11 @@ class DataTrainingArguments(LongTrainingArguments):
         super().check()
         if not self.data:
             raise OptionError(f"no data given; add --data with {self.shape}, a folder or a dataset's name")
-        _check_length(self.max_length)
 
 
 @dataclass
-class ClassificationTrainingArguments(DataTrainingArguments):
-    """Arguments of document classification."""
+class ClassificationDataArguments(LabelledDataArguments):
+    """Documents to classify."""
 
     hub_task: ClassVar[str] = "text-classification"
     shape: ClassVar[str] = "a labelled file"
@@ -242,10 +337,6 @@ class ClassificationTrainingArguments(DataTrainingArguments):
     packing: bool | None = argument(
         None, "Pack the documents of a training batch into one row without padding; default: yes where model and head allow it."
     )
-    per_device_train_batch_size: int = argument(2, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
-    per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
-    gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
-    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
     def check(self) -> None:
         super().check()
@@ -254,8 +345,37 @@ class ClassificationTrainingArguments(DataTrainingArguments):
 
 
 @dataclass
-class QATrainingArguments(DataTrainingArguments):
-    """Arguments of extractive question answering."""
+class ClassificationTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of document classification."""
+
+    per_device_train_batch_size: int = argument(2, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Documents per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
+    train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
+
+
+@dataclass
+class QAModelArguments(ModelArguments):
+    """What extractive question answering starts from, and is compared with."""
+
+    heads: str = argument(
+        "auto", "span, or hotpot: also yes and no answers and supporting sentences, as in Longformer; auto: what the data have."
+    )
+    global_question: bool | None = argument(
+        None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
+        "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
+    )  # fmt: skip
+    baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
+
+    def check(self) -> None:
+        super().check()
+        if self.heads not in QA_HEADS:
+            raise OptionError(f"heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}")
+
+
+@dataclass
+class QADataArguments(LabelledDataArguments):
+    """Questions about documents, and how documents become inputs."""
 
     hub_task: ClassVar[str] = "question-answering"
     shape: ClassVar[str] = "a SQuAD-shaped file"
@@ -265,7 +385,6 @@ class QATrainingArguments(DataTrainingArguments):
         "Hub; in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
     validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
-    baseline: str = argument("", "A short model to compare with on --validation, read in windows of 512 tokens that share 128.")
     evidence: str = argument(
         "", "Folder 'evidence' of TriviaQA's release, with the documents of its own JSON; default: the one beside the file or its folder."
     )  # fmt: skip
@@ -276,17 +395,23 @@ class QATrainingArguments(DataTrainingArguments):
         "is cut off are left out of the training), or refuse."
     )  # fmt: skip
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length (BERT, run_qa).")
-    heads: str = argument(
-        "auto", "span, or hotpot: also yes and no answers and supporting sentences, as in Longformer; auto: what the data have."
-    )
     packing: bool | None = argument(
         None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
     )
     max_question_tokens: int = argument(64, "Tokens at which a question is cut, with a warning.")
-    global_question: bool | None = argument(
-        None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
-        "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
-    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.long_documents not in LONG_DOCUMENTS:
+            raise OptionError(f"long_documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}")
+        if self.max_question_tokens < 1:
+            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
+
+
+@dataclass
+class QATrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of extractive question answering."""
+
     random_positions: bool = argument(False, "Place question and document at random rows of the position table, so that all are trained.")
     windows: list[int] = argument(
         [], "For short models: train under the attention of their later conversion. In every step document tokens see the question and "
@@ -298,18 +423,10 @@ class QATrainingArguments(DataTrainingArguments):
     learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
-    def check(self) -> None:
-        super().check()
-        for name, known in (("long_documents", LONG_DOCUMENTS), ("heads", QA_HEADS)):
-            if getattr(self, name) not in known:
-                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if self.max_question_tokens < 1:
-            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
-
 
 @dataclass
-class DistillationArguments(TextTrainingArguments):
-    """Arguments of attention distillation in two stages."""
+class DistillationModelArguments(TextModelArguments):
+    """The student of attention distillation, and its teacher."""
 
     mechanism: str = argument(
         "", "MECHANISM[:NAME=VALUE,...] to convert --model to first, for example hedgehog; default: --model has been converted already."
@@ -320,6 +437,24 @@ class DistillationArguments(TextTrainingArguments):
         "", "The frozen original: its weights are used, with the mechanisms' parameters from --model; default: --model, whose weights the "
         "conversion has not changed."
     )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if (self.option or self.layers) and not self.mechanism:
+            raise OptionError("--option and --layers require --mechanism; leave them out for a converted --model")
+        if self.mechanism:
+            self.attention()
+
+    def attention(self) -> LongAttentionConfig:
+        """The mechanism, its options and its layers as one configuration."""
+        choice: dict[str, Any] = {**read_choice(self.mechanism), **read_options(",".join(self.option))}
+        return LongAttentionConfig(layers=self.layers or None, **choice)
+
+
+@dataclass
+class DistillationTrainingArguments(TextTrainingArguments):
+    """``TrainingArguments`` of attention distillation in two stages."""
+
     stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune on the language-model loss) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
     transfer_learning_rate: float = argument(1e-2, "Highest learning rate of stage 1.")
@@ -349,10 +484,6 @@ class DistillationArguments(TextTrainingArguments):
                 f"{of_a_run[0]} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
                 "--finetune_steps and --finetune_learning_rate"
             )
-        if (self.option or self.layers) and not self.mechanism:
-            raise OptionError("--option and --layers require --mechanism; leave them out for a converted --model")
-        if self.mechanism:
-            self.attention()
         if not self.resume and any(self.checkpoints(stage).exists() for stage in (1, 2)):
             raise OptionError(
                 f"{self.output_dir} holds checkpoints of an earlier run; add --resume to continue it, or give another --output"
@@ -365,11 +496,6 @@ class DistillationArguments(TextTrainingArguments):
                 f"weights_factor compares dense attention weights, which exist up to {DENSE_LIMIT} tokens, not for {length}; "
                 f"give --max-length {DENSE_LIMIT} or --weights-factor 0"
             )
-
-    def attention(self) -> LongAttentionConfig:
-        """The mechanism, its options and its layers as one configuration."""
-        choice: dict[str, Any] = {**read_choice(self.mechanism), **read_options(",".join(self.option))}
-        return LongAttentionConfig(layers=self.layers or None, **choice)
 
     def runs(self, stage: int) -> bool:
         """Whether this stage is to be run."""
@@ -397,7 +523,30 @@ class DistillationArguments(TextTrainingArguments):
         )
 
 
-def given(arguments: LongTrainingArguments) -> dict[str, Any]:
+LM = (TextModelArguments, LMDataArguments, TextTrainingArguments)
+MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
+CLM = (CLMModelArguments, CLMDataArguments, TextTrainingArguments)
+CLASSIFICATION = (ModelArguments, ClassificationDataArguments, ClassificationTrainingArguments)
+QA = (QAModelArguments, QADataArguments, QATrainingArguments)
+DISTILLATION = (DistillationModelArguments, TextDataArguments, DistillationTrainingArguments)
+
+
+def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **values: Any) -> tuple[Model, Data, Training]:
+    """Model, data and training arguments from values by name.
+
+    Raises:
+        TypeError: a name that none of the three has.
+    """
+    parts: list[dict[str, Any]] = []
+    for kind in kinds:
+        names = {each.name for each in fields(kind) if each.init}
+        parts.append({name: values.pop(name) for name in list(values) if name in names})
+    if values:
+        raise TypeError(f"{', '.join(kind.__name__ for kind in kinds)} have no {', '.join(values)}")
+    return kinds[0](**parts[0]), kinds[1](**parts[1]), kinds[2](**parts[2])
+
+
+def given(arguments: Any) -> dict[str, Any]:
     """The values that differ from their defaults, without secrets: what a log or card says about a run."""
     found = {}
     for each in fields(arguments):
@@ -409,26 +558,29 @@ def given(arguments: LongTrainingArguments) -> dict[str, Any]:
     return found
 
 
-def parse_arguments(kind: type[Arguments], arguments: list[str], description: str, prog: str | None = None) -> Arguments:
+def parse_arguments(
+    kinds: tuple[type[Model], type[Data], type[Training]], arguments: list[str], description: str, prog: str | None = None
+) -> tuple[Model, Data, Training]:
     """Return the arguments of a recipe (``--config``), overridden by the command line.
 
     Raises:
         LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
     """
     usage = "%(prog)s --model MODEL --output_dir FOLDER [OPTION ...]"
-    parser = HfArgumentParser(kind, description=description, usage=usage, prog=prog)
+    parser = HfArgumentParser(kinds, description=description, usage=usage, prog=prog)
     parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {', '.join(ready_recipes())}.")
     for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16
         if action.option_strings and action.option_strings[0].startswith("--no_"):
             action.help = f"Turn --{action.dest} off, which is on by default."
     inherited = {each.name for each in fields(TrainingArguments)}
-    parser._optionals._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
+    for group in parser._action_groups:
+        group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
     known, _ = parser.parse_known_args(arguments)
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config))
     values = vars(parser.parse_args(arguments))
     values.pop("config")
-    return kind(**values)
+    return build_arguments(kinds, **values)
 
 
 def _defaults(parser: HfArgumentParser, recipe: str) -> dict[str, Any]:
@@ -454,8 +606,3 @@ def sets(name: str, arguments: list[str]) -> bool:
         return name in read_recipe(known.config)
     except LongAttentionError:  # told where the recipe is parsed
         return False
-
-
-def _check_length(max_length: int | None) -> None:
-    if max_length is not None and max_length < 2:
-        raise OptionError(f"max_length must be at least 2 tokens, not {max_length}")

@@ -102,16 +102,16 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
     return "several GPUs in one process (DataParallel) split rows; use accelerate launch" if args.n_gpu > 1 else None
 
 
-def chosen_packing(args: Any, model: PreTrainedModel, refusal: str | None = None) -> bool:
-    """Whether to pack: as ``args.packing`` says, by default where nothing, nor ``refusal``, is against it.
+def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
+    """Whether to pack: as ``wanted`` says, by default where nothing, nor ``refusal``, is against it.
 
     Raises:
         OptionError: it is asked for, and something is against it.
     """
     why = refusal or packing_refusal(model, args)
-    if args.packing and why:
+    if wanted and why:
         raise OptionError(f"--packing: {why.rstrip('.')}; leave it out")
-    return args.packing is not False and why is None
+    return wanted is not False and why is None
 
 
 class TokenBudget(Sampler[list[int]]):

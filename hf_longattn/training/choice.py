@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAP
 
 from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.token_globals import carry_question
-from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.collators import WithoutLengths
 from hf_longattn.training.data import DataError, held_back, read_source
 from hf_longattn.training.lengths import input_length
@@ -33,8 +33,8 @@ COLUMNS = {
 
 
 @dataclass
-class ChoiceTrainingArguments(DataTrainingArguments):
-    """Arguments of multiple choice."""
+class ChoiceDataArguments(LabelledDataArguments):
+    """Questions with a few answers to choose from."""
 
     hub_task: ClassVar[str] = "multiple-choice"
 
@@ -43,6 +43,12 @@ class ChoiceTrainingArguments(DataTrainingArguments):
         "columns context (or article), question, choices (or options, or ending0, ending1 …) and label (or answer): a number from 0, a "
         "letter from A, or the text of the choice."
     )  # fmt: skip
+
+
+@dataclass
+class ChoiceTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of multiple choice."""
+
     per_device_train_batch_size: int = argument(
         1, "Questions per forward pass and process; each choice is a row.", ["--batch_size", "--batch-size"]
     )
@@ -51,34 +57,37 @@ class ChoiceTrainingArguments(DataTrainingArguments):
     learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")
 
 
-def finetune_choice(args: ChoiceTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``.
+CHOICE = (ModelArguments, ChoiceDataArguments, ChoiceTrainingArguments)
+
+
+def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, training_args: ChoiceTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, accuracy before and after, Trainer's history.
     """
-    begin(args)
-    _, tokenizer = load_start(args.model, "multiple choice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES)
-    data, held = held_back(args, read_choices)
-    model = load_head(AutoModelForMultipleChoice, args.model, tokenizer)
+    run = begin(model_args, data_args, training_args)
+    _, tokenizer = load_start(model_args.model, "multiple choice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES)
+    data, held = held_back(data_args, read_choices)
+    model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer)
     carry_question(model, tokenizer)
-    length = input_length(model, tokenizer, args.max_length)
+    length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = (to_choices(part, tokenizer, length) for part in (data, held))
-    args.remove_unused_columns = False
+    training_args.remove_unused_columns = False
     trainer = TimedTrainer(
         model,
-        args,
+        training_args,
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=ChoiceCollator(tokenizer),
         compute_metrics=_accuracy,
-        max_minutes=args.max_minutes,
+        max_minutes=training_args.max_minutes,
     )
     before = _scores(trainer, held_out)
-    train(trainer, args)
+    train(trainer, run)
     log = {"input_length": length, "questions": len(data), "held_out": {"before": before, "after": _scores(trainer, held_out)}}
-    return finish(trainer, args, log, describe_choice)
+    return finish(trainer, run, log, describe_choice)
 
 
 class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.long_classification import summarise
-from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.args import ClassificationDataArguments, ClassificationTrainingArguments, ModelArguments
 from hf_longattn.training.batching import chosen_packing, first_tokens, packed, pooling_module
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.lengths import input_length
@@ -32,41 +32,43 @@ from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
 
-def finetune_classification(args: ClassificationTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``.
+def finetune_classification(
+    model_args: ModelArguments, data_args: ClassificationDataArguments, training_args: ClassificationTrainingArguments
+) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, classes, how many documents were cut, scores on the held-out
         documents before and after, Trainer's history. Of several processes only the first has the scores.
     """
-    begin(args)
-    config, tokenizer = load_start(args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
-    texts, held_texts = read_labelled(args)
+    run = begin(model_args, data_args, training_args)
+    config, tokenizer = load_start(model_args.model, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    texts, held_texts = read_labelled(data_args, training_args.seed)
     names = class_names(texts, [str(config.id2label[number]) for number in sorted(config.id2label)])
     classes = {**numbered(names), "problem_type": "single_label_classification"}
-    model = load_head(AutoModelForSequenceClassification, args.model, tokenizer, **classes)
-    length = input_length(model, tokenizer, args.max_length)
+    model = load_head(AutoModelForSequenceClassification, model_args.model, tokenizer, **classes)
+    length = input_length(model, tokenizer, data_args.max_length)
     no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
-    pack = chosen_packing(args, model, no_pooling)
-    args.remove_unused_columns = False
+    pack = chosen_packing(model, data_args.packing, training_args, no_pooling)
+    training_args.remove_unused_columns = False
     documents, held_out = (to_documents(data, tokenizer, length, names) for data in (texts, held_texts))
     trainer = ClassificationTrainer(
         model,
-        args,
+        training_args,
         train_dataset=documents,
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DocumentCollator(tokenizer, pack=pack),
         preprocess_logits_for_metrics=_choices,
         compute_metrics=_accuracy,
-        max_minutes=args.max_minutes,
+        max_minutes=training_args.max_minutes,
     )
     before = trainer.scores(held_out)
-    train(trainer, args)
+    train(trainer, run)
     after = trainer.scores(held_out)
     counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
     log = {"input_length": length, "packed": pack, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}
-    return finish(trainer, args, log, describe_classification)
+    return finish(trainer, run, log, describe_classification)
 
 
 class DocumentCollator(DataCollatorWithPadding):
@@ -131,7 +133,7 @@ class ClassificationTrainer(TimedTrainer):
         return load_metric("long_classification").compute(predictions=[int(one) for one in found], references=references)
 
 
-def read_labelled(args: ClassificationTrainingArguments) -> tuple[Dataset, Dataset]:
+def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """The documents to train on and those to evaluate on: ``validation``, or else a tenth.
 
     Raises:
@@ -141,7 +143,7 @@ def read_labelled(args: ClassificationTrainingArguments) -> tuple[Dataset, Datas
     columns = {"text_column": args.text_column, "label_column": args.label_column}
     data = concatenate_datasets([load_labelled(source, split=args.split, **columns) for source in args.data])
     order = list(range(len(data)))
-    random.Random(args.seed).shuffle(order)
+    random.Random(seed).shuffle(order)
     data = data.select(order[: args.max_documents or None])
     if args.validation:
         train, held_out = data, load_labelled(args.validation, split=args.validation_split, **columns)

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
-from hf_longattn.training.args import DataTrainingArguments
+from hf_longattn.training.args import LabelledDataArguments
 
 FORMATS = {
     ".txt": ("text", {"sample_by": "document"}),
@@ -58,7 +58,7 @@ def read_source(source: str, split: str = "train") -> Dataset:
     return choose_split(found, split, source)
 
 
-def held_back(args: DataTrainingArguments, read: Callable[[str, str], Dataset], least: int = 2) -> tuple[Dataset, Dataset]:
+def held_back(args: LabelledDataArguments, read: Callable[[str, str], Dataset], least: int = 2) -> tuple[Dataset, Dataset]:
     """The rows to train on and those to evaluate on: of ``--validation``, or else the last tenth.
 
     Args:

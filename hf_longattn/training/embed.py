@@ -17,7 +17,7 @@ from datasets import Dataset, Value
 from transformers import TrainingArguments
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, needs_extra
-from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.data import DataError, held_back, read_source
 from hf_longattn.training.results import steps_of
 from hf_longattn.training.trainer import TimedTrainer
@@ -29,8 +29,15 @@ CANDIDATES = 10
 
 
 @dataclass
-class EmbedTrainingArguments(DataTrainingArguments):
-    """Arguments of sentence embeddings and rerankers."""
+class EmbedModelArguments(ModelArguments):
+    """A model of embeddings, or a reranker."""
+
+    reranker: bool = argument(False, "Train a cross-encoder that scores a query and a document together, in place of embeddings.")
+
+
+@dataclass
+class EmbedDataArguments(LabelledDataArguments):
+    """Pairs of texts that belong together."""
 
     hub_task: ClassVar[str] = "sentence-similarity"
     shape: ClassVar[str] = "a file of pairs"
@@ -40,7 +47,12 @@ class EmbedTrainingArguments(DataTrainingArguments):
         "Hub; with the columns anchor (or query, question, sentence1) and positive (or document, answer, sentence2), and maybe negative, "
         "or score."
     )  # fmt: skip
-    reranker: bool = argument(False, "Train a cross-encoder that scores a query and a document together, in place of embeddings.")
+
+
+@dataclass
+class EmbedTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of embeddings and rerankers."""
+
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
     per_device_train_batch_size: int = argument(32, "Pairs of which each is told from the others.", ["--batch_size", "--batch-size"])
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
@@ -55,8 +67,13 @@ class EmbedTrainingArguments(DataTrainingArguments):
             raise OptionError(f"mini_batch_size must be at least 1, not {self.mini_batch_size}")
 
 
-def finetune_embeddings(args: EmbedTrainingArguments) -> dict[str, Any]:
-    """Train, and write a sentence-transformers folder to ``args.output_dir``.
+EMBED = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
+
+
+def finetune_embeddings(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, training_args: EmbedTrainingArguments
+) -> dict[str, Any]:
+    """Train, and write a sentence-transformers folder to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, retrieval scores before and after, Trainer's history.
@@ -66,13 +83,13 @@ def finetune_embeddings(args: EmbedTrainingArguments) -> dict[str, Any]:
     """
     with needs_extra("sentence"):
         import sentence_transformers  # noqa: F401
-    begin(args)
-    data, held = held_back(args, read_pairs, least=3)
-    trainer, measure = (_reranker if args.reranker else _embedder)(args, data, held)
+    run = begin(model_args, data_args, training_args)
+    data, held = held_back(data_args, read_pairs, least=3)
+    trainer, measure = (_reranker if model_args.reranker else _embedder)(model_args, data_args, training_args, data, held)
     before = measure()
-    train(trainer, args)
+    train(trainer, run)
     log = {"pairs": len(data), "held_out": {"before": before, "after": measure()}}
-    return finish(trainer, args, log, describe_embeddings)
+    return finish(trainer, run, log, describe_embeddings)
 
 
 def read_pairs(source: str, split: str) -> Dataset:
@@ -102,7 +119,9 @@ def read_pairs(source: str, split: str) -> Dataset:
     return data.cast_column("score", Value("float32")) if "score" in data.column_names else data
 
 
-def _embedder(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tuple[TimedTrainer, Any]:
+def _embedder(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
+) -> tuple[TimedTrainer, Any]:
     """A trainer of embeddings, and what measures retrieval of the held-out documents by their anchors."""
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
@@ -111,9 +130,9 @@ def _embedder(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tup
     class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
         pass
 
-    model = _loaded(lambda: SentenceTransformer(args.model, device=str(args.device)), args.model)
-    if args.max_length is not None:
-        model.max_seq_length = args.max_length
+    model = _loaded(lambda: SentenceTransformer(model_args.model, device=str(args.device)), model_args.model)
+    if data_args.max_length is not None:
+        model.max_seq_length = data_args.max_length
     loss = (
         CoSENTLoss(model)
         if "score" in data.column_names
@@ -136,7 +155,9 @@ def _embedder(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tup
     return trainer, measure
 
 
-def _reranker(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tuple[TimedTrainer, Any]:
+def _reranker(
+    model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
+) -> tuple[TimedTrainer, Any]:
     """A trainer of a cross-encoder on pairs and as many wrong ones, and what measures it among candidates."""
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
@@ -144,7 +165,9 @@ def _reranker(args: EmbedTrainingArguments, data: Dataset, held: Dataset) -> tup
     class RerankingTrainer(TimedTrainer, CrossEncoderTrainer):
         pass
 
-    model = _loaded(lambda: CrossEncoder(args.model, num_labels=1, max_length=args.max_length, device=str(args.device)), args.model)
+    model = _loaded(
+        lambda: CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device)), model_args.model
+    )
     choose = random.Random(args.seed)
     wrong = data["negative"] if "negative" in data.column_names else [_other(data["positive"], text, choose) for text in data["positive"]]
     rows = {"anchor": [*data["anchor"]] * 2, "positive": [*data["positive"], *wrong], "label": [1.0] * len(data) + [0.0] * len(data)}

@@ -16,7 +16,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel
 
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
-from hf_longattn.training.args import TextTrainingArguments, argument
+from hf_longattn.training.args import TextDataArguments, TextModelArguments, TextTrainingArguments, argument
 from hf_longattn.training.lengths import input_length, longest_input
 from hf_longattn.training.lm import load_lm, read_documents, to_inputs
 from hf_longattn.training.results import steps_of
@@ -29,15 +29,26 @@ PROJECTION = "distillation_projection"
 
 
 @dataclass
-class KnowledgeArguments(TextTrainingArguments):
-    """Arguments of distillation from a teacher."""
+class KnowledgeModelArguments(TextModelArguments):
+    """A student and its teacher."""
 
-    method: str = argument("tinybert", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
     teacher: str = argument("", "The model to learn from, with the student's (--model's) vocabulary; it is not changed.")
     layer_map: list[int] = argument(
         [],
         "For each of the student's layers the teacher's layer that it imitates, counted from 1; default: evenly (TinyBERT, section 3.1).",
     )
+
+    def check(self) -> None:
+        super().check()
+        if not self.teacher:
+            raise OptionError("no teacher given; add --teacher with a checkpoint folder or a Hub name")
+
+
+@dataclass
+class KnowledgeTrainingArguments(TextTrainingArguments):
+    """``TrainingArguments`` of distillation from a teacher."""
+
+    method: str = argument("tinybert", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
     embeddings_factor: float = argument(1.0, "Factor of the squared error of the embeddings (TinyBERT, equation 9).")
     hidden_factor: float = argument(1.0, "Factor of the squared error of the hidden states (equation 8).")
@@ -51,8 +62,6 @@ class KnowledgeArguments(TextTrainingArguments):
         super().check()
         if self.method not in METHODS:
             raise OptionError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
-        if not self.teacher:
-            raise OptionError("no teacher given; add --teacher with a checkpoint folder or a Hub name")
         if self.temperature <= 0:
             raise OptionError(f"temperature must be above 0, not {self.temperature}")
         if self.method == "logits":
@@ -66,8 +75,13 @@ class KnowledgeArguments(TextTrainingArguments):
         return {part: getattr(self, f"{part}_factor") for part in PARTS}
 
 
-def distill_knowledge(args: KnowledgeArguments) -> dict[str, Any]:
-    """Train the student ``args.model``, and write it to ``args.output_dir``.
+KNOWLEDGE = (KnowledgeModelArguments, TextDataArguments, KnowledgeTrainingArguments)
+
+
+def distill_knowledge(
+    model_args: KnowledgeModelArguments, data_args: TextDataArguments, training_args: KnowledgeTrainingArguments
+) -> dict[str, Any]:
+    """Train the student ``model_args.model``, and write it to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, the student's held-out loss before and after, Trainer's history.
@@ -75,34 +89,36 @@ def distill_knowledge(args: KnowledgeArguments) -> dict[str, Any]:
     Raises:
         OptionError: teacher and student do not fit together.
     """
-    begin(args)
-    student, tokenizer, objective = load_lm(args.model, args.objective)
-    teacher, teachers_tokenizer, _ = load_lm(args.teacher, objective)
+    run = begin(model_args, data_args, training_args)
+    student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
+    teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise OptionError(
             f"the student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; both must read the same"
         )
-    length = min(input_length(student, tokenizer, args.max_length), longest_input(teacher, teachers_tokenizer))
-    layers = layer_map(student, teacher, args.layer_map)
-    if args.attention_factor and student.config.num_attention_heads != teacher.config.num_attention_heads:
+    length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
+    layers = layer_map(student, teacher, model_args.layer_map)
+    if training_args.attention_factor and student.config.num_attention_heads != teacher.config.num_attention_heads:
         heads = [model.config.num_attention_heads for model in (student, teacher)]
         raise OptionError(f"the student has {heads[0]} heads, the teacher {heads[1]}: attention does not compare; add --attention_factor 0")
-    if args.embeddings_factor or args.hidden_factor:
+    if training_args.embeddings_factor or training_args.hidden_factor:
         width, wide = student.config.hidden_size, teacher.config.hidden_size
         student.add_module(PROJECTION, nn.Linear(width, wide, bias=False) if width != wide else nn.Identity())
-    args.remove_unused_columns = False
-    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(args))
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
-    usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": args.max_minutes}
-    trainer = KnowledgeTrainer(student, args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
+    training_args.remove_unused_columns = False
+    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed
+    )
+    usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
+    trainer = KnowledgeTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
     before = trainer.evaluate()["eval_loss"]
-    train(trainer, args)
+    train(trainer, run)
     after = trainer.evaluate()["eval_loss"]
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):
         delattr(inner, PROJECTION)
     log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": {"before": before, "after": after}}
-    return finish(trainer, args, log, describe_knowledge)
+    return finish(trainer, run, log, describe_knowledge)
 
 
 def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[int]) -> list[int]:

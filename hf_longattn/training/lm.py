@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import LMTrainingArguments, TextTrainingArguments
+from hf_longattn.training.args import LMDataArguments, TextDataArguments, TextModelArguments, TextTrainingArguments, check_segments
 from hf_longattn.training.batching import DataCollatorForPackedText, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
@@ -35,38 +35,37 @@ _HEADS = {
 }
 
 
-def finetune_lm(args: LMTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``.
+def finetune_lm(model_args: TextModelArguments, data_args: LMDataArguments, training_args: TextTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, held-out loss before and after, Trainer's history.
     """
-    begin(args)
-    model, tokenizer, objective = load_lm(args.model, args.objective)
-    length = args.segments or input_length(model, tokenizer, args.max_length)
-    args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
-    documents, held_out = read_documents(args)
-    pack = chosen_packing(args, model) and not args.segments
+    check_segments(data_args, training_args)
+    run = begin(model_args, data_args, training_args)
+    model, tokenizer, objective = load_lm(model_args.model, model_args.objective)
+    length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
+    training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
+    documents, held_out = read_documents(data_args, training_args.seed)
+    pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
     kind = DataCollatorForPackedText if pack else DataCollatorForLanguageModeling
-    collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed)
-    usual: dict[str, Any] = {
-        "processing_class": tokenizer, "max_minutes": args.max_minutes,
-    }  # fmt: skip
+    collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
+    usual: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
     trainer: TimedTrainer
-    if args.segments:
-        rows, padding = args.per_device_train_batch_size * args.world_size, {"pad_token_id": tokenizer.pad_token_id}
-        stream = SegmentStream(tokenised(documents, tokenizer), length, rows, shuffle=True, seed=args.seed, passes=None, **padding)
-        measured = SegmentStream(tokenised(held_out, tokenizer), length, args.per_device_train_batch_size, **padding)
+    if data_args.segments:
+        rows, padding = training_args.per_device_train_batch_size * training_args.world_size, {"pad_token_id": tokenizer.pad_token_id}
+        stream = SegmentStream(tokenised(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, passes=None, **padding)
+        measured = SegmentStream(tokenised(held_out, tokenizer), length, training_args.per_device_train_batch_size, **padding)
         collate = SegmentCollator(collator if collator.mlm else None)
-        trainer = SegmentTrainer(model, args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
+        trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
     else:
         inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
-        trainer = TimedTrainer(model, args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
+        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
     before = trainer.evaluate()["eval_loss"]
-    train(trainer, args)
+    train(trainer, run)
     after = trainer.evaluate()["eval_loss"]
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": {"before": before, "after": after}}
-    return finish(trainer, args, log, describe_lm_training)
+    return finish(trainer, run, log, describe_lm_training)
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:
@@ -84,9 +83,9 @@ def describe_lm_result(log: dict[str, Any]) -> str:
     return f"held-out loss {loss['before']:.3f} before, {loss['after']:.3f} after"
 
 
-def read_documents(args: TextTrainingArguments) -> tuple[Dataset, Dataset]:
+def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """The documents to train on and those to evaluate on: ``validation``, or else the last hundredth."""
-    where: dict[str, Any] = {"column": args.column, "seed": args.seed}
+    where: dict[str, Any] = {"column": args.column, "seed": seed}
     data = load_text(args.text, split=args.split, limit=args.max_documents, **where)
     if args.validation:
         return data, load_text([args.validation], split="validation", limit=max(1, len(data) // 100), **where)

@@ -32,14 +32,21 @@ from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.evaluation.qa_scores import score_answers
 from hf_longattn.modeling.token_globals import carry_question
-from hf_longattn.training.args import ClassificationTrainingArguments, LongTrainingArguments, argument
+from hf_longattn.training.args import (
+    ClassificationDataArguments,
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    TaskArguments,
+    argument,
+)
 from hf_longattn.training.classification import DocumentCollator, class_names, read_labelled, to_documents
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.qa import TARGETS, QACollator, training_features
 from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.results import steps_of
-from hf_longattn.training.tokens import TokenCollator, TokenTrainingArguments, read_tagged, tag_scores, to_windows
+from hf_longattn.training.tokens import TokenCollator, TokenDataArguments, read_tagged, tag_scores, to_windows
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
@@ -48,28 +55,19 @@ Scores = dict[str, float]
 
 
 @dataclass
-class MultiTaskTrainingArguments(LongTrainingArguments):
-    """Arguments of training on several tasks at once."""
+class MultiTaskDataArguments(DataArguments):
+    """The data of several tasks."""
 
     tasks: list[str] = argument(
         [], "Two or more NAME=KIND:DATA or NAME=KIND:DATA:VALIDATION; KIND is classify, tokens or qa, DATA as for that task, for example "
         "topic=classify:reviews.csv names=tokens:train.conll:dev.conll."
     )  # fmt: skip
-    temperature: float = argument(
-        2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
-    )
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
-    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
-    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
-    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
 
     def check(self) -> None:
         super().check()
         if len(self.tasks) < 2:
             raise OptionError("multitask needs two tasks or more; add --tasks NAME=KIND:DATA NAME=KIND:DATA")
-        if self.temperature <= 0:
-            raise OptionError(f"temperature must be above 0, not {self.temperature}")
         self.named_tasks()
 
     def named_tasks(self) -> dict[str, tuple[str, str, str]]:
@@ -85,6 +83,27 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
                 raise OptionError(f"the kind of task {name!r} must be one of {', '.join(LOADERS)}, not {kind!r}.{nearest(kind, LOADERS)}")
             found[name] = (kind, data, validation)
         return found
+
+
+@dataclass
+class MultiTaskTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of training on several tasks at once."""
+
+    temperature: float = argument(
+        2.0, "Tasks are drawn in proportion to (number of inputs)^(1/temperature); 1 = by size, large = all alike (T5, section 3.5.2)."
+    )
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
+    learning_rate: float = argument(5e-5, "Highest learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
+
+    def check(self) -> None:
+        super().check()
+        if self.temperature <= 0:
+            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+
+
+MULTITASK = (ModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
 
 
 @dataclass
@@ -202,19 +221,21 @@ class MultiTaskTrainer(TimedTrainer):
             self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
 
 
-def finetune_multitask(args: MultiTaskTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``.
+def finetune_multitask(
+    model_args: ModelArguments, data_args: MultiTaskDataArguments, training_args: MultiTaskTrainingArguments
+) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, scores of every task before and after, Trainer's history.
     """
-    begin(args)
-    _, tokenizer = load_start(args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    run = begin(model_args, data_args, training_args)
+    _, tokenizer = load_start(model_args.model, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     build = {"classify": _classify, "tokens": _tokens, "qa": _qa}
-    tasks = {name: build[kind](args, tokenizer, data, held) for name, (kind, data, held) in args.named_tasks().items()}
+    tasks = {name: build[kind](run, tokenizer, data, held) for name, (kind, data, held) in data_args.named_tasks().items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
-    args.remove_unused_columns, args.ddp_find_unused_parameters = False, True
-    trainer = MultiTaskTrainer(model, args, tasks, processing_class=tokenizer, max_minutes=args.max_minutes)
+    training_args.remove_unused_columns, training_args.ddp_find_unused_parameters = False, True
+    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=tokenizer, max_minutes=training_args.max_minutes)
 
     def measured() -> dict[str, Scores]:
         model.eval()
@@ -223,9 +244,9 @@ def finetune_multitask(args: MultiTaskTrainingArguments) -> dict[str, Any]:
         return found
 
     before = measured()
-    train(trainer, args)
+    train(trainer, run)
     log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": measured()}}
-    return finish(trainer, args, log, describe_multitask)
+    return finish(trainer, run, log, describe_multitask)
 
 
 def load_multitask_head(name: str, head: str) -> PreTrainedModel:
@@ -251,40 +272,39 @@ def _labels(model: PreTrainedModel) -> list[str]:
     return [model.config.id2label[number] for number in sorted(model.config.id2label)]
 
 
-def _classify(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
-    settings = ClassificationTrainingArguments(**_as_task(args), data=[data], validation=held)
-    texts, held_texts = read_labelled(settings)
+def _classify(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
+    texts, held_texts = read_labelled(ClassificationDataArguments(data=[data], validation=held), run.training.seed)
     names = class_names(texts, [])
-    model = load_head(LOADERS["classify"], args.model, tokenizer, **numbered(names), problem_type="single_label_classification")
-    length = input_length(model, tokenizer, args.max_length)
+    model = load_head(LOADERS["classify"], run.model.model, tokenizer, **numbered(names), problem_type="single_label_classification")
+    length = input_length(model, tokenizer, run.data.max_length)
     rows, held_out = (to_documents(part, tokenizer, length, names) for part in (texts, held_texts))
     collator = DocumentCollator(tokenizer)
 
     def scores() -> Scores:
-        found = [int(logits.argmax()) for logits in predicted(model, held_out, collator, args)]
+        found = [int(logits.argmax()) for logits in predicted(model, held_out, collator, run.training)]
         return summarise(list(zip(held_out["labels"], found, strict=True)))
 
     return Task("classify", model, rows, collator, scores)
 
 
-def _tokens(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
-    texts, held_texts = read_tagged(TokenTrainingArguments(**_as_task(args), data=[data], validation=held))
+def _tokens(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
+    texts, held_texts = read_tagged(TokenDataArguments(data=[data], validation=held))
     names = sorted({tag for tags in texts["tags"] for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
-    model = load_head(LOADERS["tokens"], args.model, tokenizer, **numbered(names))
-    length = input_length(model, tokenizer, args.max_length)
+    model = load_head(LOADERS["tokens"], run.model.model, tokenizer, **numbered(names))
+    length = input_length(model, tokenizer, run.data.max_length)
     rows, held_out = (to_windows(part, tokenizer, length, 128, names) for part in (texts, held_texts))
     collator, columns = TokenCollator(tokenizer), ["word_ids", "document"]
 
     def scores() -> Scores:
-        return tag_scores(predicted(model, held_out.remove_columns(columns), collator, args), held_out, held_texts, names)
+        return tag_scores(predicted(model, held_out.remove_columns(columns), collator, run.training), held_out, held_texts, names)
 
     return Task("tokens", model, rows.remove_columns(columns), collator, scores)
 
 
-def _qa(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
-    model = load_head(LOADERS["qa"], args.model, tokenizer)
+def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held: str) -> Task:
+    model = load_head(LOADERS["qa"], run.model.model, tokenizer)
     carry_question(model, tokenizer)
-    length = input_length(model, tokenizer, args.max_length)
+    length = input_length(model, tokenizer, run.data.max_length)
     form = QAFormat(length, min(128, length // 4))
     records = load_qa(data, "train")
     validation = load_qa(held, "validation") if held else records.select(range(len(records) - max(1, len(records) // 10), len(records)))
@@ -292,7 +312,7 @@ def _qa(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, da
     rows = training_features(records, tokenizer, form, "windows")
 
     def scores() -> Scores:
-        reader = QAReader("", model, tokenizer, form, batch_size=args.per_device_eval_batch_size)
+        reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
         found = score_answers(validation.to_list(), reader.read(validation.to_list()))
         return {name: found[name] for name in ("exact_match", "f1", "n")}
 
@@ -300,17 +320,12 @@ def _qa(args: MultiTaskTrainingArguments, tokenizer: PreTrainedTokenizerBase, da
 
 
 @torch.no_grad()
-def predicted(model: PreTrainedModel, rows: Dataset, collator: Any, args: MultiTaskTrainingArguments) -> Iterator[Any]:
+def predicted(model: PreTrainedModel, rows: Dataset, collator: Any, args: LongTrainingArguments) -> Iterator[Any]:
     """The logits of every row, on the CPU."""
     size = args.per_device_eval_batch_size
     for first in range(0, len(rows), size):
         batch = collator([rows[place] for place in range(first, min(first + size, len(rows)))])
         yield from model(**{name: value.to(model.device) for name, value in batch.items()}).logits.float().cpu().numpy()
-
-
-def _as_task(args: MultiTaskTrainingArguments) -> dict[str, Any]:
-    """What a single task's arguments take over."""
-    return {"model": args.model, "output_dir": args.output_dir, "seed": args.seed, "use_cpu": args.use_cpu, "bf16": False, "report_to": []}
 
 
 def describe_multitask(log: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
-from hf_longattn.training.args import QATrainingArguments
+from hf_longattn.training.args import QADataArguments, QAModelArguments, QATrainingArguments
 from hf_longattn.training.batching import chosen_packing, packed
 from hf_longattn.training.collators import DataCollatorWithGlobals
 from hf_longattn.training.data import DataError
@@ -44,69 +44,75 @@ LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0}
 """Columns with several numbers for each input, and their padding."""
 
 
-def finetune_qa(args: QATrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``, with the predictions on ``args.validation``.
+def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``, with the predictions on ``data_args.validation``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
         Trainer's history.
     """
-    begin(args)
-    read = partial(load_qa, skip_bad_rows=args.skip_bad_rows, evidence=args.evidence or None)
-    records = concatenate_datasets([read(name, args.split) for name in args.data])
-    validation = read(args.validation, args.validation_split) if args.validation else None
-    if validation is None and args.eval_strategy != "no":
+    run = begin(model_args, data_args, training_args)
+    read = partial(load_qa, skip_bad_rows=data_args.skip_bad_rows, evidence=data_args.evidence or None)
+    records = concatenate_datasets([read(name, data_args.split) for name in data_args.data])
+    validation = read(data_args.validation, data_args.validation_split) if data_args.validation else None
+    if validation is None and training_args.eval_strategy != "no":
         raise OptionError("evaluation during training needs data; add --validation DATA, or leave --eval_strategy out")
-    model, tokenizer = load_qa_model(args.model)
-    form = dataclasses.replace(format_for(model, tokenizer, args), stride=None if args.long_documents == "truncate" else args.stride)
-    if args.heads == "hotpot" or (args.heads == "auto" and any(records["sentences"])):
+    model, tokenizer = load_qa_model(model_args.model)
+    stride = None if data_args.long_documents == "truncate" else data_args.stride
+    form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
+    if model_args.heads == "hotpot" or (model_args.heads == "auto" and any(records["sentences"])):
         attach_evidence(model)
-    varied = args.random_positions or bool(args.windows)
-    features = training_features(records, tokenizer, form, args.long_documents, document_start=varied)
-    pack = chosen_packing(args, model, "windows and random_positions vary padded rows" if varied else None)
-    args.remove_unused_columns = False  # targets go to the loss, the others are the model's
+    varied = training_args.random_positions or bool(training_args.windows)
+    features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
+    pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
+    training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
     reader = None
     if validation is not None:
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        reader = QAReader("", model, tokenizer, form, batch_size=args.per_device_eval_batch_size, dtype=dtype)
+        dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+        reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
         if reader.null_threshold is None and "none" in {*records["kind"], *validation["kind"]}:
             reader.null_threshold = 0.0
     trainer = QATrainer(
         model,
-        args,
+        training_args,
         train_dataset=features,
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=QACollator(tokenizer, pack=pack),
-        max_minutes=args.max_minutes,
-        positions=PositionRange.of(model) if args.random_positions else None,
-        windows=args.windows,
+        max_minutes=training_args.max_minutes,
+        positions=PositionRange.of(model) if training_args.random_positions else None,
+        windows=training_args.windows,
         reader=reader,
     )
     log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
     before = None if validation is None else (trainer.evaluate()["eval_loss"], trainer.scores)
-    train(trainer, args)
+    train(trainer, run)
     if validation is not None and before is not None and reader is not None:
         answers = trainer.tune_threshold()
         after = trainer.evaluate()["eval_loss"], trainer.scores
         log["held_out_loss"] = {"before": before[0], "after": after[0]}
         log["held_out"] = {"before": before[1], "after": after[1]}
         if trainer.is_world_process_zero():
-            args.folder.mkdir(parents=True, exist_ok=True)
+            training_args.folder.mkdir(parents=True, exist_ok=True)
             write_predictions(
-                args.folder, validation.to_list(), [dataclasses.replace(one, text=one.above(reader.null_threshold)) for one in answers]
+                training_args.folder,
+                validation.to_list(),
+                [dataclasses.replace(one, text=one.above(reader.null_threshold)) for one in answers],
             )
-            if args.baseline:
-                log["baseline"] = baseline_scores(args, validation)
+            if model_args.baseline:
+                log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
         trainer.accelerator.wait_for_everyone()
-    return finish(trainer, args, log, describe_qa_training)
+    return finish(trainer, run, log, describe_qa_training)
 
 
-def baseline_scores(args: QATrainingArguments, validation: Dataset) -> dict[str, Any]:
-    """Scores of the short model ``args.baseline`` that reads documents in windows, with the best threshold where some have no answer."""
-    model, tokenizer = load_qa_model(args.baseline)
-    form = windows(min(512, longest_input(model, tokenizer)), 128, args.max_question_tokens)
-    reader = QAReader("", model.to(args.device), tokenizer, form, batch_size=args.per_device_eval_batch_size)
+def baseline_scores(
+    model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments, validation: Dataset
+) -> dict[str, Any]:
+    """Scores of the short model ``model_args.baseline``, which reads documents in windows, with the best threshold where some have no
+    answer."""
+    model, tokenizer = load_qa_model(model_args.baseline)
+    form = windows(min(512, longest_input(model, tokenizer)), 128, data_args.max_question_tokens)
+    reader = QAReader("", model.to(training_args.device), tokenizer, form, batch_size=training_args.per_device_eval_batch_size)
     records = validation.to_list()
     answers = reader.read(records)
     threshold = score_answers(records, answers).get("best_f1_threshold")
@@ -379,18 +385,20 @@ def _evidence_weights(name: str) -> dict[str, Tensor]:
     return found
 
 
-def format_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: QATrainingArguments) -> QAFormat:
+def format_for(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments
+) -> QAFormat:
     """Return how documents become inputs of this model; its config then says which tokens are global, so that inference matches training.
 
     Raises:
         OptionError: a global question is requested for a model without global tokens.
     """
-    length, question = input_length(model, tokenizer, args.max_length), args.max_question_tokens
-    if args.global_question is False:
+    length, question = input_length(model, tokenizer, data_args.max_length), data_args.max_question_tokens
+    if model_args.global_question is False:
         if getattr(model.config, "question_separator_id", None) is not None:
             model.config.question_separator_id = None
         return QAFormat(length, max_question_tokens=question)
     chosen_by_model = carry_question(model, tokenizer)
-    if args.global_question and not takes_globals(model):
-        raise OptionError(f"global_question was requested, but no layer of {args.model!r} takes global tokens; leave it out")
-    return QAFormat(length, None, bool(args.global_question) and not chosen_by_model, question)
+    if model_args.global_question and not takes_globals(model):
+        raise OptionError(f"global_question was requested, but no layer of {model_args.model!r} takes global tokens; leave it out")
+    return QAFormat(length, None, bool(model_args.global_question) and not chosen_by_model, question)

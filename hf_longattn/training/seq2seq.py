@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge_scores
-from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.collators import WithoutLengths
 from hf_longattn.training.data import DataError, check_column, held_back, read_source
 from hf_longattn.training.lengths import input_length
@@ -33,8 +33,8 @@ PREDICTIONS = "predictions.txt"
 
 
 @dataclass
-class Seq2SeqLongTrainingArguments(DataTrainingArguments, Seq2SeqTrainingArguments):
-    """Arguments of summarisation; those of transformers' ``Seq2SeqTrainingArguments`` included."""
+class Seq2SeqDataArguments(LabelledDataArguments):
+    """Documents and their summaries."""
 
     hub_task: ClassVar[str] = "summarization"
 
@@ -43,13 +43,6 @@ class Seq2SeqLongTrainingArguments(DataTrainingArguments, Seq2SeqTrainingArgumen
     prefix: str = argument("", "Put before every document, as T5 needs it: 'summarize: '.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
     max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
-    predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
-    generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
-    per_device_train_batch_size: int = argument(1, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
-    per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
-    gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
-    learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
-    label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
 
     def check(self) -> None:
         super().check()
@@ -59,24 +52,42 @@ class Seq2SeqLongTrainingArguments(DataTrainingArguments, Seq2SeqTrainingArgumen
             raise OptionError(f"max_summary_length must be at least 2 tokens, not {self.max_summary_length}")
 
 
+@dataclass
+class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
+    """``Seq2SeqTrainingArguments`` of summarisation."""
+
+    predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
+    generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
+    per_device_train_batch_size: int = argument(1, "Documents per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
+    learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
+    label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
+
+
+SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
+
+
 class LongSeq2SeqTrainer(TimedTrainer, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer with a time budget."""
 
 
-def finetune_seq2seq(args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model and its summaries of the validation data to ``args.output_dir``.
+def finetune_seq2seq(
+    model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
+) -> dict[str, Any]:
+    """Train, and write the model and its summaries of the validation data to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, ROUGE before and after, Trainer's history.
     """
-    begin(args)
-    _, tokenizer = load_start(args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    data, held = held_back(args, lambda source, split: read_pairs(source, args, split))
-    model = load_head(AutoModelForSeq2SeqLM, args.model, tokenizer)
-    length = input_length(model, tokenizer, args.max_length)
-    args.generation_max_length = args.generation_max_length or args.max_summary_length
-    rows, held_out = (to_rows(part, tokenizer, args, length) for part in (data, held))
-    args.remove_unused_columns = False
+    run = begin(model_args, data_args, training_args)
+    _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    data, held = held_back(data_args, lambda source, split: read_pairs(source, data_args, split))
+    model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer)
+    length = input_length(model, tokenizer, data_args.max_length)
+    training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length
+    rows, held_out = (to_rows(part, tokenizer, data_args, length) for part in (data, held))
+    training_args.remove_unused_columns = False
 
     def rouge(found: EvalPrediction) -> dict[str, float]:
         texts = [np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids) for ids in (found.predictions, found.label_ids)]
@@ -84,32 +95,32 @@ def finetune_seq2seq(args: Seq2SeqLongTrainingArguments) -> dict[str, Any]:
 
     trainer = LongSeq2SeqTrainer(
         model,
-        args,
+        training_args,
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=SummaryCollator(tokenizer, model),
-        compute_metrics=rouge if args.predict_with_generate else None,
-        max_minutes=args.max_minutes,
+        compute_metrics=rouge if training_args.predict_with_generate else None,
+        max_minutes=training_args.max_minutes,
     )
     before = told(trainer.evaluate())
-    train(trainer, args)
+    train(trainer, run)
     found = trainer.predict(held_out)
     after = told(found.metrics)
-    if args.predict_with_generate and trainer.is_world_process_zero():
+    if training_args.predict_with_generate and trainer.is_world_process_zero():
         ids = np.where(np.asarray(found.predictions) < 0, tokenizer.pad_token_id, found.predictions)
         texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-        args.folder.mkdir(parents=True, exist_ok=True)
-        Path(args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
+        training_args.folder.mkdir(parents=True, exist_ok=True)
+        Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
     log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
-    return finish(trainer, args, log, describe_seq2seq)
+    return finish(trainer, run, log, describe_seq2seq)
 
 
 class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
     """transformers' collator, without lengths."""
 
 
-def read_pairs(source: str, args: Seq2SeqLongTrainingArguments, split: str) -> Dataset:
+def read_pairs(source: str, args: Seq2SeqDataArguments, split: str) -> Dataset:
     """Documents and summaries; rows in which one is empty are left out.
 
     Raises:
@@ -126,7 +137,7 @@ def read_pairs(source: str, args: Seq2SeqLongTrainingArguments, split: str) -> D
     return Dataset.from_dict({"document": [pair[0] for pair in pairs], "summary": [pair[1] for pair in pairs]})
 
 
-def to_rows(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: Seq2SeqLongTrainingArguments, length: int) -> Dataset:
+def to_rows(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: Seq2SeqDataArguments, length: int) -> Dataset:
     """Tokens of documents and summaries, both cut to what fits, and ``length``."""
 
     def encode(rows: dict[str, list[str]]) -> dict[str, Any]:

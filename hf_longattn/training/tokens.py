@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.entities import entity_scores
-from hf_longattn.training.args import DataTrainingArguments, argument
+from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
 from hf_longattn.training.batching import DataCollatorWithPacking, chosen_packing
 from hf_longattn.training.collators import WithoutLengths
 from hf_longattn.training.data import DataError, check_column, held_back, read_source
@@ -34,8 +34,8 @@ CONLL = (".conll", ".iob", ".bio")
 
 
 @dataclass
-class TokenTrainingArguments(DataTrainingArguments):
-    """Arguments of token classification."""
+class TokenDataArguments(LabelledDataArguments):
+    """Documents whose words are tagged, and how they become inputs."""
 
     hub_task: ClassVar[str] = "token-classification"
     shape: ClassVar[str] = "a tagged file"
@@ -49,10 +49,6 @@ class TokenTrainingArguments(DataTrainingArguments):
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
     stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
-    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
-    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
-    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
 
     def check(self) -> None:
         super().check()
@@ -60,45 +56,60 @@ class TokenTrainingArguments(DataTrainingArguments):
             raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
 
 
-def finetune_tokens(args: TokenTrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``args.output_dir``.
+@dataclass
+class TokenTrainingArguments(LongTrainingArguments):
+    """``TrainingArguments`` of token classification."""
+
+    per_device_train_batch_size: int = argument(2, "Inputs per forward pass and process.", ["--batch_size", "--batch-size"])
+    per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
+    gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
+    learning_rate: float = argument(5e-5, "Highest learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
+
+
+TOKENS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
+
+
+def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, training_args: TokenTrainingArguments) -> dict[str, Any]:
+    """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, tags, scores before and after, Trainer's history.
     """
-    begin(args)
-    _, tokenizer = load_start(args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+    run = begin(model_args, data_args, training_args)
+    _, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer of {args.model!r} does not tell words apart; token classification needs a fast tokenizer")
-    texts, held_texts = read_tagged(args)
+        raise CheckpointError(
+            f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
+        )
+    texts, held_texts = read_tagged(data_args)
     names = sorted({tag for tags in texts["tags"] for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
-    model = load_head(AutoModelForTokenClassification, args.model, tokenizer, **numbered(names))
-    length = input_length(model, tokenizer, args.max_length)
-    rows, held_out = (to_windows(data, tokenizer, length, args.stride, names) for data in (texts, held_texts))
-    pack = chosen_packing(args, model)
-    args.remove_unused_columns = False
+    model = load_head(AutoModelForTokenClassification, model_args.model, tokenizer, **numbered(names))
+    length = input_length(model, tokenizer, data_args.max_length)
+    rows, held_out = (to_windows(data, tokenizer, length, data_args.stride, names) for data in (texts, held_texts))
+    pack = chosen_packing(model, data_args.packing, training_args)
+    training_args.remove_unused_columns = False
     columns = ["word_ids", "document"]
     trainer = TimedTrainer(
         model,
-        args,
+        training_args,
         train_dataset=rows.remove_columns(columns),
         eval_dataset=held_out.remove_columns(columns),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer),
-        max_minutes=args.max_minutes,
+        max_minutes=training_args.max_minutes,
     )
     before = scores(trainer, held_out, held_texts, names, tokenizer)
-    train(trainer, args)
+    train(trainer, run)
     after = scores(trainer, held_out, held_texts, names, tokenizer)
     log = {"input_length": length, "tags": names, "packed": pack, "documents": len(texts), "held_out": {"before": before, "after": after}}
-    return finish(trainer, args, log, describe_tokens)
+    return finish(trainer, run, log, describe_tokens)
 
 
 class TokenCollator(WithoutLengths, DataCollatorForTokenClassification):
     """transformers' collator, without lengths."""
 
 
-def read_tagged(args: TokenTrainingArguments) -> tuple[Dataset, Dataset]:
+def read_tagged(args: TokenDataArguments) -> tuple[Dataset, Dataset]:
     """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names).
 
     Raises:
@@ -114,7 +125,7 @@ def read_tagged(args: TokenTrainingArguments) -> tuple[Dataset, Dataset]:
     return data, held_out
 
 
-def _load(source: str, args: TokenTrainingArguments, split: str) -> Dataset:
+def _load(source: str, args: TokenDataArguments, split: str) -> Dataset:
     if Path(source).suffix in CONLL:
         return _read_conll(Path(source))
     data = read_source(source, split)

@@ -20,28 +20,36 @@ from safetensors import SafetensorError
 import hf_longattn
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
-from hf_longattn.training.args import LongTrainingArguments, parse_arguments
+from hf_longattn.training.args import (
+    DataArguments,
+    LongTrainingArguments,
+    ModelArguments,
+    TaskArguments,
+    parse_arguments,
+)
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
 
 LOG_NAME = "training_log.json"
-Arguments = TypeVar("Arguments", bound=LongTrainingArguments)
+Model = TypeVar("Model", bound=ModelArguments)
+Data = TypeVar("Data", bound=DataArguments)
+Training = TypeVar("Training", bound=LongTrainingArguments)
 
 
 def run_training(
-    kind: type[Arguments],
+    kinds: tuple[type[Model], type[Data], type[Training]],
     arguments: list[str] | None,
     description: str,
     *,
-    train: Callable[[Arguments], dict[str, Any]],
+    train: Callable[[Model, Data, Training], dict[str, Any]],
     result: Callable[[dict[str, Any]], str] = lambda log: "",
     prog: str | None = None,
 ) -> int:
     """Run a training command; of several processes only the first one prints.
 
     Args:
-        kind: the dataclass of its arguments.
+        kinds: the dataclasses of its model, data and training arguments.
         arguments: the command line; ``None`` = the process's.
         description: the command's docstring, whose first paragraph appears in the help.
         train: runs the training and returns its log.
@@ -53,36 +61,40 @@ def run_training(
     """
     first = int(os.environ.get("RANK", "0")) == 0
     try:
-        parsed = parse_arguments(kind, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0], prog)
+        model_args, data_args, training_args = parse_arguments(
+            kinds, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0], prog
+        )
         if first:
-            print(f"hf_longattn {hf_longattn.__version__}: training {parsed.model}", file=sys.stderr)
-        log = train(parsed)
+            print(f"hf_longattn {hf_longattn.__version__}: training {model_args.model}", file=sys.stderr)
+        log = train(model_args, data_args, training_args)
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if first:
-        print("\n".join(line for line in (result(log), f"written to {parsed.output_dir}") if line), file=sys.stderr)
+        print("\n".join(line for line in (result(log), f"written to {training_args.output_dir}") if line), file=sys.stderr)
     return 0
 
 
-def begin(args: LongTrainingArguments) -> None:
-    """Set threads and seed."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    transformers.set_seed(args.seed)
+def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> TaskArguments:
+    """Refuse arguments that contradict one another; set threads and seed."""
+    run = TaskArguments(model_args, data_args, training_args)
+    run.check()
+    if training_args.threads:
+        torch.set_num_threads(training_args.threads)
+    transformers.set_seed(training_args.seed)
+    return run
 
 
-def train(trainer: TimedTrainer, args: LongTrainingArguments) -> None:
+def train(trainer: TimedTrainer, run: TaskArguments) -> None:
     """Train, or resume from the latest complete checkpoint.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete.
         OptionError: ``dtype`` with sharded weights.
     """
-    if args.dtype != "float32" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise OptionError(
-            f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {args.dtype} out"
-        )
+    dtype, args = run.model.dtype, run.training
+    if dtype != "float32" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
     newest = newest_checkpoint(args.folder) if args.resume else None
     with one_sentence_if_full(args.folder):
         trainer.train(resume_from_checkpoint=newest or args.resume_from_checkpoint)
@@ -120,9 +132,7 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def finish(
-    trainer: TimedTrainer, args: LongTrainingArguments, log: dict[str, Any], describe: Callable[[dict[str, Any]], str]
-) -> dict[str, Any]:
+def finish(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], describe: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set.
 
     Args:
@@ -131,16 +141,19 @@ def finish(
     Returns:
         The log: ``log`` with the given arguments, versions and Trainer's history.
     """
-    log = {"settings": args.given, "versions": versions(), **log, "history": trainer.state.log_history}
+    args = run.training
+    log = {"settings": run.settings, "versions": versions(), **log, "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         args.folder.mkdir(parents=True, exist_ok=True)
         with one_sentence_if_full(args.folder):
             (args.folder / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
             draw_curves(trainer.state.log_history, args.folder / CURVES)
-    if args.dtype != "float32":
-        trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, args.dtype))
-    rows = measured(log, args.hub_task)
-    trainer.card = lambda: write_trained_card(args, describe(log), getattr(trainer, "hub_model_id", None), results=rows)
+    if run.model.dtype != "float32":
+        trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, run.model.dtype))
+    rows = measured(log, run.data.hub_task)
+    trainer.card = lambda: write_trained_card(
+        run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows
+    )
     with one_sentence_if_full(args.folder):
         trainer.save_model()  # pushes if asked to
         if not args.push_to_hub:
@@ -149,14 +162,13 @@ def finish(
     return log
 
 
-def write_trained_card(
-    args: LongTrainingArguments, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()
-) -> None:
-    """Write the card of a trained model, with the licence, language and base of what it was trained from, and the name it is pushed to."""
-    made_from = Path(args.model).name if Path(args.model).exists() else args.model
-    contents = {**from_source(args.model), **({"name": repo_id} if repo_id else {})}
+def write_trained_card(model: str, folder: Path, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()) -> None:
+    """Write the card of a trained model into its folder, with the licence, language and base of ``model``, which it was trained from, and
+    the name it is pushed to."""
+    made_from = Path(model).name if Path(model).exists() else model
+    contents = {**from_source(model), **({"name": repo_id} if repo_id else {})}
     write_model_card(
-        args.folder, training=f"Fine-tuned from `{made_from}`. {training}", results=results, measured="", eval_results=None, **contents
+        folder, training=f"Fine-tuned from `{made_from}`. {training}", results=results, measured="", eval_results=None, **contents
     )
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from hf_longattn.errors import HubError
 from hf_longattn.hub import keep_model_card, write_model_card
-from hf_longattn.training.args import LMTrainingArguments
+from hf_longattn.training.args import LM, build_arguments
 from hf_longattn.training.lm import finetune_lm
 
 from ..hub_server import serve
@@ -93,7 +93,7 @@ def test_a_training_pushes_its_own_card(server: Hub, folder: Path, tmp_path: Pat
     for number in range(4):
         (tmp_path / "texts" / f"{number}.txt").write_text(TEXT * (number + 1))
     given = {"model": str(folder), "output_dir": str(tmp_path / "run"), "text": [str(tmp_path / "texts")], "max_length": 64, "bf16": False}
-    finetune_lm(LMTrainingArguments(**given, max_steps=1, push_to_hub=True, hub_model_id=REPO))
+    finetune_lm(*build_arguments(LM, **given, max_steps=1, push_to_hub=True, hub_model_id=REPO))
     card = pushed_card(server, tmp_path)
     assert {name: card.data.to_dict().get(name) for name in METADATA} == METADATA
     assert "Fine-tuned from `long-bert`. 1 steps with `longattn train mlm`" in card.text

@@ -13,10 +13,10 @@ from transformers import BertForQuestionAnswering, PreTrainedTokenizerBase
 
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_features import QAFormat
-from hf_longattn.training.args import parse_arguments
+from hf_longattn.training.args import build_arguments, parse_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.qa_data import save_qa
-from research.qa_finetune import ReaderArguments, ReaderCollator, describe_training, finetune_qa
+from research.qa_finetune import READER, ReaderCollator, describe_training, finetune_qa
 from research.qa_packing import encode_packed
 from research.variable_tracking import DocumentShape, Filler, make_document
 
@@ -39,8 +39,8 @@ def losses(log: dict[str, Any]) -> list[float]:
 @pytest.mark.parametrize("recipe", ["qa_reference_512", "qa_long_8192"])
 def test_the_recipes_are_valid(recipe: str, repository: Path) -> None:
     path = str(repository / "research" / "configs" / f"{recipe}.yaml")
-    args = parse_arguments(ReaderArguments, ["--config", path, "--model", "m", "--output", "o"], "")
-    assert (args.model, args.output_dir) == ("m", "o")
+    model_args, _, args = parse_arguments(READER, ["--config", path, "--model", "m", "--output", "o"], "")
+    assert (model_args.model, args.output_dir) == ("m", "o")
     assert args.learning_rate < 1e-2
     assert args.max_minutes is not None
 
@@ -48,7 +48,7 @@ def test_the_recipes_are_valid(recipe: str, repository: Path) -> None:
 def test_a_resumed_run_ends_like_an_uninterrupted_one(given: dict[str, Any], tmp_path: Path) -> None:
     def run(name: str, **extra: Any) -> dict[str, Any]:
         values = {"max_steps": 4, "random_positions": True, "windows": [0, 16], "pointer_layers": [1, 2], **FAST, **extra}
-        return finetune_qa(ReaderArguments(output_dir=str(tmp_path / name), **given, **values))
+        return finetune_qa(*build_arguments(READER, output_dir=str(tmp_path / name), **given, **values))
 
     whole = run("whole")
     run("parts", save_steps=2)
@@ -63,7 +63,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(given: dict[str, Any], tmp
 
 def test_held_out_questions_are_measured_by_the_usual_format(given: dict[str, Any], tmp_path: Path) -> None:
     output = {"output_dir": str(tmp_path / "out"), "validation": given["data"][0], "max_length": 480}
-    log = finetune_qa(ReaderArguments(**given, **output, max_steps=2, **FAST))
+    log = finetune_qa(*build_arguments(READER, **given, **output, max_steps=2, **FAST))
     assert log["held_out_loss"]["after"] > 0
 
 
@@ -89,4 +89,4 @@ def test_groups_are_padded_with_their_questions(filler: Filler, tokenizer: PreTr
 )
 def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        ReaderArguments(**{"model": "m", "output_dir": "o", "data": ["d.json"], **settings})
+        build_arguments(READER, **{"model": "m", "output_dir": "o", "data": ["d.json"], **settings})

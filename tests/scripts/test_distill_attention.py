@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.training.args import DistillationArguments, parse_arguments
+from hf_longattn.training.args import DISTILLATION, parse_arguments
 from research.tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 from tools import measure_distillation
@@ -118,8 +118,10 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
 
 def test_settings_come_from_recipe_and_command_line(repository: Path, tmp_path: Path) -> None:
     ready = ["--config", "lolcats-transfer", "--model", "m", "--text", "t", "--output", "o"]
-    parse_arguments(DistillationArguments, ready, "")
+    parse_arguments(DISTILLATION, ready, "")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ntext: [c]\nmechanism: hybrid\noption: [window=32]\n")
-    settings = parse_arguments(DistillationArguments, ["--config", str(recipe), "--transfer-steps", "7", "--option", "window=16"], "")
-    assert (settings.transfer_steps, settings.attention().options) == (7, {"window": 16})
+    model_args, _, training_args = parse_arguments(
+        DISTILLATION, ["--config", str(recipe), "--transfer-steps", "7", "--option", "window=16"], ""
+    )
+    assert (training_args.transfer_steps, model_args.attention().options) == (7, {"window": 16})

@@ -11,15 +11,19 @@ from transformers import TrainingArguments
 
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import (
+    CLASSIFICATION,
+    DISTILLATION,
     ENDLESS,
-    ClassificationTrainingArguments,
-    DistillationArguments,
-    LMTrainingArguments,
+    LM,
+    QA,
     QATrainingArguments,
+    TaskArguments,
+    build_arguments,
     parse_arguments,
 )
+from hf_longattn.training.training_loop import begin
 
-TASKS = (QATrainingArguments, ClassificationTrainingArguments, LMTrainingArguments, DistillationArguments)
+TASKS = (QA, CLASSIFICATION, LM, DISTILLATION)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
 
 
@@ -29,39 +33,42 @@ def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture
             parse_arguments(kind, ["--help"], "")
         said = capsys.readouterr().out
         assert not [each.name for each in dataclasses.fields(TrainingArguments) if each.init and f"--{each.name}" not in said]
+        places = [said.index(f"{group} arguments:") for group in ("model", "data", "training")]
+        assert places == sorted(places)
         assert said.index("--model") < said.index("--learning_rate")
+        assert said.index("training arguments:") < said.index("--max_minutes") < said.index("--learning_rate")
 
 
 def test_they_reach_the_trainer(tmp_path: Path) -> None:
     line = (
         "--model m --output o --data d --epochs 2 --report_to tensorboard --eval_strategy steps --save-steps 100 --lr_scheduler_type cosine"
     )
-    args = parse_arguments(QATrainingArguments, [*line.split(), "--load_best_model_at_end", "--early_stopping_patience", "3"], "")
+    _, _, args = parse_arguments(QA, [*line.split(), "--load_best_model_at_end", "--early_stopping_patience", "3"], "")
     assert (args.output_dir, args.num_train_epochs, args.report_to, args.save_strategy) == ("o", 2.0, ["tensorboard"], "steps")
     assert (args.load_best_model_at_end, args.early_stopping_patience, args.lr_scheduler_type) == (True, 3, "cosine")
 
 
 def test_minutes_alone_are_not_ended_by_steps() -> None:
-    assert QATrainingArguments(**GIVEN, max_minutes=60.0).max_steps == ENDLESS
-    args = QATrainingArguments(**GIVEN)
+    assert QATrainingArguments("o", max_minutes=60.0).max_steps == ENDLESS
+    args = QATrainingArguments("o")
     assert (args.max_steps, args.num_train_epochs) == (-1, 3.0)
-    assert QATrainingArguments(**GIVEN, max_minutes=1.0, num_train_epochs=2.0).max_steps == -1
+    assert QATrainingArguments("o", max_minutes=1.0, num_train_epochs=2.0).max_steps == -1
 
 
 def test_the_defaults_are_the_field_s() -> None:
-    args = QATrainingArguments(**GIVEN)
+    args = QATrainingArguments("o")
     assert (args.learning_rate, args.adam_beta2, args.random_positions, args.windows) == (3e-5, 0.999, False, [])
     assert args.save_strategy == "no"
 
 
 def test_what_was_given_is_known_without_secrets() -> None:
-    args = QATrainingArguments(**GIVEN, max_steps=7, hub_token="secret")
-    assert args.given == {"model": "m", "output_dir": "o", "data": ["d.json"], "max_steps": 7}
+    run = TaskArguments(*build_arguments(QA, **GIVEN, max_steps=7, hub_token="secret"))
+    assert run.settings == {"model": "m", "output_dir": "o", "data": ["d.json"], "max_steps": 7}
 
 
 def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(QATrainingArguments, ["--help"], "")
+        parse_arguments(QA, ["--help"], "")
     assert "Turn --bf16 off" in " ".join(capsys.readouterr().out.split())
 
 
@@ -81,21 +88,21 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
 )
 def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        QATrainingArguments(**{**GIVEN, **changes})
+        build_arguments(QA, **{**GIVEN, **changes})
 
 
 def test_nothing_is_written_over_a_file_or_the_model_itself(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for output, message in (("file", "is a file"), ("", "would be overwritten")):
         with pytest.raises(OptionError, match=message):
-            QATrainingArguments(model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"])
+            begin(*build_arguments(QA, model=str(tmp_path), output_dir=str(tmp_path / output), data=["d"]))
 
 
 def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput: b\ndata: d.json\nepochs: 2\nbatch-size: 3\nbf16: false\n")
-    args = parse_arguments(QATrainingArguments, ["--config", str(recipe)], "")
-    assert (args.output_dir, args.data, args.num_train_epochs, args.per_device_train_batch_size, args.bf16) == (
+    _, data_args, args = parse_arguments(QA, ["--config", str(recipe)], "")
+    assert (args.output_dir, data_args.data, args.num_train_epochs, args.per_device_train_batch_size, args.bf16) == (
         "b",
         ["d.json"],
         2,
@@ -107,6 +114,6 @@ def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
 def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ndata: [d]\nlearning_rate: 1.0e-4\nwindows: [0, 64]\nrandom_positions: false\n")
-    args = parse_arguments(QATrainingArguments, ["--config", str(recipe), "--model", "c", "--max-steps", "7"], "")
-    assert (args.model, args.output_dir, args.max_steps) == ("c", "b", 7)
+    model_args, _, args = parse_arguments(QA, ["--config", str(recipe), "--model", "c", "--max-steps", "7"], "")
+    assert (model_args.model, args.output_dir, args.max_steps) == ("c", "b", 7)
     assert (args.learning_rate, args.windows, args.random_positions) == (1e-4, [0, 64], False)

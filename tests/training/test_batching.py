@@ -35,7 +35,7 @@ from hf_longattn.families import (
     LongRobertaConfig,
     LongRobertaForSequenceClassification,
 )
-from hf_longattn.training.args import ClassificationTrainingArguments, CLMTrainingArguments, MLMTrainingArguments
+from hf_longattn.training.args import CLASSIFICATION, CLM, MLM, build_arguments
 from hf_longattn.training.batching import (
     DataCollatorForPackedText,
     DataCollatorWithPacking,
@@ -177,7 +177,7 @@ def test_classification_runs_packed_as_padded(tmp_path: Path, tokenizer: PreTrai
 
     def run(name: str, **more: Any) -> dict[str, Any]:
         given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / name), "data": [data], "max_steps": 4, "learning_rate": 1e-3}
-        return finetune_classification(ClassificationTrainingArguments(**given, **more, **FAST))
+        return finetune_classification(*build_arguments(CLASSIFICATION, **given, **more, **FAST))
 
     whole, parts = run("packed", per_device_train_batch_size=4), run("padded", packing=False, per_device_train_batch_size=4)
     assert (whole["packed"], parts["packed"]) == (True, False)
@@ -191,17 +191,17 @@ def test_classification_runs_packed_as_padded(tmp_path: Path, tokenizer: PreTrai
     assert len([entry for entry in budget["history"] if "loss" in entry]) == 4
 
 
-@pytest.mark.parametrize(("kind", "arguments"), [("mlm", MLMTrainingArguments), ("clm", CLMTrainingArguments)])
+@pytest.mark.parametrize(("kind", "arguments"), [("mlm", MLM), ("clm", CLM)])
 def test_language_models_pack_by_default(kind: str, arguments: Any, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint(kind, tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
     given = {"output_dir": str(tmp_path / "out"), "text": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
-    assert finetune_lm(arguments(model=str(tmp_path / "long"), **given))["packed"]
-    assert not finetune_lm(arguments(model=short, **given))["packed"]
+    assert finetune_lm(*build_arguments(arguments, model=str(tmp_path / "long"), **given))["packed"]
+    assert not finetune_lm(*build_arguments(arguments, model=short, **given))["packed"]
     with pytest.raises(OptionError, match=r"--packing: .* convert it"):
-        finetune_lm(arguments(model=short, packing=True, **given))
+        finetune_lm(*build_arguments(arguments, model=short, packing=True, **given))
     with pytest.raises(OptionError, match="rows of known length"):
-        finetune_lm(arguments(model=short, tokens_per_batch=500, **given))
+        finetune_lm(*build_arguments(arguments, model=short, tokens_per_batch=500, **given))
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -11,7 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.training.choice import ChoiceTrainingArguments, finetune_choice, read_choices, to_choices
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.choice import CHOICE, finetune_choice, read_choices, to_choices
 from hf_longattn.training.data import DataError
 from tests.training.conftest import FAST, checkpoint
 
@@ -44,7 +45,7 @@ def test_a_converted_model_learns_to_choose(tmp_path: Path, tokenizer: PreTraine
     convert_checkpoint(short, tmp_path / "long", mechanism="longformer", max_length=128, window=16, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "rows.jsonl")]}
     settings = {**FAST, "max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
-    log = finetune_choice(ChoiceTrainingArguments(**given, **settings))
+    log = finetune_choice(*build_arguments(CHOICE, **given, **settings))
     assert log["held_out"]["after"]["accuracy"] == 100.0
     assert log["questions"] == 36
     cut = to_choices(read_choices(given["data"][0], "train"), tokenizer, 32)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training import classification
-from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.args import CLASSIFICATION, build_arguments
 from hf_longattn.training.classification import class_names, finetune_classification, to_documents
 from hf_longattn.training.data import DataError, load_labelled
 from hf_longattn.training.training_loop import LOG_NAME
@@ -47,8 +47,8 @@ def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokeniz
     data = table(tmp_path, rows())
     run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3}
     model = converted(kind, tmp_path, tokenizer)
-    settings = ClassificationTrainingArguments(model=model, output_dir=str(tmp_path / "out"), data=[data], **run)
-    log = finetune_classification(settings)
+    settings = build_arguments(CLASSIFICATION, model=model, output_dir=str(tmp_path / "out"), data=[data], **run)
+    log = finetune_classification(*settings)
     assert (log["classes"], log["input_length"], log["documents"]["held_out"]) == (["files", "loops"], 128, 4)
     assert log["documents"]["cut"] > 0
     assert all(entry["loss"] < 0.8 for entry in log["history"] if "loss" in entry)  # of a batch, not of the two that a step has
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path, tokenizer: Pre
     def run(name: str, **changes: Any) -> dict[str, Any]:
         values = {"max_steps": 6, "save_steps": 3, **FAST, **changes}
         given = {"model": model, "output_dir": str(tmp_path / name), "data": [data]}
-        return finetune_classification(ClassificationTrainingArguments(**given, **values))
+        return finetune_classification(*build_arguments(CLASSIFICATION, **given, **values))
 
     run("whole")
     run("stopped")
@@ -117,7 +117,7 @@ def test_documents_are_measured_in_their_order(tmp_path: Path, tokenizer: PreTra
     data = table(tmp_path, rows())
     held = table(tmp_path, rows(10)[::-1], "held.jsonl")
     given = {"model": converted("mlm", tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [data], "validation": held}
-    finetune_classification(ClassificationTrainingArguments(**given, max_steps=1, per_device_train_batch_size=3, **FAST))
+    finetune_classification(*build_arguments(CLASSIFICATION, **given, max_steps=1, per_device_train_batch_size=3, **FAST))
     expected = to_documents(load_labelled(held), tokenizer, 128, ["files", "loops"])
     assert [row["length"] for row in seen] == expected["document"][:]
     assert [row["label"] for row in seen] == expected["labels"][:]
@@ -160,7 +160,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     for error, words, changes in cases:
         given = {"model": short, "output_dir": str(tmp_path / "o"), "data": [data]}
         with pytest.raises(error, match=words):
-            finetune_classification(ClassificationTrainingArguments(**{**given, **changes}))
+            finetune_classification(*build_arguments(CLASSIFICATION, **{**given, **changes}))
     assert train_classify.main(["--model", short, "--output", str(tmp_path / "o"), "--data", one]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
     assert not (tmp_path / "o").exists()

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
+from hf_longattn.training.args import build_arguments
 from hf_longattn.training.data import DataError, held_back
-from hf_longattn.training.embed import EmbedTrainingArguments, finetune_embeddings, read_pairs
+from hf_longattn.training.embed import EMBED, EmbedDataArguments, finetune_embeddings, read_pairs
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -36,7 +37,7 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=128, window=16, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(rows, tmp_path / "pairs.jsonl")]}
     settings = {**FAST, "max_steps": 20, "learning_rate": 1e-2, "per_device_train_batch_size": 8, "reranker": reranker, "max_length": 100}
-    log = finetune_embeddings(EmbedTrainingArguments(**given, **settings))
+    log = finetune_embeddings(*build_arguments(EMBED, **given, **settings))
     losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
     assert losses[-1] < losses[0]
     assert log["held_out"]["after"]["mrr"] >= log["held_out"]["before"]["mrr"]
@@ -63,9 +64,9 @@ def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:
     pairs = [{"anchor": "a", "positive": "b"}]
     data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
     with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
-        held_back(EmbedTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=data), read_pairs)
+        held_back(EmbedDataArguments(data=data), read_pairs)
 
 
 def test_a_length_below_two_is_refused_by_every_task(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="max_length must be at least 2"):
-        EmbedTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=["d"], max_length=1)
+        build_arguments(EMBED, model="m", output_dir=str(tmp_path / "o"), data=["d"], max_length=1)

@@ -12,7 +12,8 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreT
 from hf_longattn.cli.train import distill
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
-from hf_longattn.training.knowledge import KnowledgeArguments, distill_knowledge, layer_map, soft_cross_entropy
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.knowledge import KNOWLEDGE, distill_knowledge, layer_map, soft_cross_entropy
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -41,7 +42,7 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
         "teacher": teacher,
         "logits_factor": 0.0,
     }
-    log = distill_knowledge(KnowledgeArguments(**given, **FAST, max_steps=1, max_documents=4))
+    log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=1, max_documents=4))
     assert log["input_length"] == 64
     dropout = kind == "mlm"
     assert losses(log)[0] < (2.0 if dropout else 1e-6)
@@ -52,7 +53,7 @@ def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path,
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)
     student = small(tmp_path / "student", tokenizer)
     given = {"model": student, "output_dir": str(tmp_path / "out"), "text": [texts], "teacher": teacher, "method": method}
-    log = distill_knowledge(KnowledgeArguments(**given, **FAST, max_steps=30, learning_rate=1e-2, max_documents=4))
+    log = distill_knowledge(*build_arguments(KNOWLEDGE, **given, **FAST, max_steps=30, learning_rate=1e-2, max_documents=4))
     assert losses(log)[-1] < losses(log)[0]
     assert log["layers"] == [2]
     saved = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")

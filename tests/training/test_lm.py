@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn import LongBertForMaskedLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
-from hf_longattn.training.args import CLMTrainingArguments, LMTrainingArguments, MLMTrainingArguments
+from hf_longattn.training.args import CLM, LM, MLM, build_arguments
 from hf_longattn.training.data import DataError, load_text
 from hf_longattn.training.lm import finetune_lm, to_inputs
 from hf_longattn.training.training_loop import LOG_NAME
@@ -25,8 +25,8 @@ def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, text
     short = checkpoint(kind, tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
     log = finetune_lm(
-        LMTrainingArguments(
-            model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), text=[texts], max_steps=20, learning_rate=3e-3, **FAST
+        *build_arguments(
+            LM, model=str(tmp_path / "long"), output_dir=str(tmp_path / "out"), text=[texts], max_steps=20, learning_rate=3e-3, **FAST
         )
     )
     assert (log["objective"], log["input_length"]) == (kind, 256)
@@ -41,7 +41,7 @@ def test_the_batches_of_a_step_are_averaged(kind: str, tmp_path: Path, texts: st
     """Four batches in a step have the loss of one, not of four."""
     short = checkpoint(kind, tmp_path / "short", tokenizer)
     usual = {**FAST, "gradient_accumulation_steps": 4, "max_steps": 1, "learning_rate": 1e-5}
-    log = finetune_lm(LMTrainingArguments(model=short, output_dir=str(tmp_path / "out"), text=[texts], **usual))
+    log = finetune_lm(*build_arguments(LM, model=short, output_dir=str(tmp_path / "out"), text=[texts], **usual))
     (loss,) = (entry["loss"] for entry in log["history"] if "loss" in entry)
     assert loss == pytest.approx(log["held_out_loss"]["before"], rel=0.1)
 
@@ -74,21 +74,21 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "n": 1}) + "\n")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00 not text \xd8")
     given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
-    cases: list[tuple[type[LongAttentionError], str, type[LMTrainingArguments], dict[str, Any]]] = [
-        (OptionError, "no text given", LMTrainingArguments, {"text": []}),
-        (OptionError, "objective must be", LMTrainingArguments, {"objective": "rtd"}),
-        (CheckpointError, "cannot load", LMTrainingArguments, {"model": str(tmp_path / "none")}),
-        (OptionError, "exceeds the 64 tokens", LMTrainingArguments, {"max_length": 65}),
-        (OptionError, "does not predict masked tokens", LMTrainingArguments, {"objective": "mlm"}),
-        (OptionError, "does not predict masked tokens", MLMTrainingArguments, {}),
-        (OptionError, "does not predict the next token", CLMTrainingArguments, {"model": encoder}),
-        (DataError, "does not exist", LMTrainingArguments, {"text": [str(tmp_path / "none.txt")]}),
-        (DataError, "not 'body'", LMTrainingArguments, {"text": [str(tmp_path / "a.jsonl")], "column": "body"}),
-        (DataError, "holds int64, not text", LMTrainingArguments, {"text": [str(tmp_path / "a.jsonl")], "column": "n"}),
-        (DataError, "cannot be read .*decode", LMTrainingArguments, {"text": [str(tmp_path / "bad.txt")]}),
-        (OptionError, "per_device_train_batch_size must be at least 1", LMTrainingArguments, {"per_device_train_batch_size": 0}),
-        (OptionError, "only one document", LMTrainingArguments, {"text": [f"{texts}/0.txt"]}),
+    cases: list[tuple[type[LongAttentionError], str, Any, dict[str, Any]]] = [
+        (OptionError, "no text given", LM, {"text": []}),
+        (OptionError, "objective must be", LM, {"objective": "rtd"}),
+        (CheckpointError, "cannot load", LM, {"model": str(tmp_path / "none")}),
+        (OptionError, "exceeds the 64 tokens", LM, {"max_length": 65}),
+        (OptionError, "does not predict masked tokens", LM, {"objective": "mlm"}),
+        (OptionError, "does not predict masked tokens", MLM, {}),
+        (OptionError, "does not predict the next token", CLM, {"model": encoder}),
+        (DataError, "does not exist", LM, {"text": [str(tmp_path / "none.txt")]}),
+        (DataError, "not 'body'", LM, {"text": [str(tmp_path / "a.jsonl")], "column": "body"}),
+        (DataError, "holds int64, not text", LM, {"text": [str(tmp_path / "a.jsonl")], "column": "n"}),
+        (DataError, "cannot be read .*decode", LM, {"text": [str(tmp_path / "bad.txt")]}),
+        (OptionError, "per_device_train_batch_size must be at least 1", LM, {"per_device_train_batch_size": 0}),
+        (OptionError, "only one document", LM, {"text": [f"{texts}/0.txt"]}),
     ]
     for error, words, kind, changes in cases:
         with pytest.raises(error, match=words):
-            finetune_lm(kind(**{**given, **changes}))
+            finetune_lm(*build_arguments(kind, **{**given, **changes}))

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
-from hf_longattn.training.multitask import MultiTaskTrainingArguments, TaskBatches, finetune_multitask, load_multitask_head
+from hf_longattn.training.args import build_arguments
+from hf_longattn.training.multitask import MULTITASK, TaskBatches, finetune_multitask, load_multitask_head
 from hf_longattn.training.qa_data import save_qa
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
@@ -48,8 +49,8 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     tags = write(tagged(), tmp_path / "tags.jsonl")
     tasks = [f"topic=classify:{table(tmp_path, rows())}", f"names=tokens:{tags}", f"ask=qa:{tmp_path / 'qa.jsonl'}"]
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "tasks": tasks}
-    args = MultiTaskTrainingArguments(**given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **MIXED)
-    log = finetune_multitask(args)
+    args = build_arguments(MULTITASK, **given, max_steps=80, learning_rate=1e-2, per_device_train_batch_size=4, save_steps=40, **MIXED)
+    log = finetune_multitask(*args)
     before, after = log["held_out"]["before"], log["held_out"]["after"]
     assert after["topic"]["accuracy"] == 100.0
     assert after["names"]["f1"] > max(60.0, before["names"]["f1"])
@@ -66,7 +67,7 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["multitask_heads"]["names"]["kind"] == "tokens"
     resumed = finetune_multitask(
-        MultiTaskTrainingArguments(**given, max_steps=82, learning_rate=1e-2, per_device_train_batch_size=4, resume=True, **MIXED)
+        *build_arguments(MULTITASK, **given, max_steps=82, learning_rate=1e-2, per_device_train_batch_size=4, resume=True, **MIXED)
     )
     assert max(entry.get("step", 0) for entry in resumed["history"]) == 82
 
@@ -82,4 +83,4 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
 )
 def test_bad_tasks_are_a_sentence(tasks: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=words):
-        MultiTaskTrainingArguments(model="m", output_dir=str(tmp_path), tasks=tasks)
+        build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=tasks)

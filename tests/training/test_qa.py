@@ -27,7 +27,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LengthError, OptionError
 from hf_longattn.evaluation.qa_features import QAFormat, encode_qa
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from hf_longattn.training.args import QATrainingArguments
+from hf_longattn.training.args import QA, build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.data import DataError
 from hf_longattn.training.lengths import PositionRange
@@ -76,7 +76,7 @@ def losses(log: dict[str, Any]) -> list[float]:
 def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     given = {"model": checkpoint, "output_dir": str(out), "data": [data]}
-    log = finetune_qa(QATrainingArguments(**given, num_train_epochs=3, learning_rate=1e-2, dtype="float16", **FAST))
+    log = finetune_qa(*build_arguments(QA, **given, num_train_epochs=3, learning_rate=1e-2, dtype="float16", **FAST))
     assert losses(log)[-1] < losses(log)[0]
     assert json.loads((out / LOG_NAME).read_text())["settings"]["num_train_epochs"] == 3
     saved = BertForQuestionAnswering.from_pretrained(out)
@@ -91,7 +91,7 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
 def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data]}
-    finetune_qa(QATrainingArguments(**given, max_steps=1, global_question=wanted, **FAST))
+    finetune_qa(*build_arguments(QA, **given, max_steps=1, global_question=wanted, **FAST))
     saved = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert (saved.config.question_separator_id is not None) == carried
 
@@ -99,15 +99,15 @@ def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_pa
 def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_path: Path) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="window", window=16, max_length=700, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 1, **FAST}
-    finetune_qa(QATrainingArguments(**given))
+    finetune_qa(*build_arguments(QA, **given))
     with pytest.raises(OptionError, match="takes global tokens; leave it out"):
-        finetune_qa(QATrainingArguments(**given, global_question=True))
+        finetune_qa(*build_arguments(QA, **given, global_question=True))
 
 
 def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
     often = {"eval_strategy": "steps", "eval_steps": 6, "baseline": checkpoint}
-    log = finetune_qa(QATrainingArguments(**given, max_steps=12, learning_rate=1e-2, **often, **FAST))
+    log = finetune_qa(*build_arguments(QA, **given, max_steps=12, learning_rate=1e-2, **often, **FAST))
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
     assert log["baseline"]["n"] == 16
     assert "in windows of 512" in qa_table(log)
@@ -115,13 +115,13 @@ def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: 
     assert "before" in describe_qa_training(log)
     assert [entry["step"] for entry in log["history"] if "eval_loss" in entry] == [6, 12, 12]
     with pytest.raises(OptionError, match="evaluation during training needs data"):
-        finetune_qa(QATrainingArguments(**{**given, "validation": ""}, eval_strategy="epoch", **FAST))
+        finetune_qa(*build_arguments(QA, **{**given, "validation": ""}, eval_strategy="epoch", **FAST))
 
 
 def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_steps": 40}
     how = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
-    log = finetune_qa(QATrainingArguments(**given, **how, **{**FAST, "warmup_steps": 0}, learning_rate=3.0))  # diverges at once
+    log = finetune_qa(*build_arguments(QA, **given, **how, **{**FAST, "warmup_steps": 0}, learning_rate=3.0))  # diverges at once
     evaluated = [entry["eval_loss"] for entry in log["history"] if "eval_loss" in entry]
     assert len(losses(log)) < 40
     assert log["held_out_loss"]["after"] == pytest.approx(min(evaluated[1:]))
@@ -130,7 +130,7 @@ def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: 
 def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:
     def first_loss(accumulation: int) -> float:
         given = {"model": checkpoint, "output_dir": str(tmp_path / str(accumulation)), "data": [data], "max_steps": 1}
-        return losses(finetune_qa(QATrainingArguments(**given, **{**FAST, "gradient_accumulation_steps": accumulation})))[0]
+        return losses(finetune_qa(*build_arguments(QA, **given, **{**FAST, "gradient_accumulation_steps": accumulation})))[0]
 
     assert first_loss(4) == pytest.approx(first_loss(1), rel=0.3)
 
@@ -142,7 +142,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, d
     def run(name: str, **more: Any) -> dict[str, Any]:
         given = {"model": checkpoint, "output_dir": str(tmp_path / name), "data": [data], "max_length": 256, **duration}
         varied = {"random_positions": True, "windows": [0, 16], **FAST, "gradient_accumulation_steps": 2}
-        return finetune_qa(QATrainingArguments(**given, **varied, **more))
+        return finetune_qa(*build_arguments(QA, **given, **varied, **more))
 
     whole = run("whole")
     run("parts", save_steps=2)
@@ -156,7 +156,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, d
 
 def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "o"), "data": [data], "max_minutes": 0.02, "max_length": 64, "stride": 16}
-    log = finetune_qa(QATrainingArguments(**given, **FAST))
+    log = finetune_qa(*build_arguments(QA, **given, **FAST))
     assert 0 < len(losses(log)) < 1000
     rates = [entry["learning_rate"] for entry in log["history"] if "learning_rate" in entry]
     assert rates[-1] < 0.2 * max(rates)
@@ -164,13 +164,13 @@ def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path) -> None:
 
 def test_a_short_run_logs_its_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 3}
-    assert len(losses(finetune_qa(QATrainingArguments(**given, **{**FAST, "logging_steps": 20})))) == 3
+    assert len(losses(finetune_qa(*build_arguments(QA, **given, **{**FAST, "logging_steps": 20})))) == 3
 
 
 def test_missing_data_are_told_before_a_missing_checkpoint(data: str, tmp_path: Path) -> None:
     for source, error, words in ((data, CheckpointError, "cannot load"), ("d.json", DataError, "does not exist")):
         with pytest.raises(error, match=words):
-            finetune_qa(QATrainingArguments(model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=[source]))
+            finetune_qa(*build_arguments(QA, model=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "o"), data=[source]))
 
 
 def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -268,7 +268,7 @@ def test_packed_and_padded_runs_have_the_same_losses(mechanism: str, checkpoint:
     def run(packing: bool) -> dict[str, Any]:
         given = {"model": long, "output_dir": str(tmp_path / str(packing)), "data": [data], "validation": data, "max_length": 256}
         settings = {**FAST, "per_device_train_batch_size": 3, "max_steps": 5, "learning_rate": 1e-3}
-        return finetune_qa(QATrainingArguments(**given, packing=packing, **settings))
+        return finetune_qa(*build_arguments(QA, **given, packing=packing, **settings))
 
     packed, padded = run(True), run(False)
     assert (packed["packed"], padded["packed"]) == (True, False)
@@ -287,7 +287,7 @@ def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_pat
     long = converted(without_dropout(checkpoint), tmp_path)
     settings = {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1, "seed": 3, "warmup_steps": 1, "disable_tqdm": True}
     given = {"model": long, "output_dir": str(tmp_path / "ours"), "data": [data], "train_sampling_strategy": "random", "bf16": False}
-    ours = finetune_qa(QATrainingArguments(**given, **settings, per_device_train_batch_size=2, gradient_accumulation_steps=2))
+    ours = finetune_qa(*build_arguments(QA, **given, **settings, per_device_train_batch_size=2, gradient_accumulation_steps=2))
 
     set_seed(3)
     model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(long), AutoTokenizer.from_pretrained(long)
@@ -323,7 +323,7 @@ def test_the_readme_s_inference_finds_what_the_evaluation_found(checkpoint: str,
         record |= {"answers": {"text": [], "answer_start": []}, "gold": []}
     save_qa([{name: record[name] for name in ("id", "question", "context", "answers")} for record in records], tmp_path / "some.jsonl")
     given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "some.jsonl")]}
-    log = finetune_qa(QATrainingArguments(**given, validation=given["data"][0], max_steps=20, learning_rate=1e-2, **FAST))
+    log = finetune_qa(*build_arguments(QA, **given, validation=given["data"][0], max_steps=20, learning_rate=1e-2, **FAST))
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     model, tokenizer = load_qa_model(str(tmp_path / "out"))
     reader = QAReader("row", model, tokenizer, whole(700))
@@ -351,7 +351,7 @@ def test_hotpot_qa_from_file_to_files(checkpoint: str, tmp_path: Path) -> None:
     (tmp_path / "hotpot.json").write_text(json.dumps(rows))
     given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "hotpot.json")]}
     settings = {**FAST, "per_device_train_batch_size": 8, "max_steps": 60, "learning_rate": 2e-2}
-    log = finetune_qa(QATrainingArguments(**given, validation=given["data"][0], **settings))
+    log = finetune_qa(*build_arguments(QA, **given, validation=given["data"][0], **settings))
     before, after = log["held_out"]["before"], log["held_out"]["after"]
     assert log["packed"]
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
@@ -368,7 +368,7 @@ def test_hotpot_qa_from_file_to_files(checkpoint: str, tmp_path: Path) -> None:
 def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -> None:
     def run(**more: Any) -> dict[str, Any]:
         given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "stride": 32, "max_steps": 1}
-        return finetune_qa(QATrainingArguments(**given, **more, **FAST))
+        return finetune_qa(*build_arguments(QA, **given, **more, **FAST))
 
     with pytest.raises(LengthError, match="give --long_documents windows"):
         run(long_documents="refuse")
@@ -398,7 +398,7 @@ def test_trivia_qa_from_its_release_to_files(checkpoint: str, tmp_path: Path) ->
     (tmp_path / "qa" / "dev.json").write_text(json.dumps({"Data": rows, "Domain": "Wikipedia", "VerifiedEval": False}))
     given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "qa" / "dev.json")]}
     settings = {**FAST, "per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 2e-2, "max_length": 96, "stride": 24}
-    log = finetune_qa(QATrainingArguments(**given, evidence=str(tmp_path / "evidence"), validation=given["data"][0], **settings))
+    log = finetune_qa(*build_arguments(QA, **given, evidence=str(tmp_path / "evidence"), validation=given["data"][0], **settings))
     after = log["held_out"]["after"]
     assert (log["questions"], after["n"], after["document_total"]) == (24, 12, 24)
     assert after["f1"] > log["held_out"]["before"]["f1"]

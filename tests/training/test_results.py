@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import ClassificationTrainingArguments
+from hf_longattn.training.args import CLASSIFICATION, build_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.classification import finetune_classification
 from hf_longattn.training.lengths import input_length
@@ -33,7 +33,7 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def test_card_and_curves_are_filled_from_the_run(given: dict[str, Any]) -> None:
-    log = finetune_classification(ClassificationTrainingArguments(**given, eval_strategy="steps", eval_steps=3))
+    log = finetune_classification(*build_arguments(CLASSIFICATION, **given, eval_strategy="steps", eval_steps=3))
     folder = Path(given["output_dir"])
     with Image.open(folder / "training_curves.png") as image:
         assert image.width > image.height
@@ -73,12 +73,12 @@ def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
     else:
         monkeypatch.setattr("hf_longattn.training.training_loop.draw_curves", full)
     with pytest.raises(CheckpointError, match=r"is full: the latest complete checkpoint is .*checkpoint-\d.*--resume"):
-        finetune_classification(ClassificationTrainingArguments(**given, save_steps=2))
+        finetune_classification(*build_arguments(CLASSIFICATION, **given, save_steps=2))
     monkeypatch.undo()
     newest = newest_checkpoint(folder)
     assert newest is not None
     assert newest.endswith("checkpoint-2" if where == "checkpoint" else "checkpoint-6")
-    log = finetune_classification(ClassificationTrainingArguments(**{**given, "max_steps": 8}, save_steps=2, resume=True))
+    log = finetune_classification(*build_arguments(CLASSIFICATION, **{**given, "max_steps": 8}, save_steps=2, resume=True))
     assert max(entry["step"] for entry in log["history"]) == 8
 
 

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import LMTrainingArguments
+from hf_longattn.training.args import LM, build_arguments
 from hf_longattn.training.lm import finetune_lm
 from hf_longattn.training.segments import IGNORED, SegmentCollator, SegmentStream, SegmentTrainer, tokenised
 from tests.training.conftest import FAST, SOURCES
@@ -83,7 +83,7 @@ def test_bad_input_is_a_sentence() -> None:
         list(DataLoader(SegmentStream(DOCUMENTS, 4, 2), batch_size=2, num_workers=2))
     for wrong in ({"segments": 1}, {"segments": 8, "num_train_epochs": 1.0}, {"segments": 8, "gradient_checkpointing": True}):
         with pytest.raises(OptionError, match="segments is"):
-            LMTrainingArguments(model="m", output_dir="o", text=["t"], **wrong)
+            finetune_lm(*build_arguments(LM, model="m", output_dir="o", text=["t"], **wrong))
 
 
 def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[str, Any] = XL, bf16: bool = False) -> SegmentTrainer:
@@ -158,7 +158,7 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
         "per_device_train_batch_size": 2,
         **FAST,
     }
-    log = finetune_lm(LMTrainingArguments(segments=32, max_steps=20, learning_rate=3e-3, **given))
+    log = finetune_lm(*build_arguments(LM, segments=32, max_steps=20, learning_rate=3e-3, **given))
     assert log["input_length"] == 32
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1
 

@@ -13,8 +13,9 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.metrics.rouge import rouge, rouge_scores
+from hf_longattn.training.args import build_arguments
 from hf_longattn.training.data import DataError
-from hf_longattn.training.seq2seq import Seq2SeqLongTrainingArguments, finetune_seq2seq
+from hf_longattn.training.seq2seq import SEQ2SEQ, finetune_seq2seq
 from tests.training.conftest import FAST, checkpoint
 
 
@@ -64,7 +65,7 @@ def pairs(folder: Path, count: int = 20) -> str:
 def test_a_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [pairs(tmp_path)]}
     settings = {**FAST, "max_steps": 60, "learning_rate": 2e-2, "max_summary_length": 12, "generation_num_beams": 2}
-    log = finetune_seq2seq(Seq2SeqLongTrainingArguments(**given, **settings, per_device_train_batch_size=4))
+    log = finetune_seq2seq(*build_arguments(SEQ2SEQ, **given, **settings, per_device_train_batch_size=4))
     before, after = log["held_out"]["before"], log["held_out"]["after"]
     assert log["input_length"] == 128
     assert after["loss"] < before["loss"]
@@ -86,4 +87,4 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     ]
     for error, words, more in cases:
         with pytest.raises(error, match=words):
-            finetune_seq2seq(Seq2SeqLongTrainingArguments(**{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more}))
+            finetune_seq2seq(*build_arguments(SEQ2SEQ, **{"model": model, "output_dir": str(tmp_path / "o"), "data": [data], **more}))

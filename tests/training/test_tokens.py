@@ -14,8 +14,9 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.metrics.entities import entities, entity_scores
+from hf_longattn.training.args import build_arguments
 from hf_longattn.training.data import DataError
-from hf_longattn.training.tokens import IGNORED, TokenTrainingArguments, finetune_tokens, read_tagged, to_windows
+from hf_longattn.training.tokens import IGNORED, TOKENS, TokenDataArguments, finetune_tokens, read_tagged, to_windows
 from tests.training.conftest import FAST, checkpoint
 
 NAMES = {"tree": "THING", "file": "THING", "node": "PLACE", "path": "PLACE"}
@@ -59,7 +60,7 @@ def test_a_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=96, window=16, verify=False)
     given = {"model": str(tmp_path / "long"), "output_dir": str(tmp_path / "out"), "data": [write(tagged(), tmp_path / "data.jsonl")]}
-    log = finetune_tokens(TokenTrainingArguments(**given, max_steps=60, learning_rate=2e-2, stride=16, max_length=64, **FAST))
+    log = finetune_tokens(*build_arguments(TOKENS, **given, max_steps=60, learning_rate=2e-2, stride=16, max_length=64, **FAST))
     assert log["packed"]
     assert log["held_out"]["after"]["f1"] > max(80.0, log["held_out"]["before"]["f1"])
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
@@ -92,8 +93,7 @@ def test_files_of_every_shape(tmp_path: Path) -> None:
     coded = [{**row, "ner_tags": [names.index(tag) for tag in row["ner_tags"]]} for row in rows]
     Dataset.from_list(coded, features=features).save_to_disk(str(tmp_path / "saved"))
     for source in (tmp_path / "a.conll", tmp_path / "b.conll", tmp_path / "saved", Path(write(rows, tmp_path / "c.jsonl"))):
-        args = TokenTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=[str(source)], validation=str(source))
-        train, _ = read_tagged(args)
+        train, _ = read_tagged(TokenDataArguments(data=[str(source)], validation=str(source)))
         assert train["words"][:] == [row["tokens"] for row in rows], source
         assert train["tags"][:] == [row["ner_tags"] for row in rows], source
 
@@ -118,4 +118,4 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
         if more:
             more = {"validation": write([{"tokens": ["a"], "ner_tags": ["B-NEW"]}], tmp_path / "new.jsonl")}
         with pytest.raises(error, match=words):
-            read_tagged(TokenTrainingArguments(model="m", output_dir=str(tmp_path / "o"), data=data, **more))
+            read_tagged(TokenDataArguments(data=data, **more))

@@ -8,7 +8,6 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from hf_longattn.hub import write_model_card
-from hf_longattn.training.args import LongTrainingArguments
 from hf_longattn.training.training_loop import write_trained_card
 
 from ..damage import CONVERT, convert, make_checkpoint
@@ -18,10 +17,9 @@ def test_licence_language_and_base_come_from_the_model_that_was_trained(tmp_path
     make_checkpoint("bert", tmp_path / "short")
     assert convert(tmp_path / "short", tmp_path / "long", *CONVERT)[0] == 0
     write_model_card(tmp_path / "long", license="mit", language="de", base_model="someone/small-bert", tags=["letters"])
-    args = LongTrainingArguments(model=str(tmp_path / "long"), output_dir=str(tmp_path / "trained"))
     without_card = shutil.ignore_patterns("README.md", "*report.json")
-    shutil.copytree(args.model, args.folder, ignore=without_card)  # as a trainer saves the model
-    write_trained_card(args, "Five steps.")
+    shutil.copytree(tmp_path / "long", tmp_path / "trained", ignore=without_card)  # as a trainer saves the model
+    write_trained_card(str(tmp_path / "long"), tmp_path / "trained", "Five steps.")
     card = ModelCard.load(tmp_path / "trained" / "README.md")
     assert (card.data.license, card.data.language, card.data.base_model) == ("mit", "de", "someone/small-bert")
     assert "letters" in card.data.tags

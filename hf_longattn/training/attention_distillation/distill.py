@@ -20,7 +20,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TaskArguments, TextDataArguments
 from hf_longattn.training.attention_distillation.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
 from hf_longattn.training.attention_distillation.student import load_student, low_rank_updates, processes
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer
@@ -39,8 +39,11 @@ MIXED_TOKENS = 2**18
 Input = dict[str, list[int]]
 
 
-def distill_attention(args: DistillationArguments) -> dict[str, Any]:
-    """Train the mechanisms of a converted checkpoint to reproduce softmax attention, fine-tune, and write to ``args.output_dir``.
+def distill_attention(
+    model_args: DistillationModelArguments, data_args: TextDataArguments, training_args: DistillationTrainingArguments
+) -> dict[str, Any]:
+    """Train the mechanisms of a converted checkpoint to reproduce softmax attention, fine-tune, and write to
+    ``training_args.output_dir``.
 
     The folder gets the checkpoint, ``distillation_report.json`` and ``.md``, ``distillation_log.jsonl``, the model after stage 1 in
     ``stage1``, and, if ``save_steps`` asks for them, checkpoints to resume from in ``checkpoints``.
@@ -52,17 +55,17 @@ def distill_attention(args: DistillationArguments) -> dict[str, Any]:
         LongAttentionError: with one sentence, for anything that is wrong with the arguments, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
-    begin(args)
-    model, tokenizer, objective = load_student(args)
-    length = input_length(model, tokenizer, args.max_length)
-    args.check_length(length)
-    if args.runs(1):
+    run = begin(model_args, data_args, training_args)
+    model, tokenizer, objective = load_student(model_args, data_args, training_args)
+    length = input_length(model, tokenizer, data_args.max_length)
+    training_args.check_length(length)
+    if training_args.runs(1):
         check_learns(model)
     with processes().main_process_first():
-        documents, held_out = read_documents(args)
-    collate = collator(tokenizer, objective, length, args)
-    batches = held_out_batches(held_out, tokenizer, collate, args.held_out_inputs, args.per_device_train_batch_size)
-    return Run(args, tokenizer, objective, length, documents, batches).all_stages(model)
+        documents, held_out = read_documents(data_args, training_args.seed)
+    collate = collator(tokenizer, objective, length, data_args.mask_probability, training_args.seed)
+    batches = held_out_batches(held_out, tokenizer, collate, training_args.held_out_inputs, training_args.per_device_train_batch_size)
+    return Stages(run, data_args, training_args, tokenizer, objective, length, documents, batches).all_stages(model)
 
 
 def check_learns(model: PreTrainedModel) -> None:
@@ -77,10 +80,12 @@ def check_learns(model: PreTrainedModel) -> None:
 
 
 @dataclass
-class Run:
+class Stages:
     """What both stages share, and the report as it grows."""
 
-    args: DistillationArguments
+    run: TaskArguments
+    data_args: TextDataArguments
+    args: DistillationTrainingArguments
     tokenizer: PreTrainedTokenizerBase
     objective: str
     length: int
@@ -96,10 +101,10 @@ class Run:
             model, _, _ = load_lm(str(output / STAGE_1), self.objective)
         with without_cache(model):
             if done is not None:
-                self.report = {**done, "settings": args.given}
+                self.report = {**done, "settings": self.run.settings}
             else:
                 self.report = {
-                    "settings": args.given, "objective": self.objective, "input_length": self.length, "versions": versions(),
+                    "settings": self.run.settings, "objective": self.objective, "input_length": self.length, "versions": versions(),
                     "tokens": {}, "steps": {}, "before": measured(model, self.batches),
                 }  # fmt: skip
                 if args.runs(1):
@@ -109,9 +114,9 @@ class Run:
         if args.runs(2):
             with without_cache(model):
                 self.stage_2(model)
-        self.write(model.to(getattr(torch, args.dtype)), output)
+        self.write(model.to(getattr(torch, self.run.model.dtype)), output)
         if processes().is_main_process:
-            write_trained_card(args, describe_distillation(self.report))
+            write_trained_card(self.run.model.model, output, describe_distillation(self.report))
         processes().wait_for_everyone()
         return self.report
 
@@ -135,7 +140,7 @@ class Run:
             model,
             args.of_stage(stage),
             train_dataset=EndlessInputs(self.documents, self.tokenizer, self.length, args.seed),
-            data_collator=collator(self.tokenizer, self.objective, self.length, args),
+            data_collator=collator(self.tokenizer, self.objective, self.length, self.data_args.mask_probability, args.seed),
             stage=stage,
             log_path=args.folder / LOG_NAME,
         )
@@ -154,13 +159,13 @@ class Run:
         processes().wait_for_everyone()
 
 
-def collator(tokenizer: PreTrainedTokenizerBase, objective: str, length: int, args: DistillationArguments) -> Any:
+def collator(tokenizer: PreTrainedTokenizerBase, objective: str, length: int, mask_probability: float, seed: int) -> Any:
     """Masks (mlm) or copies (clm) the tokens as labels, and pads every batch to ``length``, so that processes can share batches.
 
     Each use needs a new one: the masks depend on the seed and on the number of batches made.
     """
     return DataCollatorForLanguageModeling(
-        tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=args.seed, pad_to_multiple_of=length
+        tokenizer, mlm=objective == "mlm", mlm_probability=mask_probability, seed=seed, pad_to_multiple_of=length
     )
 
 

@@ -16,7 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
-from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.args import DistillationModelArguments, DistillationTrainingArguments, TextDataArguments
 from hf_longattn.training.lm import load_lm
 
 CONVERTED = "converted"
@@ -28,30 +28,32 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def load_student(args: DistillationArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def load_student(
+    model_args: DistillationModelArguments, data_args: TextDataArguments, training_args: DistillationTrainingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """The model whose mechanisms are trained, its tokenizer and its objective ("mlm" or "clm").
 
-    With ``args.mechanism``, ``args.model`` is converted into OUTPUT/converted first (by the first process).
+    With ``model_args.mechanism``, ``model_args.model`` is converted into OUTPUT/converted first (by the first process).
 
     Raises:
         CheckpointError: it cannot be loaded, or the teacher differs in shape.
         OptionError: it has not been converted and no mechanism is given.
     """
-    source = args.model
-    if args.mechanism:
-        source = str(args.folder / CONVERTED)
-        if processes().is_main_process and not (args.resume and Path(source, "config.json").exists()):
-            length = _grown(args.model, args.max_length)
-            convert_checkpoint(args.model, source, long_attention=args.attention(), max_length=length, overwrite=True)
+    source = model_args.model
+    if model_args.mechanism:
+        source = str(training_args.folder / CONVERTED)
+        if processes().is_main_process and not (training_args.resume and Path(source, "config.json").exists()):
+            length = _grown(model_args.model, data_args.max_length)
+            convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
-    model, tokenizer, objective = load_lm(source, args.objective)
+    model, tokenizer, objective = load_lm(source, model_args.objective)
     if not any(isinstance(module, Mechanism) for module in model.modules()):
         raise OptionError(
-            f"{args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
-            f"longattn convert {args.model} DST --mechanism NAME"
+            f"{model_args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
+            f"longattn convert {model_args.model} DST --mechanism NAME"
         )
-    if args.teacher:
-        model = with_weights_of(args.teacher, model)
+    if model_args.teacher:
+        model = with_weights_of(model_args.teacher, model)
     return model, tokenizer, objective
 
 

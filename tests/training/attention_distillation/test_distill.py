@@ -15,7 +15,13 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreT
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
-from hf_longattn.training.args import DistillationArguments
+from hf_longattn.training.args import (
+    DISTILLATION,
+    DistillationModelArguments,
+    DistillationTrainingArguments,
+    TextDataArguments,
+    build_arguments,
+)
 from hf_longattn.training.attention_distillation.distill import LOG_NAME, distill_attention, recovered
 from hf_longattn.training.attention_distillation.trainer import DistillationTrainer, DivergenceError
 from tests.training.conftest import checkpoint
@@ -25,14 +31,14 @@ FAST: dict[str, Any] = {
     "gradient_accumulation_steps": 2, "logging_steps": 2,
     "transfer_steps": 6, "finetune_steps": 6, "held_out_inputs": 4, "max_length": 64,
 }  # fmt: skip
-Start = Callable[..., DistillationArguments]
+Start = Callable[..., tuple[DistillationModelArguments, TextDataArguments, DistillationTrainingArguments]]
 
 
 @pytest.fixture
 def start(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> Start:
     """Settings of a quick run from a tiny checkpoint that has something to attend to."""
 
-    def settings(output: str = "out", kind: str = "mlm", **changes: Any) -> DistillationArguments:
+    def settings(output: str = "out", kind: str = "mlm", **changes: Any) -> Any:
         folder = tmp_path / kind
         if not folder.exists():
             checkpoint(kind, folder, tokenizer)
@@ -40,14 +46,14 @@ def start(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> Sta
             sharpened = {name: tensor * (8 if any(part in name for part in ("attn", "attention")) else 1) for name, tensor in model.items()}
             save_file(sharpened, folder / "model.safetensors", metadata={"format": "pt"})
         values = {"model": str(folder), "output_dir": str(tmp_path / output), "text": [texts], "mechanism": "hedgehog", **FAST, **changes}
-        return DistillationArguments(**values)
+        return build_arguments(DISTILLATION, **values)
 
     return settings
 
 
 @pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
 def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
-    report = distill_attention(start(kind=kind, transfer_steps=30, transfer_learning_rate=3e-2))
+    report = distill_attention(*start(kind=kind, transfer_steps=30, transfer_learning_rate=3e-2))
     out = tmp_path / "out"
     shares = {stage: [row["share"] for row in report[stage]["layers"]] for stage in ("before", "stage1")}
     assert all(after < before for before, after in zip(shares["before"], shares["stage1"], strict=True))
@@ -72,7 +78,7 @@ def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
 
 
 def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: Start, tmp_path: Path) -> None:
-    report = distill_attention(start(full=True, weights_factor=1.0, output_factor=0.0))
+    report = distill_attention(*start(full=True, weights_factor=1.0, output_factor=0.0))
     assert report["stage1"]["layers"][0]["share"] != report["before"]["layers"][0]["share"]
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out" / "stage1", tmp_path / "out"))
     assert not [name for name in before if torch.equal(before[name], after[name])]
@@ -80,7 +86,7 @@ def test_full_fine_tuning_changes_everything_and_weights_can_be_matched(start: S
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distill_attention(start("whole", save_steps=2))
+    distill_attention(*start("whole", save_steps=2))
     step = DistillationTrainer.training_step
 
     def killed(self: DistillationTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -91,8 +97,8 @@ def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(DistillationTrainer, "training_step", killed)
         with pytest.raises(KeyboardInterrupt):
-            distill_attention(start("killed", save_steps=2))
-    report = distill_attention(start("killed", save_steps=2, resume=True))
+            distill_attention(*start("killed", save_steps=2))
+    report = distill_attention(*start("killed", save_steps=2, resume=True))
     whole, resumed = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert report["tokens"] == {"stage1": 6 * 4 * 64, "stage2": 6 * 4 * 64}
@@ -122,25 +128,25 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
     monkeypatch.setattr(hedgehog, "forward", poisoned)
     what = "the loss" if where == "output" else "the gradient"
     with pytest.raises(DivergenceError, match=rf"{what} is not a finite number at step 4 of stage {stage}, in layer 1 .*checkpoint-2;"):
-        distill_attention(start(stage=str(stage), save_steps=2))
+        distill_attention(*start(stage=str(stage), save_steps=2))
     newest = tmp_path / "out" / "checkpoints" / f"stage{stage}" / "checkpoint-2" / "model.safetensors"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
 
 
 def test_inputs_may_be_shorter_than_the_model(start: Start, tmp_path: Path) -> None:
-    report = distill_attention(start(stage="1", max_length=48, transfer_steps=1))
+    report = distill_attention(*start(stage="1", max_length=48, transfer_steps=1))
     assert report["input_length"] == 48
     assert json.loads((tmp_path / "out" / "config.json").read_text())["max_position_embeddings"] == 64
 
 
 def test_a_teacher_gives_its_weights(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    teacher = AutoModelForMaskedLM.from_pretrained(start().model)
+    teacher = AutoModelForMaskedLM.from_pretrained(start()[0].model)
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.01)
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    distill_attention(start(stage="1", teacher=str(tmp_path / "teacher"), max_length=128))
+    distill_attention(*start(stage="1", teacher=str(tmp_path / "teacher"), max_length=128))
     theirs, ours = (load_file(tmp_path / folder / "model.safetensors") for folder in ("teacher", "out"))
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs if "position_embeddings" not in name)
     table = next(name for name in theirs if "position_embeddings" in name)
@@ -148,7 +154,7 @@ def test_a_teacher_gives_its_weights(start: Start, tmp_path: Path, tokenizer: Pr
 
 
 def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    plain = start().model
+    plain = start()[0].model
     convert_checkpoint(plain, tmp_path / "windowed", mechanism="window", window=16, verify=False)
     other = BertForMaskedLM(BertConfig(vocab_size=1024, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32))
     other.save_pretrained(tmp_path / "other")
@@ -170,7 +176,7 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words):
-            distill_attention(start(**changes))
+            distill_attention(*start(**changes))
 
 
 def test_the_recovered_share() -> None:
