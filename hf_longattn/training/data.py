@@ -6,6 +6,7 @@ What cannot be read, has not the columns it should have, or holds something else
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ FORMATS = {
     ".parquet": ("parquet", {}),
 }
 TEXT_FILES = ("*.txt", "*.md", "*.rst", "*.py")
+SUBSETS = re.compile(r"[Aa]vailable(?: configs)?: \[('.+')\]")
+"""Where a message of ``datasets`` lists the subsets, which one of was not named, or another."""
 LABELLED = Features({"text": Value("string"), "label": Value("string")})
 
 
@@ -36,7 +39,8 @@ def read_source(source: str, split: str = "train") -> Dataset:
 
     Args:
         source: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by ``datasets``, or the
-            name of a dataset on the Hub. A .txt file, and every file of a folder, is one document, in the column ``text``.
+            name of a dataset on the Hub (``NAME:SUBSET`` if it has subsets). A .txt file, and every file of a folder, is one document, in
+            the column ``text``.
         split: which split, if the source has several.
 
     Raises:
@@ -214,14 +218,21 @@ def _documents(path: Path) -> Dataset:
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", **options: Any) -> Any:
-    """``datasets.load_dataset``; what fails is one sentence that begins with ``failure``."""
+    """``datasets.load_dataset``; what fails is one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on the
+    Hub, with the subset after a colon where there are several: ``mandarjoshi/trivia_qa:rc.wikipedia``.
+    """
+    name, _, subset = source.partition(":")
     try:
-        return load_dataset(kind or source, **options)
+        return load_dataset(kind, **options) if kind else load_dataset(name, subset or None, **options)
     except Exception as error:
         cause = error.__cause__ or error
         first = (str(cause).splitlines() or [""])[0]
         if "corresponds to no data" in first:
             raise DataError(f"{source} has no rows") from error
+        if not kind and (subsets := SUBSETS.search(str(cause))):
+            names = subsets[1].replace("'", "").split(", ")
+            wanted = f", not {subset!r}.{nearest(subset, names)}" if subset else f"; name one, for example {name}:{names[0]}"
+            raise DataError(f"{name} has the subsets {', '.join(names)}{wanted}") from error
         raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
 
 
