@@ -1,4 +1,4 @@
-"""Reads files that others wrote: which may be opened, limits on text, JSON and counts, types of fields, and recipes."""
+"""Reads files that others wrote: which may be opened, limits on text, JSON and counts, and types of fields."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, LongAttentionError, nearest, shortened
+from .errors import CheckpointError, shortened
 
-CONFIGS = Path(__file__).parent / "configs"
-"""The recipes that come with the package."""
 LARGEST_JSON = 256 * 2**20
 """In bytes; the index of the largest checkpoints has a few MB, a tokenizer tens of MB."""
 DEEPEST = 100
@@ -167,43 +165,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{str(path)!r} must contain a JSON object, not {type(value).__name__}.")
     return value
-
-
-def ready_recipes() -> list[str]:
-    """The recipes that come with the package, by name."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def read_recipe(recipe: str | Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The values of a YAML recipe: a file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
-
-    Args:
-        recipe: the path or the name.
-        names: the settings that it may have; ``None``: any.
-
-    Raises:
-        LongAttentionError: it does not exist, is not a YAML mapping, or contains another name.
-    """
-    import yaml
-
-    path = Path(recipe)
-    if not path.suffix and not path.exists():
-        path = CONFIGS / f"{path.name}.yaml"
-        if str(recipe) not in ready_recipes():
-            raise LongAttentionError(f"There is no recipe {str(recipe)!r}; give a YAML file, or one of {', '.join(ready_recipes())}.")
-    try:
-        values = yaml.safe_load(read_text(path))
-    except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
-        ready = ", ".join(ready_recipes())
-        raise LongAttentionError(f"The recipe {path} cannot be read; give a YAML file, or a ready recipe by name: {ready}.") from error
-    if not isinstance(values, dict):
-        raise LongAttentionError(f"The recipe {path} must contain names and values, for example `mechanism: longformer`.")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = list(values if names is None else names)
-    for name in values:
-        if name not in known:
-            raise LongAttentionError(f"The recipe {path} sets {name!r}, which is not a setting of this command.{nearest(name, known)}")
-    return values
 
 
 def check_counts(values: Mapping[str, Any], name: str, tensors: int = 0) -> None:

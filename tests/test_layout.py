@@ -18,6 +18,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 FLOORS = (
     ("errors", "naming"),
     ("hub_errors", "private_apis", "reading"),
+    ("recipes",),
     ("engines",),
     ("positions",),
     ("mechanisms",),

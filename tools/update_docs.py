@@ -23,6 +23,7 @@ from benchmarks.report import markdown_table, memory_table, timing_table
 from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES
+from hf_longattn.recipes import ready_recipes
 from research.mlm import mlm_markdown
 from research.probes import recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
@@ -110,6 +111,23 @@ def describe(record: dict[str, Any]) -> str:
     globals_ = f", {case['num_globals']} global tokens" if case["num_globals"] else ""
     shape = f"B={case['batch']}, H={case['heads']}, D={case['head_dim']}, {case['dtype']}"
     return f"{record['kind'].capitalize()}, `{case['mechanism']}` ({options}{globals_}), {form}, {passes}; {layers}{shape}; median ms."
+
+
+def recipes() -> str:
+    """The trainings with published values: what, where from, the score, the start, the hardware; then what to type for each."""
+    found = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
+    heads = ["paper", "score", "base", "hardware"]
+    rows = [[f"[`{one.name}`](#{one.name})", one.entries["title"], *(one.entries[head] for head in heads)] for one in found]
+    table = left(markdown_table(["recipe", "setting", "source", "published", "starts from", "the authors' hardware"], rows))
+    parts = [f"### {one.name}\n\n```bash\n{one.entries['commands']}\n```\n\nDiffers: {one.entries['differs']}" for one in found]
+    return "\n\n".join([table, "## What to type", *parts])
+
+
+def conversions() -> str:
+    """The recipes of `longattn convert`, one line each."""
+    found = [recipe for recipe in ready_recipes().values() if recipe.command == "convert"]
+    rows = [[f"`{one.name}`", one.entries["title"], one.entries["paper"]] for one in found]
+    return left(markdown_table(["recipe", "attention", "source"], rows))
 
 
 def mechanisms() -> str:
@@ -229,6 +247,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "packing": packing,
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
+    "recipes": recipes,
+    "conversions": conversions,
     "mechanism-options": mechanism_pages.sections,
     "families": families,
     "speed-brief": partial(speed_in_brief, "attention-window-window512-fp32"),

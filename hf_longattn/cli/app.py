@@ -46,6 +46,7 @@ COMMANDS = (
     inspect.inspect,
     export.revert,
     inspect.mechanisms,
+    inspect.recipes,
     hub.card,
     hub.push,
 )

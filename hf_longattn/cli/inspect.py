@@ -1,4 +1,4 @@
-"""`longattn inspect MODEL`, which also draws attention patterns, and `longattn mechanisms [NAME]`."""
+"""`longattn inspect MODEL`, which also draws attention patterns, `longattn mechanisms [NAME]` and `longattn recipes [NAME]`."""
 
 from __future__ import annotations
 
@@ -81,3 +81,27 @@ def mechanisms(
         return
     infos = [mechanism_info(one) for one in list_mechanisms()]
     print_json({"mechanisms": [asdict(info) for info in infos]}) if as_json else show_mechanisms(infos)
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one, to copy or edit it.", show_default=False)] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """List the recipes for --config and for accelerate launch, or print one."""
+    from ..errors import LongAttentionError, nearest
+    from ..reading import read_text
+    from ..recipes import read_recipe, ready_recipes
+    from .show import print_json, show_recipes
+
+    ready = ready_recipes()
+    if name is None:
+        listed = [{"name": one.name, "command": one.command, **one.entries} for one in ready.values()]
+        print_json({"recipes": listed}) if as_json else show_recipes(list(ready.values()))
+        return
+    if name not in ready:
+        raise LongAttentionError(f"There is no recipe {name!r}.{nearest(name, ready) or ' `longattn recipes` lists them.'}")
+    recipe = ready[name]
+    if as_json:
+        print_json({"name": name, "command": recipe.command, **recipe.entries, "values": read_recipe(name)})
+    else:
+        print(read_text(recipe.path), end="")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..conversion import ConversionConfig, RevertConfig
-from ..reading import ready_recipes
+from ..recipes import read_recipe, recipe_names
 
 __all__ = ["check_user_code", "parse_layers", "parse_mechanism", "parse_options", "takes_settings"]
 
@@ -148,10 +148,8 @@ def _bad_parameter(flag: str) -> Iterator[None]:
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
     if recipe is not None:
-        from ..reading import read_recipe
-
         flags = [parameter.name for parameter in context.command.params if parameter.name]
-        context.default_map = {**(context.default_map or {}), **read_recipe(recipe, flags)}
+        context.default_map = {**(context.default_map or {}), **read_recipe(recipe, flags, "convert")}
     return recipe
 
 
@@ -162,6 +160,6 @@ Recipe = Annotated[
         metavar="RECIPE",
         callback=_apply_recipe,
         is_eager=True,
-        help=f"Values for these flags; what is typed takes precedence. A YAML file or a ready recipe: {', '.join(ready_recipes())}.",
+        help=f"Values for these flags; what is typed takes precedence. A YAML file or a ready recipe: {recipe_names('convert')}.",
     ),
 ]

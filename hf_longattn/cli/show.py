@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
     from ..conversion.flops import LengthCost, MechanismCost
     from ..mechanisms import MechanismInfo
+    from ..recipes import Recipe
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
 """Of the lengths at which mechanisms are compared, in the table; the JSON object has all of them."""
@@ -223,6 +224,23 @@ def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
     console = _console()
     console.print(table)
     console.print("Options of each: longattn mechanisms NAME", highlight=False)
+
+
+def show_recipes(recipes: Sequence[Recipe]) -> None:
+    """One line per recipe, by command."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("command", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    for heading in ("what it is for", "published"):
+        table.add_column(heading, overflow="fold")
+    before = ""
+    for recipe in sorted(recipes, key=lambda one: one.command):
+        shown = "" if recipe.command == before else recipe.command
+        before = recipe.command
+        table.add_row(shown, recipe.name, escape(recipe.entries["title"]), escape(recipe.entries.get("score", "")))
+    console = _console()
+    console.print(table)
+    console.print("The commands of each, its values and their source: longattn recipes NAME", highlight=False)
 
 
 def show_mechanism(info: MechanismInfo) -> None:

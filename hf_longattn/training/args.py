@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -21,7 +22,7 @@ from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.base import DENSE_LIMIT
 from hf_longattn.mechanisms.composite import read_choice, read_options
-from hf_longattn.reading import read_recipe, ready_recipes
+from hf_longattn.recipes import read_recipe, recipe_names
 
 Model = TypeVar("Model", bound="ModelArguments")
 Data = TypeVar("Data", bound="DataArguments")
@@ -113,6 +114,9 @@ class LongTrainingArguments(TrainingArguments):
     tokens_per_batch: int = argument(
         0, "Tokens of a training batch, in place of a number of rows: in all where batches are packed, else rows × longest; 0 = off."
     )
+    total_batch_size: int = argument(
+        0, "Rows of an optimiser step over all processes, in place of gradient_accumulation_steps, which follows from it; 0 = off."
+    )
     resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
     early_stopping_patience: int = argument(
@@ -141,6 +145,8 @@ class LongTrainingArguments(TrainingArguments):
         if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
             self.max_steps = ENDLESS
         self.num_train_epochs = self.num_train_epochs or EPOCHS
+        if self.total_batch_size:
+            self.gradient_accumulation_steps = self._passes_per_step()
         try:
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:
@@ -155,12 +161,29 @@ class LongTrainingArguments(TrainingArguments):
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.total_batch_size < 0:
+            raise OptionError(f"total_batch_size must be at least 1, or 0 to leave it out, not {self.total_batch_size}")
+        if both := [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if self.total_batch_size and name in self.given]:
+            raise OptionError(f"total_batch_size and {both[0]} contradict each other; leave one of them out")
         if self.max_minutes is not None and str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) != "linear":
             raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
         if self.early_stopping_patience and not self.load_best_model_at_end:
             raise OptionError(
                 "early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps --save_steps N"
             )
+
+    def _passes_per_step(self) -> int:
+        """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
+        devices = max(1, processes // shares) if processes > 1 or self.use_cpu else max(1, torch.accelerator.device_count())
+        rows = self.per_device_train_batch_size * devices
+        if self.total_batch_size % rows:
+            raise OptionError(
+                f"total_batch_size {self.total_batch_size} is no multiple of the {rows} rows that go forward at once "
+                f"(per_device_train_batch_size {self.per_device_train_batch_size}, devices {devices}); change one of them"
+            )
+        return self.total_batch_size // rows
 
     @property
     def folder(self) -> Path:
@@ -206,14 +229,21 @@ class TextModelArguments(ModelArguments):
 
 
 @dataclass
-class MLMModelArguments(TextModelArguments):
+class LMModelArguments(TextModelArguments):
+    """What a training of a language model starts from."""
+
+    from_scratch: bool = argument(False, "Start from random weights of the model's architecture, which --model then only describes.")
+
+
+@dataclass
+class MLMModelArguments(LMModelArguments):
     """An encoder, which predicts masked tokens."""
 
     objective: str = field(default="mlm", init=False)
 
 
 @dataclass
-class CLMModelArguments(TextModelArguments):
+class CLMModelArguments(LMModelArguments):
     """A decoder, which predicts the next token."""
 
     objective: str = field(default="clm", init=False)
@@ -225,9 +255,13 @@ class TextDataArguments(DataArguments):
 
     text: list[str] = argument(
         [], "One or several of: a .txt, .jsonl, .csv, .tsv or .parquet file, a folder of text files, a folder written by datasets, the "
-        "name of a dataset on the Hub."
+        "name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     column: str = argument("text", "The column that holds the text.")
+    template: list[str] = argument(
+        [], "Format strings that make the text from several columns, '{title}: {body}', in place of --column; each row takes the first "
+        "one whose columns all have a value."
+    )  # fmt: skip
     split: str = argument("train", "Split to train on, if the data have several.")
     validation: str = argument("", "Text to measure the loss on; default: the last hundredth of the documents.")
     max_documents: int = argument(0, "Maximum number of documents; 0 = all.")
@@ -306,7 +340,8 @@ class LabelledDataArguments(DataArguments):
 
     data: list[str] = argument(
         [],
-        "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub.",
+        "One or several of: a .jsonl, .json, .csv, .tsv or .parquet file, a folder written by datasets, the name of a dataset on the Hub "
+        "(NAME:SUBSET).",
     )
     split: str = argument("train", "Split to train on, if the data have several.")
     validation: str = argument("", "Data to evaluate on; default: the last tenth of --data.")
@@ -328,7 +363,7 @@ class ClassificationDataArguments(LabelledDataArguments):
 
     data: list[str] = argument(
         [], "One or several of: a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label, a folder "
-        "written by datasets, the name of a dataset on the Hub."
+        "written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     text_column: str = argument("text", "The column that holds the text.")
     label_column: str = argument("label", "The column that holds the label: a name or a whole number.")
@@ -382,7 +417,7 @@ class QADataArguments(LabelledDataArguments):
 
     data: list[str] = argument(
         [], "One or several of: a .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset on the "
-        "Hub; in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
+        "Hub (NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
     validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
     evidence: str = argument(
@@ -519,11 +554,12 @@ class DistillationTrainingArguments(TextTrainingArguments):
                 "label_names": ["labels"],
                 "remove_unused_columns": False,
                 "push_to_hub": False,
+                "total_batch_size": 0,  # is in gradient_accumulation_steps
             }
         )
 
 
-LM = (TextModelArguments, LMDataArguments, TextTrainingArguments)
+LM = (LMModelArguments, LMDataArguments, TextTrainingArguments)
 MLM = (MLMModelArguments, MLMDataArguments, TextTrainingArguments)
 CLM = (CLMModelArguments, CLMDataArguments, TextTrainingArguments)
 CLASSIFICATION = (ModelArguments, ClassificationDataArguments, ClassificationTrainingArguments)
@@ -568,7 +604,8 @@ def parse_arguments(
     """
     usage = "%(prog)s --model MODEL --output_dir FOLDER [OPTION ...]"
     parser = HfArgumentParser(kinds, description=description, usage=usage, prog=prog)
-    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {', '.join(ready_recipes())}.")
+    command = (prog or "").removeprefix("longattn ")
+    parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {recipe_names(command) or 'your own'}.")
     for action in parser._actions:  # HfArgumentParser gives --no_bf16 the help of --bf16
         if action.option_strings and action.option_strings[0].startswith("--no_"):
             action.help = f"Turn --{action.dest} off, which is on by default."
@@ -577,18 +614,18 @@ def parse_arguments(
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
     known, _ = parser.parse_known_args(arguments)
     if known.config:
-        parser.set_defaults(**_defaults(parser, known.config))
+        parser.set_defaults(**_defaults(parser, known.config, command))
     values = vars(parser.parse_args(arguments))
     values.pop("config")
     return build_arguments(kinds, **values)
 
 
-def _defaults(parser: HfArgumentParser, recipe: str) -> dict[str, Any]:
+def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:
     """A recipe's values by the fields' names; it may use every name of the command line, and one value where there is a list."""
     options = {option.strip("-").replace("-", "_"): action for action in parser._actions for option in action.option_strings}
     options = {name: action for name, action in options.items() if action.dest not in ("help", "config") and not name.startswith("no_")}
     found = {}
-    for name, value in read_recipe(recipe, options).items():
+    for name, value in read_recipe(recipe, options, command).items():
         action = options[name]
         found[action.dest] = [value] if action.nargs == "+" and not isinstance(value, list) else value
     return found

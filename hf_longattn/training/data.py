@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,17 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
     return column
 
 
-def load_text(sources: list[str], *, split: str = "train", column: str = "text", limit: int = 0, seed: int = 0) -> Dataset:
+def load_text(
+    sources: list[str], *, split: str = "train", column: str = "text", template: Sequence[str] = (), limit: int = 0, seed: int = 0
+) -> Dataset:
     """Read documents.
 
     Args:
         sources: see :func:`read_source`.
         split: which split, if a source has several.
         column: which column holds the text.
+        template: format strings that make the text from several columns, ``"{title}\\n{body}"``, in place of ``column``; each row takes the
+            first one whose columns all have a value.
         limit: maximum number of documents, chosen by ``seed``; 0 = all.
         seed: the order of the documents.
 
@@ -119,8 +124,10 @@ def load_text(sources: list[str], *, split: str = "train", column: str = "text",
 
     Raises:
         DataError: missing file, unknown split or column, or nothing to read.
+        OptionError: a template that is no format string, or names no column.
     """
-    data = concatenate_datasets([_load_text(source, split, column) for source in sources]).filter(
+    forms = [(form, template_columns(form)) for form in template]
+    data = concatenate_datasets([_load_text(source, split, column, forms) for source in sources]).filter(
         lambda row: bool((row["text"] or "").strip())
     )
     if not len(data):
@@ -161,8 +168,33 @@ def load_labelled(source: str, *, split: str = "train", text_column: str = "text
     return Dataset.from_dict(columns, features=LABELLED)
 
 
-def _load_text(source: str, split: str, column: str) -> Dataset:
+def template_columns(template: str) -> list[str]:
+    """The columns that a format string names.
+
+    Raises:
+        OptionError: it is none, or names no column.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise OptionError(f"the template {template!r} is no format string ({error}); write {{{{ and }}}} for braces") from error
+    if not names or not all(name.isidentifier() for name in names):
+        raise OptionError(f"the template {template!r} must name columns in braces, for example '{{title}}: {{text}}'")
+    return list(dict.fromkeys(names))
+
+
+def _load_text(source: str, split: str, column: str, forms: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
     data = read_source(source, split)
+    if forms:
+        for name in {name for _, names in forms for name in names}:
+            check_column(data, name, source, "--template")
+
+        def written(row: dict[str, Any]) -> dict[str, str]:
+            whole = (form for form, names in forms if all(str(row[name] if row[name] is not None else "").strip() for name in names))
+            form = next(whole, None)
+            return {"text": "" if form is None else form.format_map(row)}
+
+        return data.map(written, remove_columns=data.column_names)
     column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)
     return data.select_columns([column]).rename_columns({} if column == "text" else {column: "text"})
 

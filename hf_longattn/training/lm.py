@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_longattn.errors import CheckpointError, OptionError
-from hf_longattn.training.args import LMDataArguments, TextDataArguments, TextModelArguments, TextTrainingArguments, check_segments
+from hf_longattn.training.args import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, check_segments
 from hf_longattn.training.batching import DataCollatorForPackedText, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
@@ -35,7 +35,7 @@ _HEADS = {
 }
 
 
-def finetune_lm(model_args: TextModelArguments, data_args: LMDataArguments, training_args: TextTrainingArguments) -> dict[str, Any]:
+def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, training_args: TextTrainingArguments) -> dict[str, Any]:
     """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
@@ -43,7 +43,7 @@ def finetune_lm(model_args: TextModelArguments, data_args: LMDataArguments, trai
     """
     check_segments(data_args, training_args)
     run = begin(model_args, data_args, training_args)
-    model, tokenizer, objective = load_lm(model_args.model, model_args.objective)
+    model, tokenizer, objective = load_lm(model_args.model, model_args.objective, from_scratch=model_args.from_scratch)
     length = data_args.segments or input_length(model, tokenizer, data_args.max_length)
     training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
     documents, held_out = read_documents(data_args, training_args.seed)
@@ -85,7 +85,7 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
     """The documents to train on and those to evaluate on: ``validation``, or else the last hundredth."""
-    where: dict[str, Any] = {"column": args.column, "seed": seed}
+    where: dict[str, Any] = {"column": args.column, "template": args.template, "seed": seed}
     data = load_text(args.text, split=args.split, limit=args.max_documents, **where)
     if args.validation:
         return data, load_text([args.validation], split="validation", limit=max(1, len(data) // 100), **where)
@@ -126,8 +126,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
     return [tokenizer.cls_token_id] if tokenizer.cls_token_id is not None else [], [end] if end is not None else []
 
 
-def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
+def load_lm(name: str, objective: str, *, from_scratch: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Load a model with its language-modelling head in float32, its tokenizer, and its objective; ``from_scratch``, with random weights.
 
     Raises:
         CheckpointError: it cannot be loaded, or has no head for the objective.
@@ -142,7 +142,7 @@ def load_lm(name: str, objective: str) -> tuple[PreTrainedModel, PreTrainedToken
                 f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} trains; "
                 f"train it with {'clm' if objective == 'mlm' else 'mlm'}"
             )
-        model = loader.from_pretrained(name, dtype=torch.float32)
+        model = loader.from_config(config, dtype=torch.float32) if from_scratch else loader.from_pretrained(name, dtype=torch.float32)
     except OptionError:
         raise
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""`--config RECIPE`: every ready recipe works, by name or as a file; what is typed takes precedence; mistakes are one sentence."""
+"""`--config RECIPE` of conversions: by name or as a file; what is typed takes precedence; mistakes are one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from hf_longattn.cli import main
-from hf_longattn.reading import CONFIGS, ready_recipes
+from hf_longattn.recipes import ready_recipes
 
-RECIPES = [name for name in ready_recipes() if "positions" in yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())]
+RECIPES = [name for name, recipe in ready_recipes().items() if recipe.command == "convert"]
 SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
 
 
@@ -34,10 +34,10 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    values = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
-    plan = planned(capsys, sources["rope" in values["positions"]], "--config", recipe)
+    values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
+    plan = planned(capsys, sources["rope" in values.get("positions", "")], "--config", recipe)
     assert plan["new_length"] == values["max_length"]
-    assert plan["positions"] == values["positions"]
+    assert plan["positions"] == values.get("positions", "tile")
     assert plan["long_attention"]["mechanism"] == values["mechanism"]
     assert len(plan["long_attention"].get("layers", {})) == {"longformer-growing-windows": 8, "based": 1}.get(recipe, 0)
 

@@ -117,3 +117,32 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     model_args, _, args = parse_arguments(QA, ["--config", str(recipe), "--model", "c", "--max-steps", "7"], "")
     assert (model_args.model, args.output_dir, args.max_steps) == ("c", "b", 7)
     assert (args.learning_rate, args.windows, args.random_positions) == (1e-4, [0, 64], False)
+
+
+@pytest.mark.parametrize(("processes", "shares", "passes"), [("1", "1", 16), ("4", "1", 4), ("8", "4", 8), ("4", "4", 16)])
+def test_the_batch_of_a_step_does_not_depend_on_the_devices(
+    processes: str, shares: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", shares)
+    args = QATrainingArguments(output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
+    assert args.gradient_accumulation_steps == passes
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"per_device_train_batch_size": 3}, "total_batch_size 32 is no multiple of the 3 rows"),
+        ({"gradient_accumulation_steps": 2}, "total_batch_size and gradient_accumulation_steps contradict"),
+        ({"tokens_per_batch": 100}, "total_batch_size and tokens_per_batch contradict"),
+        ({"total_batch_size": -1}, "must be at least 1"),
+    ],
+)
+def test_a_batch_of_a_step_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence):
+        QATrainingArguments(**{"output_dir": "o", "total_batch_size": 32, "use_cpu": True, **changes})
+
+
+def test_both_stages_of_a_distillation_have_the_batch() -> None:
+    args = DISTILLATION[2](output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
+    assert [args.of_stage(stage).gradient_accumulation_steps for stage in (1, 2)] == [16, 16]

@@ -1,12 +1,14 @@
-"""Names on the Hub with subsets; a folder with a card of subsets stands for a repository."""
+"""Names on the Hub with subsets (a folder with a card that lists subsets is read as a repository is), and texts from several columns."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from hf_longattn.training.data import DataError, load_or_refuse
+from hf_longattn.errors import OptionError
+from hf_longattn.training.data import DataError, load_or_refuse, load_text
 
 CARD = """---
 configs:
@@ -40,3 +42,31 @@ def test_a_subset_is_named_after_a_colon(repository: str) -> None:
 def test_a_missing_or_wrong_subset_is_told_with_those_that_there_are(repository: str, subset: str, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load_or_refuse(repository + subset, "")
+
+
+def test_a_text_from_several_columns(tmp_path: Path) -> None:
+    rows = [
+        {"task": "Add", "input": "1 2", "result": 3},
+        {"task": "Greet", "input": "", "result": 4},
+        {"task": None, "input": "x", "result": 5},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = load_text([str(path)], template=["{task} {input}: {result}", "{{{task}}}: {result}"])["text"]
+    assert sorted(texts) == ["Add 1 2: 3", "{Greet}: 4"]
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "sentence"),
+    [
+        ("{tsak}", DataError, "has the columns task, not 'tsak'; name one with --template. Did you mean 'task'"),
+        ("{task", OptionError, "is no format string"),
+        ("task", OptionError, "must name columns in braces"),
+        ("{task.real} {0}", OptionError, "must name columns in braces"),
+        ("{}", OptionError, "must name columns in braces"),
+    ],
+)
+def test_bad_templates(tmp_path: Path, template: str, kind: type[Exception], sentence: str) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"task": "Add"}\n')
+    with pytest.raises(kind, match=sentence):
+        load_text([str(tmp_path / "rows.jsonl")], template=[template])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.training.args import CLM, LM, MLM, build_arguments
 from hf_longattn.training.data import DataError, load_text
-from hf_longattn.training.lm import finetune_lm, to_inputs
+from hf_longattn.training.lm import finetune_lm, load_lm, to_inputs
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.training.conftest import FAST, SOURCES, checkpoint
 
@@ -34,6 +35,21 @@ def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, text
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["settings"]["max_steps"] == 20
     if kind == "mlm":
         assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
+
+
+def test_from_scratch_keeps_the_architecture_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    short = checkpoint("clm", tmp_path / "short", tokenizer)
+    convert_checkpoint(
+        short, tmp_path / "long", layers={"in_turn": [{"mechanism": "taylor"}, {"mechanism": "window", "window": 8}]}, verify=False
+    )
+    trained, fresh = (load_lm(str(tmp_path / "long"), "clm", from_scratch=scratch)[0] for scratch in (False, True))
+    assert type(fresh) is type(trained)
+    assert fresh.config.long_attention == trained.config.long_attention
+    before, after = (dict(model.named_parameters()) for model in (trained, fresh))
+    assert before.keys() == after.keys()
+    assert all(after[name].isfinite().all() for name in after)
+    matrices = [name for name in after if after[name].ndim > 1]
+    assert not any(torch.equal(before[name], after[name]) for name in matrices)
 
 
 @pytest.mark.parametrize("kind", ["mlm", "clm"])

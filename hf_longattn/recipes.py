@@ -1,0 +1,123 @@
+"""Recipes: YAML files with the values of a command's settings, ready ones by name.
+
+``configs/`` holds conversions, ``configs/recipes/`` trainings with the values and the scores that a paper published, and
+``configs/accelerate/`` the settings of ``accelerate launch``. The comment at the head of a training's recipe has a title and then
+entries, ``# Name: text`` (:data:`ENTRIES`), with further lines indented:
+
+    # TriviaQA with Longformer-base
+    # Paper: Beltagy et al. 2020, Longformer, tables 7 and 14
+    # Score: F1 75.2 on the development set
+    # Commands:
+    #   longattn convert allenai/longformer-base-4096 longformer-base
+    #   longattn train qa --config longformer-triviaqa
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, LongAttentionError, nearest
+from .reading import read_text
+
+CONFIGS = Path(__file__).parent / "configs"
+TRAINED = re.compile(r"(?:longattn|-m hf_longattn) train (\w+) ")
+"""The task in a command."""
+ENTRIES = ("Paper", "Score", "Base", "Hardware", "Differs", "Commands")
+"""What the comment of a training's recipe says: the source of its values, what was published, the checkpoint that it starts from, the
+authors' hardware, where it differs from the paper or the paper is silent, and what to type."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that comes with the package."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What ``--config`` takes."""
+        return self.path.stem
+
+    @cached_property
+    def entries(self) -> dict[str, str]:
+        """The comment at the head of the file: "title", and what :data:`ENTRIES` there are, in lower case; commands are one per line."""
+        found: dict[str, list[str]] = {"title": []}
+        entry = "title"
+        for line in read_text(self.path).splitlines():
+            if not line.startswith("#"):
+                break
+            text = line.removeprefix("#")
+            name, colon, rest = text.strip().partition(":")
+            if colon and name in ENTRIES and not text.startswith("   "):
+                entry, text = name.lower(), rest
+                found[entry] = []
+            if text.strip():
+                found[entry].append(text.strip())
+        return {entry: ("\n" if entry == "commands" else " ").join(lines) for entry, lines in found.items()}
+
+    @cached_property
+    def command(self) -> str:
+        """The command whose settings it has: "convert", "train qa" …, "accelerate launch"."""
+        if self.path.parent != CONFIGS / "recipes":
+            return "convert" if self.path.parent == CONFIGS else "accelerate launch"
+        task = TRAINED.search(self.entries.get("commands", ""))
+        return f"train {task[1]}" if task else "train"
+
+
+def ready_recipes() -> dict[str, Recipe]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: Recipe(path) for path in sorted(CONFIGS.rglob("*.yaml"))}
+
+
+def recipe_names(command: str = "") -> str:
+    """The ready recipes of a command, for a help text or a message; of all but ``accelerate launch`` without one."""
+    kinds = {name: recipe.command for name, recipe in ready_recipes().items()}
+    return ", ".join(name for name, kind in kinds.items() if kind == command or (not command and kind != "accelerate launch"))
+
+
+def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command: str = "") -> dict[str, Any]:
+    """The values of a YAML recipe: a file, or one of :func:`ready_recipes` by name. Dashes in names become underscores.
+
+    Args:
+        recipe: the path or the name.
+        names: the settings that it may have; ``None``: any.
+        command: the command that asks, "convert" or "train qa"; "": any.
+
+    Raises:
+        LongAttentionError: it does not exist, is not a YAML mapping, belongs to another command, or contains another name.
+    """
+    import yaml
+
+    path = Path(recipe)
+    if not path.suffix and not path.exists():
+        ready = ready_recipes().get(str(recipe))
+        if ready is None:
+            known = list(ready_recipes())
+            raise LongAttentionError(
+                f"There is no recipe {str(recipe)!r}; give a YAML file, or one of {recipe_names(command)}.{nearest(str(recipe), known)}"
+            )
+        if command and ready.command != command:
+            raise LongAttentionError(
+                f"The recipe {ready.name!r} is for `{ready.command}`, not for `{command}`; `longattn recipes {ready.name}` prints it."
+            )
+        path = ready.path
+    try:
+        values = yaml.safe_load(read_text(path))
+    except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise LongAttentionError(
+            f"The recipe {path} cannot be read; give a YAML file, or a ready recipe by name: {recipe_names(command)}."
+        ) from error
+    if not isinstance(values, dict):
+        example = "learning_rate: 3.0e-5" if command.startswith("train") else "mechanism: longformer"
+        raise LongAttentionError(f"The recipe {path} must contain names and values, for example `{example}`.")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    known = list(values if names is None else names)
+    for name in values:
+        if name not in known:
+            raise LongAttentionError(f"The recipe {path} sets {name!r}, which is not a setting of this command.{nearest(name, known)}")
+    return values

@@ -1,0 +1,92 @@
+"""Every recipe says where its values come from, and its commands are those of the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from hf_longattn.cli import main
+from hf_longattn.errors import LongAttentionError
+from hf_longattn.recipes import CONFIGS, Recipe, read_recipe, ready_recipes
+
+READY = ready_recipes()
+TRAININGS = {name: recipe for name, recipe in READY.items() if recipe.command.startswith("train")}
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_file_has_a_name_of_its_own() -> None:
+    assert len(READY) == len(list(CONFIGS.rglob("*.yaml")))
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_says_what_was_published(name: str) -> None:
+    recipe = TRAININGS[name]
+    about = recipe.entries
+    assert recipe.path.parent.name == "recipes"
+    assert set(about) == {"title", "paper", "score", "base", "hardware", "differs", "commands"}
+    assert re.search(r"\b20\d\d\b", about["paper"])
+    assert re.search(r"\d", about["score"])
+    assert all(about.values())
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_its_commands_lead_from_one_to_the_next(name: str) -> None:
+    values = read_recipe(name)
+    *before, last = TRAININGS[name].entries["commands"].splitlines()
+    conversion = shlex.split(before[0])
+    assert conversion[:2] == ["longattn", "convert"]
+    assert conversion[3] == values["model"]
+    assert conversion[2] in TRAININGS[name].entries["base"]
+    assert last.endswith(f"{TRAININGS[name].command} --config {name}")
+    assert values["output_dir"] == name
+    launched = re.search(r"--config_file (\w+).yaml", last)
+    if launched:
+        assert before[-1] == f"longattn recipes {launched[1]} > {launched[1]}.yaml"
+        assert READY[launched[1]].command == "accelerate launch"
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
+def test_a_conversion_says_what_to_type(name: str) -> None:
+    assert f"--config {name}" in READY[name].entries["commands"]
+    assert READY[name].entries["title"]
+
+
+def test_entries_of_several_lines() -> None:
+    entries = Recipe(CONFIGS / "recipes" / "prolong-64k.yaml").entries
+    assert entries["title"].startswith("ProLong, stage 1: Llama 3 8B")
+    assert entries["differs"].endswith("kept apart, as theirs.")
+    assert len(entries["commands"].splitlines()) == 3
+
+
+def test_the_list_and_one_recipe_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = told(capsys, "recipes")
+    assert all(name in listed for name in READY)
+    found = {one["name"]: one for one in json.loads(told(capsys, "recipes", "--json"))["recipes"]}
+    assert found["longformer-triviaqa"]["command"] == "train qa"
+    assert found["fsdp2"]["command"] == "accelerate launch"
+    assert told(capsys, "recipes", "fsdp2") == (CONFIGS / "accelerate" / "fsdp2.yaml").read_text()
+    assert json.loads(told(capsys, "recipes", "based", "--json"))["values"] == yaml.safe_load((CONFIGS / "based.yaml").read_text())
+
+
+def test_an_unknown_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipes", "longformer-trivia"])
+    assert "Did you mean 'longformer-triviaqa'?" in capsys.readouterr().err
+
+
+def test_a_recipe_of_another_command_is_told() -> None:
+    with pytest.raises(LongAttentionError, match="'longformer-triviaqa' is for `train qa`, not for `convert`"):
+        read_recipe("longformer-triviaqa", [], "convert")
+    with pytest.raises(LongAttentionError, match="'based' is for `convert`, not for `train clm`"):
+        read_recipe("based", [], "train clm")
+    assert read_recipe("longformer-triviaqa", command="train qa")["learning_rate"] == 3e-5

@@ -1,0 +1,269 @@
+"""The commands of every recipe, as they stand in its header, with tiny checkpoints and data under the names that they have on the Hub.
+
+Only sizes are overridden: ``SIZES`` for conversions, ``STEPS`` and ``LENGTHS`` for trainings.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    BartForConditionalGeneration,
+    BigBirdConfig,
+    BigBirdForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LongformerConfig,
+    LongformerForMaskedLM,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from hf_longattn.cli import main
+from hf_longattn.recipes import read_recipe, ready_recipes
+
+TRAININGS = [name for name, recipe in ready_recipes().items() if recipe.command.startswith("train")]
+
+# Checkpoints, by their names on the Hub
+
+ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+BOTH = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, **HEADS}
+
+
+def roberta(ids: dict[str, Any]) -> PreTrainedModel:
+    return RobertaForMaskedLM(RobertaConfig(**ENCODER, **ids, max_position_embeddings=64 + ids["pad_token_id"] + 1))
+
+
+def longformer(ids: dict[str, Any]) -> PreTrainedModel:
+    reserved = ids["pad_token_id"] + 1
+    return LongformerForMaskedLM(LongformerConfig(**ENCODER, **ids, attention_window=[16, 16], max_position_embeddings=512 + reserved))
+
+
+def big_bird(ids: dict[str, Any]) -> PreTrainedModel:
+    return BigBirdForMaskedLM(BigBirdConfig(**ENCODER, **ids, block_size=16, num_random_blocks=3, max_position_embeddings=512))
+
+
+def bart(ids: dict[str, Any]) -> PreTrainedModel:
+    ends = {"decoder_start_token_id": ids["eos_token_id"], "forced_eos_token_id": ids["eos_token_id"]}
+    return BartForConditionalGeneration(BartConfig(**BOTH, **ids, **ends, max_position_embeddings=1024))
+
+
+def pegasus(ids: dict[str, Any]) -> PreTrainedModel:
+    ends = {"decoder_start_token_id": ids["pad_token_id"], "forced_eos_token_id": ids["eos_token_id"]}
+    return PegasusForConditionalGeneration(PegasusConfig(**BOTH, **ids, **ends, max_position_embeddings=1024))
+
+
+def llama(ids: dict[str, Any]) -> PreTrainedModel:
+    rope = {"rope_theta": 500_000.0, "rope_type": "default"}
+    return LlamaForCausalLM(LlamaConfig(**ENCODER, **ids, num_key_value_heads=1, max_position_embeddings=512, rope_parameters=rope))
+
+
+def gpt2(ids: dict[str, Any]) -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(**ids, n_embd=16, n_layer=2, n_head=2, n_positions=512))
+
+
+CHECKPOINTS: dict[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
+    "FacebookAI/roberta-base": roberta,
+    "allenai/longformer-base-4096": longformer,
+    "google/bigbird-roberta-base": big_bird,
+    "facebook/bart-base": bart,
+    "facebook/bart-large": bart,
+    "google/pegasus-large": pegasus,
+    "meta-llama/Meta-Llama-3-8B": llama,
+    "meta-llama/Meta-Llama-3-8B-Instruct": llama,
+    "openai-community/gpt2-medium": gpt2,
+}
+
+
+def save_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tiny checkpoint of the same architecture, in the folder of its name."""
+    torch.manual_seed(0)
+    ids = {
+        "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id,
+    }  # fmt: skip
+    CHECKPOINTS[name](ids).save_pretrained(name)
+    tokenizer.save_pretrained(name)
+
+
+# Data, by their names on the Hub and with their columns
+
+WORDS = ["the", "tree", "file", "number", "of", "a", "loop", "returns", "its", "value", "when", "no", "other", "name", "is", "given"]
+STRINGS = List(Value("string"))
+
+
+def words(count: int, seed: int = 0) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=count))
+
+
+def trivia(number: int) -> dict[str, Any]:
+    text = f"{words(30, number)} Mount Etna erupted. {words(200, number + 1)}"
+    pages = {"doc_source": ["TagMe"], "filename": ["Etna.txt"], "title": ["Etna"], "wiki_context": [text]}
+    nothing: dict[str, list[Any]] = {"description": [], "filename": [], "rank": [], "title": [], "url": [], "search_context": []}
+    answer = {
+        "aliases": ["Mount Etna", "Etna"], "normalized_aliases": ["mount etna", "etna"], "matched_wiki_entity_name": "",
+        "normalized_matched_wiki_entity_name": "", "normalized_value": "mount etna", "type": "WikipediaEntity", "value": "Mount Etna",
+    }  # fmt: skip
+    about = {"question": "Which mountain erupted?", "question_id": f"tc_{number}", "question_source": "http://www.triviacountry.com/"}
+    return {**about, "entity_pages": pages, "search_results": nothing, "answer": answer}
+
+
+def hotpot(number: int) -> dict[str, Any]:
+    yes = number % 2 == 0
+    sentences = [["The loop returns a value.", " It has no other name."], [words(20, number), " This file is a tree."]]
+    return {
+        "id": str(number), "question": "Is the file a tree?" if yes else "What returns a value?", "answer": "yes" if yes else "The loop",
+        "type": "bridge", "level": "hard", "supporting_facts": {"title": ["Loops"], "sent_id": [0]},
+        "context": {"title": ["Loops", "Trees"], "sentences": sentences},
+    }  # fmt: skip
+
+
+def natural(number: int) -> dict[str, Any]:
+    tokens = ["<P>", *words(40, number).split(), "Paris", "is", "large", "</P>"]
+    place = tokens.index("Paris")
+    nowhere = {"start_token": -1, "end_token": -1, "start_byte": -1, "end_byte": -1, "candidate_index": -1}
+    shorts = {"start_token": [place], "end_token": [place + 1], "start_byte": [0], "end_byte": [0], "text": ["Paris"]}
+    none: dict[str, list[Any]] = {name: [] for name in shorts}
+    document = {
+        "html": "<P>", "title": "Paris", "url": "https://en.wikipedia.org",
+        "tokens": {
+            "end_byte": [0] * len(tokens), "is_html": [token.startswith("<") for token in tokens], "start_byte": [0] * len(tokens),
+            "token": tokens,
+        },
+    }  # fmt: skip
+    candidates: dict[str, list[Any]] = {name: [] for name in ("end_byte", "end_token", "start_byte", "start_token", "top_level")}
+    annotations = {
+        "id": ["1"], "long_answer": [nowhere], "short_answers": [shorts if number % 3 else none], "yes_no_answer": [-1 if number % 3 else 1]
+    }  # fmt: skip
+    question = {"text": "which city is large", "tokens": ["which", "city", "is", "large"]}
+    return {
+        "id": str(number), "document": document, "question": question, "long_answer_candidates": candidates, "annotations": annotations,
+    }  # fmt: skip
+
+
+def paper(number: int) -> dict[str, Any]:
+    return {"article": words(100, number), "abstract": words(8, number)}
+
+
+def alpaca(number: int) -> dict[str, Any]:
+    return {"output": words(30, number), "input": words(5, number) if number % 2 else "", "instruction": words(10, number)}
+
+
+def review(number: int) -> dict[str, Any]:
+    return {"text": words(60, number), "label": number % 2}
+
+
+def book(number: int) -> dict[str, Any]:
+    return {"short_book_title": "A", "publication_date": 1900, "url": "u", "text": words(900, number)}
+
+
+def article(number: int) -> dict[str, Any]:
+    return {"id": str(number), "url": "u", "title": "A", "text": words(300, number)}
+
+
+def web(number: int) -> dict[str, Any]:
+    return {
+        "text": words(300, number), "id": "u", "dump": "CC", "url": "u", "file_path": "s3", "language": "en", "language_score": 0.9,
+        "token_count": 300, "score": 3.0, "int_score": 3,
+    }  # fmt: skip
+
+
+IMDB = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+SUBJECTS = ["math.AC", "cs.CV", "cs.AI", "cs.SY", "math.GR", "cs.CE", "cs.PL", "cs.IT", "cs.DS", "cs.NE", "math.ST"]
+DATA: dict[str, tuple[Callable[[int], dict[str, Any]], tuple[str, ...], Features | None]] = {
+    "mandarjoshi/trivia_qa:rc.wikipedia": (trivia, ("train", "validation", "test"), None),
+    "hotpotqa/hotpot_qa:distractor": (hotpot, ("train", "validation"), None),
+    "google-research-datasets/natural_questions": (natural, ("train", "validation"), None),
+    "stanfordnlp/imdb": (review, ("train", "test", "unsupervised"), IMDB),
+    "ccdv/arxiv-classification": (
+        review, ("train", "validation", "test"), Features({"text": Value("string"), "label": ClassLabel(names=SUBJECTS)})
+    ),
+    "ccdv/arxiv-summarization:document": (paper, ("train", "validation", "test"), None),
+    "ccdv/pubmed-summarization:document": (paper, ("train", "validation", "test"), None),
+    "yahma/alpaca-cleaned": (alpaca, ("train",), None),
+    "emozilla/pg19": (book, ("train", "validation", "test"), None),
+    "wikimedia/wikipedia:20231101.en": (article, ("train",), None),
+    "HuggingFaceFW/fineweb-edu:sample-10BT": (web, ("train",), None),
+}  # fmt: skip
+
+
+def save_data(name: str) -> None:
+    """A few rows with the columns of a dataset, in the folder of its name."""
+    row, splits, features = DATA[name]
+    DatasetDict({split: Dataset.from_list([row(number) for number in range(8)], features=features) for split in splits}).save_to_disk(name)
+
+
+# Sizes
+
+SIZES = {
+    "FacebookAI/roberta-base": "--max-length 256 --option window=32",
+    "facebook/bart-large": "--max-length 2048",
+    "facebook/bart-base": "--max-length 2048",
+    "google/pegasus-large": "--max-length 2048",
+    "meta-llama/Meta-Llama-3-8B": "--max-length 512",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "--max-length 1024",
+    "prolong-64k": "--max-length 1536",
+    "openai-community/gpt2-medium": "--max-length 768",
+}
+"""Overrides of a conversion, by its source."""
+STEPS = "--bf16 false --disable_tqdm true --total_batch_size 2 --per_device_train_batch_size 1 --per_device_eval_batch_size 4"
+LENGTHS = {
+    "train qa": "--max_length 256 --max_question_tokens 24 --max_steps 2 --save_steps 0 --stride 32",
+    "train classify": "--max_length 128 --max_steps 2 --save_steps 0",
+    "train mlm": "--max_length 256 --max_steps 2 --save_steps 0",
+    "train clm": "--max_length 256 --max_steps 2 --save_steps 0",
+    "train seq2seq": "--max_length 128 --max_summary_length 8 --generation_num_beams 2 --max_steps 2 --save_steps 0",
+    "train distill": "--max_length 128 --transfer_steps 2 --finetune_steps 2 --save_steps 0 --held_out_inputs 2",
+}
+"""Overrides of a training."""
+
+
+def typed(command: str, further: str = "") -> None:
+    """Run a command of a header; ``accelerate launch`` as one process."""
+    words = shlex.split(command)
+    words = words[words.index("hf_longattn" if "hf_longattn" in words else "longattn") + 1 :]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *shlex.split(further)])
+    assert stopped.value.code == 0, command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
+def test_its_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, values = ready_recipes()[name], read_recipe(name)
+    commands = recipe.entries["commands"].splitlines()
+    source = shlex.split(commands[0])[2]
+    if source in CHECKPOINTS:
+        save_checkpoint(source, tokenizer)
+    else:  # the result of another recipe
+        conversion = ready_recipes()[source].entries["commands"].splitlines()[0]
+        first = shlex.split(conversion)
+        save_checkpoint(first[2], tokenizer)
+        typed(conversion, SIZES.get(first[2], ""))
+        Path(first[3]).rename(source)
+    named = values.get("data", values.get("text"))
+    for data in [named] if isinstance(named, str) else named:
+        save_data(data)
+    typed(commands[0], SIZES.get(source, ""))
+    typed(commands[-1], f"{STEPS} {LENGTHS[recipe.command]}")
+    assert AutoConfig.from_pretrained(name).model_type.startswith("long_")
+    log = Path(name, "distillation_report.json" if recipe.command == "train distill" else "training_log.json")
+    assert json.loads(log.read_text())["settings"]["model"] == values["model"]
