@@ -175,4 +175,5 @@ def run_batch(
             together=mechanism.crosses or (run is None and mechanism.whole_batch),
             alone=alone and not mechanism.crosses, trims=mechanism.trims_padding,
         )  # fmt: skip
-        return aligned(run or mechanism, q, k, v, call, choose("rows", facts))
+        packed = run is None and mechanism.takes_documents and call.batch.documents is not None
+        return aligned(run or mechanism, q, k, v, call, choose("packed rows" if packed else "rows", facts))

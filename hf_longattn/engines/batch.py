@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..errors import MaskError
 
-Places = Sequence[tuple[int, int, int]]
-"""Row, first token and token after the last one, of parts along an axis."""
+Place = tuple[int, int, int]
+"""Row, first token and token after the last one, of a part along an axis."""
+Places = Sequence[Place]
 
 
 class Piece(NamedTuple):

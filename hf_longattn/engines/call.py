@@ -1,11 +1,12 @@
 """What is asked of an engine: which pairs (a band, tiles), which score terms, everything else about a call, and how a call is aligned.
 
-Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of three ways, among which
+Mechanisms meet sequences that begin at index 0. :func:`aligned` sees to that before a mechanism runs, in one of four ways, among which
 :mod:`.dispatch` chooses:
 
 - **masked**: as it is, with a key mask, where nothing is padded on the left or distances alone matter (short inputs, a GPU, a graph);
 - **split**: every sequence is run alone, as a view without a mask. A padded batch then costs what its real tokens cost, and packed
   documents are bit for bit what they are alone. On the CPU, and for documents everywhere;
+- **packed**: as it is, where the mechanism keeps documents apart by itself, with the bits of each alone but without copying them together;
 - **rolled**: each row is rolled to the left, so that left padding becomes right padding: tensor operations only, for GPUs and graphs.
 """
 
@@ -252,7 +253,7 @@ def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how:
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.
 
     Args:
-        how: ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
+        how: ``"packed"``, ``"split"``, ``"masked"`` or ``"rolled"``, as the dispatcher chose for the rows.
     Returns:
         Rows of padding are finite and mean nothing.
     Raises:
@@ -268,7 +269,7 @@ def aligned(run: Run, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, how:
     if how == "split":
         outs = [run(*piece) if piece[0].shape[2] else piece[0] for piece in _pieces(q, k, v, call, batch)]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else torch.zeros_like(q)
-    return run(q, k, v, call) if how == "masked" else _rolled(run, q, k, v, call, batch)
+    return run(q, k, v, call) if how in ("packed", "masked") else _rolled(run, q, k, v, call, batch)
 
 
 def aligned_weights(run: Callable[[Tensor, Tensor, AttentionCall], Tensor], q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:

@@ -184,13 +184,25 @@ def _no_split(facts: Facts) -> str | None:
     return None if facts.q_len * facts.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
 
 
+def _not_packed(facts: Facts) -> str | None:
+    if in_graph():
+        return "a graph does not know where sequences start"
+    if facts.alone or facts.together or facts.q_len < facts.kv_len:
+        return "every document is to be run alone, or the queries are not those of the keys"
+    if facts.call.batch is not None and any(one.holes for one in facts.call.batch.sequences):
+        return "there is padding between the tokens of a document"
+    return _not_on("cpu", facts)
+
+
 def _no_mask(facts: Facts) -> str | None:
     batch = facts.call.batch
     return "its positions count from each row's first token" if facts.by_position and batch is not None and batch.padded_left else None
 
 
+ROWS: tuple[Path, ...] = (("split", _no_split), ("masked", _no_mask), ("rolled", _last))
 PATHS: dict[str, tuple[Path, ...]] = {
-    "rows": (("split", _no_split), ("masked", _no_mask), ("rolled", _last)),
+    "rows": ROWS,
+    "packed rows": (("packed", _not_packed), *ROWS),
     "pairs": ((DENSE, _not_covered), (DENSE_MASKED, _many_pairs), ("sparse", _last)),
     "selected": ((DENSE, _not_covered), ("selected", _last)),
     "low-rank": ((DENSE, _not_covered), ("low-rank", _last)),

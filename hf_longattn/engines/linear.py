@@ -16,13 +16,18 @@ with a model, transformers would require whatever an import statement names.
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch import Place, Places
+from .dense import wide
 from .dispatch import CALL, Facts, choose
 
 CHUNK = 64
@@ -135,59 +140,221 @@ def chunked_linear_attention(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Ten
     length = q.shape[2]
     chunk = min(chunk, length)
     short = -length % chunk
-    if short:
-        q, k, v = (F.pad(x, (0, 0, 0, short)) for x in (q, k, v))
+    q, k, v = (_filled(x, chunk) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         out, kv, z = _Chunked.apply(q, k, v, kv, z, chunk, normalise)
     return (out[:, :, :length] if short else out), kv, z
 
 
 class _Chunked(torch.autograd.Function):
-    """Works on chunk-major tensors ``(B, H_kv, chunks, rows, ·)``; the heads of one key head are stacked along the rows."""
+    """Whole chunks, see :func:`_chunks`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, ...]:
-        group = q.shape[1] // k.shape[1]
-        rows, keys, values = _rows(q, group, chunk), _rows(k, 1, chunk), _rows(v, 1, chunk)
-        before, kv_after = _running(keys.mT @ values, kv)
-        z_before, z_after = _running(keys.sum(-2), z)
-        scores = _lower(rows @ keys.mT, group)
-        out = (rows @ before).add_(scores @ values)
-        if normalise:
-            out.mul_(inverse_of(scores.sum(-1, keepdim=True).add_(rowwise(rows, z_before))))
-        out = _back(out, group)
+        out, kv_after, z_after = _chunks(q, k, v, kv, z, chunk, normalise)
         ctx.save_for_backward(q, k, v, kv, z, out)
         ctx.chunk, ctx.normalise = chunk, normalise
         return out, kv_after, z_after
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, grad_kv, grad_z = grads
         q, k, v, kv, z, out = ctx.saved_tensors
-        group, chunk = q.shape[1] // k.shape[1], ctx.chunk
-        with torch.autocast(q.device.type, enabled=False):
-            rows, keys, values = _rows(q, group, chunk), _rows(k, 1, chunk), _rows(v, 1, chunk)
-            before, _ = _running(keys.mT @ values, kv)
-            z_before, _ = _running(keys.sum(-2), z)
-            scores = _lower(rows @ keys.mT, group)
-            grad, shift = _rows(grad, group, chunk), None
-            if ctx.normalise:
-                grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
-                shift = -(grad * _rows(out, group, chunk)).sum(-1, keepdim=True)
-            d_scores = grad @ values.mT
-            d_scores = _lower(d_scores if shift is None else d_scores + shift, group)
-            later, d_kv = _remaining(rows.mT @ grad, grad_kv)
-            d_q = d_scores @ keys + grad @ before.mT
-            d_k = d_scores.mT @ rows + values @ later.mT
-            d_z = grad_z
-            if shift is None:
-                d_k = d_k + grad_z[:, :, None, None, :]
-            else:
-                z_later, d_z = _remaining((rows.mT @ shift).squeeze(-1), grad_z)
-                d_q = d_q + shift * z_before[..., None, :]
-                d_k = d_k + z_later[..., None, :]
-            d_v = scores.mT @ grad + keys @ later
-        return _back(d_q, group), _back(d_k, 1), _back(d_v, 1), d_kv, d_z, None, None
+        grad, grad_kv, grad_z = grads
+        return *_chunks_backward(q, k, v, kv, z, out, grad, grad_kv, grad_z, ctx.chunk, ctx.normalise), None, None
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, chunk: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The output of whole chunks and the sums after them.
+
+    Works on chunk-major tensors ``(B, H_kv, chunks, rows, ·)``; the heads of one key head are stacked along the rows.
+    """
+    group = q.shape[1] // k.shape[1]
+    rows, keys, values = _rows(q, group, chunk), _rows(k, 1, chunk), _rows(v, 1, chunk)
+    before, kv_after = _running(keys.mT @ values, kv)
+    z_before, z_after = _running(keys.sum(-2), z)
+    scores = _lower(rows @ keys.mT, group)
+    out = (rows @ before).add_(scores @ values)
+    if normalise:
+        out.mul_(inverse_of(scores.sum(-1, keepdim=True).add_(rowwise(rows, z_before))))
+    return _back(out, group), kv_after, z_after
+
+
+def _chunks_backward(
+    q: Tensor, k: Tensor, v: Tensor, kv: Tensor, z: Tensor, out: Tensor,
+    grad: Tensor, grad_kv: Tensor, grad_z: Tensor, chunk: int, normalise: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of q, k, v, kv and z."""
+    group = q.shape[1] // k.shape[1]
+    with torch.autocast(q.device.type, enabled=False):
+        rows, keys, values = _rows(q, group, chunk), _rows(k, 1, chunk), _rows(v, 1, chunk)
+        before, _ = _running(keys.mT @ values, kv)
+        z_before, _ = _running(keys.sum(-2), z)
+        scores = _lower(rows @ keys.mT, group)
+        grad, shift = _rows(grad, group, chunk), None
+        if normalise:
+            grad = grad * inverse_of(scores.sum(-1, keepdim=True) + rowwise(rows, z_before))
+            shift = -(grad * _rows(out, group, chunk)).sum(-1, keepdim=True)
+        d_scores = grad @ values.mT
+        d_scores = _lower(d_scores if shift is None else d_scores + shift, group)
+        later, d_kv = _remaining(rows.mT @ grad, grad_kv)
+        d_q = d_scores @ keys + grad @ before.mT
+        d_k = d_scores.mT @ rows + values @ later.mT
+        d_z = grad_z
+        if shift is None:
+            d_k = d_k + grad_z[:, :, None, None, :]
+        else:
+            z_later, d_z = _remaining((rows.mT @ shift).squeeze(-1), grad_z)
+            d_q = d_q + shift * z_before[..., None, :]
+            d_k = d_k + z_later[..., None, :]
+        d_v = scores.mT @ grad + keys @ later
+    return _back(d_q, group), _back(d_k, 1), _back(d_v, 1), d_kv, d_z
+
+
+class Feature(NamedTuple):
+    """A feature map that takes each number by itself.
+
+    of: φ(x), a new tensor; backward: the gradient of x from φ(x) and its gradient.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+def packed_linear_attention(q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], *, causal: bool) -> Tensor:
+    """:func:`linear_attention` of φ(q) and φ(k) for several sequences in the rows of a batch, bit for bit what each of them is alone.
+
+    Outputs and gradients are written to their places piece by piece, where one call for each sequence would copy them together.
+
+    Args:
+        q: ``(B, H, N, D)``.
+        k, v: ``(B, H_kv, N, D)``, H_kv dividing H.
+        sequences: for each sequence the pieces that are computed at a time, in the order of its tokens.
+        causal: position i sees no key after i.
+    Returns:
+        ``(B, H, N, D)`` in the dtype of ``q``, zeros where there is no sequence.
+    """
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    with torch.autocast(v.device.type, enabled=False):
+        return _Packed.apply(q, k, v, phi, sequences, causal, keep)
+
+
+class _Packed(torch.autograd.Function):
+    """The operations of each sequence alone, and its order of sums."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, phi: Feature, sequences: Sequence[Places], causal: bool, keep: bool) -> Tensor:
+        ctx.phi, ctx.sequences, ctx.causal = phi, sequences, causal
+        kept: list[Tensor] = []
+        out = empty_rows(q, v.shape[-1], sequences)
+        for pieces in sequences:
+            for at, tensors in _computed(q, k, v, phi, pieces, causal):
+                _at(out, at).copy_(tensors[-1][:, :, : at[2] - at[1]])
+                if keep:
+                    kept += tensors
+        ctx.save_for_backward(q, k, v, *kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        phi, sequences = ctx.phi, ctx.sequences
+        totals = [empty_rows(x, x.shape[-1], sequences) for x in (q, k, v)]
+        left = iter(kept)
+        with torch.autocast(v.device.type, enabled=False):
+            for pieces in sequences:
+                if torch.is_grad_enabled():  # second derivatives
+                    tensors = [found for _, found in _computed(q, k, v, phi, pieces, ctx.causal)]
+                else:
+                    tensors = [tuple(itertools.islice(left, 6)) for _ in pieces]
+                run = _backward_in_chunks if _in_chunks(pieces, ctx.causal) else _backward_of_all
+                for at, (phi_q, phi_k, *_), found in run(pieces, tensors, grads[0]):
+                    d_q, d_k, d_v = (x[:, :, : at[2] - at[1]] for x in found)
+                    d_q, d_k = (phi.backward(y[:, :, : at[2] - at[1]], x) for x, y in ((d_q, phi_q), (d_k, phi_k)))
+                    for total, part in zip(totals, (d_q, d_k, d_v), strict=True):
+                        _at(total, at).copy_(part)
+        return *totals, None, None, None, None
+
+
+Kept = tuple[Tensor, ...]
+"""Of a piece φ(q), φ(k) and v, in whole chunks where it is computed so; the sums kv and z that it adds to or reads; its output."""
+Found = tuple[Place, Kept, tuple[Tensor, ...]]
+"""A piece, what was kept of it, and the gradients of φ(q), φ(k) and v."""
+
+
+def _computed(q: Tensor, k: Tensor, v: Tensor, phi: Feature, pieces: Places, causal: bool) -> Iterator[tuple[Place, Kept]]:
+    """The pieces of a sequence, with what the backward pass needs."""
+    if _in_chunks(pieces, causal):
+        state: State | None = None
+        for at in pieces:
+            chunk = min(CHUNK, at[2] - at[1])
+            phi_q, phi_k, values = (_filled(x, chunk) for x in _featured(q, k, v, phi, at))
+            before = empty_state(phi_k, values) if state is None else state
+            out, kv, z = _chunks(phi_q, phi_k, values, before["kv"], before["z"], chunk, True)
+            yield at, (phi_q, phi_k, values, before["kv"], before["z"], out)
+            state = {"kv": kv, "z": z}
+        return
+    parts = [_featured(q, k, v, phi, at) for at in pieces]
+    total = empty_state(*parts[0][1:])
+    for _, phi_k, values in parts:
+        total = absorb(total, phi_k, values)
+    for at, part in zip(pieces, parts, strict=True):
+        yield at, (*part, total["kv"], total["z"], read(part[0], total))
+
+
+def _featured(q: Tensor, k: Tensor, v: Tensor, phi: Feature, at: Place) -> tuple[Tensor, Tensor, Tensor]:
+    queries, keys, values = (wide(_at(x, at)) for x in (q, k, v))
+    return phi.of(queries), phi.of(keys), values
+
+
+def _backward_in_chunks(pieces: Places, tensors: Sequence[Kept], grad: Tensor) -> Iterator[Found]:
+    """Gradients of each piece of a causal sequence, from the last one on."""
+    d_kv, d_z = (torch.zeros_like(x) for x in tensors[-1][3:5])
+    for at, found in zip(reversed(pieces), reversed(tensors), strict=True):
+        (q, k, v, kv, z, out), chunk = found, min(CHUNK, at[2] - at[1])
+        *parts, d_kv, d_z = _chunks_backward(q, k, v, kv, z, out, _filled(wide(_at(grad, at)), chunk), d_kv, d_z, chunk, True)
+        yield at, found, tuple(parts)
+
+
+def _backward_of_all(pieces: Places, tensors: Sequence[Kept], grad: Tensor) -> Iterator[Found]:
+    """Gradients of each piece of a sequence whose tokens all see each other."""
+    d_queries: list[Tensor] = []
+    sums: list[tuple[Tensor, Tensor]] = []
+    for at, (q, _, _, kv, z, out) in zip(reversed(pieces), reversed(tensors), strict=True):
+        rows, given, made = (x.unflatten(1, (kv.shape[1], -1)).flatten(2, 3) for x in (q, wide(_at(grad, at)), out))
+        given = given * inverse_of(rowwise(rows, z))
+        shift = -(given * made).sum(-1, keepdim=True)
+        d_rows = given @ kv.mT + shift * z.unsqueeze(-2)
+        d_queries.append(d_rows.unflatten(2, (-1, q.shape[2])).flatten(1, 2))
+        sums.append((rows.mT @ given, (shift * rows).sum(-2)))
+    d_kv, d_z = (functools.reduce(torch.add, each) for each in zip(*sums, strict=True))
+    for at, d_q, found in zip(pieces, reversed(d_queries), tensors, strict=True):
+        _, k, v, *_ = found
+        yield at, found, (d_q, (d_kv @ v.mT).mT + d_z.unsqueeze(-2), k @ d_kv)
+
+
+def _in_chunks(pieces: Places, causal: bool) -> bool:
+    """Whether a sequence is computed in chunks: a single token sees every key."""
+    return causal and pieces[-1][2] - pieces[0][1] > 1
+
+
+def _filled(x: Tensor, chunk: int) -> Tensor:
+    """``x (B, H, n, ·)`` with zeros up to whole chunks, in one piece of memory, where every matrix product would copy it otherwise."""
+    short = -x.shape[2] % chunk
+    return F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
+
+
+def _at(x: Tensor, at: Place) -> Tensor:
+    """Some tokens of a row of ``x (B, H, N, ·)``."""
+    row, start, stop = at
+    return x[row : row + 1, :, start:stop]
+
+
+def empty_rows(like: Tensor, width: int, sequences: Sequence[Places]) -> Tensor:
+    """A tensor ``(B, H, N, width)`` laid out as ``like (B, H, N, ·)``, with zeros unless the sequences fill it."""
+    batch, heads, length, _ = like.shape
+    new = like.new_empty if sum(stop - start for pieces in sequences for _, start, stop in pieces) == batch * length else like.new_zeros
+    token_major = like.stride(1) < like.stride(2)
+    return new(batch, length, heads, width).transpose(1, 2) if token_major else new(batch, heads, length, width)
 
 
 def rowwise(rows: Tensor, z: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ class Mechanism(nn.Module, ABC):
     no more than a key mask."""
     trims_padding: bool = False
     """Whether the engine for long inputs cuts the outer padding off every row by itself, so that rows need not be split."""
+    takes_documents: ClassVar[bool] = False
+    """Whether ``forward`` keeps packed documents apart on the CPU, each as if it were alone, so that rows need not be split."""
     crosses: bool = False
     """Whether the queries belong to another sequence than the keys, so that they are not cut where the keys have padding: set on the
     mechanism of a cross-attention module."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.call import AttentionCall
+from ..engines.linear import Feature, packed_linear_attention
+from .base import drop_keys
 from .feature_map import LinearMechanism, elu_plus_one
 from .options import Options, option
 from .registry import register_mechanism
@@ -31,12 +33,27 @@ class Linear(LinearMechanism):
 
     summary = "φ(q)(φ(k)ᵀv) with a fixed positive feature map in place of softmax"
     paper = "Katharopoulos et al. 2020, Transformers are RNNs, eq. 4-12"
+    takes_documents = True  # a feature depends on one number, and so not on what is computed together
     options_type = LinearOptions
     options: LinearOptions
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if call.batch is None or call.batch.documents is None:
+            return super().forward(q, k, v, call)
+        sequences = [
+            [(one.row, one.start + piece.start, one.start + piece.stop) for piece in self._pieces(0, one.stop - one.start, q[:1])]
+            for one in call.batch.sequences
+        ]
+        v = drop_keys(v, call.dropout)
+        return packed_linear_attention(self.scaled(q, call), self.scaled(k, call), v, self.feature, sequences, causal=call.causal)
+
+    @property
+    def feature(self) -> Feature:
+        """φ with its derivative."""
+        return RELU if self.options.feature_map == "relu" else ELU_PLUS_ONE
+
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        q = self.scaled(q, call)
-        return F.relu(q) if self.options.feature_map == "relu" else _EluPlusOne.apply(q)
+        return self.feature.of(self.scaled(q, call))
 
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
         return self.queries(k, call)
@@ -57,5 +74,15 @@ class _EluPlusOne(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors
-        return grads[0] * out.clamp(max=1)
+        return _elu_backward(ctx.saved_tensors[0], grads[0])
+
+
+def _elu_backward(phi: Tensor, grad: Tensor) -> Tensor:
+    return grad * phi.clamp(max=1)
+
+
+def _relu_backward(phi: Tensor, grad: Tensor) -> Tensor:
+    return torch.where(phi > 0, grad, 0.0)
+
+
+ELU_PLUS_ONE, RELU = Feature(_EluPlusOne.apply, _elu_backward), Feature(F.relu, _relu_backward)

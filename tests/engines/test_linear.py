@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hf_longattn.engines import dispatch
 from hf_longattn.engines.dispatch import CALL, Facts, choose, fla_installed
-from hf_longattn.engines.linear import linear_attention
+from hf_longattn.engines.linear import Feature, linear_attention, packed_linear_attention
+from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
 
 
 def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -74,6 +75,20 @@ def test_pieces_with_a_state_equal_the_whole() -> None:
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     for name, tensor in end.items():
         torch.testing.assert_close(state[name], tensor)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("phi", [ELU_PLUS_ONE, RELU], ids=["elu", "relu"])
+def test_gradients_of_packed_sequences_and_second_derivatives(phi: Feature, causal: bool) -> None:
+    q, k, v = (torch.randn(2, heads, 6, 1, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1))
+    sequences = [[(0, 0, 2), (0, 2, 3), (0, 3, 4)], [(0, 5, 6)], [(1, 0, 6)]]  # a token of padding, and one that is a sequence
+
+    def run(*x: Tensor) -> Tensor:
+        return packed_linear_attention(*x, phi, sequences, causal=causal)
+
+    assert torch.equal(run(q, k, v)[0, :, 4], torch.zeros(2, 1, dtype=torch.float64))
+    assert torch.autograd.gradcheck(run, (q, k, v))
+    assert torch.autograd.gradgradcheck(run, (q, k, v), fast_mode=True)
 
 
 def test_sums_are_kept_in_fp32_under_autocast_and_bf16() -> None:

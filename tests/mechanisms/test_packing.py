@@ -12,7 +12,9 @@ from transformers import DataCollatorWithFlattening
 from hf_longattn import Mechanism, attend, build_mechanism, enable_long_attention, list_mechanisms, reference_attend
 from hf_longattn.backend import separates_documents
 from hf_longattn.engines.batch import Batch, documents_from
+from hf_longattn.engines.dispatch import listen
 from hf_longattn.errors import MaskError
+from hf_longattn.mechanisms import feature_map
 from hf_longattn.mechanisms.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -81,6 +83,31 @@ def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) 
     out = attend(*tensors, module, documents=torch.stack([numbers(one) for one in sizes]), **arguments)
     gradients = torch.autograd.grad((out * weight).sum(), tensors)
     for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, **arguments), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_linear_attention_too_in_pieces_and_beside_padding(
+    kv_heads: int, dtype: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_map, "PIECE", 1 << 12)  # pieces of two chunks
+    module = build_mechanism("linear", num_heads=4, head_dim=16)
+    sizes = [[300, 1, 20], [64, 192]]
+    tensors = [token_major(2, heads, 321).detach().to(dtype).requires_grad_() for heads in (4, kv_heads, kv_heads)]
+    with torch.no_grad():
+        for x in tensors:
+            x[1, :, 256:] = float("nan")
+    weight = torch.randn(tensors[0].shape, dtype=dtype)
+    documents = torch.stack([numbers(sizes[0]), numbers([64, 257])])
+    mask = torch.stack([torch.ones(321), torch.arange(321) < 256]).bool()
+    paths: list[str] = []
+    with listen(lambda _, choice: paths.append(choice.path)):
+        out = attend(*tensors, module, causal=causal, documents=documents, padding_mask=mask)
+    assert paths[0] == "packed"
+    gradients = torch.autograd.grad((out * weight)[mask[:, None, :, None].expand_as(out)].sum(), tensors)
+    for got, wanted in zip((out, *gradients), one_by_one(module, sizes, tensors, weight, causal=causal), strict=True):
         assert torch.equal(got, wanted)
 
 
