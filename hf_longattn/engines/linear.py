@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Place, Places
+from .call import State
 from .dense import wide
 from .dispatch import CALL, Facts, choose
 
@@ -34,8 +35,6 @@ CHUNK = 64
 """Tokens per chunk of the causal form, which is quadratic inside a chunk, and per triangular system of the delta rule."""
 FEW = 16
 """Up to this many chunks a loop is faster than a cumulative sum along a middle axis."""
-State = dict[str, Tensor]
-"""``kv (B, H_kv, F, D)``, the sum of φ(k)ᵀv, and ``z (B, H_kv, F)``, the sum of φ(k); batch first."""
 
 
 def linear_attention(
@@ -60,7 +59,7 @@ def linear_attention(
         causal: position i sees no key after i.
         key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
-        initial_state: the sums over earlier keys, from an earlier call.
+        initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
         chunk: tokens per chunk of the causal form.
     Returns:
         ``(B, H, Nq, D)`` in fp32 (fp64 for fp64 inputs), and the state after the last key.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .call import AttentionCall, DistanceBias, Run, ScoreMod
+from .call import AttentionCall, DistanceBias, Run, ScoreMod, State
 from .global_rows import global_index
 
 Bounds = Sequence[tuple[int, int]]
@@ -391,9 +391,6 @@ class _Received(torch.autograd.Function):
                 dist.send(grad.contiguous(), group=ctx.shard.group, group_dst=ctx.shard.rank - 1)
                 like = grad
         return None if like is None else like.new_zeros(()), None, None
-
-
-State = dict[str, Tensor]
 
 
 def in_turn(advance: Callable[[State | None], tuple[Tensor, State]], like: Tensor, shard: Shard) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, ScoreMod, aligned_weights
+from ..engines.call import AttentionCall, ScoreMod, State, aligned_weights
 from ..engines.dense import grid_of, index_grid, repeat_heads
 from ..engines.global_rows import put_rows
 from ..engines.shards import GlobalTokens, Locality, Shard, in_turn, softmax_rows
@@ -23,8 +23,6 @@ from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
 from .token_rules import TokenRule
 
-State = dict[str, Tensor]
-"""What a stateful mechanism keeps of the tokens so far: tensors with the batch first."""
 DENSE_LIMIT = 4096
 """Longest input, in tokens, for which dense attention weights are returned."""
 
@@ -421,11 +419,6 @@ def pad_queries(q: Tensor, length: int) -> Tensor:
     """``q (B, H, Nq, D)``, the last queries of a sequence of ``length`` tokens, after rows of zeros for the others."""
     missing = length - q.shape[2]
     return F.pad(q, (0, 0, missing, 0)) if missing else q
-
-
-def real_tokens(k: Tensor, key_mask: Tensor | None) -> Tensor:
-    """``key_mask``, or one of the keys ``k (B, H_kv, Nk, D)`` without padding: ``(B, Nk)`` bool."""
-    return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
 
 
 def drop_keys(v: Tensor, dropout_p: float) -> Tensor:

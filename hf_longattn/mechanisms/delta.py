@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, State
 from ..engines.dense import repeat_heads, wide
 from ..engines.linear import gated_delta_rule
 from ..engines.shards import Shard
 from ..errors import OptionError
-from .base import Mechanism, State, drop_keys
+from .base import Mechanism, drop_keys
 from .feature_map import HeadwiseLinear
 from .options import Options, option
 from .registry import register_mechanism

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.batch import in_graph
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, State
 from ..engines.dense import repeat_heads, wide
 from ..engines.linear import CHUNK, absorb, empty_state, linear_attention, masked, read
 from ..engines.shards import Shard
 from ..engines.topk import exact_dtype
-from .base import Mechanism, State, drop_keys, normalised, softmax_over, visible_to_all
+from .base import Mechanism, drop_keys, normalised, softmax_over, visible_to_all
 from .options import Options
 
 

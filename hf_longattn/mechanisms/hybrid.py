@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engines.batch import in_graph
-from ..engines.call import AttentionCall, Pattern
+from ..engines.call import AttentionCall, Pattern, State
 from ..engines.dense import index_grid, repeat_heads, wide
 from ..engines.linear import absorb, empty_state, linear_attention, masked
 from ..engines.shards import Locality, Shard
 from ..errors import OptionError
-from .base import Mechanism, State, drop_keys, normalised, real_tokens, visible_to_all
+from .base import Mechanism, drop_keys, normalised, visible_to_all
 from .composite import Choice
 from .feature_map import LinearMechanism
 from .hedgehog import HedgehogOptions
@@ -112,7 +112,7 @@ class Hybrid(Mechanism):
         """The state holds ``keys, values (B, H_kv, w, D)`` and ``real (B, w)`` of the window, and the sums ``kv (B, H, F, D+1)`` and ``z``
         of the keys before it."""
         with torch.autocast(q.device.type, enabled=False):
-            mask, size = real_tokens(k, call.key_mask), self.options.window
+            mask, size = call.real(k), self.options.window
             if state is None:
                 state = {
                     "keys": k.new_zeros(*k.shape[:2], size, k.shape[3]),
@@ -159,7 +159,7 @@ class Hybrid(Mechanism):
         pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
         mask, drop = call.key_mask, call.dropout
         q, k, v = wide(q), wide(k), wide(v)
-        total, weight, most = local_softmax_terms(q, k, v, pattern.left, pattern.right, mask, scale, drop)
+        total, weight, most = local_softmax_terms(q, k, v, pattern.left, pattern.right, call.real(k), scale, drop)
         gamma = self._gamma(total.dtype)
         total, weight = total * gamma, weight * gamma
         if not pattern.covers(q.shape[2], k.shape[2]) or sums is not None:
@@ -228,7 +228,7 @@ def _with_ones(v: Tensor, heads: int) -> Tensor:
 
 
 def local_softmax_terms(
-    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, key_mask: Tensor | None, scale: float, dropout_p: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, real: Tensor, scale: float, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ_j exp(s_ij - c_i) v_j and Σ_j exp(s_ij - c_i) over the keys with i - left ≤ j ≤ i + right, c_i being the largest s_ij.
 
@@ -237,7 +237,7 @@ def local_softmax_terms(
 
     Args:
         q: ``(B, H, Nq, D)``, the last Nq positions of ``k, v (B, H, Nk, D)``.
-        key_mask: ``(B, Nk)`` bool, True = real token.
+        real: ``(B, Nk)`` bool, False = padding.
         scale: factor on q·k.
         dropout_p: dropout probability on the terms of the first sum.
     Returns:
@@ -254,21 +254,20 @@ def local_softmax_terms(
         rows = q[:, :, start : start + size]
         low, high = first + start - left, first + start + rows.shape[2] + right
         at = slice(max(low, 0), min(high, k.shape[2]))
-        mask = None if key_mask is None else key_mask[:, at]
-        found.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, mask, scale, dropout_p))
+        found.append(_piece(rows, k[:, :, at], v[:, :, at], at.start - low, left + right, real[:, at], scale, dropout_p))
     total, weight, most = (torch.cat(parts, 2) for parts in zip(*found, strict=True))
     return total, weight, most
 
 
 def _piece(
-    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, key_mask: Tensor | None, scale: float, dropout_p: float
+    q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The terms of consecutive queries; ``missing`` of their keys lie before the text and are not in ``k``."""
     length = q.shape[2]
     blocks = -(-length // BLOCK)
     span, rows = reach + BLOCK, blocks * BLOCK
     rest = rows + reach - missing - k.shape[2]
-    real = F.pad(real_tokens(k, key_mask), (missing, rest)).unfold(1, span, BLOCK)
+    real = F.pad(real, (missing, rest)).unfold(1, span, BLOCK)
     keys, values = (F.pad(x, (0, 0, missing, rest)).unfold(2, span, BLOCK) for x in (k, v))
     query = F.pad(q, (0, 0, 0, rows - length)).unflatten(2, (blocks, BLOCK))
     scores = (query @ keys) * scale

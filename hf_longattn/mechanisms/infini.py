@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, State
 from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
-from .base import Mechanism, State, drop_keys, normalised, pad_queries, visible_to_all
+from .base import Mechanism, drop_keys, normalised, pad_queries, visible_to_all
 from .feature_map import elu_plus_one
 from .layout import block_sizes, triangle
 from .options import Options, option
@@ -142,7 +142,7 @@ class Infini(Mechanism):
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out, memories, norms = self._whole(q, k, v, call)
-            local, segment = last_segment(k, v, call.key_mask, size)
+            local, segment = last_segment(k, v, call.real(k), size)
             if memories is None or norms is None:
                 return out, {**local, **self._empty(k, v)}
             rows = torch.arange(len(segment), device=segment.device)
@@ -163,7 +163,7 @@ class Infini(Mechanism):
     def _step(self, q: Tensor, k: Tensor, v: Tensor, state: State, call: AttentionCall) -> tuple[Tensor, State]:
         """:meth:`advance` by at most a segment of tokens."""
         size = self.options.segment_length
-        segments = append_tokens(state, k, v, call.key_mask)
+        segments = append_tokens(state, k, v, call.real(k))
         local = segments.attend(q, call.replace(dropout=0.0))
         memory, norm = state["memory"], state["norm"]
         out = self._mixed(q, local, memory, norm)

@@ -26,7 +26,7 @@ from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..engines.dispatch import DENSE, choose_covered
 from ..errors import LengthError, OptionError
-from .base import Mechanism, real_tokens, softmax_over
+from .base import Mechanism, softmax_over
 from .options import Options, option
 from .registry import register_mechanism
 
@@ -158,7 +158,7 @@ class Linformer(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         self._check_length(k.shape[2])
-        real = real_tokens(k, call.key_mask)
+        real = call.real(k)
         down = [self._matrix(number, real).to(k.dtype) * real[:, None, None, :] for number in range(2)]
         filled = real.any(-1)[:, None] if self.options.projection == "linear" else (down[0] != 0).any(-1).any(1)
         scores = q @ (down[0] @ repeat_heads(k, q.shape[1])).transpose(-1, -2) * call.scale_for(q.shape[3])

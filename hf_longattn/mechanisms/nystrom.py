@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..engines.call import AttentionCall
 from ..engines.dense import dense_attention, repeat_heads
 from ..errors import LengthError, OptionError
-from .base import Mechanism, drop_keys, real_tokens, softmax_over
+from .base import Mechanism, drop_keys, softmax_over
 from .linformer import project_length, segment_matrix, segment_means
 from .options import Options, option
 from .registry import register_mechanism
@@ -92,7 +92,7 @@ class Nystrom(Mechanism):
         self._check_lengths(q, k)
         k = repeat_heads(k, q.shape[1])
         length, count, scale = k.shape[2], self.options.num_landmarks, call.scale_for(q.shape[3])
-        keys = real_tokens(k, call.key_mask)
+        keys = call.real(k)
         real = keys if self.options.landmarks_over == "text" else torch.ones_like(keys)
         means = segment_matrix(real, count, q.dtype)[:, None]
         filled = (means > 0).any(-1)

@@ -20,9 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall
+from ..engines.call import AttentionCall, State
 from ..private_apis import in_backward, tensor_version
-from .base import State
 from .feature_map import LinearMechanism, added, log_products
 from .options import Options, option
 from .registry import register_mechanism

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, GatherTile, MaskMod, rows_of
+from ..engines.call import AttentionCall, GatherTile, MaskMod, State, rows_of
 from ..errors import OptionError
-from .base import Recursion, State
+from .base import Recursion
 from .layout import block_sizes, cells, triangle
 from .masked import GatheredMechanism
 from .options import Options, option
@@ -79,11 +79,11 @@ class RecurrentMemory(GatheredMechanism):
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
             out = self(q, k, v, call.replace(causal=True))
-            return out, last_segment(k, v, call.key_mask, size)[0]
+            return out, last_segment(k, v, call.real(k), size)[0]
         current, outs = empty_segment(k, v, size) if state is None else state, []
         for first in range(0, k.shape[2], size):
             new = slice(first, first + size)
-            segments = append_tokens(current, k[:, :, new], v[:, :, new], None if call.key_mask is None else call.key_mask[:, new])
+            segments = append_tokens(current, k[:, :, new], v[:, :, new], call.real(k)[:, new])
             outs.append(segments.attend(q[:, :, new], call, self.relative))
             current = segments.state()
         return torch.cat(outs, 2), current

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.call import AttentionCall, ScoreMod
+from ..engines.call import AttentionCall, ScoreMod, State
 from ..engines.dense import dense_attention
 from ..positions.relative import RelativePositions
-from .base import State, real_tokens
 
 
 class TwoSegments(NamedTuple):
@@ -82,11 +81,11 @@ def leading(key_mask: Tensor) -> Tensor:
     return (key_mask.cumsum(1) == 0).sum(1)
 
 
-def append_tokens(state: State, k: Tensor, v: Tensor, key_mask: Tensor | None) -> TwoSegments:
-    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``."""
+def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegments:
+    """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``, of which ``real (B, n)`` are no padding."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
-    mask, filled = real_tokens(k, key_mask), state["filled"]
-    skipped = torch.where(filled == 0, leading(mask), 0)
+    filled = state["filled"]
+    skipped = torch.where(filled == 0, leading(real), 0)
     places = torch.arange(count, device=k.device) - skipped[:, None]
     positions = torch.where(places >= 0, places + filled[:, None], -1)
     slots = torch.where(positions < 0, 2 * size, positions)  # leading padding goes to an extra slot that is cut off
@@ -96,14 +95,15 @@ def append_tokens(state: State, k: Tensor, v: Tensor, key_mask: Tensor | None) -
         index = slots.view(batch, *[1] * (new.dim() - 3), count, 1).expand_as(new)
         return extended.scatter(-2, index, new.to(old.dtype))[..., : 2 * size, :]
 
-    real = put(state["real"][..., None], mask[..., None])[..., 0]
-    return TwoSegments(put(state["keys"], k), put(state["values"], v), real, positions, filled + count - skipped)
+    kept = put(state["real"][..., None], real[..., None])[..., 0]
+    return TwoSegments(put(state["keys"], k), put(state["values"], v), kept, positions, filled + count - skipped)
 
 
-def last_segment(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tuple[State, Tensor]:
-    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``."""
-    length, mask = k.shape[2], real_tokens(k, key_mask)
-    skipped = leading(mask)
+def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:
+    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, of which ``real (B, N)`` are no padding, and the index of each row's
+    current segment, ``(B,)``."""
+    length = k.shape[2]
+    skipped = leading(real)
     segment = (length - skipped - 1).clamp(min=0) // size
     first = skipped + segment * size
     places = first[:, None] + torch.arange(size, device=k.device)
@@ -114,7 +114,7 @@ def last_segment(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int) -> tu
     state = {
         "keys": keys.masked_fill(hidden, 0),
         "values": values.masked_fill(hidden, 0),
-        "real": mask.gather(1, places) & inside,
+        "real": real.gather(1, places) & inside,
         "filled": length - first,
     }
     return state, segment

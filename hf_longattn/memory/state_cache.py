@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
 from ..engines.batch import Batch
-from ..engines.call import AttentionCall, advanced
+from ..engines.call import AttentionCall, State, advanced
 from ..errors import LengthError
-from ..mechanisms.base import Mechanism, State
+from ..mechanisms.base import Mechanism
 from ..naming import BACKEND
 from .cache_layer import NOT_STARTED, StartsLayer, compact, refuse_restricted_pairs, tokens_back
 

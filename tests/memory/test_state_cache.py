@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longattn import attend
-from hf_longattn.engines.call import AttentionCall
+from hf_longattn.engines.call import AttentionCall, State
 from hf_longattn.engines.dense import repeat_heads
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms import registry
-from hf_longattn.mechanisms.base import Mechanism, State, visible_to_all
+from hf_longattn.mechanisms.base import Mechanism, visible_to_all
 from hf_longattn.mechanisms.options import Options
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
