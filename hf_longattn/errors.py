@@ -92,6 +92,11 @@ def shortened(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]} …"
 
 
+def printable(text: str) -> str:
+    """``text`` with escapes for bytes that are not UTF-8, which paths may contain, so that any stream takes it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out; on the CPU, PyTorch raises a RuntimeError."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate" in str(error)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import LongAttentionError, lacks_memory, shortened
+from ..errors import LongAttentionError, lacks_memory, printable, shortened
 from . import convert, export, hub, inspect, train
 
 __all__ = ["app", "main"]
@@ -75,6 +75,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(sentence: str) -> None:
-    words = " ".join(sentence.split()).encode("utf-8", "backslashreplace").decode()  # a path may contain bytes that are not UTF-8
-    print(f"Error: {words}", file=sys.stderr)
+    print(f"Error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     raise SystemExit(1)
