@@ -294,7 +294,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Stacked(torch.autograd.Function):
-    """All processes' tensors; each is given the sum of all gradients of its own."""
+    """All processes' tensors; the gradient of a process's own is the sum of those that all processes have for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any, rank: int, processes: int) -> Tensor:

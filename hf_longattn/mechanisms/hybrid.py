@@ -130,7 +130,7 @@ class Hybrid(Mechanism):
             return out, {**after, "keys": k[:, :, gone:], "values": v[:, :, gone:], "real": mask[:, gone:]}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """The window from the neighbouring tokens, and all others by sums: those in reach are summed here, the rest by their processes."""
+        """The keys of the window come from the neighbouring processes; of all other keys, only the sums of each process are exchanged."""
         if shard.documents is not None:
             self.check_shard(shard)
         pattern = Pattern.window(self.options.window, call.causal)
@@ -144,7 +144,7 @@ class Hybrid(Mechanism):
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
             def beyond(parts: list[slice]) -> State:
-                """The sums of all processes' tokens in ``parts``, one part for each process that asks."""
+                """The sums over every process's tokens in ``parts``; part r holds those that process r asks for."""
                 asked = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
                 return {name: shard.total(torch.stack([one[name] for one in asked]))[shard.rank] for name in ("kv", "z")}
 
@@ -155,7 +155,7 @@ class Hybrid(Mechanism):
         return out[:, :, : shard.stop - shard.start]
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
-        """The output, with ``sums`` of the keys before these and ``later`` of those after them."""
+        """The output; ``sums`` are those of the keys before ``k``, ``later`` those of the keys after ``k``."""
         pattern, dtype, scale = Pattern.window(self.options.window, call.causal), q.dtype, call.scale_for(self.head_dim)
         mask, drop = call.key_mask, call.dropout
         q, k, v = wide(q), wide(k), wide(v)
@@ -204,7 +204,7 @@ class Hybrid(Mechanism):
 
 
 def _beyond(phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None) -> Tensor:
-    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens back, for the last queries; ``sums`` are of the keys before ``phi_k``."""
+    """Σ_j φ_q·φ_k v_j over the keys at least ``distance`` tokens before a query; ``sums`` are those of the keys before ``phi_k``."""
     seen = max(0, phi_k.shape[2] - distance)
     rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])

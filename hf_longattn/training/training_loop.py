@@ -124,7 +124,7 @@ def one_sentence_if_full(folder: Path) -> Iterator[None]:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is that of a full disk; safetensors and torch tell it in words."""
+    """Whether an error or one of its causes is that of a full disk; safetensors and torch raise it without an errno, with words only."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             return True
