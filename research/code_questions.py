@@ -170,11 +170,11 @@ def argument_questions(parsed: Parsed, left_out: Counter[str], *, imported: Impo
     defined = Counter(node.name for node in parsed.nodes if isinstance(node, (*_FUNCTIONS, ast.ClassDef)))
     for caller_name, callers in parsed.functions.items():
         caller = callers[0]
-        receiver = _receiver(caller) if caller in parsed.owner else None
+        receiver = receiver_of(caller) if caller in parsed.owner else None
         calls = [node for node in ast.walk(caller) if isinstance(node, ast.Call)]
         asked = Counter(parsed.source(value) for call in calls for value in (*call.args, *(keyword.value for keyword in call.keywords)))
-        for call in _own_calls(caller):
-            found = _callee(parsed, call, parsed.owner.get(caller), receiver, defined, imported)
+        for call in own_calls(caller):
+            found = callee_of(parsed, call, parsed.owner.get(caller), receiver, defined, imported)
             if found is None:
                 continue
             callee, name_at = found
@@ -186,7 +186,7 @@ def argument_questions(parsed: Parsed, left_out: Counter[str], *, imported: Impo
                 yield from _of_call(parsed, caller_name, call, callee, name_at, asked, left_out)
 
 
-def _own_calls(function: _Function) -> Iterator[ast.Call]:
+def own_calls(function: _Function) -> Iterator[ast.Call]:
     """Yield the calls in a function's body, without those of functions inside it."""
     pending: list[ast.AST] = list(function.body)
     while pending:
@@ -197,19 +197,19 @@ def _own_calls(function: _Function) -> Iterator[ast.Call]:
             pending.extend(ast.iter_child_nodes(node))
 
 
-def _receiver(method: _Function) -> str | None:
+def receiver_of(method: _Function) -> str | None:
     """The name of a method's own object; None for static and class methods."""
     positional = [*method.args.posonlyargs, *method.args.args]
-    return positional[0].arg if positional and not {"staticmethod", "classmethod"} & _decorators(method) else None
+    return positional[0].arg if positional and not {"staticmethod", "classmethod"} & decorators(method) else None
 
 
-def _decorators(function: _Function) -> set[str]:
+def decorators(function: _Function) -> set[str]:
     """The last names of the decorators: ``abc.abstractmethod`` and ``cache(3)`` give abstractmethod and cache."""
     nodes = [node.func if isinstance(node, ast.Call) else node for node in function.decorator_list]
     return {node.attr if isinstance(node, ast.Attribute) else node.id for node in nodes if isinstance(node, (ast.Attribute, ast.Name))}
 
 
-def _callee(
+def callee_of(
     parsed: Parsed, call: ast.Call, owner: ast.ClassDef | None, receiver: str | None, defined: Counter[str], imported: Imported | None
 ) -> tuple[_Function, int] | None:
     """The only function that the call can mean, and the character of its name in the call; None if that is not certain."""
@@ -231,7 +231,7 @@ def _callee(
         callee, at = methods[0], parsed.offset(function.end_lineno or 0, function.end_col_offset or 0) - len(function.attr)
     else:
         return None
-    return None if _decorators(callee) & _NO_FUNCTION or parsed.name_start(callee) < 0 else (callee, at)
+    return None if decorators(callee) & _NO_FUNCTION or parsed.name_start(callee) < 0 else (callee, at)
 
 
 def bind(call: ast.Call, function: _Function, *, bound_method: bool) -> list[tuple[ast.expr, ast.arg]] | None:
@@ -267,7 +267,7 @@ def bind(call: ast.Call, function: _Function, *, bound_method: bool) -> list[tup
 def _of_call(
     parsed: Parsed, caller: str, call: ast.Call, callee: _Function, name_at: int, asked: Counter[str], left_out: Counter[str]
 ) -> Iterator[Question]:
-    bound_method = callee in parsed.owner and "staticmethod" not in _decorators(callee)
+    bound_method = callee in parsed.owner and "staticmethod" not in decorators(callee)
     pairs = bind(call, callee, bound_method=bound_method)
     if pairs is None:
         left_out["call does not fit the definition"] += len(call.args)

@@ -91,12 +91,17 @@ def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]
             options.short,
             destination,
             mechanism=mechanism,
-            window=options.window,
+            **window_options(mechanism, options.window),
             max_length=options.max_length or 8192,
             positions=positions,
         )
         readers.append(long_reader(row, str(destination), options, None))
     return readers
+
+
+def window_options(mechanism: str, window: int) -> dict[str, int]:
+    """The mechanism's own option for about the same window: three blocks of half of it in mechanisms that work in blocks."""
+    return {"block_size": window // 2} if mechanism in ("bigbird", "lsg") else {"window": window}
 
 
 def long_reader(row: str, path: str, options: argparse.Namespace, seed: int | None) -> Reader:

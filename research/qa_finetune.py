@@ -1,43 +1,58 @@
-"""The reference tasks' reader: questions about source code and variable tracking, mixed in an endless stream, with curricula and pointers.
+"""The reference tasks' reader: questions about source code and variable tracking, mixed in an endless stream, with curricula and guides.
 
     python -m research.qa_finetune --config research/configs/qa_reference_512.yaml
 
 `longattn train qa` trains on users' data. This adds what a model of 5 million parameters needed to learn the reference task: groups of
-features with one token budget, curricula, several questions per input (:mod:`research.qa_packing`), pointers (:mod:`research.qa_pointers`).
+features with one token budget, curricula, several questions per input (:mod:`research.qa_packing`), guides (:mod:`research.qa_guides`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
+import copy
+import math
 import random
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hf_longattn.errors import OptionError
-from hf_longattn.evaluation.qa_features import QAFormat, pad_features
+from hf_longattn.evaluation.metrics.long_qa import score_answer
+from hf_longattn.evaluation.qa_features import QAFormat, pad_features, pad_lists
+from hf_longattn.evaluation.qa_reader import QAReader
 from hf_longattn.training.args import QADataArguments, QAModelArguments, QATrainingArguments, argument
 from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import QACollator, QATrainer, describe_qa_training, format_for, load_qa_model, to_features
 from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.training_loop import begin, finish, run_training, train
 from research import corpus
-from research.code_qa import read_records
+from research.code_labels import Code, Names, label_files
+from research.code_qa import modules_of, read_records
+from research.qa_guides import KINDS, attach_guides, detach_guides
 from research.qa_packing import PackedFeature, packed_loss, share_found
-from research.qa_pointers import attach_pointers, detach_pointers
-from research.qa_stream import LOOKUPS, Curriculum, Lookups, Programs, QAStream, Records, Source, Stage
-from research.recombined import Pieces
+from research.qa_stream import LOOKUPS, Curriculum, Lookups, QAStream, Records, Source, Stage
 from research.variable_tracking import Filler
 
-_PROGRAM_MODULES = 800
-"""Files from which programs are recombined."""
+_WAVES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+"""How often the waves of :func:`add_waves` go through the position table."""
+_HELD_OUT = 250
+"""Most questions of a held-out file that are asked while training."""
 
 
 @dataclass
@@ -45,19 +60,24 @@ class ReaderDataArguments(QADataArguments):
     """:class:`QADataArguments` with the reference tasks."""
 
     data: list[str] = argument(
-        [], "'lookup' (variable tracking), 'program' (argument -> parameter in recombined code), and .jsonl files of research.build_qa."
+        [], "'lookup' (variable tracking), 'code' (labelled excerpts of the corpus), and .jsonl files of research.build_qa."
     )
     shares: list[float] = argument([], "Shares of the steps, one per name in data; default: equal.")
     max_tokens: int = argument(0, "Longest document of a file that is used, in tokens; default: what the model takes.")
     pack: int = argument(1, "Maximum number of questions in one training input, if a document has several.")
     lookup_lengths: list[int] = argument([], "Two numbers: tokens of lookup documents; default: a curriculum from 40 tokens to 500.")
+    cache: str | None = argument(None, "A .jsonl file that keeps the labels of 'code' for the next run.")
+    code_files: int = argument(0, "Files that 'code' is taken from, drawn by the seed; 0 = all (minutes to label).")
+    code_lengths: list[int] = argument([64, 430], "Two numbers: tokens of the excerpts of 'code'.")
+    base_share: float = argument(0.3, "Share of 'code' that asks where base classes come from.")
+    held_out: list[str] = argument([], ".jsonl files of research.build_qa that are answered while training.")
     tokens_per_step: int = argument(8192, "Tokens per forward pass and process: short documents share a batch.")
 
     def check(self) -> None:
         super().check()
-        value = self.lookup_lengths
-        if value and (len(value) != 2 or value[0] > value[1] or value[0] < 1):
-            raise OptionError(f"lookup_lengths takes two numbers, shortest and longest, not {value}; for instance 128 448")
+        for name, value in (("lookup_lengths", self.lookup_lengths), ("code_lengths", self.code_lengths)):
+            if (value or name == "code_lengths") and (len(value) != 2 or value[0] > value[1] or value[0] < 1):
+                raise OptionError(f"{name} takes two numbers, shortest and longest, not {value}; for instance 128 448")
         if self.shares and len(self.shares) != len(self.data):
             raise OptionError(f"shares has {len(self.shares)} numbers for {len(self.data)} data; give one each")
 
@@ -67,9 +87,10 @@ class ReaderTrainingArguments(QATrainingArguments):
     """:class:`QATrainingArguments` with what the reader of the reference tasks needs."""
 
     step_up: float = argument(0.8, "Exact answers at which the curriculum moves one step up.")
-    pointer_layers: list[int] = argument([], "Layers whose output is trained to point at the trail of lookups, such as 1 2 3.")
-    pointer_weight: float = argument(1.0, "Weight of the pointers' loss relative to the answer's.")
-    guide_weight: float = argument(0.0, "Weight of the loss that teaches heads to look at the trail; 0 = none.")
+    guide_weight: float = argument(0.0, "Weight of the losses that teach heads where to look, relative to the answer's; 0 = none.")
+    layers: list[int] = argument([], "Build the encoder from these layers (0 = first), such as 0 1 2 3 2 3; default: all, once.")
+    waves: float = argument(0.0, "Amplitude of slow waves to add to the position table; 0 = none.")
+    held_out_steps: int = argument(500, "Steps between two rounds of held-out questions.")
     per_device_train_batch_size: int = argument(1, "Groups of features per forward pass; tokens_per_step sets their size.")
     gradient_accumulation_steps: int = argument(1, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("random", "Order of the groups.")
@@ -104,8 +125,12 @@ def finetune_qa(
     model, tokenizer = load_qa_model(model_args.model)
     form = format_for(model, tokenizer, model_args, data_args)
     data = _training_data(data_args, training_args, tokenizer, form)
-    if training_args.pointer_layers:
-        attach_pointers(model, training_args.pointer_layers, training_args.pointer_weight, training_args.guide_weight)
+    if training_args.layers:
+        model = deepen(model, training_args.layers)
+    if training_args.waves:
+        add_waves(model, training_args.waves)
+    if training_args.guide_weight:
+        attach_guides(model, training_args.guide_weight)
     validation = None
     if data_args.validation:
         validation = to_features(load_qa(data_args.validation, data_args.validation_split), tokenizer, form)
@@ -125,13 +150,46 @@ def finetune_qa(
     if on_log is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Report(on_log))
+    if data_args.held_out:
+        trainer.add_callback(_HeldOut(trainer, data_args.held_out, training_args.held_out_steps, form))
     log: dict[str, Any] = {}
     before = None if validation is None else trainer.evaluate()["eval_loss"]
     train(trainer, run)
     if validation is not None:
         log["held_out_loss"] = {"before": before, "after": trainer.evaluate()["eval_loss"]}
-    detach_pointers(model)
+    detach_guides(model)
     return finish(trainer, run, log, describe_training)
+
+
+def deepen(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """Return a model whose encoder has copies of the given layers, in that order (progressive stacking, Gong et al. 2019)."""
+    config = copy.deepcopy(model.config)
+    if not layers or min(layers) < 0 or max(layers) >= config.num_hidden_layers:
+        raise OptionError(f"layers takes numbers from 0 to {config.num_hidden_layers - 1}, not {list(layers)}")
+    config.num_hidden_layers = len(layers)
+    deeper = type(model)(config)
+    weights = model.state_dict()
+    pattern = re.compile(r"(.*\.layers?\.)(\d+)(\..*)")
+    own = {}
+    for name in deeper.state_dict():
+        match = pattern.fullmatch(name)
+        own[name] = weights[f"{match[1]}{layers[int(match[2])]}{match[3]}" if match else name]
+    deeper.load_state_dict(own)
+    return deeper
+
+
+def add_waves(model: PreTrainedModel, amplitude: float) -> None:
+    """Add slow sines and cosines to a table of learned positions, in the directions that its words and positions use least.
+
+    The nearest ``def`` before a token is 50 or 100 tokens away; the table of an encoder that has learnt to predict words from their
+    neighbours tells such distances badly. All periods divide the table, so that it continues across the seam of a tiled one.
+    """
+    embeddings: Any = model.base_model.embeddings
+    table, words = embeddings.position_embeddings.weight.data, embeddings.word_embeddings.weight.data
+    centred = table - table.mean(0)
+    _, directions = torch.linalg.eigh(words.T @ words / len(words) + centred.T @ centred / len(table))
+    angles = 2 * math.pi / len(table) * torch.arange(len(table), dtype=table.dtype)[:, None] * torch.tensor(_WAVES, dtype=table.dtype)
+    table += amplitude * torch.cat([angles.cos(), angles.sin()], 1) @ directions[:, : 2 * len(_WAVES)].T
 
 
 class _Report(TrainerCallback):
@@ -141,6 +199,33 @@ class _Report(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             self.report(logs)
+
+
+class _HeldOut(TrainerCallback):
+    """Logs the exact answers to held-out questions."""
+
+    def __init__(self, trainer: ReaderTrainer, held_out: Sequence[str], steps: int, form: QAFormat) -> None:
+        self.trainer, self.steps, self.form = trainer, steps, form
+        self.sets: dict[str, list[dict[str, Any]]] = {}
+        for path in held_out:
+            short = [record for record in read_records(path) if record["tokens"] <= form.max_length - form.max_question_tokens - 3]
+            self.sets[Path(path).stem] = random.Random(0).sample(short, min(_HELD_OUT, len(short)))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self.steps == 0:
+            self.trainer.log(self.scores())
+
+    def scores(self) -> dict[str, float]:
+        """Exact match by set."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model).eval()
+        reader = QAReader("", model, self.trainer.processing_class, self.form, dtype=torch.bfloat16)
+        found = {}
+        for name, records in self.sets.items():
+            answers = reader.read(records)
+            exact = [score_answer(one.text, record["answers"]["text"])[0] for one, record in zip(answers, records, strict=True)]
+            found[f"held_out_{name}"] = round(sum(exact) / len(exact), 4)
+        model.train()
+        return found
 
 
 class ReaderTrainer(QATrainer):
@@ -164,8 +249,8 @@ class ReaderTrainer(QATrainer):
         task, given = inputs.pop("task"), inputs
         inputs.pop("real", None)
         starts = inputs.get("starts", inputs["start_positions"][:, None])
-        if not hasattr(self.accelerator.unwrap_model(model), "trail_pointers"):
-            inputs = {key: value for key, value in given.items() if key not in ("ask", "trail", "links", "places", "starts", "ends")}
+        if not hasattr(self.accelerator.unwrap_model(model), "guides"):
+            inputs = {key: value for key, value in given.items() if key not in ("guides", "places", "starts", "ends")}
         outputs = model(**inputs)
         if "ends" in given and "ends" not in inputs and starts.shape[1] > 1:
             outputs.loss = packed_loss(outputs.start_logits, outputs.end_logits, starts, given["ends"])
@@ -178,9 +263,9 @@ class ReaderTrainer(QATrainer):
             logs[f"exact_{task}"] = round(share, 4)
             self.curricula[task].report(share)
         logs.update({f"stage_{task}": c.stage for task, c in self.curricula.items() if len(c.stages) > 1})
-        pointers = getattr(self.accelerator.unwrap_model(self.model), "trail_pointers", None)
-        if pointers is not None:
-            logs.update({f"pointer_{step}": round(loss, 3) for step, loss in enumerate(pointers.recent, 1)})
+        guides = getattr(self.accelerator.unwrap_model(self.model), "guides", None)
+        if guides is not None:
+            logs.update({f"guide_{kind}": round(loss, 3) for kind, loss in guides.recent.items()})
         super().log(logs, start_time)
 
     def _recent(self) -> dict[str, float]:
@@ -211,8 +296,8 @@ class ReaderCollator(QACollator):
     """Pads groups of features, as :class:`research.qa_stream.QAStream` yields them; rows of an evaluation as :class:`QACollator`."""
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
-        """Return input_ids, attention_mask (B, L), …, start_positions, end_positions (B,), and if there are trails or several questions
-        ask, starts, ends (B, K), trail (B, K, T), links (B, M, 2), places (B, P, 2), padded with -1.
+        """Return input_ids, attention_mask (B, L), …, start_positions, end_positions (B,), and if there are guides or several questions
+        starts, ends (B, K), padded with -1, guides (N, 4) and places (P, 4).
         """
         if isinstance(features[0], dict):
             return super().__call__(features)
@@ -221,30 +306,21 @@ class ReaderCollator(QACollator):
         batch["document_start"] = torch.tensor([row.document_start for row in rows])
         batch["start_positions"] = torch.tensor([row.start for row in rows])
         batch["end_positions"] = torch.tensor([row.end for row in rows])
-        return {**batch, **_pointed(rows), "task": rows[0].task}
+        return {**batch, **_guided(rows), "task": rows[0].task}
 
 
-def _pointed(rows: list[PackedFeature]) -> dict[str, torch.Tensor]:
-    """Return ask, starts, ends (B, K) and trail (B, K, T); empty if no row has a trail or several questions."""
-    asked = [[(a.ask, a.start, a.end, list(a.trail)) for a in row.packed] for row in rows]
-    steps = max(len(question[3]) for questions in asked for question in questions)
-    most = max(map(len, asked))
-    if not steps and most == 1:
+def _guided(rows: list[PackedFeature]) -> dict[str, torch.Tensor]:
+    """Return starts, ends (B, K), padded with -1, and the guides (N, 4) and places (P, 4); empty if there is nothing but an answer."""
+    most = max(len(row.packed) for row in rows)
+    guides = [(number, KINDS.index(kind), one, other) for number, row in enumerate(rows) for kind, one, other in row.guides]
+    places = [(number, *place) for number, row in enumerate(rows) for place in row.places]
+    if not guides and most == 1:
         return {}
-    none = (0, -1, -1, [-1] * steps)
-    linked = max(len(row.links) for row in rows)
-    full = [questions + [none] * (most - len(questions)) for questions in asked]
-    trails = [[question[3] + [-1] * (steps - len(question[3])) for question in questions] for questions in full]
-    links = [row.links + [(-1, -1)] * (linked - len(row.links)) for row in rows]
-    placed = max(1, *(len(row.places) for row in rows))
-    places = [row.places + [(-1, -1)] * (placed - len(row.places)) for row in rows]
     return {
-        "ask": torch.tensor([[question[0] for question in questions] for questions in full]),
-        "starts": torch.tensor([[question[1] for question in questions] for questions in full]),
-        "ends": torch.tensor([[question[2] for question in questions] for questions in full]),
-        "links": torch.tensor(links, dtype=torch.long).view(len(rows), linked, 2),
-        "places": torch.tensor(places, dtype=torch.long).view(len(rows), placed, 2),
-        "trail": torch.tensor(trails, dtype=torch.long).view(len(rows), most, steps),
+        "starts": pad_lists([[asked.start for asked in row.packed] for row in rows], -1),
+        "ends": pad_lists([[asked.end for asked in row.packed] for row in rows], -1),
+        "guides": torch.tensor(guides, dtype=torch.long).view(-1, 4),
+        "places": torch.tensor(places, dtype=torch.long).view(-1, 4),
     }
 
 
@@ -262,7 +338,7 @@ def _training_data(
     args: ReaderDataArguments, training_args: ReaderTrainingArguments, tokenizer: PreTrainedTokenizerBase, form: QAFormat
 ) -> QAStream:
     modules: list[corpus.Module] = []
-    if {"lookup", "program"} & set(args.data):
+    if "lookup" in args.data:
         modules = [module for module in corpus.iter_modules(args.split) if module.package not in corpus.STANDARD_LIBRARY]
         random.Random(training_args.seed).shuffle(modules)
     sources: dict[str, Source] = {}
@@ -272,13 +348,23 @@ def _training_data(
             sources[name] = Lookups(
                 tokenizer, filler, _lookup_curriculum(args.lookup_lengths, training_args.step_up), form.max_length, args.pack
             )
-        elif name == "program":
-            sources[name] = Programs(Pieces(module.text for module in modules[:_PROGRAM_MODULES]), training_args.step_up, args.pack)
+        elif name == "code":
+            files = label_files(_some(modules_of(args.split), args.code_files, training_args.seed), args.cache)
+            lengths = (args.code_lengths[0], args.code_lengths[1])
+            sources[name] = Code(files, Names(files), pack=args.pack, base=args.base_share, tokens=lengths)
         else:
             room = form.max_length - form.max_question_tokens - 3
             sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or room, room), args.pack)
     shares = args.shares or [1.0] * len(sources)
     return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=training_args.seed)
+
+
+def _some(modules: Iterable[corpus.Module], count: int, seed: int) -> Iterable[corpus.Module]:
+    """``count`` of the modules, drawn by the seed; 0 = all of them."""
+    if not count:
+        return modules
+    every = list(modules)
+    return random.Random(seed).sample(every, min(count, len(every)))
 
 
 def _lookup_curriculum(lengths: list[int], step_up: float) -> Curriculum:

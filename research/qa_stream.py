@@ -18,9 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.qa_features import QAFormat
-from research.code_qa import places_of
 from research.qa_packing import PackedFeature, encode_packed
-from research.recombined import PROGRAMS, Pieces, make_program
 from research.variable_tracking import NAMES, VALUES, DocumentShape, Filler, make_document, question_of
 
 _TOKENS_PER_LINE = 5.0  # of a lookup line, where the curriculum's lengths fit; a wordier tokenizer stretches them
@@ -161,20 +159,6 @@ class Lookups:
         return chosen
 
 
-class Programs:
-    """Argument → parameter in recombined programs; ``pack`` = most questions of one input."""
-
-    def __init__(self, pieces: Pieces, step_up: float, pack: int = 4) -> None:
-        self.pieces, self.curriculum, self.pack = pieces, Curriculum(PROGRAMS, step_up), pack
-
-    def documents(self, rng: random.Random) -> Iterator[list[dict[str, Any]]]:
-        """Yield programs of the current stage."""
-        while True:
-            made = make_program(self.pieces, self.curriculum.current, rng)
-            if made:
-                yield rng.sample(made, rng.randint(1, max(1, min(self.pack, len(made) // 2))))
-
-
 class Records:
     """Questions of a file, over documents that are read whole; those of the same document in one input, up to ``pack``."""
 
@@ -183,8 +167,7 @@ class Records:
         by_document: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for record in records:
             if record["tokens"] <= max_tokens:
-                places = places_of(record["links"]) if "place" in record else []
-                by_document[record["context"]].append({**record, "places": places})
+                by_document[record["context"]].append({key: value for key, value in record.items() if key != "links"})
         if not by_document:
             raise LengthError(f"no document of the data is within {max_tokens} tokens; give shorter ones, or a longer model")
         self.groups = sorted(by_document.values(), key=lambda group: (group[0]["tokens"], group[0]["id"]))
@@ -196,4 +179,10 @@ class Records:
         first, last = bisect_left(self.tokens, 0.85 * tokens), bisect_left(self.tokens, 1.1 * tokens + 1)
         while True:
             group = self.groups[rng.randrange(first, last)]
-            yield rng.sample(group, rng.randint(1, min(self.pack, len(group))))
+            yield distinct(rng.sample(group, rng.randint(1, min(self.pack, len(group)))))
+
+
+def distinct(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without those whose trail ends at the same definition (import) as that of an earlier one: it could not tell for which
+    of two questions it is asked."""
+    return list({record["trail"][2] if record["trail"] else -1: record for record in reversed(records)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""The reference reader: its recipes and packed groups, a run that resumes, a checkpoint without pointers."""
+"""The reference reader: its recipes and packed groups, a run that resumes, a checkpoint without guides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_longattn.evaluation.qa_features import QAFormat
 from hf_longattn.training.args import build_arguments, parse_arguments
 from hf_longattn.training.checkpoints import newest_checkpoint
 from hf_longattn.training.qa_data import save_qa
-from research.qa_finetune import READER, ReaderCollator, describe_training, finetune_qa
+from research.qa_finetune import READER, ReaderCollator, add_waves, deepen, describe_training, finetune_qa
 from research.qa_packing import encode_packed
 from research.variable_tracking import DocumentShape, Filler, make_document
 
@@ -47,7 +47,7 @@ def test_the_recipes_are_valid(recipe: str, repository: Path) -> None:
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(given: dict[str, Any], tmp_path: Path) -> None:
     def run(name: str, **extra: Any) -> dict[str, Any]:
-        values = {"max_steps": 4, "random_positions": True, "windows": [0, 16], "pointer_layers": [1, 2], **FAST, **extra}
+        values = {"max_steps": 4, "random_positions": True, "windows": [0, 16], "guide_weight": 0.3, **FAST, **extra}
         return finetune_qa(*build_arguments(READER, output_dir=str(tmp_path / name), **given, **values))
 
     whole = run("whole")
@@ -67,14 +67,43 @@ def test_held_out_questions_are_measured_by_the_usual_format(given: dict[str, An
     assert log["held_out_loss"]["after"] > 0
 
 
+def test_a_deeper_model_has_copies_of_the_layers(tiny_model: BertForQuestionAnswering) -> None:
+    deeper = deepen(tiny_model, [0, 1, 0])
+    assert deeper.config.num_hidden_layers == 3
+    own, other = tiny_model.bert.encoder.layer[0].state_dict(), deeper.bert.encoder.layer[2].state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+    assert torch.equal(deeper.qa_outputs.weight, tiny_model.qa_outputs.weight)
+    with pytest.raises(OptionError, match="layers takes numbers from 0 to"):
+        deepen(tiny_model, [0, 99])
+
+
+def test_waves_continue_across_the_seam(tiny_model: BertForQuestionAnswering) -> None:
+    wide = deepen(tiny_model, [0])
+    wide.config.hidden_size = 64
+    wide = type(wide)(wide.config)
+    table = wide.bert.embeddings.position_embeddings.weight
+    before = table.detach().clone()
+    add_waves(wide, 0.3)
+    waves = table.detach() - before
+    steps = (waves - waves.roll(1, 0)).norm(dim=1)
+    assert torch.allclose(steps, steps[:1], rtol=1e-3)
+    assert torch.allclose(waves.norm(dim=1), torch.tensor(0.3 * 13**0.5), rtol=1e-3)
+
+
+def test_held_out_answers_are_logged(given: dict[str, Any], tmp_path: Path) -> None:
+    extra = {"held_out": given["data"], "held_out_steps": 2, "layers": [0, 1, 1]}
+    log = finetune_qa(*build_arguments(READER, output_dir=str(tmp_path / "out"), **given, **extra, max_steps=2, **FAST))
+    assert [entry["held_out_data"] for entry in log["history"] if "held_out_data" in entry] == [pytest.approx(0.5, abs=0.5)]
+
+
 def test_groups_are_padded_with_their_questions(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
     records = make_document(filler, 300, DocumentShape(), random.Random(1), tokenizer)
     group = [encode_packed(records[2:5], tokenizer, QAFormat(1024)), encode_packed(records[5:6], tokenizer, QAFormat(1024))]
     batch = ReaderCollator(tokenizer)([group])
-    assert batch["ask"].shape == batch["starts"].shape == (2, 3)
+    assert batch["starts"].shape == (2, 3)
     assert batch["starts"][1, 1:].tolist() == [-1, -1]
-    assert batch["trail"].shape[:2] == (2, 3)
-    assert batch["links"].shape[0] == batch["places"].shape[0] == 2
+    assert set(batch["guides"][:, 0].tolist()) == {0, 1}
+    assert batch["guides"].shape[1] == batch["places"].shape[1] == 4
     assert torch.equal(batch["attention_mask"].sum(1), torch.tensor([len(feature) for feature in group]))
 
 
@@ -82,6 +111,7 @@ def test_groups_are_padded_with_their_questions(filler: Filler, tokenizer: PreTr
     ("settings", "message"),
     [
         ({"lookup_lengths": [100]}, "lookup_lengths takes two numbers"),
+        ({"code_lengths": [200, 100]}, "code_lengths takes two numbers"),
         ({"shares": [0.5, 0.5]}, "one each"),
         ({"num_train_epochs": 1.0}, "endless"),
         ({"data": []}, "no data given"),

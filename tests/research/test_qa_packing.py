@@ -27,14 +27,49 @@ def test_every_question_keeps_its_own(filler: Filler, tokenizer: PreTrainedToken
         assert asks == sorted(set(asks))
 
 
-def test_links_join_the_words_of_a_line(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_guides_lead_along_the_trail(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> None:
     records = make_document(filler, 400, DocumentShape(), random.Random(1), tokenizer)
     feature = encode_packed(records[:1], tokenizer, QAFormat(1024))
-    assert len(feature.links) == DocumentShape().lines
-    for word, name in feature.links:
+    (asked,) = feature.packed
+    assert ("asked", asked.ask, asked.trail[0]) in feature.guides
+    assert ("found", asked.ask, asked.trail[2]) in feature.guides
+    assert ("match", asked.trail[2], asked.ask) in feature.guides
+    lines = [(word, name) for kind, word, name in feature.guides if kind == "callee"]
+    assert len(lines) == DocumentShape().lines
+    assert len([guide for guide in feature.guides if guide[0] == "other"]) == len(lines) - 1
+    for word, name in lines:
         line = records[0]["context"][feature.offsets[name][0] : feature.offsets[word][1]]
         assert "\n" not in line
         assert " " in line
+
+
+def test_guides_of_code(tokenizer: PreTrainedTokenizerBase) -> None:
+    context = "class A:\n    def f(self, x, y):\n        return x\n    def g(self):\n        self.f(1, 22)\n"
+    here, callee, there, answer = context.index("22"), context.index("f(1"), context.index("f(self"), context.index("y)")
+    record = {
+        "context": context,
+        "question": "In `A.g`, which parameter receives `22`?",
+        "answers": {"text": ["y"], "answer_start": [answer]},
+        "trail": [here, callee, there, answer],
+        "place": 1,
+        "places": [(answer, 1)],
+        "regions": [("inside", there + 1, len(context), there), ("inside", callee + 1, callee + 9, callee)],
+        "guides": {"owner": [(answer, there)], "named": [(there, -1), (context.index("g(self"), -1)]},
+    }
+    feature = encode_packed([record], tokenizer, QAFormat(256))
+    tokens = tokenizer.convert_ids_to_tokens(feature.inputs["input_ids"])
+    found = {(kind, one): other for kind, one, other in feature.guides}
+    ask = feature.packed[0].ask
+    assert tokens[ask].endswith("2")
+    assert feature.offsets[found["asked", ask]][0] <= here < feature.offsets[found["asked", ask]][1]
+    method = found["inside", ask]
+    assert tokens[method].endswith("g")
+    assert tokens[found["class", method]].endswith("A")
+    assert len([guide for guide in feature.guides if guide[0] == "other"]) == 1
+    inner = found["inside", feature.packed[0].trail[0]]
+    assert feature.offsets[inner][0] <= callee < feature.offsets[inner][1]
+    assert ("answer", feature.packed[0].start, ask) in feature.guides
+    assert {(stage, place) for stage, _, place in feature.places} == {(0, 1), (1, 1), (2, 1)}
 
 
 def test_one_question_is_the_plain_loss() -> None:

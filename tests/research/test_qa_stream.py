@@ -1,8 +1,7 @@
-"""The stream: groups of bounded cost, curricula that move up, programs and files beside variable tracking."""
+"""The stream: groups of bounded cost, curricula that move up, code and files beside variable tracking."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,18 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.qa_features import QAFormat
+from research.code_labels import Code, Names, label_files
 from research.code_qa import build_code_qa
 from research.corpus import Module
-from research.qa_stream import LOOKUPS, Curriculum, Lookups, Programs, QAStream, Records, Source
-from research.recombined import PROGRAMS, Pieces, make_program
+from research.qa_stream import LOOKUPS, Curriculum, Lookups, QAStream, Records, Source
 from research.variable_tracking import Filler
 from tests.research.test_code_qa import ONE
 
 
 @pytest.fixture(scope="module")
-def pieces(repository: Path) -> Pieces:
-    return Pieces(path.read_text() for path in sorted((repository / "research").glob("*.py")))
+def code(repository: Path) -> Code:
+    files = label_files(Module("a", path.name, path.read_text()) for path in sorted((repository / "research").glob("*.py")))
+    return Code(files, Names(files), base=0.0, tokens=(100, 200))
 
 
 def stream(tokenizer: PreTrainedTokenizerBase, source: Source, name: str = "task", **options: Any) -> QAStream:
@@ -51,25 +51,9 @@ def test_the_curriculum_moves_up_and_stops() -> None:
     assert curriculum.current == LOOKUPS[-1]
 
 
-@pytest.mark.parametrize("shape", PROGRAMS)
-def test_programs_are_answered_by_the_parameter_at_the_arguments_place(shape: Any, pieces: Pieces) -> None:
-    for seed in range(20):
-        for record in make_program(pieces, shape, random.Random(seed)):
-            (text,), (start,) = record["answers"]["text"], record["answers"]["answer_start"]
-            argument, callee, definition, answer = record["trail"]
-            context, asked = record["context"], record["question"]
-            assert context.startswith(text, start)
-            assert answer == start
-            assert asked.endswith(f"`{context[argument:][: len(asked.split('`')[3])]}`?")
-            name = context[callee : context.index("(", callee)]
-            assert context[definition - 4 :].startswith(f"def {name}(")
-            assert dict(record["places"])[argument] == dict(record["places"])[answer]
-
-
-def test_program_groups(pieces: Pieces, tokenizer: PreTrainedTokenizerBase) -> None:
-    source = Programs(pieces, 0.8)
-    group = stream(tokenizer, source)[1]
-    assert all(feature.places and feature.links for feature in group)
+def test_code_groups(code: Code, tokenizer: PreTrainedTokenizerBase) -> None:
+    group = stream(tokenizer, code)[1]
+    assert all(feature.places and feature.guides for feature in group)
     assert all(asked.start > 0 and len(asked.trail) == 4 for feature in group for asked in feature.packed)
 
 
@@ -84,8 +68,8 @@ def test_records_are_read_whole_and_questions_of_one_document_together(tokenizer
         Records(whole, 100)
 
 
-def test_shares(filler: Filler, pieces: Pieces, tokenizer: PreTrainedTokenizerBase) -> None:
-    sources = {"lookup": Lookups(tokenizer, filler, Curriculum(), 512), "program": Programs(pieces, 0.8)}
+def test_shares(filler: Filler, code: Code, tokenizer: PreTrainedTokenizerBase) -> None:
+    sources = {"lookup": Lookups(tokenizer, filler, Curriculum(), 512), "code": code}
     mixed = QAStream(tokenizer, QAFormat(512), sources, [0.8, 0.2], tokens_per_group=100)
     tasks = [mixed[index][0].task for index in range(60)]
     assert 35 < tasks.count("lookup") < 60
