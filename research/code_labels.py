@@ -367,7 +367,7 @@ class _Excerpt:
             return place + moves[bisect_right(starts, place) - 1] if moves else place
 
         guides: dict[str, list[tuple[int, int]]] = {
-            kind: [] for kind in ("previous", "class", "callee", "inside", "owner", "base", "same", "fetch", "named")
+            kind: [] for kind in ("previous", "class", "callee", "inside", "owner", "base", "same", "fetch", "named", "list")
         }
 
         def guide(kind: str, one: int, other: int) -> None:
@@ -391,7 +391,7 @@ class _Excerpt:
             region("inside", at + 1, function.end, at)
             if function.parameters:
                 region("owner", at + 1, function.parameters[-1][0] + 1, at)
-            before = at
+            before, together = at, []
             for place, (parameter, _) in enumerate(function.parameters):
                 here = moved(parameter)
                 guide("owner", here, at)
@@ -399,8 +399,9 @@ class _Excerpt:
                 following = function.parameters[place + 1][0] if place + 1 < len(function.parameters) else parameter + 1
                 if here >= 0:
                     region("previous", here, following, before)
-                    region(str(place), here, following, 0)
-                before = here if here >= 0 else before
+                    before = here
+                    together.append(here)
+                    guides["list"] += [(here, other) for other in together]
                 if here >= 0:
                     self.places.append((here, place))
         asked: list[tuple[Call, list[tuple[int, int, int]]]] = []
@@ -411,12 +412,14 @@ class _Excerpt:
             spans = [(moved(first), moved(last), place) for first, last, place in call.arguments]
             if bisect_right(self.starts, call.end) - 1 in shift:
                 region("callee", at + 1, call.end, at)
-            before = at
+            before, together = at, []
             for first, last, place in spans:
                 guide("callee", first, at)
                 if place >= 0 and 0 <= first < last:
-                    self.regions += [("previous", first, last, before), (str(place), first, last, 0)]
+                    self.regions.append(("previous", first, last, before))
                     before = first
+                    together.append(first)
+                    guides["list"] += [(first, other) for other in together]
                 if call.inside >= 0:
                     guide("inside", first, at_function[call.inside])
                 if place >= 0 and first >= 0:

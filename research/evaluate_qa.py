@@ -99,7 +99,7 @@ def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]
     return readers
 
 
-def window_options(mechanism: str, window: int) -> dict[str, int]:
+def window_options(mechanism: str, window: int) -> dict[str, Any]:
     """The mechanism's own option for about the same window: three blocks of half of it in mechanisms that work in blocks."""
     return {"block_size": window // 2} if mechanism in ("bigbird", "lsg") else {"window": window}
 

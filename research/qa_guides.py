@@ -32,7 +32,8 @@ HEADS: dict[str, tuple[tuple[int, int], ...]] = {
     "class": ((1, 1),),  # def -> its class
     "callee": ((1, 2), (2, 0)),  # argument -> the name called; base class -> class; value of a lookup line -> its name
     "inside": ((2, 1),),  # argument -> the function that it is in; the question's argument -> that function in the question
-    "owner": ((1, 3), (2, 2)),  # parameter -> its def; imported name -> module
+    "list": ((2, 2),),  # argument (parameter) -> itself and all before it, alike: the share of the first one tells the place
+    "owner": ((1, 3),),  # parameter -> its def; imported name -> module
     "base": ((2, 3),),  # class -> its base; name of a lookup line -> its value
     "same": ((3, 1),),  # name called -> its def; base class -> its import
     # labels of the questions; "asked" is the question's argument, class or name

@@ -94,7 +94,6 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         begin += len(question) + 1
     named: list[int] = []
     within: dict[tuple[str, int], int] = {}
-    ordinals: dict[int, int] = {}
     for kind, pairs in (records[0].get("guides") or {}).items():
         if kind == "named":
             named = [at(pair[0]) for pair in pairs]
@@ -102,10 +101,7 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
             sought += [(kind, at(one), at(other)) for one, other in pairs]
     for kind, start, stop, target in sorted(records[0].get("regions") or (), key=lambda one: one[1] - one[2]):  # inner ones are later
         tokens = range(bisect_left(starts, start) + first, bisect_left(starts, stop) + first)
-        if kind.isdecimal():  # a place in a list
-            ordinals.update(dict.fromkeys(tokens, int(kind)))
-        else:
-            within.update({(kind, token): at(target) for token in tokens})
+        within.update({(kind, token): at(target) for token in tokens})
     sought += [(kind, token, target) for (kind, token), target in within.items() if token != target]
     if any("hops" in record for record in records):
         links = [(at(word), at(name)) for word, name in records[0].get("links") or ()]
@@ -117,8 +113,7 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         sought += [("rest", one, 0) for kind, one, _ in sought if kind == "fetch" and one not in right]
     feature.guides = [guide for guide in dict.fromkeys(sought) if min(guide[1:]) >= 0]
     feature.places = [(stage, token, place) for stage, token, place in feature.places if token >= 0]
-    ordinals.update({token: place for character, place in records[0].get("places") or () if (token := at(character)) >= 0})
-    feature.places += [(0, token, place) for token, place in ordinals.items()]
+    feature.places += [(0, token, place) for character, place in records[0].get("places") or () if (token := at(character)) >= 0]
     return feature
 
 
