@@ -17,8 +17,8 @@ backward pass:
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
 with means instead of the paper's sums, so that the rate does not depend on the batch size. In distributed training each process moves its
-centroids; DistributedDataParallel broadcasts those of the first, and :func:`~hf_longattn.mechanisms.routing.average_centroids` averages
-them.
+centroids by its own tokens until :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces that by one move by the tokens of
+all, the same as in one process; ``longattn train`` calls it after every backward pass.
 ``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
 
@@ -90,6 +90,8 @@ class Routing(BucketedMechanism):
     options: RoutingOptions
     centroids: Tensor
     """``(H, clusters, D)``, part of the checkpoint; a learned router has a parameter of that shape, ``router``, instead."""
+    _unshared: tuple[Tensor, Tensor] | None = None
+    """With several processes, the centroids after the last :meth:`share`, and the sums of this process's tokens since then."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: RoutingOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
@@ -106,6 +108,7 @@ class Routing(BucketedMechanism):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Random unit centroids from the option ``seed``, or a random router."""
         super().reset_parameters(generator)
+        self._unshared = None
         if self.options.router == "learned":
             nn.init.normal_(self.router, std=self.head_dim**-0.5, generator=generator)
         else:
@@ -251,7 +254,21 @@ class Routing(BucketedMechanism):
 
     @torch.no_grad()
     def _follow(self, kinds: list[Tensor]) -> None:
+        if processes() > 1:
+            earlier, sums = self._unshared or (self.centroids.clone(), 0)
+            self._unshared = earlier, sums + torch.stack(kinds)
         self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
+
+    def unshared_sums(self) -> Tensor:
+        """:func:`cluster_sums` of this process's queries and keys since the last :meth:`share`, ``(2, H, clusters, D + 1)``."""
+        heads, clusters, width = self.centroids.shape
+        return self.centroids.new_zeros(2, heads, clusters, width + 1, dtype=torch.float32) if self._unshared is None else self._unshared[1]
+
+    def share(self, sums: Tensor) -> None:
+        """Move the centroids by the ``sums`` of all processes, from where they were before this process moved them."""
+        earlier = self.centroids if self._unshared is None else self._unshared[0]
+        self.centroids.copy_(moved(earlier, tuple(sums.view(2, *self.centroids.shape[:2], -1)), self.options.decay))
+        self._unshared = None
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.num_clusters == 1 and self.size >= length and not self.options.normalise
@@ -321,19 +338,30 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
 
 
 @torch.no_grad()
-def average_centroids(model: nn.Module) -> None:
-    """Average the centroids of every layer of ``model`` over the processes of torch.distributed, as unit vectors.
+def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
+    """Move the centroids of every layer of ``model`` by the tokens of all processes of torch.distributed since the last call.
 
-    Every process must call it at the same point, for example after each optimizer step. The moving average itself does not synchronise,
-    since a process that skips a batch or a layer would leave the others waiting. DistributedDataParallel needs no call: it broadcasts the
-    buffers of the first process before each forward pass. Other strategies do not.
+    Every process of the group must call it at the same point, after each backward pass, or after each optimizer step, which then makes one
+    move by all accumulated batches. It takes back the moves that the process made by itself, so the centroids are those of one process with
+    the whole batch, also where a process skipped a batch or a layer. The backward pass itself does not communicate, since then
+    such a process would leave the others waiting. Nothing happens in a single process, where centroids have moved already.
+
+    Args:
+        model: any module; also inside DistributedDataParallel or FSDP.
+        group: the processes among which batches or sequences are divided; ``None`` is all of them.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if processes(group) < 2:
         return
-    found = [x for name, x in model.named_buffers() if name.rpartition(".")[2] == "centroids"]
-    if not found:
+    layers = [module for module in model.modules() if isinstance(module, Routing) and not module.learned]
+    if not layers:
         return
-    together = torch.cat([x.flatten().float() for x in found])
-    torch.distributed.all_reduce(together)
-    for centroids, mean in zip(found, together.split([x.numel() for x in found]), strict=True):
-        centroids.copy_(F.normalize(mean.view_as(centroids), dim=-1))
+    together = torch.cat([layer.unshared_sums().flatten() for layer in layers])
+    torch.distributed.all_reduce(together, group=group)
+    for layer, sums in zip(layers, together.split([layer.unshared_sums().numel() for layer in layers]), strict=True):
+        layer.share(sums)
+
+
+def processes(group: Any = None) -> int:
+    """The processes of a group of torch.distributed; 1 where it is not initialised."""
+    distributed = torch.distributed
+    return distributed.get_world_size(group) if distributed.is_available() and distributed.is_initialized() else 1

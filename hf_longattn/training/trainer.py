@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traine
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.errors import OptionError
+from hf_longattn.mechanisms.routing import synchronise_centroids
 from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
 from hf_longattn.modeling.sequence_parallel import sequence_parallel
 from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
@@ -49,6 +50,7 @@ class TimedTrainer(TrainerHooks, Trainer):
         self.clock = Clock(max_minutes)
         self.add_callback(StopInTime(self.clock))
         self.add_callback(LogEnough())
+        self.add_callback(SynchroniseCentroids())
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
             self.add_callback(EarlyStoppingCallback(patience))
@@ -218,6 +220,18 @@ class StopInTime(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_training_stop |= self.clock.fraction() >= 1.0
+
+
+class SynchroniseCentroids(TrainerCallback):
+    """Moves the centroids of ``routing`` by the tokens of all processes. Transformers' own Trainer takes it by ``callbacks=``."""
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
+        synchronise_centroids(model)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        synchronise_centroids(model)
 
 
 class LogEnough(TrainerCallback):

@@ -177,28 +177,28 @@ def test_compiled_training_moves_the_centroids_as_well() -> None:
     torch.testing.assert_close(plain.centroids, compiled.centroids)
 
 
-AVERAGE = """
+PROCESSES = """
 from hf_longattn import attend
-from hf_longattn.mechanisms.routing import average_centroids
+from hf_longattn.mechanisms.routing import synchronise_centroids
 from tests.mechanisms.test_routing import inputs, routing
 
 torch.manual_seed(0)
 batches = [[x.split(1)[rank].detach().requires_grad_() for x in inputs(60)] for _ in range(3)]
-module = routing(decay=0.5)
+alone, skipping = routing(decay=0.5), routing(decay=0.5)
 for number, batch in enumerate(batches):
+    attend(*batch, mechanism=alone).sum().backward()
     if rank == 0 or number != 1:  # the second process has nothing to learn from in one of them
-        attend(*batch, mechanism=module).sum().backward()
-torch.save(module.centroids, f"{rank}.pt")
-dist.barrier()
-average_centroids(module)
-torch.save(module.centroids, f"average {rank}.pt")
+        attend(*batch, mechanism=skipping).sum().backward()
+    synchronise_centroids(skipping)
+torch.save(alone.centroids, f"alone {rank}.pt")
+synchronise_centroids(skipping)  # nothing is left to share
+torch.save(skipping.centroids, f"skipping {rank}.pt")
 
 parallel = torch.nn.parallel.DistributedDataParallel(Layer(routing(decay=0.5)))
-for number, batch in enumerate(batches):
+for batch in batches:
     parallel(*batch).sum().backward()
-moved = parallel.module.mechanism.centroids.clone()
-parallel(*batches[0])  # which broadcasts buffers first
-torch.save((moved, parallel.module.mechanism.centroids), f"parallel {rank}.pt")
+    synchronise_centroids(parallel)
+torch.save(parallel.module.mechanism.centroids, f"parallel {rank}.pt")
 """
 LAYER = """
 class Layer(torch.nn.Module):
@@ -212,16 +212,19 @@ class Layer(torch.nn.Module):
 """
 
 
-def test_a_process_that_skips_a_batch_stops_no_other(repository: Path, tmp_path: Path) -> None:
-    run_two_ranks(LAYER + AVERAGE, repository, tmp_path)
-    own, average = ([torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)] for name in ("", "average "))
-    assert not torch.allclose(*own)
-    for found in average:
-        torch.testing.assert_close(found, F.normalize(own[0] + own[1], dim=-1))
-    parallel = [torch.load(tmp_path / f"parallel {rank}.pt") for rank in range(2)]
-    assert not torch.allclose(parallel[0][0], parallel[1][0])
-    for _, broadcast in parallel:
-        torch.testing.assert_close(broadcast, parallel[0][0])
+def test_centroids_of_several_processes_are_those_of_one(repository: Path, tmp_path: Path) -> None:
+    """A process that skips a batch stops no other, and the other's tokens of that batch count."""
+    run_two_ranks(LAYER + PROCESSES, repository, tmp_path)
+    found = {name: [torch.load(tmp_path / f"{name} {rank}.pt") for rank in range(2)] for name in ("alone", "skipping", "parallel")}
+    assert not torch.allclose(*found["alone"])
+    torch.manual_seed(0)
+    whole, without_a_row = routing(decay=0.5), routing(decay=0.5)
+    for number in range(3):
+        batch = inputs(60, grad=True)
+        attend(*batch, whole).sum().backward()
+        attend(*(x[:1] if number == 1 else x for x in batch), mechanism=without_a_row).sum().backward()
+    for centroids, expected in zip(found["parallel"] + found["skipping"], 2 * [whole] + 2 * [without_a_row], strict=True):
+        torch.testing.assert_close(centroids, expected.centroids)
 
 
 def test_the_learned_router_is_balanced_and_trained() -> None:

@@ -34,7 +34,7 @@ def collate(rows):
             "attention_mask": torch.stack([pad(torch.ones_like(x), 0) for x in ids])}
 
 arguments = TrainingArguments(
-    "out", per_device_train_batch_size=8 // ranks, num_train_epochs=2, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True,
+    "out", per_device_train_batch_size=8 // ranks, num_train_epochs=EPOCHS, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True,
     disable_tqdm=True, learning_rate=1e-2, seed=1, average_tokens_across_devices=True, train_sampling_strategy="sequential")
 trainer = TimedTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
 trainer.train()
@@ -48,7 +48,7 @@ print([[entry["loss"], entry["grad_norm"]] for entry in trainer.state.log_histor
     "attention",
     [
         {"mechanism": "window", "window": 32},
-        {"mechanism": "routing", "num_clusters": 4, "window_per_cluster": 48},
+        {"mechanism": "routing", "num_clusters": 4, "window_per_cluster": 48, "decay": 0.9},
         {"mechanism": "adaptive_span", "max_span": 64},
         {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2},
         {"mechanism": "delta"},
@@ -56,11 +56,10 @@ print([[entry["loss"], entry["grad_norm"]] for entry in trainer.state.log_histor
     ids=lambda attention: attention["mechanism"],
 )
 def test_the_steps_are_those_of_one_process(tmp_path: Path, attention: dict[str, object], ranks: int) -> None:
-    found = []
+    found, epochs = [], 10 if attention["mechanism"] == "routing" else 2  # centroids that part do so slowly
     for count in (1, ranks):
         folder = tmp_path / str(count)
         folder.mkdir()
-        said = run_ranks(PROGRAM.replace("ATTENTION", repr(attention)), ROOT, folder, count)
+        said = run_ranks(PROGRAM.replace("ATTENTION", repr(attention)).replace("EPOCHS", str(epochs)), ROOT, folder, count)
         found.append([value for entry in ast.literal_eval(said[0].splitlines()[-1]) for value in entry])
-    # Each process moves its centroids by its own batch, and DistributedDataParallel broadcasts those of the first.
-    assert found[1] == pytest.approx(found[0], abs=1e-2 if attention["mechanism"] == "routing" else 1e-4)
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
