@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.errors import OptionError
@@ -73,6 +74,15 @@ class TimedTrainer(TrainerHooks, Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         self.throughput.count(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, which before training has no DeepSpeed engine but ZeRO-3's: ZeRO-1 and 2 leave weights whole, and need none."""
+        whole = self.is_deepspeed_enabled and self.deepspeed is None and not is_deepspeed_zero3_enabled()
+        self.is_deepspeed_enabled &= not whole
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.is_deepspeed_enabled |= whole
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
