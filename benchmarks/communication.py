@@ -11,6 +11,7 @@ sends every process's keys and values P - 1 times in the forward pass, and these
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool, int]] = {
     "window, w = 512, causal": ("window", {"window": 512}, True, 0),
     "longformer, w = 512, 64 global tokens": ("longformer", {"window": 512}, False, 64),
     "lsg, b = 128": ("lsg", {"block_size": 128, "sparse_block_size": 128, "global_tokens": ()}, False, 0),
+    "block_top_k, b = 64 (heads for tokens)": ("block_top_k", {"block_size": 64}, False, 0),
     "linear": ("linear", {}, False, 0),
     "linear, causal": ("linear", {}, True, 0),
     "delta, causal": ("delta", {"gate_input": "key"}, True, 0),
@@ -47,6 +49,10 @@ def expected(case: tuple[str, dict[str, Any], bool, int], processes: int, length
         rows = tokens if tokens and module.global_rows(causal) else 0
         forward += around * (tokens * 2 * whole + rows * (whole + HEADS + whole + HEADS))  # keys and values; queries, largest, sums
         backward += around * (tokens * 2 * whole + rows * (whole + whole + HEADS))
+    elif not module.stateful:  # queries, keys and values for those of some heads, and outputs for those of some tokens
+        if processes > HEADS:
+            return math.nan, math.nan
+        forward = backward = own * 4.0 * whole * (processes - 1) / processes
     else:
         size = max(size, 4)  # states are fp32 at least
         state = HEADS * (WIDTH * WIDTH + WIDTH) if name == "linear" else HEADS * WIDTH * 2 * WIDTH
@@ -134,10 +140,10 @@ def main() -> int:
     whole = sum(ring(LARGE[0], 2))
     for title, case in CASES.items():
         here, large = expected(case, PROCESSES, LENGTH, 4), sum(expected(case, LARGE[0], LARGE[1], 2))
-        record[title] = {"counted": middle[title], "computed": here, "large": large}
+        record[title] = {"counted": middle[title], "computed": here, "large": None if math.isnan(large) else large}
         lines.append(
             f"| {title} | {middle[title][0]:,.0f} | {middle[title][1]:,.0f} | {here[0]:,.0f} + {here[1]:,.0f} "
-            f"| {large:,.0f} | 1 / {whole / large:,.0f} |"
+            + (f"| at most {HEADS} devices | |" if math.isnan(large) else f"| {large:,.0f} | 1 / {whole / large:,.0f} |")
         )
     small = ring(PROCESSES, 4)
     lines.append(f"| ring attention | | | {small[0]:,.0f} + {small[1]:,.0f} | {whole:,.0f} | 1 |")

@@ -170,10 +170,11 @@ def _sharded(
     mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
 ) -> Tensor:
     """The output ``(B, Nq, H, D)`` of this process's part of the sequence; padding, documents and global tokens are the shard's."""
-    if kwargs.get("position_bias") is not None or _weights_wanted(kwargs):
-        asked = "a position bias" if kwargs.get("position_bias") is not None else "attention weights"
+    bias = kwargs.get("position_bias")
+    if isinstance(bias, Tensor) or _weights_wanted(kwargs):
+        asked = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
         raise MaskError(f"A sequence that is cut over processes cannot be given {asked}; leave that, or sequence parallelism, out.")
-    call = call.replace(score_mod=_score_mod(None, None, query.shape[2], key.shape[2], kwargs.get("softcap")))
+    call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], kwargs.get("softcap")))
     if (stopped := kwargs.get(STOPPED)) is not None and mechanism.stops_gradients(shard.length):
         call = call.replace(stopped=tuple(stopped) or (key, value))
     return mechanism.attend_sharded(query, key, value, call, shard).transpose(1, 2).contiguous()

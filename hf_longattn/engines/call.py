@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -112,6 +113,18 @@ class DistanceBias:
         """Add to ``total``, shaped as the table, the gradient of scores ``(H, rows, columns)`` at these distances."""
         index = (distance + self.ahead).clamp(0, self.table.shape[1] - 1)
         total.index_add_(1, index.flatten(), of_scores.flatten(1).to(total.dtype))
+
+
+class TokenTerm(ABC):
+    """A ``score_mod`` made of some tokens' queries and keys, to be made anew for those of another part of the sequence."""
+
+    @abstractmethod
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        """As every ``score_mod``, for the tokens of which this was made."""
+
+    @abstractmethod
+    def of(self, q: Tensor, k: Tensor, heads: slice) -> TokenTerm:
+        """The term of ``q (B, h, Nq, D)``, the last queries of ``k (B, h, Nk, D)``, for some of the heads."""
 
 
 def mod_of_heads(score_mod: ScoreMod | None, heads: Sequence[int]) -> ScoreMod | None:

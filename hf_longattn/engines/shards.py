@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .call import AttentionCall, DistanceBias, Run, ScoreMod, State
+from .call import AttentionCall, DistanceBias, Run, ScoreMod, State, TokenTerm
 from .global_rows import global_index
 
 Bounds = Sequence[tuple[int, int]]
@@ -138,6 +138,19 @@ class Shard:
         place = torch.where(own, index - self.start, self.stop - self.start)
         return self.total(x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])))
 
+    def whole(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole sequences of this process's heads, for its own tokens of all heads (Jacobs et al. 2023, DeepSpeed Ulysses).
+
+        Args:
+            heads, groups: for each process its query heads, and its key and value heads.
+            q: ``(B, H, n, D)``; k, v: ``(B, H_kv, n, D)``; in exchange ``(B, own heads, N, D)``.
+        """
+        return _Swap.apply(self, (heads, groups, groups), True, q, k, v)
+
+    def own(self, heads: Bounds, x: Tensor) -> Tensor:
+        """This process's tokens of all heads ``(B, H, n, D)``, for whole sequences of its heads ``x (B, own heads, N, D)``."""
+        return _Swap.apply(self, (heads,), False, x)[0]
+
     def call(self, call: AttentionCall, low: int, high: int) -> AttentionCall:
         """The call for the tokens ``low … high - 1`` as a sequence by themselves."""
         at = (slice(None), slice(low, high))
@@ -172,6 +185,8 @@ class Shard:
         if call.hidden_states is not None and tokens is None:
             own = own.replace(hidden_states=self.reach(call.hidden_states, ranges, 1))
         queries = F.pad(q, (0, 0, 0, high - self.stop + beyond))
+        if isinstance(call.score_mod, TokenTerm):
+            own = own.replace(score_mod=call.score_mod.of(queries, found[0], slice(None)))
         return run(queries, found[0], found[1], own)[:, :, : self.stop - self.start]
 
     def _with_globals(
@@ -202,7 +217,7 @@ class Shard:
 
 def counted_from(score_mod: ScoreMod | None, first: int) -> ScoreMod | None:
     """``score_mod`` for tokens whose numbers begin with ``first``."""
-    if score_mod is None or isinstance(score_mod, DistanceBias) or not first:
+    if score_mod is None or isinstance(score_mod, DistanceBias | TokenTerm) or not first:
         return score_mod
     return lambda score, b, h, q_idx, kv_idx: score_mod(score, b, h, q_idx + first, kv_idx + first)
 
@@ -274,6 +289,44 @@ def _exchange(
     if first < last:
         found.append(((first, last), x.narrow(dim, first - mine[0], last - first)))
     return sorted(found, key=lambda one: one[0])
+
+
+class _Swap(torch.autograd.Function):
+    """Exchanges tokens for heads, or back. One function for all tensors, so that every process's gradients go back in the same order."""
+
+    @staticmethod
+    def forward(ctx: Any, shard: Shard, heads: Sequence[Bounds], to_heads: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.shard, ctx.heads, ctx.to_heads = shard, heads, to_heads
+        return tuple(_swapped(x, shard, own, to_heads) for x, own in zip(tensors, heads, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        found = (_swapped(x, ctx.shard, own, not ctx.to_heads) for x, own in zip(grads, ctx.heads, strict=True))
+        return None, None, None, *found
+
+
+def _swapped(x: Tensor, shard: Shard, heads: Bounds, to_heads: bool) -> Tensor:
+    """``(B, H, n, D)`` as ``(B, own heads, N, D)``, or the reverse."""
+    gives, takes = (1, 2) if to_heads else (2, 1)
+    given, taken = (heads, shard.bounds) if to_heads else (shard.bounds, heads)
+    group = dist.group.WORLD if shard.group is None else shard.group
+    operations, sent, found = [], [], []
+    for other, ((first, last), (low, high)) in enumerate(zip(given, taken, strict=True)):
+        part = x.narrow(gives, first, last - first).contiguous()
+        if other == shard.rank:
+            found.append(part)
+            continue
+        shape = list(x.shape)
+        shape[gives], shape[takes] = given[shard.rank][1] - given[shard.rank][0], high - low
+        sent.append(part)
+        found.append(x.new_empty(shape))
+        operations += [
+            dist.P2POp(dist.isend, part, group=group, group_peer=other),
+            dist.P2POp(dist.irecv, found[-1], group=group, group_peer=other),
+        ]
+    for request in dist.batch_isend_irecv(operations) if operations else []:
+        request.wait()
+    return torch.cat(found, takes)
 
 
 class _Total(torch.autograd.Function):

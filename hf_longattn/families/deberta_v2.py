@@ -7,6 +7,7 @@ is also a position table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Con
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention, make_log_bucket_position
 
 from ..backend import BACKEND, longattn_mask
+from ..engines.call import TokenTerm
 from ..modeling.classes import lazy_classes
 from ..modeling.config import LongEncoderConfig
 from ..modeling.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
@@ -43,8 +45,8 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
         super().__post_init__(**kwargs)
 
 
-@dataclass(frozen=True)
-class Disentangled:
+@dataclass(eq=False)
+class Disentangled(TokenTerm):
     """``score_mod`` that adds the two relative terms, each ``None`` in a model without it.
 
     The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
@@ -53,20 +55,34 @@ class Disentangled:
 
     The last two are tables ``(B, H, N, buckets)``, looked up by query or key and bucket: linear in N.
 
-    of_query, of_key: ``(B, H, N, buckets)``.
-    bucket: ``(2N - 1,)`` of the distances -(N - 1) … N - 1.
+    q, k: ``(B, H, Nq, D)`` and ``(B, H, N, D)``.
+    by_query, by_key: P^k and P^q, ``(H, buckets, D)``.
+    buckets: δ, as a function of distances.
     """
 
-    of_query: Tensor | None
-    of_key: Tensor | None
-    bucket: Tensor
+    q: Tensor
+    k: Tensor
+    by_query: Tensor | None
+    by_key: Tensor | None
+    scaling: float
+    buckets: Callable[[Tensor], Tensor]
+
+    def of(self, q: Tensor, k: Tensor, heads: slice) -> Disentangled:
+        by_query, by_key = (None if table is None else table[heads] for table in (self.by_query, self.by_key))
+        return Disentangled(q, k, by_query, by_key, self.scaling, self.buckets)
+
+    def __post_init__(self) -> None:
+        length = self.k.shape[2]
+        self.bucket = self.buckets(torch.arange(1 - length, length, device=self.k.device))
+        self.of_query = None if self.by_query is None else self.q @ self.by_query.transpose(-1, -2) * self.scaling
+        self.of_key = None if self.by_key is None else self.k @ self.by_key.transpose(-1, -2) * self.scaling
 
     def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        ahead = self.bucket.shape[0] // 2
+        ahead = self.k.shape[2] - 1
         at = self.bucket[(q_idx - kv_idx + ahead).clamp(0, 2 * ahead)]
-        for term, row in ((self.of_query, q_idx), (self.of_key, kv_idx)):
+        for term, row in ((self.of_query, q_idx - (ahead + 1 - self.q.shape[2])), (self.of_key, kv_idx)):
             if term is not None:
-                score = score + term[b, h, row.clamp(0, ahead), at]
+                score = score + term[b, h, row.clamp(0, term.shape[2] - 1), at]
         return score
 
 
@@ -121,19 +137,17 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         return output, weights if output_attentions else None
 
     def _terms(self, query: Tensor, key: Tensor, places: Tensor, kinds: list[str], scaling: float) -> Disentangled:
-        by_key, by_query = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
+        projections = ("key_proj", "query_proj") if self.share_att_key else ("pos_key_proj", "pos_query_proj")
+        by_query, by_key = (
+            split_heads(self, getattr(self, projection)(places)) if kind in kinds else None
+            for kind, projection in zip(("c2p", "p2c"), projections, strict=True)
+        )
+        return Disentangled(query, key, by_query, by_key, scaling, self._buckets)
 
-        def term(kind: str, states: Tensor, projection: str) -> Tensor | None:
-            if kind not in kinds:
-                return None
-            return states @ split_heads(self, getattr(self, projection)(places)).transpose(-1, -2) * scaling
-
-        length = key.shape[2]
-        distance = torch.arange(1 - length, length, device=key.device)
+    def _buckets(self, distance: Tensor) -> Tensor:
         if self.position_buckets > 0 and self.max_relative_positions > 0:
             distance = make_log_bucket_position(distance, self.position_buckets, self.max_relative_positions).long()
-        bucket = (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
-        return Disentangled(term("c2p", query, by_key), term("p2c", key, by_query), bucket)
+        return (distance + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
 
 
 class DebertaV2OnTheBackend(OnTheBackend):

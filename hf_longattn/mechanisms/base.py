@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -14,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, ScoreMod, State, aligned_weights
+from ..engines.call import AttentionCall, ScoreMod, State, TokenTerm, aligned_weights, mod_of_heads
 from ..engines.dense import grid_of, index_grid, repeat_heads
 from ..engines.global_rows import put_rows
-from ..engines.shards import GlobalTokens, Locality, Shard, in_turn, softmax_rows
+from ..engines.shards import GlobalTokens, Locality, Shard, cut_evenly, in_turn, softmax_rows
 from ..errors import LengthError, MaskError, OptionError
 from ..positions.relative import RelativePositions, Span, build_relative
 from .options import Options
@@ -96,6 +97,11 @@ class Mechanism(nn.Module, ABC):
     """Whether decoding keeps a state of constant size in place of the keys; see :meth:`advance`."""
     takes_hidden_states: bool = False
     """Whether this mechanism needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``."""
+    by_head: tuple[str, ...] | None = None
+    """Names, below the mechanism, of the tensors whose first axis is the heads, where heads are independent of each other and nothing else
+    depends on which or how many they are: a process can then compute some of the heads (:meth:`of_heads`). ``None``: not so."""
+    among: tuple[int, int] | None = None
+    """Of a part that :meth:`of_heads` made, its first head and the number of all."""
     copies: Mapping[str, str] = MappingProxyType({})
     """Parameters initialised as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with ".weight"/".bias"."""
     shared_by_layers: tuple[str, ...] = ()
@@ -277,7 +283,8 @@ class Mechanism(nn.Module, ABC):
         """This process's rows of a sequence that is cut over processes; all of them call it.
 
         A bounded mechanism takes the neighbouring tokens' keys and values, and those of the global tokens; the rows of global tokens are
-        made of every process's sums. A recurrence runs in one process after the other.
+        made of every process's sums. A recurrence runs in one process after the other. What needs whole sequences gets those of some
+        heads, see :meth:`attend_by_heads`.
 
         Args:
             q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
@@ -290,8 +297,9 @@ class Mechanism(nn.Module, ABC):
         if local is None:
             return self._in_turn(q, k, v, call, shard)
         mask = self.resolve_globals(k.new_empty(1).expand(len(k), 1, shard.length, 1), shard.call(call, 0, shard.length))
-        if local.period > 1 or mask is not None:
-            self.check_shard(shard)
+        counted = (local.period > 1 or mask is not None) and not shard.starts_at_first
+        if counted or (mask is not None and isinstance(call.score_mod, TokenTerm)):
+            return self.attend_by_heads(q, k, v, call, shard)
         if mask is None:
             return shard.attend(functools.partial(shard.run, self), q, k, v, call, local)
         if self.relative is not None:
@@ -323,13 +331,52 @@ class Mechanism(nn.Module, ABC):
     def _in_turn(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """:meth:`advance` in one process after the other."""
         if not (self.stateful and call.causal):
-            raise OptionError(
-                f"Mechanism {self.name!r} with these options looks at the whole sequence, which cannot be cut over processes; "
-                "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
-            )
+            return self.attend_by_heads(q, k, v, call, shard)
         self.check_shard(shard)
         own = shard.own_call(call)
         return in_turn(lambda state: self.advance(q, k, v, state, own), q, shard)
+
+    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        """This process's rows, by computing whole sequences of some of the heads and exchanging heads for tokens before and after.
+
+        For mechanisms whose tokens depend on the whole sequence, and for documents and left padding where tokens are counted.
+
+        Raises:
+            OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
+            MaskError: the same, where another padding would do.
+        """
+        heads, processes = q.shape[1], len(shard.bounds)
+        if self.by_head is None or self.relative is not None or self.takes_hidden_states or heads < processes:
+            self.check_shard(shard)
+            if self.by_head is not None and heads < processes:
+                raise OptionError(
+                    f"Mechanism {self.name!r} needs whole sequences, so that processes divide its heads, but {heads} heads cannot be "
+                    f"divided over {processes} processes; use at most {heads}, or a local mechanism, for example longformer."
+                )
+            with_relative = "relative positions" if self.relative is not None else "these options"
+            raise OptionError(
+                f"Mechanism {self.name!r} with {with_relative} looks at the whole sequence, which cannot be cut over processes; "
+                "choose a local or a linear one, for example window, longformer or linear, or leave sequence parallelism out."
+            )
+        if k.shape[1] < processes:
+            k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+        groups, each = cut_evenly(k.shape[1], processes), heads // k.shape[1]
+        divided = [(first * each, last * each) for first, last in groups]
+        first, last = divided[shard.rank]
+        q, k, v = shard.whole(divided, groups, q, k, v)
+        term = call.score_mod
+        term = term.of(q, k, slice(first, last)) if isinstance(term, TokenTerm) else mod_of_heads(term, range(first, last))
+        named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        tensors = {f"mechanism.{name}": named[name][first:last] for name in self.by_head}
+        whole = shard.call(call.replace(score_mod=term), 0, shard.length)
+        out = torch.func.functional_call(_SomeHeads(self), tensors, (shard.run, self.of_heads(first, last), q, k, v, whole))
+        return shard.own(divided, out)
+
+    def of_heads(self, first: int, last: int) -> Mechanism:
+        """This mechanism as one of the heads ``first … last - 1``. It shares all tensors: :attr:`by_head` must be replaced in a call."""
+        part = copy.copy(self)
+        part.num_heads, part.among = last - first, (first, self.num_heads)
+        return part
 
     def check_shard(self, shard: Shard) -> None:
         """Refuse a batch whose sequences do not all start at the first token, where that is cut over processes and tokens are counted."""
@@ -436,3 +483,14 @@ def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:
     """Softmax over the last axis of ``scores`` where ``visible``; rows that see nothing are zeros."""
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
     return torch.where(visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device))
+
+
+class _SomeHeads(nn.Module):
+    """Holds a mechanism whose tensors ``torch.func.functional_call`` replaces by those of some heads while a part of it runs."""
+
+    def __init__(self, mechanism: Mechanism) -> None:
+        super().__init__()
+        self.mechanism = mechanism
+
+    def forward(self, run: Callable[..., Tensor], part: Mechanism, *args: Any) -> Tensor:
+        return run(part, *args)

@@ -83,6 +83,7 @@ class BigBird(MaskedMechanism):
     cost = "N·b·(w+r+2g)"
     exact_when = "N ≤ b·(2g+w+2r), or ≤ b·(g+w+r) when causal"
     takes_globals = True
+    by_head = ()
     options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
 
@@ -130,14 +131,17 @@ class BigBird(MaskedMechanism):
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
         """The pattern in blocks for sequences of ``count (B or 1,)`` blocks, at most ``rows``."""
         o, seed = self.options, self.options.seed + self.layer + seed
+        first, heads = self.among or (0, self.num_heads)
         if o.random_pattern == "hf" and self.training:
             length = self.max_length or rows * o.block_size
-            random = transformers_blocks(count, seed, self.num_heads, rows, o.num_random_blocks, o.block_size, length)
+            random = transformers_blocks(count, seed, heads, rows, o.num_random_blocks, o.block_size, length)
         elif o.random_pattern != "seeded":
             random = count.new_zeros(1, 1, rows, 0)
         else:
             sizes = o.num_random_blocks, o.num_window_blocks, o.num_global_blocks
-            random = seeded_blocks(seed, self.num_heads, count, rows, *sizes, causal, device)
+            random = seeded_blocks(seed, heads, count, rows, *sizes, causal, device)
+        if random.shape[1] == heads:
+            random = random[:, first : first + self.num_heads]
         again = o.num_random_blocks - random.shape[-1]
         return Blocks(count, rows, o.block_size, o.num_window_blocks, o.num_global_blocks, self.full_blocks, random, causal, again)
 
@@ -211,7 +215,7 @@ class BigBird(MaskedMechanism):
         if tokens is not None:
             return make()
         drawn = self.options.random_pattern == "hf" and self.training
-        where = (self.options, self.num_heads, self.layer + seed, self.max_length if drawn else drawn)
+        where = (self.options, self.num_heads, self.among, self.layer + seed, self.max_length if drawn else drawn)
         return KEPT.get((type(self), *where, length, causal, device, dtype), make)
 
 

@@ -269,6 +269,8 @@ class Composite(Mechanism):
     """A mechanism made of ``members``, from which its forms, training, global tokens and reach follow."""
 
     members: nn.ModuleList
+    some_heads: list[Mechanism] | None = None
+    """The members of some heads, in a part that :meth:`of_heads` made."""
     _layer = 0
 
     @property
@@ -308,9 +310,15 @@ class Composite(Mechanism):
         self.trains = any(member.trains for member in self.mechanisms)
         self.takes_globals = any(member.takes_globals for member in self.mechanisms)
 
+    def of_heads(self, first: int, last: int) -> Mechanism:
+        part = super().of_heads(first, last)
+        assert isinstance(part, Composite)
+        part.some_heads = [member.of_heads(first, last) for member in self.mechanisms]
+        return part
+
     @property
     def mechanisms(self) -> list[Mechanism]:
-        return list(self.members)  # type: ignore[arg-type]
+        return self.some_heads or list(self.members)  # type: ignore[arg-type]
 
     @property
     def position_dependent(self) -> bool:  # type: ignore[override]

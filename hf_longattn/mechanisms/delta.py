@@ -76,6 +76,8 @@ class Delta(Mechanism):
         if options.expand > 1:
             self.query_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
             self.key_map = HeadwiseLinear(num_heads, head_dim, options.expand * head_dim)
+        if not self.takes_hidden_states:
+            self.by_head = tuple(name for name, _ in self.named_parameters())
         self.reset_parameters()
 
     def _rate(self) -> nn.Module:
@@ -123,7 +125,7 @@ class Delta(Mechanism):
         with [B, A]. All processes' [B, A] are then gathered, from which each computes the state before its own tokens.
         """
         if shard.documents is not None:
-            self.check_shard(shard)
+            return self.attend_by_heads(q, k, v, call, shard)
         own = shard.own_call(call)
         with torch.autocast(q.device.type, enabled=False):
             g, beta = self._rates(k, own, torch.promote_types(q.dtype, torch.float32))

@@ -149,8 +149,8 @@ class LinearMechanism(Mechanism):
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """Every process sums its own keys; the sums of the earlier ones, or of all, are what a process adds to."""
-        if shard.documents is not None or self.counts_positions:
-            self.check_shard(shard)
+        if shard.documents is not None or (self.counts_positions and not shard.starts_at_first):
+            return self.attend_by_heads(q, k, v, call, shard)
         with torch.autocast(q.device.type, enabled=False):
             own = shard.own_call(call)
             v = drop_keys(v, call.dropout)

@@ -94,6 +94,8 @@ class Hybrid(Mechanism):
         self.linear = linear
         if options.mixing is None:
             self.mixing = nn.Parameter(torch.empty(num_heads))
+        if linear.by_head is not None:
+            self.by_head = (*(["mixing"] if options.mixing is None else []), *(f"linear.{name}" for name in linear.by_head))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -103,6 +105,11 @@ class Hybrid(Mechanism):
         if self.options.mixing is None:
             first = FIRST_MIXING_OF_ESTIMATES if self.linear.estimates_exp else FIRST_MIXING
             nn.init.constant_(self.mixing, math.log(first / (1 - first)))
+
+    def of_heads(self, first: int, last: int) -> Mechanism:
+        part = super().of_heads(first, last)
+        vars(part)["linear"] = self.linear.of_heads(first, last)  # beside the module of that name, which both share
+        return part
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
@@ -132,7 +139,7 @@ class Hybrid(Mechanism):
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
         """The keys of the window come from the neighbouring processes; of all other keys, only the sums of each process are exchanged."""
         if shard.documents is not None:
-            self.check_shard(shard)
+            return self.attend_by_heads(q, k, v, call, shard)
         pattern = Pattern.window(self.options.window, call.causal)
         ranges = shard.around(Locality(pattern.left, pattern.right))
         low, high = ranges[shard.rank]

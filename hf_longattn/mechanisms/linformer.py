@@ -73,6 +73,7 @@ class Linformer(Mechanism):
     causal = False
     trains = True
     takes_score_mod = False
+    by_head: tuple[str, ...] | None = ()
     options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 
@@ -101,6 +102,8 @@ class Linformer(Mechanism):
         if options.sharing in ("none", "headwise"):
             self.value_projection = nn.Parameter(torch.empty(shape))
             """F, as E."""
+        if options.sharing == "none":
+            self.by_head = ("key_projection", "value_projection")
         if options.sharing == "layerwise":
             self.shared_by_layers = ("key_projection",)
         self.reset_parameters()

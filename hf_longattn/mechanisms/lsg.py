@@ -143,6 +143,10 @@ class Lsg(Mechanism):
     options: LsgOptions
 
     @property
+    def by_head(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        return None if self.options.selection == "lsh" else ()  # whose directions are drawn for all heads
+
+    @property
     def cells(self) -> Cells:
         return self.options.cells
 

@@ -65,6 +65,7 @@ class Nystrom(Mechanism):
     takes_score_mod = False
     takes_fewer_queries = False
     position_dependent = False
+    by_head: tuple[str, ...] | None = ()
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
 
@@ -77,6 +78,10 @@ class Nystrom(Mechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
+        if options.inv_coeff_init_option == "original":  # which compares the heads
+            self.by_head = None
+        elif options.conv_kernel is not None:
+            self.by_head = ("conv",)
         if options.conv_kernel is not None:
             self.conv = nn.Parameter(torch.empty(num_heads, options.conv_kernel))
             """``(H, conv_kernel)``, the convolution of each head's values."""

@@ -50,6 +50,7 @@ class Performer(LinearMechanism):
     exact_when = "never; before normalisation, the expected weights are those of softmax"
     same_bits = False
     logarithms = True
+    by_head = ()
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions

@@ -103,6 +103,7 @@ class Routing(BucketedMechanism):
             self.router = nn.Parameter(empty)
         else:
             self.register_buffer("centroids", empty)
+        self.by_head = ("router",) if self.learned else ("centroids",)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -258,6 +259,16 @@ class Routing(BucketedMechanism):
             earlier, sums = self._unshared or (self.centroids.clone(), 0)
             self._unshared = earlier, sums + torch.stack(kinds)
         self.centroids.copy_(moved(self.centroids, kinds, self.options.decay))
+
+    def of_heads(self, first: int, last: int) -> Mechanism:
+        part, whole = super().of_heads(first, last), self.num_heads
+
+        def follow(kinds: list[Tensor]) -> None:
+            """Move this mechanism's centroids; clusters without tokens, such as those of other heads, stay."""
+            self._follow([F.pad(sums, (0, 0, 0, 0, first, whole - last)) for sums in kinds])
+
+        vars(part)["_follow"] = follow
+        return part
 
     def unshared_sums(self) -> Tensor:
         """:func:`cluster_sums` of this process's queries and keys since the last :meth:`share`, ``(2, H, clusters, D + 1)``."""

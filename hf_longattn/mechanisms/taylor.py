@@ -46,6 +46,7 @@ class Taylor(LinearMechanism):
     cost = "N·d²·D"
     trains = True
     estimates_exp = True
+    by_head = ()
     options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions

@@ -48,6 +48,7 @@ class TopK(SummarisedMechanism):
     exact_when = "num_keys ≥ N"
     position_dependent = False
     summary_unit = UNIT
+    by_head = ()
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 

@@ -74,6 +74,8 @@ class Union(Composite, GatheredMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: UnionOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.adopt(_joined(choice.build(num_heads, head_dim, hidden_size, max_length)) for choice in options.of)
+        if all(member.by_head is not None for member in self.mechanisms):
+            self.by_head = tuple(f"members.{i}.{name}" for i, member in enumerate(self.mechanisms) for name in member.by_head or ())
 
     @property
     def bands(self) -> list[SparseMechanism]:
@@ -106,7 +108,7 @@ class Union(Composite, GatheredMechanism):
         return sum(member.most_globals() for member in self._masks())
 
     def _masks(self) -> list[MaskedMechanism]:
-        return list(self.members)  # type: ignore[arg-type]
+        return self.mechanisms  # type: ignore[return-value]
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The band, then each member's parts without the pairs of those before it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..backend import BACKEND, CACHE_LAYER, LAYER_INPUT, PROJECT_ONLY, STOPPED
 from ..configuration import LongAttentionConfig
@@ -82,7 +84,22 @@ def attach_mechanisms(
         if causal and not site.cross:
             _hook_once(site.module, pass_cache_layer)
     share_parameters(model)
+    mark_for_zero3(model)
     return sites
+
+
+def mark_for_zero3(model: nn.Module) -> None:
+    """Where DeepSpeed's ZeRO-3 is configured, have it gather the weights of an attention module as a whole.
+
+    A mechanism runs once for each of several documents. ZeRO-3 fetches weights in the order in which modules ran before, which would
+    differ between processes whose batches hold different numbers of documents, and so would their communication.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return
+    mark = importlib.import_module("deepspeed.utils").set_z3_leaf_module
+    for module in model.modules():
+        if isinstance(getattr(module, "long_attention", None), nn.Module):
+            mark(module, True)
 
 
 CACHES = ("past_key_values", "layer_past")

@@ -76,6 +76,8 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
         raise OptionError(f"{type(whole).__name__} runs over its text in segments, which cannot be cut over processes.")
     if base in CUT:
         raise OptionError("This model's sequences are cut already; leave the outer hf_longattn.sequence_parallel before the next one.")
+    if any(isinstance(module, nn.Conv1d) for module in base.modules()):
+        raise OptionError(f"{type(base).__name__} convolves neighbouring tokens beside its attention; leave sequence parallelism out.")
     if getattr(base.config, "token_dropout", False):
         raise OptionError("Embeddings are scaled by each row's share of masked tokens (token_dropout); leave sequence parallelism out.")
     group = group.get_group() if hasattr(group, "get_group") else group

@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import synchronise_centroids
+from hf_longattn.modeling.attachment import mark_for_zero3
 from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
 from hf_longattn.modeling.sequence_parallel import sequence_parallel
 from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
@@ -46,6 +47,7 @@ class TimedTrainer(TrainerHooks, Trainer):
         inner: Any = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # of peft
         self.model_accepts_loss_kwargs &= divides_by_items(type(inner))
+        mark_for_zero3(inner)
         self.card: Callable[[], object] | None = None
         self.throughput = Throughput()
         self.clock = Clock(max_minutes)
@@ -76,13 +78,19 @@ class TimedTrainer(TrainerHooks, Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, which before training has no DeepSpeed engine but ZeRO-3's: ZeRO-1 and 2 leave weights whole, and need none."""
-        whole = self.is_deepspeed_enabled and self.deepspeed is None and not is_deepspeed_zero3_enabled()
+        """As Trainer's, also before training under DeepSpeed: ZeRO-1 and 2 need no engine for it, since weights are whole, and ZeRO-3's
+        engine is put away afterwards, since Trainer would train with it, which it cannot."""
+        early = self.is_deepspeed_enabled and self.deepspeed is None
+        whole = early and not is_deepspeed_zero3_enabled()
         self.is_deepspeed_enabled &= not whole
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
             self.is_deepspeed_enabled |= whole
+            if early and self.deepspeed is not None:
+                self.deepspeed.destroy()
+                self.deepspeed, self.model_wrapped = None, self.model
+                self.accelerator.free_memory()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
@@ -238,9 +246,7 @@ class SynchroniseCentroids(TrainerCallback):
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         synchronise_centroids(model)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         synchronise_centroids(model)
 
 

@@ -20,6 +20,8 @@ torch.set_default_dtype(torch.float64)
 ranks, wrong = dist.get_world_size(), []
 SHAPE = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 NONE = dict(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+DEBERTA = {"max_position_embeddings": 256, "relative_attention": True, "position_buckets": 32, "pos_att_type": ["c2p", "p2c"],
+           "position_biased_input": False, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
 length = 203
 L = {"mechanism": "longformer", "window": 32}
 CASES = [
@@ -37,6 +39,13 @@ CASES = [
      "labels"),
     ("LongLlamaForCausalLM", {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 256},
      {"mechanism": "delta", "layers": {"0": {"mechanism": "hybrid", "window": 16}}}, "labels"),
+    ("LongLlamaForCausalLM", {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 256}, {"mechanism": "block_top_k",
+     "block_size": 16, "num_blocks": 3}, "labels"),
+    ("LongBertForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256}, {"mechanism": "bigbird", "block_size": 8}, "labels"),
+    ("LongMPNetForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256}, {"mechanism": "window", "window": 32}, "labels"),
+    ("LongMPNetForMaskedLM", {**SHAPE, **NONE, "max_position_embeddings": 256}, {"mechanism": "strided", "window": 16}, "labels"),
+    *(("LongDebertaV2ForMaskedLM", {**SHAPE, **NONE, **DEBERTA}, mechanism, "labels") for mechanism in (
+        {"mechanism": "window", "window": 32}, {"mechanism": "window", "window": 16, "num_sinks": 3}, {"mechanism": "top_k"})),
     ("LongLlamaForCausalLM", {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 256},
      {"mechanism": "transformer_xl", "segment_length": 24, "memory_length": 40}, "labels"),
 ]
@@ -142,7 +151,7 @@ from hf_longattn.errors import LongAttentionError
 
 def refused(words, attention, name="LongBertForMaskedLM", settings={}, **arguments):
     Model = getattr(hf_longattn, name)
-    small = dict(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, **settings)
+    small = dict(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48) | settings
     model = Model(Model.config_class(**small, long_attention=attention))
     arguments = {name: value(model) if callable(value) else value for name, value in arguments.items()}
     ids = torch.randint(5, 99, (1, 50))
@@ -151,15 +160,18 @@ def refused(words, attention, name="LongBertForMaskedLM", settings={}, **argumen
     assert not model._forward_pre_hooks and not model.base_model._forward_pre_hooks
 
 window = {"mechanism": "window", "window": 16}
-refused("looks at the whole sequence", {"mechanism": "top_k"})
+refused("looks at the whole sequence", {"mechanism": "top_k", "relative": "alibi"})
+refused("1 heads cannot be divided over 2 processes", {"mechanism": "top_k"}, settings={"num_attention_heads": 1})
 refused("every process needs at least one", window, input_ids=torch.ones(1, 1, dtype=torch.long))
 refused("has no decode cache", window, name="LongLlamaForCausalLM", use_cache=True)
 refused("cannot be given attention weights", window, output_attentions=True)
 left = torch.ones(1, 50, dtype=torch.long)
 left[:, :9] = 0
-refused("pad on the right", {"mechanism": "longformer", "window": 16}, attention_mask=left)
-refused("pad on the right", {"mechanism": "segmented", "block_size": 8}, attention_mask=left)
+refused("pad on the right", {"mechanism": "longformer", "window": 16, "separate_global": True}, attention_mask=left)
+refused("pad on the right", {"mechanism": "infini"}, name="LongLlamaForCausalLM", attention_mask=left)
 refused("is not known to sequence parallelism", window, name="LongBertForNextSentencePrediction")
+convolution = {"relative_attention": True, "conv_kernel_size": 3, "conv_act": "gelu"}
+refused("convolves", window, name="LongDebertaV2ForMaskedLM", settings=convolution)
 refused("in segments", {"mechanism": "recurrent_memory"}, name="LongLlamaForCausalLM")
 refused("logits_to_keep would", window, name="LongLlamaForCausalLM", logits_to_keep=1)
 refused("outputs by name", window, name="LongLlamaForCausalLM", labels=torch.ones(1, 50, dtype=torch.long), return_dict=False)

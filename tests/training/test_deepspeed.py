@@ -1,0 +1,40 @@
+"""DeepSpeed's ZeRO-2 and 3 on two processes without GPUs, started as the how-to says, where DeepSpeed is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn import LongBertForMaskedLM
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.reading import CONFIGS
+from tests.training.conftest import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_packed_texts_train_in_shares(stage: int, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The processes' batches hold different numbers of documents, and the loss is measured before training."""
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=256, window=32, verify=False)
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / f"zero{stage}.yaml")),
+        *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", str(tmp_path / "long")),
+        *("--text", texts, "--output_dir", str(tmp_path / "out"), "--max_steps", "3", "--gradient_accumulation_steps", "2"),
+    ]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text())
+    assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"]
+    assert LongBertForMaskedLM.from_pretrained(tmp_path / "out").config.max_position_embeddings == 256
