@@ -80,15 +80,17 @@ class TimedTrainer(TrainerHooks, Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, also before training under DeepSpeed: ZeRO-1 and 2 need no engine for it, since weights are whole, and ZeRO-3's
         engine is put away afterwards, since Trainer would train with it, which it cannot."""
-        early = self.is_deepspeed_enabled and self.deepspeed is None
+        engine: Any = self.deepspeed  # type: ignore[has-type]
+        early = self.is_deepspeed_enabled and engine is None
         whole = early and not is_deepspeed_zero3_enabled()
         self.is_deepspeed_enabled &= not whole
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
             self.is_deepspeed_enabled |= whole
-            if early and self.deepspeed is not None:
-                self.deepspeed.destroy()
+            engine = self.deepspeed
+            if early and engine is not None:
+                engine.destroy()
                 self.deepspeed, self.model_wrapped = None, self.model
                 self.accelerator.free_memory()
 
