@@ -42,6 +42,8 @@ class TimedTrainer(TrainerHooks, Trainer):
         *args, **kwargs: Trainer's.
     """
 
+    deepspeed: Any
+
     def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         inner: Any = self.accelerator.unwrap_model(self.model)
@@ -80,17 +82,15 @@ class TimedTrainer(TrainerHooks, Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, also before training under DeepSpeed: ZeRO-1 and 2 need no engine for it, since weights are whole, and ZeRO-3's
         engine is put away afterwards, since Trainer would train with it, which it cannot."""
-        engine: Any = self.deepspeed  # type: ignore[has-type]
-        early = self.is_deepspeed_enabled and engine is None
+        early = self.is_deepspeed_enabled and self.deepspeed is None
         whole = early and not is_deepspeed_zero3_enabled()
         self.is_deepspeed_enabled &= not whole
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
             self.is_deepspeed_enabled |= whole
-            engine = self.deepspeed
-            if early and engine is not None:
-                engine.destroy()
+            if early and self.deepspeed is not None:
+                self.deepspeed.destroy()
                 self.deepspeed, self.model_wrapped = None, self.model
                 self.accelerator.free_memory()
 
