@@ -34,6 +34,7 @@ OWN_FIELDS = (
     "decoder_long_attention",
     "position_extension",
     "question_separator_id",
+    "global_token_ids",
     "max_decoder_position_embeddings",
     "extended_from",
 )

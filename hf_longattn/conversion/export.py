@@ -351,6 +351,8 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
     separator = getattr(config, "question_separator_id", None)
     if separator is not None and length > 2:  # a question, which the graph has to find
         ids = ids.index_fill(1, torch.tensor([min(length // 4, 8)]), separator)
+    if getattr(config, "global_token_ids", None) and length > 4:
+        ids = ids.index_fill(1, torch.tensor([length // 2]), config.global_token_ids[0])
     made = {"input_ids": ids, "attention_mask": mask.long()}
     if "token_type_ids" in names:
         made["token_type_ids"] = torch.zeros_like(ids)

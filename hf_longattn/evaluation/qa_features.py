@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_longattn.errors import LengthError
+from hf_longattn.evaluation.qa_markers import Marked, insert, marked_document, marked_question
 from hf_longattn.naming import LOGGER
 
 logger = logging.get_logger(LOGGER)
@@ -30,12 +31,14 @@ class QAFormat:
         stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input, the rest cut off.
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
+        markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.evaluation.qa_markers`.
     """
 
     max_length: int = 512
     stride: int | None = None
     global_question: bool = False
     max_question_tokens: int = 64
+    markers: bool = False
 
 
 @dataclass
@@ -44,15 +47,19 @@ class QAFeature:
 
     Attributes:
         inputs: input_ids, and token_type_ids and global_attention_mask where they apply; lists of L.
-        offsets: per token the (start, end) characters in the context; None outside the context.
+        offsets: per token the (start, end) characters in the context, equal for a marker; None outside the context.
         spans: first and last token of every correct answer that lies in this input; [(0, 0)], "no answer", without one.
-        sentences: of each sentence (HotpotQA) that lies in this input, its number in the record, its last token, and whether it supports.
+        sentences: of each sentence (HotpotQA) that lies in this input, its number in the record, its marker (or else its last token), and
+            whether it supports.
+        paragraphs: of each paragraph whose marker lies in this input, its number in the record, its marker, and whether it supports: 1 if
+            one of its supporting sentences lies in this input, 0 if it has none, -1 if they lie elsewhere.
     """
 
     inputs: dict[str, list[int]]
     offsets: list[tuple[int, int] | None]
     spans: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     sentences: list[tuple[int, int, bool]] = field(default_factory=list)
+    paragraphs: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -81,14 +88,22 @@ class QAFeature:
         found = [span for place in places if (span := self._tokens(place)) is not None]
         return list(dict.fromkeys(found)) or [(0, 0)]
 
-    def locate_sentences(self, record: Mapping[str, Any]) -> list[tuple[int, int, bool]]:
-        """The record's sentences as in :attr:`sentences`."""
+    def locate_sentences(self, record: Mapping[str, Any], markers: Mapping[int, int] | None = None) -> list[tuple[int, int, bool]]:
+        """The record's sentences as in :attr:`sentences`; ``markers`` are the tokens of markers, by the sentences' numbers."""
         found = []
         for number, sentence in enumerate(record.get("sentences") or []):
             span = self._tokens((sentence["start"], sentence["end"]))
-            if span is not None:
-                found.append((number, span[1], bool(sentence["supports"])))
+            token = span[1] if span is not None and markers is None else (markers or {}).get(number)
+            if span is not None and token is not None:
+                found.append((number, token, bool(sentence["supports"])))
         return found
+
+    def locate_paragraphs(self, record: Mapping[str, Any], markers: Mapping[int, int]) -> list[tuple[int, int, int]]:
+        """The record's paragraphs as in :attr:`paragraphs`; ``markers`` are the tokens of markers, by the paragraphs' numbers."""
+        sentences = record.get("sentences") or []
+        supporting = {one["paragraph"] for one in sentences if one["supports"]}
+        here = {sentences[number]["paragraph"] for number, _, supports in self.sentences if supports}
+        return [(number, token, 1 if number in here else -int(number in supporting)) for number, token in markers.items()]
 
     def _tokens(self, characters: tuple[int, int]) -> tuple[int, int] | None:
         start, end = token_at(self.offsets, characters[0]), token_at(self.offsets, characters[1] - 1)
@@ -110,6 +125,9 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
         LengthError: ``form.max_length`` leaves no room for the document beside the question.
     """
     question = cut_question(record["question"].strip(), tokenizer, form.max_question_tokens)
+    document = insert(record["context"], [])
+    if form.markers:
+        question, document = marked_question(question), marked_document(record)
     room = form.max_length - len(tokenizer(question, "")["input_ids"])
     if room <= (form.stride or 0):
         raise LengthError(
@@ -118,7 +136,7 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
         )
     encoded = tokenizer(
         question,
-        record["context"],
+        document.text,
         truncation="only_second",
         max_length=form.max_length,
         stride=form.stride or 0,
@@ -131,7 +149,7 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     else:
         sequence_ids = [encoded.sequence_ids(i) for i in range(len(encoded["input_ids"]))]
         encoded = {**encoded, "sequence_ids": sequence_ids}
-    return [_feature(record, encoded, index, form) for index in range(len(encoded["input_ids"]))]
+    return [_feature(record, document, encoded, index, form) for index in range(len(encoded["input_ids"]))]
 
 
 def pad_features(features: Sequence[QAFeature], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -146,13 +164,15 @@ def pad_features(features: Sequence[QAFeature], pad_token_id: int) -> dict[str, 
 
 
 def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
-    """What a loss compares with, padded with -1: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their last tokens,
-    and ``supports (B, S)``, padded with 0."""
+    """What a loss compares with, padded with -1: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their tokens,
+    and ``supports (B, S)``, padded with 0; ``paragraphs (B, P)``, their tokens, and ``relevant (B, P)``."""
     columns: dict[str, list[list[int]]] = {
         "starts": [sorted({start for start, _ in feature.spans}) for feature in features],
         "ends": [sorted({end for _, end in feature.spans}) for feature in features],
         "sentences": [[token for _, token, _ in feature.sentences] for feature in features],
         "supports": [[int(supports) for _, _, supports in feature.sentences] for feature in features],
+        "paragraphs": [[token for _, token, _ in feature.paragraphs] for feature in features],
+        "relevant": [[relevant for _, _, relevant in feature.paragraphs] for feature in features],
     }
     return {name: pad_lists(rows, 0 if name == "supports" else -1) for name, rows in columns.items()}
 
@@ -163,9 +183,12 @@ def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
     return torch.tensor([[*row, *[padding] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
 
 
-def kind_number(record: Mapping[str, Any]) -> int:
-    """The record's kind of answer as a class: 0 span, 1 yes, 2 no, -100 neither (no answer)."""
-    return {"span": 0, "yes": 1, "no": 2}.get(record.get("kind") or "", -100)
+def kind_number(record: Mapping[str, Any], feature: QAFeature) -> int:
+    """The kind of the record's answer as a class for one of its inputs: 0 span, 1 yes, 2 no; -100 for no answer, and for a yes or no whose
+    supporting sentences are known and lie in other inputs."""
+    number = {"span": 0, "yes": 1, "no": 2}.get(record.get("kind") or "", -100)
+    elsewhere = any(one["supports"] for one in record.get("sentences") or []) and not any(supports for _, _, supports in feature.sentences)
+    return -100 if number > 0 and elsewhere else number
 
 
 def token_at(offsets: Sequence[tuple[int, int] | None], character: int) -> int:
@@ -198,15 +221,21 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
     return question[: offsets[limit - 1][1]]
 
 
-def _feature(record: Mapping[str, Any], encoded: Mapping[str, Any], index: int, form: QAFormat) -> QAFeature:
-    sequence_ids = encoded["sequence_ids"][index]
-    offsets = [
-        tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)
-    ]
+def _feature(record: Mapping[str, Any], document: Marked, encoded: Mapping[str, Any], index: int, form: QAFormat) -> QAFeature:
+    sequence_ids, origin = encoded["sequence_ids"][index], document.origin
+    places = [tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)]
     first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
     inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids") if key in encoded}
     if form.global_question:
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
-    feature = QAFeature(inputs, offsets)
-    feature.spans, feature.sentences = feature.locate(record), feature.locate_sentences(record)
+    feature = QAFeature(inputs, [None if place is None else (origin[place[0]], origin[place[1]]) for place in places])
+    feature.spans = feature.locate(record)
+    if not form.markers:
+        feature.sentences = feature.locate_sentences(record)
+        return feature
+    ends = {place[1] - 1: token for token, place in enumerate(places) if place is not None}
+    count = len(record.get("paragraphs") or [])
+    tokens = {number: ends[place] for number, place in enumerate(document.places) if place in ends}
+    feature.sentences = feature.locate_sentences(record, {number - count: token for number, token in tokens.items() if number >= count})
+    feature.paragraphs = feature.locate_paragraphs(record, {number: token for number, token in tokens.items() if number < count})
     return feature

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_longattn.evaluation.qa_markers import EVIDENCE, SENTENCE, TITLE, add_markers, make_global
 
 KINDS = ("span", "yes", "no")
 """Kinds of answers, by their number."""
@@ -42,54 +45,107 @@ def rows_of(packed: Tensor, lengths: Tensor, padding: float = 0.0) -> Tensor:
 
 
 class EvidenceHeads(nn.Module):
-    """HotpotQA's heads beside the span's (Beltagy et al. 2020, appendix): the kind of the answer (a span, yes or no) from the first
-    token, and whether a sentence supports it from the sentence's last token."""
+    """HotpotQA's heads beside the span's (Beltagy et al. 2020, appendix), two layers each: the kind of the answer (a span, yes or no) from
+    the first token, whether a sentence supports it from the marker after the sentence, whether a paragraph does from the marker before its
+    title."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.kind = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, len(KINDS)))
         self.sentence = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, 1))
+        self.paragraph = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, 1))
 
-    def forward(self, hidden: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of the kinds ``(B, 3)`` and of the sentences ``(B, S)``, from ``hidden (B, L, C)`` and the sentences' last tokens."""
-        at = sentences.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
+    def forward(self, hidden: Tensor, sentences: Tensor, paragraphs: Tensor) -> EvidenceScores:
+        """Scores from ``hidden (B, L, C)``, at the tokens ``sentences (B, S)`` and ``paragraphs (B, P)``; -1 is padding."""
         hidden = hidden.to(next(self.parameters()).dtype)
-        return self.kind(hidden[:, 0]), self.sentence(hidden.gather(1, at))[..., 0]
+        told = [head(_at(hidden, places))[..., 0] for head, places in ((self.sentence, sentences), (self.paragraph, paragraphs))]
+        return EvidenceScores(self.kind(hidden[:, 0]), *told)
 
 
-def attach_evidence(model: nn.Module) -> EvidenceHeads:
-    """``model.evidence``, initialised on first use; ``config.has_evidence_heads`` tells a reader to look for its weights."""
+class EvidenceScores(NamedTuple):
+    """What the heads say of a batch: of kinds ``(B, 3)``, sentences ``(B, S)`` and paragraphs ``(B, P)``."""
+
+    kinds: Tensor
+    sentences: Tensor
+    paragraphs: Tensor
+
+
+def _at(hidden: Tensor, places: Tensor) -> Tensor:
+    return hidden.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def attach_evidence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvidenceHeads:
+    """``model.evidence``, and the markers that it reads, which are initialised on first use; ``config.has_evidence_heads`` tells a reader
+    to look for its weights, and ``config.global_token_ids`` which markers are global."""
     if not hasattr(model, "evidence"):
-        model.evidence = EvidenceHeads(model.config.hidden_size).to(model.device)  # type: ignore[union-attr,arg-type]
-        model.config.has_evidence_heads = True  # type: ignore[union-attr]
-    return model.evidence  # type: ignore[return-value]
+        add_markers(model, tokenizer, EVIDENCE)
+        make_global(model, tokenizer, (TITLE, SENTENCE))
+        model.evidence = EvidenceHeads(model.config.hidden_size).to(model.device)
+        model.config.has_evidence_heads = True
+    return model.evidence
 
 
 def qa_loss(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHeads | None = None) -> Tensor:
-    """The loss of each row of a batch ``(B,)``: the span's, and with ``evidence`` those of kind and sentences.
+    """The loss of each row of a batch ``(B,)``: the span's, and with ``evidence`` the sum of those of span, kind, sentences and paragraphs.
 
     Args:
         outputs: of a question-answering model, for padded or packed inputs; with ``evidence`` with its hidden states.
-        batch: starts, ends; attention_mask or real (padded, (B, L)), or lengths (packed); with ``evidence`` kinds (B,), sentences (B, S)
-            and supports (B, S).
+        batch: starts, ends; attention_mask or real (padded, (B, L)), or lengths (packed); with ``evidence`` kinds (B,), sentences and
+            supports (B, S), paragraphs and relevant (B, P).
     """
     scores, real = (outputs.start_logits, outputs.end_logits), batch.get("real", batch.get("attention_mask"))
     if real is None and "lengths" in batch:
         scores = (rows_of(scores[0], batch["lengths"], -torch.inf), rows_of(scores[1], batch["lengths"], -torch.inf))
-    yes_or_no = batch["kinds"] > 0 if evidence is not None else None
     loss = span_loss(*scores, batch["starts"], batch["ends"], real)
-    if evidence is None or yes_or_no is None:
+    if evidence is None:
         return loss
-    kinds, sentences = evidence_scores(outputs, batch, evidence)
-    asked = batch["sentences"] >= 0
-    told = F.binary_cross_entropy_with_logits(sentences.float(), batch["supports"].float(), reduction="none") * asked
-    kind = F.cross_entropy(kinds.float(), batch["kinds"], ignore_index=IGNORED, reduction="none")
-    return loss.masked_fill(yes_or_no, 0.0) + kind + told.sum(1) / asked.sum(1).clamp(min=1)
+    told = evidence_scores(outputs, batch, evidence)
+    kind = F.cross_entropy(told.kinds.float(), batch["kinds"], ignore_index=IGNORED, reduction="none")
+    sentences = _binary_loss(told.sentences, batch["supports"].masked_fill(batch["sentences"] < 0, -1))
+    paragraphs = _binary_loss(told.paragraphs, batch["relevant"])
+    return loss.masked_fill(batch["kinds"] > 0, 0.0) + kind + sentences + paragraphs
 
 
-def evidence_scores(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHeads) -> tuple[Tensor, Tensor]:
-    """Scores of kinds and sentences of a batch, padded or packed; see :class:`EvidenceHeads`."""
+def _binary_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """The mean of each row, without targets below zero."""
+    asked = targets >= 0
+    losses = F.binary_cross_entropy_with_logits(scores.float(), targets.clamp(min=0).float(), reduction="none") * asked
+    return losses.sum(1) / asked.sum(1).clamp(min=1)
+
+
+def evidence_scores(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHeads) -> EvidenceScores:
+    """Scores of a batch, padded or packed; see :class:`EvidenceHeads`."""
     hidden = outputs.hidden_states[-1]
     if batch.get("attention_mask") is None and "lengths" in batch:
         hidden = rows_of(hidden, batch["lengths"])
-    return evidence(hidden, batch["sentences"])
+    scores: EvidenceScores = evidence(hidden, batch["sentences"], batch["paragraphs"])
+    return scores
+
+
+def chosen_evidence(
+    sentences: Mapping[int, float], paragraphs: Mapping[int, float], owner: Mapping[int, int], count: int | None
+) -> list[int]:
+    """The sentences that support an answer: those with a score above zero; with ``count``, from exactly so many paragraphs, as all
+    questions of HotpotQA have two (Groeneveld et al. 2020; Longformer's constrained decoding).
+
+    The paragraphs are those with the highest sums of their score and those of their sentences above zero, or else of their best sentence,
+    which is then chosen.
+
+    Args:
+        sentences: scores by the sentences' numbers.
+        paragraphs: scores by the paragraphs' numbers.
+        owner: the paragraph of each sentence.
+        count: paragraphs; ``None`` = any number.
+    """
+    if count is None:
+        return [number for number, score in sorted(sentences.items()) if score > 0]
+    inside: dict[int, list[int]] = {}
+    for number in sorted(sentences):
+        inside.setdefault(owner[number], []).append(number)
+    chosen = {
+        place: [number for number in numbers if sentences[number] > 0] or [max(numbers, key=lambda number: sentences[number])]
+        for place, numbers in inside.items()
+    }
+    value = {place: paragraphs.get(place, 0.0) + sum(sentences[number] for number in numbers) for place, numbers in chosen.items()}
+    best = sorted(value, key=lambda place: -value[place])[:count]
+    return sorted(number for place in best for number in chosen[place])

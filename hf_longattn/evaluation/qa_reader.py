@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
-from hf_longattn.evaluation.qa_heads import KINDS, evidence_scores, qa_loss
+from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
 from hf_longattn.modeling.token_globals import takes_globals, token_rule
 
 RECORDS_AT_ONCE = 256
@@ -55,12 +55,13 @@ class QAReader:
     ) -> None:
         if form.global_question and (token_rule(model) is not None or not takes_globals(model)):  # the model marks them itself, or has none
             form = dataclasses.replace(form, global_question=False)
+        if getattr(getattr(model, "config", None), "has_evidence_heads", False):
+            form = dataclasses.replace(form, markers=True)
         self.name, self.model, self.tokenizer, self.form, self.seed = name, model.eval(), tokenizer, form, seed
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
-        self.null_threshold = null_threshold
-        if null_threshold is None:
-            self.null_threshold = getattr(getattr(model, "config", None), "no_answer_threshold", None)
+        config = getattr(model, "config", None)
+        self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer's text, "" for none."""
@@ -94,12 +95,13 @@ class QAReader:
         features = [one.feature for one in parts]
         starts, ends = [one.starts for one in parts], [one.ends for one in parts]
         spans = n_best_spans(record["context"], features, starts, ends, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
-        kind = KINDS[int(np.sum([one.kinds for one in parts], axis=0).argmax())]
-        scores: dict[int, float] = {}
-        for one in parts:
-            for (number, _, _), score in zip(one.feature.sentences, one.sentences, strict=True):
-                scores[number] = max(float(score), scores.get(number, -np.inf))
-        supporting = [number for number, score in sorted(scores.items()) if score > 0]
+        sentences, paragraphs = _highest([one.sentences for one in parts]), _highest([one.paragraphs for one in parts])
+        with_evidence = [one for one in parts if max(one.sentences.values(), default=0.0) > 0] or parts  # a yes or no is told from those
+        kind = KINDS[int(np.sum([one.kinds for one in with_evidence], axis=0).argmax())]
+        owner = {number: one.get("paragraph", 0) for number, one in enumerate(record.get("sentences") or [])}
+        supporting = chosen_evidence(
+            sentences, paragraphs, owner, getattr(getattr(self.model, "config", None), "evidence_paragraphs", None)
+        )
         places = sorted({offset for feature in features for offset in feature.offsets if offset is not None})
         answers = record.get("answers") or {"answer_start": []}
         first = min(answers["answer_start"], default=None)
@@ -120,22 +122,34 @@ class QAReader:
                 "attention_mask": inputs["attention_mask"],
             }
             losses = qa_loss(outputs, {**targets, "kinds": torch.tensor([one.kind for one in batch], device=device)}, evidence).tolist()
-            kinds, sentences = (None, None) if evidence is None else evidence_scores(outputs, targets, evidence)
+            told = None if evidence is None else evidence_scores(outputs, targets, evidence)
         for row, one in enumerate(batch):
             one.starts, one.ends = (scores[row].float().cpu().numpy() for scores in (outputs.start_logits, outputs.end_logits))
             one.loss = losses[row]
-            if kinds is not None and sentences is not None:
-                one.kinds = kinds[row].float().log_softmax(-1).cpu().numpy()
-                one.sentences = sentences[row, : len(one.feature.sentences)].float().cpu().numpy()
+            if told is not None:
+                one.kinds = told.kinds[row].float().log_softmax(-1).cpu().numpy()
+                one.sentences = {number: float(told.sentences[row, at]) for at, (number, _, _) in enumerate(one.feature.sentences)}
+                one.paragraphs = {number: float(told.paragraphs[row, at]) for at, (number, _, _) in enumerate(one.feature.paragraphs)}
 
 
 class _Input:
     """One of a record's inputs, and what the model said of it."""
 
     def __init__(self, number: int, feature: QAFeature, record: Mapping[str, Any]) -> None:
-        self.record_number, self.feature, self.kind = number, feature, kind_number(record)
+        self.record_number, self.feature, self.kind = number, feature, kind_number(record, feature)
         self.starts = self.ends = np.zeros(0)
-        self.kinds, self.sentences, self.loss = np.array([1.0, 0.0, 0.0]), np.zeros(len(feature.sentences)), 0.0
+        self.kinds, self.loss = np.array([1.0, 0.0, 0.0]), 0.0
+        self.sentences: dict[int, float] = {}
+        self.paragraphs: dict[int, float] = {}
+
+
+def _highest(scores: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """The highest score of each number."""
+    found: dict[int, float] = {}
+    for some in scores:
+        for number, score in some.items():
+            found[number] = max(score, found.get(number, -np.inf))
+    return found
 
 
 def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAFormat:
@@ -234,7 +248,7 @@ def n_best_spans(
     """
     spans: dict[tuple[int, int], float] = {}
     for feature, starts, ends in zip(features, start_scores, end_scores, strict=True):
-        inside = np.array([offset is not None for offset in feature.offsets])
+        inside = np.array([offset is not None and offset[0] < offset[1] for offset in feature.offsets])  # markers are no answers
         null = float(starts[0] + ends[0])
         starts = np.where(inside, starts[: len(feature)], -np.inf)
         ends = np.where(inside, ends[: len(feature)], -np.inf)

@@ -41,6 +41,8 @@ class LongConfig(_Base):
     question_separator_id: in a model that answers questions, the token between question and document. Every token before the
         document is then global, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
         Conversion and ``longattn train qa`` set it from the tokenizer (:func:`hf_longattn.modeling.token_globals.question_separator`).
+    global_token_ids: tokens that are global wherever they are, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the
+        options. ``longattn train qa`` sets it to the tokens that mark paragraphs and sentences (HotpotQA).
     extended_from: the short model's values where this config differs, for :func:`hf_longattn.revert_checkpoint`; set automatically.
 
     ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
@@ -57,8 +59,10 @@ class LongConfig(_Base):
         long_attention: LongAttentionConfig
         position_extension: str
         question_separator_id: int | None
+        global_token_ids: list[int] | None
     else:
         question_separator_id = None
+        global_token_ids = None
 
     def __init_subclass__(cls, view: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,8 +79,9 @@ class LongConfig(_Base):
     def __post_init__(self, **kwargs: Any) -> None:
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
-        if (separator := kwargs.pop("question_separator_id", None)) is not None:
-            self.question_separator_id = separator
+        for name in ("question_separator_id", "global_token_ids"):
+            if (value := kwargs.pop(name, None)) is not None:
+                setattr(self, name, value)
         if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which the model is not saved with
             kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
         super().__post_init__(**kwargs)

@@ -31,10 +31,13 @@ def token_rule(model: nn.Module) -> TokenRule | None:
     """
     takers = [module for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals]
     config = getattr(model, "config", None)
-    question = getattr(config, "question_separator_id", None) if takers else None
+    question = getattr(config, "question_separator_id", None)
+    marked = tuple(getattr(config, "global_token_ids", None) or ())
     rules = {module.token_rule for module in takers}
     if rules <= {None}:
-        return None if question is None else TokenRule(fixed_globals(takers), question_separator=question)
+        if not takers or (question is None and not marked):
+            return None
+        return TokenRule(fixed_globals(takers), marked, question_separator=question)
     if len(rules) > 1:
         raise OptionError(
             "The layers choose their global tokens by different rules, but ids are read once for the whole model; "
@@ -42,7 +45,8 @@ def token_rule(model: nn.Module) -> TokenRule | None:
         )
     rule = rules.pop()
     assert rule is not None
-    return dataclasses.replace(rule.with_separator(getattr(config, "sep_token_id", None)), question_separator=question)
+    rule = rule.with_separator(getattr(config, "sep_token_id", None))
+    return dataclasses.replace(rule, token_ids=tuple(dict.fromkeys((*rule.token_ids, *marked))), question_separator=question)
 
 
 def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
@@ -79,9 +83,12 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     """
     if not takes_globals(model):
         return False
-    if token_rule(model) is None:
-        model.config.question_separator_id = question_separator(tokenizer)  # type: ignore[union-attr]
-    return token_rule(model) is not None
+    config: Any = model.config
+    if any(module.token_rule is not None for module in model.modules() if isinstance(module, Mechanism) and module.takes_globals):
+        return True
+    if getattr(config, "question_separator_id", None) is None:
+        config.question_separator_id = question_separator(tokenizer)
+    return config.question_separator_id is not None
 
 
 def global_tokens_of(rule: TokenRule, args: tuple[Any, ...], kwargs: dict[str, Any], documents: Tensor | None = None) -> Tensor:

@@ -38,9 +38,9 @@ from hf_longattn.training.qa_data import load_qa
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
-TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "lengths", "real")
+TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "relevant", "lengths", "real")
 """Columns of a batch that the loss takes, and not the model."""
-LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0}
+LISTS = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs": -1, "relevant": -1}
 """Columns with several numbers for each input, and their padding."""
 
 
@@ -61,7 +61,9 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     stride = None if data_args.long_documents == "truncate" else data_args.stride
     form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
     if model_args.heads == "hotpot" or (model_args.heads == "auto" and any(records["sentences"])):
-        attach_evidence(model)
+        attach_evidence(model, tokenizer)
+        model.config.evidence_paragraphs = supporting_paragraphs(records)
+    form = dataclasses.replace(form, markers=hasattr(model, "evidence"))
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
@@ -147,13 +149,20 @@ def training_features(
     return rows
 
 
+def supporting_paragraphs(records: Dataset) -> int | None:
+    """From how many paragraphs the supporting sentences of every question are (HotpotQA: 2); ``None`` where that differs."""
+    known = ({one["paragraph"] for one in sentences if one["supports"]} for sentences in records["sentences"])
+    counts = {len(paragraphs) for paragraphs in known if paragraphs}
+    return counts.pop() if len(counts) == 1 else None
+
+
 def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, *, document_start: bool = False) -> Dataset:
     """Model inputs of records, as many per document as it has windows.
 
     Returns:
         A dataset with the tokenizer's columns, ``global_attention_mask`` if ``form`` asks for it, ``starts`` and ``ends`` (all correct
-        tokens; [0] = no answer here), ``kinds`` (0 span, 1 yes, 2 no, -100 none), ``sentences`` and ``supports`` (HotpotQA), ``length``
-        (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
+        tokens; [0] = no answer here), ``kinds`` (0 span, 1 yes, 2 no, -100 none), ``sentences``, ``supports``, ``paragraphs`` and
+        ``relevant`` (HotpotQA), ``length`` (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
     """
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -165,9 +174,11 @@ def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFo
                     **feature.inputs,
                     "starts": sorted({start for start, _ in feature.spans}),
                     "ends": sorted({end for _, end in feature.spans}),
-                    "kinds": kind_number(record),
+                    "kinds": kind_number(record, feature),
                     "sentences": [token for _, token, _ in feature.sentences],
                     "supports": [int(supports) for _, _, supports in feature.sentences],
+                    "paragraphs": [token for _, token, _ in feature.paragraphs],
+                    "relevant": [relevant for _, _, relevant in feature.paragraphs],
                     "length": len(feature),
                     "answer_cut": bool(record["answers"]["text"]) and feature.spans == [(0, 0)],
                     **({"document_start": feature.document_start} if document_start else {}),
@@ -187,7 +198,8 @@ class QACollator(DataCollatorWithGlobals):
         self.pack = pack
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """The model's inputs; starts (B, K), ends (B, M), kinds (B,), sentences and supports (B, S); packed, also lengths (B,)."""
+        """The model's inputs; starts (B, K), ends (B, M), kinds (B,), sentences and supports (B, S), paragraphs and relevant (B, P);
+        packed, also lengths (B,)."""
         rows = [{name: value for name, value in row.items() if name not in ("length", "answer_cut")} for row in features]
         targets: dict[str, Tensor] = {}
         for name in TARGETS:
@@ -336,9 +348,11 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
 
 
 def qa_table(log: dict[str, Any]) -> str:
-    """The scores on the validation data before and after, one line for each; what is printed at the end of a run."""
+    """What is printed at the end of a run: the scores on the validation data before and after, a line for each, or that there are none."""
     if "held_out" not in log:
-        return ""
+        losses = [entry["loss"] for entry in log["history"] if "loss" in entry]
+        last = f", last training loss {losses[-1]:.3f}" if losses else ""
+        return f"trained on {log['questions']:,} questions{last}; nothing was scored: add --validation DATA for exact match and F1"
     lines = []
     for when, scores in log["held_out"].items():
         names = [name for name in ("exact_match", "f1", "HasAns_f1", "NoAns_f1", "sp_f1", "joint_f1") if name in scores]
@@ -361,7 +375,7 @@ def load_qa_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model = AutoModelForQuestionAnswering.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if getattr(model.config, "has_evidence_heads", False):
-            attach_evidence(model).load_state_dict(_evidence_weights(name))
+            attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:

@@ -29,7 +29,8 @@ from hf_longattn.training.data import DataError, choose_split, load_or_refuse
 logger = logging.get_logger(LOGGER)
 
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
-SENTENCE = {"title": Value("string"), "index": Value("int64"), "start": Value("int64"), "end": Value("int64"), "supports": Value("bool")}
+PARAGRAPH = {"title": Value("string"), "start": Value("int64"), "end": Value("int64")}
+SENTENCE = {**PARAGRAPH, "index": Value("int64"), "supports": Value("bool"), "paragraph": Value("int64")}
 QA_FEATURES = Features(
     {
         "id": Value("string"),
@@ -47,6 +48,7 @@ RECORD = Features(
         "answers": ANSWERS,
         "gold": List(Value("string")),
         "kind": Value("string"),
+        "paragraphs": List(PARAGRAPH),
         "sentences": List(SENTENCE),
         "document": Value("string"),
         "verified": Value("bool"),
@@ -82,8 +84,9 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
 
     Returns:
         A dataset with the columns of :data:`RECORD`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
-        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context.
-        TriviaQA has one record for each question and ``document``, with the question's ``id``; ``verified``: people checked the answer.
+        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context, and
+        ``paragraphs`` those of their titles. TriviaQA has one record for each question and ``document``, with the question's ``id``;
+        ``verified``: people checked the answer.
 
     Raises:
         DataError: missing file, unknown split, unknown columns, nothing to read, or rows that cannot be used.
@@ -320,12 +323,14 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     pairs = zip(facts["title"], facts["sent_id"], strict=True) if isinstance(facts, dict) else facts
     supporting = {(title, index) for title, index in pairs}
     parts: list[str] = []
+    titles: list[dict[str, Any]] = []
     sentences, at = [], 0
     for title, texts in paragraphs:
+        titles.append({"title": title, "start": at, "end": at + len(title)})
         parts.append(f"{title}\n")
         at += len(parts[-1])
         for index, text in enumerate(texts):
-            place = {"title": title, "index": index, "supports": (title, index) in supporting}
+            place = {"title": title, "index": index, "supports": (title, index) in supporting, "paragraph": len(titles) - 1}
             if text.strip():
                 start = at + len(text) - len(text.lstrip())
                 sentences.append({**place, "start": start, "end": start + len(text.strip())})
@@ -334,7 +339,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         parts.append("\n")
         at += 1
     context, answer = "".join(parts), row.get("answer")
-    found: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences}
+    found: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
     if answer in ("yes", "no"):
         return {**found, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
     if not answer:  # a test set
@@ -403,6 +408,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         "gold": [],
         "kind": "none",
         "sentences": [],
+        "paragraphs": [],
         "document": "",
         "verified": False,
     }
