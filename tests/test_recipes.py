@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -43,10 +44,11 @@ def test_a_training_says_what_was_published(name: str) -> None:
 def test_its_commands_lead_from_one_to_the_next(name: str) -> None:
     values = read_recipe(name)
     *before, last = TRAININGS[name].entries["commands"].splitlines()
-    conversion = shlex.split(before[0])
-    assert conversion[:2] == ["longattn", "convert"]
-    assert conversion[3] == values["model"]
-    assert conversion[2] in TRAININGS[name].entries["base"]
+    steps = [shlex.split(command) for command in before if not command.startswith("longattn recipes")]
+    assert [step[:2] for step in steps] in ([["longattn", "convert"]], [["longattn", "revert"], ["longattn", "convert"]])
+    assert all(after[2] == step[3] for step, after in itertools.pairwise(steps))
+    assert steps[0][2] in TRAININGS[name].entries["base"]
+    assert steps[-1][3] == values["model"]
     assert last.endswith(f"{TRAININGS[name].command} --config {name}")
     assert values["output_dir"] == name
     launched = re.search(r"--config_file (\w+).yaml", last)
@@ -65,7 +67,7 @@ def test_entries_of_several_lines() -> None:
     entries = Recipe(CONFIGS / "recipes" / "prolong-64k.yaml").entries
     assert entries["title"].startswith("ProLong, stage 1: Llama 3 8B")
     assert entries["differs"].endswith("kept apart, as theirs.")
-    assert len(entries["commands"].splitlines()) == 3
+    assert len(entries["commands"].splitlines()) == 3  # a conversion, a config of accelerate, the training
 
 
 def test_the_list_and_one_recipe_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,10 +123,11 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
 def test_the_batch_of_a_step_does_not_depend_on_the_devices(
     processes: str, shares: str, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", shares)
     args = QATrainingArguments(output_dir="o", total_batch_size=32, per_device_train_batch_size=2, use_cpu=True)
-    assert args.gradient_accumulation_steps == passes
+    assert args.gradient_accumulation_steps == 16
+    monkeypatch.setenv("WORLD_SIZE", processes)  # as launchers do
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", shares)
+    assert args._passes_per_step() == passes
 
 
 @pytest.mark.parametrize(
