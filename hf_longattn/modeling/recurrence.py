@@ -89,6 +89,27 @@ def run_with_memory(model: Any, forward: Callable[..., Any], args: tuple[Any, ..
     return outputs.to_tuple() if returns_tuple else outputs
 
 
+def check_segment_counts(model: Any, count: int) -> None:
+    """Refuse different numbers of segments where the weights are in shares, whose owners would wait for each other for ever.
+
+    Layers run once per segment, and every process must gather their weights as often.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    from torch.distributed.tensor import DTensor  # not in builds without distributed training
+
+    if not any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return  # neither FSDP 2 nor ZeRO-3
+    most = torch.tensor([count, -count], device=model.device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    if (least := -int(most[1])) != int(most[0]):
+        raise MemoryMismatchError(
+            f"Memory tokens pass through {least} segments in one process and through {int(most[0])} in another, but processes with shares "
+            "of the weights (FSDP, ZeRO-3) must run equally many; pad all batches to one length, or use DistributedDataParallel."
+        )
+
+
 def run_in_segments(model: Any, *args: Any, forward: Callable[..., Any], **kwargs: Any) -> Any:
     """``forward`` of a base model with memory tokens, segment after segment."""
     given = arguments_by_name(forward, args, kwargs)
@@ -298,6 +319,7 @@ def run_segments(
     start = leading(text.real) % text.real.shape[1]
     padded = torch.compiler.is_compiling() or bool(start.any())
     segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
+    check_segment_counts(model, len(segments))
     parts: list[Any] = []
     for index, segment in enumerate(segments):
         left = len(segments) - 1 - index

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import copy
 import hf_longattn
+import pytest
+from hf_longattn.errors import MemoryMismatchError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -24,6 +26,7 @@ CASES = [
     ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "hybrid", "window": 16}),
     ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "adaptive_span", "max_span": 40}),
     ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "linformer", "rank": 16}),
+    ("LongBertForMaskedLM", {**SHAPE, **NONE}, {"mechanism": "recurrent_memory", "segment_length": 64, "num_memory_tokens": 2}),
 ]
 for name, settings, attention in CASES:
     torch.manual_seed(5)
@@ -50,7 +53,7 @@ for name, settings, attention in CASES:
     out = model(input_ids=ids, labels=labels)
     out.loss.backward()
     check("whole sequences", out.loss)
-    if attention["mechanism"] != "linformer":
+    if attention["mechanism"] != "recurrent_memory":
         with hf_longattn.sequence_parallel(model, mesh):
             out = model(input_ids=ids, labels=labels)
             out.loss.backward()
@@ -61,6 +64,9 @@ for name, settings, attention in CASES:
         whole.save_pretrained(folder, state_dict=state)
         again = Model.from_pretrained(folder, dtype=torch.float64).train()
         assert abs(again(input_ids=ids, labels=labels).loss.item() - expected.loss.item()) < 1e-8
+
+with pytest.raises(MemoryMismatchError, match="through 1 segments in one process and through 4 in another"):
+    model(input_ids=ids[:, : 50 if rank else 203])  # of memory tokens
 """
 
 
