@@ -439,7 +439,7 @@ class _Excerpt:
                 if here >= 0 and module >= 0:
                     guides["named"].append((here, -1))
                     where[name] = (here, module, statement)
-        questions = [] if base else list(self._parameters(asked, renamed, at_function, defined, moved))
+        questions = [] if base else list(self._parameter_questions(asked, renamed, at_function, defined, moved))
         bound = Counter(name for one in file.imports for _, name in one.names)
         for one in file.classes:
             at = moved(one.at)
@@ -460,7 +460,7 @@ class _Excerpt:
             question["context"] = renamed
         return questions
 
-    def _parameters(
+    def _parameter_questions(
         self, asked: list[tuple[Call, list[tuple[int, int, int]]]], text: str, at_function: list[int], defined: Counter[str], moved: Any
     ) -> Iterator[dict[str, Any]]:
         passed: Counter[tuple[int, str]] = Counter()

@@ -19,7 +19,7 @@ from hf_longattn.private_apis import DECLARED, PRIVATE_APIS, TESTED
 
 HOME = "hf_longattn/private_apis.py"
 FOLDERS = ("hf_longattn", "benchmarks", "research", "scripts", "tools")
-OTHERS = {"_replace", "_asdict", "_actions", "_group_actions", "_optionals"}
+OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals"}
 """Private by their spelling only (namedtuple), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api.where for part in re.split("[.:]", where) if part.startswith("_")}
 HOOKS = {where.rpartition(".")[2] for where in PRIVATE_APIS["model_hooks"].where}
