@@ -10,12 +10,13 @@ features with one token budget, curricula, several questions per input (:mod:`re
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import random
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ class ReaderDataArguments(QADataArguments):
     max_tokens: int = argument(0, "Longest document of a file that is used, in tokens; default: what the model takes.")
     pack: int = argument(1, "Maximum number of questions in one training input, if a document has several.")
     lookup_lengths: list[int] = argument([], "Two numbers: tokens of lookup documents; default: a curriculum from 40 tokens to 500.")
+    wrapped_length: int = argument(
+        0, "Longest input in tokens, if more than the model's: positions then start anew, as after a conversion (with random_positions)."
+    )
     cache: str | None = argument(None, "A .jsonl file that keeps the labels of 'code' for the next run.")
     code_files: int = argument(0, "Files that 'code' is taken from, drawn by the seed; 0 = all (minutes to label).")
     code_lengths: list[int] = argument([64, 430], "Two numbers: tokens of the excerpts of 'code'.")
@@ -124,6 +128,8 @@ def finetune_qa(
     run = begin(model_args, data_args, training_args)
     model, tokenizer = load_qa_model(model_args.model)
     form = format_for(model, tokenizer, model_args, data_args)
+    if data_args.wrapped_length:
+        form = dataclasses.replace(form, max_length=data_args.wrapped_length)
     data = _training_data(data_args, training_args, tokenizer, form)
     if training_args.layers:
         model = deepen(model, training_args.layers)
@@ -338,9 +344,12 @@ def _training_data(
     args: ReaderDataArguments, training_args: ReaderTrainingArguments, tokenizer: PreTrainedTokenizerBase, form: QAFormat
 ) -> QAStream:
     modules: list[corpus.Module] = []
-    if "lookup" in args.data:
+    cached = args.cache is not None and Path(args.cache).is_file()
+    if "code" in args.data and not cached:
+        modules = list(modules_of(args.split))
+    elif "lookup" in args.data:
         modules = [module for module in corpus.iter_modules(args.split) if module.package not in corpus.STANDARD_LIBRARY]
-        random.Random(training_args.seed).shuffle(modules)
+    random.Random(training_args.seed).shuffle(modules)
     sources: dict[str, Source] = {}
     for name in args.data:
         if name == "lookup":
@@ -349,7 +358,7 @@ def _training_data(
                 tokenizer, filler, _lookup_curriculum(args.lookup_lengths, training_args.step_up), form.max_length, args.pack
             )
         elif name == "code":
-            files = label_files(_some(modules_of(args.split), args.code_files, training_args.seed), args.cache)
+            files = label_files(modules[: args.code_files or None], args.cache)
             lengths = (args.code_lengths[0], args.code_lengths[1])
             sources[name] = Code(files, Names(files), pack=args.pack, base=args.base_share, tokens=lengths)
         else:
@@ -357,14 +366,6 @@ def _training_data(
             sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or room, room), args.pack)
     shares = args.shares or [1.0] * len(sources)
     return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=training_args.seed)
-
-
-def _some(modules: Iterable[corpus.Module], count: int, seed: int) -> Iterable[corpus.Module]:
-    """``count`` of the modules, drawn by the seed; 0 = all of them."""
-    if not count:
-        return modules
-    every = list(modules)
-    return random.Random(seed).sample(every, min(count, len(every)))
 
 
 def _lookup_curriculum(lengths: list[int], step_up: float) -> Curriculum:

@@ -82,8 +82,10 @@ def encode_packed(records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTok
         if trail:
             sought += _trail_guides(kind, ask, trail)
             hubs[trail[2]] = ask
-            if kind != "base":
-                sought.append(("answer", feature.packed[-1].start, ask))
+            for token in dict.fromkeys((feature.packed[-1].start, feature.packed[-1].end)):  # an answer's last token has to know it as well
+                sought.append(("answer", token, ask) if kind != "base" else ("fetch", token, trail[2]))
+                if kind == "argument":
+                    sought.append(("fetch", token, trail[2]))
             if kind == "argument" and record.get("place", -1) >= 0:
                 feature.places += [(1, ask, record["place"]), (2, trail[2], record["place"])]
         if caller:

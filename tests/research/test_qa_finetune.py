@@ -36,7 +36,7 @@ def losses(log: dict[str, Any]) -> list[float]:
     return [entry["loss"] for entry in log["history"] if "loss" in entry]
 
 
-@pytest.mark.parametrize("recipe", ["qa_reference_512", "qa_long_8192"])
+@pytest.mark.parametrize("recipe", ["qa_reference_512", "qa_reference_wrapped", "qa_long_8192"])
 def test_the_recipes_are_valid(recipe: str, repository: Path) -> None:
     path = str(repository / "research" / "configs" / f"{recipe}.yaml")
     model_args, _, args = parse_arguments(READER, ["--config", path, "--model", "m", "--output", "o"], "")
