@@ -43,7 +43,7 @@ def tokens(arguments: Arguments = None) -> int:
 
 
 def choice(arguments: Arguments = None) -> int:
-    """Fine-tune for multiple choice over long documents (RACE, QuALITY, SWAG)."""
+    """Fine-tune for multiple choice over long documents (RACE, QuALITY, SWAG, WikiHop)."""
     from ..training.choice import CHOICE, choice_result, finetune_choice
 
     return _run(choice, arguments, CHOICE, finetune_choice, choice_result)

@@ -79,7 +79,7 @@ def marked_document(record: Mapping[str, Any]) -> Marked:
 
 def marked_question(question: str) -> str:
     """The question with its markers."""
-    return f"{QUESTION} {plain(question, (QUESTION, END_QUESTION))} {END_QUESTION}"
+    return f"{QUESTION} {plain(question, {*EVIDENCE, *CANDIDATES})} {END_QUESTION}"
 
 
 def marked_texts(record: Mapping[str, Any]) -> tuple[str, str]:

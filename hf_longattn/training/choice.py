@@ -1,20 +1,36 @@
-"""Fine-tune a model, short or converted, for multiple choice over long documents (RACE, QuALITY, SWAG)."""
+"""Fine-tune a model, short or converted, for multiple choice over long documents: each choice is read with the document (RACE, QuALITY,
+SWAG), or all candidates together with all documents (WikiHop; :mod:`hf_longattn.training.candidates`)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, DataCollatorForMultipleChoice, EvalPrediction, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
-from hf_longattn.evaluation import load_metric
+from hf_longattn.errors import OptionError
 from hf_longattn.modeling.token_globals import carry_question
 from hf_longattn.training.args import LabelledDataArguments, LongTrainingArguments, ModelArguments, argument
+from hf_longattn.training.candidates import (
+    CandidateCollator,
+    CandidateTrainer,
+    accuracy_by_length,
+    from_choices,
+    is_qangaroo,
+    load_candidate_model,
+    read_qangaroo,
+    to_candidates,
+    write_choices,
+)
 from hf_longattn.training.collators import WithoutLengths
 from hf_longattn.training.data import DataError, held_back, read_source
 from hf_longattn.training.lengths import input_length
@@ -30,6 +46,7 @@ COLUMNS = {
     "label": ("label", "answer"),
 }
 """Names of columns that are taken without being told: plain data, RACE and SWAG."""
+CANDIDATE_FORMS = ("auto", "separate", "joint")
 
 
 @dataclass
@@ -41,8 +58,21 @@ class ChoiceDataArguments(LabelledDataArguments):
     data: list[str] = argument(
         [], "One or several of: a .jsonl, .json or .parquet file, a folder written by datasets, the name of a dataset on the Hub; with the "
         "columns context (or article), question, choices (or options, or ending0, ending1 …) and label (or answer): a number from 0, a "
-        "letter from A, or the text of the choice."
+        "letter from A, or the text of the choice; or with WikiHop's query, candidates, supports and answer."
     )  # fmt: skip
+    candidates: str = argument(
+        "auto", "How choices are read: separate (each with the document), joint (all with all documents, each scored at its marker and "
+        "averaged over the inputs that the documents need, as Longformer does on WikiHop), or auto: joint for WikiHop's columns."
+    )  # fmt: skip
+    long_documents: str = argument(
+        "windows", "What joint does with documents that do not fit beside the candidates: windows (further inputs), or truncate."
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name, known in (("candidates", CANDIDATE_FORMS), ("long_documents", ("windows", "truncate"))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
 
 @dataclass
@@ -67,26 +97,38 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         The log, as written to ``training_log.json``: arguments, versions, accuracy before and after, Trainer's history.
     """
     run = begin(model_args, data_args, training_args)
-    _, tokenizer = load_start(model_args.model, "multiple choice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES)
-    data, held = held_back(data_args, read_choices)
-    model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer)
-    carry_question(model, tokenizer)
+    joint = data_args.candidates == "joint"
+    if data_args.candidates == "auto":
+        joint = is_qangaroo(read_source(data_args.data[0], data_args.split))
+    known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES if joint else MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
+    _, tokenizer = load_start(model_args.model, "candidates" if joint else "multiple choice", known)
+    data, held = held_back(data_args, read_joint if joint else read_choices)
+    if joint:
+        model, tokenizer = load_candidate_model(model_args.model, tokenizer)
+    else:
+        model = load_head(AutoModelForMultipleChoice, model_args.model, tokenizer)
+        carry_question(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
-    rows, held_out = (to_choices(part, tokenizer, length) for part in (data, held))
+    encode = partial(to_candidates, truncate=data_args.long_documents == "truncate") if joint else to_choices
+    rows, held_out = (encode(part, tokenizer, length) for part in (data, held))
     training_args.remove_unused_columns = False
-    trainer = TimedTrainer(
+    trainer = (CandidateTrainer if joint else TimedTrainer)(
         model,
         training_args,
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=ChoiceCollator(tokenizer),
+        data_collator=CandidateCollator(tokenizer) if joint else ChoiceCollator(tokenizer),
         compute_metrics=_accuracy,
         max_minutes=training_args.max_minutes,
     )
-    before = _scores(trainer, held_out)
+    _, before = _scores(trainer, held_out)
     train(trainer, run)
-    log = {"input_length": length, "questions": len(data), "held_out": {"before": before, "after": _scores(trainer, held_out)}}
+    found, after = _scores(trainer, held_out)
+    if joint and trainer.is_world_process_zero():
+        training_args.folder.mkdir(parents=True, exist_ok=True)
+        write_choices(training_args.folder, held, found)
+    log = {"input_length": length, "questions": len(data), "joint": joint, "held_out": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_choice)
 
 
@@ -94,11 +136,18 @@ class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
     """transformers' collator, without lengths."""
 
 
-def read_choices(source: str, split: str) -> Dataset:
+def read_joint(source: str, split: str) -> Dataset:
+    """WikiHop, or any data of :func:`read_choices`, in the columns of :func:`read_qangaroo`."""
+    if is_qangaroo(read_source(source, split)):
+        return read_qangaroo(source, split)
+    return from_choices(read_choices(source, split, varied=True))
+
+
+def read_choices(source: str, split: str, *, varied: bool = False) -> Dataset:
     """Questions with the columns context, question, choices and label, a number.
 
     Raises:
-        DataError: a missing column, a label that is none of the choices, or questions with different numbers of choices.
+        DataError: a missing column, a label that is none of the choices, or (unless ``varied``) different numbers of choices.
     """
     data = read_source(source, split)
     endings = sorted(name for name in data.column_names if name.startswith("ending") and name[6:].isdigit())
@@ -119,8 +168,10 @@ def read_choices(source: str, split: str) -> Dataset:
             rows[role].append((row[names[role]] or "") if names[role] is not None else "")
     if not rows["label"]:
         raise DataError(f"there are no questions in {source}")
-    if len({len(choices) for choices in rows["choices"]}) > 1:
-        raise DataError(f"the questions of {source} have different numbers of choices; fill them up with empty texts")
+    if not varied and len({len(choices) for choices in rows["choices"]}) > 1:
+        raise DataError(
+            f"the questions of {source} have different numbers of choices; give --candidates joint, or fill them up with empty texts"
+        )
     return Dataset.from_dict(rows)
 
 
@@ -153,18 +204,23 @@ def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -
     return data.map(encode, remove_columns=data.column_names)
 
 
-def _scores(trainer: TimedTrainer, data: Dataset) -> dict[str, Any]:
+def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, Any]]:
+    """The chosen numbers, and their accuracy by length."""
     strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
     found = trainer.predict(data)
     trainer.args.train_sampling_strategy = strategy
-    references = [{"label": label, "length": length} for label, length in zip(data["labels"], data["length"], strict=True)]
-    if not trainer.is_world_process_zero():
-        return {}
-    return load_metric("long_classification").compute(predictions=found.predictions.argmax(-1).tolist(), references=references)
+    chosen = _chosen(found.predictions).tolist()
+    return chosen, accuracy_by_length(chosen, data) if trainer.is_world_process_zero() else {}
 
 
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": 100 * float((np.asarray(found.predictions).argmax(-1) == found.label_ids).mean())}
+    return {"accuracy": 100 * float((_chosen(found.predictions) == found.label_ids).mean())}
+
+
+def _chosen(found: Any) -> np.ndarray:
+    """Numbers of choices from scores (Q, C), or from numbers (Q,) as they are."""
+    numbers = np.asarray(found)
+    return numbers.argmax(-1) if numbers.ndim == 2 else numbers
 
 
 def describe_choice(log: dict[str, Any]) -> str:
