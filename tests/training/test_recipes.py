@@ -158,6 +158,17 @@ def natural(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def hop(number: int) -> dict[str, Any]:
+    supports = [f"{words(30, number)} . The tree is in Greece .", words(200, number + 1)]
+    return {
+        "query": "country tree",
+        "supports": supports,
+        "candidates": ["greece", "italy", "chile"],
+        "answer": "greece",
+        "id": f"WH_{number}",
+    }
+
+
 def paper(number: int) -> dict[str, Any]:
     return {"article": words(100, number), "abstract": words(8, number)}
 
@@ -191,6 +202,7 @@ DATA: dict[str, tuple[Callable[[int], dict[str, Any]], tuple[str, ...], Features
     "mandarjoshi/trivia_qa:rc.wikipedia": (trivia, ("train", "validation", "test"), None),
     "hotpotqa/hotpot_qa:distractor": (hotpot, ("train", "validation"), None),
     "google-research-datasets/natural_questions": (natural, ("train", "validation"), None),
+    "community-datasets/qangaroo:wikihop": (hop, ("train", "validation"), None),
     "stanfordnlp/imdb": (review, ("train", "test", "unsupervised"), IMDB),
     "ccdv/arxiv-classification": (
         review, ("train", "validation", "test"), Features({"text": Value("string"), "label": ClassLabel(names=SUBJECTS)})
@@ -231,6 +243,7 @@ SIZES = {
 STEPS = "--bf16 false --disable_tqdm true --total_batch_size 2 --per_device_train_batch_size 1 --per_device_eval_batch_size 4"
 LENGTHS = {
     "train qa": "--max_length 256 --max_question_tokens 24 --max_steps 2 --save_steps 0 --stride 32",
+    "train choice": "--max_length 256 --max_steps 2 --save_steps 2 --eval_steps 2",
     "train classify": "--max_length 128 --max_steps 2 --save_steps 0",
     "train mlm": "--max_length 256 --max_steps 2 --save_steps 0",
     "train clm": "--max_length 256 --max_steps 2 --save_steps 0",
