@@ -72,6 +72,7 @@ def losses(name: str, way: str, rank: int, processes: int) -> list[float]:
 
     import hf_longattn
     from hf_longattn.mechanisms.routing import synchronise_centroids
+    from hf_longattn.modeling.mixin import divides_by_items
 
     torch.manual_seed(0)
     settings = {**SHAPE, "max_position_embeddings": 256, "long_attention": {"mechanism": name, **MECHANISMS[name]}}
@@ -103,9 +104,13 @@ def losses(name: str, way: str, rank: int, processes: int) -> list[float]:
             length = len(texts[i])
             batch["input_ids"][row, :length], batch["attention_mask"][row, :length] = texts[i], 1
             batch["labels"][row, :length] = texts[i] if name in CAUSAL else texts[i].masked_fill(~chosen[i], -100)
-        counted = sum(len(texts[i]) - 1 if name in CAUSAL else int(chosen[i].sum()) for i in whole)
+        counts = {i: len(texts[i]) - 1 if name in CAUSAL else int(chosen[i].sum()) for i in whole}
+        counted = sum(counts.values())
         with hf_longattn.sequence_parallel(bare) if processes > 1 and way == "cut" else contextlib.nullcontext():
-            loss = model(**batch, num_items_in_batch=torch.tensor(counted)).loss  # this process's share
+            if way == "cut" or divides_by_items(type(bare)):
+                loss = model(**batch, num_items_in_batch=torch.tensor(counted)).loss  # this process's share
+            else:
+                loss = model(**batch).loss * sum(counts[i] for i in own) / counted
             (loss * processes).backward()
         total = loss.detach().clone()
         if processes > 1:
