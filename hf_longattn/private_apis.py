@@ -154,6 +154,11 @@ PRIVATE_APIS = {
         "cut sequences over processes by our own sequence parallelism where accelerate is configured with cp_size",
         "use hf_longattn.sequence_parallel in your own training loop, or " + REFUSED,
     ),
+    "run_epoch": PrivateApi(
+        ("transformers:Trainer._run_epoch",),
+        "take no step more when a run is resumed after its last one",
+        "such a run takes one more step",
+    ),
     "target_modules": PrivateApi(
         ("peft.utils.constants:TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",),
         "adapt in a Long model what peft adapts in its base",
@@ -463,7 +468,19 @@ class ModelHooks:
 
 
 class TrainerHooks:
-    """A private method of Trainer that ours takes part in, by a public one."""
+    """Private methods of Trainer that ours takes part in, by public ones."""
+
+    control: Any
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_done():
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def is_done(self) -> bool:
+        """Whether no step is left before an epoch begins."""
+        return False
 
     def _prepare_context_parallel_inputs(self, model: Any, inputs: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
         cutter = self.input_cutter(model)
@@ -472,6 +489,14 @@ class TrainerHooks:
     def input_cutter(self, model: Any) -> Callable[[], Any] | None:
         """A context manager in which ``model`` cuts its inputs over processes; ``None``: accelerate's own."""
         return None
+
+
+def epochs_can_be_skipped() -> None:
+    """Warn where :class:`TrainerHooks` cannot leave an epoch out."""
+    from transformers import Trainer
+
+    if not hasattr(Trainer, "_run_epoch"):
+        warn_missing("run_epoch")
 
 
 def can_set_implementation(model_class: Any) -> bool:

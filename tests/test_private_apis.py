@@ -19,8 +19,8 @@ from hf_longattn.private_apis import DECLARED, PRIVATE_APIS, TESTED
 
 HOME = "hf_longattn/private_apis.py"
 FOLDERS = ("hf_longattn", "benchmarks", "research", "scripts", "tools")
-OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals"}
-"""Private by their spelling only (namedtuple), or argparse's."""
+OTHERS = {"_replace", "_asdict", "_actions", "_action_groups", "_group_actions", "_optionals", "_exit"}
+"""Private by their spelling only (of a namedtuple, of os), or argparse's."""
 LISTED = {part for api in PRIVATE_APIS.values() for where in api.where for part in re.split("[.:]", where) if part.startswith("_")}
 HOOKS = {where.rpartition(".")[2] for where in PRIVATE_APIS["model_hooks"].where}
 NAMED_ONLY = LISTED | {"_is_hf_initialized", "_modules", "TENSOR_PROCESSORS"}
@@ -165,6 +165,7 @@ USES = {
     "load_weights": lambda: apis.with_loader(transformers.BertModel, print),
     "model_hooks": lambda: apis.can_set_implementation(types.SimpleNamespace()),
     "gguf_readers": apis.gguf_readers,
+    "run_epoch": apis.epochs_can_be_skipped,
     "target_modules": lambda: apis.target_module_tables(types.ModuleType("constants")),
 }
 # given something that lacks it

@@ -120,5 +120,6 @@ def _add(task: Task) -> None:
     app.command(task.__name__, help=(task.__doc__ or "").split("\n\n")[0], context_settings=forwarded)(command)
 
 
-for _task in (qa, classify, tokens, choice, mlm, clm, seq2seq, embed, multitask, distill):
+TASKS: tuple[Task, ...] = (qa, classify, tokens, choice, mlm, clm, seq2seq, embed, multitask, distill)
+for _task in TASKS:
     _add(_task)

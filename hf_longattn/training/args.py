@@ -118,6 +118,7 @@ class LongTrainingArguments(TrainingArguments):
         0, "Rows of an optimiser step over all processes, in place of gradient_accumulation_steps, which follows from it; 0 = off."
     )
     resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
+    overwrite: bool = argument(False, "Replace the model, and delete the checkpoints, of an earlier run in output_dir.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
     early_stopping_patience: int = argument(
         0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
@@ -133,6 +134,10 @@ class LongTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.given = given(self)
+        named = str(getattr(self, "resume_from_checkpoint", None)).lower()
+        if named in ("true", "false"):  # as Trainer.train takes it
+            self.resume |= named == "true"
+            self.resume_from_checkpoint = None
         self.check()
         if not torch.accelerator.is_available():
             self.use_cpu = True
@@ -515,13 +520,10 @@ class DistillationTrainingArguments(TextTrainingArguments):
             name for name in ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy") if name in self.given
         ]
         if of_a_run:
+            name = {"num_train_epochs": "epochs"}.get(of_a_run[0], of_a_run[0])
             raise OptionError(
-                f"{of_a_run[0]} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
+                f"--{name} does not apply to the two stages of a distillation; give --transfer_steps, --transfer_learning_rate, "
                 "--finetune_steps and --finetune_learning_rate"
-            )
-        if not self.resume and any(self.checkpoints(stage).exists() for stage in (1, 2)):
-            raise OptionError(
-                f"{self.output_dir} holds checkpoints of an earlier run; add --resume to continue it, or give another --output"
             )
 
     def check_length(self, length: int) -> None:

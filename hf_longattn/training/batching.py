@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +53,21 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
         return batch
 
 
-class DataCollatorForPackedText(DataCollatorForLanguageModeling):
-    """transformers' collator of language models for rows that hold several documents: the rows of a batch become one row ``(1, T)`` with
+class RepeatableMasks(DataCollatorForLanguageModeling):
+    """transformers' collator of language models with masks that depend on the seed, on ``passes`` (over the data) and on the tokens of the
+    batch alone: a resumed run, which skips batches, draws what an uninterrupted one draws."""
+
+    passes = 0
+
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        if self.mlm and self.seed is not None:
+            drawn = repr((self.seed, self.passes, [list(row["input_ids"]) for row in examples])).encode()
+            self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest()))
+        return super().torch_call(examples)
+
+
+class DataCollatorForPackedText(RepeatableMasks):
+    """:class:`RepeatableMasks` for rows that hold several documents: the rows of a batch become one row ``(1, T)`` with
     ``documents (1, T)``; with next-token labels the first token of a document is no target. There is no padding."""
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:

@@ -165,7 +165,10 @@ def read_choices(source: str, split: str, *, varied: bool = False) -> Dataset:
         rows["choices"].append(choices)
         rows["label"].append(_number(row, str(names["label"]), choices, f"row {number} of {source}"))
         for role in ("context", "question"):
-            rows[role].append((row[names[role]] or "") if names[role] is not None else "")
+            text = (row[names[role]] or "") if names[role] is not None else ""
+            if not isinstance(text, str):
+                raise DataError(f"row {number} of {source}: {names[role]!r} must be a text, not {text!r}")
+            rows[role].append(text)
     if not rows["label"]:
         raise DataError(f"there are no questions in {source}")
     if not varied and len({len(choices) for choices in rows["choices"]}) > 1:

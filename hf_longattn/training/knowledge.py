@@ -12,15 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DataCollatorForLanguageModeling, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_longattn.errors import OptionError
 from hf_longattn.modeling.attention_sites import attention_projections, attention_sites
 from hf_longattn.training.args import TextDataArguments, TextModelArguments, TextTrainingArguments, argument
+from hf_longattn.training.batching import RepeatableMasks
 from hf_longattn.training.lengths import input_length, longest_input
-from hf_longattn.training.lm import load_lm, read_documents, to_inputs
+from hf_longattn.training.lm import MaskedTrainer, load_lm, read_documents, to_inputs
 from hf_longattn.training.results import steps_of
-from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
 METHODS = ("tinybert", "logits")
@@ -106,9 +106,7 @@ def distill_knowledge(
         student.add_module(PROJECTION, nn.Linear(width, wide, bias=False) if width != wide else nn.Identity())
     training_args.remove_unused_columns = False
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
-    collator = DataCollatorForLanguageModeling(
-        tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed
-    )
+    collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
     trainer = KnowledgeTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
     before = trainer.evaluate()["eval_loss"]
@@ -135,7 +133,7 @@ def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, given: list[in
     return given
 
 
-class KnowledgeTrainer(TimedTrainer):
+class KnowledgeTrainer(MaskedTrainer):
     """Trains on the distance from a teacher; evaluates on the student's own loss."""
 
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import chain
 from typing import Any
 
@@ -15,12 +16,13 @@ from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainerCallback,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.args import LMDataArguments, LMModelArguments, TextDataArguments, TextTrainingArguments, check_segments
-from hf_longattn.training.batching import DataCollatorForPackedText, chosen_packing
+from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, chosen_packing
 from hf_longattn.training.data import load_text
 from hf_longattn.training.lengths import input_length
 from hf_longattn.training.results import steps_of
@@ -48,7 +50,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
     documents, held_out = read_documents(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    kind = DataCollatorForPackedText if pack else DataCollatorForLanguageModeling
+    kind = DataCollatorForPackedText if pack else DataCollatorForLanguageModeling if data_args.segments else RepeatableMasks
     collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     usual: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
     trainer: TimedTrainer
@@ -60,12 +62,42 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **usual)
     else:
         inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
-        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
+        trainer = MaskedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
     before = trainer.evaluate()["eval_loss"]
     train(trainer, run)
     after = trainer.evaluate()["eval_loss"]
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_lm_training)
+
+
+class MaskedTrainer(TimedTrainer):
+    """Masks other tokens in every pass over the data, and the same ones in every evaluation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.data_collator, RepeatableMasks):
+            self.add_callback(CountPasses(self.data_collator))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As Trainer's, with masks that no pass of the training has."""
+        usual: Any = getattr(self, "data_collator")  # noqa: B009 - Trainer's
+        if isinstance(usual, RepeatableMasks):
+            self.data_collator = copy.copy(usual)
+            self.data_collator.passes = -1
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = usual
+
+
+class CountPasses(TrainerCallback):
+    """Tells the collator which pass over the data begins."""
+
+    def __init__(self, collator: RepeatableMasks) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.collator.passes = int(state.epoch or 0)
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:

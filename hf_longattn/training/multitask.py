@@ -45,7 +45,7 @@ from hf_longattn.training.lengths import input_length
 from hf_longattn.training.loading import load_head, load_start, numbered
 from hf_longattn.training.qa import TARGETS, QACollator, training_features
 from hf_longattn.training.qa_data import load_qa
-from hf_longattn.training.results import steps_of
+from hf_longattn.training.results import PERCENT, steps_of
 from hf_longattn.training.tokens import TokenCollator, TokenDataArguments, read_tagged, tag_scores, to_windows
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
@@ -314,7 +314,7 @@ def _qa(run: TaskArguments, tokenizer: PreTrainedTokenizerBase, data: str, held:
     def scores() -> Scores:
         reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
         found = score_answers(validation.to_list(), reader.read(validation.to_list()))
-        return {name: found[name] for name in ("exact_match", "f1", "n")}
+        return {name: found[name] for name in ("exact_match", "exact_match_se", "f1", "f1_se", "n") if name in found}
 
     return Task("qa", model, rows, QACollator(tokenizer), scores)
 
@@ -342,6 +342,10 @@ def multitask_result(log: dict[str, Any]) -> str:
     lines = []
     for name, kind in log["tasks"].items():
         metric = "accuracy" if kind == "classify" else "f1"
-        found = [f"{scores[name][metric]:.1f} {when}" for when, scores in log["held_out"].items() if name in scores]
-        lines.append(f"- {name}: {metric} {', '.join(found)}")
+        found = [
+            f"{scores[name][metric]:.1f} ± {scores[name][f'{metric}_se']:.1f} % {when}"
+            for when, scores in log["held_out"].items()
+            if name in scores
+        ]
+        lines.append(f"- {name}: {PERCENT[metric]} {', '.join(found)}")
     return "\n".join(lines)

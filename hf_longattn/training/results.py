@@ -30,13 +30,16 @@ def measured(log: Mapping[str, Any], task: str) -> list[MeasuredResult]:
     name = settings.get("validation") or f"{', '.join(sources)} (held out)"
     dataset = Path(name).name if Path(name).exists() else name
     rows = []
-    for system, scores in (("", (log.get("held_out") or {}).get("after")), ("baseline: windows of a short model", log.get("baseline"))):
+    after = (log.get("held_out") or {}).get("after") or {}
+    systems = [("", after), ("baseline: windows of a short model", log.get("baseline"))]
+    systems += [(f"head {name}", scores) for name, scores in after.items() if name in log.get("tasks", {})]  # multitask
+    for system, scores in systems:
         for key, metric in PERCENT.items():
             if not scores:
                 continue
             value = scores.get(key)
             if isinstance(value, (int, float)) and math.isfinite(value):
-                more = {"n": scores.get("n"), "standard_error": scores.get(f"{key}_se")}
+                more: dict[str, Any] = {"n": scores.get("n"), "standard_error": scores.get(f"{key}_se")}
                 rows.append(MeasuredResult(dataset, metric, value, "%", task=task, metric_type=key, system=system, **more))
     loss = log.get("held_out_loss", {}).get("after")
     if loss is not None and not rows and math.isfinite(loss):

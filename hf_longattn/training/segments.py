@@ -20,7 +20,7 @@ from datasets import IterableDataset as StreamedDataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.training.trainer import TimedTrainer
@@ -164,7 +164,6 @@ class SegmentTrainer(TimedTrainer):
         super().__init__(*args, **kwargs)
         self.memory: Any = None
         self.control: Any
-        self.add_callback(_SaveMemory(self))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -216,6 +215,12 @@ class SegmentTrainer(TimedTrainer):
         """This process's file in a checkpoint."""
         return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; a checkpoint gets every process's memory before trainer_state.json, with which it is complete."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None:
+            self.save_memory(Path(output_dir))
+
     def save_memory(self, checkpoint: Path) -> None:
         """Write this process's memory next to the optimiser's state."""
         if self.memory is not None:
@@ -232,13 +237,3 @@ class SegmentTrainer(TimedTrainer):
             )
         self.memory = self.accelerator.unwrap_model(self.model).new_memory()
         self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})
-
-
-class _SaveMemory(TrainerCallback):
-    """Called in every process after a checkpoint is written."""
-
-    def __init__(self, trainer: SegmentTrainer) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.save_memory(Path(args.output_dir) / f"checkpoint-{state.global_step}")

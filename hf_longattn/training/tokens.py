@@ -233,7 +233,7 @@ def describe_tokens(log: dict[str, Any]) -> str:
 def tokens_result(log: dict[str, Any]) -> str:
     """What is printed at the end of a run."""
     told = [
-        f"F1 of entities {scores['f1']:.1f} %, words {scores['accuracy']:.1f} % {when}"
+        f"F1 of entities {scores['f1']:.1f} ± {scores['f1_se']:.1f} %, words {scores['accuracy']:.1f} % {when}"
         for when, scores in log["held_out"].items()
         if scores
     ]

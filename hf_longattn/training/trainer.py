@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_longattn.errors import OptionError
@@ -28,6 +29,7 @@ from hf_longattn.modeling.mixin import LongAttentionMixin, divides_by_items
 from hf_longattn.modeling.sequence_parallel import sequence_parallel
 from hf_longattn.private_apis import TrainerHooks, leave_context_parallelism
 from hf_longattn.training.batching import TokenBudget
+from hf_longattn.training.processes import saving
 
 LEAST_LOGS = 10
 """Log entries of a short run."""
@@ -56,6 +58,7 @@ class TimedTrainer(TrainerHooks, Trainer):
         self.add_callback(StopInTime(self.clock))
         self.add_callback(LogEnough())
         self.add_callback(SynchroniseCentroids())
+        self.add_callback(Processes(self.args.world_size))
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
             self.add_callback(EarlyStoppingCallback(patience))
@@ -119,13 +122,18 @@ class TimedTrainer(TrainerHooks, Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         return SeededGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
+    def is_done(self) -> bool:
+        """Whether a run has taken all its steps or all its time: one that is resumed may have, and takes no further step."""
+        return self.state.global_step >= self.state.max_steps or self.clock.fraction() >= 1.0
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         speed = self.throughput.report(self.args.world_size) if "loss" in logs else {}
         super().log({**logs, **speed, "minutes": round(self.clock.elapsed(), 2)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As Trainer's, without ``training_args.bin``: a pickle, which nobody needs to use the model."""
-        super().save_model(output_dir, _internal_call)
+        with saving():
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
@@ -250,6 +258,17 @@ class SynchroniseCentroids(TrainerCallback):
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
         synchronise_centroids(model)
+
+
+class Processes(TrainerCallback, ExportableState):
+    """Notes in trainer_state.json how many processes write a checkpoint, so that one which lacks a process's file is told from a complete
+    one."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"count": self.count}}
 
 
 class LogEnough(TrainerCallback):

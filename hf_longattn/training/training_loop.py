@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,10 +19,13 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 import hf_longattn
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
+from hf_longattn.naming import LOGGER
+from hf_longattn.private_apis import epochs_can_be_skipped
 from hf_longattn.training.args import (
     DataArguments,
     LongTrainingArguments,
@@ -27,14 +33,22 @@ from hf_longattn.training.args import (
     TaskArguments,
     parse_arguments,
 )
-from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.checkpoints import check_checkpoint, checkpoints, newest_checkpoint
+from hf_longattn.training.processes import how_to_resume, leave, sentence_if_lost, several, watched
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
 
 LOG_NAME = "training_log.json"
+KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
+"""What a run without ``--overwrite`` leaves alone."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file")
+"""How a full disk, a quota and a limit on the size of files are told."""
+logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=ModelArguments)
 Data = TypeVar("Data", bound=DataArguments)
 Training = TypeVar("Training", bound=LongTrainingArguments)
+OutputCheck = Callable[[Any], None]
 
 
 def run_training(
@@ -66,44 +80,111 @@ def run_training(
         )
         if first:
             print(f"hf_longattn {hf_longattn.__version__}: training {model_args.model}", file=sys.stderr)
-        log = train(model_args, data_args, training_args)
+        with one_sentence_if_full(training_args.folder), sentence_if_lost(training_args.folder):
+            log = train(model_args, data_args, training_args)
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
+        if several():
+            leave()
         return 1
+    except Exception:
+        if not several():
+            raise
+        traceback.print_exc()
+        leave()
     if first:
         print("\n".join(line for line in (result(log), f"written to {training_args.output_dir}") if line), file=sys.stderr)
     return 0
 
 
-def begin(model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments) -> TaskArguments:
-    """Refuse arguments that contradict one another; set threads and seed."""
+def begin(
+    model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments, check: OutputCheck | None = None
+) -> TaskArguments:
+    """Refuse arguments that contradict one another, and to write over another model; set threads and seed.
+
+    Args:
+        check: refuses what the output holds; default: :func:`check_output`.
+
+    Raises:
+        OptionError: they do, or the output holds a model or checkpoints.
+    """
     run = TaskArguments(model_args, data_args, training_args)
     run.check()
+    (check or check_output)(training_args)
     if training_args.threads:
         torch.set_num_threads(training_args.threads)
     transformers.set_seed(training_args.seed)
     return run
 
 
+def check_output(args: LongTrainingArguments) -> None:
+    """Refuse to write over a model or to leave checkpoints of two runs in one folder.
+
+    Raises:
+        OptionError: the output holds a model or checkpoints, and neither ``resume`` nor ``overwrite`` is given.
+    """
+    if args.overwrite:
+        return
+    done = (args.folder / LOG_NAME).exists()
+    if args.resume or args.resume_from_checkpoint:
+        if done and args.resume and not checkpoints(args.folder):
+            raise OptionError(
+                f"{args.output_dir!r} holds a finished training without checkpoints to resume from; add --overwrite to train again from "
+                "the beginning, or give another --output"
+            )
+    elif done:
+        raise OptionError(
+            f"{args.output_dir!r} holds a finished training; give another --output, or add --overwrite to replace it, or --resume to "
+            "continue from its latest checkpoint"
+        )
+    elif checkpoints(args.folder):
+        raise OptionError(
+            f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
+            "another --output"
+        )
+    elif any(next(args.folder.glob(pattern), None) for pattern in KEPT):
+        raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it")
+
+
+def starting_point(args: LongTrainingArguments) -> str | None:
+    """The checkpoint to resume from: the named one, or with ``resume`` the latest complete one, or ``None`` if there is none yet.
+
+    Raises:
+        CheckpointError: the named checkpoint is not there or not complete, or there are checkpoints, but none is complete.
+    """
+    if args.resume_from_checkpoint:
+        return check_checkpoint(Path(args.resume_from_checkpoint))
+    newest = newest_checkpoint(args.folder) if args.resume else None
+    if args.resume and newest is None:
+        logger.warning(f"There is no checkpoint in {args.output_dir!r} to resume from: training starts from the beginning.")
+    return newest
+
+
 def train(trainer: TimedTrainer, run: TaskArguments) -> None:
     """Train, or resume from the latest complete checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is complete.
+        CheckpointError: the checkpoint to resume from is not complete, or the disk became full.
         OptionError: ``dtype`` with sharded weights.
     """
     dtype, args = run.model.dtype, run.training
     if dtype != "float32" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
-    newest = newest_checkpoint(args.folder) if args.resume else None
-    with one_sentence_if_full(args.folder):
-        trainer.train(resume_from_checkpoint=newest or args.resume_from_checkpoint)
+    start = starting_point(args)
+    if start is not None:
+        epochs_can_be_skipped()
+    if start is None and trainer.is_world_process_zero():
+        for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
+            shutil.rmtree(old)
+    trainer.accelerator.wait_for_everyone()
+    with watched(args.folder), one_sentence_if_full(args.folder, trainer):
+        trainer.train(resume_from_checkpoint=start)
 
 
 @contextmanager
-def one_sentence_if_full(folder: Path) -> Iterator[None]:
+def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> Iterator[None]:
     """Turn a full disk into a sentence that names what a run can resume from. Older checkpoints are deleted only after a newer one is
-    complete, so the training state is never lost.
+    complete, so the training state is never lost; and the model of ``trainer`` is saved on the disk of temporary files, if that is another.
 
     Raises:
         CheckpointError: the disk became full.
@@ -113,20 +194,31 @@ def one_sentence_if_full(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _disk_full(error):
             raise
-        try:
-            newest = newest_checkpoint(folder)
-        except CheckpointError:
-            newest = None
-        kept = f"the latest complete checkpoint is {newest}; free space and run again with --resume" if newest else (
-            "there is no complete checkpoint yet; free space, or give an --output on another disk"
-        )  # fmt: skip
-        raise CheckpointError(f"the disk of {str(folder)!r} is full: {kept}") from error
+        saved = rescued(trainer, folder) if trainer is not None else None
+        now = "" if saved is None else f"the model as it is now was saved in {saved}; "
+        raise CheckpointError(f"the disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space") from error
+
+
+def rescued(trainer: TimedTrainer, folder: Path) -> Path | None:
+    """Save the model in a new folder on the disk of temporary files; ``None`` if that disk is the same, or full, or weights are sharded."""
+    temporary, parent = Path(tempfile.gettempdir()), next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return None
+    try:
+        if temporary.stat().st_dev == parent.stat().st_dev:
+            return None
+        saved = Path(tempfile.mkdtemp(prefix="longattn-", dir=temporary))
+        trainer.save_model(str(saved), _internal_call=True)
+    except (OSError, RuntimeError, SafetensorError):
+        return None
+    return saved
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is that of a full disk; safetensors and torch raise it without an errno, with words only."""
+    """Whether an error or one of its causes is that of a full disk or of a limit on files; safetensors and torch raise it without an errno,
+    with words only."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -154,7 +246,7 @@ def finish(trainer: TimedTrainer, run: TaskArguments, log: dict[str, Any], descr
     trainer.card = lambda: write_trained_card(
         run.model.model, args.folder, describe(log), getattr(trainer, "hub_model_id", None), results=rows
     )
-    with one_sentence_if_full(args.folder):
+    with one_sentence_if_full(args.folder, trainer):
         trainer.save_model()  # pushes if asked to
         if not args.push_to_hub:
             trainer.create_model_card()

@@ -29,7 +29,7 @@ def test_each_objective_has_its_script(
     assert script.main(["--model", checkpoint(objective, tmp_path / "model", tokenizer), *usual]) == 0
     assert f"written to {tmp_path / 'out'}" in capfd.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()
-    assert script.main(["--model", checkpoint(other, tmp_path / "other", tokenizer), *usual]) == 1
+    assert script.main(["--model", checkpoint(other, tmp_path / "other", tokenizer), *usual, "--overwrite"]) == 1
     assert f"train it with {other}" in capfd.readouterr().err
 
 

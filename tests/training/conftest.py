@@ -27,8 +27,9 @@ from research.variable_tracking import Filler
 
 FAST: dict[str, Any] = {
     "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
+    "overwrite": True,
 }  # fmt: skip
-"""Settings of a short run: on one thread, every step logged."""
+"""Settings of a short run: on one thread, every step logged; a test may run twice in its folder."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 
 

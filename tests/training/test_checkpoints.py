@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 from hf_longattn.errors import CheckpointError
 from hf_longattn.training import checkpoints as checkpoints_module
-from hf_longattn.training.checkpoints import newest_checkpoint
+from hf_longattn.training.checkpoints import check_checkpoint, damage, newest_checkpoint
+from hf_longattn.training.trainer import Processes
 
 SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -45,19 +47,45 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_the_latest_complete_checkpoint_is_taken(damage: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", DAMAGES)
+def test_the_latest_complete_checkpoint_is_taken(how: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(checkpoints_module.logger, "warning", said.append)
     folder = shutil.copytree(checkpoints, tmp_path / "checkpoints")
     assert newest_checkpoint(folder) == str(folder / "checkpoint-4")
     assert not said
-    DAMAGES[damage](folder / "checkpoint-4")
+    DAMAGES[how](folder / "checkpoint-4")
     assert newest_checkpoint(folder) == str(folder / "checkpoint-2")
     assert "checkpoint-4 has" in said[0]
-    DAMAGES[damage](folder / "checkpoint-2")
-    with pytest.raises(CheckpointError, match=r"is complete: checkpoint-4 has .*; checkpoint-2 has .*; leave --resume out"):
+    DAMAGES[how](folder / "checkpoint-2")
+    with pytest.raises(CheckpointError, match=r"is complete: checkpoint-4 has .*; checkpoint-2 has .*; to start again, give --overwrite"):
         newest_checkpoint(folder)
+
+
+def test_a_run_that_ended_in_its_first_save_starts_again(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(checkpoints_module.logger, "warning", said.append)
+    shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    assert newest_checkpoint(tmp_path) is None
+    assert said == ["The run ended while it wrote its first checkpoint: checkpoint-2 has no trainer_state.json."]
+
+
+def test_a_checkpoint_without_the_file_of_a_process_is_not_complete(checkpoints: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state["stateful_callbacks"]["Processes"] = Processes(2).state()
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    assert damage(folder) == "has no rng_state_1.pth"
+    shutil.copy(folder / "rng_state_0.pth", folder / "rng_state_1.pth")
+    assert damage(folder) is None
+
+
+def test_a_checkpoint_that_is_named_must_be_there(checkpoints: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint '.*checkpoint-3'; there are .*checkpoint-2, .*checkpoint-4$"):
+        check_checkpoint(checkpoints / "checkpoint-3")
+    assert check_checkpoint(checkpoints / "checkpoint-2").endswith("checkpoint-2")
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import build_arguments
-from hf_longattn.training.multitask import MULTITASK, TaskBatches, finetune_multitask, load_multitask_head
+from hf_longattn.training.multitask import MULTITASK, TaskBatches, finetune_multitask, load_multitask_head, multitask_result
 from hf_longattn.training.qa_data import save_qa
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
@@ -55,7 +56,10 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
     assert after["topic"]["accuracy"] == 100.0
     assert after["names"]["f1"] > max(60.0, before["names"]["f1"])
     assert after["ask"]["f1"] >= before["ask"]["f1"]
-    assert (tmp_path / "out" / "README.md").is_file()
+    said = multitask_result(log).splitlines()
+    assert re.fullmatch(r"- topic: accuracy [\d.]+ ± [\d.]+ % before, 100.0 ± 0.0 % after", said[0]), said
+    assert re.fullmatch(r"- names: F1 [\d.]+ ± [\d.]+ % before, [\d.]+ ± [\d.]+ % after", said[1]), said
+    assert "head names" in (tmp_path / "out" / "README.md").read_text()
     topic, names, ask = (load_multitask_head(str(tmp_path / "out"), head) for head in ("topic", "names", "ask"))
     assert topic.config.id2label == {0: "files", 1: "loops"}
     assert names.config.num_labels == 3

@@ -52,8 +52,9 @@ def test_entities(tags: str, expected: set) -> None:
 
 
 def test_scores_of_entities() -> None:
-    found = entity_scores([["B-A", "I-A", "O", "B-B"]], [["B-A", "I-A", "I-A", "B-B"]])
-    assert found == pytest.approx({"precision": 50.0, "recall": 50.0, "f1": 50.0, "accuracy": 75.0})
+    found = entity_scores([["B-A", "I-A", "O", "B-B"], ["B-A"]], [["B-A", "I-A", "I-A", "B-B"], ["B-A"]])
+    shares = {"precision": 200 / 3, "recall": 200 / 3, "f1": 200 / 3, "f1_se": 200 / 9, "accuracy": 80.0, "n": 2}
+    assert found == pytest.approx(shares)  # residuals 2 - 4f and 2 - 2f, f = 2/3; their norm over 6 entities
 
 
 def test_a_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

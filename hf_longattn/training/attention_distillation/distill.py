@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -55,7 +56,11 @@ def distill_attention(
         LongAttentionError: with one sentence, for anything that is wrong with the arguments, the model or the text.
         DivergenceError: a loss or gradient became NaN; the last good checkpoint is kept.
     """
-    run = begin(model_args, data_args, training_args)
+    run = begin(model_args, data_args, training_args, check_output)
+    if training_args.overwrite and not training_args.resume and processes().is_main_process:
+        for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
+            shutil.rmtree(old, ignore_errors=True)
+    processes().wait_for_everyone()
     model, tokenizer, objective = load_student(model_args, data_args, training_args)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.check_length(length)
@@ -66,6 +71,23 @@ def distill_attention(
     collate = collator(tokenizer, objective, length, data_args.mask_probability, training_args.seed)
     batches = held_out_batches(held_out, tokenizer, collate, training_args.held_out_inputs, training_args.per_device_train_batch_size)
     return Stages(run, data_args, training_args, tokenizer, objective, length, documents, batches).all_stages(model)
+
+
+def check_output(args: DistillationTrainingArguments) -> None:
+    """Refuse to write over an earlier distillation.
+
+    Raises:
+        OptionError: the output holds one, finished or not, and neither ``resume`` nor ``overwrite`` is given.
+    """
+    if args.resume or args.overwrite:
+        return
+    if (args.folder / f"{REPORT_NAME}.json").exists():
+        raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it")
+    if any(args.checkpoints(stage).exists() for stage in (1, 2)):
+        raise OptionError(
+            f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
+            "another --output"
+        )
 
 
 def check_learns(model: PreTrainedModel) -> None:

@@ -1,0 +1,109 @@
+"""Bad input of every task is one sentence, with exit code 1 and nothing written: the registry's tasks, one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.cli.train import TASKS
+from tests.training.conftest import checkpoint
+from tests.training.test_seq2seq import bart
+
+TEXT = {"text": "def tree(): return 1"}
+ROWS: dict[str, dict[str, Any]] = {
+    "qa": {"id": "1", "question": "which?", "context": "a tree", "answers": {"text": ["tree"], "answer_start": [2]}},
+    "classify": {"text": "a tree", "label": "plant"},
+    "tokens": {"tokens": ["a", "tree"], "ner_tags": ["O", "B-PLANT"]},
+    "choice": {"context": "a tree", "question": "which?", "choices": ["a tree", "a file"], "label": 0},
+    "mlm": TEXT,
+    "clm": TEXT,
+    "seq2seq": {"document": "a tree", "summary": "tree"},
+    "embed": {"anchor": "a tree", "positive": "tree"},
+    "multitask": {"text": "a tree", "label": "plant"},
+    "distill": TEXT,
+}
+"""A good row of each task's data."""
+LEFT_OUT = {
+    "qa": "context", "classify": "label", "tokens": "ner_tags", "choice": "choices", "mlm": "text", "clm": "text", "seq2seq": "summary",
+    "embed": "positive", "multitask": "label", "distill": "text",
+}  # fmt: skip
+"""A column without which it cannot be learnt."""
+WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "--skip_bad_rows|nothing to learn"), ({"context": 5}, "context|text")],
+    "classify": [({"label": None}, "a class is a name or a whole number"), ({"text": 5}, "not text")],
+    "tokens": [({"ner_tags": ["O"]}, "a tag for every word"), ({"tokens": "a tree"}, "lists")],
+    "choice": [({"label": 9}, "none of its 2 choices"), ({"label": "house"}, "none of its"), ({"choices": "a"}, "two texts")],
+    "mlm": [({"text": 5}, "not text")],
+    "clm": [({"text": 5}, "not text")],
+    "seq2seq": [({"summary": 5}, "not text"), ({"summary": ""}, "both a text")],
+    "embed": [({"positive": ""}, "must be a text"), ({"score": "high"}, "must be a number")],
+    "multitask": [({"label": None}, "a class is a name or a whole number")],
+    "distill": [({"text": 5}, "not text")],
+}
+"""Values that a column must not hold, and a part of the sentence."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    encoder, decoder = (checkpoint(kind, folder / kind, tokenizer) for kind in ("mlm", "clm"))
+    return {**dict.fromkeys(ROWS, encoder), "clm": decoder, "seq2seq": bart(folder, tokenizer)}
+
+
+@pytest.fixture
+def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a task says about data, which it must refuse."""
+
+    def run(task: Callable[[list[str]], int], source: str | list[dict[str, Any]], *more: str) -> str:
+        name = task.__name__
+        if not isinstance(source, str):
+            path = tmp_path / "data.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in source))
+            source = str(path)
+        flag = "--text" if name in ("mlm", "clm", "distill") else "--tasks" if name == "multitask" else "--data"
+        given = [f"one=classify:{source}", f"two=classify:{source}"] if name == "multitask" else [source]
+        mechanism = ["--mechanism", "hedgehog"] if name == "distill" else []
+        line = ["--model", models[name], "--output", str(tmp_path / "out"), "--no_bf16", flag, *given, *mechanism, *more]
+        capsys.readouterr()
+        assert task(line) == 1, capsys.readouterr().err
+        said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+        assert len(said) == 1
+        assert not (tmp_path / "out" / "config.json").exists()
+        return said[0]
+
+    return run
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_of_every_task(task: Callable[[list[str]], int], sentence: Callable[..., str], tmp_path: Path) -> None:
+    good = ROWS[task.__name__]
+    if task.__name__ == "embed":
+        pytest.importorskip("sentence_transformers")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "header.csv").write_text(",".join(good) + "\n")
+    (tmp_path / "broken.jsonl").write_text('{"a": 1\n')
+    for file, words in (
+        ("none.jsonl", "does not exist"),
+        ("empty.jsonl", "is empty|contains no questions"),
+        ("header.csv", "has no rows|no text|no questions|no pairs|there are|no row|no words|nothing to learn"),
+        ("broken.jsonl", "cannot be read|not valid JSON"),
+    ):
+        assert re.search(words, sentence(task, str(tmp_path / file))), file
+    left_out = LEFT_OUT[task.__name__]
+    said = sentence(task, [{name: value for name, value in {**good, "other": 1}.items() if name != left_out}] * 4)
+    assert "other" in said, said
+    for changes, words in WRONG[task.__name__]:
+        said = sentence(task, [{**good, **changes}] * 4)
+        assert re.search(words, said), said
+    column = (
+        next(name for name, value in good.items() if isinstance(value, str) and name != "id") if task.__name__ != "tokens" else "tokens"
+    )
+    said = sentence(task, [good, {**good, column: 5}, good, {**good, column: [1]}])
+    assert re.search(rf"{column}|JSON|different types|must be|not text", said), said
+    assert len(said) < 700, said

@@ -1,0 +1,182 @@
+"""A save that ends early, by kill -9 or a full disk: the run resumes from the last complete checkpoint with the losses of a whole one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.training.args import MLM, build_arguments
+from hf_longattn.training.lm import finetune_lm
+from hf_longattn.training.qa_data import save_qa
+from tests.training.conftest import FAST, checkpoint
+from tests.training.kills import POINTS, Ending, run
+from tests.training.test_classification import rows, table
+
+LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --max_steps 8
+    --save_steps 2 --save_total_limit 2 --learning_rate 1e-3 --batch_size 2 --max_length 64"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    short = checkpoint("mlm", tmp_path / "short", tokenizer)
+    convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=128, window=32, verify=False)
+    return str(tmp_path / "long")
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in entry]
+
+
+def same(one: Path, two: Path) -> None:
+    """The losses and the weights, bit for bit."""
+    assert losses(one) == losses(two)
+    weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.fixture
+def data(tmp_path: Path, texts: str) -> dict[str, list[str]]:
+    """The data of each task, as on the command line."""
+    records = [
+        {"id": str(n), "question": "which?", "context": "for " * n + "tree", "answers": {"text": ["tree"], "answer_start": [4 * n]}}
+        for n in range(10, 30)
+    ]
+    save_qa(records, tmp_path / "qa.jsonl")
+    labelled = table(tmp_path, rows())
+    return {
+        "mlm": ["--text", texts],
+        "qa": ["--data", str(tmp_path / "qa.jsonl"), "--stride", "8"],
+        "multitask": ["--tasks", f"topic=classify:{labelled}", f"ask=qa:{tmp_path / 'qa.jsonl'}"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["mlm", "qa", "multitask"])
+def test_a_run_that_is_killed_at_every_point_ends_like_an_uninterrupted_one(
+    task: str, model: str, data: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """Real processes; each resumes where the one before it was killed."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.training.kills"])
+
+    def train(output: str, *more: str, point: str = "", count: int = 1) -> int:
+        arguments = [*LINE.split(), *data[task], "--model", model, "--output", str(tmp_path / output), *more]
+        process = processes.Process(target=run, args=(task, arguments, point, count))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    assert train("whole") == 0
+    killed = -signal.SIGKILL
+    assert train("killed", point=POINTS[0], count=2) == killed  # the first checkpoint is complete, the second is not
+    for point in POINTS[1:]:
+        assert train("killed", "--resume", point=point) == killed, point
+    assert train("killed", "--resume", point="half model") == killed  # the last checkpoint
+    assert train("killed", "--resume", point="half model", count=2) == killed  # the model itself, after the last checkpoint
+    assert train("killed", "--resume") == 0
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def mounted(folder: Path, kilobytes: int, *more: str) -> None:
+    """Make ``folder`` a disk of this size."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={kilobytes}k", *more]), "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no disk of a chosen size can be mounted here: {done.stderr.strip()}")
+
+
+def run_saying(said: str, limit: int, *arguments: Any) -> None:
+    """As :func:`run`; what it prints goes to a file, and no other file may be longer than ``limit`` bytes (0: no limit)."""
+    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(file, 2)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    run(*arguments)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_older_checkpoints_and_saves_the_model_elsewhere(model: str, data: dict[str, list[str]], tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.training.kills"])
+
+    def train(output: str, *more: str, limit: int = 0) -> tuple[int, str]:
+        arguments = [*LINE.split(), *data["mlm"], "--model", model, "--output", output, *more]
+        process = processes.Process(target=run_saying, args=(str(tmp_path / "said.txt"), limit, "mlm", arguments))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None
+        text = (tmp_path / "said.txt").read_text()
+        assert "Traceback" not in text, text[-3000:]
+        return process.exitcode, text.strip().splitlines()[-1]
+
+    assert train(str(tmp_path / "whole"))[0] == 0
+    checkpoint_8 = tmp_path / "whole" / "checkpoint-8"
+    sizes = {path.name: path.stat().st_size for path in checkpoint_8.iterdir()}
+    disk = tmp_path / "disk"
+    mounted(disk, sum(sizes.values()) * 3 // 2 // 1024)  # one checkpoint, and half of the next
+    try:
+        code, last = train(str(disk / "out"))
+        assert (code, "is full: the model as it is now was saved in" in last) == (1, True), last
+        assert last.endswith(
+            "the latest complete checkpoint is " + str(disk / "out" / "checkpoint-2") + "; run again with --resume, after freeing space"
+        )
+        saved = Path(last.split("was saved in ")[1].split(";")[0])
+        AutoModelForMaskedLM.from_pretrained(saved)
+        shutil.rmtree(saved)
+        mounted(disk, 64 * 1024, "remount")
+        assert train(str(disk / "out"), "--resume")[0] == 0
+        same(tmp_path / "whole", disk / "out")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    code, last = train(str(tmp_path / "limited"), limit=(sizes["model.safetensors"] + sizes["optimizer.pt"]) // 2)
+    assert (code, "is full: " in last, "no checkpoint had been written" in last) == (1, True, True), last
+
+
+class Ended(BaseException):
+    """Nothing of a training catches it."""
+
+
+@pytest.mark.parametrize(("point", "count"), [("half state", 1), ("half model", 2)])
+def test_a_save_that_ends_early_is_left_out(point: str, count: int, model: str, texts: str, tmp_path: Path) -> None:
+    held = str(tmp_path / "held.txt")  # short, as two evaluations read it
+    Path(held).write_text("def held(out):\n    return out\n" * 20)
+
+    def end() -> None:
+        raise Ended
+
+    def train(output: str, **more: Any) -> None:
+        given = {"model": model, "text": [texts], "max_steps": 4, "save_steps": 2, "validation": held, **FAST, "overwrite": False}
+        finetune_lm(*build_arguments(MLM, output_dir=str(tmp_path / output), **given, **more))
+
+    train("whole")
+    with pytest.raises(Ended), Ending(point, count, end):
+        train("ended")
+    train("ended", resume=True)
+    same(tmp_path / "whole", tmp_path / "ended")
+
+
+def test_a_run_that_took_its_last_step_takes_no_other(model: str, texts: str, tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
+    given = {"model": model, "text": [texts], "validation": str(tmp_path / "held.txt"), "output_dir": str(tmp_path / "o"), **FAST}
+    first = finetune_lm(*build_arguments(MLM, **given, max_steps=3, save_steps=1))
+    weights = load_file(tmp_path / "o" / "model.safetensors")
+    again = finetune_lm(*build_arguments(MLM, **given, max_steps=3, save_steps=1, resume=True))
+    found = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (first, again)]
+    assert found[0] == found[1]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(tmp_path / "o" / "model.safetensors").items())
