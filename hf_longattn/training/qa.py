@@ -335,7 +335,8 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
 def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
     """What a model card says about a run: its length, the arguments that were given, and the held-out loss."""
     settings, last = log["settings"], {key: value for entry in log["history"] for key, value in entry.items()}
-    changed = {k: v for k, v in settings.items() if k not in ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")}
+    unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
+    changed = {k: v for k, v in settings.items() if k not in unsaid}
     minutes = last.get("train_runtime", 0.0) / 60
     lines = [f"{last.get('step', 0):,} steps in {minutes:.1f} minutes with `{command}`, on {', '.join(settings['data'])}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
