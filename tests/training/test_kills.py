@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_at_every_point_ends_like_an_uninterrupted_one(
         arguments = [*LINE.split(), *data[task], "--model", model, "--output", str(tmp_path / output), *more]
         process = processes.Process(target=run, args=(task, arguments, point, count))
         process.start()
-        process.join(300)
+        process.join(1200)
         assert process.exitcode is not None
         return process.exitcode
 
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_older_checkpoints_and_saves_the_model_elsewhere(mode
         arguments = [*LINE.split(), *data["mlm"], "--model", model, "--output", output, *more]
         process = processes.Process(target=run_saying, args=(str(tmp_path / "said.txt"), limit, "mlm", arguments))
         process.start()
-        process.join(300)
+        process.join(1200)
         assert process.exitcode is not None
         text = (tmp_path / "said.txt").read_text()
         assert "Traceback" not in text, text[-3000:]

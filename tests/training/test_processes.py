@@ -53,7 +53,7 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def end(self, seconds: float = 400.0) -> list[int | None]:
+    def end(self, seconds: float = 1200.0) -> list[int | None]:
         """Wait for all; exit codes, ``None`` for one that runs on."""
         until = time.monotonic() + seconds
         for process in self.processes:
