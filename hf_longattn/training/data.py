@@ -49,7 +49,7 @@ def read_source(source: str, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if path.is_dir():
-        return choose_split(load_from_disk(source), split, source) if _saved(path) else _documents(path)
+        return choose_split(load_from_disk(source), split, source) if saved_by_datasets(path) else _documents(path)
     if path.suffix in FORMATS:
         if not path.is_file():
             raise DataError(f"data file {source!r} does not exist")
@@ -91,7 +91,7 @@ def held_back(args: LabelledDataArguments, read: Callable[[str, str], Dataset], 
 def is_plain_text(source: str) -> bool:
     """Whether a source holds documents without further columns."""
     path = Path(source)
-    return path.suffix == ".txt" or (path.is_dir() and not _saved(path))
+    return path.suffix == ".txt" or (path.is_dir() and not saved_by_datasets(path))
 
 
 def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
@@ -236,7 +236,8 @@ def _kind(feature: Any) -> str:
     return getattr(feature, "dtype", "a list")
 
 
-def _saved(path: Path) -> bool:
+def saved_by_datasets(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 

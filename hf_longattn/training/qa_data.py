@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from hf_longattn.evaluation.metrics import trivia
 from hf_longattn.naming import LOGGER
-from hf_longattn.training.data import DataError, choose_split, load_or_refuse
+from hf_longattn.training.data import DataError, choose_split, load_or_refuse, saved_by_datasets
 
 logger = logging.get_logger(LOGGER)
 
@@ -56,7 +56,7 @@ RECORD = Features(
 )
 """What :func:`load_qa` returns."""
 KINDS = ("span", "yes", "no", "none")
-FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz")
+FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz")
 AT_ONCE = 500
 """Rows that are converted before they are written to disk."""
 PEEKED = 1000
@@ -75,9 +75,9 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     """Read questions, documents and answers.
 
     Args:
-        source: a ``.json``, ``.jsonl`` (also ``.gz``), ``.csv`` or ``.parquet`` file, a folder written by ``datasets`` (``save_to_disk``),
-            or the name of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a ``.csv`` file, ``answers`` is JSON, or there
-            are columns ``answer`` and ``answer_start`` (both empty for a question without an answer), or only ``answer``.
+        source: a ``.json``, ``.jsonl`` (also ``.gz``), ``.csv``, ``.tsv`` or ``.parquet`` file, a folder written by ``datasets``
+            (``save_to_disk``), or the name of a dataset on the Hub, in one of the schemas of :data:`SCHEMAS`. In a table, ``answers`` is
+            JSON, or there are columns ``answer`` and ``answer_start`` (both empty for a question without an answer), or only ``answer``.
         split: which split, if the source has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning.
         evidence: the folder ``evidence`` of TriviaQA's release, for its own JSON; default: the one beside the file or its folder.
@@ -96,13 +96,15 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
         raise DataError(f"data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets")
     data: Any
     if path.is_dir():
+        if not saved_by_datasets(path):
+            raise DataError(f"the folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file")
         data = load_from_disk(name)
     elif name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
         return _checked(_converted(_read_json(path, evidence), name), name, skip_bad_rows)
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
         return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
     elif path.suffix == ".parquet":
-        data = Dataset.from_parquet(name)
+        data = load_or_refuse(name, f"the file {name!r} cannot be read", "parquet", data_files=name, split="train")
     else:
         kinds = ", ".join(FORMATS)
         data = load_or_refuse(
@@ -502,7 +504,7 @@ def _read_json(path: Path, evidence: str | Path | None) -> Iterator[dict[str, An
                 if not isinstance(entry, dict):
                     raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
                 if number or "header" not in entry:  # the first line of an MRQA file
-                    yield from _nested(entry)
+                    yield from _nested(entry, path)
     except json.JSONDecodeError as error:
         raise DataError(f"{str(path)!r} is not valid JSON: {error}") from error
     except (gzip.BadGzipFile, EOFError) as error:
@@ -515,11 +517,10 @@ def _entries(found: Any, path: Path, evidence: str | Path | None) -> Any:
     """The articles, documents or questions of a JSON file."""
     if not isinstance(found, dict):
         return found if isinstance(found, list) else [found]
-    if "Data" in found:
-        return _release(found, path, evidence)
-    if "data" not in found:
-        raise DataError(f"{str(path)!r} has no 'data' entry; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
-    return found["data"]
+    rows = found.get("Data", found.get("data"))
+    if not isinstance(rows, list):
+        raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
+    return _release(found, path, evidence) if "Data" in found else rows
 
 
 def _release(found: Mapping[str, Any], path: Path, evidence: str | Path | None) -> Iterator[dict[str, Any]]:
@@ -550,31 +551,51 @@ def _release(found: Mapping[str, Any], path: Path, evidence: str | Path | None) 
         yield {"EntityPages": [], "SearchResults": [], **row, "evidence": str(folder)}
 
 
-def _nested(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The questions of an article (SQuAD) or a document (MRQA); anything else is a row itself."""
-    if "paragraphs" in entry:
-        for paragraph in entry["paragraphs"]:
-            for qa in paragraph["qas"]:
-                yield {"title": entry.get("title", ""), "context": paragraph["context"], "answers": [], **qa}
-    elif "qas" in entry:
-        for qa in entry["qas"]:
-            yield {"context": entry["context"], **qa}
-    else:
-        yield entry
+def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The questions of an article (SQuAD) or a document (MRQA); anything else is a row itself.
+
+    Raises:
+        DataError: a paragraph has no list of questions.
+    """
+    try:
+        if "paragraphs" in entry:
+            for paragraph in entry["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    yield {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": [], **qa}
+        elif "qas" in entry:
+            for qa in entry["qas"]:
+                yield {"context": entry.get("context"), **qa}
+        else:
+            yield entry
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{str(path)!r} has an article without SQuAD's shape {{'paragraphs': [{{'context': ..., 'qas': [...]}}]}} "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, with ``answers`` from JSON or from the columns ``answer`` and ``answer_start``."""
     csv.field_size_limit(2**31 - 1)  # documents are long
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            record: dict[str, Any] = {name: value for name, value in row.items() if name}
-            try:
-                if row.get("answers"):
-                    record["answers"] = json.loads(row["answers"])
-                elif "answer" in row and "answer_start" in row:
-                    found = bool(row["answer"])
-                    record["answers"] = {"text": [row["answer"]] * found, "answer_start": [int(row["answer_start"])] if found else []}
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{str(path)!r}, row {number}: no answer can be read ({error})") from error
-            yield record
+    with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a mark first
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            for number, row in enumerate(rows, start=2):
+                yield _table_row(row, f"{str(path)!r}, row {number}")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{str(path)!r} is not UTF-8 text ({error})") from error
+        except csv.Error as error:
+            raise DataError(f"{str(path)!r} cannot be read as a table ({error})") from error
+
+
+def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
+    record = {name: value for name, value in row.items() if name}
+    try:
+        if row.get("answers"):
+            record["answers"] = json.loads(row["answers"])
+        elif "answer" in row and "answer_start" in row:
+            found = bool(row["answer"])
+            record["answers"] = {"text": [row["answer"]] * found, "answer_start": [int(row["answer_start"])] if found else []}
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: no answer can be read ({error})") from error
+    return record

@@ -67,6 +67,14 @@ def read(rows: list[dict[str, Any]], folder: Path, **options: Any) -> list[dict[
     return load_qa(folder / "rows.jsonl", **options).to_list()
 
 
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_table_as_spreadsheets_write_it(name: str, between: str, tmp_path: Path) -> None:
+    rows = [["question", "context", "answer"], ["Which?", "a tree", "tree"]]
+    (tmp_path / name).write_text("".join(between.join(row) + "\n" for row in rows), encoding="utf-8-sig")
+    (record,) = load_qa(tmp_path / name).to_list()
+    assert record["answers"] == {"text": ["tree"], "answer_start": [2]}
+
+
 def test_a_csv_question_without_an_answer(tmp_path: Path) -> None:
     write_csv(tmp_path / "data.csv", {"context": "c", "question": "?", "answer": "", "answer_start": ""})
     (record,) = load_qa(tmp_path / "data.csv")
@@ -316,12 +324,22 @@ def test_wrong_sources(tmp_path: Path) -> None:
         ("empty.json", "", "contains no questions"),
         ("empty.jsonl", "", "contains no questions"),
         ("empty.csv", "", "contains no questions"),
+        ("empty.parquet", "", "cannot be read"),
+        ("rows.json", '{"data": 5}', "no 'data' entry with a list"),
+        ("article.json", '{"data": [{"paragraphs": [{"context": "a tree"}]}]}', "SQuAD's shape .*KeyError: 'qas'"),
+        ("null.json", '{"data": [{"paragraphs": null}]}', "SQuAD's shape"),
+        ("context.json", '{"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "which?"}]}]}]}', "context must be one text"),
     ):
         (tmp_path / name).write_text(contents)
         with pytest.raises(DataError, match=message):
             load_qa(tmp_path / name)
+    (tmp_path / "latin.csv").write_bytes("question,context,answer\nwho?,caf\u00e9,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        load_qa(tmp_path / "latin.csv")
     with pytest.raises(DataError, match="does not exist"):
         load_qa(tmp_path / "none.json")
+    with pytest.raises(DataError, match="was not written by datasets"):
+        load_qa(tmp_path)
     data = Dataset.from_list([RECORD])
     DatasetDict({"train": data, "validation": data}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(DataError, match="Did you mean 'validation'"):
