@@ -177,10 +177,8 @@ class CandidateTrainer(TimedTrainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), None if prediction_loss_only else outputs["scores"].argmax(-1), inputs["labels"]
+        loss, scores, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, None if scores is None else scores.argmax(-1), labels
 
 
 def accuracy_by_length(found: Sequence[int], rows: Dataset) -> dict[str, Any]:

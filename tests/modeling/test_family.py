@@ -67,4 +67,4 @@ def test_a_user_s_own_config_belongs_to_its_family() -> None:
 def test_a_family_is_one_short_file(family: families.Family) -> None:
     """Short, unless attention modules of the base are replaced by subclasses."""
     file = Path(str(sys.modules[family.module].__file__))
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= (40 if family.mixin is None else 160), file
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= (40 if family.mixin is None else 180), file

@@ -117,7 +117,7 @@ def test_other_data_may_have_different_numbers_of_choices(tmp_path: Path, tokeni
     log = finetune_choice(*build_arguments(CHOICE, **given, candidates="joint", **FAST))
     assert (log["joint"], log["questions"]) == (True, 2)
     with pytest.raises(DataError, match="give --candidates joint"):
-        finetune_choice(*build_arguments(CHOICE, **given, **FAST))
+        finetune_choice(*build_arguments(CHOICE, **{**given, "output_dir": str(tmp_path / "one")}, **FAST))
     with pytest.raises(OptionError, match="candidates must be one of auto"):
         build_arguments(CHOICE, **given, candidates="all", **FAST)
 
