@@ -12,11 +12,11 @@ import dataclasses
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.hf_argparser import HfArg
+from transformers.hf_argparser import HfArg, string_to_bool
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import LongAttentionError, OptionError
@@ -37,6 +37,8 @@ OBJECTIVES = ("auto", "mlm", "clm")
 LONG_DOCUMENTS = ("windows", "truncate", "refuse")
 QA_HEADS = ("auto", "span", "hotpot")
 STAGES = ("both", "1", "2")
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
+"""What the types of options are called in a message."""
 
 
 def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
@@ -169,7 +171,7 @@ class LongTrainingArguments(TrainingArguments):
         if self.total_batch_size < 0:
             raise OptionError(f"total_batch_size must be at least 1, or 0 to leave it out, not {self.total_batch_size}")
         if both := [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if self.total_batch_size and name in self.given]:
-            raise OptionError(f"total_batch_size and {both[0]} contradict each other; leave one of them out")
+            raise OptionError(f"total_batch_size and {both[0]} contradict each other; leave one out, or give --total_batch_size 0")
         if self.max_minutes is not None and str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) != "linear":
             raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
         if self.early_stopping_patience and not self.load_best_model_at_end:
@@ -421,8 +423,8 @@ class QADataArguments(LabelledDataArguments):
     shape: ClassVar[str] = "a SQuAD-shaped file"
 
     data: list[str] = argument(
-        [], "One or several of: a .json, .jsonl, .csv or .parquet file, a folder written by datasets, the name of a dataset on the "
-        "Hub (NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
+        [], "One or several of: a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or with question, context and answer."
     )  # fmt: skip
     validation: str = argument("", "Data to answer before, during (eval_strategy) and after training; tunes the no-answer threshold.")
     evidence: str = argument(
@@ -626,11 +628,47 @@ def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, 
     """A recipe's values by the fields' names; it may use every name of the command line, and one value where there is a list."""
     options = {option.strip("-").replace("-", "_"): action for action in parser._actions for option in action.option_strings}
     options = {name: action for name, action in options.items() if action.dest not in ("help", "config") and not name.startswith("no_")}
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in read_recipe(recipe, options, command).items():
         action = options[name]
-        found[action.dest] = [value] if action.nargs == "+" and not isinstance(value, list) else value
+        if action.dest in found:
+            raise OptionError(f"the recipe {recipe} sets {action.dest!r} twice, under two names; leave one of them out")
+        try:
+            found[action.dest] = _typed(action, value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            kind = KINDS.get(action.type, f"a {getattr(action.type, '__name__', 'string')}")
+            wanted = f"one of {', '.join(map(str, action.choices))}" if action.choices else kind
+            raise OptionError(f"the recipe {recipe} sets {name!r} to {value!r}; it must be {wanted}") from error
     return found
+
+
+def _typed(action: argparse.Action, value: Any) -> Any:
+    """A recipe's value in the type that the command line gives it, since argparse converts texts only.
+
+    Raises:
+        TypeError, ValueError, argparse.ArgumentTypeError: it is of another type.
+    """
+    if value is None and action.default is None:
+        return None
+    if action.nargs == "+":
+        return [_single(action, one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, (dict, list)):  # lr_scheduler_kwargs, fsdp_config, report_to …, which are JSON texts on the command line
+        kinds = get_args(TrainingArguments.__annotations__.get(action.dest))
+        if not any((get_origin(kind) or kind) is type(value) for kind in kinds):
+            raise TypeError
+        return value
+    return _single(action, value)
+
+
+def _single(action: argparse.Action, value: Any) -> Any:
+    if value is False and action.type is not string_to_bool:
+        value = "no"  # as in `eval_strategy: no`, which YAML reads as false
+    if value is None or isinstance(value, (dict, list)) or (value is True and action.type is str):
+        raise TypeError
+    typed = action.type(str(value)) if callable(action.type) else value
+    if action.choices and typed not in action.choices:
+        raise ValueError
+    return value if typed == value and not isinstance(typed, bool) else typed
 
 
 def sets(name: str, arguments: list[str]) -> bool:

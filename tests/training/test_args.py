@@ -111,6 +111,43 @@ def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rate: fast", "'learning_rate' to 'fast'; it must be a number"),
+        ("max_steps: 2.5", "'max_steps' to 2.5; it must be a whole number"),
+        ("max_steps: true", "'max_steps' to True; it must be a whole number"),
+        ("max_steps: [1, 2]", "'max_steps' to .* a whole number"),
+        ("bf16: perhaps", "'bf16' to 'perhaps'; it must be true or false"),
+        ("learning_rate: [1, 2]", "'learning_rate' to .* a number"),
+        ("output: [a]", "'output' to .* a string"),
+        ("validation: yes", "'validation' to True; it must be a string"),
+        ("learning_rate:", "'learning_rate' to None; it must be a number"),
+        ("model: {a: 1}", "'model' to .* a string"),
+        ("epochs: 1\nnum_train_epochs: 2", "'num_train_epochs' twice"),
+        ("lr_scheduler_type: linaer", "'lr_scheduler_type' to 'linaer'; it must be one of linear, "),
+    ],
+)
+def test_a_recipe_s_value_of_another_type_is_refused(line: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(line + "\n")
+    with pytest.raises(OptionError, match=message):
+        parse_arguments(QA, ["--config", str(recipe), "--model", "a", "--output", "b", "--data", "d"], "")
+
+
+def test_a_recipe_s_values_have_the_types_of_the_command_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: 5\noutput: 2026-01-01\ndata: 7\nlearning_rate: 3e-5\nmax_length:\nlr_scheduler_kwargs: {power: 2.0}\n"
+        "eval_strategy: no\nsave_strategy: no\nbf16: no\nreport_to: [tensorboard]\nlabel_names: labels\n"
+    )
+    model_args, data_args, args = parse_arguments(QA, ["--config", str(recipe)], "")
+    assert (model_args.model, args.output_dir, data_args.data, args.learning_rate) == ("5", "2026-01-01", ["7"], 3e-5)
+    assert (data_args.max_length, args.lr_scheduler_kwargs) == (None, {"power": 2.0})
+    assert (args.eval_strategy, args.save_strategy, args.bf16) == ("no", "no", False)
+    assert (args.report_to, args.label_names) == (["tensorboard"], ["labels"])
+
+
 def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ndata: [d]\nlearning_rate: 1.0e-4\nwindows: [0, 64]\nrandom_positions: false\n")
