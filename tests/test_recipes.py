@@ -70,9 +70,14 @@ def test_entries_of_several_lines() -> None:
     assert len(entries["commands"].splitlines()) == 3  # a conversion, a config of accelerate, the training
 
 
-def test_the_list_and_one_recipe_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_and_one_recipe_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     listed = told(capsys, "recipes")
-    assert all(name in listed for name in READY)
+    assert all(f"\n  {name}  " in listed for name in READY)
+    assert {line for line in listed.splitlines()[:-1] if line.strip() and line[0] != " "} == {one.command for one in READY.values()}
+    assert max(map(len, listed.splitlines())) <= 80
+    words = set(listed.split())
+    assert all(word in words for one in READY.values() for word in f"{one.entries['title']} {one.entries.get('score', '')}".split())
     found = {one["name"]: one for one in json.loads(told(capsys, "recipes", "--json"))["recipes"]}
     assert found["longformer-triviaqa"]["command"] == "train qa"
     assert found["fsdp2"]["command"] == "accelerate launch"

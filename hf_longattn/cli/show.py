@@ -227,19 +227,19 @@ def show_mechanisms(infos: Sequence[MechanismInfo]) -> None:
 
 
 def show_recipes(recipes: Sequence[Recipe]) -> None:
-    """One line per recipe, by command."""
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("command", no_wrap=True)
-    table.add_column("name", no_wrap=True)
-    for heading in ("what it is for", "published"):
-        table.add_column(heading, overflow="fold")
-    before = ""
-    for recipe in sorted(recipes, key=lambda one: one.command):
-        shown = "" if recipe.command == before else recipe.command
-        before = recipe.command
-        table.add_row(shown, recipe.name, escape(recipe.entries["title"]), escape(recipe.entries.get("score", "")))
+    """The recipes of each command: name and title, with the published score below."""
     console = _console()
-    console.print(table)
+    width = max(len(recipe.name) for recipe in recipes)
+    for command, group in groupby(sorted(recipes, key=lambda one: one.command), key=lambda one: one.command):
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, min_width=width)
+        table.add_column()
+        for recipe in group:
+            table.add_row(recipe.name, escape(recipe.entries["title"]))
+            if score := recipe.entries.get("score"):
+                table.add_row("", f"Published: {escape(score)}", style="dim")
+        console.print(command, style="bold", highlight=False)
+        console.print(Padding(table, (0, 0, 1, 2)))
     console.print("The commands of each, its values and their source: longattn recipes NAME", highlight=False)
 
 

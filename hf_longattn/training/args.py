@@ -162,7 +162,7 @@ class LongTrainingArguments(TrainingArguments):
     def check(self) -> None:
         """Refuse values that are missing or contradict one another, before anything is set up."""
         if not self.output_dir:
-            raise OptionError("no output folder given; add --output_dir with the folder to write to")
+            raise OptionError("no output folder given; add --output with the folder to write to")
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"the output {self.output_dir!r} is a file; give a folder, which is created if it does not exist")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
@@ -606,7 +606,8 @@ def parse_arguments(
     Raises:
         LongAttentionError: the recipe does not exist or has an unknown name, or a value is refused.
     """
-    usage = "%(prog)s --model MODEL --output_dir FOLDER [OPTION ...]"
+    read = next((f" --{each.name} {each.name.upper()}" for each in fields(kinds[1]) if each.name in ("data", "text", "tasks")), "")
+    usage = f"%(prog)s --model MODEL{read} --output FOLDER [OPTION ...]"
     parser = HfArgumentParser(kinds, description=description, usage=usage, prog=prog)
     command = (prog or "").removeprefix("longattn ")
     parser.add_argument("--config", help=f"Recipe with the names below: a YAML file, or one of {recipe_names(command) or 'your own'}.")

@@ -49,7 +49,7 @@ def read_source(source: str, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if path.is_dir():
-        return choose_split(load_from_disk(source), split, source) if saved_by_datasets(path) else _documents(path)
+        return choose_split(load_saved(source), split, source) if saved_by_datasets(path) else _documents(path)
     if path.suffix in FORMATS:
         if not path.is_file():
             raise DataError(f"data file {source!r} does not exist")
@@ -239,6 +239,19 @@ def _kind(feature: Any) -> str:
 def saved_by_datasets(path: Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def load_saved(source: str) -> Any:
+    """``datasets.load_from_disk``; a damaged folder is one sentence.
+
+    Raises:
+        DataError: a file of the folder is missing or cannot be read.
+    """
+    try:
+        return load_from_disk(source)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(f"the folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first})") from error
 
 
 def _documents(path: Path) -> Dataset:

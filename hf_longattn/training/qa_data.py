@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers.utils import logging
 
 from hf_longattn.evaluation.metrics import trivia
 from hf_longattn.naming import LOGGER
-from hf_longattn.training.data import DataError, choose_split, load_or_refuse, saved_by_datasets
+from hf_longattn.training.data import DataError, choose_split, load_or_refuse, load_saved, saved_by_datasets
 
 logger = logging.get_logger(LOGGER)
 
@@ -98,7 +98,7 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     if path.is_dir():
         if not saved_by_datasets(path):
             raise DataError(f"the folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file")
-        data = load_from_disk(name)
+        data = load_saved(name)
     elif name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
         return _checked(_converted(_read_json(path, evidence), name), name, skip_bad_rows)
     elif path.suffix in (".csv", ".tsv"):

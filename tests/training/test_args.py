@@ -15,12 +15,14 @@ from hf_longattn.training.args import (
     DISTILLATION,
     ENDLESS,
     LM,
+    MLM,
     QA,
     QATrainingArguments,
     TaskArguments,
     build_arguments,
     parse_arguments,
 )
+from hf_longattn.training.multitask import MULTITASK
 from hf_longattn.training.training_loop import begin
 
 TASKS = (QA, CLASSIFICATION, LM, DISTILLATION)
@@ -146,6 +148,13 @@ def test_a_recipe_s_values_have_the_types_of_the_command_line(tmp_path: Path) ->
     assert (data_args.max_length, args.lr_scheduler_kwargs) == (None, {"power": 2.0})
     assert (args.eval_strategy, args.save_strategy, args.bf16) == ("no", "no", False)
     assert (args.report_to, args.label_names) == (["tensorboard"], ["labels"])
+
+
+@pytest.mark.parametrize(("kinds", "data"), [(QA, "--data DATA"), (MLM, "--text TEXT"), (MULTITASK, "--tasks TASKS")])
+def test_the_help_says_what_a_run_needs(kinds: Any, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(kinds, ["--help"], "", "longattn train TASK")
+    assert f"usage: longattn train TASK --model MODEL {data} --output FOLDER [OPTION ...]" in capsys.readouterr().out
 
 
 def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from hf_longattn.errors import OptionError
-from hf_longattn.training.data import DataError, load_or_refuse, load_text
+from hf_longattn.training.data import DataError, load_or_refuse, load_text, read_source
+from hf_longattn.training.qa_data import load_qa
 
 CARD = """---
 configs:
@@ -70,3 +74,28 @@ def test_bad_templates(tmp_path: Path, template: str, kind: type[Exception], sen
     (tmp_path / "rows.jsonl").write_text('{"task": "Add"}\n')
     with pytest.raises(kind, match=sentence):
         load_text([str(tmp_path / "rows.jsonl")], template=[template])
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("read", [read_source, load_qa])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train/data-00000-of-00001.arrow", Path.unlink),
+        ("train/data-00000-of-00001.arrow", cut),
+        ("train/state.json", cut),
+        ("train/state.json", lambda file: file.write_text("[]")),
+        ("train/dataset_info.json", Path.unlink),
+        ("dataset_dict.json", cut),
+        ("dataset_dict.json", lambda file: file.write_text('{"splits": ["train", "test"]}')),
+    ],
+)
+def test_a_damaged_folder_of_datasets(name: str, damage: Callable[[Path], Any], read: Callable[[str], Any], tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"question": "Which?", "context": "a tree", "answer": "tree"}] * 50)
+    DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
+    damage(tmp_path / "saved" / name)
+    with pytest.raises(DataError, match="saved' is damaged; write it again with save_to_disk"):
+        read(str(tmp_path / "saved"))
