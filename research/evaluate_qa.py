@@ -1,22 +1,27 @@
 """Compare ways to read long documents, on the same questions and in one interleaved run.
 
     python scripts/evaluate_qa.py --short assets/bert-python-512-qa --convert --mechanism longformer window bigbird lsg hybrid \\
-        --long "longformer, fine-tuned=runs/longformer-0@0" --long "longformer, fine-tuned=runs/longformer-1@1"
+        --fine-tune research/configs/qa_long_8192.yaml --seeds 0 1 2 --work runs/qa
+    python scripts/evaluate_qa.py --data my_squad_shaped.json --long "longformer, fine-tuned=runs/longformer-0@0"
 
 Rows: a random candidate, the lexical rule, a program written for the task, the short model on the first 512 tokens and on windows,
-and any converted models. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
+and any converted models, before and after fine-tuning. Several seeds of one row are averaged. Writes OUTPUT.json, .md, .svg and .png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.progress import Progress
 
 import hf_longattn
@@ -25,10 +30,11 @@ from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from hf_longattn.hub import write_model_card
 from hf_longattn.training import load_qa_model, longest_input
+from hf_longattn.training.args import build_arguments
 from research.code_qa import TASKS
 from research.qa_baselines import LexicalRule, Program, RandomCandidate
-from research.qa_finetune import describe_training
-from research.qa_run import Reader, ScoredAnswer, evaluation_set, run_readers, source_name
+from research.qa_finetune import READER, describe_training, finetune_qa
+from research.qa_run import Reader, ScoredAnswer, StoredAnswers, evaluation_set, run_readers, source_name
 from research.qa_table import both_markdown, card_results, read_answers, write_report
 
 BUILT = (*TASKS, "lookup")
@@ -45,6 +51,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--convert", action="store_true", help="also convert --short, once with random positions as a control, and score that")
     add("--long", action="append", default=[], metavar="ROW=PATH[@SEED]", help="a converted model and the name of its row")
     add("--mechanism", nargs="+", default=["longformer"], help="mechanisms for --convert, a row each (default: longformer)")
+    add("--fine-tune", metavar="RECIPE", help="also fine-tune the conversions with this recipe of research.qa_finetune, a row each")
+    add("--seeds", type=int, nargs="+", default=[0], help="seeds of the fine-tuning, one after another (default: 0)")
+    add("--work", type=Path, help="keep models and answers in this folder: the same command resumes a run that was interrupted")
     add("--window", type=int, default=256, help="its window (default: 256)")
     add("--max-length", type=int, help="tokens that long models read (default: what each takes; --convert: 8192)")
     add("--short-length", type=int, default=512, help="tokens that the short model reads (default: 512)")
@@ -87,15 +96,31 @@ def converted_readers(options: argparse.Namespace, folder: Path) -> list[Reader]
     readers: list[Reader] = []
     for row, mechanism, positions in rows:
         destination = folder / f"{mechanism}-{positions}"
-        hf_longattn.convert_checkpoint(
-            options.short,
-            destination,
-            mechanism=mechanism,
-            **window_options(mechanism, options.window),
-            max_length=options.max_length or 8192,
-            positions=positions,
-        )
+        if not destination.exists():  # of an interrupted run
+            hf_longattn.convert_checkpoint(
+                options.short,
+                destination,
+                mechanism=mechanism,
+                **window_options(mechanism, options.window),
+                max_length=options.max_length or 8192,
+                positions=positions,
+            )
         readers.append(long_reader(row, str(destination), options, None))
+    return readers
+
+
+def fine_tuned_readers(options: argparse.Namespace, folder: Path, seed: int) -> list[Reader]:
+    """The conversions with tiled positions, fine-tuned with ``--fine-tune``'s recipe."""
+    recipe = yaml.safe_load(Path(options.fine_tune).read_text(encoding="utf-8"))
+    recipe = {"cache": str(folder / "code-labels.jsonl"), **recipe, "threads": options.threads, "seed": seed, "disable_tqdm": True}
+    readers: list[Reader] = []
+    for mechanism in options.mechanism:
+        destination = folder / f"{mechanism}-fine-tuned-{seed}"
+        if not (destination / "README.md").is_file():  # written last
+            shutil.rmtree(destination, ignore_errors=True)
+            model, output = str(folder / f"{mechanism}-tile"), str(destination)
+            finetune_qa(*build_arguments(READER, **{**recipe, "model": model, "output_dir": output}))
+        readers.append(long_reader(f"{mechanism}, fine-tuned", str(destination), options, seed))
     return readers
 
 
@@ -133,8 +158,18 @@ def named_models(texts: list[str]) -> list[tuple[str, str, int | None]]:
     return found
 
 
+def passes(options: argparse.Namespace, folder: Path) -> Iterator[list[Reader]]:
+    """Yield the rows that need no training, in the order of the table, then those of each seed of the fine-tuning."""
+    yield build_readers(options, folder)
+    if options.fine_tune:
+        for seed in options.seeds:
+            yield fine_tuned_readers(options, folder, seed)
+
+
 def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
-    """All rows in the order of the table."""
+    """All rows without training."""
+    if options.fine_tune and not options.convert:
+        raise OptionError("--fine-tune trains what --convert makes: add --convert")
     readers: list[Reader] = [] if options.no_baselines else [RandomCandidate(), LexicalRule(), Program()]
     if options.short:
         readers += short_readers(options)
@@ -150,19 +185,23 @@ def build_readers(options: argparse.Namespace, folder: Path) -> list[Reader]:
     return readers
 
 
-def score(readers: list[Reader], options: argparse.Namespace) -> list[ScoredAnswer]:
-    """Ask all questions."""
-    answers = [answer for path in options.merge for answer in read_answers(path)]
+def score(
+    readers: list[Reader], sets: dict[str, list[dict[str, Any]]], options: argparse.Namespace, stored: StoredAnswers | None
+) -> list[ScoredAnswer]:
+    """Ask all questions; ``sets`` keeps them from one pass to the next."""
+    answers: list[ScoredAnswer] = []
     tokenizer = next((reader.tokenizer for reader in readers if isinstance(reader, QAReader)), None)
     for name in options.data if tokenizer else ():
-        records = evaluation_set(
-            name,
-            tokenizer,
-            split=options.split,
-            per_length=options.per_length,
-            lengths=options.lengths,
-            seed=options.seed,
-        )
+        if name not in sets:
+            sets[name] = evaluation_set(
+                name,
+                tokenizer,
+                split=options.split,
+                per_length=options.per_length,
+                lengths=options.lengths,
+                seed=options.seed,
+            )
+        records = sets[name]
         unanswerable = name not in BUILT and any(not record["answers"]["text"] for record in records)
         for reader in readers:
             if isinstance(reader, QAReader):
@@ -170,17 +209,20 @@ def score(readers: list[Reader], options: argparse.Namespace) -> list[ScoredAnsw
         with Progress() as progress:
             task = progress.add_task(f"{source_name(name)}: {len(records)} questions", total=len(records))
             done = lambda count, task=task, bar=progress: bar.update(task, completed=count)  # noqa: E731
-            answers += run_readers(readers, records, source_name(name), done)
+            answers += run_readers(readers, records, source_name(name), done, stored)
     return answers
 
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to place the numbers."""
+    tuned = {"fine-tuning": f"{options.fine_tune}, seeds {' '.join(map(str, options.seeds))}, here"} if options.fine_tune else {}
     return {
-        "data": f"{', '.join(options.data)}; split {options.split}, at most {options.per_length} questions per length",
+        "data": f"{', '.join(map(source_name, options.data))}; split {options.split}, at most {options.per_length} questions per length",
         "windows": f"{options.short_length} tokens, {options.stride} shared by consecutive windows (run_qa's doc_stride)",
         "precision": "bfloat16 autocast" if options.bf16 else "float32",
-        "timing": "text to answer, one document at a time, all systems interleaved in one run on the same machine",
+        **tuned,
+        "timing": "text to answer, one document at a time, all systems interleaved in one run on the same machine"
+        + (" (fine-tuned ones in a pass per seed)" if tuned else ""),
         "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
     }
 
@@ -199,8 +241,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            answers = score(build_readers(options, Path(folder)), options)
+        with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as folder:
+            stored = StoredAnswers(options.work / "answers.jsonl") if options.work else None
+            answers = [answer for path in options.merge for answer in read_answers(path)]
+            sets: dict[str, list[dict[str, Any]]] = {}
+            for readers in passes(options, Path(folder)):
+                answers += score(readers, sets, options, stored)
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ def _training_data(
     if "code" in args.data and not cached:
         modules = list(modules_of(args.split))
     elif "lookup" in args.data:
-        modules = [module for module in corpus.iter_modules(args.split) if module.package not in corpus.STANDARD_LIBRARY]
+        modules = list(_installed(args.split))
     random.Random(training_args.seed).shuffle(modules)
     sources: dict[str, Source] = {}
     for name in args.data:
@@ -366,6 +367,12 @@ def _training_data(
             sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or room, room), args.pack)
     shares = args.shares or [1.0] * len(sources)
     return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=training_args.seed)
+
+
+@lru_cache(maxsize=1)
+def _installed(split: str) -> tuple[corpus.Module, ...]:
+    """The modules that lookups are hidden in; several runs of one process read them once."""
+    return tuple(module for module in corpus.iter_modules(split) if module.package not in corpus.STANDARD_LIBRARY)
 
 
 def _lookup_curriculum(lengths: list[int], step_up: float) -> Curriculum:

@@ -119,6 +119,8 @@ def _attention(
     """transformers' eager attention without dropout, which leaves its scores with the module."""
     scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:  # of window_mask: transformers hands 4-D masks on as they are
+            attention_mask = torch.where(attention_mask, 0.0, torch.finfo(scores.dtype).min)
         scores = scores + attention_mask.to(scores.dtype)
     if module.training:
         module.guided_scores = scores

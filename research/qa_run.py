@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import defaultdict
@@ -61,11 +62,39 @@ class ScoredAnswer:
         return asdict(self)
 
 
+class StoredAnswers:
+    """Answers in a .jsonl file, a line each, written as they are given; a last line that was cut off is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        self.answers = {_key(answer): answer for answer in (ScoredAnswer(**json.loads(line)) for line in whole.splitlines())}
+
+    def get(self, system: str, seed: int | None, group: str, id: str) -> ScoredAnswer | None:
+        """Return a system's answer to a question of a group, if it is there."""
+        return self.answers.get((system, seed, group, id))
+
+    def add(self, answer: ScoredAnswer) -> None:
+        """Store an answer."""
+        self.answers[_key(answer)] = answer
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(answer.to_dict()) + "\n")
+
+
+def _key(answer: ScoredAnswer) -> tuple[str, int | None, str, str]:
+    return answer.system, answer.seed, answer.group, answer.id
+
+
 def run_readers(
     readers: Sequence[Reader],
     records: Iterable[Mapping[str, Any]],
     group: str,
     on_record: Callable[[int], None] | None = None,
+    stored: StoredAnswers | None = None,
 ) -> list[ScoredAnswer]:
     """Ask every reader every question, one document at a time and reader after reader.
 
@@ -76,10 +105,15 @@ def run_readers(
         records: SQuAD-shaped records with ``tokens`` (or ``length``), and ``hops`` where the group is split by it.
         group: name of the data; " 1 hop" and " 2 hops" are appended where records say so.
         on_record: called with the number of records done, for progress.
+        stored: answers of an interrupted run, which are not asked for again; new ones are added.
     """
     answers = []
     for done, record in enumerate(records, start=1):
         for reader in readers:
+            known = None if stored is None else stored.get(reader.name, reader.seed, _group(group, record), record["id"])
+            if known is not None:
+                answers.append(known)
+                continue
             started = time.perf_counter()
             text = reader.answer(record)
             seconds = time.perf_counter() - started
@@ -89,6 +123,8 @@ def run_readers(
             position = round(starts[0] / max(1, len(record["context"])), 3) if starts else -1.0
             found = (_group(group, record), record["id"], length, text, exact, f1, seconds, position)
             answers.append(ScoredAnswer(reader.name, reader.seed, *found))
+            if stored is not None:
+                stored.add(answers[-1])
         if on_record is not None:
             on_record(done)
     return answers

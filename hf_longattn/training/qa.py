@@ -29,6 +29,7 @@ from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
 from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.modeling.token_globals import carry_question, takes_globals
+from hf_longattn.private_apis import attention_implementation
 from hf_longattn.training.args import QADataArguments, QAModelArguments, QATrainingArguments
 from hf_longattn.training.batching import chosen_packing, packed
 from hf_longattn.training.collators import DataCollatorWithGlobals
@@ -301,6 +302,8 @@ class QATrainer(TimedTrainer):
             found["position_ids"] = random_positions(first, real.shape[1], self.positions, generator).to(real.device)
         mask = window_mask(first, real.cpu(), self.windows, generator) if self.windows else None
         if mask is not None:
+            if attention_implementation(self.accelerator.unwrap_model(self.model).config) == "eager":
+                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers leaves 4-D masks alone
             found["attention_mask"], found["real"] = mask.to(real.device), real
         return found
 

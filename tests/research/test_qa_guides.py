@@ -35,6 +35,15 @@ def test_the_loss_is_the_answers_and_the_guides(tiny_model: BertForQuestionAnswe
     assert set(guides.recent) >= {"previous", "class"}  # in a model of few layers the others have no head
 
 
+def test_windows_hide_tokens_from_guided_heads(tiny_model: BertForQuestionAnswering) -> None:
+    ids, places = torch.randint(5, 1000, (2, 40)), torch.arange(40)
+    mask = ((places[:, None] - places).abs() <= 4).expand(2, 1, 40, 40)
+    plain = tiny_model.eval()(ids, attention_mask=mask).start_logits
+    attach_guides(tiny_model)
+    assert torch.allclose(tiny_model(ids, attention_mask=mask).start_logits, plain, atol=1e-5)
+    assert not torch.allclose(tiny_model(ids).start_logits, plain, atol=1e-5)
+
+
 def test_guides_reward_heads_that_look_there() -> None:
     guides = Guides(16)
     states = tuple(torch.zeros(2, 12, 16) for _ in range(7))

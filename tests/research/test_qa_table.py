@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from research.qa_run import ScoredAnswer, bucket_of, run_readers
+from research.qa_run import ScoredAnswer, StoredAnswers, bucket_of, run_readers
 from research.qa_table import by_position, card_results, read_answers, summary_markdown, tabulate, to_markdown, write_report
 
 
@@ -40,6 +40,17 @@ def test_run_is_interleaved(answers: list[ScoredAnswer]) -> None:
         ("many", 1, "b", 1.0),
     ]
     assert all(answer.seconds >= 0 for answer in answers)
+
+
+def test_an_interrupted_run_asks_only_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "work" / "answers.jsonl"
+    run_readers([Fixed("one", "yes", 0)], RECORDS[:1], "set", stored=StoredAnswers(path))
+    with path.open("a") as file:
+        file.write('{"system": "one", "se')  # cut off
+    changed = [Fixed("one", "no", 0), Fixed("one", "no", 1)]
+    answers = run_readers(changed, RECORDS, "set", stored=StoredAnswers(path))
+    assert [(a.seed, a.id, a.text) for a in answers] == [(0, "a", "yes"), (1, "a", "no"), (0, "b", "no"), (1, "b", "no")]
+    assert list(StoredAnswers(path).answers.values()) == answers
 
 
 def test_table(answers: list[ScoredAnswer]) -> None:

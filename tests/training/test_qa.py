@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from hf_longattn.training.data import DataError
 from hf_longattn.training.lengths import PositionRange
 from hf_longattn.training.qa import (
     QACollator,
+    QATrainer,
     describe_qa_training,
     finetune_qa,
     load_qa_model,
@@ -219,6 +221,18 @@ def test_windows_hide_what_the_conversion_will_hide() -> None:
     assert torch.equal(mask[0, 0], expected)
     assert torch.equal(mask[1, 0], expected & (places < 8))
     assert {window_mask(first, real, [0, 4], generator) is None for _ in range(20)} == {True, False}
+
+
+def test_windows_hide_the_same_whatever_computes_attention(tiny_model: BertForQuestionAnswering) -> None:
+    first, real = torch.tensor([3, 3]), torch.ones(2, 40, dtype=torch.long)
+    ids, logits = torch.randint(5, 1000, (2, 40)), {}
+    for implementation in ("sdpa", "eager"):
+        tiny_model.eval().set_attn_implementation(implementation)
+        parts = {"positions": None, "windows": (4,), "model": tiny_model, "accelerator": SimpleNamespace(unwrap_model=lambda model: model)}
+        given = QATrainer.varied(SimpleNamespace(**parts), first, real, torch.Generator().manual_seed(0))
+        logits[implementation] = tiny_model(ids, attention_mask=given["attention_mask"]).start_logits
+    assert torch.allclose(logits["eager"], logits["sdpa"], atol=1e-5)
+    assert not torch.allclose(tiny_model(ids).start_logits, logits["sdpa"], atol=1e-5)
 
 
 def test_roberta_counts_from_after_its_padding_row() -> None:
