@@ -21,6 +21,7 @@ from ..mechanisms import Mechanism
 from ..modeling.family import FAMILIES, MODEL_NAME, Family
 from ..modeling.generic import check_interface, enable_long_attention
 from ..modeling.recurrence import MemoryTokens
+from ..modeling.sliding_window import with_base_windows
 from ..positions import DROPPED, STRATEGIES
 from ..reading import check_config, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
@@ -114,7 +115,7 @@ class Architecture:
             if trained is not None and hasattr(config, "original_max_position_embeddings"):
                 config.original_max_position_embeddings = trained  # Phi-3 has it twice and uses this one
         config.architectures = [self.long_class]
-        result = config.to_dict()
+        result = with_base_windows(config.to_dict())
         config.extended_from = {
             name: value for name, value in values.items() if name not in (*OWN_FIELDS, "dtype") and result.get(name, ...) != value
         }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, LengthError, PositionError, nearest
 from ..hub import write_model_card
 from ..modeling.family import Family, PositionTable
+from ..modeling.sliding_window import with_base_windows
 from ..positions import SHORTER, SINUSOIDAL, STRATEGIES, extend_table, shorten_table
 from ..positions.relative import relative_kind
 from ..reading import read_json_object
@@ -173,7 +174,7 @@ def _length(source: Source, asked: int | None, longest_possible: int) -> int:
 def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
     """The plain config: the long one's without our fields, and with the values before the conversion."""
     own = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
-    values = {name: value for name, value in long_config.to_dict().items() if name not in {*NAMES, *OWN_FIELDS, *own}}
+    values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in {*NAMES, *OWN_FIELDS, *own}}
     before = getattr(long_config, "extended_from", None) or {}
     plain = family.base_config_class.from_dict({**values, **before})
     table = next(iter(family.position_tables), None)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.call import AttentionCall, ScoreMod, State, TokenTerm, aligned_weights, mod_of_heads
+from ..engines.call import UNBOUNDED, AttentionCall, ScoreMod, State, TokenTerm, aligned_weights, mod_of_heads
 from ..engines.dense import grid_of, index_grid, repeat_heads
 from ..engines.global_rows import put_rows
 from ..engines.shards import GlobalTokens, Locality, Shard, cut_evenly, in_turn, softmax_rows
@@ -245,6 +245,12 @@ class Mechanism(nn.Module, ABC):
             f"Mechanism {self.name!r} exists only with causal={self.causal}{chosen}, but {where} needs causal={causal}; "
             f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
         )
+
+    def band(self, causal: bool) -> tuple[int, int] | None:
+        """``(back, ahead)``, where the mechanism is softmax attention to all keys of these distances at any length, as a model's own window
+        and full attention are; ``None`` for anything else."""
+        everything = self.relative is None and self.covers(UNBOUNDED, causal)
+        return (UNBOUNDED, 0 if causal else UNBOUNDED) if everything else None
 
     def reach(self, causal: bool = True) -> int | None:
         """How many past keys a causal query sees, its own included; ``None`` when unbounded. Sizes the decode cache."""

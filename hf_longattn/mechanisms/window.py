@@ -191,6 +191,10 @@ class Window(WindowMask, SparseMechanism):
         longest = max(self.dilations)  # the pattern counts in steps of the dilation
         return min(back * longest, kv_len - 1), min(ahead * longest, q_len - 1)
 
+    def band(self, causal: bool) -> tuple[int, int] | None:
+        pattern = self.pattern(causal)
+        return None if pattern.has_globals or self._groups or self.relative is not None else (pattern.left, pattern.right)
+
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The sinks."""
         if not self.options.num_sinks:

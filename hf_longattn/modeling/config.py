@@ -13,7 +13,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
 from ..private_apis import IMPLEMENTATION_FIELD
-from .sliding_window import equals_base, own_windows, with_own_windows
+from .sliding_window import BASE_WINDOWS, FOREIGN, equals_base, foreign_fields, own_windows, with_own_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -77,6 +77,12 @@ class LongConfig(_Base):
         strict(cls)  # as transformers decorates every config; otherwise the base's validators would run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if (own := kwargs.pop(BASE_WINDOWS, None)) is not None:
+            known = self.__dataclass_fields__
+            kwargs = {name: value for name, value in kwargs.items() if name not in FOREIGN or name in own}
+            for name in own.keys() & known.keys():
+                setattr(self, name, own[name])
+            kwargs |= {name: value for name, value in own.items() if name not in known}
         chosen: Any = kwargs.pop("long_attention", None)
         self.position_extension = kwargs.pop("position_extension", "tile")
         for name in ("question_separator_id", "global_token_ids"):
@@ -101,7 +107,10 @@ class LongConfig(_Base):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop(BASE_ATTENTION, None)
-        return {**values, "long_attention": self.long_attention.to_dict()}
+        own = {name: values[name] for name in FOREIGN if name in values}
+        told = foreign_fields(self.long_attention, *self._attending, own)
+        changed = any(name not in own or own[name] != value for name, value in told.items())
+        return {**values, **told, **({BASE_WINDOWS: own} if changed else {}), "long_attention": self.long_attention.to_dict()}
 
     def resolve_implementation(self, requested: str | None) -> str:
         """The attention implementation that runs when ``requested`` is chosen.

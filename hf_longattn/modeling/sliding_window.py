@@ -3,19 +3,27 @@
 Mistral and Phi-3 may have a sliding window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, listed in ``layer_types``.
 If only some layers have one, they keep it unless ``long_attention`` names them (or mechanisms that all layers take in turn); the mechanism
 of the model then replaces full attention. If all layers have one, a chosen mechanism replaces it; without a choice they keep it.
+
+On disk, the base's fields for windows say what the mechanisms compute, since serving engines read them (:func:`foreign_fields`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..engines.call import UNBOUNDED
+from ..mechanisms.base import Mechanism
+from ..mechanisms.longformer import Longformer
 from ..mechanisms.registry import prototype
 
-SLIDING = "sliding_attention"
-"""transformers' name for a layer with a window, in ``config.layer_types``."""
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""transformers' names for a layer with and without a window, in ``config.layer_types``."""
+FOREIGN = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
+"""Fields of a config by which serving engines choose the attention of a layer."""
+BASE_WINDOWS = "base_windows"
+"""In a config's file: the base's values of those fields, which say there what the mechanisms compute."""
 
 
 def own_windows(config: Any) -> list[int | None]:
@@ -59,6 +67,48 @@ def equals_base(attention: LongAttentionConfig, windows: list[int | None], causa
         return mechanism.relative is None and mechanism.covers(UNBOUNDED, causal)
 
     return all(equals(layer, width) for layer, width in enumerate(windows))
+
+
+def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | None] | None:
+    """The width of every causal layer's window, ``None`` for full attention; ``None`` if a layer is neither."""
+    bands = [prototype(*attention.for_layer(layer)).band(True) for layer in range(layers)]
+    if any(band is None for band in bands):
+        return None
+    return [None if band[0] == UNBOUNDED else band[0] + 1 for band in bands if band is not None]
+
+
+def foreign_fields(attention: LongAttentionConfig, layers: int, causal: bool, own: Collection[str]) -> dict[str, Any]:
+    """The fields ``FOREIGN`` as they describe ``attention`` to serving engines; where they cannot, those that the base has (``own``) say
+    full attention."""
+    if not causal:
+        found = [_band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
+        return {"attention_window": found} if all(found) else {}
+    widths = window_widths(attention, layers) or []
+    different = {width for width in widths if width is not None}
+    if len(different) != 1:
+        neutral = {"sliding_window": None, "layer_types": None, "use_sliding_window": False, "max_window_layers": layers}
+        return {name: value for name, value in neutral.items() if name in own}
+    return {
+        "sliding_window": different.pop(),
+        "layer_types": [FULL if width is None else SLIDING for width in widths],
+        "use_sliding_window": True,
+        "max_window_layers": layers if None in widths[widths.count(None) :] else widths.count(None),
+    }
+
+
+def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a Long config's file with the base's fields for windows as they were, and without what was added to them."""
+    values = dict(values)
+    own = values.pop(BASE_WINDOWS, None)
+    return values if own is None else {**{name: value for name, value in values.items() if name not in FOREIGN}, **own}
+
+
+def _band_around(mechanism: Mechanism) -> int:
+    """The width of the window as transformers' Longformer counts it, beside which it may have global tokens; 0 for anything else."""
+    if isinstance(mechanism, Longformer) and mechanism.relative is None:
+        return 2 * mechanism.pattern(False).left
+    band = mechanism.band(False)
+    return 0 if band is None or band[0] == UNBOUNDED else 2 * band[0]
 
 
 def _kept(width: int) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import AutoConfig, DynamicCache
 
 import hf_longattn.families as families
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import MaskError, OptionError
 from tests.reference.small_models import LANGUAGE_MODELS, long_config, long_like, padding, plain_model, tokens
+from tools.small_models import small_values
 
 WIDTH = 24
 LAST = {"sliding_window": WIDTH, "use_sliding_window": True, "max_window_layers": 1}
@@ -113,7 +114,7 @@ def test_conversion_is_exact_at_the_old_length_where_the_windows_stay(base: str,
     assert (equal.status, equal.values["length"]) == ("passed", 512)
     assert not report.needs_training
     config = json.loads((tmp_path / "long" / "config.json").read_text())
-    assert config["sliding_window"] == WIDTH
+    assert config.get("base_windows", config)["sliding_window"] == WIDTH
     assert config["rope_parameters"] == json.loads((tmp_path / "short" / "config.json").read_text())["rope_parameters"]
 
 
@@ -179,3 +180,48 @@ def test_what_caches_see_is_the_config_itself(base: str) -> None:
     config.long_attention = {"layers": "window:window=9"}
     assert copy.deepcopy(seen).layer_types == ["longattn_window_9"] * 3
     assert config.get_text_config() is config
+
+
+MIXED = {"sliding_window": None, "use_sliding_window": False}
+TOLD: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
+    "one width": ("mistral", {"sliding_window": 24}, {"mechanism": "window", "window": 8}, {"sliding_window": 8}),
+    "another mechanism": ("mistral", {"sliding_window": 24}, {"mechanism": "longformer", "window": 8}, {"sliding_window": None}),
+    "full": ("phi3", {"sliding_window": 24}, {"mechanism": "full"}, {"sliding_window": None}),
+    "no field in the base": (
+        "llama",
+        {},
+        {"mechanism": "window", "window": 8, "layers": {1: {"mechanism": "full"}}},
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True},
+    ),
+    "last layers": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        {"layers": "0=full;1=window:window=6"},
+        {"sliding_window": 6, "max_window_layers": 1, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "two widths": ("qwen2", LAST, {"mechanism": "window", "window": 8}, {**MIXED, "max_window_layers": 2, "layer_types": None}),
+    "sinks": ("qwen3", LAST, {"layers": "window:window=24,num_sinks=1"}, {**MIXED, "layer_types": None}),
+    "an encoder": ("roberta", {}, {"mechanism": "longformer", "window": 9}, {"attention_window": [8, 8]}),
+    "an encoder with two": ("bert", {}, {"layers": "window:window=4,longformer:window=6"}, {"attention_window": [4, 6]}),
+    "another encoder": ("bert", {}, {"mechanism": "bigbird"}, {}),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_a_file_tells_serving_engines_what_the_mechanisms_compute(case: str, tmp_path: Path) -> None:
+    base, changes, attention, told = TOLD[case]
+    config = families.FAMILIES[base].config_class(**{**small_values(base), "long_attention": attention, **changes})
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {name: written.get(name) for name in told} == told
+    if not told:
+        assert not {"attention_window", "base_windows", "sliding_window"} & written.keys()
+    read = AutoConfig.from_pretrained(tmp_path)
+    for name in ("sliding_window", "use_sliding_window", "max_window_layers"):
+        assert getattr(read, name, ...) == getattr(config, name, ...), "the base's own in memory"
+    assert read.__dict__.get("layer_types") == config.__dict__.get("layer_types")
+    assert read.long_attention == config.long_attention
+    assert not hasattr(read, "attention_window")
+    assert {**read.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+    again = type(config).from_dict(read.to_dict())
+    assert again.to_diff_dict() == read.to_diff_dict()

@@ -91,7 +91,7 @@ def test_every_head_is_adopted_with_equal_outputs(head: str, longformer: Callabl
     assert report.plan["tensor_counts"]["added"] == report.plan["tensor_counts"]["dropped"] == 0
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("long_roberta", [f"LongRoberta{head}"])
-    assert "attention_window" not in config
+    assert config["attention_window"] == WINDOWS
     assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").long_attention.to_dict()["layers"] == OWN["layers"]
 
 
