@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RevertConfig,
         convert_checkpoint,
         export_checkpoint,
+        export_native,
         plan_conversion,
         revert_checkpoint,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "enable_long_attention",
     "explain",
     "export_checkpoint",
+    "export_native",
     "list_mechanisms",
     "load_generic",
     "mechanism_info",
@@ -75,6 +77,7 @@ _WHERE = {
         "RevertConfig",
         "convert_checkpoint",
         "export_checkpoint",
+        "export_native",
         "plan_conversion",
         "revert_checkpoint",
     ),

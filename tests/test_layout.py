@@ -41,10 +41,12 @@ CONVERSION = (
     ("sources",),
     ("long_models",),
     ("architectures",),
+    ("twins",),
     ("flops", "model_loading"),
     ("plan", "plan_tensors"),
     ("inspection", "writing"),
     ("verify", "verify_outputs"),
+    ("native",),
     ("convert", "revert", "export"),
     ("__init__",),
 )

@@ -19,27 +19,42 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A long checkpoint: 
 def export(
     model: Model,
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    format: Annotated[str, typer.Option(help="onnx, or torch (for torch.export.load).")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(help="onnx, torch (for torch.export.load), or native: a stock architecture of transformers that computes the same."),
+    ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
         str | None, typer.Option(help="The task of its head, for example feature-extraction.", show_default="that of the saved head")
     ] = None,
     global_attention_mask: Annotated[
         bool,
-        typer.Option("--global-attention-mask", help="Add this input to the graph; otherwise the config determines the global tokens."),
+        typer.Option(
+            "--global-attention-mask",
+            help="Add this input to the graph (native: every call will give it); otherwise the config determines the global tokens.",
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")] = False,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Export a long checkpoint as one graph, and check it.
+    """Export a long checkpoint as one graph or as a stock checkpoint, and check it.
 
-    The graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all.
+    A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all.
     """
-    from ..conversion import export_checkpoint
-    from .show import print_json, show_export
+    from ..conversion import export_checkpoint, export_native
+    from .show import print_json, show_export, show_report
 
+    if format == "native":
+        for given, flag in ((opset, "--opset"), (task, "--task")):
+            if given is not None:
+                raise typer.BadParameter("is for graphs; the native twin has the head of the checkpoint.", param_hint=flag)
+        twin = export_native(
+            model, destination, global_attention_mask=global_attention_mask, overwrite=overwrite, revision=revision, token=token
+        )
+        print_json({"destination": str(twin.destination), **twin.to_dict()}) if as_json else show_report(twin)
+        return
     report = export_checkpoint(
         model, destination, format=format, opset=opset, task=task, global_attention_mask=global_attention_mask, overwrite=overwrite,
         revision=revision, token=token,

@@ -42,6 +42,7 @@ def show_plan(plan: ConversionPlan) -> None:
             ("positions", plan.positions + ("" if plan.positions_exact else "  (changes the old positions: needs training)")),
             ("tensors", _counts(plan.counts())),
             ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
+            *([] if plan.native_twin is None else [("native twin", plan.native_twin.describe())]),
         )
     )
     for tensor in plan.tensors:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .convert import convert_checkpoint
     from .export import ExportReport, export_checkpoint
     from .inspection import Inspection, inspect_checkpoint
+    from .native import export_native
     from .plan import ConversionPlan, plan_conversion
     from .plan_tensors import TensorPlan
     from .report import Check, ConversionReport
@@ -29,6 +30,7 @@ __all__ = [
     "TensorPlan",
     "convert_checkpoint",
     "export_checkpoint",
+    "export_native",
     "inspect_checkpoint",
     "plan_conversion",
     "revert_checkpoint",
@@ -39,6 +41,7 @@ _WHERE = {
     "convert": ("convert_checkpoint",),
     "export": ("ExportReport", "export_checkpoint"),
     "inspection": ("Inspection", "inspect_checkpoint"),
+    "native": ("export_native",),
     "plan": ("ConversionPlan", "plan_conversion"),
     "plan_tensors": ("TensorPlan",),
     "report": ("Check", "ConversionReport"),

@@ -160,6 +160,11 @@ class ConversionConfig(Settings):
         unset="random values",
         type=Path,
     )
+    native: bool = setting(
+        False,
+        "Write the native twin instead: a stock architecture of transformers that computes the same and needs no hf_longattn; refused "
+        "where there is none (`longattn plan` says it).",
+    )
     overwrite: bool = setting(False, "Replace an existing checkpoint folder DST once the new one is complete.")
     remote_code: bool = setting(
         False, "Add the model's code, so that it loads with trust_remote_code=True where hf_longattn is not installed."
@@ -178,6 +183,10 @@ class ConversionConfig(Settings):
             raise OptionError("The option 'layers' was given twice; give it once.")
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
+
+        if self.native and (self.generic or self.remote_code):
+            other = "--generic" if self.generic else "--remote-code"
+            raise OptionError(f"--native writes a stock architecture, to which {other} does not apply; leave one of them out.")
 
     @classmethod
     def from_keywords(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code, write_model_card
 from .config import ConversionConfig
 from .flops import layer_mechanisms
 from .model_loading import quiet_libraries
+from .native import export_native
 from .plan import ConversionPlan, open_asked, plan_conversion
 from .report import NEEDS_TRAINING, REPORT, ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import ResultInfo
-from .staging import destination_path, staged_folder
+from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import VerificationText, excerpt, load_tokenizer, verification_text
 from .verify import verify as verify_result
@@ -55,6 +59,8 @@ def convert_checkpoint(
         plan_conversion(source, target, asked)
     opened = open_asked(source, asked)
     plan = plan_conversion(opened, target, asked)
+    if asked.native:
+        return _native(source, target, asked, plan, progress)
     if asked.remote_code:
         check_remote_code(plan.config, user_code=asked.user_code)
     clock["planned"] = time.perf_counter()
@@ -87,6 +93,21 @@ def convert_checkpoint(
             bundle_remote_code(stage, user_code=asked.user_code)
         write_model_card(stage, base_model=str(source) if on_the_hub else None, source=opened.card_folder, name=str(destination))
     return report
+
+
+def _native(
+    source: str | Path, target: Path, asked: ConversionConfig, plan: ConversionPlan, progress: StageProgress | None
+) -> ConversionReport:
+    """Convert beside the destination, and write the native twin of the result."""
+    choice = plan.native_twin
+    if choice is not None and choice.twin is None:
+        raise ExportError(f"The result would have no native twin: {choice.reason}")
+    check_destination(target, *plan.source.protected, overwrite=asked.overwrite)
+    beside = next(folder for folder in target.parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".longattn-native-", dir=beside) as folder:
+        long = Path(folder) / target.name
+        report = convert_checkpoint(source, long, dataclasses.replace(asked, native=False, overwrite=False), progress=progress)
+        return export_native(long, target, verify=asked.verify, overwrite=asked.overwrite, progress=progress, converted=report)
 
 
 LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel", "DoubleHeadsModel")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .plan_tensors import RenamedTensor, ResultPlan, parse_dtype, plan_tensors, 
 from .sources.base import Source, open_source
 from .staging import check_destination
 from .text import load_tokenizer
+from .twins.base import LongModel, TwinChoice, choose_twin
 
 
 @quiet_libraries()
@@ -141,6 +143,13 @@ class ConversionPlan(ResultPlan):
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
 
+    @cached_property
+    def native_twin(self) -> TwinChoice | None:
+        """The stock architecture that computes the same, or why there is none; ``None`` for a result without a Long class."""
+        if self.generic:
+            return None
+        return choose_twin(LongModel(self.config, self.architecture.long_class, self.architecture.family))
+
     @property
     def positions_exact(self) -> bool:
         """Whether outputs below the old length are unchanged by the new positions."""
@@ -165,6 +174,7 @@ class ConversionPlan(ResultPlan):
             "new_length": self.new_length,
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
+            **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
             **self.sizes(),
             "costs": [asdict(cost) for cost in self.costs],
         }

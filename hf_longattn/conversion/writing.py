@@ -140,7 +140,16 @@ def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
     return {name: one.drawn(generator) for name, one in attached_memory(plan.architecture.skeleton(plan.config)).items()}
 
 
-LEFT_OUT = ("config.json", REPORT, "revert_report.json", "README.md", "README.txt", "trainer_state.json", "all_results.json")
+LEFT_OUT = (
+    "config.json",
+    REPORT,
+    "revert_report.json",
+    "native_report.json",
+    "README.md",
+    "README.txt",
+    "trainer_state.json",
+    "all_results.json",
+)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 

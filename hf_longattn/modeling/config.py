@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.utils import logging
 
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError
+from ..errors import BackendError, OptionError
 from ..naming import BACKEND, COPY, LOGGER, PLAIN_BACKEND
 from ..private_apis import IMPLEMENTATION_FIELD
 from .sliding_window import BASE_WINDOWS, FOREIGN, equals_base, foreign_fields, own_windows, with_own_windows
@@ -78,6 +78,8 @@ class LongConfig(_Base):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if (own := kwargs.pop(BASE_WINDOWS, None)) is not None:
+            if not isinstance(own, Mapping) or not own.keys() <= set(FOREIGN):
+                raise OptionError(f"{BASE_WINDOWS} is {own!r}, but must be a mapping with some of {', '.join(FOREIGN)}.")
             known = self.__dataclass_fields__
             kwargs = {name: value for name, value in kwargs.items() if name not in FOREIGN or name in own}
             for name in own.keys() & known.keys():

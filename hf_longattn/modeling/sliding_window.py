@@ -100,7 +100,7 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a Long config's file with the base's fields for windows as they were, and without what was added to them."""
     values = dict(values)
     own = values.pop(BASE_WINDOWS, None)
-    return values if own is None else {**{name: value for name, value in values.items() if name not in FOREIGN}, **own}
+    return values if not isinstance(own, Mapping) else {**{name: value for name, value in values.items() if name not in FOREIGN}, **own}
 
 
 def _band_around(mechanism: Mechanism) -> int:

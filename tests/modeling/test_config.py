@@ -109,7 +109,7 @@ def test_changing_long_attention_changes_layer_types() -> None:
     config = long_config("gpt2", {"mechanism": "window", "window": 8})
     config.long_attention = {"mechanism": "window", "window": 9}
     assert config.layer_types == ["longattn_window_9"] * 3
-    assert "layer_types" not in config.to_dict()
+    assert config.to_dict()["layer_types"] == ["sliding_attention"] * 3
 
 
 def test_a_base_with_layer_types_of_its_own_keeps_them() -> None:

@@ -1,0 +1,1 @@
+"""Native twins: stock architectures of transformers that compute what a long model computes: one file each."""

@@ -1,0 +1,292 @@
+"""The contract of native twins: which long models a stock architecture of transformers can hold, its config, and the name of every tensor.
+
+A checkpoint of a twin is served by anything that knows the stock architecture, without this package. Each twin is one file with a class
+under ``@register_twin``; the choice, writing, the account of every tensor and the comparison with the long model are done for it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ...configuration import LongAttentionConfig
+from ...engines.call import UNBOUNDED
+from ...errors import check_registration
+from ...mechanisms import Mechanism
+from ...mechanisms.registry import prototype
+from ...modeling.family import Family
+from ...modeling.sliding_window import with_base_windows
+from ...naming import load_module, module_names
+from ..architectures import NAMES, OWN_FIELDS, longest
+from ..long_models.base import WeightRenaming
+
+T = TypeVar("T", bound="type[NativeTwin]")
+
+
+@dataclass(frozen=True)
+class LongModel:
+    """A long model as its config describes it.
+
+    class_name: its Long class.
+    masked: the caller gives every text's ``global_attention_mask``, so that the config's global tokens do not matter.
+    """
+
+    config: Any
+    class_name: str
+    family: Family
+    masked: bool = False
+
+    @property
+    def base(self) -> str:
+        """transformers' model type of its base."""
+        return self.family.base_model_type
+
+    @cached_property
+    def head(self) -> str:
+        """The class of the base, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
+        return next(name for name, one in self.family.heads.items() if one == self.class_name)
+
+    @property
+    def two_stacks(self) -> bool:
+        """Whether it has an encoder and a decoder, not only the decoder of such a base."""
+        return self.family.two_stacks and bool(self.config.is_encoder_decoder)
+
+    @cached_property
+    def causal(self) -> bool:
+        return bool(self.config._attending[1])
+
+    @cached_property
+    def layers(self) -> tuple[Mechanism, ...]:
+        """The mechanism of every layer; of the encoder in an encoder-decoder."""
+        return _mechanisms(self.config.long_attention, self.config._attending[0])
+
+    @cached_property
+    def decoder_layers(self) -> tuple[Mechanism, ...]:
+        """The mechanism of every decoder layer of an encoder-decoder."""
+        return _mechanisms(self.config.decoder_attention, self.config.decoder_layers) if self.two_stacks else ()
+
+    @cached_property
+    def length(self) -> int:
+        """Maximum number of tokens."""
+        return longest(self.family, self.config)
+
+    def values(self) -> dict[str, Any]:
+        """The values of its config that are not ours."""
+        own = {*NAMES, *OWN_FIELDS}
+        return {name: value for name, value in with_base_windows(self.config.to_dict()).items() if name not in own}
+
+
+def _mechanisms(attention: LongAttentionConfig, layers: int) -> tuple[Mechanism, ...]:
+    return tuple(prototype(*attention.for_layer(layer)) for layer in range(layers))
+
+
+class NativeTwin(ABC):
+    """One stock architecture; all methods read configs only."""
+
+    model_type: ClassVar[str]
+    """transformers' model type of the twin."""
+    families: ClassVar[frozenset[str]] = frozenset()
+    """Base model types of the long models that it can hold."""
+    computes: ClassVar[tuple[type[Mechanism], ...]] = ()
+    """Mechanisms, besides full attention, that its layers can compute."""
+    rank: ClassVar[int] = 50
+    """If several twins fit, the lowest is chosen: the one that most serving engines know."""
+    takes_globals: ClassVar[bool] = False
+    """Whether its forward pass takes ``global_attention_mask``."""
+    only_length: ClassVar[bool] = False
+    """Whether it takes texts of its maximum length alone, without padding."""
+
+    def takes(self, model: LongModel) -> bool:
+        """Whether it has the layers of the model's base."""
+        return model.base in self.families
+
+    def stock(self, model: LongModel) -> str:
+        """transformers' model type of the model's twin."""
+        return self.model_type
+
+    @abstractmethod
+    def refusal(self, model: LongModel) -> str | None:
+        """Why it does not compute what the model does, in a sentence that names the layer; ``None`` if it does."""
+
+    @abstractmethod
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        """The values of its config."""
+
+    def class_name(self, model: LongModel) -> str:
+        """Its class with the model's head; it need not exist."""
+        stems = (stem_of(model.base), stem_of(self.stock(model)))
+        return model.head.replace(*stems, 1)
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        """What becomes of a tensor, by default the same; several renamings without a change are copies of it."""
+        return (WeightRenaming(name),)
+
+    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
+        """Tensors that the long model lacks: name -> their values for a shape."""
+        return {}
+
+    def note(self, model: LongModel) -> str:
+        """What its user has to know; empty by default."""
+        return ""
+
+    def config(self, model: LongModel) -> Any:
+        """Its config."""
+        config_class = config_class_of(self.stock(model))
+        stray = set(model.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
+        values = {name: value for name, value in self.config_values(model).items() if name not in stray}
+        return config_class.from_dict({**values, "architectures": [self.class_name(model)]})
+
+    def skeleton(self, model: LongModel) -> nn.Module:
+        """Its model without storage."""
+        with torch.device("meta"):
+            built: nn.Module = getattr(transformers, self.class_name(model))(self.config(model))
+        return built
+
+
+def config_class_of(model_type: str) -> type[Any]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[model_type]
+
+
+def stem_of(model_type: str) -> str:
+    """The start of the names of its classes: ``"roberta"`` -> ``"Roberta"``."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    return str(MODEL_MAPPING_NAMES[model_type]).removesuffix("Model")
+
+
+TWINS: dict[str, NativeTwin] = {}
+
+
+def register_twin(name: str) -> Callable[[T], T]:
+    """Class decorator that makes a :class:`NativeTwin` known under ``name``.
+
+    Raises:
+        RegistrationError: it is no NativeTwin, lacks a method, or the name is taken.
+    """
+
+    def register(cls: T) -> T:
+        check_registration("native twin", name, cls, NativeTwin, type(TWINS[name]) if name in TWINS else None)
+        TWINS[name] = cls()
+        return cls
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    """Import every module of this folder once."""
+    for name in module_names("conversion.twins"):
+        load_module("conversion.twins", name)
+
+
+def native_twins() -> tuple[NativeTwin, ...]:
+    """Every twin, in the order in which they are asked."""
+    _discover()
+    return tuple(TWINS[name] for name in sorted(TWINS, key=lambda name: (TWINS[name].rank, name)))
+
+
+@dataclass(frozen=True)
+class TwinChoice:
+    """The twin of a long model; ``None`` with the reason why there is none."""
+
+    twin: NativeTwin | None
+    class_name: str
+    model_type: str
+    reason: str
+    note: str = ""
+
+    def describe(self) -> str:
+        """For a table."""
+        if self.twin is None:
+            return f"none: {self.reason}"
+        return f"{self.class_name} of transformers" + (f" ({self.note})" if self.note else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        if self.twin is None:
+            return {"class": None, "reason": self.reason}
+        return {"class": self.class_name, "model_type": self.model_type, **({"note": self.note} if self.note else {})}
+
+
+def choose_twin(model: LongModel) -> TwinChoice:
+    """The first twin that holds the model, or the reason of the most special one that comes near."""
+    reasons: list[tuple[bool, str]] = []
+    odd = next((one for one in model.layers if not is_full(one, model.causal)), None)
+    for twin in native_twins():
+        if not twin.takes(model):
+            continue
+        reason = twin.refusal(model) or missing_class(twin.class_name(model))
+        if reason is None:
+            return TwinChoice(twin, twin.class_name(model), twin.stock(model), "", twin.note(model))
+        reasons.append((odd is None or isinstance(odd, twin.computes), reason))
+    near = [reason for fits, reason in reasons if fits]
+    return TwinChoice(None, "", "", (near[0] if odd is None else near[-1]) if near else _no_twin(model))
+
+
+def missing_class(name: str) -> str | None:
+    """Why a class cannot be chosen; ``None`` if transformers has it."""
+    return None if hasattr(transformers, name) else f"transformers has no {name} with the model's head."
+
+
+def is_full(mechanism: Mechanism, causal: bool) -> bool:
+    """Whether a layer is full attention at any length."""
+    band = mechanism.band(causal)
+    return band is not None and band[0] == UNBOUNDED
+
+
+def _no_twin(model: LongModel) -> str:
+    for where, layers, causal in (("Layer", model.layers, model.causal), ("Decoder layer", model.decoder_layers, True)):
+        for index, mechanism in enumerate(layers):
+            if mechanism.relative is not None:
+                return f"{where} {index} adds relative positions ({mechanism.options.relative}), which no stock architecture has."
+            if not is_full(mechanism, causal):
+                kind = "a window in" if mechanism.band(causal) is not None else f"the mechanism {mechanism.name!r} in"
+                return (
+                    f"{where} {index} has {mechanism.name!r}, and no stock architecture has {kind} the layers of a {stem_of(model.base)}."
+                )
+    return f"No stock architecture has the class of a {model.class_name}."
+
+
+def decoder_refusal(model: LongModel) -> str | None:
+    """Why the decoder beside an encoder is not the stock one, which has full attention."""
+    for index, mechanism in enumerate(model.decoder_layers):
+        if not is_full(mechanism, True):
+            return f"Decoder layer {index} has {mechanism.name!r}, and stock decoders beside an encoder have full attention."
+    return None
+
+
+def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
+    """Why a layer is neither full attention nor a plain window, and otherwise how far back every layer sees (``None``: everything)."""
+    found: list[int | None] = []
+    for index, mechanism in enumerate(model.layers):
+        band = mechanism.band(model.causal)
+        if band is None:
+            return f"Layer {index} has {described(mechanism)}, which no stock architecture computes.", []
+        found.append(None if band[0] == UNBOUNDED else band[0])
+    return None, found
+
+
+def described(mechanism: Mechanism) -> str:
+    """A mechanism with the options that are not its defaults: ``'window' with num_sinks=4``."""
+    default, own = type(mechanism.options)(), mechanism.options.to_dict()
+    changed = [f"{name}={value}" for name, value in own.items() if value != default.to_dict().get(name)]
+    return repr(mechanism.name) + (f" with {', '.join(changed)}" if changed else "")
+
+
+def one_width(widths: list[int | None]) -> tuple[str | None, int | None]:
+    """Why windows have no common width, and otherwise that width (``None`` without windows)."""
+    first: tuple[int, int] | None = None
+    for index, width in enumerate(widths):
+        if width is not None and first is not None and width != first[1]:
+            return f"Layer {index} has another window than layer {first[0]}, and a stock architecture has one width for all windows.", None
+        first = (index, width) if first is None and width is not None else first
+    return None, None if first is None else first[1]

@@ -1,0 +1,162 @@
+"""Encoders with the mechanism `bigbird` as transformers' code has it become transformers' BigBird and BigBird-Pegasus.
+
+That is ``random_pattern="hf"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table; in
+BigBird-Pegasus those that Pegasus computes are a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...mechanisms.bigbird import BigBird
+from ...positions.tables import sinusoids
+from ..long_models.base import WeightRenaming
+from .base import LongModel, NativeTwin, decoder_refusal, described, is_full, register_twin
+from .encoders import (
+    ENCODERS,
+    common_name,
+    encoder_refusal,
+    encoder_values,
+    head_of,
+    leading_rows,
+    mlm_activation,
+    renamed,
+    token_types,
+    with_leading,
+)
+
+NAMES = {
+    "mlm.dense.": "cls.predictions.transform.dense.",
+    "mlm.norm.": "cls.predictions.transform.LayerNorm.",
+    "mlm.decoder.": "cls.predictions.decoder.",
+    "mlm.bias": "cls.predictions.bias",
+}
+HEADS = ("MaskedLM", "TokenClassification", "MultipleChoice")
+STICKS = "transformers' BigBird computes full attention for good after its first input of at most {count} blocks of {size} tokens"
+
+
+def blocks_refusal(model: LongModel) -> str | None:
+    """Why the layers are not transformers' block-sparse attention, the same in all layers."""
+    first = model.layers[0]
+    for index, mechanism in enumerate(model.layers):
+        if not isinstance(mechanism, BigBird) or mechanism.relative is not None:
+            return f"Layer {index} has {described(mechanism)}, and every layer of BigBird has its blocks."
+        o = mechanism.options
+        wanted = {"random_pattern": "hf", "blocks_over": "input", "seed": 0}
+        odd = next((name for name, value in wanted.items() if getattr(o, name) != value), None)
+        if odd is not None:
+            return f"Layer {index} has 'bigbird' with {odd}={getattr(o, odd)}, and transformers' BigBird is that with {odd}={wanted[odd]}."
+        if o != first.options:
+            return f"Layer {index} has other blocks than layer 0, and BigBird has the same in all layers."
+    return None
+
+
+def block_values(model: LongModel) -> dict[str, Any]:
+    """The fields of a config for block-sparse attention."""
+    o: Any = model.layers[0].options
+    return {"attention_type": "block_sparse", "block_size": o.block_size, "num_random_blocks": o.num_random_blocks}
+
+
+def sticks(model: LongModel) -> str:
+    """What transformers' BigBird does after a short input."""
+    o: Any = model.layers[0].options
+    return STICKS.format(count=5 + 2 * o.num_random_blocks, size=o.block_size)
+
+
+@register_twin("big_bird")
+class BigBirdTwin(NativeTwin):
+    """BigBird, and BERT and RoBERTa and what has their layers."""
+
+    model_type = "big_bird"
+    families = ENCODERS | {"big_bird"}
+    computes = (BigBird,)
+
+    def class_name(self, model: LongModel) -> str:
+        head = head_of(model)
+        if model.base == "big_bird":
+            return model.head
+        return f"BigBirdFor{head}" if head in HEADS else "BigBirdModel"
+
+    def refusal(self, model: LongModel) -> str | None:
+        if (reason := blocks_refusal(model)) is not None or model.base == "big_bird":
+            return reason
+        reason = encoder_refusal(model, "BigBird", HEADS)
+        if reason is None and head_of(model) == "MaskedLM" and mlm_activation(model) != self._activation(model):
+            return f"The head of the {model.head} has the activation 'gelu', and BigBird's that of layer 0, {self._activation(model)!r}."
+        return reason
+
+    def _activation(self, model: LongModel) -> str:
+        return str(model.config.activation if model.base == "distilbert" else model.config.hidden_act)
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        if model.base == "big_bird":
+            return {**model.values(), **block_values(model)}
+        own = {"use_bias": True, "rescale_embeddings": False}
+        return {**encoder_values(model, 0, counted=False), **own, **block_values(model)}
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        if model.base == "big_bird":
+            return (WeightRenaming(name),)
+        target = renamed(common_name(name, model), "bert", head_of(model), NAMES).replace("pooler.dense.", "pooler.")
+        table = target.endswith("position_embeddings.weight")
+        return (WeightRenaming(target, with_leading(leading_rows(model), 0) if table else None),)
+
+    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
+        return {renamed(name, "bert", head_of(model), NAMES): value for name, value in token_types(model).items()}
+
+    def note(self, model: LongModel) -> str:
+        return sticks(model)
+
+
+ENCODER = re.compile(r"(encoder\.layers\.\d+\.self_attn\.)(q|k|v|out)_proj\.")
+INNER = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": "output."}
+
+
+@register_twin("bigbird_pegasus")
+class BigBirdPegasusTwin(NativeTwin):
+    """BigBird-Pegasus, and Pegasus, with biases in its projections and a table of its sinusoids."""
+
+    model_type = "bigbird_pegasus"
+    families = frozenset(("bigbird_pegasus", "pegasus"))
+    computes = (BigBird,)
+
+    def refusal(self, model: LongModel) -> str | None:
+        if not model.two_stacks:
+            odd = next((index for index, one in enumerate(model.layers) if not is_full(one, True)), None)
+            return None if odd is None else f"Layer {odd} is a decoder's, and BigBird-Pegasus has blocks in its encoder only."
+        reason = blocks_refusal(model) or decoder_refusal(model)
+        lengths = model.config.max_position_embeddings, model.config.max_decoder_position_embeddings
+        if reason is None and model.base == "bigbird_pegasus" and lengths[0] != lengths[1]:
+            return f"The encoder takes {lengths[0]} tokens and the decoder {lengths[1]}, and BigBird-Pegasus has one length for both."
+        return reason
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        own = {"use_bias": True} if model.base == "pegasus" else {}
+        blocks = block_values(model) if model.two_stacks else {"attention_type": "original_full"}
+        return {**model.values(), **own, **blocks}
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        if model.base == "bigbird_pegasus":
+            return (WeightRenaming(name),)
+        if name.endswith("embed_positions.weight"):
+            return (WeightRenaming(None, reason="computed for the table"),)
+        target = ENCODER.sub(lambda found: found[1] + INNER[found[2]], name)
+        return (WeightRenaming(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
+
+    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
+        if model.base == "bigbird_pegasus":
+            return {}
+        inner = "" if model.head.endswith("Model") else "model."
+        stacks = ("encoder", "decoder") if model.two_stacks else ("decoder",)
+        return {f"{inner}{stack}.embed_positions.weight": _sinusoids for stack in stacks}
+
+    def note(self, model: LongModel) -> str:
+        return sticks(model) if model.two_stacks else ""
+
+
+def _sinusoids(shape: tuple[int, ...]) -> Tensor:
+    return sinusoids(*shape)

@@ -1,0 +1,148 @@
+"""Encoders like BERT under one set of names, from which the twins that are such encoders take theirs.
+
+In these names a tensor of the encoder is ``body.`` and BERT's name, one of a head ``mlm.dense``, ``mlm.norm``, ``mlm.decoder``,
+``mlm.bias``, ``class.dense``, ``class.out``, ``classifier`` or ``qa_outputs``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..long_models.base import WeightRenaming
+from .base import LongModel
+
+ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
+ENCODERS = ROBERTAS | {"bert", "electra", "distilbert"}
+PREFIX = re.compile(r"^(bert|roberta|electra|distilbert)\.")
+HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+MLM = {
+    r"^(cls\.predictions\.transform|generator_predictions|lm_head)\.dense\.": "mlm.dense.",
+    r"^(cls\.predictions\.transform\.LayerNorm|generator_predictions\.LayerNorm|lm_head\.layer_norm|vocab_layer_norm)\.": "mlm.norm.",
+    r"^vocab_transform\.": "mlm.dense.",
+    r"^(cls\.predictions|lm_head)\.decoder\.": "mlm.decoder.",
+    r"^(vocab_projector|generator_lm_head)\.weight$": "mlm.decoder.weight",
+    r"^(vocab_projector|generator_lm_head)\.bias$": "mlm.bias",
+    r"^(cls\.predictions|lm_head)\.bias$": "mlm.bias",
+}
+DISTILBERT = {
+    r"^transformer\.layer\.(\d+)\.": r"encoder.layer.\1.",
+    r"\.attention\.q_lin\.": ".attention.self.query.",
+    r"\.attention\.k_lin\.": ".attention.self.key.",
+    r"\.attention\.v_lin\.": ".attention.self.value.",
+    r"\.attention\.out_lin\.": ".attention.output.dense.",
+    r"\.attention\.long_attention\.": ".attention.self.long_attention.",
+    r"\.sa_layer_norm\.": ".attention.output.LayerNorm.",
+    r"\.ffn\.lin1\.": ".intermediate.dense.",
+    r"\.ffn\.lin2\.": ".output.dense.",
+    r"\.output_layer_norm\.": ".output.LayerNorm.",
+}
+OWN = re.compile(r"\.long_attention\.")
+
+
+def head_of(model: LongModel) -> str:
+    """The head without the base's name: ``"MaskedLM"``; ``"Model"`` for the encoder alone."""
+    return next((head for head in HEADS if model.head.endswith(f"For{head}")), "Model" if model.head.endswith("Model") else model.head)
+
+
+def common_name(name: str, model: LongModel) -> str:
+    """The name of a tensor of the long model in the common names."""
+    head = head_of(model)
+    inner = PREFIX.sub("", name)
+    if head == "Model" or inner != name:
+        if model.base == "distilbert":
+            inner = _replaced(inner, DISTILBERT)
+        if head == "SequenceClassification" and inner.startswith("pooler.dense."):  # BERT's head reads the pooler
+            return inner.replace("pooler.", "class.", 1)
+        return f"body.{inner}"
+    if head == "MaskedLM":
+        return _replaced(name, MLM)
+    if head == "SequenceClassification":
+        name = re.sub(r"^classifier\.(weight|bias)$", r"class.out.\1", name)
+        return name.replace("classifier.dense.", "class.dense.").replace("classifier.out_proj.", "class.out.")
+    return name
+
+
+def _replaced(name: str, rules: Mapping[str, str]) -> str:
+    for pattern, replacement in rules.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def leading_rows(model: LongModel) -> int:
+    """Rows of the position table that are not positions."""
+    return model.family.position_tables[0].offset
+
+
+def with_leading(before: int, after: int) -> Callable[[Tensor], Tensor] | None:
+    """``before`` leading rows of a table replaced by ``after``, of zeros; ``None`` if they are as many."""
+    if before == after:
+        return None
+    return lambda table: torch.cat([table.new_zeros(after, table.shape[1]), table[before:]])
+
+
+def encoder_values(model: LongModel, leading: int, *, counted: bool) -> dict[str, Any]:
+    """The values of the config of an encoder like BERT.
+
+    leading: rows of its position table that are not positions; counted: whether ``max_position_embeddings`` includes them.
+    """
+    values, config = model.values(), model.config
+    values |= {
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "max_position_embeddings": model.length + leading * counted,
+    }
+    if model.base == "distilbert":
+        values |= {
+            "intermediate_size": config.hidden_dim,
+            "hidden_act": config.activation,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.attention_dropout,
+            "layer_norm_eps": 1e-12,
+            "type_vocab_size": 1,
+        }
+    return values
+
+
+def encoder_refusal(model: LongModel, name: str, heads: tuple[str, ...]) -> str | None:
+    """Why the architecture ``name``, which has these heads, has no such encoder; of causal ones, projected embeddings, other heads."""
+    config, head = model.config, head_of(model)
+    if model.causal or getattr(config, "add_cross_attention", False):
+        return f"Layer 0 is a decoder's (is_decoder=True), and {name} is an encoder."
+    if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:
+        return f"The embeddings have {config.embedding_size} dimensions and layer 0 has {config.hidden_size}, which are equal in {name}."
+    if head not in ("Model", *heads):
+        return f"The head of a {model.head} differs from that of {name}; export the encoder alone, or a model with another head."
+    return None
+
+
+def mlm_activation(model: LongModel) -> str:
+    """The activation inside the head for masked tokens."""
+    if model.base == "distilbert":
+        return str(model.config.activation)
+    return str(model.config.hidden_act) if model.base == "bert" else "gelu"
+
+
+def token_types(model: LongModel) -> dict[str, Callable[[tuple[int, ...]], Tensor]]:
+    """The table of token types of a model without one: zeros."""
+    return {"body.embeddings.token_type_embeddings.weight": torch.zeros} if model.base == "distilbert" else {}
+
+
+def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> str:
+    """A common name in an architecture whose encoder is called ``prefix`` beside a head, and whose heads have ``names``."""
+    if common.startswith("body."):
+        return common.replace("body.", "" if head == "Model" else f"{prefix}.", 1)
+    for start, own in names.items():
+        if common.startswith(start):
+            return own + common.removeprefix(start)
+    return common
+
+
+def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[WeightRenaming, ...]:
+    """One renaming."""
+    return (WeightRenaming(target, change),)

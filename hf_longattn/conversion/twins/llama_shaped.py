@@ -1,0 +1,93 @@
+"""Llama and Mistral with windows: Mistral with one window for all layers, Ministral and SmolLM3 with windows in some.
+
+All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have them, and leaves rotary positions out of
+layers that ``no_rope_layers`` marks with 0: here none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...mechanisms.window import Window
+from ...modeling.sliding_window import FULL, SLIDING
+from .base import LongModel, NativeTwin, band_refusal, one_width, register_twin
+
+BIASES = ("attention_bias", "mlp_bias")
+
+
+class LlamaShaped(NativeTwin):
+    """A decoder with the layers of a Llama."""
+
+    families = frozenset(("llama", "mistral"))
+    computes = (Window,)
+
+    def refusal(self, model: LongModel) -> str | None:
+        reason, backs = band_refusal(model)
+        return reason or one_width(backs)[0] or self.unlike(model, backs)
+
+    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+        """Why it cannot hold this model, whose windows have one width."""
+        raise NotImplementedError
+
+    def backs(self, model: LongModel) -> list[int | None]:
+        """How far back each layer sees."""
+        return band_refusal(model)[1]
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        back = one_width(self.backs(model))[1]
+        return {**model.values(), "sliding_window": None if back is None else back + 1}
+
+
+def biased(model: LongModel) -> str | None:
+    """Why an architecture without biases cannot hold this model."""
+    found = next((name for name in BIASES if getattr(model.config, name, False)), None)
+    return None if found is None else f"Layer 0 has biases ({found}=True)"
+
+
+@register_twin("mistral")
+class Mistral(LlamaShaped):
+    """One window for all layers."""
+
+    model_type = "mistral"
+    rank = 20
+
+    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+        if None in backs:
+            return f"Layer {backs.index(None)} has full attention and others a window, and Mistral has one setting for all layers."
+        reason = biased(model)
+        return None if reason is None else f"{reason}, and Mistral has none."
+
+
+def layer_types(backs: list[int | None]) -> list[str]:
+    """transformers' names for layers with and without a window."""
+    return [FULL if back is None else SLIDING for back in backs]
+
+
+@register_twin("ministral")
+class Ministral(LlamaShaped):
+    """A window in some layers."""
+
+    model_type = "ministral"
+    rank = 30
+
+    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+        reason = biased(model)
+        return None if reason is None else f"{reason}, and Ministral has none."
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        return {**super().config_values(model), "layer_types": layer_types(self.backs(model))}
+
+
+@register_twin("smollm3")
+class SmolLM3(LlamaShaped):
+    """A window in any layers, and biases."""
+
+    model_type = "smollm3"
+    rank = 40
+
+    def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
+        return None
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        own = {"use_sliding_window": True, "layer_types": layer_types(self.backs(model)), "no_rope_layers": [1] * len(model.layers)}
+        return {**super().config_values(model), **own}

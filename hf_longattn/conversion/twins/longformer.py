@@ -1,0 +1,189 @@
+"""Encoders with windows and global tokens become transformers' Longformer: RoBERTa's layers, separate projections for global tokens.
+
+Without ``separate_global``, the projections of the global tokens are copies of the layer's. Positions start after the padding token's id,
+so the table gets that many rows in front. Heads that mark global tokens themselves must mark those of the config.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...engines.call import UNBOUNDED
+from ...mechanisms import Mechanism
+from ...mechanisms.longformer import Longformer, LongformerOptions
+from ...mechanisms.window import Window
+from ..long_models.base import WeightRenaming
+from .base import LongModel, NativeTwin, described, register_twin
+from .encoders import (
+    ENCODERS,
+    HEADS,
+    ROBERTAS,
+    common_name,
+    encoder_refusal,
+    encoder_values,
+    head_of,
+    leading_rows,
+    mlm_activation,
+    renamed,
+    token_types,
+    with_leading,
+)
+
+NAMES = {
+    "mlm.dense.": "lm_head.dense.",
+    "mlm.norm.": "lm_head.layer_norm.",
+    "mlm.decoder.": "lm_head.decoder.",
+    "mlm.bias": "lm_head.bias",
+    "class.dense.": "classifier.dense.",
+    "class.out.": "classifier.out_proj.",
+}
+SEPARATE = re.compile(r"\.long_attention\.separate\.(query|key|value)\.")
+PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)\.")
+
+
+def band_width(mechanism: Mechanism) -> int | None:
+    """The width of a layer's window, as Longformer counts it; ``None`` if it is no window with or without global tokens."""
+    if isinstance(mechanism, Longformer):
+        return None if mechanism.relative is not None else 2 * mechanism.pattern(False).left
+    band = mechanism.band(False)
+    return None if band is None or band[0] == UNBOUNDED else 2 * band[0]
+
+
+def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
+    """Why a layer is not a window as Longformer has it."""
+    for index, mechanism in enumerate(layers):
+        width = band_width(mechanism)
+        if width is None:
+            return f"Layer {index} has {described(mechanism)}, and every layer of Longformer has a window."
+        if not width:
+            return f"Layer {index} has a window of one token, and Longformer's windows are even."
+    return None
+
+
+def global_rule(options: LongformerOptions, separator: int | None) -> tuple[Any, ...]:
+    """Which tokens a layer makes global: positions, ids, first segment, second segment, and the separator of the segments."""
+    o = options
+    ends = (
+        (o.separator_token_id if o.separator_token_id is not None else separator)
+        if o.global_first_segment or o.global_second_segment
+        else None
+    )
+    return tuple(o.global_tokens), tuple(o.global_token_ids), o.global_first_segment, o.global_second_segment, ends
+
+
+NO_GLOBALS = ((), (), False, False, None)
+
+
+def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], own: tuple[Any, ...], stock: str) -> str | None:
+    """Why the twin, whose head marks the tokens ``own`` as global, marks others than the model."""
+    if model.masked:
+        odd = next((index for index, one in enumerate(layers) if not isinstance(one, Longformer)), None)
+        if odd is None:
+            return None
+        return f"Layer {odd} has {layers[odd].name!r}, which takes no global_attention_mask, and every layer of {stock} does."
+    separator = getattr(model.config, "sep_token_id", None)
+    for index, mechanism in enumerate(layers):
+        rule = global_rule(mechanism.options, separator) if isinstance(mechanism, Longformer) else NO_GLOBALS
+        question = getattr(model.config, "question_separator_id", None) if isinstance(mechanism, Longformer) else None
+        if rule != own or question is not None:
+            marks = "the question" if question is not None else told(rule)
+            return (
+                f"Layer {index} makes {marks} global and a {stock} by itself {told(own)}; convert with other global tokens "
+                "(--option global_tokens=none makes none global), or export with --global-attention-mask and give every call that mask."
+            )
+    return None
+
+
+def told(rule: tuple[Any, ...]) -> str:
+    """A rule in words."""
+    positions, ids, first, second, _ = rule
+    parts = [f"positions {', '.join(map(str, positions))}"] if positions else []
+    parts += [f"token ids {', '.join(map(str, ids))}"] if ids else []
+    parts += ["the first segment"] * first + ["the second segment"] * second
+    return " and ".join(parts) or "no token"
+
+
+@register_twin("longformer")
+class LongformerTwin(NativeTwin):
+    """RoBERTa and BERT, and what has their layers."""
+
+    model_type = "longformer"
+    families = ENCODERS
+    computes = (Longformer, Window)
+    takes_globals = True
+
+    def class_name(self, model: LongModel) -> str:
+        head = head_of(model)
+        return f"LongformerFor{head}" if head in HEADS else "LongformerModel"
+
+    def refusal(self, model: LongModel) -> str | None:
+        heads = HEADS if model.base in (*ROBERTAS, "bert") else ("MaskedLM", "TokenClassification", "QuestionAnswering")
+        reason = window_refusal(model.layers) or encoder_refusal(model, "Longformer", heads)
+        return reason or self._other_head(model) or globals_refusal(model, model.layers, self._own_globals(model), self.class_name(model))
+
+    def _other_head(self, model: LongModel) -> str | None:
+        if head_of(model) == "MaskedLM" and mlm_activation(model) != "gelu":
+            return f"The head of the {model.head} has the activation {mlm_activation(model)!r}, and Longformer's has 'gelu'."
+        if model.base in ROBERTAS and model.config.pad_token_id != 1:
+            return f"Layer 0's positions start at 2, and Longformer's after pad_token_id, which is {model.config.pad_token_id}."
+        two = head_of(model) in ("QuestionAnswering", "MultipleChoice") and not model.masked
+        if two and model.base not in ROBERTAS:
+            return (
+                f"A {self.class_name(model)} expects three separators in every pair of texts and this {model.head} has two; "
+                "export with --global-attention-mask and give every call that mask."
+            )
+        return None
+
+    def _own_globals(self, model: LongModel) -> tuple[Any, ...]:
+        head, separator = head_of(model), getattr(model.config, "sep_token_id", None)
+        if head == "SequenceClassification":
+            return ((0,), (), False, False, None)
+        if head == "QuestionAnswering":
+            return ((), (), True, False, self._separator(model, separator))
+        return ((), (), False, True, self._separator(model, separator)) if head == "MultipleChoice" else NO_GLOBALS
+
+    def _separator(self, model: LongModel, default: int | None) -> int | None:
+        """The separator that its config will name."""
+        options: Any = model.layers[0].options
+        chosen = getattr(options, "separator_token_id", None)
+        return default if chosen is None else chosen
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        separator = self._separator(model, getattr(model.config, "sep_token_id", None))
+        return {
+            **encoder_values(model, self._leading(model), counted=True),
+            "attention_window": [band_width(mechanism) for mechanism in model.layers],
+            "pad_token_id": self._padding(model),
+            "sep_token_id": model.config.eos_token_id if separator is None else separator,
+        }
+
+    def _padding(self, model: LongModel) -> int:
+        pad = model.config.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def _leading(self, model: LongModel) -> int:
+        return self._padding(model) + 1
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        target = renamed(common_name(name, model), "longformer", head_of(model), NAMES)
+        change: Callable[[Tensor], Tensor] | None = None
+        if target.endswith("position_embeddings.weight"):
+            change = with_leading(leading_rows(model), self._leading(model))
+        if SEPARATE.search(target):
+            return (WeightRenaming(SEPARATE.sub(r".\1_global.", target)),)
+        if not PROJECTION.search(target):
+            return (WeightRenaming(target, change),)
+        layer = model.layers[int(re.search(r"\.layer\.(\d+)\.", target)[1])]  # type: ignore[index]
+        if getattr(layer.options, "separate_global", False):
+            return (WeightRenaming(target),)
+        return WeightRenaming(target), WeightRenaming(PROJECTION.sub(r".attention.self.\1_global.", target))
+
+    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
+        return {renamed(name, "longformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
+
+    def note(self, model: LongModel) -> str:
+        return "every call must be given the global_attention_mask" if model.masked else ""

@@ -1,0 +1,137 @@
+"""Encoders with the mechanism `nystrom` as transformers' code has it become transformers' Nyströmformer.
+
+That is six iterations from ``inv_coeff_init_option="original"``. With landmarks it takes texts of its maximum length alone, without
+padding; with full attention, any text. Its position table starts with two rows that are not positions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...mechanisms.nystrom import Nystrom
+from ..long_models.base import WeightRenaming
+from .base import LongModel, NativeTwin, described, is_full, register_twin
+from .big_bird import NAMES
+from .encoders import (
+    ENCODERS,
+    common_name,
+    encoder_refusal,
+    encoder_values,
+    head_of,
+    leading_rows,
+    mlm_activation,
+    renamed,
+    token_types,
+    with_leading,
+)
+
+HEADS = ("MaskedLM", "TokenClassification", "QuestionAnswering")
+CONVOLUTION = re.compile(r"\.long_attention\.conv$")
+LEADING = 2
+ITERATIONS = 6
+
+
+@register_twin("nystromformer")
+class NystromformerTwin(NativeTwin):
+    """Nyströmformer, and BERT and RoBERTa and what has their layers."""
+
+    model_type = "nystromformer"
+    families = ENCODERS | {"nystromformer"}
+    computes = (Nystrom,)
+    only_length = True
+
+    def class_name(self, model: LongModel) -> str:
+        head = head_of(model)
+        if model.base == "nystromformer":
+            return model.head
+        return f"NystromformerFor{head}" if head in HEADS else "NystromformerModel"
+
+    def refusal(self, model: LongModel) -> str | None:
+        own, first = model.base == "nystromformer", model.layers[0]
+        if own and all(is_full(one, False) for one in model.layers):
+            return None
+        for index, mechanism in enumerate(model.layers):
+            if not isinstance(mechanism, Nystrom):
+                return f"Layer {index} has {described(mechanism)}, and every layer of Nyströmformer has landmarks."
+            if mechanism.options != first.options:
+                return f"Layer {index} has other landmarks than layer 0, and Nyströmformer has the same in all layers."
+        assert isinstance(first, Nystrom)
+        reason = self._other_options(model, first)
+        if reason is not None or own:
+            return reason
+        reason = encoder_refusal(model, "Nyströmformer", HEADS)
+        if reason is None and head_of(model) == "MaskedLM" and mlm_activation(model) != self._activation(model):
+            return (
+                f"The head of the {model.head} has the activation 'gelu', and Nyströmformer's that of layer 0, {self._activation(model)!r}."
+            )
+        return reason
+
+    def _other_options(self, model: LongModel, mechanism: Nystrom) -> str | None:
+        o = mechanism.options
+        exact = self._exact(model)
+        if exact:
+            input_only = o.conv_kernel is not None and o.landmarks_over == "text"
+            return (
+                "Layer 0 has 'nystrom' with landmarks_over=text, and the convolution of Nyströmformer goes over padding."
+                if input_only
+                else None
+            )
+        if o.iterations != ITERATIONS:
+            return f"Layer 0 has 'nystrom' with iterations={o.iterations}, and Nyströmformer has {ITERATIONS}."
+        if o.inv_coeff_init_option != "original":
+            return "Layer 0 has 'nystrom' with inv_coeff_init_option=exact, and Nyströmformer is that with inv_coeff_init_option=original."
+        if model.length % o.num_landmarks:
+            return f"Layer 0 has {o.num_landmarks} landmarks for {model.length} tokens, and Nyströmformer cuts equal segments."
+        return None
+
+    def _exact(self, model: LongModel) -> bool:
+        """Whether no text has more tokens than landmarks, so that attention is full."""
+        first = model.layers[0]
+        return not isinstance(first, Nystrom) or first.options.num_landmarks >= model.length
+
+    def _activation(self, model: LongModel) -> str:
+        return str(model.config.activation if model.base == "distilbert" else model.config.hidden_act)
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        first = model.layers[0]
+        marks = model.length if self._exact(model) or not isinstance(first, Nystrom) else first.options.num_landmarks
+        own = {
+            "num_landmarks": marks,
+            "segment_means_seq_len": model.length,
+            "conv_kernel_size": self._kernel(model) or 1,
+            "inv_coeff_init_option": False,
+        }
+        values = model.values() if model.base == "nystromformer" else encoder_values(model, LEADING, counted=False)
+        return {**values, **own}
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        if model.base == "nystromformer":
+            target = name
+        else:
+            target = renamed(common_name(name, model), "nystromformer", head_of(model), NAMES)
+        if CONVOLUTION.search(target):
+            return (WeightRenaming(CONVOLUTION.sub(".conv.weight", target), lambda kernel: kernel[:, None, :, None]),)
+        if "pooler." in target:
+            return (WeightRenaming(None, reason="Nyströmformer has no pooler"),)
+        change = with_leading(leading_rows(model), LEADING) if target.endswith("position_embeddings.weight") else None
+        return (WeightRenaming(target, change),)
+
+    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
+        found = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
+        if self._kernel(model) is None:  # its config needs a convolution; this one adds nothing
+            inner = "" if head_of(model) == "Model" else "nystromformer."
+            found |= {f"{inner}encoder.layer.{layer}.attention.self.conv.weight": torch.zeros for layer in range(len(model.layers))}
+        return found
+
+    def _kernel(self, model: LongModel) -> int | None:
+        """The width of the convolution of the values; ``None`` without one."""
+        first = model.layers[0]
+        return first.options.conv_kernel if isinstance(first, Nystrom) else None
+
+    def note(self, model: LongModel) -> str:
+        return "" if self._exact(model) else f"it takes texts of exactly {model.length} tokens, without padding"

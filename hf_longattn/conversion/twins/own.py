@@ -1,0 +1,112 @@
+"""The base itself: full attention in every layer, and windows where its config has a field for them (``sliding_window``, ``layer_types``).
+
+A config's ``sliding_window`` counts the query in a decoder; ModernBERT's and bidirectional Gemma's are distances to either side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...mechanisms.window import Window
+from ...modeling.sliding_window import FULL, SLIDING, own_windows
+from ..long_models.base import WeightRenaming
+from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin
+
+NOT_FULL = frozenset(("nystromformer",))
+"""Bases whose own attention is another one."""
+
+
+@register_twin("own")
+class OwnTwin(NativeTwin):
+    """The base of the model."""
+
+    model_type = ""
+    computes = (Window,)
+    rank = 10
+
+    def takes(self, model: LongModel) -> bool:
+        return model.base not in NOT_FULL
+
+    def stock(self, model: LongModel) -> str:
+        return model.base
+
+    def refusal(self, model: LongModel) -> str | None:
+        reason, backs = band_refusal(model)
+        reason = reason or decoder_refusal(model) or _lengths_differ(model)
+        return reason or _windows(model, backs)[0]
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        return {**model.values(), **_windows(model, band_refusal(model)[1])[1]}
+
+    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+        table = model.family.table(name)
+        if table is not None and not table.learned and model.two_stacks:
+            return (WeightRenaming(None, reason="current models compute it"),)
+        return (WeightRenaming(name),)
+
+
+def _lengths_differ(model: LongModel) -> str | None:
+    """Why an encoder and a decoder of different lengths do not fit a config with one length."""
+    learned = any(table.learned for table in model.family.position_tables)
+    if not model.two_stacks or not learned or model.config.max_decoder_position_embeddings == model.config.max_position_embeddings:
+        return None
+    return (
+        f"The encoder takes {model.config.max_position_embeddings} tokens and the decoder {model.config.max_decoder_position_embeddings}, "
+        f"and a plain {model.head} has one length for both; convert with --max-decoder-length as well."
+    )
+
+
+def _windows(model: LongModel, backs: list[int | None]) -> tuple[str | None, dict[str, Any]]:
+    """Why the base's config cannot express these windows, or its fields that do."""
+    config, values = model.config, model.values()
+    before = own_windows(config)
+    now = [None if back is None else back + 1 if model.causal else 2 * back for back in backs]
+    if now == before or (None not in backs and not backs):
+        return None, {}
+    if not hasattr(config, "sliding_window") and not hasattr(config, "local_attention"):
+        odd = next((index for index, back in enumerate(backs) if back is not None), None)
+        return (None if odd is None else f"Layer {odd} has a window, for which a plain {model.head} has no setting."), {}
+    reason, back = one_width(backs)
+    if reason is not None:
+        return reason, {}
+    if "layer_types" not in values:
+        return _uniform(model, backs)
+    types = [FULL if one is None else SLIDING for one in backs]
+    if (reason := _rotary_differs(values, types)) is not None:
+        return reason, {}
+    found: dict[str, Any] = {"layer_types": types}
+    if back is None:
+        return None, {**found, **({"use_sliding_window": False} if "use_sliding_window" in values else {})}
+    if "local_attention" in values:
+        if back < 1:
+            return "Layer 0 has a window of one token, for which ModernBERT has no setting.", {}
+        return None, {**found, "local_attention": 2 * back}
+    found["sliding_window"] = back + 1
+    if "use_sliding_window" in values:
+        count = types.count(FULL)
+        last = all(one == SLIDING for one in types[count:])
+        found |= {
+            "use_sliding_window": True,
+            **({"max_window_layers": count if last else len(types)} if "max_window_layers" in values else {}),
+        }
+    return None, found
+
+
+def _uniform(model: LongModel, backs: list[int | None]) -> tuple[str | None, dict[str, Any]]:
+    """For a config with one window for all layers."""
+    if len(set(backs)) == 1:
+        return None, {"sliding_window": None if backs[0] is None else backs[0] + 1}
+    odd = backs.index(None)
+    return f"Layer {odd} has full attention and others a window, and a plain {model.head} has one setting for all layers.", {}
+
+
+def _rotary_differs(values: dict[str, Any], types: list[str]) -> str | None:
+    """Why the type of a layer cannot change: where rotary positions belong to the type, too."""
+    rope, before = values.get("rope_parameters"), values.get("layer_types") or types
+    if not isinstance(rope, dict) or not {FULL, SLIDING} <= rope.keys() or rope[FULL] == rope[SLIDING]:
+        return None
+    odd = next((index for index, (old, new) in enumerate(zip(before, types, strict=True)) if old != new), None)
+    if odd is None:
+        return None
+    kind = "a window" if types[odd] == SLIDING else "full attention"
+    return f"Layer {odd} has {kind} with the rotary positions of the other kind of layer, which a stock architecture ties to the kind."

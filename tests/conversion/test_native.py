@@ -1,0 +1,277 @@
+"""Native twins: a stock checkpoint that computes what the long model does, or one sentence that names the layer and the reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_longattn import convert_checkpoint, export_native, plan_conversion
+from hf_longattn.cli.app import main
+from hf_longattn.conversion.twins.base import LongModel, choose_twin
+from hf_longattn.errors import DestinationExistsError, ExportError, LongAttentionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms import list_mechanisms
+from tools.native_cases import long_attention, long_values, save_long
+from tools.small_models import language_model
+
+WINDOW = {"mechanism": "window", "window": 6}
+LAST = {"layers": "0=full;1=window:window=6"}
+LONGFORMER = {"mechanism": "longformer", "window": 8, "global_tokens": []}
+CLS = {**LONGFORMER, "global_tokens": [0]}
+SEPARATE = {**LONGFORMER, "separate_global": True}
+FULL = {"mechanism": "full"}
+BIG_BIRD, NYSTROM = long_attention("bigbird"), long_attention("nystrom")
+QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
+    "llama, one window": ("llama", WINDOW, None, {}, "MistralForCausalLM"),
+    "llama, some windows": ("llama", LAST, None, {}, "MinistralForCausalLM"),
+    "qwen2": ("qwen2", LAST, None, {}, "Qwen2ForCausalLM"),
+    "gemma": ("gemma", WINDOW, None, {}, "VaultGemmaForCausalLM"),
+    "roberta, longformer": ("roberta", SEPARATE, None, {}, "LongformerForMaskedLM"),
+    "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
+    "bart": ("bart", SEPARATE, None, {}, "LEDForConditionalGeneration"),
+    "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
+    "pegasus": ("pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
+    "bert, nystrom": ("bert", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
+    "modernbert": ("modernbert", FULL, None, {"local_attention": 8}, "ModernBertForMaskedLM"),
+}
+SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
+    "llama, biases": ("llama", LAST, None, {"attention_bias": True, "mlp_bias": True}, "SmolLM3ForCausalLM"),
+    "mistral, full": ("mistral", FULL, None, {"sliding_window": 8}, "MistralForCausalLM"),
+    "mistral, some windows": ("mistral", LAST, None, {}, "MinistralForCausalLM"),
+    "mistral, a classifier": ("mistral", LAST, "MistralForTokenClassification", {}, "MinistralForTokenClassification"),
+    "qwen3": ("qwen3", WINDOW, None, {}, "Qwen3ForCausalLM"),
+    "gemma2": ("gemma2", {"layers": "0-1=window:window=6"}, None, {}, "Gemma2ForCausalLM"),
+    "gemma3": ("gemma3_text", WINDOW, None, {}, "Gemma3ForCausalLM"),
+    "smollm3": ("smollm3", LAST, None, {}, "SmolLM3ForCausalLM"),
+    "phi3": ("phi3", WINDOW, None, {}, "Phi3ForCausalLM"),
+    "gpt2": ("gpt2", FULL, None, {}, "GPT2LMHeadModel"),
+    "deberta": ("deberta-v2", FULL, None, {}, "DebertaV2ForMaskedLM"),
+    "bart, full": ("bart", FULL, None, {}, "BartForConditionalGeneration"),
+    "pegasus, full": ("pegasus", FULL, None, {}, "PegasusForConditionalGeneration"),
+    "roberta, window": ("roberta", WINDOW, "RobertaModel", {}, "LongformerModel"),
+    "xlm-roberta, classes": ("xlm-roberta", CLS, "XLMRobertaForSequenceClassification", {}, "LongformerForSequenceClassification"),
+    "bert, classes": ("bert", CLS, "BertForSequenceClassification", {}, "LongformerForSequenceClassification"),
+    "bert, tokens": ("bert", WINDOW, "BertForTokenClassification", {}, "LongformerForTokenClassification"),
+    "roberta, questions": (
+        "roberta", {**LONGFORMER, "global_first_segment": True}, "RobertaForQuestionAnswering", {}, "LongformerForQuestionAnswering",
+    ),
+    "roberta, choices": (
+        "roberta", {**LONGFORMER, "global_second_segment": True}, "RobertaForMultipleChoice", {}, "LongformerForMultipleChoice",
+    ),
+    "distilbert": ("distilbert", WINDOW, None, {}, "LongformerForMaskedLM"),
+    "electra": ("electra", LONGFORMER, None, {"embedding_size": 32}, "LongformerForMaskedLM"),
+    "bart, questions": ("bart", LONGFORMER, "BartForQuestionAnswering", {}, "LEDForQuestionAnswering"),
+    "roberta, bigbird": ("roberta", BIG_BIRD, "RobertaModel", {}, "BigBirdModel"),
+    "big_bird": ("big_bird", BIG_BIRD, "BigBirdForSequenceClassification", {}, "BigBirdForSequenceClassification"),
+    "bigbird_pegasus": ("bigbird_pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
+    "bert, nystrom without convolution": ("bert", NYSTROM, "BertForTokenClassification", {}, "NystromformerForTokenClassification"),
+    "nystromformer": ("nystromformer", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
+    "nystromformer, full": ("nystromformer", FULL, None, {}, "NystromformerForMaskedLM"),
+}  # fmt: skip
+CASES = {**QUICK, **SLOW}
+
+
+@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
+def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> None:
+    base, attention, head, changes, expected = CASES[case]
+    save_long(tmp_path / "long", base, attention, head, **changes)
+    report = export_native(tmp_path / "long", tmp_path / "twin")
+    assert report.plan["class"] == expected
+    checks = {check.name: check for check in report.checks}
+    assert checks["tensors"].status == checks["equal gradients"].status == "passed"
+    assert all(check.status in ("passed", "skipped", "measured") for check in report.checks)
+    assert any(name.startswith("equal to the long model at") for name in checks)
+    stock = getattr(transformers, expected)
+    generates = stock.can_generate() and not report.plan["warnings"]
+    assert any(name.startswith("generates the same") for name in checks) >= generates
+    written = json.loads((tmp_path / "twin" / "config.json").read_text())
+    assert written["architectures"] == [expected]
+    assert written["model_type"] == stock.config_class.model_type
+    assert not {"long_attention", "base_windows", "position_extension", "extended_from"} & written.keys()
+    # back: adopted as any stock checkpoint is, the same outputs are required of it, and the twin of that is this one
+    convert_checkpoint(tmp_path / "twin", tmp_path / "back", **_kept(base, written))
+    again = export_native(tmp_path / "back", tmp_path / "again", verify=False)
+    assert again.plan["class"] == expected
+    first, second = (load_file(tmp_path / folder / "model.safetensors") for folder in ("twin", "again"))
+    rows = {name: min(len(one), len(second[name])) for name, one in first.items() if "position" in name}
+    assert first.keys() == second.keys()
+    assert all(torch.equal(one[: rows.get(name)], second[name][: rows.get(name)]) for name, one in first.items())
+
+
+def _kept(base: str, written: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a conversion that keeps the attention of a plain base; adopted long models keep theirs."""
+    adopted = written["model_type"] in ("longformer", "led", "big_bird", "bigbird_pegasus", "nystromformer")
+    if adopted:
+        return {}
+    windows = written.get("layer_types")
+    if windows is None:
+        return {} if written.get("sliding_window") else {"mechanism": "full"}
+    return {} if set(windows) == {"sliding_attention"} else {"mechanism": "full"}
+
+
+REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
+    "mixed": ("llama", {"layers": "0=window:window=6;1=strided"}, None, {}, "Layer 1 has 'strided'"),
+    "two widths": ("qwen2", {"layers": "0=window:window=6;1=window:window=8"}, None, {}, "Layer 1 has another window than layer 0"),
+    "sinks": ("llama", {"mechanism": "window", "num_sinks": 4}, None, {}, "Layer 0 has 'window' with num_sinks=4"),
+    "dilation": ("llama", {"mechanism": "window", "dilation": 2}, None, {}, r"Layer 0 has 'window' with dilation=\[2\]"),
+    "relative": ("llama", {"mechanism": "full", "relative": "alibi"}, None, {}, "Layer 0 .*alibi"),
+    "one setting": ("phi3", LAST, None, {}, "Layer 0 has full attention and others a window"),
+    "rotary by type": (
+        "gemma3_text", {"layers": "0=full;1=window:window=6"}, None,
+        {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in
+                             (("full_attention", 1e6), ("sliding_attention", 1e4))}},
+        "Layer 0 has full attention with the rotary positions of the other kind",
+    ),
+    "no setting": ("gpt2", WINDOW, None, {}, "Layer 0 has a window, for which a plain GPT2LMHeadModel has no setting"),
+    "pre-norm": ("mbart", LONGFORMER, None, {}, "Layer 0 has 'longformer', and no stock architecture"),
+    "globals": ("roberta", CLS, None, {}, "Layer 0 makes positions 0 global and a LongformerForMaskedLM by itself no token"),
+    "no globals": ("bert", WINDOW, "BertForSequenceClassification", {}, "Layer 0 makes no token global and a Longformer.* positions 0"),
+    "activation": ("bert", LONGFORMER, None, {"hidden_act": "relu"}, "activation 'relu', and Longformer's has 'gelu'"),
+    "window of one": ("roberta", {**WINDOW, "window": 1}, None, {}, "Layer 0 has a window of one token"),
+    "full in Longformer": ("roberta", {"layers": "0=full;1=window:window=6"}, None, {}, "Layer 0 has 'full'"),
+    "decoder": ("bart", LONGFORMER, None, {"decoder_long_attention": WINDOW}, "Decoder layer 0 has 'window'"),
+    "decoder alone": ("bart", WINDOW, "BartForCausalLM", {"is_encoder_decoder": False, "is_decoder": True}, "Layer 0 of a BartForCausalLM"),
+    "scaled embeddings": ("bart", LONGFORMER, None, {"scale_embedding": True}, "scale_embedding=True"),
+    "padding of LED": ("bart", {**LONGFORMER, "window": 10}, None, {}, "Layer 0 has the widest window, 10"),
+    "seeded blocks": ("bert", {"mechanism": "bigbird"}, None, {}, "random_pattern=seeded"),
+    "blocks of the text": ("bert", {**BIG_BIRD, "blocks_over": "text"}, None, {}, "blocks_over=text"),
+    "another head": ("bert", BIG_BIRD, "BertForQuestionAnswering", {}, "head of a BertForQuestionAnswering differs"),
+    "exact inverse": ("bert", {**NYSTROM, "inv_coeff_init_option": "exact"}, None, {}, "inv_coeff_init_option=exact"),
+    "landmarks": ("bert", {**NYSTROM, "num_landmarks": 15}, None, {}, "15 landmarks for 64 tokens"),
+    "two lengths": ("bart", FULL, None, {"max_decoder_position_embeddings": 32}, "encoder takes 64 tokens and the decoder 32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
+    base, attention, head, changes, says = REFUSED[case]
+    family = FAMILIES[base]
+    config = family.config_class(**{**long_values(base), "long_attention": attention, **changes})
+    choice = choose_twin(LongModel(config, family.heads[head or language_model(base)], family))
+    with pytest.raises(AssertionError, match=says):
+        raise AssertionError(choice.reason)
+    assert choice.twin is None
+    assert choice.reason.endswith(".")
+    assert ". " not in choice.reason, "one sentence"
+
+
+@pytest.mark.parametrize("base", list(FAMILIES))
+def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
+    family = FAMILIES[base]
+    for mechanism in list_mechanisms():
+        values = {**long_values(base), "long_attention": long_attention(mechanism)}
+        try:
+            config = family.config_class(**values)
+        except LongAttentionError:  # the mechanism has no form for this base
+            continue
+        model = LongModel(config, family.heads[language_model(base)], family)
+        choice = choose_twin(model)
+        if choice.twin is None:
+            assert choice.reason.endswith(".")
+        else:
+            choice.twin.skeleton(model)
+
+
+def test_global_tokens_can_be_left_to_the_caller(tmp_path: Path) -> None:
+    save_long(tmp_path / "long", "roberta", {**CLS, "separate_global": True})
+    with pytest.raises(ExportError, match=r"has no native twin: Layer 0 makes positions 0 global.*--global-attention-mask"):
+        export_native(tmp_path / "long", tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
+    report = export_native(tmp_path / "long", tmp_path / "twin", global_attention_mask=True)
+    assert report.plan["warnings"] == ["Every call must be given the global_attention_mask."]
+    assert {check.name for check in report.checks if "global tokens" in check.name}
+
+
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] == "hf_longattn":
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer("long documents " * 20, return_tensors="pt").input_ids[:, :50]
+with torch.no_grad():
+    torch.save(model(ids).logits, sys.argv[2])
+assert "hf_longattn" not in sys.modules
+print(type(model).__name__, tokenizer.model_max_length)
+"""
+
+
+def test_convert_native_and_load_where_hf_longattn_is_not_installed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
+    transformers.GenerationConfig(max_length=64, temperature=0.5, do_sample=True).save_pretrained(source)
+    report = convert_checkpoint(source, tmp_path / "twin", mechanism="window", window=16, max_length=128, native=True)
+    assert report.plan["class"] == "MistralForCausalLM"
+    names = [check.name for check in report.checks]
+    assert {"equal where the mechanism covers the input", "equal gradients"} <= set(names), "of the conversion and of the twin"
+    assert json.loads((tmp_path / "twin" / "native_report.json").read_text())["plan"]["class"] == "MistralForCausalLM"
+    assert json.loads((tmp_path / "twin" / "generation_config.json").read_text())["temperature"] == 0.5
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=128, verify=False)
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKER, str(tmp_path / "twin"), str(tmp_path / "logits")], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["MistralForCausalLM", "128"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
+    ids = AutoTokenizer.from_pretrained(source)("long documents " * 20, return_tensors="pt").input_ids[:, :50]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, torch.load(tmp_path / "logits"), atol=1e-4, rtol=0)
+
+
+def test_convert_native_refuses_before_it_writes(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = checkpoint("LlamaForCausalLM")
+    with pytest.raises(ExportError, match="The result would have no native twin: Layer 0 has 'lsh'"):
+        convert_checkpoint(source, tmp_path / "twin", mechanism="lsh", native=True)
+    assert not (tmp_path / "twin").exists()
+    (tmp_path / "twin").mkdir()
+    with pytest.raises(DestinationExistsError):
+        convert_checkpoint(source, tmp_path / "twin", mechanism="window", native=True)
+    with pytest.raises(LongAttentionError, match="--native writes a stock architecture, to which --remote-code does not apply"):
+        convert_checkpoint(source, tmp_path / "other", mechanism="window", native=True, remote_code=True)
+
+
+def test_the_plan_says_whether_there_is_one(checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    source = checkpoint("LlamaForCausalLM")
+    twin = plan_conversion(source, mechanism="window", window=8, max_length=128).to_dict()["native_twin"]
+    assert twin == {"class": "MistralForCausalLM", "model_type": "mistral"}
+    assert "Layer 0 has 'strided'" in plan_conversion(source, mechanism="strided").to_dict()["native_twin"]["reason"]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(source), "--mechanism", "window", "--max-length", "128"])
+    assert ended.value.code == 0
+    assert "MistralForCausalLM of transformers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["export", "LONG", "OUT", "--format", "native"], "Layer 0 has 'strided'"),
+        (["export", "SHORT", "OUT", "--format", "native"], "is a short checkpoint"),
+        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_long(tmp_path / "LONG", "llama", {"mechanism": "strided"})
+    transformers.LlamaForCausalLM(AutoConfig.for_model("llama", **long_values("llama"))).save_pretrained(tmp_path / "SHORT")
+    paths = [str(tmp_path / one) if one.isupper() else one for one in arguments]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(paths)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "OUT").exists()
