@@ -48,6 +48,7 @@ CONVERSION = (
     ("verify", "verify_outputs"),
     ("native",),
     ("convert", "revert", "export"),
+    ("gguf_export",),
     ("__init__",),
 )
 CONVERSION_FLOOR = {room: number for number, rooms in enumerate(CONVERSION) for room in rooms}

@@ -21,7 +21,9 @@ def export(
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[
         str,
-        typer.Option(help="onnx, torch (for torch.export.load), or native: a stock architecture of transformers that computes the same."),
+        typer.Option(
+            help="onnx, torch (torch.export.load), native (a stock architecture of transformers that computes it), or gguf (llama.cpp)."
+        ),
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
@@ -43,9 +45,15 @@ def export(
 
     A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not at all.
     """
-    from ..conversion import export_checkpoint, export_native
+    from ..conversion import export_checkpoint, export_gguf, export_native
     from .show import print_json, show_export, show_report
 
+    if format == "gguf" and not global_attention_mask:
+        if opset is not None or task is not None:
+            raise typer.BadParameter("is for graphs.", param_hint="--task" if task is not None else "--opset")
+        written = export_gguf(model, destination, overwrite=overwrite, revision=revision, token=token)
+        print_json(written.to_dict()) if as_json else show_export(written)
+        return
     if format == "native":
         for given, flag in ((opset, "--opset"), (task, "--task")):
             if given is not None:

@@ -174,7 +174,10 @@ def show_export(report: ExportReport) -> None:
     console.print(
         _facts(
             ("written", f"{report.destination}  ({size(report.bytes_written)})"),
-            ("graph", f"{report.class_name}, {form}, any batch size, {report.min_length:,} to {report.max_length:,} tokens"),
+            (
+                "file" if report.format == "gguf" else "graph",
+                f"{report.class_name}, {form}, any batch size, {report.min_length:,} to {report.max_length:,} tokens",
+            ),
             ("inputs", ", ".join(report.inputs)),
             ("outputs", ", ".join(report.outputs)),
             *((check.status, f"{check.name}: {check.detail}") for check in report.checks),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .config import ConversionConfig, RevertConfig
     from .convert import convert_checkpoint
     from .export import ExportReport, export_checkpoint
+    from .gguf_export import export_gguf
     from .inspection import Inspection, inspect_checkpoint
     from .native import export_native
     from .plan import ConversionPlan, plan_conversion
@@ -30,6 +31,7 @@ __all__ = [
     "TensorPlan",
     "convert_checkpoint",
     "export_checkpoint",
+    "export_gguf",
     "export_native",
     "inspect_checkpoint",
     "plan_conversion",
@@ -41,6 +43,7 @@ _WHERE = {
     "convert": ("convert_checkpoint",),
     "export": ("ExportReport", "export_checkpoint"),
     "inspection": ("Inspection", "inspect_checkpoint"),
+    "gguf_export": ("export_gguf",),
     "native": ("export_native",),
     "plan": ("ConversionPlan", "plan_conversion"),
     "plan_tensors": ("TensorPlan",),

@@ -102,7 +102,9 @@ def export_checkpoint(
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in FORMATS:
-        raise ExportError(f"Unknown format {format!r}; expected {' or '.join(FORMATS)}, or see export_native for {' and '.join(STOCK)}.")
+        raise ExportError(
+            f"Unknown format {format!r}; expected {' or '.join(FORMATS)}; {' and '.join(STOCK)} are export_native and export_gguf."
+        )
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if format == "onnx" and missing:
         raise ExportError(
@@ -198,7 +200,7 @@ def _copy_sidecars(folder: Path, stage: Path) -> None:
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 FORMATS = tuple(FILES)
-STOCK = ("native",)
+STOCK = ("native", "gguf")
 """Formats of stock architectures, which are checkpoints and not graphs."""
 SHORTEST = (2, 129, 513)
 """Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some definitions need a few blocks to be one graph."""

@@ -29,6 +29,8 @@ LAST = {"layers": "0=full;1=window:window=6"}
 LONGFORMER = {"mechanism": "longformer", "window": 8, "global_tokens": []}
 CLS = {**LONGFORMER, "global_tokens": [0]}
 SEPARATE = {**LONGFORMER, "separate_global": True}
+QUESTION = {**LONGFORMER, "global_first_segment": True, "separator_token_id": 2}
+ANSWER = {**LONGFORMER, "global_second_segment": True, "separator_token_id": 2}
 FULL = {"mechanism": "full"}
 BIG_BIRD, NYSTROM = long_attention("bigbird"), long_attention("nystrom")
 QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
@@ -63,10 +65,10 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "bert, classes": ("bert", CLS, "BertForSequenceClassification", {}, "LongformerForSequenceClassification"),
     "bert, tokens": ("bert", WINDOW, "BertForTokenClassification", {}, "LongformerForTokenClassification"),
     "roberta, questions": (
-        "roberta", {**LONGFORMER, "global_first_segment": True}, "RobertaForQuestionAnswering", {}, "LongformerForQuestionAnswering",
+        "roberta", QUESTION, "RobertaForQuestionAnswering", {}, "LongformerForQuestionAnswering",
     ),
     "roberta, choices": (
-        "roberta", {**LONGFORMER, "global_second_segment": True}, "RobertaForMultipleChoice", {}, "LongformerForMultipleChoice",
+        "roberta", ANSWER, "RobertaForMultipleChoice", {}, "LongformerForMultipleChoice",
     ),
     "distilbert": ("distilbert", WINDOW, None, {}, "LongformerForMaskedLM"),
     "electra": ("electra", LONGFORMER, None, {"embedding_size": 32}, "LongformerForMaskedLM"),
@@ -110,7 +112,7 @@ def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> N
 
 def _kept(base: str, written: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a conversion that keeps the attention of a plain base; adopted long models keep theirs."""
-    adopted = written["model_type"] in ("longformer", "led", "big_bird", "bigbird_pegasus", "nystromformer")
+    adopted = written["model_type"] in ("longformer", "led", "big_bird", "bigbird_pegasus", "nystromformer", "ministral", "vaultgemma")
     if adopted:
         return {}
     windows = written.get("layer_types")

@@ -1,7 +1,8 @@
 """Encoders with windows and global tokens become transformers' Longformer: RoBERTa's layers, separate projections for global tokens.
 
 Without ``separate_global``, the projections of the global tokens are copies of the layer's. Positions start after the padding token's id,
-so the table gets that many rows in front. Heads that mark global tokens themselves must mark those of the config.
+as in RoBERTa; a table that starts with position 0 gets that many rows in front. Heads that mark global tokens
+themselves must mark those of the config.
 """
 
 from __future__ import annotations
@@ -128,8 +129,6 @@ class LongformerTwin(NativeTwin):
     def _other_head(self, model: LongModel) -> str | None:
         if head_of(model) == "MaskedLM" and mlm_activation(model) != "gelu":
             return f"The head of the {model.head} has the activation {mlm_activation(model)!r}, and Longformer's has 'gelu'."
-        if model.base in ROBERTAS and model.config.pad_token_id != 1:
-            return f"Layer 0's positions start at 2, and Longformer's after pad_token_id, which is {model.config.pad_token_id}."
         two = head_of(model) in ("QuestionAnswering", "MultipleChoice") and not model.masked
         if two and model.base not in ROBERTAS:
             return (
@@ -154,8 +153,10 @@ class LongformerTwin(NativeTwin):
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         separator = self._separator(model, getattr(model.config, "sep_token_id", None))
+        own = {"max_position_embeddings": model.config.max_position_embeddings} if model.base in ROBERTAS else {}
         return {
             **encoder_values(model, self._leading(model), counted=True),
+            **own,
             "attention_window": [band_width(mechanism) for mechanism in model.layers],
             "pad_token_id": self._padding(model),
             "sep_token_id": model.config.eos_token_id if separator is None else separator,
@@ -172,7 +173,7 @@ class LongformerTwin(NativeTwin):
         target = renamed(common_name(name, model), "longformer", head_of(model), NAMES)
         change: Callable[[Tensor], Tensor] | None = None
         if target.endswith("position_embeddings.weight"):
-            change = with_leading(leading_rows(model), self._leading(model))
+            change = None if model.base in ROBERTAS else with_leading(leading_rows(model), self._leading(model))
         if SEPARATE.search(target):
             return (WeightRenaming(SEPARATE.sub(r".\1_global.", target)),)
         if not PROJECTION.search(target):
