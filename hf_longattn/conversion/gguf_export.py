@@ -291,7 +291,7 @@ def _check_tensors(plan: TwinPlan, file: Path, names: Mapping[str, str]) -> Chec
             back = values - 1 if known.norm_plus_one and tensor.name.endswith("norm.weight") else values
             back = _back_in_order(back, _heads(tensor.name, plan.config)) if known.permuted else back
         expected = tensor_values(plan, tensor).float()
-        found = torch.from_numpy(np.ascontiguousarray(back)).float()
+        found = torch.from_numpy(np.array(back)).float()  # a copy: the file is mapped read-only
         exact = torch.equal(found, expected) or (packed.data.ndim == 1 and torch.allclose(found, expected, rtol=0, atol=1e-6))
         if found.shape != expected.shape or not exact:
             wrong.append(tensor.name)

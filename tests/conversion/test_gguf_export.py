@@ -25,12 +25,12 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "mistral": ("mistral", {}),
     "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {}),
+    "qwen3": ("qwen3", {"head_dim": 128}),  # transformers' reader takes no other width from the file
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", GEMMA2),
     "gemma3": ("gemma3_text", GEMMA3),
     "smollm3": ("smollm3", {}),
-    "phi3": ("phi3", {}),
+    "phi3": ("phi3", {"vocab_size": 32064}),  # its reader takes no padding token from the file, and Phi-3's is 32000
 }
 NOT_READ = ("gemma", "smollm3")
 """Architectures of llama.cpp that transformers does not read."""

@@ -35,18 +35,18 @@ FULL = {"mechanism": "full"}
 BIG_BIRD, NYSTROM = long_attention("bigbird"), long_attention("nystrom")
 QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "llama, one window": ("llama", WINDOW, None, {}, "MistralForCausalLM"),
-    "llama, some windows": ("llama", LAST, None, {}, "MinistralForCausalLM"),
-    "qwen2": ("qwen2", LAST, None, {}, "Qwen2ForCausalLM"),
     "gemma": ("gemma", WINDOW, None, {}, "VaultGemmaForCausalLM"),
     "roberta, longformer": ("roberta", SEPARATE, None, {}, "LongformerForMaskedLM"),
-    "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
     "bart": ("bart", SEPARATE, None, {}, "LEDForConditionalGeneration"),
     "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
-    "pegasus": ("pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
     "bert, nystrom": ("bert", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
     "modernbert": ("modernbert", FULL, None, {"local_attention": 8}, "ModernBertForMaskedLM"),
 }
 SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
+    "llama, some windows": ("llama", LAST, None, {}, "MinistralForCausalLM"),
+    "qwen2": ("qwen2", LAST, None, {}, "Qwen2ForCausalLM"),
+    "bert, longformer": ("bert", LONGFORMER, None, {}, "LongformerForMaskedLM"),
+    "pegasus": ("pegasus", BIG_BIRD, None, {}, "BigBirdPegasusForConditionalGeneration"),
     "llama, biases": ("llama", LAST, None, {"attention_bias": True, "mlp_bias": True}, "SmolLM3ForCausalLM"),
     "mistral, full": ("mistral", FULL, None, {"sliding_window": 8}, "MistralForCausalLM"),
     "mistral, some windows": ("mistral", LAST, None, {}, "MinistralForCausalLM"),
@@ -213,6 +213,7 @@ print(type(model).__name__, tokenizer.model_max_length)
 """
 
 
+@pytest.mark.slow
 def test_convert_native_and_load_where_hf_longattn_is_not_installed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("LlamaForCausalLM", tokenizer="gpt2")
     transformers.GenerationConfig(max_length=64, temperature=0.5, do_sample=True).save_pretrained(source)
