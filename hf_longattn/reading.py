@@ -272,3 +272,27 @@ def _misfits(value: Any, expected: Any, field: str) -> Iterator[tuple[str, Any, 
 def named_class(values: Mapping[str, Any], default: str) -> str:
     """The class that a config.json names, or `default` where it names none; checked by :func:`check_config`."""
     return (values.get("architectures") or [default])[0]
+
+
+# The names in the file of a plain architecture with mechanisms, which only load_generic knows.
+
+GENERIC_TYPE, GENERIC_CLASS = "long_generic_", "LongGeneric"
+"""Prefixes of the model type and of the class name."""
+
+
+def generic_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a plain config with the names of a model with mechanisms."""
+    named = [GENERIC_CLASS + str(name) for name in values.get("architectures") or []]
+    return {**values, "model_type": GENERIC_TYPE + str(values["model_type"]), **({"architectures": named} if named else {})}
+
+
+def is_generic(values: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is one of a plain architecture with mechanisms."""
+    return str(values.get("model_type")).startswith(GENERIC_TYPE)
+
+
+def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of such a ``config.json`` with the names of the architecture."""
+    named = values.get("architectures")
+    classes = [str(name).removeprefix(GENERIC_CLASS) for name in named] if isinstance(named, list) else []
+    return {**values, "model_type": str(values.get("model_type")).removeprefix(GENERIC_TYPE), "architectures": classes}

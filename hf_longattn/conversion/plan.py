@@ -15,6 +15,7 @@ from ..errors import CheckpointError, LengthError, OptionError, PositionError, n
 from ..mechanisms import Mechanism
 from ..mechanisms.options import RELATIVE
 from ..modeling.family import PositionTable
+from ..modeling.generic import mark_generic
 from ..modeling.sliding_window import own_windows, with_own_windows
 from ..modeling.token_globals import question_separator, takes_globals
 from ..positions import DROPPED, SINUSOIDAL, STRATEGIES, RopePlan, keeps_old_rows, rope_parameters
@@ -228,8 +229,8 @@ def _generic_config(
         PositionError, LengthError: more positions than the source has, unless they are rotary.
     """
     config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
-    config.long_attention = attention.to_dict()
     config.architectures = [architecture.source_class]
+    mark_generic(config, attention)
     said = getattr(config.get_text_config(), "max_position_embeddings", None)
     old = said if isinstance(said, int) else 0
     new = old if max_length is None else int(max_length)

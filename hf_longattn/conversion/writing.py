@@ -161,7 +161,7 @@ def write_sidecars(plan: ResultPlan, folder: Path, base_type: str, generated: St
     for path in sorted({path for pattern in SIDECARS for path in source.glob(pattern) if path.is_file()}):
         if path.name in LEFT_OUT or path.name.endswith(".index.json"):
             continue
-        if path.name == "tokenizer_config.json" and length:
+        if path.name == "tokenizer_config.json":
             write_json(folder / path.name, _longer_tokenizer(read_json_object(path), base_type, length))
         elif path.name == "generation_config.json":
             decodes = generated or StackLength(plan.old_length, length)
@@ -173,7 +173,7 @@ def write_sidecars(plan: ResultPlan, folder: Path, base_type: str, generated: St
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
             written.append(name)
-    if length and "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
+    if "tokenizer_config.json" not in written and any(name in written for name in TOKENIZER_FILES):
         write_json(folder / "tokenizer_config.json", _longer_tokenizer({}, base_type, length))
         written.append("tokenizer_config.json")
     return written
@@ -187,12 +187,12 @@ def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str,
 
 
 def _longer_tokenizer(values: dict[str, Any], base_type: str, new_length: int) -> dict[str, Any]:
-    """The new limit, and the class by name, since the result has another model_type."""
+    """The new limit (0: as it was), and the class by name, since the result has another model_type."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
     named = TOKENIZER_MAPPING_NAMES.get(base_type)
     default = {"tokenizer_class": named} if isinstance(named, str) else {}
-    return {**default, **values, "model_max_length": new_length}
+    return {**default, **values, **({"model_max_length": new_length} if new_length else {})}
 
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.

@@ -12,7 +12,7 @@ from typing import Any
 from ..configuration import LongAttentionConfig
 from ..families import FAMILIES
 from ..mechanisms import mechanism_class
-from ..reading import named_class, read_json_object
+from ..reading import is_generic, named_class, plain_names, read_json_object
 
 _QA = """
 question = "Where does the name of the house come from?"
@@ -149,10 +149,9 @@ def snippet(folder: Path, config: dict[str, Any], name: str, length: int, *, tru
         trusts_code: load it with its bundled code, without this package.
     """
     is_long = "long_attention" in config
-    if is_long and not (config.get("model_type") or "").startswith("long_"):
-        return (
-            f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {named_class(config, 'model')} with mechanisms"
-        )
+    if is_generic(config):
+        base = named_class(plain_names(config), "model")
+        return f"import hf_longattn\n\nmodel = hf_longattn.load_generic({_quoted(name)})  # a {base} with mechanisms; AutoModel refuses it"
     if (folder / SENTENCE_MODULES).is_file():
         start = [*([] if trusts_code else [OURS]), "from sentence_transformers import SentenceTransformer", ""]
         return "\n".join([*start, f"model = SentenceTransformer({_quoted(name)}{_trust(trusts_code)})", _SENTENCES.strip()])

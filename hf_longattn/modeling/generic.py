@@ -1,22 +1,30 @@
-"""Long attention in a model of any architecture, without a Long class: ``enable_long_attention``, and ``load_generic`` to load it again."""
+"""Long attention in a model of any architecture, without a Long class: ``enable_long_attention``, and ``load_generic`` to load it again.
+
+A saved model has a ``model_type`` and a class name in its ``config.json`` that nothing but ``load_generic`` knows, so that AutoModel and
+serving engines refuse the folder instead of computing the architecture's own attention with its weights.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError
+from ..errors import BackendError, CheckpointError, in_a_line
 from ..hub_errors import DOWNLOAD, translated_errors
 from ..private_apis import attention_implementation, can_set_implementation
+from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
 from .attachment import attach_mechanisms
 from .attention_sites import ON
+from .config import LongConfig
 from .recurrence import recursion_of
 from .weights import shared_parameters
 
@@ -24,15 +32,52 @@ OWN = f".{ON}."
 """Part of the name of every parameter of a mechanism."""
 
 
+class GenericConfig:
+    """Beside the config class of an architecture: what is written is marked as a model with mechanisms.
+
+    In memory the model type remains the architecture's, since transformers looks up weight conversions and processors by it.
+    """
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The text of ``config.json``."""
+        values = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
+        return json.dumps(generic_names(values), indent=2, sort_keys=True) + "\n"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # the class is made on first use and in no module
+        return _empty_config, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def _generic_class(base: Any) -> Any:
+    """The config class of an architecture, with the names of a model with mechanisms in its file."""
+    # the same name, by which transformers finds tokenizers and processors; __init__, so that transformers makes none
+    return type(base.__name__, (GenericConfig, base), {"__module__": base.__module__, "__init__": base.__init__})
+
+
+def _empty_config(base: Any) -> Any:
+    made = _generic_class(base)
+    return made.__new__(made)
+
+
+def mark_generic(config: Any, attention: LongAttentionConfig) -> None:
+    """Write ``long_attention`` into the config of a plain architecture, and have its file marked."""
+    config.long_attention = attention.to_dict()
+    if not isinstance(config, GenericConfig):
+        base: Any = type(config)
+        config.__class__ = _generic_class(base)
+
+
 def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
     """Load a folder written by ``longattn convert --generic``: a model of transformers' class, with mechanisms and their parameters.
 
         model = load_generic("vit-window")
 
-    ``save_pretrained`` writes such a folder again. Without hf_longattn, ``from_pretrained`` of the class loads the plain model from it.
+    ``save_pretrained`` writes such a folder again, also of a model after :func:`enable_long_attention`. AutoModel and serving engines
+    refuse it, since they do not know its ``model_type``.
 
     Args:
-        folder: a local folder, or a Hub repository; its ``config.json`` has the base's ``model_type``, and ``long_attention``.
+        folder: a local folder, or a Hub repository; its ``config.json`` has ``long_attention``, and ``long_generic_`` before the
+            architecture's ``model_type``.
         arguments: of ``from_pretrained``.
 
     Raises:
@@ -57,15 +102,21 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{named!r} is no folder with a config.json; give one that `longattn convert --generic` wrote.")
-    config = AutoConfig.from_pretrained(path)
-    chosen, named = getattr(config, "long_attention", None), (config.architectures or [None])[0]
-    base = getattr(transformers, str(named), None)
-    if not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):
+    written = read_json_object(path / "config.json")
+    values = plain_names(PreTrainedConfig.get_config_dict(path)[0])
+    chosen = values.get("long_attention")
+    base = getattr(transformers, str((values["architectures"] or [None])[0]), None)
+    if not is_generic(written) or not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):
         raise CheckpointError(
-            f"The config.json of {named!r} needs long_attention beside the name of a class of transformers; "
-            "make such a folder with `longattn convert SRC DST --generic`, and load Long classes by AutoModel."
+            f"The config.json of {named!r} needs long_attention, a model_type that begins with {GENERIC_TYPE!r}, and "
+            f"{GENERIC_CLASS!r} before the name of a class of transformers; make such a folder with `longattn convert SRC DST --generic`, "
+            "and load Long classes by AutoModel."
         )
     check_interface(base)
+    try:
+        config = AutoConfig.for_model(**values, name_or_path=str(path))
+    except Exception as error:  # config classes raise any type of error
+        raise CheckpointError(f"The config.json of {named!r} is not valid for a {base.__name__}: {in_a_line(error)}.") from error
     attention = LongAttentionConfig.from_dict(chosen)
     model, found = load(_loading_class(base, attention), config)
     model.__class__ = base  # the class that loaded it adds no state
@@ -109,8 +160,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
     Works for every architecture on transformers' AttentionInterface (ViT, Whisper, CLIP, ModernBERT, BART …). The mechanism also
-    replaces sliding windows. It is not written to the model's config: call this again after loading. Unlike with Long classes, the decode
-    cache keeps every token. ``model.set_attn_implementation("sdpa")`` switches back.
+    replaces sliding windows. ``save_pretrained`` writes a folder that :func:`load_generic` reads and others refuse. Unlike with Long
+    classes, the decode cache keeps every token. ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
     Args:
         model: any model of transformers.
@@ -120,11 +171,15 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         The same model.
 
     Raises:
-        BackendError: the architecture is not on the AttentionInterface, or has no attention.
+        BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
         UnknownMechanismError, OptionError: from ``long_attention``.
     """
     chosen = LongAttentionConfig.from_dict(long_attention)
     check_interface(type(model))
+    if isinstance(model.config, LongConfig):
+        raise BackendError(
+            f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another long_attention instead."
+        )
     sites = attach_mechanisms(model, chosen)
     if recursion_of(model) is not None:
         raise BackendError(
@@ -141,6 +196,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
+    mark_generic(model.config, chosen)
     return model
 
 

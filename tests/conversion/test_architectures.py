@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_
 from hf_longattn.conversion.verify_outputs import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, LongAttentionError, OptionError, PositionError
 from hf_longattn.mechanisms.base import Mechanism
+from hf_longattn.reading import generic_names
+from tests.trained import tokenizer_of
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
@@ -60,11 +64,15 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     assert report.plan["generic"]
     assert report.plan["tensor_counts"]["added"] >= 4
     config = json.loads((tmp_path / "long" / "config.json").read_text())
-    assert (config["model_type"], config["architectures"]) == (json.loads((source / "config.json").read_text())["model_type"], [name])
+    plain_type = json.loads((source / "config.json").read_text())["model_type"]
+    assert (config["model_type"], config["architectures"]) == (f"long_generic_{plain_type}", [f"LongGeneric{name}"])
     assert config["long_attention"] == {"mechanism": "hedgehog"}
+    with pytest.raises(ValueError, match=rf"`long_generic_{plain_type}` but Transformers does not recognize"):
+        transformers.AutoModel.from_pretrained(tmp_path / "long")
 
     model = hf_longattn.load_generic(tmp_path / "long")
     assert type(model) is getattr(transformers, name)
+    assert model.config.model_type == plain_type  # transformers looks up weight conversions by it
     assert sum(isinstance(module, Mechanism) for module in model.modules()) == CASES[name][2]
     written = load_file(tmp_path / "long" / "model.safetensors")
     own = {key: values for key, values in written.items() if ".long_attention." in key}
@@ -74,10 +82,11 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     model.save_pretrained(tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert len(again) == len(written)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == f"long_generic_{plain_type}"
     read = hf_longattn.load_generic(tmp_path / "again").state_dict()
     assert all(torch.equal(read[key], values) for key, values in model.state_dict().items())
 
-    plain = getattr(transformers, name).from_pretrained(tmp_path / "long")  # as where hf_longattn is not installed
+    plain = getattr(transformers, name).from_pretrained(tmp_path / "long")  # the class asked for by its name; transformers warns
     assert torch.allclose(run(plain), run(getattr(transformers, name).from_pretrained(source)), atol=1e-6)
     assert (run(plain) - run(model)).abs().max() > 0
 
@@ -155,8 +164,12 @@ class TestLoading:
             hf_longattn.load_generic(tmp_path / "nothing")
         with pytest.raises(CheckpointError, match=r"is no folder with a config\.json"):
             hf_longattn.load_generic(tmp_path)
-        with pytest.raises(CheckpointError, match="needs long_attention beside the name of a class"):
+        with pytest.raises(CheckpointError, match="needs long_attention, a model_type that begins with 'long_generic_'"):
             hf_longattn.load_generic(saved("ViTForImageClassification", tmp_path / "plain"))
+        broken = unnamed(tmp_path / "plain", model_type="long_generic_vitt", long_attention={"mechanism": "full"})
+        unnamed(broken, architectures=["LongGenericViTModel"])
+        with pytest.raises(CheckpointError, match=r"is not valid for a ViTModel: .*vitt"):
+            hf_longattn.load_generic(broken)
 
     def test_from_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         convert_checkpoint(
@@ -175,7 +188,7 @@ class TestLoading:
     def test_lost_parameters(self, tmp_path: Path) -> None:
         source = saved("ViTForImageClassification", tmp_path / "plain")
         config = json.loads((source / "config.json").read_text())
-        (source / "config.json").write_text(json.dumps({**config, "long_attention": {"mechanism": "hedgehog"}}))
+        (source / "config.json").write_text(json.dumps(generic_names({**config, "long_attention": {"mechanism": "hedgehog"}})))
         with pytest.raises(CheckpointError, match=r"4 tensors of .* are missing, the first is .*long_attention"):
             hf_longattn.load_generic(source)
 
@@ -188,10 +201,41 @@ def test_the_command(tmp_path: Path) -> None:
     assert "any number of tokens" in planned.output
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0
+    assert "a ViTForImageClassification with mechanisms" in (tmp_path / "long" / "README.md").read_text()
     assert json.loads(done.stdout)["train_command"].startswith("fine-tune hf_longattn.load_generic(")
     assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
     with pytest.raises(CheckpointError, match="load_generic loads it"):
         inspect_checkpoint(tmp_path / "long")
+    with pytest.raises(CheckpointError, match=r"is already a long checkpoint \(long_generic_vit\)"):
+        plan_conversion(tmp_path / "long", mechanism="window")
+
+
+def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:
+    source = saved("Starcoder2ForCausalLM", tmp_path / "plain")
+    tokenizer_of("gpt2").save_pretrained(source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({key: one for key, one in settings.items() if key != "tokenizer_class"}))
+    convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="full", verify=False)
+    before, after = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "long"))
+    assert type(after) is type(before)
+    assert after("long documents")["input_ids"] == before("long documents")["input_ids"]
+
+
+def test_an_enabled_model_is_saved_with_its_mechanisms(tmp_path: Path) -> None:
+    saved("Starcoder2ForCausalLM", tmp_path / "plain")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    hf_longattn.enable_long_attention(model, {"mechanism": "hedgehog"})
+    ids = torch.randint(5, 200, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(ids).logits
+    for config in (copy.deepcopy(model).config, pickle.loads(pickle.dumps(model.config))):
+        assert json.loads(config.to_json_string())["model_type"] == "long_generic_starcoder2"
+        assert config.to_dict() == model.config.to_dict()
+    model.save_pretrained(tmp_path / "long")
+    with pytest.raises(ValueError, match="`long_generic_starcoder2` but Transformers does not recognize"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "long")
+    with torch.no_grad():
+        assert torch.equal(hf_longattn.load_generic(tmp_path / "long")(ids).logits, expected)
 
 
 def unnamed(folder: Path, **values: object) -> Path:

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.errors import BackendError, OptionError, UnknownMechanismError
-from hf_longattn.families import enable_long_attention
+from hf_longattn.families import LongGPT2Config, LongGPT2LMHeadModel, enable_long_attention
 from hf_longattn.modeling.attention_sites import attention_sites
 from tests.reference.small_models import plain_model, tokens
 
@@ -152,3 +152,6 @@ def test_refusals() -> None:
     )
     with pytest.raises(BackendError, match="DebertaModel"):
         enable_long_attention(off, {"mechanism": "window"})
+    long = LongGPT2LMHeadModel(LongGPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, long_attention={"mechanism": "full"}))
+    with pytest.raises(BackendError, match="LongGPT2LMHeadModel has its mechanisms from its config"):
+        enable_long_attention(long, {"mechanism": "window"})
