@@ -24,9 +24,11 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.cli import app
 from hf_longattn.families import FAMILIES
 from hf_longattn.recipes import ready_recipes
+from research.context import markdown as context_markdown
 from research.mlm import mlm_markdown
 from research.probes import recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
+from research.table5 import markdown as table5_markdown
 from tools import api_reference, measure_distillation, mechanism_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,12 +218,10 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
-def packing() -> str:
-    """Training on packed rows against padded ones."""
-    path = ROOT / "docs" / "results" / "packing.json"
-    if not path.exists():
-        return NOT_MEASURED.format("packing", "python -m benchmarks.packing") + "\n"
-    return packing_markdown(json.loads(path.read_text(encoding="utf-8")))
+def study(name: str, markdown: Callable[[dict[str, Any]], str], command: str) -> str:
+    """The tables of a study, as its command writes them beside its JSON."""
+    record = stored(name)
+    return NOT_MEASURED.format(name, command) + "\n" if record is None else markdown(record)
 
 
 def left(table: str) -> str:
@@ -244,7 +244,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decode": partial(decoding, "decode"),
     "memory": partial(footprint, "memory"),
     "memory-causal": partial(footprint, "memory-causal"),
-    "packing": packing,
+    "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),
+    "table5": partial(study, "table5", table5_markdown, "python -m research.table5"),
+    "context": partial(study, "context", context_markdown, "python -m research.context"),
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
     "recipes": recipes,
