@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorForLanguageModeling
 
 from hf_longattn.errors import LengthError
-from hf_longattn.training.args import LMTrainingArguments
-from hf_longattn.training.batching import DataCollatorForPackedText, packing_refusal
+from hf_longattn.training.args import TextTrainingArguments
+from hf_longattn.training.batching import DataCollatorForPackedText, RepeatableMasks, packing_refusal
 from hf_longattn.training.data import load_text
-from hf_longattn.training.lm import load_lm, to_inputs
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.lm import MaskedTrainer, load_lm, to_inputs
 from research.corpus import Corpus, InstalledPackages, without_near_duplicates
 
 PARTIAL = ".partial"
+MASKED = 0.15
+"""The share of the tokens that a masked language model is trained on, as in BERT."""
 
 
 def write_long_documents(path: Path, least: int, characters: int, seed: int = 0, corpus: Corpus | None = None) -> Path:
@@ -81,20 +82,21 @@ def adapt(
     if destination.exists():
         return destination
     partial = destination.with_name(destination.name + PARTIAL)
-    args = LMTrainingArguments(
-        model=str(source), output_dir=str(partial), text=[str(text)], objective=objective, max_steps=steps, learning_rate=learning_rate,
-        per_device_train_batch_size=1, gradient_accumulation_steps=rows, weight_decay=0.0 if new_rows_of else 0.01, save_strategy="no",
-        report_to="none", seed=seed, bf16=bf16,
+    shutil.rmtree(partial, ignore_errors=True)
+    args = TextTrainingArguments(
+        output_dir=str(partial), max_steps=steps, learning_rate=learning_rate, per_device_train_batch_size=1,
+        gradient_accumulation_steps=rows, weight_decay=0.0 if new_rows_of else 0.01, save_strategy="no", report_to="none", seed=seed,
+        bf16=bf16,
     )  # fmt: skip
     model, tokenizer, _ = load_lm(str(source), objective)
     torch.manual_seed(seed)
     if new_rows_of:
         train_rows(model, new_rows_of, old_rows)
     pack = packing_refusal(model, args) is None
-    kind = DataCollatorForPackedText if pack else DataCollatorForLanguageModeling
-    collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=args.mask_probability, seed=seed)
-    inputs = to_inputs(load_text(args.text), tokenizer, length, pack)
-    trainer = TimedTrainer(model, args, train_dataset=inputs, data_collator=collator, processing_class=tokenizer)
+    kind = DataCollatorForPackedText if pack else RepeatableMasks
+    collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=MASKED, seed=seed)
+    inputs = to_inputs(load_text([str(text)]), tokenizer, length, pack)
+    trainer = MaskedTrainer(model, args, train_dataset=inputs, data_collator=collator, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
     trainer.state.save_to_json(str(partial / "trainer_state.json"))

@@ -29,7 +29,8 @@ import hf_longattn
 from benchmarks.drawing import svg
 from benchmarks.report import machine, markdown_table
 from hf_longattn.errors import LengthError, LongAttentionError
-from hf_longattn.training import DistillationArguments, distill_attention
+from hf_longattn.training import distill_attention
+from hf_longattn.training.args import DISTILLATION, build_arguments
 from research.adaptation import adapt, paired, standard_error, write_long_documents
 from research.corpus import InstalledPackages
 from research.pretraining.data import CLS, SEP, load_tokens
@@ -200,7 +201,7 @@ class Study:
                 "gradient_accumulation_steps": max(1, rows // 8), "transfer_steps": options.transfer_steps, "report_to": "none",
                 "transfer_learning_rate": options.transfer_learning_rate, "seed": options.seed,
             }  # fmt: skip
-            distill_attention(DistillationArguments(model=str(source), output_dir=str(target), **settings))
+            distill_attention(*build_arguments(DISTILLATION, model=str(source), output_dir=str(target), **settings))
         return target
 
     def measure(self, folder: Path, architecture: str, row: Row, adapted: bool) -> None:
