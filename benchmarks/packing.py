@@ -65,7 +65,7 @@ class Setting:
     options: dict[str, Any]
     task: str
     base: bool = False
-    documents: int = 12
+    documents: int = 16
     batch_size: int = 4
     steps: int = 1
 
@@ -76,7 +76,7 @@ class Setting:
 
 
 def _base(family: str, mechanism: str, options: dict[str, Any], task: str) -> Setting:
-    return Setting(family, mechanism, options, task, base=True, documents=8)
+    return Setting(family, mechanism, options, task, base=True)
 
 
 SETTINGS = (

@@ -96,13 +96,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def pretrain(work: Path, architecture: str, seed: int) -> Path:
-    """Pre-train or resume, and export; the folder of the original."""
+    """Pre-train or resume, and export; the folder of the original.
+
+    Raises:
+        LongAttentionError: a signal stopped the training.
+    """
     target = work / f"{architecture}-{SHORT}"
     if not target.exists():
         recipe = replace(RECIPE, architecture=architecture, max_tokens=TOKENS[architecture], seed=seed)
         run = Pretraining(recipe, work)
         if not run.progress.schedule.finished(run.progress.tokens):
             run.run()
+        if not run.progress.schedule.finished(run.progress.tokens):  # stopped by a signal, after which it has saved its state
+            raise LongAttentionError(f"the pre-training of {NAMES[architecture]} was stopped; run the same command to resume it")
         export(work, architecture, target)
     return target
 

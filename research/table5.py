@@ -3,9 +3,10 @@
     python -m research.table5 --work-dir work          # about half an hour on one core
 
 Rows: the original on chunks of its length; converted to a long input with random positions and with copied ones, without training; and
-copied positions after 2 % of the original's pre-training steps. With --controls also random positions after as many steps, and copied
-ones of which only the new rows are trained. All rows predict the same masked tokens of the same held-out documents. Models are kept in
-the work folder, and those that are complete are not trained again. Writes OUTPUT.json and OUTPUT.md.
+copied positions after 2 % of the original's pre-training steps, at the learning rate that is best on the validation packages. With
+--controls also random positions after as many steps, and copied ones of which only the new rows are trained. All rows predict the same
+masked tokens of the same held-out documents. Models are kept in the work folder, and those that are complete are not trained again.
+Writes OUTPUT.json and OUTPUT.md.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--share", type=float, default=0.02, help="steps of the short training, as a share of the pre-training's (default: 0.02)")
     add("--more", type=float, nargs="*", default=[], help="longer trainings of the copied positions, as shares")
     add("--controls", action="store_true", help="also train random positions, and the new rows of copied ones alone")
-    add("--learning-rate", type=float, default=5e-4, help="highest learning rate (default: 5e-4)")
+    add("--learning-rates", type=float, nargs="+", default=[5e-4, 1e-4, 3e-5], metavar="RATE",
+        help="highest learning rates to choose from (default: 5e-4 1e-4 3e-5)")  # fmt: skip
+    add("--validation-documents", type=int, default=16, help="documents of the validation packages that choose it (default: 16)")
     add("--new-rows-learning-rate", type=float, default=5e-3, help="the same where only positions are trained (default: 5e-3)")
     add("--window", type=int, default=512, help="Longformer's window (default: 512)")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
@@ -74,8 +77,14 @@ def pretraining_steps(model: Path) -> int:
     return max(int(json.loads(line).get("step", 0)) for line in log.read_text(encoding="utf-8").splitlines())
 
 
-def make_models(options: argparse.Namespace, steps: int) -> dict[str, dict[str, Any]]:
-    """Convert and train; {row: folder, steps, learning rate}. Folders that exist are used."""
+def make_models(
+    options: argparse.Namespace, steps: int, tokenizer: PreTrainedTokenizerBase, validation: Sequence[MaskedText]
+) -> dict[str, dict[str, Any]]:
+    """Convert and train; {row: folder, steps, learning rate}. Folders that exist are used.
+
+    The learning rate with the lowest loss on the ``validation`` texts after the short training is that of all rows; the losses of all
+    rates are kept with the row of the short training.
+    """
     work, length = options.work_dir, options.length
     text = write_long_documents(
         work / f"train-{length}.jsonl",
@@ -94,12 +103,21 @@ def make_models(options: argparse.Namespace, steps: int) -> dict[str, dict[str, 
             )
         rows[f"{name} positions"] = {"folder": converted[name], "steps": 0}
     run = partial(adapt, text=text, objective="mlm", length=length, rows=max(1, TOKENS_PER_STEP // length), seed=options.seed)
-    rate = options.learning_rate
-    trained = [("copied", share) for share in (options.share, *options.more)] + [("random", options.share)] * options.controls
-    for name, share in trained:
+
+    def train(name: str, share: float, rate: float) -> dict[str, Any]:
         count = round(share * steps)
         folder = run(converted[name], work / f"{name}-{length}-{count}-{rate:g}", steps=count, learning_rate=rate)
-        rows[f"{name} positions + {share:g}"] = {"folder": folder, "steps": count, "learning_rate": rate}
+        return {"folder": folder, "steps": count, "learning_rate": rate}
+
+    searched = {rate: train("copied", options.share, rate) for rate in options.learning_rates}
+    losses = {rate: validation_loss(row["folder"], tokenizer, validation) for rate, row in searched.items()}
+    rate = min(losses, key=losses.__getitem__)
+    untrained = validation_loss(converted["copied"], tokenizer, validation)
+    rows[f"copied positions + {options.share:g}"] = searched[rate] | {
+        "validation": {"untrained": untrained, **{f"{one:g}": loss for one, loss in losses.items()}}
+    }
+    for name, share in [("copied", share) for share in options.more] + [("random", options.share)] * options.controls:
+        rows[f"{name} positions + {share:g}"] = train(name, share, rate)
     if options.controls:
         old = AutoModelForMaskedLM.from_pretrained(options.model).config.max_position_embeddings
         count, rate = round(options.share * steps), options.new_rows_learning_rate
@@ -107,6 +125,12 @@ def make_models(options: argparse.Namespace, steps: int) -> dict[str, dict[str, 
         folder = run(converted["copied"], kept, steps=count, learning_rate=rate, new_rows_of=TABLE, old_rows=old)
         rows["copied positions, new rows only"] = {"folder": folder, "steps": count, "learning_rate": rate}
     return rows
+
+
+def validation_loss(folder: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequence[MaskedText]) -> float:
+    """Nats per masked token of the validation texts."""
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return statistics.fmean(masked_loss(model, tokenizer, texts))
 
 
 def characters(texts: Sequence[MaskedText], tokenizer: PreTrainedTokenizerBase) -> int:
@@ -131,6 +155,7 @@ def evaluate(
                 "sequence_length": short if name == "original" else length,
                 "steps": row["steps"],
                 "learning_rate": row.get("learning_rate"),
+                "validation": row.get("validation"),
                 "nats": statistics.fmean(losses),
                 "nats_se": standard_error(losses),
                 "n": len(losses),
@@ -172,9 +197,23 @@ def markdown(record: dict[str, Any]) -> str:
         "RoBERTa-base in the paper",
     ]
     first = record["table"][0]
+    searched = next((row for row in record["table"] if row.get("validation")), None)
     return (
         f"{markdown_table(header, rows)}\n\n*n = {first['n']} documents of networkx and pandas ({first['masked_tokens']:,} masked tokens); "
         f"± standard error over documents; {about['processor']}, {about['threads']} thread, torch {about['torch']}, {about['date']}*\n"
+        + (trained(searched, record["table"][2]) if searched else "")
+    )
+
+
+def trained(row: dict[str, Any], copied: dict[str, Any]) -> str:
+    """What the short training changed, and how its learning rate was chosen."""
+    away, error = paired(row["losses"], copied["losses"])
+    losses = dict(row["validation"])
+    untrained = losses.pop("untrained")
+    tried = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in losses.items())
+    return (
+        f"\nThe {row['steps']} steps change the loss of copied positions by {away:+.3f} ± {error:.3f} nats. Their learning rate is the "
+        f"best of these on the validation packages: {tried} nats; {untrained:.3f} without training.\n"
     )
 
 
@@ -193,8 +232,11 @@ def main(arguments: list[str] | None = None) -> int:
         steps = pretraining_steps(options.model)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         short = AutoModelForMaskedLM.from_pretrained(options.model).config.max_position_embeddings
-        texts = masked_texts((one.text for one in iter_modules("test")), tokenizer, options.length, options.documents, seed=options.seed)
-        rows = make_models(options, steps)
+        texts, validation = (
+            masked_texts((one.text for one in iter_modules(split)), tokenizer, options.length, count, seed=options.seed)
+            for split, count in (("test", options.documents), ("validation", options.validation_documents))
+        )
+        rows = make_models(options, steps, tokenizer, validation)
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -104,7 +104,8 @@ def test_all_rows_of_table_5(
         "--output",
         str(output),
     ]
-    assert table5.main([*arguments, "--more", "0.04", "--controls"]) == 0
+    rates = ["--learning-rates", "1e-3", "1e-9", "--validation-documents", "2"]
+    assert table5.main([*arguments, *rates, "--more", "0.04", "--controls"]) == 0
     record = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
     rows = {row["row"]: row for row in record["table"]}
     assert list(rows) == [
@@ -112,9 +113,16 @@ def test_all_rows_of_table_5(
         "copied positions, new rows only",
     ]  # fmt: skip
     assert [row["steps"] for row in rows.values()] == [0, 0, 0, 2, 4, 2, 2]
+    validation = rows["copied positions + 0.02"]["validation"]
+    assert list(validation) == ["untrained", "0.001", "1e-09"]
+    assert validation["1e-09"] == pytest.approx(validation["untrained"], abs=1e-4)
+    best = min(("0.001", "1e-09"), key=validation.__getitem__)
+    assert {row["learning_rate"] for row in list(rows.values())[3:6]} == {float(best)}
     assert {row["masked_tokens"] for row in rows.values()} == {3 * 9}
     assert all(row["n"] == 3 and row["bits_per_token"] == pytest.approx(row["nats"] / 0.693147, rel=1e-5) for row in rows.values())
-    assert "copied positions + 4 steps (4 %)" in output.with_suffix(".md").read_text(encoding="utf-8")
+    written = output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "copied positions + 4 steps (4 %)" in written
+    assert f"; {validation['untrained']:.3f} without training." in written
     (short / "training_log.jsonl").unlink()
     assert table5.main(arguments) == 1
     assert "has no training_log.jsonl" in capsys.readouterr().err

@@ -63,6 +63,16 @@ def test_every_length_predicts_the_same_tokens() -> None:
         assert losses_at(model, documents, length) == pytest.approx([np.log(50)] * 2, abs=1e-3)
 
 
+def test_a_stopped_pretraining_is_not_exported(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(context, "LONG", 512)
+    monkeypatch.setattr(context.Pretraining, "run", lambda self: None)
+    assert main(["--work-dir", str(work), "--documents", "2", "--output", str(tmp_path / "context")]) == 1
+    assert "the pre-training of GPT-2 was stopped; run the same command to resume it" in capsys.readouterr().err
+    assert not (work / "gpt2-256").exists()
+
+
 @pytest.mark.slow
 def test_the_study_is_one_command_that_resumes(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
