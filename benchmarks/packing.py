@@ -281,14 +281,19 @@ def markdown(record: dict[str, dict[str, Any]]) -> str:
         "padding",
         "losses / gradients differ by",
     ]
-    about = next(iter(record.values()))
-    documents = {(found["setting"]["documents"], found["setting"]["batch_size"], found["setting"]["base"]) for found in record.values()}
-    sizes = "; ".join(f"{'base' if base else 'small'}: {count} documents in batches of {batch}" for count, batch, base in sorted(documents))
+    documents = {
+        (found["setting"]["documents"], found["setting"]["batch_size"], round(found["lengths"]["mean"]), found["lengths"]["longest"])
+        for found in record.values()
+    }
+    drawn = "; ".join(
+        f"{count} documents of {mean:,} tokens on average, {longest:,} at most, in batches of {batch}"
+        for count, batch, mean, longest in sorted(documents)
+    )
+    base = " Base size: bfloat16 autocast, gradient checkpointing." if any(one["setting"]["base"] for one in record.values()) else ""
     machines = "; ".join(sorted({f"{one['machine']['processor']}, {one['machine']['threads']} thread, torch {one['machine']['torch']}, "
                                  f"{one['machine']['date']}" for one in record.values()}))  # fmt: skip
     return (
-        f"Tokens of documents per second of processor time, padding not counted. {sizes}; {about['lengths']['mean']:,.0f} to "
-        f"{max(one['lengths']['mean'] for one in record.values()):,.0f} tokens on average, at most {LONGEST:,}.\n\n"
+        f"Tokens of documents per second of processor time, padding not counted; {drawn}.{base}\n\n"
         f"{markdown_table(header, rows)}\n\n*{machines}*\n"
     )
 
