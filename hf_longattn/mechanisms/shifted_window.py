@@ -1,0 +1,213 @@
+"""Shifted groups (Chen et al. 2024, LongLoRA, section 3.2, S²-Attn): short attention for training, full attention afterwards.
+
+The text is cut into groups of g tokens. A query sees the keys of its group, and the groups of the second half of the heads start half a
+group later, so that information passes from group to group. With h the head of H, heads counted from 0, query i sees key j if
+
+    ⌊(i + s_h) / g⌋ = ⌊(j + s_h) / g⌋,      s_h = 0 for h < ⌊H/2⌋,  g/2 for the others          (and j <= i in the causal form)
+
+As in the paper, this is how the model is trained; in eval mode every query sees every key, unless ``keep_groups`` is set.
+
+The shift leaves half a group at each end of the text. Here each is a group for itself, as in the authors' code for supervised fine-tuning.
+Their other code rolls the shifted heads around, so that both are one group; ``wrap`` does that. In the causal form the first g/2 tokens
+then see all tokens of the last group, which come later: information about the future leaks into them, as the paper notes. The authors'
+code demands that g divides N; here the last group may be shorter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.byte_cache import KEPT
+from ..engines.call import AttentionCall, DistanceBias, GatherTile, MaskMod, Pattern, mod_of_heads, rows_of
+from ..engines.dense import dense_attention, index_grid, repeat_heads
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.gathered import gathered_attention
+from ..engines.shards import Locality
+from ..errors import OptionError
+from .base import Mechanism, pad_queries
+from .layout import block_sizes, cells, triangle
+from .masked import MaskedMechanism
+from .options import Options, option
+from .registry import register_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedWindowOptions(Options):
+    group_size: int = option(2048, "g, tokens in a group; a quarter of the longest text in the paper", "tokens", even=True)
+    wrap: bool = option(
+        False,
+        "whether the first and the last half group of the shifted heads are one group, as in the authors' code for pre-training; in the "
+        "causal form the first tokens then see the last ones",
+    )
+    keep_groups: bool = option(False, "whether the groups stay in eval mode, where the paper has full attention")
+
+    def check(self) -> None:
+        if self.wrap and self.keep_groups:
+            raise OptionError(
+                "Options 'wrap' and 'keep_groups' of mechanism 'shifted_window' exclude each other: with wrap the first tokens see the "
+                "last ones, which a model that generates does not have yet; leave one of them out."
+            )
+
+    def min_heads(self) -> int:
+        return 2
+
+
+@register_mechanism("shifted_window")
+class ShiftedWindow(MaskedMechanism):
+    """Groups of neighbouring tokens, shifted by half a group in half of the heads; full attention in eval mode."""
+
+    summary = "while training, groups of g tokens, shifted by half a group in half of the heads; full attention in eval mode"
+    paper = "Chen et al. 2024, LongLoRA, §3.2"
+    engine = "gathered"
+    cost = "N·g in training, N² in eval mode; N·g in both with keep_groups"
+    exact_when = "in eval mode without keep_groups; in training N ≤ group_size/2"
+    by_head = ()
+    options_type = ShiftedWindowOptions
+    sample: ClassVar[dict[str, Any]] = {"group_size": 32, "keep_groups": True}
+
+    @classmethod
+    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
+        return {"group_size": 2 * length}
+
+    options: ShiftedWindowOptions
+
+    @property
+    def grouped(self) -> bool:
+        """Whether attention is that of the groups now: while training, or always with ``keep_groups``."""
+        return self.training or self.options.keep_groups
+
+    @property
+    def position_dependent(self) -> bool:  # type: ignore[override]
+        return self.grouped
+
+    @property
+    def exports(self) -> str:  # type: ignore[override]
+        return "definition" if self.grouped else "engine"
+
+    @property
+    def half(self) -> int:
+        """g/2, by which the second half of the heads is shifted."""
+        return self.options.group_size // 2
+
+    @property
+    def first_shifted(self) -> int:
+        """The first of this part's heads that is shifted."""
+        first, heads = self.among or (0, self.num_heads)
+        return min(max(heads // 2 - first, 0), self.num_heads)
+
+    def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
+        """The groups, without those that ``wrap`` joins, for which the length is needed."""
+        size, half, first, grouped = self.options.group_size, self.half, self.first_shifted, self.grouped
+
+        def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            shift = torch.where(h >= first, half, 0)
+            return ((q_idx + shift) // size == (kv_idx + shift) // size) | (not grouped)
+
+        return mod
+
+    def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        seen = super().visible(q, k, call)
+        if not (self.grouped and self.options.wrap):
+            return seen
+        real = call.real(k)
+        start, stop = self._last_group(real)
+        _, h, q_idx, kv_idx = index_grid(1, self.num_heads, q.shape[2], k.shape[2], k.device)
+        start, stop = (x.view(-1, 1, 1, 1) for x in (start, stop))
+
+        def at_the_start(index: Tensor) -> Tensor:
+            return (index < self.half) & (start > 0)
+
+        def at_the_end(index: Tensor) -> Tensor:
+            return (index >= start) & (index < stop)
+
+        joined = at_the_start(q_idx) & at_the_end(kv_idx)
+        if not call.causal:
+            joined = joined | (at_the_end(q_idx) & at_the_start(kv_idx))
+        return seen | (joined & (h >= self.first_shifted) & real[:, None, None, :])
+
+    def _last_group(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """First token of the shifted heads' last group, at most 0 where it is also the first one, and the one after its last, ``(B,)``."""
+        stop = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1)
+        size = self.options.group_size
+        return (stop - 1 + self.half).div(size, rounding_mode="floor") * size - self.half, stop
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if not self.grouped:
+            if isinstance(call.score_mod, DistanceBias):
+                return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
+            return dense_attention(q, k, v, call)
+        q_len, kv_len = q.shape[2], k.shape[2]
+        path = choose_pairs(q, k, call, covered=self.covers(kv_len, call.causal))
+        if path == DENSE:
+            return dense_attention(q, k, v, call)
+        if path == DENSE_MASKED:
+            seen = self.visible(q, k, call)
+            return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
+        q, k, v = pad_queries(q, kv_len), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        cut, outs = self.first_shifted, []
+        for heads, shift in ((range(cut), 0), (range(cut, self.num_heads), self.half)):
+            if len(heads):
+                some = slice(heads.start, heads.stop)
+                parts = [*self._plan(kv_len, shift, call.causal, q.device), *(self._joined(k, call) if shift else ())]
+                own = call.replace(score_mod=mod_of_heads(call.score_mod, heads))
+                outs.append(gathered_attention(q[:, some], k[:, some], v[:, some], parts, own))
+        return torch.cat(outs, 1)[:, :, kv_len - q_len :]
+
+    def _plan(self, length: int, shift: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
+        """The pairs of heads shifted by ``shift`` tokens; kept for the next call."""
+        size = self.options.group_size
+
+        def lay() -> tuple[GatherTile, ...]:
+            groups = (rows_of(length + shift, size, device)[0, 0] - shift).clamp(min=-1)
+            return tuple(cells(groups, groups, causal=causal))
+
+        return KEPT.get((ShiftedWindow, size, length, shift, causal, device), lay)
+
+    def _joined(self, k: Tensor, call: AttentionCall) -> Iterator[GatherTile]:
+        """What ``wrap`` adds to the shifted heads: the first half group and the last group see one another."""
+        if not self.options.wrap:
+            return
+        real = call.real(k) if call.key_mask is not None else torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
+        start, stop = (x[:, None] for x in self._last_group(real))
+        first = torch.arange(self.half, device=k.device)
+        first = torch.where((start > 0) & (first < k.shape[2]), first, -1)[:, None, None]
+        last = start + torch.arange(self.options.group_size, device=k.device)
+        last = torch.where((start > 0) & (last < stop), last, -1)[:, None, None]
+        yield GatherTile(first, last)
+        if not call.causal:
+            yield GatherTile(last, first)
+
+    def locality(self, causal: bool) -> Locality | None:
+        if not self.grouped or self.options.wrap:
+            return None
+        reached = self.options.group_size - 1
+        return Locality(reached, 0 if causal else reached, self.options.group_size)
+
+    def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
+        """With ``keep_groups``, the keys of the group that a token is in, in either half of the heads."""
+        if not self.options.keep_groups:
+            return None
+        size = self.options.group_size
+        start = torch.minimum(upcoming // size * size, (upcoming + self.half) // size * size - self.half)
+        return positions >= start
+
+    def covers(self, length: int, causal: bool = False) -> bool:
+        return not self.grouped or length <= self.half
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """The mean over the heads, rounded down; those of training, where ``keep_groups`` is not set."""
+        if not self.grouped:
+            return Mechanism.pairs(self, length, causal)
+        first = min(self.half, length)
+        groups = [block_sizes(length, self.options.group_size), [first, *block_sizes(length - first, self.options.group_size)]]
+        plain, shifted = (sum(triangle(size) if causal else size * size for size in sizes) for sizes in groups)
+        if self.options.wrap and length > first:
+            shifted += first * groups[1][-1] * (1 if causal else 2)
+        cut = self.first_shifted
+        return (cut * plain + (self.num_heads - cut) * shifted) // self.num_heads
