@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.byte_cache import KEPT
-from ..engines.call import AttentionCall, DistanceBias, GatherTile, MaskMod, Pattern, mod_of_heads, rows_of
+from ..engines.call import UNBOUNDED, AttentionCall, DistanceBias, GatherTile, MaskMod, Pattern, mod_of_heads, rows_of
 from ..engines.dense import dense_attention, index_grid, repeat_heads
 from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
 from ..engines.gathered import gathered_attention
@@ -82,6 +82,11 @@ class ShiftedWindow(MaskedMechanism):
         """Whether attention is that of the groups now: while training, or always with ``keep_groups``."""
         return self.training or self.options.keep_groups
 
+    def band(self, causal: bool) -> tuple[int, int] | None:
+        """Full attention, as in eval mode, unless the groups stay."""
+        whole = self.relative is None and not self.options.keep_groups
+        return (UNBOUNDED, 0 if causal else UNBOUNDED) if whole else super().band(causal)
+
     @property
     def position_dependent(self) -> bool:  # type: ignore[override]
         return self.grouped
@@ -91,7 +96,7 @@ class ShiftedWindow(MaskedMechanism):
         return "definition" if self.grouped else "engine"
 
     @property
-    def half(self) -> int:
+    def shift(self) -> int:
         """g/2, by which the second half of the heads is shifted."""
         return self.options.group_size // 2
 
@@ -103,7 +108,7 @@ class ShiftedWindow(MaskedMechanism):
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The groups, without those that ``wrap`` joins, for which the length is needed."""
-        size, half, first, grouped = self.options.group_size, self.half, self.first_shifted, self.grouped
+        size, half, first, grouped = self.options.group_size, self.shift, self.first_shifted, self.grouped
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
             shift = torch.where(h >= first, half, 0)
@@ -121,7 +126,7 @@ class ShiftedWindow(MaskedMechanism):
         start, stop = (x.view(-1, 1, 1, 1) for x in (start, stop))
 
         def at_the_start(index: Tensor) -> Tensor:
-            return (index < self.half) & (start > 0)
+            return (index < self.shift) & (start > 0)
 
         def at_the_end(index: Tensor) -> Tensor:
             return (index >= start) & (index < stop)
@@ -135,7 +140,7 @@ class ShiftedWindow(MaskedMechanism):
         """First token of the shifted heads' last group, at most 0 where it is also the first one, and the one after its last, ``(B,)``."""
         stop = (real * torch.arange(1, real.shape[1] + 1, device=real.device)).amax(1)
         size = self.options.group_size
-        return (stop - 1 + self.half).div(size, rounding_mode="floor") * size - self.half, stop
+        return (stop - 1 + self.shift).div(size, rounding_mode="floor") * size - self.shift, stop
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self.grouped:
@@ -151,7 +156,7 @@ class ShiftedWindow(MaskedMechanism):
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
         q, k, v = pad_queries(q, kv_len), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         cut, outs = self.first_shifted, []
-        for heads, shift in ((range(cut), 0), (range(cut, self.num_heads), self.half)):
+        for heads, shift in ((range(cut), 0), (range(cut, self.num_heads), self.shift)):
             if len(heads):
                 some = slice(heads.start, heads.stop)
                 parts = [*self._plan(kv_len, shift, call.causal, q.device), *(self._joined(k, call) if shift else ())]
@@ -175,7 +180,7 @@ class ShiftedWindow(MaskedMechanism):
             return
         real = call.real(k) if call.key_mask is not None else torch.ones(1, k.shape[2], dtype=torch.bool, device=k.device)
         start, stop = (x[:, None] for x in self._last_group(real))
-        first = torch.arange(self.half, device=k.device)
+        first = torch.arange(self.shift, device=k.device)
         first = torch.where((start > 0) & (first < k.shape[2]), first, -1)[:, None, None]
         last = start + torch.arange(self.options.group_size, device=k.device)
         last = torch.where((start > 0) & (last < stop), last, -1)[:, None, None]
@@ -194,17 +199,17 @@ class ShiftedWindow(MaskedMechanism):
         if not self.options.keep_groups:
             return None
         size = self.options.group_size
-        start = torch.minimum(upcoming // size * size, (upcoming + self.half) // size * size - self.half)
+        start = torch.minimum(upcoming // size * size, (upcoming + self.shift) // size * size - self.shift)
         return positions >= start
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        return not self.grouped or length <= self.half
+        return not self.grouped or length <= self.shift
 
     def pairs(self, length: int, causal: bool = False) -> int:
         """The mean over the heads, rounded down; those of training, where ``keep_groups`` is not set."""
         if not self.grouped:
             return Mechanism.pairs(self, length, causal)
-        first = min(self.half, length)
+        first = min(self.shift, length)
         groups = [block_sizes(length, self.options.group_size), [first, *block_sizes(length - first, self.options.group_size)]]
         plain, shifted = (sum(triangle(size) if causal else size * size for size in sizes) for sizes in groups)
         if self.options.wrap and length > first:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...mechanisms.shifted_window import ShiftedWindow
 from ...mechanisms.window import Window
 from ...modeling.sliding_window import FULL, SLIDING, own_windows
 from ..long_models.base import WeightRenaming
@@ -34,6 +35,10 @@ class OwnTwin(NativeTwin):
         reason, backs = band_refusal(model)
         reason = reason or decoder_refusal(model) or _lengths_differ(model)
         return reason or _windows(model, backs)[0]
+
+    def note(self, model: LongModel) -> str:
+        grouped = any(isinstance(layer, ShiftedWindow) for layer in (*model.layers, *model.decoder_layers))
+        return "it attends to everything in training as well, without shifted groups" if grouped else ""
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **_windows(model, band_refusal(model)[1])[1]}
