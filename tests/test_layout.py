@@ -48,7 +48,7 @@ CONVERSION = (
     ("verify", "verify_outputs"),
     ("native",),
     ("convert", "revert", "export"),
-    ("gguf_export",),
+    ("gguf_export", "audit"),
     ("__init__",),
 )
 CONVERSION_FLOOR = {room: number for number, rooms in enumerate(CONVERSION) for room in rooms}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..conversion import ReachAudit
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism
 
-__all__ = ["draw_patterns", "name_layers"]
+__all__ = ["draw_audit", "draw_patterns", "name_layers"]
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
@@ -40,16 +42,13 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         OSError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LongAttentionError("Drawing needs matplotlib; type pip install matplotlib.") from error
+    new_figure = _figures()
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     rows = {name: _different_heads(pattern(one, length, form)) for (name, one), form in zip(mechanisms.items(), forms, strict=True)}
     columns = max(len(panels) for panels in rows.values())
     beside = columns == 1  # single panels stand side by side
     shape = (1, len(rows)) if beside else (len(rows), columns)
-    figure = Figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
+    figure = new_figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
     grid = figure.subplots(*shape, squeeze=False)
     for axes, (name, panels) in zip(grid.T if beside else grid, rows.items(), strict=True):
         for number, axis in enumerate(axes):
@@ -61,6 +60,61 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
             axis.imshow(shown.numpy(), cmap="viridis_r", interpolation="nearest")
             axis.set(xlabel="key", ylabel="query")
             axis.set_title(name if len(panels) == 1 else f"{name}, head {number}", fontsize=8, wrap=True)
+    _save(figure, file)
+
+
+def draw_audit(audit: ReachAudit, file: Path) -> None:
+    """Write an image: a panel per probe with a row per layer and a column per token; for pooled embeddings, a row of probes.
+
+    Raises:
+        LongAttentionError: matplotlib is not installed, or does not support the file's extension.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    kinds = audit.changed.int() + 2 * audit.expected.int()  # neither, changed only, expected only, both
+    pooled = kinds.shape[-1] == 1
+    panels = kinds[:, :, 0].t()[None] if pooled else kinds
+    figure = _figures()(figsize=(max(3.6 * len(panels), 6), 1.6 + 0.22 * panels.shape[1]), layout="constrained")
+    for number, (axis, panel) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
+        axis.imshow(
+            panel.numpy(), cmap=ListedColormap([color for color, _ in KINDS]), vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest"
+        )
+        axis.set_yticks(range(len(audit.stages)), [stage.stage for stage in audit.stages], fontsize=7)
+        if pooled:
+            axis.set_xticks(range(len(audit.probes)), [str(probe) for probe in audit.probes], fontsize=6, rotation=90)
+        axis.set_xlabel("token replaced" if pooled else "output")
+        if not pooled:
+            axis.set_title(f"token {audit.probes[number]:,} replaced", fontsize=8)
+    figure.legend(
+        handles=[Patch(facecolor=color, edgecolor="grey", label=label) for color, label in KINDS],
+        loc="outside lower center",
+        ncol=2,
+        fontsize=7,
+    )
+    _save(figure, file)
+
+
+KINDS = (
+    ("white", "must not change, did not"),
+    ("crimson", "must not change, did"),
+    ("lightsteelblue", "may change, did not"),
+    ("royalblue", "may change, did"),
+)
+"""Colours of :func:`draw_audit`, by changed + 2 · expected."""
+
+
+def _figures() -> Any:
+    """matplotlib's class of figures, which need no display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LongAttentionError("Drawing needs matplotlib; type pip install matplotlib.") from error
+    return Figure
+
+
+def _save(figure: Any, file: Path) -> None:
     try:
         figure.savefig(file, dpi=120)
     except ValueError as error:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection
+    from ..conversion import ConversionPlan, ConversionReport, ExportReport, Inspection, ReachAudit
     from ..conversion.flops import LengthCost, MechanismCost
     from ..mechanisms import MechanismInfo
     from ..recipes import Recipe
@@ -165,6 +165,37 @@ def show_report(report: ConversionReport) -> None:
     console.print(f"Verified on {report.text} in {report.seconds['verify']:.1f} s; details are in {report.files[-2]}.", highlight=False)
     if report.train_command:
         console.print(f"Next: {escape(report.train_command)}", highlight=False, soft_wrap=True)
+
+
+def show_audit(audit: ReachAudit) -> None:
+    """What a config says of its tokens' reach, and what was measured."""
+    console = _console()
+    console.print(
+        _facts(
+            ("config", audit.model),
+            ("audited", audit.subject),
+            ("tokens", f"{audit.length:,}; replaced, one at a time: {_positions(audit.probes)}"),
+        )
+    )
+    pooled = audit.changed.shape[-1] == 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "mechanism", *(() if pooled else ("config: back, ahead", "measured")), "verdict"):
+        table.add_column(column, overflow="fold")
+    for stage in audit.stages:
+        reach = () if pooled else tuple(f"{back:,}, {ahead:,}" for back, ahead in (stage.declared, stage.measured))
+        verdict = f"[bold red]{escape(stage.problem)}[/]" if stage.problem else "[green]agrees[/]"
+        table.add_row(stage.stage, escape(stage.mechanism), *reach, verdict)
+    console.print(table)
+    if audit.note:
+        console.print(audit.note, highlight=False)
+    if audit.agrees:
+        console.print("The outputs that changed are those that the config lets these tokens reach.", style="green", highlight=False)
+    else:
+        console.print("What runs is not what the config says.", style="bold red", highlight=False)
+
+
+def _positions(probes: Sequence[int]) -> str:
+    return ", ".join(f"{one:,}" for one in probes)
 
 
 def show_export(report: ExportReport) -> None:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .audit import ReachAudit, StageReach, audit_reach
     from .config import ConversionConfig, RevertConfig
     from .convert import convert_checkpoint
     from .export import ExportReport, export_checkpoint
@@ -27,8 +28,11 @@ __all__ = [
     "ConversionReport",
     "ExportReport",
     "Inspection",
+    "ReachAudit",
     "RevertConfig",
+    "StageReach",
     "TensorPlan",
+    "audit_reach",
     "convert_checkpoint",
     "export_checkpoint",
     "export_gguf",
@@ -39,6 +43,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "audit": ("ReachAudit", "StageReach", "audit_reach"),
     "config": ("ConversionConfig", "RevertConfig"),
     "convert": ("convert_checkpoint",),
     "export": ("ExportReport", "export_checkpoint"),

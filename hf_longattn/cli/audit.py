@@ -1,0 +1,59 @@
+"""`longattn audit MODEL`: whether a model, an ONNX file or a server computes the attention that the config says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as flags
+
+__all__ = ["audit"]
+
+
+def audit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, long or not: a folder or a Hub repository id.")],
+    onnx: Annotated[
+        Path | None, typer.Option(help="Audit this ONNX file, or the model.onnx in this folder, against MODEL's config.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Audit an embedding server against MODEL's config and tokenizer: http://…/embed or http://…/v1/embeddings."),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Number of tokens.", show_default="2,048 or the model's maximum; a server's is the maximum")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Changes up to this share of the largest one count as none; for quantised graphs, for example 0.02.")
+    ] = 0.0,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="Load the model with this attention of transformers.", show_default="the checkpoint's")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw what reached what into this image file.")] = None,
+    as_json: flags.Json = False,
+    revision: flags.Revision = None,
+    token: flags.Token = None,
+) -> None:
+    """Measure how far tokens reach, and compare it with the config.
+
+    Single tokens are replaced, and the outputs that change are compared with those that the config lets them reach. Exits with 1 if they
+    differ: an attention window was dropped, or an input cut off.
+    """
+    from ..conversion import audit_reach
+    from .show import print_json, show_audit
+
+    hub = {"revision": revision, "token": token}
+    found = audit_reach(model, onnx=onnx, url=url, length=length, tolerance=tolerance, attn_implementation=attn_implementation, **hub)
+    if plot is not None:
+        from .plot import draw_audit
+
+        draw_audit(found, plot)
+    if as_json:
+        print_json({**found.to_dict(), **({"plot": str(plot)} if plot else {})})
+    else:
+        show_audit(found)
+        if plot is not None:
+            print(f"drawn: {plot}")
+    if not found.agrees:
+        raise typer.Exit(1)

@@ -1,0 +1,664 @@
+"""Audit how far the tokens of a running model reach: single tokens are replaced by others, and what changes is compared with the config.
+
+A window that an engine, an export or a server dropped leaves no trace in shapes or speed of short inputs. It does here: an output that
+no layer of the config lets a token reach must not change when that token does, bit for bit. The same holds the other way round for tokens
+that a server has cut off: nothing changes where something should.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.call import AttentionCall
+from ..errors import CheckpointError, LengthError, LongAttentionError, MissingExtraError, OptionError
+from ..mechanisms import Mechanism
+from ..mechanisms.masked import MaskedMechanism
+from ..mechanisms.registry import mechanism_from
+from ..modeling.attention_sites import ON, attention_sites
+from ..modeling.sliding_window import own_windows
+from ..modeling.token_globals import token_rule
+from ..reading import check_name, read_json
+from .model_loading import quiet_libraries
+
+DEFAULT_LENGTH, SHORTEST = 2048, 8
+LONGEST = 32_768
+"""Tokens; the audit compares N×N bits per layer."""
+PROBES = 3
+POOLED_PROBES = 16
+REPLACEMENTS = 2
+WORDS = 2000
+ROWS = 512
+"""Queries whose masks are computed at once."""
+SPECIAL = ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a config says of one layer.
+
+    pairs: ``(N, N)`` bool, whether the output at a row's token may depend on a column's.
+    certain: whether it does depend on all of them; not so where keys are chosen by their content.
+    """
+
+    name: str
+    pairs: Tensor
+    certain: bool
+
+
+@dataclass(frozen=True)
+class StageReach:
+    """One layer, or the output, against the config.
+
+    stage: "layer 1", "output" or "embedding".
+    mechanism: what the config says; empty for a stage behind several layers.
+    declared, measured: how many tokens back and ahead an output can depend on, of those tried, and did.
+    beyond: how many outputs changed that must not.
+    unreached: distances (from, to), negative ahead, at which outputs should have changed and none did.
+    problem: one sentence; empty where model and config agree.
+    """
+
+    stage: str
+    mechanism: str
+    declared: tuple[int, int]
+    measured: tuple[int, int]
+    beyond: int
+    unreached: tuple[tuple[int, int], ...]
+    problem: str
+
+
+@dataclass(frozen=True)
+class ReachAudit:
+    """A finished audit.
+
+    probes: the positions whose tokens were replaced.
+    changed, expected: ``(probes, stages, N)`` bool; N is 1 for a pooled embedding.
+    noise: largest difference between two equal runs.
+    note: what cannot be told from these runs, or "".
+    """
+
+    model: str
+    subject: str
+    length: int
+    probes: tuple[int, ...]
+    stages: tuple[StageReach, ...]
+    noise: float
+    note: str
+    changed: Tensor
+    expected: Tensor
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing was found that contradicts the config."""
+        return not any(stage.problem for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        told = {"model": self.model, "subject": self.subject, "length": self.length, "probes": list(self.probes), "noise": self.noise}
+        return {**told, "agrees": self.agrees, "note": self.note, "stages": [asdict(stage) for stage in self.stages]}
+
+
+class Subject(Protocol):
+    """What is audited.
+
+    name: for messages.
+    leading, trailing: special tokens that it adds by itself.
+    """
+
+    name: str
+    leading: int
+    trailing: int
+
+    def run(self, ids: Tensor) -> list[tuple[str, Tensor]]:
+        """(stage, states) for ``ids (N,)``: states are ``(N, width)``, or ``(1, width)`` if pooled. First the layers' input, if known."""
+
+
+EMBEDDINGS = "embeddings"
+
+
+@quiet_libraries()
+def audit_reach(
+    model: str | Path | nn.Module,
+    *,
+    onnx: str | Path | None = None,
+    url: str | None = None,
+    length: int | None = None,
+    tolerance: float = 0.0,
+    attn_implementation: str | None = None,
+    timeout: float = 60.0,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> ReachAudit:
+    """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
+
+    Tokens at several positions are replaced, one at a time, and all outputs are compared with those of the original input: after every
+    layer of a PyTorch model, of the graph's output, or of a server's embedding. No weights are needed for the latter two.
+
+    Args:
+        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory.
+        onnx: a graph that should compute the same as ``model``.
+        url: an embedding server that should: the address of a route in the manner of text-embeddings-inference (``…/embed``) or OpenAI
+            (``…/v1/embeddings``). ``model`` must have a tokenizer.
+        length: tokens; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a server.
+        tolerance: largest change that counts as none, relative to the largest change; 0 compares bits, quantised graphs need some 0.02.
+        attn_implementation: of transformers, instead of the checkpoint's.
+        timeout: seconds to wait for an answer of the server.
+        revision, token: of the Hub repository.
+    Returns:
+        The audit; ``audit.agrees`` is the verdict.
+    Raises:
+        LengthError: the length is longer than the model's, or not positive.
+        OptionError: contradicting arguments, or a graph or server that cannot be asked.
+        CheckpointError: the model cannot be loaded.
+    """
+    if onnx is not None and url is not None:
+        raise OptionError("An audit looks at an ONNX file or at a server, not at both; leave out --onnx or --url.")
+    if not 0 <= tolerance < 1:
+        raise OptionError(f"tolerance is {tolerance}, but it is a share of the largest change: from 0 to less than 1, for example 0.01.")
+    loaded, config, name = _opened(model, onnx is None and url is None, attn_implementation, revision, token)
+    tokenizer = None if isinstance(model, nn.Module) and not Path(name).is_dir() else _tokenizer(name, revision, token)
+    longest = _longest(config, tokenizer)
+    most = min(longest or LONGEST, LONGEST)
+    wanted = (most if url is not None else min(most, DEFAULT_LENGTH)) if length is None else length
+    if not SHORTEST <= wanted <= most:
+        raise LengthError(f"An audit takes {SHORTEST} to {most:,} tokens of {name!r}, not {wanted:,}; give --length {most}.")
+    if url is not None:
+        words = single_words(tokenizer, name)
+        subject: Subject = Server(url, tokenizer, timeout)
+        wanted -= subject.leading + subject.trailing
+    else:
+        words = _ordinary_ids(config, tokenizer)
+        subject = Graph(Path(onnx)) if onnx is not None else Layers(loaded)
+    generator = torch.Generator().manual_seed(0)
+    ids = words[torch.randint(len(words), (wanted,), generator=generator)]
+    measured = _measure(subject, ids, words, generator, tolerance)
+    declared = declared_layers(config, ids, subject.leading, subject.trailing)
+    return _compare(name, subject, measured, declared, _pooled_rows(name) if url is not None else None)
+
+
+def _opened(
+    model: str | Path | nn.Module, weights: bool, attention: str | None, revision: str | None, token: str | bool | None
+) -> tuple[Any, Any, str]:
+    """The model (``None`` without ``weights``), its config, and its name."""
+    from transformers import AutoConfig, AutoModel
+
+    if isinstance(model, nn.Module):
+        base: Any = model
+        return model, base.config, str(getattr(base.config, "name_or_path", "")) or type(model).__name__
+    name = str(model)
+    check_name(name)
+    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise CheckpointError(f"{name!r} does not exist; give the folder of a checkpoint, or a Hub repository id.")
+    chosen = {"attn_implementation": attention} if attention is not None else {}
+    source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    try:
+        if not weights:
+            return None, AutoConfig.from_pretrained(name, **source), name
+        loaded = AutoModel.from_pretrained(name, dtype=torch.float32, **chosen, **source)
+    except LongAttentionError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{name!r} cannot be loaded: {said[:400]}") from error
+    return loaded, loaded.config, name
+
+
+def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> Any | None:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _longest(config: Any, tokenizer: Any | None) -> int | None:
+    """The most tokens that a model takes, special ones included; ``None`` if nothing says so."""
+    lengths = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+    known = [one for one in lengths if isinstance(one, int) and 0 < one < 10**9]
+    return min(known) if known else None
+
+
+def _special_ids(config: Any, tokenizer: Any | None) -> set[int]:
+    own = getattr(tokenizer, "all_special_ids", None) or []
+    return {one for one in (*own, *(getattr(config, f"{name}_token_id", None) for name in SPECIAL)) if isinstance(one, int)}
+
+
+def _ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
+    """Every id but special ones."""
+    special = _special_ids(config, tokenizer)
+    return torch.tensor([one for one in range(config.get_text_config().vocab_size) if one not in special])
+
+
+def single_words(tokenizer: Any | None, name: str) -> Tensor:
+    """Ids of tokens that come back when they are written as words between spaces."""
+    if tokenizer is None:
+        raise OptionError(f"{name!r} has no tokenizer, which auditing a server needs; give the model that the server runs.")
+    special, found = set(tokenizer.all_special_ids), []
+    for one in range(len(tokenizer)):
+        word = "" if one in special else tokenizer.decode([one]).strip()
+        if word.isascii() and word.isalpha() and len(word) > 2 and word.islower():
+            read = tokenizer(f"the {word} the", add_special_tokens=False)["input_ids"]
+            if len(read) == 3 and read[1] == one:
+                found.append(one)
+        if len(found) == WORDS:
+            break
+    if len(found) < 2:
+        raise OptionError(f"The tokenizer of {name!r} writes no word as one token, so a server cannot be audited token by token.")
+    return torch.tensor(found)
+
+
+def _pooled_rows(name: str) -> list[int] | None:
+    """The rows that an embedding is pooled from, by sentence-transformers' ``1_Pooling/config.json``; ``None`` for all, or without it."""
+    file = Path(name) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    value = read_json(file)
+    if value.get("pooling_mode_cls_token") or value.get("pooling_mode") == "cls":
+        return [0]
+    return [-1] if value.get("pooling_mode_lasttoken") or value.get("pooling_mode") == "lasttoken" else None
+
+
+# ---- what the config says
+
+
+def declared_layers(config: Any, ids: Tensor, leading: int = 0, trailing: int = 0) -> list[Declared]:
+    """What every layer of the text's stack may see of ``ids (N,)``: an encoder's, or a decoder's if there is no encoder.
+
+    leading, trailing: how many special tokens stand before and after them; they are counted, but not told apart.
+    """
+    length = leading + len(ids) + trailing
+    found = _long_layers(config) if getattr(config, "long_attention", None) is not None else _stock_layers(config)
+    mechanisms = [one for one, _ in found if one is not None]
+    rule = None
+    if mechanisms and getattr(config, "long_attention", None) is not None:
+        holder: Any = nn.ModuleList({id(one): one for one in mechanisms}.values())
+        holder.config = config
+        rule = token_rule(holder)
+    row = torch.cat([ids.new_full((leading,), -1), ids, ids.new_full((trailing,), -1)])[None]
+    chosen = None if rule is None else rule.mask(row, torch.ones_like(row, dtype=torch.bool))
+    kept: dict[object, Declared] = {}
+    layers = []
+    for mechanism, causal in found:
+        if mechanism is None:
+            key: object = causal
+            make = partial(_anything, length, causal)
+        else:
+            seeded = getattr(mechanism.options, "seed", None) is not None  # layers draw differently
+            key = type(mechanism), mechanism.options, mechanism.layer if seeded else 0, causal
+            make = partial(_visible, mechanism, length, causal, chosen)
+        if key not in kept:
+            kept[key] = make()
+        layers.append(kept[key])
+    widened = getattr(config, "conv_kernel_size", 0) // 2  # DeBERTa-v2's convolution beside its first layer
+    if widened and layers:
+        near = (torch.arange(length)[:, None] - torch.arange(length)).abs() <= widened
+        layers[0] = Declared(layers[0].name, layers[0].pairs | near, layers[0].certain)
+    return layers
+
+
+def _long_layers(config: Any) -> list[tuple[Mechanism | None, bool]]:
+    """A mechanism with storage, and whether it is causal, for every layer."""
+    layers: list[tuple[Mechanism | None, bool]] = []
+    for site in _text_sites(config):
+        mechanism: Any = getattr(site.module, ON, None)
+        mechanism = site.mechanism if mechanism is not None else None
+        if not isinstance(mechanism, Mechanism) or mechanism.recursion is not None:
+            layers.append((None, site.decoding))
+            continue
+        sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+        again = type(mechanism)(*sizes, mechanism.options)
+        again.layer = mechanism.layer
+        layers.append((again, site.decoding))
+    return layers
+
+
+def _stock_layers(config: Any) -> list[tuple[Mechanism | None, bool]]:
+    """The same for a model that is not ours, by what transformers' configs say of windows."""
+    sites = _text_sites(config)
+    named = (getattr(config, "architectures", None) or [""])[0]
+    causal = [site.decoding for site in sites] or [named.endswith(("ForCausalLM", "LMHeadModel"))] * config.num_hidden_layers
+    kinds = config.__dict__.get("layer_types") or []
+    if getattr(config, "attention_type", None) == "block_sparse" or set(kinds) - {"full_attention", "sliding_attention"}:
+        return [(None, one) for one in causal]
+    widths = getattr(config, "attention_window", None)
+    if isinstance(widths, int):
+        widths = [widths] * len(causal)
+    windows: Sequence[int | None] = widths or own_windows(config)
+    build = partial(mechanism_from, num_heads=1, head_dim=8, max_length=LONGEST)
+    return [
+        (build("full" if width is None else "window", {} if width is None else {"window": width}), one)
+        for width, one in zip(windows, causal, strict=False)
+    ]
+
+
+def _text_sites(config: Any) -> list[Any]:
+    """The self-attention of the encoder, or of the only stack, in a model without storage."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        try:
+            skeleton = AutoModel.from_config(config)
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"No model can be built from this config: {error}") from error
+    sites = [site for site in attention_sites(skeleton) if not site.cross]
+    return [site for site in sites if not site.decoding] if config.is_encoder_decoder else sites
+
+
+def _anything(length: int, causal: bool) -> Declared:
+    every = torch.ones(length, length, dtype=torch.bool)
+    return Declared("not told by the config", every.tril() if causal else every, certain=False)
+
+
+@torch.no_grad()
+def _visible(mechanism: Mechanism, length: int, causal: bool, chosen: Tensor | None) -> Declared:
+    """The pairs of a mechanism: those of its mask if this is its whole definition, else those within its locality."""
+    defaults = {one.name: one.default for one in fields(mechanism.options)}
+    chosen_options = (f"{name}={value}" for name, value in mechanism.options.to_dict().items() if value != defaults.get(name))
+    written = " ".join([mechanism.name, *chosen_options])
+    pairs = torch.ones(length, length, dtype=torch.bool)
+    certain = isinstance(mechanism, MaskedMechanism) and type(mechanism).dense_weights is MaskedMechanism.dense_weights
+    if certain:
+        assert isinstance(mechanism, MaskedMechanism)
+        call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
+        mod = mechanism.mask_mod(causal, mechanism.resolve_globals(torch.empty(1, 1, length, 1), call))
+        b, h = torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.arange(mechanism.num_heads).view(1, -1, 1, 1)
+        columns = torch.arange(length).view(1, 1, 1, -1)
+        for start in range(0, length, ROWS):
+            rows = torch.arange(start, min(start + ROWS, length)).view(1, 1, -1, 1)
+            found = mod(b, h, rows, columns)
+            pairs[start : start + rows.numel()] = found.expand(1, -1, rows.numel(), length)[0].any(0)
+    elif (local := mechanism.locality(causal)) is not None and mechanism.resolve_globals(
+        torch.empty(1, 1, length, 1), AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
+    ) is None:
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        pairs = (distance <= local.back) & (-distance <= local.ahead)
+    return Declared(written, pairs.tril() if causal else pairs, certain)
+
+
+# ---- what runs
+
+
+class Layers:
+    """A PyTorch model: its hidden states after every layer, of the encoder where there are two stacks."""
+
+    leading = trailing = 0
+
+    def __init__(self, model: nn.Module) -> None:
+        self.name = type(model).__name__
+        base: Any = getattr(model, "base_model", model)
+        self.model: Any = base.get_encoder() if base.config.is_encoder_decoder else base
+        self.model.eval()
+
+    @torch.no_grad()
+    def run(self, ids: Tensor) -> list[tuple[str, Tensor]]:
+        device = next(self.model.parameters()).device
+        row = ids[None].to(device)
+        found = self.model(input_ids=row, attention_mask=torch.ones_like(row), output_hidden_states=True, return_dict=True)
+        states = found.hidden_states
+        if states is None or states[0].shape[-2] != len(ids):
+            raise OptionError(
+                f"{self.name} does not return hidden states of each of its {len(ids):,} tokens, so its layers cannot be audited; "
+                "audit an export of it instead: --onnx FILE."
+            )
+        names = [EMBEDDINGS, *(f"layer {number}" for number in range(1, len(states)))]
+        return [(name, state[0].float().cpu()) for name, state in zip(names, states, strict=True)]
+
+
+class Graph:
+    """An ONNX file: its first output with a row for each token, else its first pooled one."""
+
+    leading = trailing = 0
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("Auditing an ONNX file needs onnxruntime; type pip install onnxruntime.") from error
+        file = file / "model.onnx" if file.is_dir() else file
+        if not file.is_file():
+            raise OptionError(f"{str(file)!r} does not exist; give an ONNX file, or a folder with model.onnx.")
+        self.name = str(file)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no public class of errors
+            raise OptionError(f"onnxruntime cannot load {str(file)!r}: {' '.join(str(error).split())[:300]}") from error
+        self.inputs = [one.name for one in self.session.get_inputs()]
+        unknown = sorted(set(self.inputs) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+        if unknown or "input_ids" not in self.inputs:
+            raise OptionError(
+                f"{str(file)!r} takes {', '.join(self.inputs)}, but an audit can give input_ids, attention_mask, token_type_ids and "
+                "position_ids; export the model without the others."
+            )
+
+    def run(self, ids: Tensor) -> list[tuple[str, Tensor]]:
+        row = ids[None]
+        every = {"input_ids": row, "attention_mask": torch.ones_like(row), "token_type_ids": torch.zeros_like(row)}
+        every["position_ids"] = torch.arange(len(ids))[None]
+        try:
+            found = self.session.run(None, {name: every[name].numpy() for name in self.inputs})
+        except Exception as error:
+            raise OptionError(f"{self.name!r} does not run with {len(ids):,} tokens: {' '.join(str(error).split())[:300]}") from error
+        tensors = [torch.from_numpy(one).float() for one in found if one.ndim in (2, 3)]
+        by_token = next((one[0] for one in tensors if one.ndim == 3 and one.shape[1] == len(ids)), None)
+        if by_token is not None:
+            return [("output", by_token)]
+        by_number = next((one.t() for one in tensors if one.ndim == 2 and one.shape == (1, len(ids)) != (1, 1)), None)
+        if by_number is not None:
+            return [("output", by_number)]
+        pooled = next((one for one in tensors if one.ndim == 2), None)
+        if pooled is None:
+            raise OptionError(f"{self.name!r} has no output (batch, tokens, width) or (batch, width) to audit.")
+        return [("embedding", pooled)]
+
+
+class Server:
+    """An embedding server; texts are words of one token each."""
+
+    def __init__(self, url: str, tokenizer: Any, timeout: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise OptionError(f"{url!r} is no address of a server; give one like http://localhost:8080/embed.")
+        self.name, self.url, self.tokenizer, self.timeout = url, url, tokenizer, timeout
+        self.field = "inputs" if url.rstrip("/").endswith("/embed") else "input"
+        word = int(single_words(tokenizer, "the model")[0])
+        row = tokenizer(tokenizer.decode([word]).strip())["input_ids"]
+        self.leading = row.index(word)
+        self.trailing = len(row) - 1 - self.leading
+
+    def run(self, ids: Tensor) -> list[tuple[str, Tensor]]:
+        text = " ".join(self.tokenizer.decode([one]).strip() for one in ids.tolist())
+        body = json.dumps({self.field: [text], "model": "audit"} if self.field == "input" else {self.field: [text]}).encode()
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(500).decode("utf-8", "replace").split())
+            hint = "; give a smaller --length" if error.code in (400, 413, 422) else ""
+            raise OptionError(f"{self.url} answers {error.code} to {len(ids):,} tokens: {said[:300]}{hint}.") from error
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"{self.url} does not answer: {error}; is the server running, and is this the route of its embeddings?"
+            ) from error
+        try:
+            vector = found if isinstance(found, list) else found["data"] if "data" in found else found["embeddings"]
+            one = vector[0]["embedding"] if isinstance(vector[0], dict) else vector[0]
+            return [("embedding", torch.tensor(one, dtype=torch.float64).view(1, -1))]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise OptionError(
+                f"{self.url} answers with something else than embeddings; expected a list of lists of numbers, as routes called "
+                "/embed or /v1/embeddings return."
+            ) from error
+
+
+# ---- comparison
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Which outputs changed: ``changed (probes, stages, N or 1)``, the stages' names, and where the layers' input changed, if known."""
+
+    probes: tuple[int, ...]
+    stages: tuple[str, ...]
+    changed: Tensor
+    begins: Tensor | None
+    noise: float
+
+
+def _measure(subject: Subject, ids: Tensor, words: Tensor, generator: torch.Generator, tolerance: float) -> Measured:
+    original = subject.run(ids)
+    again = subject.run(ids)
+    noise = [float((one - other).abs().max()) for (_, one), (_, other) in zip(original, again, strict=True)]
+    pooled = original[-1][1].shape[0] == 1
+
+    def differences(position: int) -> list[Tensor]:
+        largest = [torch.zeros(state.shape[0], dtype=state.dtype) for _, state in original]
+        for _ in range(REPLACEMENTS):
+            changed = ids.clone()
+            while bool(changed[position] == ids[position]):
+                changed[position] = words[torch.randint(len(words), (1,), generator=generator)]
+            for stage, (_, state) in enumerate(subject.run(changed)):
+                largest[stage] = torch.maximum(largest[stage], (state - original[stage][1]).abs().amax(-1))
+        return largest
+
+    def of_bits(found: list[Tensor], scale: list[float]) -> list[Tensor]:
+        limits = [max(4 * one, tolerance * most) for one, most in zip(noise, scale, strict=True)]
+        return [one > limit for one, limit in zip(found, limits, strict=True)]
+
+    length = len(ids)
+    probes = [int((number + 0.5) * length / POOLED_PROBES) for number in range(POOLED_PROBES)] if pooled else _spread(length)
+    found = [differences(position) for position in probes]
+    scale = [max(float(one[stage].max()) for one in found) for stage in range(len(original))]
+    bits = [of_bits(one, scale) for one in found]
+    if pooled:
+        reached = {position: bool(one[-1].any()) for position, one in zip(probes, bits, strict=True)}
+        while (position := _next_end(reached, length)) is not None:
+            probes.append(position)
+            bits.append(of_bits(differences(position), scale))
+            reached[position] = bool(bits[-1][-1].any())
+    order = sorted(range(len(probes)), key=lambda at: probes[at])
+    stacked = torch.stack([torch.stack(bits[at]) for at in order])
+    begins = original[0][0] == EMBEDDINGS
+    names = tuple(name for name, _ in original)
+    return Measured(
+        tuple(probes[at] for at in order), names[begins:], stacked[:, int(begins) :], stacked[:, 0] if begins else None, max(noise)
+    )
+
+
+def _spread(length: int) -> list[int]:
+    """Positions near both ends, and in the middle."""
+    return sorted({length // 8, length // 2, length - 1 - length // 8})[:PROBES]
+
+
+def _next_end(reached: dict[int, bool], length: int) -> int | None:
+    """The next position to try: the last one, then by halves between the last token that counts and the first after it that does not."""
+    if length - 1 not in reached:
+        return length - 1
+    last = max((position for position, one in reached.items() if one), default=-1)
+    after = min((position for position in reached if position > last), default=length)
+    return (last + after) // 2 if after < length and after - last > 1 else None
+
+
+def _compare(name: str, subject: Subject, measured: Measured, declared: list[Declared], rows: Sequence[int] | None) -> ReachAudit:
+    if not measured.changed.any():
+        raise OptionError(f"{subject.name} returns the same for every input, so its reach cannot be measured.")
+    layered = measured.begins is not None
+    if layered and len(declared) != len(measured.stages):  # stages that are no layers of attention
+        declared = [_anything(measured.changed.shape[-1], causal=False)] * len(measured.stages)
+    length = declared[0].pairs.shape[0]
+    expected = []
+    for number, position in enumerate(measured.probes):
+        if layered:
+            assert measured.begins is not None
+            before = [measured.begins[number], *measured.changed[number, :-1]]
+            expected.append(torch.stack([_spread_by(one, state) for one, state in zip(declared, before, strict=True)]))
+        else:
+            state = torch.zeros(length, dtype=torch.bool)
+            state[position + subject.leading] = True
+            for one in declared:
+                state = _spread_by(one, state)
+            if measured.changed.shape[-1] == 1:
+                state = (state if rows is None else state[list(rows)]).any(keepdim=True)
+            expected.append(state[None])
+    wanted = torch.stack(expected)
+    stages = []
+    for number, stage in enumerate(measured.stages):
+        layer = declared[number] if layered else None
+        certain = layer.certain if layer else all(one.certain for one in declared)
+        stages.append(_verdict(stage, layer.name if layer else "", certain, measured, measured.changed[:, number], wanted[:, number]))
+    open_note = ""
+    if not layered and bool(wanted.all()):
+        open_note = (
+            "Through all layers, the config lets every token tried reach every output at this length, so a dropped window cannot be told "
+            "here; a longer input may tell, or the layers of the model itself."
+        )
+    elif not all(one.certain for one in declared):
+        open_note = "Where keys are chosen by their content, or the config does not tell them, only outputs out of all reach can disagree."
+    return ReachAudit(name, subject.name, length, measured.probes, tuple(stages), measured.noise, open_note, measured.changed, wanted)
+
+
+def _spread_by(layer: Declared, state: Tensor) -> Tensor:
+    """Where a layer's output may change if its input changed at ``state (N,)``."""
+    return state | layer.pairs[:, state].any(-1)
+
+
+def _verdict(stage: str, mechanism: str, certain: bool, measured: Measured, changed: Tensor, expected: Tensor) -> StageReach:
+    pooled = changed.shape[-1] == 1
+    beyond = changed & ~expected
+    problem = ""
+    unreached: tuple[tuple[int, int], ...] = ()
+    if pooled:
+        lost = [
+            position for position, one, wanted in zip(measured.probes, changed, expected, strict=True) if bool(wanted) and not bool(one)
+        ]
+        if beyond.any():
+            first = measured.probes[int(beyond.any(-1).nonzero()[0])]
+            problem = f"token {first:,} changes the embedding, which no layer of the config lets it reach"
+        elif lost and certain:
+            kept = [position for position, one in zip(measured.probes, changed, strict=True) if bool(one)]
+            cut = min(lost) > max(kept)
+            problem = (
+                f"no token from {min(lost):,} on changes the embedding: the input is cut off"
+                if cut
+                else f"tokens {', '.join(f'{one:,}' for one in lost[:4])} do not change the embedding"
+            )
+        return StageReach(stage, mechanism, (0, 0), (0, 0), int(beyond.sum()), (), problem)
+    distance = torch.arange(changed.shape[-1]) - torch.tensor(measured.probes)[:, None]
+    if certain:
+        unreached = tuple(_empty_ranges(distance, changed, expected))
+    if beyond.any():
+        probe, place = divmod(int((beyond * distance.abs()).argmax()), changed.shape[-1])
+        told = f"token {measured.probes[probe]:,} changes the output at {place:,}, which the config keeps apart"
+        problem = f"{told} ({int(beyond.sum()):,} such outputs)"
+    elif unreached:
+        problem = "nothing changes at the distances " + ", ".join(f"{low:,} to {high:,}" for low, high in unreached)
+    return StageReach(stage, mechanism, _furthest(distance, expected), _furthest(distance, changed), int(beyond.sum()), unreached, problem)
+
+
+def _furthest(distance: Tensor, bits: Tensor) -> tuple[int, int]:
+    """How far back and ahead an output looks: outputs after the token look back."""
+    found = distance[bits]
+    return (int(found.max().clamp(min=0)), int((-found).max().clamp(min=0))) if found.numel() else (0, 0)
+
+
+def _empty_ranges(distance: Tensor, changed: Tensor, expected: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of distances, doubling, in which an output should have changed for some probe, and none did for any."""
+    most, low = int(distance.abs().max()), 1
+    while low <= most:
+        for sign in (1, -1):
+            inside = (distance * sign >= low) & (distance * sign < 2 * low) & expected
+            if inside.any() and not (changed & inside).any():
+                seen = distance[inside]
+                yield (int(seen.min()), int(seen.max()))
+        low *= 2

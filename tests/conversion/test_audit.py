@@ -1,0 +1,255 @@
+"""The measured reach of models, graphs and servers, and attention that was dropped without a word."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AttentionInterface,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    BigBirdConfig,
+    BigBirdModel,
+    LongformerConfig,
+    LongformerModel,
+    MistralConfig,
+    MistralModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import hf_longattn.families as families
+from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn.cli import main
+from hf_longattn.conversion import audit_reach
+from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.mechanisms.registry import mechanism_class
+from tests.reference.small_models import long_config
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 300, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+STOCK: dict[str, Callable[[], PreTrainedModel]] = {
+    "full": lambda: BertModel(BertConfig(max_position_embeddings=200, **SMALL)),
+    "causal windows": lambda: MistralModel(MistralConfig(sliding_window=16, num_key_value_heads=1, max_position_embeddings=200, **SMALL)),
+    "windows in some layers": lambda: ModernBertModel(ModernBertConfig(local_attention=12, max_position_embeddings=200, **SMALL)),
+    "Longformer": lambda: LongformerModel(LongformerConfig(attention_window=[8, 16, 16], max_position_embeddings=202, **SMALL)),
+    "BigBird": lambda: BigBirdModel(BigBirdConfig(block_size=8, num_random_blocks=2, max_position_embeddings=200, **SMALL)),
+    "encoder and decoder": lambda: BartModel(
+        BartConfig(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=300)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_models_of_transformers_agree_with_their_configs(name: str) -> None:
+    audit = audit_reach(STOCK[name](), length=160)
+    assert audit.agrees, audit.to_dict()
+    assert audit.probes == (20, 80, 139)
+    measured = [stage.measured for stage in audit.stages]
+    if name == "causal windows":
+        assert measured == [(15, 0), (30, 0), (45, 0)]
+        assert [stage.declared for stage in audit.stages] == measured
+    if name == "Longformer":
+        assert measured == [(4, 4), (12, 12), (20, 20)]
+    if name == "encoder and decoder":
+        assert len(measured) == 2
+
+
+FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
+
+
+@pytest.mark.parametrize(("mechanism", "causal"), FORMS)
+def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> None:
+    options = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
+    config = long_config("gpt2" if causal else "bert", options, **{"n_positions" if causal else "max_position_embeddings": 256})
+    model = getattr(families, "LongGPT2Model" if causal else "LongBertModel")(config)
+    audit = audit_reach(model, length=144)
+    assert audit.agrees, audit.to_dict()
+    assert audit.noise == 0
+
+
+def window(folder: Path, name: str = "window", **options: Any) -> Path:
+    config = long_config("bert", {"mechanism": name, **options}, num_hidden_layers=2, vocab_size=1000, max_position_embeddings=256)
+    torch.manual_seed(0)
+    families.LongBertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_an_attention_function_that_ignores_the_window_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server does that registers its own function under our name."""
+    folder = window(tmp_path / "long", window=16)
+    assert audit_reach(folder, length=160).agrees
+    registered = AttentionInterface._global_mapping  # one table for the process
+    monkeypatch.setitem(registered, "longattn", sdpa_attention_forward)
+    audit = audit_reach(folder, length=160)
+    assert not audit.agrees
+    first = audit.stages[0]
+    assert (first.declared, first.measured) == ((8, 8), (139, 139))
+    assert first.beyond == 3 * (160 - 17)
+    assert "token 20 changes the output at 159, which the config keeps apart" in first.problem
+
+
+def test_a_window_that_is_narrower_is_found(tmp_path: Path) -> None:
+    folder = window(tmp_path / "long", window=64)
+    config = json.loads((folder / "config.json").read_text())
+    narrow = families.LongBertModel.from_pretrained(window(tmp_path / "narrow", window=16))
+    narrow.config.long_attention = families.LongBertConfig.from_dict(config).long_attention
+    audit = audit_reach(narrow, length=160)
+    assert "nothing changes at the distances 16 to 31" in audit.stages[0].problem.replace("-31 to -16, ", "")
+    assert not audit.stages[0].beyond
+
+
+def graph(file: Path, *, window: int | None) -> Path:
+    """A model.onnx that adds to every token's vector the mean of those around it, or of all."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    node, tensors = onnx.helper.make_node, [onnx.numpy_helper.from_array(table, "table")]
+    nodes = [node("Gather", ["table", "input_ids"], ["rows"]), node("Transpose", ["rows"], ["columns"], perm=[0, 2, 1])]
+    if window is None:
+        nodes += [node("ReduceMean", ["columns"], ["means"], keepdims=1)]
+    else:
+        sizes = {"kernel_shape": [window + 1], "pads": [window // 2] * 2}
+        nodes += [node("AveragePool", ["columns"], ["means"], **sizes)]
+    nodes += [node("Add", ["columns", "means"], ["sums"]), node("Transpose", ["sums"], ["last_hidden_state"], perm=[0, 2, 1])]
+    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "tokens"])
+    states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", "tokens", 8])
+    made = onnx.helper.make_graph(nodes, "local", [ids], [states], tensors)
+    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = window(tmp_path / "long", window=16)
+    local, everywhere = graph(tmp_path / "local.onnx", window=32), graph(tmp_path / "everywhere.onnx", window=None)
+    assert audit_reach(folder, onnx=local, length=160).agrees  # two layers of 8 tokens to either side
+    reached = audit_reach(folder, onnx=local, length=12)
+    assert reached.agrees
+    assert "a longer input may tell" in reached.note
+    wide = audit_reach(folder, onnx=graph(tmp_path / "wide.onnx", window=40), length=160)
+    assert (wide.stages[0].declared, wide.stages[0].measured, wide.stages[0].beyond) == ((16, 16), (20, 20), 24)
+    narrow = audit_reach(folder, onnx=graph(tmp_path / "narrow.onnx", window=12), length=160)
+    assert narrow.stages[0].problem.startswith("nothing changes at the distances 8 to 15")
+    with pytest.raises(SystemExit) as stopped:
+        main(["audit", str(folder), "--onnx", str(everywhere), "--length", "160", "--plot", str(tmp_path / "reach.png")])
+    assert stopped.value.code == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "What runs is not what the config says." in said
+    assert (tmp_path / "reach.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_exports_with_and_without_the_window(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = window(tmp_path / "long", window=16)
+    export_checkpoint(folder, tmp_path / "right")
+    export_checkpoint(window(tmp_path / "full", "full"), tmp_path / "wrong")
+    assert audit_reach(folder, onnx=tmp_path / "right", length=160).agrees
+    assert "which the config keeps apart" in audit_reach(folder, onnx=tmp_path / "wrong", length=160).stages[0].problem
+
+
+WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone"]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> tuple[Path, PreTrainedModel, BertTokenizerFast]:
+    folder = window(tmp_path / "long", window=16)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", *WORDS]))
+    tokenizer = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=256)
+    tokenizer.save_pretrained(folder)
+    return folder, families.LongBertModel.from_pretrained(folder), tokenizer
+
+
+@contextmanager
+def serving(answer: Callable[[Any], tuple[int, Any]], route: str) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            code, found = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{route}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def embed(model: PreTrainedModel, tokenizer: BertTokenizerFast, text: str, length: int | None = None) -> list[float]:
+    inputs = tokenizer(text, return_tensors="pt", truncation=length is not None, max_length=length)
+    with torch.no_grad():
+        return list(model(**inputs).last_hidden_state[0].mean(0).tolist())
+
+
+def test_a_server_that_reads_everything_agrees(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
+    folder, model, tokenizer = served
+    with serving(lambda body: (200, [embed(model, tokenizer, body["inputs"][0])]), "/embed") as url:
+        audit = audit_reach(folder, url=url)
+    assert audit.agrees
+    assert audit.length == 256
+    assert len(audit.probes) > 16
+
+
+def test_a_server_that_cuts_its_input_off_is_found_to_the_token(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
+    folder, model, tokenizer = served
+    answer = lambda body: (200, {"data": [{"embedding": embed(model, tokenizer, body["input"][0], 100)}]})  # noqa: E731
+    with serving(answer, "/v1/embeddings") as url:
+        audit = audit_reach(folder, url=url)
+    assert audit.stages[0].problem == "no token from 98 on changes the embedding: the input is cut off"
+
+
+def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_path: Path) -> None:
+    folder, model, _ = served
+    with (
+        serving(lambda body: (413, {"error": "at most 128 tokens"}), "/embed") as url,
+        pytest.raises(OptionError, match=r"413.*smaller --length"),
+    ):
+        audit_reach(folder, url=url)
+    with serving(lambda body: (200, {"answer": 1}), "/embed") as url, pytest.raises(OptionError, match="something else than embeddings"):
+        audit_reach(folder, url=url)
+    with pytest.raises(OptionError, match="does not answer"):
+        audit_reach(folder, url="http://127.0.0.1:9/embed")
+    with pytest.raises(OptionError, match="no address of a server"):
+        audit_reach(folder, url="localhost")
+    with pytest.raises(OptionError, match="not at both"):
+        audit_reach(folder, url="http://localhost", onnx="model.onnx")
+    with pytest.raises(OptionError, match="does not exist; give an ONNX file"):
+        audit_reach(folder, onnx=tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    with pytest.raises(OptionError, match="cannot load"):
+        audit_reach(folder, onnx=tmp_path / "bad.onnx")
+    with pytest.raises(CheckpointError, match="does not exist; give the folder"):
+        audit_reach(tmp_path / "none")
+    with pytest.raises(LengthError, match=r"takes 8 to 256 tokens .* not 1,000"):
+        audit_reach(folder, length=1000)
+    with pytest.raises(OptionError, match="share of the largest change"):
+        audit_reach(folder, tolerance=2)
+    window(tmp_path / "mute", window=16)
+    with pytest.raises(OptionError, match="no word as one token"):
+        audit_reach(tmp_path / "mute", url="http://127.0.0.1:9/embed")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    with pytest.raises(OptionError, match="returns the same for every input"):
+        audit_reach(model, length=64)
