@@ -43,8 +43,16 @@ def audit(
     from ..conversion import audit_reach
     from .show import print_json, show_audit
 
-    hub = {"revision": revision, "token": token}
-    found = audit_reach(model, onnx=onnx, url=url, length=length, tolerance=tolerance, attn_implementation=attn_implementation, **hub)
+    found = audit_reach(
+        model,
+        onnx=onnx,
+        url=url,
+        length=length,
+        tolerance=tolerance,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        token=token,
+    )
     if plot is not None:
         from .plot import draw_audit
 
