@@ -1,0 +1,154 @@
+"""Late chunking (Günther et al. 2024, arXiv 2409.04701): embeddings of passages that know the rest of their document.
+
+A document is embedded in one pass, and the states of its tokens are averaged passage by passage afterwards. Splitting first and embedding
+each passage alone, as usual, loses what a passage refers to ("the city", "this function").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import LengthError, LongAttentionError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A passage of a document.
+
+    start, end: characters of the document, ``text = document[start:end]``.
+    embedding: ``(hidden_size,)``, fp32 on the CPU.
+    """
+
+    start: int
+    end: int
+    text: str
+    embedding: Tensor
+
+
+def late_chunks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: str | Sequence[str],
+    *,
+    spans: Sequence[Sequence[Span]] | None = None,
+    chunk_tokens: int = 256,
+    prefix: str = "",
+    max_length: int | None = None,
+    overlap: int = 128,
+    normalize: bool = True,
+) -> list[list[Chunk]]:
+    """Embed every document in one pass, and average the states of each of its passages: the paper's equation 2.
+
+    An encoder whose embeddings are averages over tokens needs no training for it; one that reads its first token (CLS pooling) does.
+
+    Args:
+        model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or ``sentence_transformer[0].auto_model``.
+        tokenizer: its tokenizer, a fast one.
+        documents: texts of any length.
+        spans: for each document the passages as (start, end) in characters, for example sentences; a token belongs to the passage in
+            which it starts. If not given, passages of ``chunk_tokens`` tokens, the last one shorter.
+        prefix: what the model was trained to read before documents, such as "search_document: "; in no passage.
+        max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
+        overlap: a longer document is read in windows that share so many tokens, and each token's state is that of the window in which it
+            is further from an end (the paper's algorithm 2 keeps the earlier window's).
+        normalize: scale embeddings to length 1.
+    Returns:
+        For each document its passages, in the order of ``spans``.
+    Raises:
+        LengthError: a window without room for anything but its overlap.
+        LongAttentionError: a slow tokenizer, spans that are none of their document, or a passage without a token.
+    """
+    texts = [documents] if isinstance(documents, str) else list(documents)
+    if not tokenizer.is_fast:
+        raise LongAttentionError("Late chunking needs a fast tokenizer, which knows every token's characters; load one with AutoTokenizer.")
+    if spans is not None and len(spans) != len(texts):
+        raise LongAttentionError(
+            f"There are spans for {len(spans)} documents, but {len(texts)} texts; give a list of (start, end) for each."
+        )
+    if chunk_tokens < 1:
+        raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
+    longest = _longest(model, tokenizer) if max_length is None else max_length
+    fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
+    if longest is not None and longest - fixed - overlap < 1:
+        raise LengthError(
+            f"A window of {longest:,} tokens has no room for anything but its overlap of {overlap:,} and {fixed} other tokens; "
+            "give a smaller overlap, or convert the model to a greater length."
+        )
+    found = []
+    for number, text in enumerate(texts):
+        starts, states = _token_states(model, tokenizer, prefix, text, longest, overlap)
+        wanted = list(_even_spans(starts, len(text), chunk_tokens)) if spans is None else list(spans[number])
+        found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
+    return found
+
+
+def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    known = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    lengths = [one for one in known if isinstance(one, int) and 0 < one < 10**9]
+    return min(lengths, default=None)
+
+
+@torch.no_grad()
+def _token_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, longest: int | None, overlap: int
+) -> tuple[Tensor, Tensor]:
+    """The first characters ``(T,)`` of the document's tokens, and their last hidden states ``(T, hidden_size)`` in fp32."""
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, starts = read["input_ids"], torch.tensor([start for start, _ in read["offset_mapping"]], dtype=torch.long)
+    frame = tokenizer(prefix)["input_ids"]
+    end = tokenizer.num_special_tokens_to_add() - _leading(tokenizer)
+    before, after = frame[: len(frame) - end], frame[len(frame) - end :]
+    room = len(ids) if longest is None else longest - len(frame)
+    states: Tensor | None = None
+    margins = torch.full((len(ids),), -1)
+    for first in range(0, max(len(ids), 1), max(room - overlap, 1)):
+        part = ids[first : first + room]
+        row = torch.tensor([[*before, *part, *after]], device=model.device)
+        output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0]
+        inside = output[len(before) : len(before) + len(part)].float().cpu()
+        if states is None:
+            states = inside.new_zeros(len(ids), inside.shape[-1])
+        place = torch.arange(len(part))
+        back = place if first else torch.full_like(place, len(ids))  # the document itself ends at its ends
+        ahead = place.flip(0) if first + room < len(ids) else torch.full_like(place, len(ids))
+        margin = torch.minimum(back, ahead)
+        better = margin > margins[first : first + len(part)]
+        states[first : first + len(part)][better] = inside[better]
+        margins[first : first + len(part)][better] = margin[better]
+        if first + room >= len(ids):
+            break
+    assert states is not None
+    return starts, states
+
+
+def _leading(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many special tokens stand before a text."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    row = tokenizer("a")["input_ids"]
+    return next(at for at in range(len(row)) if row[at : at + len(inner)] == inner)
+
+
+def _even_spans(starts: Tensor, end: int, count: int) -> Iterator[Span]:
+    """Passages of ``count`` tokens; together the whole document."""
+    yield from pairwise([0, *starts[count::count].tolist(), end] if len(starts) else [])
+
+
+def _chunk(text: str, span: Span, starts: Tensor, states: Tensor, normalize: bool, number: int) -> Chunk:
+    start, end = span
+    if not 0 <= start < end <= len(text):
+        raise LongAttentionError(f"Document {number} has {len(text):,} characters and no passage {span}; give 0 <= start < end <= length.")
+    inside = (starts >= start) & (starts < end)
+    if not inside.any():
+        raise LongAttentionError(f"No token of document {number} starts in the passage {span}, {text[start:end][:40]!r}; leave it out.")
+    embedding = states[inside].mean(0)
+    return Chunk(start, end, text[start:end], F.normalize(embedding, dim=0) if normalize else embedding)

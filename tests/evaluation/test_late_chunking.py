@@ -1,0 +1,106 @@
+"""Late chunking against its definition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertTokenizerFast, PreTrainedModel
+
+import hf_longattn.families as families
+from hf_longattn.errors import LengthError, LongAttentionError
+from hf_longattn.evaluation.late_chunking import late_chunks
+from tests.reference.small_models import long_config
+
+WORDS = ["tree", "file", "node", "path", "line", "value", "name", "house", "river", "stone", ".", "read", "##er"]
+DOCUMENT = "the tree reader .  a file node path. line value name house, river stone tree. " * 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    file: Path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", *WORDS]))
+    return BertTokenizerFast(vocab=str(file), model_max_length=512)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    config = long_config("bert", {"mechanism": "longformer", "window": 16}, max_position_embeddings=512)
+    torch.manual_seed(0)
+    return families.LongBertModel(config).eval()
+
+
+def hidden(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([ids])).last_hidden_state[0]
+
+
+def test_it_is_the_mean_of_the_states_of_one_pass(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+    sentences = []
+    for end in [at + 1 for at, letter in enumerate(DOCUMENT) if letter == "."]:
+        sentences.append((sentences[-1][1] if sentences else 0, end))
+    read = tokenizer(DOCUMENT, return_offsets_mapping=True)
+    states = hidden(model, read["input_ids"])
+    for normalize in (False, True):
+        (chunks,) = late_chunks(model, tokenizer, DOCUMENT, spans=[sentences], normalize=normalize)
+        assert [chunk.text for chunk in chunks] == [DOCUMENT[start:end] for start, end in sentences]
+        for chunk, (start, end) in zip(chunks, sentences, strict=True):
+            rows = [at for at, (first, last) in enumerate(read["offset_mapping"]) if last > first and start <= first < end]
+            wanted = states[rows].mean(0)
+            torch.testing.assert_close(chunk.embedding, wanted / wanted.norm() if normalize else wanted)
+
+
+def test_passages_of_tokens_cover_the_document_and_see_each_other(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+    chunks, other = late_chunks(model, tokenizer, [DOCUMENT, DOCUMENT.replace("tree reader", "river reader", 1)], chunk_tokens=20)
+    assert "".join(chunk.text for chunk in chunks) == DOCUMENT
+    assert all(len(tokenizer(chunk.text, add_special_tokens=False)["input_ids"]) == 20 for chunk in chunks[:-1])
+    assert not torch.equal(chunks[1].embedding, other[1].embedding)
+    assert chunks[1].text == other[1].text
+    whole = late_chunks(model, tokenizer, DOCUMENT, chunk_tokens=10_000, normalize=False)[0]
+    states = hidden(model, tokenizer(DOCUMENT)["input_ids"])
+    torch.testing.assert_close(whole[0].embedding, states[1:-1].mean(0))
+
+
+def test_a_prefix_is_read_and_in_no_passage(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+    (chunks,) = late_chunks(model, tokenizer, DOCUMENT, prefix="the value ", chunk_tokens=10_000, normalize=False)
+    states = hidden(model, tokenizer("the value " + DOCUMENT)["input_ids"])
+    torch.testing.assert_close(chunks[0].embedding, states[3:-1].mean(0))
+
+
+def test_longer_documents_are_read_in_windows(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+    ids = tokenizer(DOCUMENT, add_special_tokens=False)["input_ids"]
+    length, overlap = 66, 24
+    states = [torch.zeros(0)] * len(ids)
+    furthest = [-1] * len(ids)
+    step = length - 2 - overlap
+    firsts = [first for first in range(0, len(ids), step) if first == 0 or first + overlap < len(ids)]
+    for first in firsts:
+        part = ids[first : first + length - 2]
+        found = hidden(model, [2, *part, 3])[1:-1]
+        for at in range(len(part)):
+            margin = min(at if first else 10**6, len(part) - 1 - at if first != firsts[-1] else 10**6)
+            if margin > furthest[first + at]:
+                furthest[first + at], states[first + at] = margin, found[at]
+    (chunks,) = late_chunks(model, tokenizer, DOCUMENT, max_length=length, overlap=overlap, chunk_tokens=30, normalize=False)
+    for number, chunk in enumerate(chunks):
+        torch.testing.assert_close(chunk.embedding, torch.stack(states[30 * number : 30 * number + 30]).mean(0))
+    whole = late_chunks(model, tokenizer, DOCUMENT, chunk_tokens=30, normalize=False)[0]
+    assert not torch.allclose(whole[1].embedding, chunks[1].embedding)
+
+
+def test_bad_input(model: PreTrainedModel, tokenizer: BertTokenizerFast) -> None:
+    for words, arguments in (
+        (r"no passage \(5, 2\)", {"spans": [[(5, 2)]]}),
+        ("no passage", {"spans": [[(0, 10**6)]]}),
+        (r"No token of document 0 starts in the passage \(17, 18\)", {"spans": [[(17, 18)]]}),
+        ("spans for 2 documents, but 1", {"spans": [[], []]}),
+        ("at least 1 token", {"chunk_tokens": 0}),
+    ):
+        with pytest.raises(LongAttentionError, match=words):
+            late_chunks(model, tokenizer, DOCUMENT, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(LengthError, match="no room for anything but its overlap"):
+        late_chunks(model, tokenizer, DOCUMENT, max_length=100, overlap=98)
+    assert late_chunks(model, tokenizer, "") == [[]]
+    assert late_chunks(model, tokenizer, []) == []
