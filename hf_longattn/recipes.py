@@ -109,8 +109,9 @@ def read_recipe(recipe: str | Path, names: Iterable[str] | None = None, command:
     try:
         values = yaml.safe_load(read_text(path))
     except (CheckpointError, yaml.YAMLError, RecursionError, ValueError) as error:
+        failure = "cannot be read" if path.exists() else "does not exist"
         raise LongAttentionError(
-            f"The recipe {path} cannot be read; give a YAML file, or a ready recipe by name: {recipe_names(command)}."
+            f"The recipe {path} {failure}; give a YAML file, or a ready recipe by name: {recipe_names(command)}."
         ) from error
     if not isinstance(values, dict):
         example = "learning_rate: 3.0e-5" if command.startswith("train") else "mechanism: longformer"

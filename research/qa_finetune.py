@@ -160,8 +160,7 @@ def finetune_qa(
     if data_args.held_out:
         trainer.add_callback(_HeldOut(trainer, data_args.held_out, training_args.held_out_steps, form))
     log: dict[str, Any] = {}
-    before = None if validation is None else trainer.evaluate()["eval_loss"]
-    train(trainer, run)
+    before = train(trainer, run, None if validation is None else lambda: trainer.evaluate()["eval_loss"])
     if validation is not None:
         log["held_out_loss"] = {"before": before, "after": trainer.evaluate()["eval_loss"]}
     detach_guides(model)

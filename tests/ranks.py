@@ -51,7 +51,7 @@ def run_ranks(program: str, root: Path, folder: Path, count: int) -> list[str]:
     try:
         said = []
         for process in ranks:
-            out, errors = process.communicate(timeout=600)
+            out, errors = process.communicate(timeout=1800)
             assert process.returncode == 0, errors[-2000:]
             said.append(out.strip())
         return said

@@ -617,12 +617,13 @@ def parse_arguments(
     inherited = {each.name for each in fields(TrainingArguments)}
     for group in parser._action_groups:
         group._group_actions.sort(key=lambda action: action.dest in inherited)  # the help lists ours first
+    usual = vars(parser.parse_args([]))  # HfArgumentParser's defaults of `debug` and of another option are not TrainingArguments'
     known, _ = parser.parse_known_args(arguments)
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config, command))
     values = vars(parser.parse_args(arguments))
     values.pop("config")
-    return build_arguments(kinds, **values)
+    return build_arguments(kinds, **{name: value for name, value in values.items() if value != usual[name]})
 
 
 def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:

@@ -122,8 +122,7 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         compute_metrics=_accuracy,
         max_minutes=training_args.max_minutes,
     )
-    _, before = _scores(trainer, held_out)
-    train(trainer, run)
+    before = train(trainer, run, lambda: _scores(trainer, held_out)[1])
     found, after = _scores(trainer, held_out)
     if joint and trainer.is_world_process_zero():
         training_args.folder.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,7 @@ def finetune_classification(
         compute_metrics=_accuracy,
         max_minutes=training_args.max_minutes,
     )
-    before = trainer.scores(held_out)
-    train(trainer, run)
+    before = train(trainer, run, lambda: trainer.scores(held_out))
     after = trainer.scores(held_out)
     counts = {"train": len(documents), "held_out": len(held_out), "cut": _cut(documents) + _cut(held_out)}
     log = {"input_length": length, "packed": pack, "classes": names, "documents": counts, "held_out": {"before": before, "after": after}}

@@ -86,8 +86,7 @@ def finetune_embeddings(
     run = begin(model_args, data_args, training_args)
     data, held = held_back(data_args, read_pairs, least=3)
     trainer, measure = (_reranker if model_args.reranker else _embedder)(model_args, data_args, training_args, data, held)
-    before = measure()
-    train(trainer, run)
+    before = train(trainer, run, measure)
     log = {"pairs": len(data), "held_out": {"before": before, "after": measure()}}
     return finish(trainer, run, log, describe_embeddings)
 

@@ -109,8 +109,7 @@ def distill_knowledge(
     collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     usual: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
     trainer = KnowledgeTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **usual)
-    before = trainer.evaluate()["eval_loss"]
-    train(trainer, run)
+    before = train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
     after = trainer.evaluate()["eval_loss"]
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):

@@ -63,8 +63,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     else:
         inputs, measured_inputs = (to_inputs(data, tokenizer, length, pack) for data in (documents, held_out))
         trainer = MaskedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **usual)
-    before = trainer.evaluate()["eval_loss"]
-    train(trainer, run)
+    before = train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
     after = trainer.evaluate()["eval_loss"]
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_lm_training)

@@ -243,8 +243,7 @@ def finetune_multitask(
         trainer.accelerator.wait_for_everyone()
         return found
 
-    before = measured()
-    train(trainer, run)
+    before = train(trainer, run, measured)
     log = {"tasks": {name: task.kind for name, task in tasks.items()}, "held_out": {"before": before, "after": measured()}}
     return finish(trainer, run, log, describe_multitask)
 

@@ -88,8 +88,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         reader=reader,
     )
     log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
-    before = None if validation is None else (trainer.evaluate()["eval_loss"], trainer.scores)
-    train(trainer, run)
+    before = train(trainer, run, None if validation is None else lambda: (trainer.evaluate()["eval_loss"], trainer.scores))
     if validation is not None and before is not None and reader is not None:
         answers = trainer.tune_threshold()
         after = trainer.evaluate()["eval_loss"], trainer.scores

@@ -103,8 +103,7 @@ def finetune_seq2seq(
         compute_metrics=rouge if training_args.predict_with_generate else None,
         max_minutes=training_args.max_minutes,
     )
-    before = told(trainer.evaluate())
-    train(trainer, run)
+    before = train(trainer, run, lambda: told(trainer.evaluate()))
     found = trainer.predict(held_out)
     after = told(found.metrics)
     if training_args.predict_with_generate and trainer.is_world_process_zero():

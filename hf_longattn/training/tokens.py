@@ -98,9 +98,11 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer),
         max_minutes=training_args.max_minutes,
     )
-    before = scores(trainer, held_out, held_texts, names, tokenizer)
-    train(trainer, run)
-    after = scores(trainer, held_out, held_texts, names, tokenizer)
+
+    def measure() -> dict[str, Any]:
+        return scores(trainer, held_out, held_texts, names, tokenizer)
+
+    before, after = train(trainer, run, measure), measure()
     log = {"input_length": length, "tags": names, "packed": pack, "documents": len(texts), "held_out": {"before": before, "after": after}}
     return finish(trainer, run, log, describe_tokens)
 

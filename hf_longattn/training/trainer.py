@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -44,8 +43,6 @@ class TimedTrainer(TrainerHooks, Trainer):
         *args, **kwargs: Trainer's.
     """
 
-    deepspeed: Any
-
     def __init__(self, *args: Any, max_minutes: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         inner: Any = self.accelerator.unwrap_model(self.model)
@@ -58,6 +55,7 @@ class TimedTrainer(TrainerHooks, Trainer):
         self.add_callback(StopInTime(self.clock))
         self.add_callback(LogEnough())
         self.add_callback(SynchroniseCentroids())
+        self.add_callback(OrderOfPass())
         self.add_callback(Processes(self.args.world_size))
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
@@ -81,21 +79,6 @@ class TimedTrainer(TrainerHooks, Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         self.throughput.count(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, also before training under DeepSpeed: ZeRO-1 and 2 need no engine for it, since weights are whole, and ZeRO-3's
-        engine is put away afterwards, since Trainer would train with it, which it cannot."""
-        early = self.is_deepspeed_enabled and self.deepspeed is None
-        whole = early and not is_deepspeed_zero3_enabled()
-        self.is_deepspeed_enabled &= not whole
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.is_deepspeed_enabled |= whole
-            if early and self.deepspeed is not None:
-                self.deepspeed.destroy()
-                self.deepspeed, self.model_wrapped = None, self.model
-                self.accelerator.free_memory()
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
@@ -150,10 +133,12 @@ class Throughput:
 
     def __init__(self) -> None:
         self.real: Tensor | int = 0
-        self.cells, self.since = 0, time.monotonic()
+        self.cells = 0
+        self.since: float | None = None
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """Add a batch; padding is what its mask says."""
+        """Add a batch; padding is what its mask says. The first batch starts the time."""
+        self.since = time.monotonic() if self.since is None else self.since
         for name, ids in inputs.items():
             if name.endswith("input_ids") and isinstance(ids, Tensor):  # sentence-transformers has several
                 mask = inputs.get("real", inputs.get(name.removesuffix("input_ids") + "attention_mask"))
@@ -163,11 +148,11 @@ class Throughput:
 
     def report(self, processes: int) -> dict[str, float]:
         """tokens_per_second of all processes (padding not counted), the share of padding, and the peak memory of this process in GB."""
+        if not self.cells or self.since is None:
+            return {}
         now = time.monotonic()
         real, cells, seconds = float(self.real), self.cells, max(now - self.since, 1e-9)
         self.real, self.cells, self.since = 0, 0, now
-        if not cells:
-            return {}
         memory = peak_memory()
         speed = {"tokens_per_second": round(processes * real / seconds, 1), "padding": round(1 - real / cells, 4)}
         return {**speed, **({} if memory is None else {"peak_memory_gb": round(memory / 1e9, 2)})}
@@ -215,9 +200,13 @@ class Clock:
         self.started: float | None = None
         self.before = self.agreed = 0.0
 
-    def start(self, before: float) -> None:
-        """Called before the first step; a resumed run has spent ``before`` minutes already."""
-        self.started, self.before, self.agreed = time.monotonic(), before, before
+    def resume(self, before: float) -> None:
+        """Put the clock to the minutes that a resumed run has spent already; it stands still until :meth:`start`."""
+        self.started, self.before, self.agreed = None, before, before
+
+    def start(self) -> None:
+        """Let the clock run; called before every pass."""
+        self.started = time.monotonic() if self.started is None else self.started
 
     def tick(self, device: torch.device) -> None:
         """Broadcast the first process's time; called by every process in every step."""
@@ -234,14 +223,17 @@ class Clock:
 
 
 class StopInTime(TrainerCallback):
-    """Starts the clock with the training and stops the training with the clock."""
+    """Starts the clock with the first pass, after an evaluation at the start, and stops the training with the clock."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         spent = [entry["minutes"] for entry in state.log_history if "minutes" in entry]
-        self.clock.start(max(spent, default=0.0))
+        self.clock.resume(max(spent, default=0.0))
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.clock.start()
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.clock.tick(args.device)
@@ -260,6 +252,20 @@ class SynchroniseCentroids(TrainerCallback):
         synchronise_centroids(model)
 
 
+class OrderOfPass(TrainerCallback):
+    """Tells the sampler which pass over the data begins. Where one of several processes resumes, accelerate's loader, which skips
+    batches, does not reach it, and the rest of a later pass would have the order of the first."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while sampler is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))
+            sampler = getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))
+
+
 class Processes(TrainerCallback, ExportableState):
     """Notes in trainer_state.json how many processes write a checkpoint, so that one which lacks a process's file is told from a complete
     one."""
@@ -274,10 +280,10 @@ class Processes(TrainerCallback, ExportableState):
 class LogEnough(TrainerCallback):
     """Logs a short run ``LEAST_LOGS`` times, and the last step of every run."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        state.logging_steps = max(1, min(state.logging_steps, state.max_steps // LEAST_LOGS))
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        often = max(1, state.max_steps // LEAST_LOGS)
+        if args.logging_strategy == "steps" and often < state.logging_steps:  # a resumed run warns of a state with other logging_steps
+            control.should_log = state.global_step % often == 0 or (state.global_step == 1 and args.logging_first_step)
         control.should_log |= control.should_training_stop or state.global_step >= state.max_steps
 
 

@@ -16,9 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 import hf_longattn
@@ -33,7 +36,7 @@ from hf_longattn.training.args import (
     TaskArguments,
     parse_arguments,
 )
-from hf_longattn.training.checkpoints import check_checkpoint, checkpoints, newest_checkpoint
+from hf_longattn.training.checkpoints import STATE, check_checkpoint, checkpoints, newest_checkpoint
 from hf_longattn.training.processes import how_to_resume, leave, sentence_if_lost, several, watched
 from hf_longattn.training.results import CURVES, draw_curves, measured
 from hf_longattn.training.trainer import TimedTrainer
@@ -78,6 +81,9 @@ def run_training(
         model_args, data_args, training_args = parse_arguments(
             kinds, sys.argv[1:] if arguments is None else arguments, description.split("\n\n")[0], prog
         )
+        if training_args.disable_tqdm or not first:
+            datasets.disable_progress_bars()
+            logging.disable_progress_bar()
         if first:
             print(f"hf_longattn {hf_longattn.__version__}: training {model_args.model}", file=sys.stderr)
         with one_sentence_if_full(training_args.folder), sentence_if_lost(training_args.folder):
@@ -160,8 +166,14 @@ def starting_point(args: LongTrainingArguments) -> str | None:
     return newest
 
 
-def train(trainer: TimedTrainer, run: TaskArguments) -> None:
+def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
     """Train, or resume from the latest complete checkpoint.
+
+    Args:
+        measure: measures the model before its first step; see :class:`MeasureFirst`.
+
+    Returns:
+        What ``measure`` returned, as JSON keeps it (tuples are lists), also where a run is resumed.
 
     Raises:
         CheckpointError: the checkpoint to resume from is not complete, or the disk became full.
@@ -176,9 +188,38 @@ def train(trainer: TimedTrainer, run: TaskArguments) -> None:
     if start is None and trainer.is_world_process_zero():
         for old in checkpoints(args.folder):  # with --overwrite; a later --resume must not find them
             shutil.rmtree(old)
+    first = None if measure is None else MeasureFirst(measure, start)
+    if first is not None:
+        trainer.add_callback(first)
     trainer.accelerator.wait_for_everyone()
     with watched(args.folder), one_sentence_if_full(args.folder, trainer):
         trainer.train(resume_from_checkpoint=start)
+    return None if first is None else first.found
+
+
+class MeasureFirst(TrainerCallback, ExportableState):
+    """Measures a model before its first step, when it is wrapped for its processes, and keeps the result in trainer_state.json.
+
+    Before ``Trainer.train``, an evaluation makes accelerate take the model for prepared, and training then leaves DistributedDataParallel
+    out: every process trains a model of its own. FSDP 2 prepares no model without its optimizer.
+
+    Args:
+        measure: returns what JSON can keep.
+        start: the checkpoint that the run is resumed from, which has the result; ``None`` = it starts.
+    """
+
+    def __init__(self, measure: Callable[[], Any], start: str | None = None) -> None:
+        self.measure, self.found = measure, None
+        if start is not None:
+            kept = TrainerState.load_from_json(str(Path(start, STATE))).stateful_callbacks or {}
+            self.found = kept.get(type(self).__name__, {}).get("attributes", {}).get("found")
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.found is None:
+            self.found = json.loads(json.dumps(self.measure()))
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"found": self.found}}
 
 
 @contextmanager

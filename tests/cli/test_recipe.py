@@ -55,7 +55,7 @@ def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFix
         ("just words", "names and values"),
         ("mechansm: window", "Did you mean 'mechanism'?"),
         ("maximum-length: 7", "sets 'maximum_length'"),
-        (None, "cannot be read"),
+        (None, "does not exist"),
     ],
 )
 def test_mistakes_are_one_sentence(text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,13 @@ def test_the_help_says_what_a_run_needs(kinds: Any, data: str, capsys: pytest.Ca
     assert f"usage: longattn train TASK --model MODEL {data} --output FOLDER [OPTION ...]" in capsys.readouterr().out
 
 
+def test_what_was_not_typed_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("max_steps: 7\nbf16: true\n")
+    line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no_bf16"]
+    run = TaskArguments(*parse_arguments(QA, line, ""))
+    assert run.settings == {"model": "m", "output_dir": "o", "data": ["d"], "max_steps": 7, "bf16": False}
+
+
 def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("model: a\noutput_dir: b\ndata: [d]\nlearning_rate: 1.0e-4\nwindows: [0, 64]\nrandom_positions: false\n")

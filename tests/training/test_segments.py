@@ -182,7 +182,7 @@ def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreT
             "--threads", "1", "--logging_steps", "1", *fixed, *more,
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, cwd=tmp_path, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((tmp_path / output / "training_log.json").read_text())
 

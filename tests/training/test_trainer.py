@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_longattn.training.trainer import Clock, timed_schedule
+from hf_longattn.training.batching import TokenBudget
+from hf_longattn.training.trainer import Clock, OrderOfPass, SeededGroups, timed_schedule
 from tests.ranks import run_two_ranks
 
 
@@ -21,11 +28,49 @@ def test_the_warm_up_is_a_share_of_the_run() -> None:
         assert max(risen) > 0.85
 
 
+LENGTHS = [3 + number * 7 % 40 for number in range(60)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", ["random", "groups", "budget"])
+def test_a_resumed_pass_has_the_order_of_an_uninterrupted_one(kind: str, processes: int, tmp_path: Path) -> None:
+    """Also a later pass, and in every process."""
+
+    def loader() -> DataLoader[int]:
+        if kind == "budget":
+            found: DataLoader[int] = DataLoader(range(60), batch_sampler=TokenBudget(LENGTHS, 60, seed=1, processes=processes))
+        else:
+            groups = SeededGroups(LengthGroupedSampler(2, lengths=LENGTHS), seed=1)
+            found = DataLoader(range(60), batch_size=2, sampler=RandomSampler(range(60)) if kind == "random" else groups)
+        even = kind != "budget"
+        return prepare_data_loader(
+            found, num_processes=processes, process_index=processes - 1, use_seedable_sampler=True, put_on_device=False, even_batches=even
+        )
+
+    def begin(loader: DataLoader[int], epoch: float) -> None:
+        state = TrainerState(epoch=epoch)
+        OrderOfPass().on_epoch_begin(TrainingArguments(str(tmp_path)), state, TrainerControl(), train_dataloader=loader)
+
+    torch.manual_seed(42)
+    whole, passes = loader(), []
+    for epoch in (0, 1):
+        begin(whole, epoch)
+        passes.append([batch.tolist() for batch in whole])
+    resumed = loader()
+    begin(resumed, 1.3)
+    rest = skip_first_batches(resumed, 4)
+    rest.set_epoch(1)  # as Trainer
+    assert [batch.tolist() for batch in rest] == passes[1][4:]
+    assert passes[0] != passes[1]
+    assert len(passes[1]) > 6
+
+
 PROGRAM = """
-import json, time
+import contextlib, json, time
 import torch.nn as nn
-from transformers import TrainerCallback, TrainingArguments
-from hf_longattn.training import trainer as module
+from transformers import TrainerCallback
+from hf_longattn.training import trainer as module, training_loop
+from hf_longattn.training.args import DataArguments, LongTrainingArguments, ModelArguments, TaskArguments
 from hf_longattn.training.trainer import TimedTrainer
 
 class Model(nn.Module):
@@ -46,17 +91,21 @@ class Note(TrainerCallback):
     def on_step_end(self, args, state, control, lr_scheduler=None, **_):
         rates.append(lr_scheduler.get_last_lr()[0])
 
-arguments = TrainingArguments("out", save_strategy="no", max_steps=1000, report_to=[],
+arguments = LongTrainingArguments("out", max_steps=1000, report_to=[], label_names=["x"], bf16=False,
     use_cpu=True, disable_tqdm=True, warmup_steps=0.1, learning_rate=0.1)
 data = [{"x": torch.randn(4)} for _ in range(64)]
-trainer = TimedTrainer(Model(), arguments, train_dataset=data, max_minutes=0.03, callbacks=[Note()])
-trainer.train()
+trainer = TimedTrainer(Model(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[Note()])
+training_loop.watched = lambda folder: contextlib.nullcontext()  # which meets at MASTER_PORT
+run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
+before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
+assert before == trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
 weights = [value.tolist() for value in trainer.model.state_dict().values()]
 print(json.dumps([trainer.state.global_step, rates, weights]))
 """
 
 
-def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates(repository: Path, tmp_path: Path) -> None:
+def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(repository: Path, tmp_path: Path) -> None:
+    """Also after an evaluation before the first step, each with its rows."""
     first, second = (json.loads(said.splitlines()[-1]) for said in run_two_ranks(PROGRAM, repository, tmp_path))
     assert first == second
     assert 0 < first[0] < 1000
