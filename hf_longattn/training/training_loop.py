@@ -45,8 +45,8 @@ LOG_NAME = "training_log.json"
 KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """What a run without ``--overwrite`` leaves alone."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file")
-"""How a full disk, a quota and a limit on the size of files are told."""
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
+"""How a full disk, a quota and a limit on the size of files are told; the last two by torch, "basic_ios::clear: iostream error"."""
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=ModelArguments)
 Data = TypeVar("Data", bound=DataArguments)

@@ -65,7 +65,11 @@ def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
     def full(*args: Any, **kwargs: Any) -> None:
         calls.append(args)
         if folder.joinpath("checkpoint-4").exists():
-            raise OSError(errno.ENOSPC, "No space left on device") if kind == "errno" else RuntimeError("write: No space left on device")
+            if kind == "errno":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from RuntimeError(
+                "basic_ios::clear: iostream error"
+            )
         save(*args, **kwargs)
 
     if where == "checkpoint":
