@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
 from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
 from hf_longattn.modeling.token_globals import takes_globals, token_rule
@@ -88,7 +89,14 @@ class QAReader:
         return [self._choose(record, parts) for record, parts in zip(records, by_record, strict=True)]
 
     def encode(self, record: Mapping[str, Any]) -> list[QAFeature]:
-        """The inputs made of a record."""
+        """The inputs made of a record.
+
+        Raises:
+            OptionError: it has no ``question`` or no ``context``.
+        """
+        if not all(isinstance(record.get(name), str) for name in ("question", "context")):
+            known = ", ".join(repr(name) for name, value in record.items() if value is not None)
+            raise OptionError(f"a record must have 'question' and 'context', both texts; it has {known or 'nothing'}")
         return encode_qa(record, self.tokenizer, self.form)
 
     def _choose(self, record: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:

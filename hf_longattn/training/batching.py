@@ -60,8 +60,9 @@ class RepeatableMasks(DataCollatorForLanguageModeling):
     passes = 0
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        if self.mlm and self.seed is not None:
-            drawn = repr((self.seed, self.passes, [list(row["input_ids"]) for row in examples])).encode()
+        if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
+            rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
+            drawn = repr((self.seed, self.passes, rows)).encode()
             self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest()))
         return super().torch_call(examples)
 

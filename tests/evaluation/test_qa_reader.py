@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn import build_mechanism
+from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
 from research.tokenizer import train_tokenizer
 
@@ -72,3 +73,9 @@ def test_threshold_refuses(tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
     reader = QAReader("row", model, tokenizer, whole(2048), null_threshold=100.0)  # type: ignore[arg-type]
     assert reader.answer(RECORD) == ""
+
+
+def test_a_record_without_its_document(tokenizer: PreTrainedTokenizerBase) -> None:
+    reader = QAReader("row", PointsAt([5]), tokenizer, whole(2048))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="must have 'question' and 'context', both texts; it has 'question', 'text'"):
+        reader.answer({"question": "find", "text": CONTEXT})
