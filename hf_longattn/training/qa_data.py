@@ -65,6 +65,8 @@ MOST_MATCHES = 64
 """Occurrences of an answer that distant supervision takes from one document."""
 SHOWN = 3
 """Bad rows that a message quotes."""
+IDS = ("id", "_id", "qid", "question_id", "QuestionId", "example_id")
+"""What the schemas call a question's id."""
 
 
 class RowError(ValueError):
@@ -391,6 +393,8 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
     for schema in SCHEMAS:
         if schema.columns <= there:
             return schema
+    if {"query", "candidates", "supports"} <= there:
+        raise DataError(f"{name} has WikiHop's candidates, which are multiple choice; train with `longattn train choice`")
     closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & there) / len(schema.columns))
     missing = sorted(closest.columns - there)
     raise DataError(
@@ -431,7 +435,7 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
             records.append({**empty, "kind": "span" if gold else "none", **found, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         why = str(error) if isinstance(error, RowError) else f"it has not the shape of {schema.name} ({type(error).__name__}: {error})"
-        name = str(row.get("id", row.get("QuestionId", number)))
+        name = next((str(row[key]) for key in IDS if row.get(key) is not None), str(number))
         return [{**empty, "id": str(number), "problem": f"question {name}: {why}"}]
     return records
 

@@ -344,3 +344,10 @@ def test_wrong_sources(tmp_path: Path) -> None:
     DatasetDict({"train": data, "validation": data}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(DataError, match="Did you mean 'validation'"):
         load_qa(tmp_path / "splits", "validaton")
+
+
+def test_bad_rows_and_data_of_another_task_are_told_by_their_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 2 questions .*: question h7: the answer 'Nobody' is not in the context"):
+        read([HOTPOT, {**HOTPOT, "_id": "h7", "answer": "Nobody"}], tmp_path)
+    with pytest.raises(DataError, match="has WikiHop's candidates, which are multiple choice; train with `longattn train choice`"):
+        read([{"id": "1", "query": "q", "candidates": ["a", "b"], "supports": ["a"], "answer": "a"}], tmp_path)
