@@ -27,8 +27,9 @@ from ..mechanisms.registry import mechanism_from
 from ..modeling.attention_sites import ON, attention_sites
 from ..modeling.sliding_window import own_windows
 from ..modeling.token_globals import token_rule
-from ..reading import check_name, read_json
+from ..reading import check_name
 from .model_loading import quiet_libraries
+from .pooling import sentence_pooling
 
 DEFAULT_LENGTH, SHORTEST = 2048, 8
 LONGEST = 32_768
@@ -258,14 +259,10 @@ def single_words(tokenizer: Any | None, name: str) -> Tensor:
 
 
 def _pooled_rows(name: str) -> list[int] | None:
-    """The rows that an embedding is pooled from, by sentence-transformers' ``1_Pooling/config.json``; ``None`` for all, or without it."""
-    file = Path(name) / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return None
-    value = read_json(file)
-    if value.get("pooling_mode_cls_token") or value.get("pooling_mode") == "cls":
-        return [0]
-    return [-1] if value.get("pooling_mode_lasttoken") or value.get("pooling_mode") == "lasttoken" else None
+    """The rows that an embedding is pooled from, by sentence-transformers' modules beside the model; ``None`` for all, or without them."""
+    pooling = sentence_pooling(Path(name))
+    rows = {"cls": 0, "lasttoken": -1}
+    return [rows[mode] for mode in pooling.modes] if pooling is not None and set(pooling.modes) <= set(rows) else None
 
 
 # ---- what the config says

@@ -24,8 +24,10 @@ from ..private_apis import auto_mapping, trace_errors
 from .architectures import attached_mechanisms
 from .inspection import inspect_checkpoint
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
+from .pooling import SentencePooling, sentence_pooling
 from .report import FAILED, PASSED, TOLERANCE, Check, versions
-from .sources.base import SIDECARS, Source
+from .sources.base import SIDECARS, ResultInfo, Source
+from .sources.sentence_transformers import SentenceSource
 from .staging import check_destination, destination_path, staged_folder
 from .tensor_files import write_json
 from .text import VerificationText, load_tokenizer, verification_text
@@ -85,7 +87,8 @@ def export_checkpoint(
 ) -> ExportReport:
     """Write a long checkpoint as one graph, after comparing it with the model at three lengths.
 
-    Weights are written in float32. A decoder is exported as one pass over a whole text, without a cache.
+    Weights are written in float32. A decoder is exported as one pass over a whole text, without a cache. The graph of a
+    sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied beside it.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -122,11 +125,14 @@ def export_checkpoint(
     names = input_names(loaded, words.tokenizer, global_attention_mask)
     with staged_folder(target, needed_bytes=5 * sum(p.numel() for p in loaded.parameters()), overwrite=overwrite) as stage:
         example_of = partial(example_inputs, loaded, names, words, 2)
-        outputs, shortest, used = write_graph(loaded, example_of, stage / FILES[format], format, found.max_length, opset)
-        checks = check_export(loaded, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
+        graph = ModelGraph(loaded, sentence_pooling(found.source.card_folder)).eval()
+        outputs, shortest, used = write_graph(graph, example_of, stage / FILES[format], format, found.max_length, opset)
+        checks = check_export(graph, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
         _copy_sidecars(found.source.folder, stage)
+        if isinstance(found.source, SentenceSource):
+            found.source.write_beside(stage, ResultInfo(target, found.class_name, type(loaded).__module__, found.max_length))
         files = sorted(path.name for path in stage.iterdir())
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
@@ -211,9 +217,10 @@ EXAMPLE = 600
 class ModelGraph(nn.Module):
     """A model as a function of named tensors that returns a dictionary of tensors, without cache."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooling: SentencePooling | None = None) -> None:
         super().__init__()
         self.model: Any = model
+        self.pooling = pooling
         self.fixed: dict[str, Any] = {"return_dict": True}
         if "use_cache" in inspect.signature(model.forward).parameters:
             self.fixed["use_cache"] = False
@@ -233,13 +240,16 @@ class ModelGraph(nn.Module):
         }
         given = {name: value for name, value in given.items() if value is not None}
         returned = self.model(input_ids=input_ids, attention_mask=attention_mask, **given, **self.fixed)
-        return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+        found = {name: value for name, value in returned.items() if isinstance(value, Tensor)}
+        if self.pooling is not None and "last_hidden_state" in found:
+            found["sentence_embedding"] = self.pooling(found["last_hidden_state"], attention_mask)
+        return found
 
 
 def write_graph(
-    model: nn.Module, example_of: Callable[[int], dict[str, Tensor]], file: Path, format: str, max_length: int, opset: int | None
+    graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], file: Path, format: str, max_length: int, opset: int | None
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the model on inputs from ``example_of(length)`` and write it to ``file``, for texts of up to ``max_length`` tokens.
+    """Trace the graph on inputs from ``example_of(length)`` and write it to ``file``, for texts of up to ``max_length`` tokens.
 
     Returns:
         The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
@@ -247,7 +257,6 @@ def write_graph(
     Raises:
         ExportError: PyTorch cannot write this model as one graph.
     """
-    graph = ModelGraph(model).eval()
     with torch.no_grad(), _hushed():
         try:
             program, example, shortest = _traced(graph, example_of, max_length)
@@ -262,7 +271,7 @@ def write_graph(
             raise
         except Exception as error:  # tracing, translation and checks raise any type of error
             raise ExportError(
-                f"PyTorch cannot write this {type(model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
+                f"PyTorch cannot write this {type(graph.model).__name__} as one {format} graph for all lengths ({_cause(error)}); "
                 "run the model itself, or export one with another mechanism, for example longformer."
             ) from error
         assert onnx is not None
@@ -372,7 +381,7 @@ def example_inputs(model: Any, names: tuple[str, ...], words: VerificationText, 
 
 
 def check_export(
-    model: nn.Module,
+    graph: ModelGraph,
     names: tuple[str, ...],
     outputs: tuple[str, ...],
     file: Path,
@@ -382,12 +391,11 @@ def check_export(
 ) -> list[Check]:
     """Compare the graph in ``file`` with the model for each of ``SHAPES``."""
     run = _onnx_runner(file, outputs) if format == "onnx" else _torch_runner(file)
-    graph = ModelGraph(model).eval()
     compared: list[Check] = []
     for batch, length in SHAPES:
         if length < limits[0] and compared:
             length = sum(limits) // 2
-        compared.append(_compare(graph, run, example_inputs(model, names, words, batch, min(max(length, limits[0]), limits[1]))))
+        compared.append(_compare(graph, run, example_inputs(graph.model, names, words, batch, min(max(length, limits[0]), limits[1]))))
     return compared
 
 

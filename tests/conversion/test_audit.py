@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -115,21 +116,31 @@ def test_a_window_that_is_narrower_is_found(tmp_path: Path) -> None:
 
 
 def graph(file: Path, *, window: int | None) -> Path:
-    """A model.onnx that adds to every token's vector the mean of those around it, or of all."""
+    """An ONNX file that adds to every real token's vector the mean of those around it, or of all."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     table = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).numpy()
-    node, tensors = onnx.helper.make_node, [onnx.numpy_helper.from_array(table, "table")]
-    nodes = [node("Gather", ["table", "input_ids"], ["rows"]), node("Transpose", ["rows"], ["columns"], perm=[0, 2, 1])]
+    node, tensors = (
+        onnx.helper.make_node,
+        [onnx.numpy_helper.from_array(array, name) for name, array in (("table", table), ("last", np.array([2])))],
+    )
+    nodes = [
+        node("Gather", ["table", "input_ids"], ["vectors"]),
+        node("Cast", ["attention_mask"], ["real"], to=onnx.TensorProto.FLOAT),
+        node("Unsqueeze", ["real", "last"], ["column"]),
+        node("Mul", ["vectors", "column"], ["rows"]),
+        node("Transpose", ["rows"], ["columns"], perm=[0, 2, 1]),
+    ]
     if window is None:
         nodes += [node("ReduceMean", ["columns"], ["means"], keepdims=1)]
     else:
-        sizes = {"kernel_shape": [window + 1], "pads": [window // 2] * 2}
+        sizes = {"kernel_shape": [window + 1], "pads": [window // 2] * 2, "count_include_pad": 1}
         nodes += [node("AveragePool", ["columns"], ["means"], **sizes)]
     nodes += [node("Add", ["columns", "means"], ["sums"]), node("Transpose", ["sums"], ["last_hidden_state"], perm=[0, 2, 1])]
-    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "tokens"])
+    names = ("input_ids", "attention_mask")
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "tokens"]) for name in names]
     states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", "tokens", 8])
-    made = onnx.helper.make_graph(nodes, "local", [ids], [states], tensors)
+    made = onnx.helper.make_graph(nodes, "local", inputs, [states], tensors)
     onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
     return file
 

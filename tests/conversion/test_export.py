@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import hf_longattn.families as families
 from hf_longattn import export_checkpoint, list_mechanisms
@@ -120,3 +121,27 @@ def test_an_encoder_and_its_decoder(tmp_path: Path) -> None:
     families.LongBartForConditionalGeneration(config).save_pretrained(tmp_path / "long")
     report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
     assert "decoder_input_ids" in report.inputs
+
+
+@pytest.mark.slow
+def test_a_sentence_encoder_returns_its_embedding(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    from sentence_transformers.base.modules import Transformer
+
+    small = saved(tmp_path / "long", mechanism="window")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "long", "text"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), model_max_length=LENGTH).save_pretrained(small)
+    encoder = sentence_transformers.SentenceTransformer(modules=[Transformer(str(small)), modules.Pooling(32, "mean"), modules.Normalize()])
+    encoder.save(str(tmp_path / "encoder"))
+    report = export_checkpoint(tmp_path / "encoder", tmp_path / "graph")
+    assert "sentence_embedding" in report.outputs
+    assert {"modules.json", "1_Pooling"} <= {path.name for path in (tmp_path / "graph").iterdir()}
+    texts = ["a long text " * 200, "a text", "long long text"]
+    inputs = encoder.tokenizer(texts, padding=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
+    given = {one.name: inputs[one.name] for one in session.get_inputs()}
+    (found,) = session.run(["sentence_embedding"], given)
+    assert abs(found - encoder.encode(texts)).max() < 1e-5

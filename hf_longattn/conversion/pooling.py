@@ -1,0 +1,96 @@
+"""The embedding of a text from the states of its tokens, as sentence-transformers' modules beside a model compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..reading import read_json_object
+from .sources.sentence_transformers import MODULES, sentence_modules
+
+
+def _mean(states: Tensor, real: Tensor) -> Tensor:
+    return (states * real).sum(1) / real.sum(1).clamp(min=1e-9)
+
+
+def _mean_sqrt_len(states: Tensor, real: Tensor) -> Tensor:
+    return (states * real).sum(1) / real.sum(1).clamp(min=1e-9).sqrt()
+
+
+def _weighted_mean(states: Tensor, real: Tensor) -> Tensor:
+    return _mean(states, real * real.cumsum(1))
+
+
+def _largest(states: Tensor, real: Tensor) -> Tensor:
+    return states.masked_fill(real == 0, float("-inf")).amax(1)
+
+
+def _first(states: Tensor, real: Tensor) -> Tensor:
+    return _at(states, real.cumsum(1) == 1, real)
+
+
+def _last(states: Tensor, real: Tensor) -> Tensor:
+    return _at(states, real.cumsum(1) == real.sum(1, keepdim=True), real)
+
+
+def _at(states: Tensor, here: Tensor, real: Tensor) -> Tensor:
+    return (states * (here * real)).sum(1)
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": _first,
+    "max": _largest,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
+"""sentence-transformers' name -> function of states ``(B, N, D)`` and real tokens ``(B, N, 1)``, 1 or 0."""
+OLD_KEYS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "lasttoken": "lasttoken", "weightedmean": "weightedmean_tokens",
+            "mean_sqrt_len_tokens": "mean_sqrt_len_tokens"}  # fmt: skip
+"""The same -> the end of its key ``pooling_mode_…`` in files of versions before 6."""
+
+
+class SentencePooling(nn.Module):
+    """States ``(B, N, D)`` and mask ``(B, N)`` -> embeddings ``(B, D·modes)``, normalised or not."""
+
+    def __init__(self, modes: tuple[str, ...], normalize: bool) -> None:
+        super().__init__()
+        self.modes, self.normalize = modes, normalize
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        real = mask[..., None].to(states.dtype)
+        pooled = torch.cat([POOLINGS[mode](states, real) for mode in self.modes], dim=-1)
+        return F.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def sentence_pooling(folder: Path) -> SentencePooling | None:
+    """What the modules after the transformer compute, if they are a pooling and possibly a normalisation; ``None`` otherwise.
+
+    Raises:
+        CheckpointError: the list of modules is damaged.
+    """
+    if not (folder / MODULES).is_file():
+        return None
+    modules = sentence_modules(folder)[1:]
+    kinds = [str(one["type"]).rpartition(".")[2] for one in modules]
+    file = folder / modules[0]["path"] / "config.json" if modules else folder
+    if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or not file.is_file():
+        return None
+    values = read_json_object(file)
+    modes = _modes(values)
+    if not modes or not set(modes) <= set(POOLINGS) or values.get("include_prompt") is False:
+        return None
+    return SentencePooling(modes, normalize=len(kinds) == 2)
+
+
+def _modes(values: dict[str, Any]) -> tuple[str, ...]:
+    mode = values.get("pooling_mode")
+    if mode is None:
+        return tuple(name for name, key in OLD_KEYS.items() if values.get(f"pooling_mode_{key}") is True)
+    return (mode,) if isinstance(mode, str) else tuple(map(str, mode))

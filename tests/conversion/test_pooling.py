@@ -1,0 +1,57 @@
+"""Pooling as sentence-transformers computes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_longattn.conversion.pooling import POOLINGS, SentencePooling, sentence_pooling
+from hf_longattn.errors import CheckpointError
+
+st = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("mode", [*POOLINGS, ("cls", "mean")], ids=str)
+def test_it_is_that_of_sentence_transformers(mode: str | tuple[str, ...], left: bool, tmp_path: Path) -> None:
+    theirs = st.Pooling(8, mode)
+    for name, module in (("1_Pooling", theirs), ("2_Normalize", st.Normalize())):
+        (tmp_path / name).mkdir()
+        module.save(str(tmp_path / name))
+    modules = [
+        {"path": "", "type": "x.Transformer"},
+        {"path": "1_Pooling", "type": "x.Pooling"},
+        {"path": "2_Normalize", "type": "x.Normalize"},
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    ours = sentence_pooling(tmp_path)
+    assert isinstance(ours, SentencePooling)
+    states, mask = torch.randn(3, 10, 8), torch.ones(3, 10, dtype=torch.long)
+    mask[1, 4:], mask[2, 1:] = 0, 0
+    mask = mask.flip(1) if left else mask
+    features = {"token_embeddings": states, "attention_mask": mask}
+    expected = st.Normalize()(theirs(features))["sentence_embedding"]
+    torch.testing.assert_close(ours(states, mask), expected)
+    (tmp_path / "modules.json").write_text(json.dumps(modules[:2]))
+    assert not sentence_pooling(tmp_path).normalize  # type: ignore[union-attr]
+
+
+def test_old_files_and_what_is_no_pooling(tmp_path: Path) -> None:
+    assert sentence_pooling(tmp_path) is None
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    assert sentence_pooling(tmp_path) is None
+    (tmp_path / "1_Pooling").mkdir()
+    settings = tmp_path / "1_Pooling" / "config.json"
+    settings.write_text(json.dumps({"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}))
+    assert sentence_pooling(tmp_path).modes == ("cls", "mean")  # type: ignore[union-attr]
+    settings.write_text(json.dumps({"pooling_mode": "mean", "include_prompt": False}))
+    assert sentence_pooling(tmp_path) is None
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"path": "2_Dense", "type": "x.Dense"}]))
+    assert sentence_pooling(tmp_path) is None
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(CheckpointError):
+        sentence_pooling(tmp_path)
