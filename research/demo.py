@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSET = ROOT / "assets" / "bert-python-512-qa"
-BEFORE, AFTER = "converted, no training", "converted + fine-tuning"
+BEFORE, AFTER, CONTROL = "converted to longformer", "longformer, fine-tuned", "converted, random positions (control)"
 LENGTH, WINDOW = 8192, 256
 console = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=str(ASSET), help="512-token QA model to convert (default: the committed one)")
     add("--output", default="demo_output", help="folder for models, tables, drawing and card (default: demo_output)")
-    add("--minutes", type=float, default=2.0, help="minutes of fine-tuning (default: 2)")
+    add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
     add("--data", nargs="+", default=["argument", "base", "lookup"], help="tasks to score (default: argument base lookup)")
     add("--per-length", type=int, default=12, help="questions per length and data set (default: 12)")
     add("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="lengths of lookup documents")
@@ -73,7 +73,7 @@ def readers(options: argparse.Namespace, converted: Path, control: Path) -> list
         Program(),
         QAReader("first 512 tokens", model, tokenizer, truncated(512)),
         QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
-        long_reader("random positions (control)", control),
+        long_reader(CONTROL, control),
         long_reader(BEFORE, converted),
     ]
 
@@ -131,7 +131,7 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
     """Print the tables, draw them, write the model card."""
     from benchmarks.report import machine
     from hf_longattn.hub import write_model_card
-    from research.qa_table import card_results, to_markdown, write_report
+    from research.qa_table import card_results, summary_markdown, write_report
 
     about = {
         "committed": "the 512-token QA model; everything else was made by this run",
@@ -140,8 +140,8 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
         "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
     }
     table = write_report(out / "long_qa", answers, about, "Long question answering: the demo's tables")
-    step(5, "What came out")
-    console.print(Markdown(to_markdown(table)))
+    step(5, "What came out: exact answers, per cent ± standard error")
+    console.print(Markdown(summary_markdown(table)))
     card = write_model_card(
         folder,
         results=card_results(table, AFTER),
@@ -150,7 +150,7 @@ def finish(answers: list[Any], out: Path, folder: Path, options: argparse.Namesp
         license="apache-2.0",
         limits=["A 7 M-parameter model trained on Python source alone: it shows the method, not the state of the art."],
     )
-    console.print(f"   tables {out / 'long_qa.md'}, drawing {out / 'long_qa.svg'}, model card {card}")
+    console.print(f"   tables by length, F1 and times {out / 'long_qa.md'}, drawing {out / 'long_qa.svg'}, model card {card}")
     console.print("   Committed: the 512-token QA model. Made here: both conversions, the fine-tuned model, all scores and times.")
     console.print(f"   Done in {(time.monotonic() - started) / 60:.1f} minutes.")
 
@@ -188,6 +188,9 @@ def main(arguments: list[str] | None = None) -> int:
             name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths, limit=8 * options.per_length)
             for name in options.data
         }
+        for name, records in sets.items():
+            longest = records[-1]
+            console.print(f"   {name}: {longest['question']}  ({longest['answers']['text'][0]})", markup=False)
         answers = score(readers(options, converted, control), sets, "all systems")
         folder = fine_tune(options, converted, out)
         step(4, "Score the fine-tuned model on the same questions")

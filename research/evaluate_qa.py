@@ -215,14 +215,16 @@ def score(
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """What a reader needs to place the numbers."""
-    tuned = {"fine-tuning": f"{options.fine_tune}, seeds {' '.join(map(str, options.seeds))}, here"} if options.fine_tune else {}
+    tuned = {"fine-tuning": f"{options.fine_tune}, seeds {' '.join(map(str, options.seeds))}"} if options.fine_tune else {}
+    if options.merge:
+        tuned["from earlier runs"] = ", ".join(path.stem for path in options.merge)
     return {
         "data": f"{', '.join(map(source_name, options.data))}; split {options.split}, at most {options.per_length} questions per length",
         "windows": f"{options.short_length} tokens, {options.stride} shared by consecutive windows (run_qa's doc_stride)",
         "precision": "bfloat16 autocast" if options.bf16 else "float32",
         **tuned,
         "timing": "text to answer, one document at a time, all systems interleaved in one run on the same machine"
-        + (" (fine-tuned ones in a pass per seed)" if tuned else ""),
+        + (" (fine-tuned ones in a pass per seed)" if options.fine_tune else ""),
         "machine": ", ".join(f"{key} {value}" for key, value in machine().items()),
     }
 
@@ -243,10 +245,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as folder:
             stored = StoredAnswers(options.work / "answers.jsonl") if options.work else None
-            answers = [answer for path in options.merge for answer in read_answers(path)]
+            answers: list[ScoredAnswer] = []
             sets: dict[str, list[dict[str, Any]]] = {}
             for readers in passes(options, Path(folder)):
                 answers += score(readers, sets, options, stored)
+            answers += [answer for path in options.merge for answer in read_answers(path)]
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

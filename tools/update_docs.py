@@ -201,12 +201,22 @@ def quality_line(name: str) -> str:
     record = stored(name)
     if record is None:
         return NOT_MEASURED.format(name, "python -m research.evaluate_qa")
-    rows = record["table"]["lookup, 2 hops"]
-    systems = ("windows of 512, stride 128", "converted, no training", "converted + fine-tuning")
-    windows, converted, tuned = ("{:.0f} ± {:.0f} %".format(*above(rows[system], 1024)) for system in systems)
+    systems = ("windows of 512, stride 128", "converted to longformer", "longformer, fine-tuned")
+    asked = {
+        "argument": "which parameter of a distant function an argument becomes",
+        "base": "which module a base class comes from",
+        "lookup, 2 hops": "what a variable holds that two distant lines set",
+    }
+    lines = []
+    for group, question in asked.items():
+        row = record["table"].get(group, {})
+        if not set(systems) <= set(row):
+            continue
+        windows, converted, tuned = ("{:.0f} ± {:.0f} %".format(*above(row[system], 1024)) for system in systems)
+        lines.append(f"{question}: {windows}, {converted}, {tuned}")
     return (
-        f"Exact match on questions whose evidence lies in two distant places of a document: {windows} for a small 512-token BERT on "
-        f"overlapping windows, {converted} once it is converted to 8,192 tokens, {tuned} after minutes of fine-tuning "
+        "Exact match on questions about source files of 1,024 to 8,192 tokens, for a small 512-token BERT on overlapping windows, "
+        f"converted to longformer for 8,192 tokens, and after minutes of fine-tuning: {'; '.join(lines)} "
         "([details](docs/how-to/long_qa.md))."
     )
 
