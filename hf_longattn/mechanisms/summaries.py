@@ -1,7 +1,8 @@
 """Mechanisms that choose keys by summaries of them (means, norms, hashes), which a decode cache keeps beside the keys.
 
 A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. The summary of a unit depends on its tokens
-alone, so it can be computed again at any time: for a unit that still grows, after tokens were removed, for another batch.
+alone (and on ``summary_ahead`` more after it), so it can be computed again at any time: for a unit that still grows, after tokens were
+removed, for another batch.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ class SummarisedMechanism(Mechanism):
     def summary_unit(self) -> int | None:
         """Tokens in a unit; ``None`` when these options need no summaries."""
 
+    @property
+    def summary_ahead(self) -> int:
+        """How many tokens after a unit its summary depends on as well; units are then those tokens longer in :meth:`summarise_units`."""
+        return 0
+
     @abstractmethod
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """The summaries of units, given their tokens.
 
         Args:
-            k, v: ``(B, H_kv, m, unit, D)``; real: ``(B, m, unit)`` bool, False for padding and for tokens still to come.
+            k, v: ``(B, H_kv, m, unit + ahead, D)``; real: ``(B, m, unit + ahead)`` bool, False for padding and for tokens still to come.
         Returns:
             Tensors ``(B, H', m, …)`` by name.
         """

@@ -113,17 +113,18 @@ class SummaryLayer(StartsLayer):
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 
     def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, call: AttentionCall) -> None:
-        """Bring the tables up to the newest token: units that have new tokens are made from all their tokens."""
+        """Bring the tables up to the newest token: units that depend on new tokens are made from all their tokens."""
         assert self.starts is not None
         assert mechanism.summary_unit is not None
-        unit, length, starts = mechanism.summary_unit, self.keys.shape[2], self.starts[:, None]
+        unit, ahead = mechanism.summary_unit, mechanism.summary_ahead
+        length, starts = self.keys.shape[2], self.starts[:, None]
         if self.summarised == length:
             return
-        first = (self.summarised - starts).clamp(min=0) // unit
+        first = (self.summarised - ahead - starts).clamp(min=0) // unit
         last = torch.div(length - 1 - starts, unit, rounding_mode="floor").clamp(min=0)
         most, total = int((last - first).max()) + 1, int(last.max()) + 1
         units = (first + torch.arange(most, device=starts.device)).minimum(last)  # (B, m); a row with fewer repeats its last one
-        columns = starts[..., None] + units[..., None] * unit + torch.arange(unit, device=starts.device)
+        columns = starts[..., None] + units[..., None] * unit + torch.arange(unit + ahead, device=starts.device)
         there, columns = columns < length, columns.clamp(max=length - 1)
         if real is not None:
             there = there & real.gather(1, columns.flatten(1)).view(columns.shape)

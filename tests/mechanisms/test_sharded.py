@@ -154,10 +154,11 @@ assert not wrong, wrong
 
 
 REFUSED = {"nystrom", "recurrent_memory", "top_k"}
-"""With a norm over all heads, with memory tokens, and with relative positions."""
+"""With a norm over all heads, with memory tokens, and with relative positions; nsa has two key heads here, for at most two processes."""
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_cut_sequence_equals_the_whole(tmp_path: Path, ranks: int) -> None:
     for said in run_ranks(PROGRAM, ROOT, tmp_path, ranks):
-        assert {line.split(" ")[0] for line in said.splitlines() if "refused:" in line} == REFUSED
+        few_key_heads = {"nsa"} if ranks > 2 else set()
+        assert {line.split(" ")[0] for line in said.splitlines() if "refused:" in line} == REFUSED | few_key_heads

@@ -1,0 +1,420 @@
+"""Native sparse attention (Yuan et al. 2025, Native Sparse Attention, section 3.3, equations 5-12): three branches, mixed by learned gates.
+
+    o_i = g_i^cmp Attn(q_i, K^cmp, V^cmp) + g_i^slc Attn(q_i, K^slc_i, V^slc_i) + g_i^win Attn(q_i, K^win_i, V^win_i)
+
+**Compressed**: block m holds the l tokens from m·d on. φ makes one key and one value of it; query i sees the blocks that end by i.
+
+    φ(x_0 … x_{l-1}) = mean_r x_r + W_2 relu(W_1 [x_0 + e_0; …; x_{l-1} + e_{l-1}] + b_1) + b_2
+
+**Selected**: with p^cmp the compressed branch's weights, a selection block of l' tokens has the score
+
+    p^slc_j = Σ_{heads that share a key head} Σ_{m' < l'/d} Σ_{n' < l/d} p^cmp_{(l'/d) j + m' - n'}
+
+(equations 9 and 10 with blocks counted from 0), so that the query heads of a group select the same blocks. Query i sees, up to itself, its
+own block, the ``initial_blocks`` first ones, the ``local_blocks`` - 1 before its own and those with the highest scores, ``num_blocks`` in
+all. Ties go to the earlier block. Choices are made in float64 and are constants for the gradient. **Window**: the last w keys.
+
+What the paper leaves open or has otherwise: φ is a mean plus an MLP with positions e inside the block, shared by the heads of a layer, and
+W_2 is initialised as 0, so that φ is the mean at first. g = sigmoid(U q_i + c) per head, of the head's query (as it is attended with, hence
+after a rotation of positions) in place of the layer's input; U is initialised as 0 and c so that each gate is 1/3: a converted
+checkpoint starts with the mean of the branches, and the first l - 1 tokens, for which nothing is compressed yet, with two thirds of it. The
+branches share the layer's keys and values, whereas the paper projects them three times, which needs three caches and has no counterpart in
+a checkpoint. A score term meets a compressed key at the middle of its block.
+
+The bidirectional form is ours: every block with a token is compressed and seen, the local blocks are those on both sides, the window too.
+
+A decode cache keeps all keys and values, since any block may be selected, and per d tokens one compressed key (in float64) and value: with
+d = 16, 9% more memory in fp32 and 16% in bf16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..engines.block_selected import block_selected_attention
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.call import AttentionCall, DistanceBias, Pattern, ScoreMod, remapped
+from ..engines.dense import dense_attention, grid_of, index_grid, repeat_heads, wide
+from ..engines.dispatch import DENSE, DENSE_MASKED, choose_pairs
+from ..engines.shards import Shard
+from ..engines.topk import SCORE_CELLS, exact_dtype, ranking, term_at, topk
+from ..errors import OptionError
+from .base import pad_queries, scaled_scores, softmax_over, visible_to_all
+from .layout import band_pairs, triangle
+from .options import Options, option
+from .pooled import uniform
+from .registry import register_mechanism
+from .summaries import CacheSummaries, SummarisedMechanism, attend_at
+
+FIRST_GATE = 1 / 3
+"""Each gate before training."""
+ALWAYS = float(1 << 30)
+"""Score of blocks that are always selected: above any sum of weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NSAOptions(Options):
+    compress_size: int = option(32, "l, tokens of which one compressed key is made", "tokens", least=1, most=65536)
+    compress_stride: int = option(16, "d, distance between the first tokens of compressed blocks", "tokens", least=1)
+    block_size: int = option(64, "l', tokens in a block that is selected", "tokens", least=1)
+    num_blocks: int = option(16, "n, blocks that each query selects, the initial and the local ones included", "blocks", least=1)
+    initial_blocks: int = option(1, "first blocks of the text that are always selected", "blocks", least=0)
+    local_blocks: int = option(
+        2, "blocks next to the query that are always selected: its own and those before it; if bidirectional, half of them on each side",
+        "blocks", least=1,
+    )  # fmt: skip
+    window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
+    hidden: int | None = option(None, "units in the hidden layer of φ; none uses the head size", "units", least=1, most=65536)
+
+    def check(self) -> None:
+        for name, size in (("compress_size", self.compress_size), ("block_size", self.block_size)):
+            if size % self.compress_stride:
+                raise OptionError(
+                    f"Option {name!r} of mechanism 'nsa' is {size}, but must be a multiple of compress_stride={self.compress_stride}; "
+                    f"for example {name}={self.compress_stride * max(1, size // self.compress_stride)}."
+                )
+        if self.num_blocks < self.initial_blocks + self.local_blocks:
+            raise OptionError(
+                f"Option 'num_blocks' of mechanism 'nsa' is {self.num_blocks}, but {self.initial_blocks} initial and {self.local_blocks} "
+                f"local blocks are always selected; for example num_blocks={self.initial_blocks + self.local_blocks + 1}."
+            )
+
+
+class Compression(nn.Module):
+    """φ, from blocks of ``size`` tokens of ``width`` numbers to one such vector."""
+
+    def __init__(self, size: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.empty(size, width))
+        self.first, self.first_bias = nn.Parameter(torch.empty(size, width, hidden)), nn.Parameter(torch.empty(hidden))
+        self.second, self.second_bias = nn.Parameter(torch.empty(hidden, width)), nn.Parameter(torch.empty(width))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """W_1 has units of unit variance for tokens of unit variance; everything else is 0, so that φ is the mean."""
+        nn.init.normal_(self.first, std=self.first[..., 0].numel() ** -0.5, generator=generator)
+        for tensor in (self.positions, self.first_bias, self.second, self.second_bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, blocks: Tensor, real: Tensor) -> Tensor:
+        """``(B, H, M, D)`` in fp32 at least, of ``blocks (B, H, M, l, D)`` with ``real (B, M, l)`` bool; padding counts as nothing."""
+        with torch.autocast(blocks.device.type, enabled=False):
+            blocks = wide(blocks).masked_fill(~real[:, None, ..., None], 0)
+            mean = blocks.sum(3) / real.sum(-1).clamp(min=1)[:, None, :, None]
+            placed = blocks + self.positions.to(blocks.dtype) * real[:, None, ..., None]
+            hidden = F.relu(placed.flatten(3) @ self.first.to(blocks.dtype).flatten(0, 1) + self.first_bias.to(blocks.dtype))
+            return mean + hidden @ self.second.to(blocks.dtype) + self.second_bias.to(blocks.dtype)
+
+
+@register_mechanism("nsa")
+class NSA(SummarisedMechanism):
+    """Compressed blocks, selected blocks and a window, mixed by learned gates."""
+
+    summary = "compressed blocks of the whole text, the blocks that these select, and a window, mixed by learned gates"
+    paper = "Yuan et al. 2025, Native Sparse Attention, §3.3"
+    engine = "block_selected"
+    exports = "definition"
+    cost = "N·(n·l'+w) + N·N/d"
+    exact_when = "never"
+    trains = True
+    by_head = ("gate", "gate_bias")
+    options_type = NSAOptions
+    sample: ClassVar[dict[str, Any]] = {
+        "compress_size": 8, "compress_stride": 4, "block_size": 16, "num_blocks": 5, "window": 24, "hidden": 8,
+    }  # fmt: skip
+
+    options: NSAOptions
+
+    def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NSAOptions) -> None:
+        super().__init__(num_heads, head_dim, hidden_size, max_length, options)
+        sizes = options.compress_size, head_dim, options.hidden or head_dim
+        self.keys, self.values = Compression(*sizes), Compression(*sizes)
+        self.gate, self.gate_bias = nn.Parameter(torch.empty(num_heads, head_dim, 3)), nn.Parameter(torch.empty(num_heads, 3))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """φ is initialised as the mean, every gate as 1/3 for every query."""
+        super().reset_parameters(generator)
+        self.keys.reset_parameters(generator)
+        self.values.reset_parameters(generator)
+        nn.init.zeros_(self.gate)
+        nn.init.constant_(self.gate_bias, math.log(FIRST_GATE / (1 - FIRST_GATE)))
+
+    def gates(self, q: Tensor) -> tuple[Tensor, ...]:
+        """The gates of the compressed, the selected and the window branch, each ``(B, H, Nq, 1)``, in fp32 at least."""
+        with torch.autocast(q.device.type, enabled=False):
+            q = wide(q)
+            return (q @ self.gate.to(q.dtype) + self.gate_bias.to(q.dtype)[:, None]).sigmoid().split(1, -1)
+
+    def mixed(self, q: Tensor, *branches: Tensor) -> Tensor:
+        """The branches' outputs ``(B, H, Nq, D)`` under the gates of ``q``."""
+        return sum(gate * branch.to(gate.dtype) for gate, branch in zip(self.gates(q), branches, strict=True)).to(q.dtype)  # type: ignore[union-attr]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        window = Pattern.window(self.options.window, call.causal)
+        near = block_sparse_attention(q, k, v, window, call)
+        return self.mixed(q, self._compressed(q, k, v, call), self._selected(q, k, v, call), near)
+
+    def _compressed(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The compressed branch, ``(B, H, Nq, D)``; zeros where nothing is compressed yet."""
+        q_len, kv_len = q.shape[2], k.shape[2]
+        k_blocks, v_blocks, real = self._blocks(k, call), self._blocks(v, call), self._real_blocks(k, call)
+        keys, values = self.keys(k_blocks, real).to(q.dtype), self.values(v_blocks, real).to(q.dtype)
+        rows = torch.arange(kv_len - q_len, kv_len, device=q.device).view(1, 1, -1, 1)
+        filled = real.any(-1)
+        own = call.replace(causal=False, batch=None, score_mod=self._at_middles(call.score_mod, real))
+        mod = self._sees_block(call.causal)
+        return dense_attention(q, keys, values, own, mask_mod=lambda b, h, i, m: mod(i, m) & filled[b, m], q_idx=rows)
+
+    def _blocks(self, x: Tensor, call: AttentionCall) -> Tensor:
+        """``x (B, H, N, D)`` in overlapping blocks, ``(B, H, M, l, D)``; those at the end of the text are not whole."""
+        size, stride = self.options.compress_size, self.options.compress_stride
+        count = -(-x.shape[2] // stride)
+        return F.pad(x, (0, 0, 0, (count - 1) * stride + size - x.shape[2])).unfold(2, size, stride).transpose(-1, -2)
+
+    def _real_blocks(self, k: Tensor, call: AttentionCall) -> Tensor:
+        """Which tokens of every block are real, ``(B, M, l)``."""
+        return self._blocks(call.real(k)[:, None, :, None], call)[:, 0, :, :, 0]
+
+    def _sees_block(self, causal: bool) -> Any:
+        """``mod(i, m)``: whether query i sees compressed block m, if that has a token."""
+        size, stride = self.options.compress_size, self.options.compress_stride
+        return lambda i, m: (m * stride + size - 1 <= i) | (not causal)
+
+    def _at_middles(self, score_mod: ScoreMod | None, real: Tensor) -> ScoreMod | None:
+        """``score_mod`` with the middles of blocks as keys."""
+        count, size = real.shape[1:]
+        inside = (real * torch.arange(size, device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
+        middle = torch.where(real.any(-1), torch.arange(count, device=real.device) * self.options.compress_stride + inside, 0)
+        return remapped(score_mod, keys=lambda b, h, m: middle[b, m])
+
+    def _selected(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """The selected branch, ``(B, H, Nq, D)``."""
+        (heads, q_len), kv_len, size = q.shape[1:3], k.shape[2], self.options.block_size
+        path = choose_pairs(q, k, call, covered=kv_len <= self.options.num_blocks * size)
+        if path == DENSE:
+            return dense_attention(q, k, v, call)
+        with torch.no_grad():
+            chosen = repeat_heads(self._search(q, k, call), heads)
+        if path == DENSE_MASKED:
+            rows, blocks = torch.arange(kv_len - q_len, kv_len, device=q.device), -(-kv_len // size)
+            own = (rows // size)[:, None].expand(*chosen.shape[:3], 1)
+            listed = torch.cat([torch.where(chosen < 0, own, chosen), own], -1)
+            seen = torch.zeros(*chosen.shape[:3], blocks, dtype=torch.bool, device=q.device).scatter(-1, listed, True)
+            seen = seen[..., torch.arange(kv_len, device=q.device) // size]
+            seen = seen & visible_to_all(q, k, call)
+            return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
+        k, v = repeat_heads(k, heads), repeat_heads(v, heads)
+        chosen = F.pad(chosen, (0, 0, kv_len - q_len, 0), value=-1)
+        return block_selected_attention(pad_queries(q, kv_len), k, v, chosen, size, call)[:, :, kv_len - q_len :]
+
+    def _search(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The selected blocks of every query other than its own, ``(B, H_kv, Nq, K)`` int64; -1 where there are fewer."""
+        (batch, heads, q_len, _), kv_len, exact = q.shape, k.shape[2], exact_dtype(q.device)
+        real, scale, mod = self._real_blocks(k, call), call.scale_for(q.shape[-1]), self._sees_block(call.causal)
+        keys = repeat_heads(self.keys(self._blocks(k, call).to(exact), real), heads).mT
+        blocks = torch.arange(keys.shape[3], device=q.device)
+        filled = real.any(-1)[:, None, None]
+        some = self._filled_blocks(call.real(k))
+        score_mod = self._at_middles(call.score_mod, real)
+        step = q_len if torch.compiler.is_compiling() else max(1, SCORE_CELLS // (heads * keys.shape[3]))
+        found = []
+        for first in range(0, q_len, step):
+            rows = torch.arange(kv_len - q_len, kv_len, device=q.device)[first : first + step]
+            scores = q[:, :, first : first + step].to(exact) @ keys * scale
+            if score_mod is not None:
+                b, h, *_ = index_grid(batch, heads, 1, 1, q.device)
+                scores = score_mod(scores, b, h, rows.view(1, 1, -1, 1), blocks.view(1, 1, 1, -1)).to(exact)
+            weights = softmax_over(scores, (mod(rows[:, None], blocks) & filled).expand(scores.shape))
+            found.append(self._best(weights, (rows // self.options.block_size)[None], some, k.shape[1], call.causal))
+        return torch.cat(found, 2)
+
+    def _filled_blocks(self, real: Tensor) -> Tensor:
+        """Which selection blocks have a token, ``(B, S)``, for ``real (B, N)``."""
+        size = self.options.block_size
+        return F.pad(real, (0, -real.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
+
+    def _best(self, weights: Tensor, own: Tensor, filled: Tensor, kv_heads: int, causal: bool) -> Tensor:
+        """The selected blocks, ``(B, H_kv, n, K)``.
+
+        Args:
+            weights: ``(B, H, n, M)``, the compressed branch's.
+            own: ``(B or 1, n)``, each query's selection block.
+            filled: ``(B, S)`` bool, selection blocks that have a token.
+        """
+        o, other = self.options, torch.arange(filled.shape[1], device=own.device)
+        overlap, each = o.compress_size // o.compress_stride, o.block_size // o.compress_stride
+        shared = weights.unflatten(1, (kv_heads, -1)).sum(2)
+        missing = filled.shape[1] * each - shared.shape[-1]
+        shared = F.pad(shared, (overlap - 1, missing)) if missing >= 0 else F.pad(shared, (overlap - 1, 0))
+        count = filled.shape[1] * each
+        # One addition after the other, so that blocks of equal weights have equal scores, to the last bit.
+        of_steps = torch.zeros_like(shared[..., :count])
+        for at in range(overlap):
+            of_steps = of_steps + shared[..., at : at + count]
+        scores = torch.zeros_like(of_steps[..., ::each])
+        for at in range(each):
+            scores = scores + of_steps[..., at::each]
+        away = own[..., None] - other
+        allowed = ((away > 0) if causal else (away != 0)) & filled[:, None]
+        scores = torch.where(self._always(away, other, causal)[:, None], ALWAYS - other.to(scores.dtype), scores)
+        return topk(scores.masked_fill(~allowed[:, None], float("-inf")), min(o.num_blocks, filled.shape[1]) - 1)
+
+    def _always(self, away: Tensor, other: Tensor, causal: bool) -> Tensor:
+        """Which blocks are selected whatever their scores, of blocks ``other``, ``away`` blocks before the query's."""
+        local = (away < self.options.local_blocks) if causal else (away.abs() <= self.options.local_blocks // 2)
+        return (other < self.options.initial_blocks) | local
+
+    @property
+    def summary_unit(self) -> int | None:
+        return self.options.compress_stride
+
+    @property
+    def summary_ahead(self) -> int:
+        return self.options.compress_size - self.options.compress_stride
+
+    def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
+        """Of every compressed block its key in float64, its value, whether it has a token, in its first d tokens, and its middle."""
+        inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
+        return {
+            "keys": self.keys(k.to(exact_dtype(k.device)), real),
+            "values": self.values(v, real).to(v.dtype),
+            "filled": real.any(-1)[:, None],
+            "started": real[..., : self.options.compress_stride].any(-1)[:, None],
+            "middle": inside[:, None],
+        }
+
+    def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
+        o, (heads, q_len), kv_len, tables = self.options, q.shape[1:3], k.shape[2], summaries.tables
+        positions = summaries.positions(q_len, kv_len)
+        blocks = torch.arange(tables["keys"].shape[2], device=q.device)
+        scores = q.to(tables["keys"].dtype) @ repeat_heads(tables["keys"], heads).mT * call.scale_for(q.shape[-1])
+        if call.score_mod is not None:
+            middles = blocks * o.compress_stride + tables["middle"][:, 0] + summaries.starts[:, None]
+            middles = middles.clamp(0, kv_len - 1)[:, None, None].expand(-1, heads, q_len, -1)
+            scores = scores + term_at(call.score_mod, middles, kv_len)
+        seen = (blocks * o.compress_stride + o.compress_size - 1 <= positions[..., None])[:, None] & tables["filled"][:, :, None]
+        weights = softmax_over(scores, seen.expand(scores.shape))
+        compressed = weights.to(v.dtype) @ repeat_heads(tables["values"], heads)
+
+        own = torch.div(positions, o.block_size, rounding_mode="floor")
+        each = o.block_size // o.compress_stride
+        filled = F.pad(tables["started"][:, 0], (0, -len(blocks) % each)).unflatten(1, (-1, each)).any(-1)
+        chosen = repeat_heads(self._best(weights, own, filled, k.shape[1], True), heads)
+        listed = torch.cat([chosen, own[:, None, :, None].expand(-1, heads, -1, -1)], -1)[..., None]
+        places = torch.where(listed < 0, -1, listed * o.block_size + torch.arange(o.block_size, device=q.device)).flatten(3)
+        columns, there = summaries.columns(places, kv_len)
+        selected = attend_at(q, k, v, columns, there & (places <= positions[:, None, :, None]), call)
+
+        low = max(0, kv_len - q_len - o.window + 1)
+        mod = call.score_mod
+        if not isinstance(mod, DistanceBias):
+            mod = remapped(mod, queries=lambda i: i + low, keys=lambda b, h, j: j + low)
+        recent = call.replace(score_mod=mod, causal=True).with_mask(None if summaries.real is None else summaries.real[:, low:])
+        near = block_sparse_attention(q, k[:, :, low:], v[:, :, low:], Pattern.window(o.window, True), recent)
+        return self.mixed(q, compressed, selected, near)
+
+    def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        compressed, selected, window, _ = self._definition(q, k, self._with_dense_terms(q, k, call))
+        gates, heads = self.gates(q), q.shape[1]
+        values = repeat_heads(self._defined_compression(self.values, v, call), heads)
+        tokens = (gates[1] * selected + gates[2] * window).to(v.dtype) @ repeat_heads(v, heads)
+        return (gates[0] * (compressed.to(v.dtype) @ values) + tokens).to(q.dtype)
+
+    def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
+        """The weights of tokens; that of a compressed block is spread evenly over its tokens, as its mean has it."""
+        compressed, selected, window, spread = self._definition(q, k, call)
+        gates = self.gates(q)
+        return (gates[0] * (compressed @ spread) + gates[1] * selected + gates[2] * window).to(q.dtype)
+
+    def _definition(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights ``(B, H, Nq, M)`` over compressed blocks, ``(B, H, Nq, Nk)`` over selected tokens and over the window's, and the shares
+        ``(B, 1, M, Nk)`` of tokens in compressed blocks."""
+        o, kv_heads, kv_len, exact = self.options, k.shape[1], k.shape[2], exact_dtype(q.device)
+        b, h, i, j = grid_of(q, k)
+        first = torch.arange(0, kv_len, o.compress_stride, device=q.device)
+        members = call.real(k)[:, None] & (j[0, 0] >= first[:, None]) & (j[0, 0] < first[:, None] + o.compress_size)  # (B, M, Nk)
+        middle = (members * j[0, 0]).sum(-1) // members.sum(-1).clamp(min=1)
+
+        def over_blocks(dtype: torch.dtype) -> Tensor:
+            keys = repeat_heads(self._defined_compression(self.keys, k.to(dtype), call), q.shape[1])
+            scores = q.to(dtype) @ keys.mT * call.scale_for(q.shape[-1])
+            if call.score_mod is not None:
+                scores = call.score_mod(scores, b, h, i, middle[:, None, None])
+            ended = (first + o.compress_size - 1 <= i) if call.causal else (i >= 0)
+            return softmax_over(scores, (ended & members.any(-1)[:, None, None]).expand(scores.shape))
+
+        with torch.no_grad():
+            chosen = self._defined_selection(over_blocks(exact), i[0, 0, :, 0], call.real(k), kv_heads, call.causal)
+        seen = visible_to_all(q, k, call)
+        scores = scaled_scores(q, k, call)
+        selected = softmax_over(scores, chosen.repeat_interleave(q.shape[1] // kv_heads, 1) & seen)
+        window = softmax_over(scores, (Pattern.window(o.window, call.causal).band_mod(b, h, i, j) & seen).expand(scores.shape))
+        return over_blocks(q.dtype), selected, window, uniform(members, q.dtype)[:, None]
+
+    def _defined_compression(self, compression: Compression, x: Tensor, call: AttentionCall) -> Tensor:
+        """φ of every block of ``x (B, H_kv, N, D)``, token by token of a block."""
+        o, length = self.options, x.shape[2]
+        real = call.real(x)
+        first = torch.arange(0, length, o.compress_stride, device=x.device)
+        total: Any = 0.0
+        count: Any = 0
+        hidden = compression.first_bias.to(x.dtype)
+        for r in range(o.compress_size):
+            there = ((first + r < length) & real[:, (first + r).clamp(max=length - 1)])[:, None, :, None].to(x.dtype)
+            token = x[:, :, (first + r).clamp(max=length - 1)]
+            token = torch.where(there > 0, token, 0.0)
+            total, count = total + token, count + there
+            hidden = hidden + (token + there * compression.positions[r].to(x.dtype)) @ compression.first[r].to(x.dtype)
+        out = hidden.clamp(min=0) @ compression.second.to(x.dtype) + compression.second_bias.to(x.dtype)
+        return total / count.clamp(min=1) + out
+
+    def _defined_selection(self, weights: Tensor, rows: Tensor, real: Tensor, kv_heads: int, causal: bool) -> Tensor:
+        """Which tokens the queries at ``rows (Nq,)`` select, ``(B, H_kv, Nq, Nk)`` bool, causality and padding apart."""
+        o, length = self.options, real.shape[1]
+        step = o.compress_stride
+        block = torch.arange(length, device=rows.device) // o.block_size
+        total = (length + o.block_size - 1) // o.block_size
+        other, own = torch.arange(total, device=rows.device), (rows // o.block_size)[:, None]
+        shared = weights.unflatten(1, (kv_heads, -1)).sum(2)
+        scores = shared.new_zeros(*shared.shape[:3], total)
+        for m in range(o.block_size // step):
+            for n in range(o.compress_size // step):  # equation 9
+                at = other * (o.block_size // step) + m - n
+                there = (at >= 0) & (at < shared.shape[-1])
+                scores = scores + torch.where(there, shared[..., at.clamp(0, shared.shape[-1] - 1)], 0.0)
+        away = own - other
+        scores = torch.where(self._always(away, other, causal), ALWAYS - other.to(scores.dtype), scores)
+        members = (block == other[:, None]) & real[:, None]  # (B, S, Nk)
+        allowed = (((away > 0) if causal else (away != 0)) & members.any(-1)[:, None])[:, None]
+        order = ranking(scores.masked_fill(~allowed, float("-inf")))
+        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order[..., : o.num_blocks - 1], True)
+        return ((chosen & allowed) | (away == 0))[..., block]
+
+    def attend_by_heads(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
+        if k.shape[1] < len(shard.bounds):
+            self.check_shard(shard)
+            raise OptionError(
+                f"Mechanism 'nsa' selects blocks for the query heads of a key head together, so that {k.shape[1]} key heads can be divided "
+                f"over at most {k.shape[1]} processes, not {len(shard.bounds)}; use fewer processes, or for example mechanism window."
+            )
+        return super().attend_by_heads(q, k, v, call, shard)
+
+    def pairs(self, length: int, causal: bool = False) -> int:
+        """Of the three branches together; a query and a compressed block are one pair."""
+        o = self.options
+        band = Pattern.window(o.window, causal)
+        near = band_pairs(length, band.left, band.right)
+        if not causal:
+            return near + length * (-(-length // o.compress_stride) + min(length, o.num_blocks * o.block_size))
+        places = torch.arange(length)
+        ended = ((places + 1 - o.compress_size).div(o.compress_stride, rounding_mode="floor") + 1).clamp(min=0)
+        others = (places // o.block_size).clamp(max=o.num_blocks - 1) * o.block_size
+        selected = triangle(length) if length <= o.num_blocks * o.block_size else int((others + places % o.block_size + 1).sum())
+        return near + int(ended.sum()) + selected
