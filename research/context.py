@@ -6,7 +6,8 @@ A GPT-2 and a Llama (rotary positions, SwiGLU, grouped queries) of 256 positions
 :data:`RECIPE`, and converted to 8,192 tokens. The first 8,192 tokens of held-out documents are read in inputs of 256 to 8,192 tokens: the
 same tokens are predicted at every length, only the context differs. Adaptation is the same for every row: the same documents, number of
 tokens and learning rate; the original's, at its own length, is the control that tells context from mere training. Everything that is
-complete in the work folder is used. Writes OUTPUT.json, OUTPUT.md and OUTPUT.svg.
+complete in the work folder is used; the decoders may be measured by two processes (--models), and a run of both then joins their results.
+Writes OUTPUT.json, OUTPUT.md and OUTPUT.svg.
 """
 
 from __future__ import annotations
@@ -165,8 +166,21 @@ class Study:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.work = options, options.work_dir
         self.documents = held_out_documents(self.work, options.documents, LONG)
-        self.file = self.work / f"cells-{options.documents}.json"
-        self.cells: dict[str, list[float] | None] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        training = (options.steps, options.learning_rate, options.transfer_steps, options.transfer_learning_rate, options.seed)
+        self.training = "-".join(f"{value:g}" for value in training)
+        self.cells: dict[str, dict[str, list[float] | None]] = {}
+        for name in options.models:
+            file = self.file(name)
+            self.cells[name] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def file(self, architecture: str) -> Path:
+        """The measured cells of a decoder; one file each, which two processes do not share."""
+        path: Path = self.work / f"cells-{self.options.documents}-{architecture}.json"
+        return path
+
+    def key(self, row: Row, adapted: bool, length: int) -> str:
+        """The name of a cell, which other settings of the adaptation do not share."""
+        return f"{row.name}{f', adapted {self.training}' if adapted else ''}: {length}"
 
     def run(self) -> None:
         """Everything that is missing: first all rows as converted, then those that are adapted."""
@@ -190,7 +204,7 @@ class Study:
         """Trained at 8,192 tokens; the original at its own length. The hybrid's features are first distilled from the original's attention
         at its own length, the only one at which it is a teacher."""
         options, name = self.options, f"{architecture}-{slug(row.name)}"
-        folder: Path = self.work / f"adapted-{options.steps}-{options.learning_rate:g}"
+        folder: Path = self.work / f"adapted-{self.training}"
         folder.mkdir(exist_ok=True)
         text = write_long_documents(self.work / f"train-{LONG}.jsonl", 4 * LONG, 4_000_000, options.seed)
         if row.settings is not None and row.settings["mechanism"] == "hybrid":
@@ -212,28 +226,30 @@ class Study:
 
     def measure(self, folder: Path, architecture: str, row: Row, adapted: bool) -> None:
         """All lengths of a row; a length that the model has no positions for is None."""
-        wanted = [length for length in LENGTHS if key(architecture, row, adapted, length) not in self.cells]
+        cells = self.cells[architecture]
+        wanted = [length for length in LENGTHS if self.key(row, adapted, length) not in cells]
         if not wanted:
             return
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         for length in wanted:
             losses = losses_at(model, self.documents, length) if readable(AutoConfig.from_pretrained(folder), length) else None
-            self.cells[key(architecture, row, adapted, length)] = losses
-            self.file.write_text(json.dumps(self.cells), encoding="utf-8")
+            cells[self.key(row, adapted, length)] = losses
+            self.file(architecture).write_text(json.dumps(cells), encoding="utf-8")
             shown = "no positions" if losses is None else f"{np.mean(losses):.4f}"
-            print(f"{key(architecture, row, adapted, length)}: {shown}", file=sys.stderr, flush=True)
+            print(f"{architecture}: {self.key(row, adapted, length)}: {shown}", file=sys.stderr, flush=True)
 
     def record(self) -> dict[str, Any]:
         """What is stored."""
         options = self.options
         tables: dict[str, list[dict[str, Any]]] = {}
         for architecture in options.models:
-            baseline = self.cells[key(architecture, ROWS[architecture][0], False, SHORT)]
+            found = self.cells[architecture]
+            baseline = found[self.key(ROWS[architecture][0], False, SHORT)]
             assert baseline is not None
             for adapted in (False, True):
                 for row in ROWS[architecture]:
                     if row.adapted or not adapted:
-                        cells = {length: self.cells[key(architecture, row, adapted, length)] for length in LENGTHS}
+                        cells = {length: found[self.key(row, adapted, length)] for length in LENGTHS}
                         entry: dict[str, Any] = {"row": row.name, "adapted": adapted, "settings": row.settings}
                         tables.setdefault(architecture, []).append(
                             entry | {"losses": {str(n): summary(c, baseline) for n, c in cells.items()}}
@@ -273,11 +289,6 @@ def pretrained(work: Path, architecture: str) -> dict[str, Any]:
 def slug(name: str) -> str:
     """A row's name as a folder."""
     return name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
-
-
-def key(architecture: str, row: Row, adapted: bool, length: int) -> str:
-    """The name of a cell."""
-    return f"{architecture}: {row.name}{', adapted' if adapted else ''}: {length}"
 
 
 def markdown(record: dict[str, Any]) -> str:
