@@ -7,7 +7,7 @@ A GPT-2 and a Llama (rotary positions, SwiGLU, grouped queries) of 256 positions
 same tokens are predicted at every length, only the context differs. Adaptation is the same for every row: the same documents, number of
 tokens and learning rate; the original's, at its own length, is the control that tells context from mere training. Everything that is
 complete in the work folder is used; the decoders may be measured by two processes (--models), and a run of both then joins their results.
-Writes OUTPUT.json, OUTPUT.md and OUTPUT.svg.
+Writes OUTPUT.json, OUTPUT.md and OUTPUT.svg; with --measured, of what is measured so far.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=5e-4, help="highest learning rate of the adaptation (default: 5e-4)")
     add("--transfer-steps", type=int, default=12, help="steps of attention distillation before it, for the hybrid's features (default: 12)")
     add("--transfer-learning-rate", type=float, default=2e-2, help="their learning rate (default: 2e-2)")
+    add("--measured", action="store_true", help="train and measure nothing; write the tables of the rows that are complete")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     add("--seed", type=int, default=0, help="seed of pre-training and adaptation")
     add("--output", type=Path, default=Path("docs/results/context"), help="path without suffix (default: docs/results/context)")
@@ -238,17 +239,26 @@ class Study:
             shown = "no positions" if losses is None else f"{np.mean(losses):.4f}"
             print(f"{architecture}: {self.key(row, adapted, length)}: {shown}", file=sys.stderr, flush=True)
 
+    def complete(self, architecture: str, row: Row, adapted: bool) -> bool:
+        """Whether all lengths of a row are measured."""
+        return all(self.key(row, adapted, length) in self.cells[architecture] for length in LENGTHS)
+
     def record(self) -> dict[str, Any]:
-        """What is stored."""
+        """What is stored: the rows that are complete.
+
+        Raises:
+            LongAttentionError: a decoder's original, with which its rows are compared, is not measured.
+        """
         options = self.options
         tables: dict[str, list[dict[str, Any]]] = {}
         for architecture in options.models:
             found = self.cells[architecture]
-            baseline = found[self.key(ROWS[architecture][0], False, SHORT)]
-            assert baseline is not None
+            baseline = found.get(self.key(ROWS[architecture][0], False, SHORT))
+            if baseline is None:
+                raise LongAttentionError(f"the original {NAMES[architecture]} is not measured yet; run the command without --measured")
             for adapted in (False, True):
                 for row in ROWS[architecture]:
-                    if row.adapted or not adapted:
+                    if (row.adapted or not adapted) and self.complete(architecture, row, adapted):
                         cells = {length: found[self.key(row, adapted, length)] for length in LENGTHS}
                         entry: dict[str, Any] = {"row": row.name, "adapted": adapted, "settings": row.settings}
                         tables.setdefault(architecture, []).append(
@@ -355,7 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         prepare_data(InstalledPackages(), options.work_dir)
         study = Study(options)
-        study.run()
+        if not options.measured:
+            study.run()
         record = study.record()
     except LongAttentionError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -71,6 +71,9 @@ def test_a_stopped_pretraining_is_not_exported(
     assert main(["--work-dir", str(work), "--documents", "2", "--output", str(tmp_path / "context")]) == 1
     assert "the pre-training of GPT-2 was stopped; run the same command to resume it" in capsys.readouterr().err
     assert not (work / "gpt2-256").exists()
+    assert main(["--work-dir", str(work), "--documents", "2", "--measured", "--output", str(tmp_path / "context")]) == 1
+    assert "the original GPT-2 is not measured yet" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -101,3 +104,10 @@ def test_the_study_is_one_command_that_resumes(
     capsys.readouterr()
     assert main(arguments) == 0
     assert ": 512:" not in capsys.readouterr().err  # nothing is measured again
+    assert json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["tables"] == record["tables"]
+    file = next(work.glob("cells-2-gpt2.json"))
+    cells = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({name: cell for name, cell in cells.items() if not name.endswith(": 512") or "adapted" not in name}))
+    assert main([*arguments, "--measured"]) == 0
+    part = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["tables"]
+    assert part == {"gpt2": record["tables"]["gpt2"][:2], "llama": record["tables"]["llama"]}
