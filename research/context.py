@@ -63,18 +63,18 @@ class Row:
 ROWS = {
     "gpt2": (
         Row("original"),
-        Row("full attention, copied positions", {"mechanism": "full", "positions": "tile"}, adapted=False),
         Row("window + sinks", SINKS),
         Row("longformer-causal", LONGFORMER),
         Row("hybrid", HYBRID),
+        Row("full attention, copied positions", {"mechanism": "full", "positions": "tile"}, adapted=False),
     ),
     "llama": (
         Row("original"),
-        Row("full attention, YaRN", {"mechanism": "full", "positions": "rope:yarn"}),
-        Row("full attention, interpolated", {"mechanism": "full", "positions": "rope:linear"}, adapted=False),
         Row("window + sinks", {**SINKS, "positions": "rope:none"}),
         Row("longformer-causal", {**LONGFORMER, "positions": "rope:none"}),
         Row("hybrid", {**HYBRID, "positions": "rope:none"}),
+        Row("full attention, YaRN", {"mechanism": "full", "positions": "rope:yarn"}),
+        Row("full attention, interpolated", {"mechanism": "full", "positions": "rope:linear"}, adapted=False),
     ),
 }
 
