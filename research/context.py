@@ -244,13 +244,14 @@ class Study:
         return all(self.key(row, adapted, length) in self.cells[architecture] for length in LENGTHS)
 
     def record(self) -> dict[str, Any]:
-        """What is stored: the rows that are complete.
+        """What is stored: the rows that are complete, and the names of those that are not.
 
         Raises:
             LongAttentionError: a decoder's original, with which its rows are compared, is not measured.
         """
         options = self.options
         tables: dict[str, list[dict[str, Any]]] = {}
+        missing: dict[str, list[str]] = {name: [] for name in options.models}
         for architecture in options.models:
             found = self.cells[architecture]
             baseline = found.get(self.key(ROWS[architecture][0], False, SHORT))
@@ -258,19 +259,21 @@ class Study:
                 raise LongAttentionError(f"the original {NAMES[architecture]} is not measured yet; run the command without --measured")
             for adapted in (False, True):
                 for row in ROWS[architecture]:
-                    if (row.adapted or not adapted) and self.complete(architecture, row, adapted):
-                        cells = {length: found[self.key(row, adapted, length)] for length in LENGTHS}
-                        entry: dict[str, Any] = {"row": row.name, "adapted": adapted, "settings": row.settings}
-                        tables.setdefault(architecture, []).append(
-                            entry | {"losses": {str(n): summary(c, baseline) for n, c in cells.items()}}
-                        )
+                    if adapted and not row.adapted:
+                        continue
+                    entry: dict[str, Any] = {"row": row.name, "adapted": adapted, "settings": row.settings}
+                    if self.complete(architecture, row, adapted):
+                        cells = {str(length): summary(found[self.key(row, adapted, length)], baseline) for length in LENGTHS}
+                        tables.setdefault(architecture, []).append(entry | {"losses": cells})
+                    else:
+                        missing[architecture].append(title(entry))
         about = {
             **machine(), "documents": len(self.documents), "tokens": int(self.documents.size), "dtype": "bf16 autocast",
             "adaptation": {"steps": options.steps, "tokens_per_step": LONG, "learning_rate": options.learning_rate},
             "distillation_of_hybrid": {"steps": options.transfer_steps, "learning_rate": options.transfer_learning_rate, "tokens": SHORT},
             "pretraining": {name: pretrained(self.work, name) for name in options.models}, "seed": options.seed,
         }  # fmt: skip
-        return {"about": about, "tables": tables}
+        return {"about": about, "tables": tables, "missing": missing}
 
 
 def summary(losses: Sequence[float] | None, baseline: Sequence[float]) -> dict[str, Any] | None:
@@ -311,23 +314,30 @@ def markdown(record: dict[str, Any]) -> str:
             cells = [entry["losses"][str(length)] for length in LENGTHS]
             last = cells[-1] or cells[0]
             away = f"{last['from_original']:+.3f} ± {last['from_original_se']:.3f}"
-            rows.append([entry["row"] + (", adapted" if entry["adapted"] else ""), *map(shown, cells), away])
+            rows.append([title(entry), *map(shown, cells), away])
         header = ["nats per token", *(f"{length:,}" for length in LENGTHS), "longest − original at 256"]
         parts.append(
             f"**{NAMES[architecture]}**, {made['parameters'] / 1e6:.1f} M parameters, {made['tokens'] / 1e6:.1f} M tokens of pre-training "
             f"at {SHORT} positions:\n\n{markdown_table(header, rows)}\n"
         )
+        if record["missing"][architecture]:
+            parts.append(f"Not measured yet: {'; '.join(record['missing'][architecture])}.\n")
     adaptation = about["adaptation"]
     return (
         "\n".join(parts) + f"\n*n = {about['documents']} held-out documents of {LONG:,} tokens; adaptation: {adaptation['steps']} steps of "
-        f"{adaptation['tokens_per_step']:,} tokens; {about['processor']}, {about['threads']} thread, torch {about['torch']}, "
-        f"{about['date']}*\n"
+        f"{adaptation['tokens_per_step']:,} tokens; ± standard error of the difference over documents; {about['processor']}, "
+        f"{about['threads']} thread, torch {about['torch']}, {about['date']}*\n"
     )
+
+
+def title(entry: dict[str, Any]) -> str:
+    """The name of a row with what was done to it."""
+    return f"{entry['row']}{', adapted' if entry['adapted'] else ''}"
 
 
 def shown(cell: dict[str, Any] | None) -> str:
     """A loss in a table."""
-    return "–" if cell is None else f"{cell['loss']:.2f}"
+    return "–" if cell is None else f"{cell['loss']:.3f}"
 
 
 def plot(record: dict[str, Any], path: Path) -> Path:
@@ -340,16 +350,20 @@ def plot(record: dict[str, Any], path: Path) -> Path:
             for entry in table:
                 points = [(length, entry["losses"][str(length)]) for length in LENGTHS]
                 line = [(length, cell["loss"]) for length, cell in points if cell is not None]
-                label = entry["row"] + (", adapted" if entry["adapted"] else "")
                 style: dict[str, Any] = {"linestyle": "-" if entry["adapted"] else "--", "color": colours[entry["row"]]}
                 panel.plot(
-                    *zip(*line, strict=True), marker="o" if entry["adapted"] else "x", markersize=4, linewidth=1.4, label=label, **style
+                    *zip(*line, strict=True),
+                    marker="o" if entry["adapted"] else "x",
+                    markersize=4,
+                    linewidth=1.4,
+                    label=title(entry),
+                    **style,
                 )
             panel.set(
                 xscale="log", xlabel="tokens of an input", ylabel="held-out nats per token", xticks=LENGTHS, title=NAMES[architecture]
             )
-            lowest = min(cell["loss"] for entry in table for cell in entry["losses"].values() if cell is not None)
-            panel.set_ylim(lowest - 0.2, lowest + 3.0)
+            losses = [cell["loss"] for entry in table for cell in entry["losses"].values() if cell is not None]
+            panel.set_ylim(min(losses) - 0.1, min(max(losses), min(losses) + 3.0) + 0.1)
             panel.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}"))
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.grid(alpha=0.3)

@@ -109,5 +109,7 @@ def test_the_study_is_one_command_that_resumes(
     cells = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({name: cell for name, cell in cells.items() if not name.endswith(": 512") or "adapted" not in name}))
     assert main([*arguments, "--measured"]) == 0
-    part = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["tables"]
-    assert part == {"gpt2": record["tables"]["gpt2"][:2], "llama": record["tables"]["llama"]}
+    part = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    assert part["missing"] == {"gpt2": ["hybrid, adapted"], "llama": []}
+    assert "Not measured yet: hybrid, adapted." in output.with_suffix(".md").read_text(encoding="utf-8")
+    assert part["tables"] == {"gpt2": record["tables"]["gpt2"][:2], "llama": record["tables"]["llama"]}
