@@ -67,7 +67,7 @@ class Heart:
         self.store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=silent))
         self.prefix = f"hf_longattn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.lost, self.beat, self.silent = lost, beat, silent
-        self.saving, self.stopped = False, threading.Event()
+        self.saving, self.stopped, self.talking = False, threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
 
     def start(self) -> None:
@@ -80,12 +80,19 @@ class Heart:
         self.thread.join(self.silent)
         self._say(word)
 
+    def tell(self, saving: bool) -> None:
+        """Tell the others at once that this process starts or has ended to write files: if it hangs, they wait for what it told last."""
+        with self.talking:
+            self.saving = saving
+            self._say("saving" if saving else "saved")
+
     def _run(self) -> None:
         others = [rank for rank in range(self.count) if rank != self.rank]
         seen = dict.fromkeys(others, ("", time.monotonic()))
         try:
             for number in itertools.count():
-                self._say(f"saving {number}" if self.saving else str(number))
+                with self.talking:
+                    self._say(f"saving {number}" if self.saving else str(number))
                 for rank in others:
                     word, now = self._word(rank), time.monotonic()
                     if word != seen[rank][0]:
@@ -141,13 +148,12 @@ def saving() -> Iterator[None]:
     """While files are written, which may keep every thread of Python waiting, the others are more patient."""
     heart = _heart
     if heart is not None:
-        heart.saving = True
-        heart._say("saving")
+        heart.tell(True)
     try:
         yield
     finally:
         if heart is not None:
-            heart.saving = False
+            heart.tell(False)
 
 
 @contextmanager

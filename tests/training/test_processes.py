@@ -130,10 +130,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokeniz
     (model / "config.json").write_text(json.dumps({**values, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
     (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
     line = [*LINE.split(), "--model", str(model), "--text", texts, "--validation", str(tmp_path / "held.txt"), "--learning_rate", "1e-2"]
-    line += ["--per_device_eval_batch_size", "1"]  # Trainer's held-out loss is a mean over batches, whatever their lengths
     found = []
     for count in (1, 2):
-        ranks = Ranks(tmp_path / str(count), [*line, "--batch_size", str(4 // count)], count, task="clm")
+        sizes = ["--batch_size", str(4 // count), "--per_device_eval_batch_size", str(2 // count)]
+        ranks = Ranks(tmp_path / str(count), [*line, *sizes], count, task="clm")
         try:
             assert ranks.end() == [0] * count, ranks.said[0].read_text()[-3000:]
         finally:
