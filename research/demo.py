@@ -189,8 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
             for name in options.data
         }
         for name, records in sets.items():
-            longest = records[-1]
-            console.print(f"   {name}: {longest['question']}  ({longest['answers']['text'][0]})", markup=False)
+            shown = records[len(records) // 2]
+            console.print(f"   {name}: {shown['question']}  Answer: {shown['answers']['text'][0]}", markup=False)
         answers = score(readers(options, converted, control), sets, "all systems")
         folder = fine_tune(options, converted, out)
         step(4, "Score the fine-tuned model on the same questions")

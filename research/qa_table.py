@@ -76,19 +76,18 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: boo
 
 def summary_markdown(table: dict[str, Any], tokens: int = 1024, metric: str = "exact_match") -> str:
     """Return one table: each system's metric on documents of more than ``tokens`` tokens, a column per group, and the median seconds per
-    document of the longest ones."""
+    document of the first group's longest ones."""
     systems = list(dict.fromkeys(system for rows in table.values() for system in rows))
-    longest = max((name for rows in table.values() for row in rows.values() for name in row if name != ALL), key=_size)
+    timed, first = next(iter(table.items()))
+    longest = max((name for row in first.values() for name in row if name != ALL), key=_size)
     heads = [f"{group} (n={above(next(iter(rows.values())), tokens, metric)[2]})" for group, rows in table.items()]
     lines = [
-        f"| documents over {tokens:,} tokens | " + " | ".join(heads) + f" | seconds, {_pretty(longest)} tokens |",
+        f"| documents over {tokens:,} tokens | " + " | ".join(heads) + f" | seconds, {timed}, {_pretty(longest)} tokens |",
         "|---" * (len(table) + 2) + "|",
     ]
     for system in systems:
         shown = ["–" if system not in rows else "{:.1f} ± {:.1f}".format(*above(rows[system], tokens, metric)) for rows in table.values()]
-        seconds = statistics.median(
-            rows[system][longest]["seconds"] for rows in table.values() if system in rows and longest in rows[system]
-        )
+        seconds = first.get(system, {}).get(longest, {}).get("seconds", 0.0)
         seeds = max(rows[system][ALL]["seeds"] for rows in table.values() if system in rows)
         label = f"{system} ({seeds} seeds)" if seeds > 1 else system
         lines.append(f"| {label} | " + " | ".join(shown) + f" | {f'{seconds:.2f}' if seconds >= 1e-3 else '–'} |")
