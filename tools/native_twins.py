@@ -1,7 +1,7 @@
 """Native twins of every mechanism in every family, docs/results/native_twins.*: which there are, and that they compute the same.
 
     python -m tools.native_twins                        # some minutes
-    python -m tools.native_twins --only bert,llama --output /tmp/twins
+    python -m tools.native_twins --only bert,llama      # these bases; the others stay as they are stored
 
 Models are small and have random weights; mechanisms have the options of tools/native_cases.py, with which one is transformers' where there
 is such an architecture. Every twin is written and compared by `longattn export --format native`, read in an interpreter that has
@@ -209,9 +209,11 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as work:
         found = table(bases, Path(work))
     where = machine()
-    options.output.with_suffix(".json").write_text(
-        json.dumps({"machine": where, "twins": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    path = options.output.with_suffix(".json")
+    stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
+    merged = {mechanism: {**stored.get(mechanism, {}), **row} for mechanism, row in found.items()}
+    found = {mechanism: {base: row[base] for base in FAMILIES if base in row} for mechanism, row in merged.items()}
+    path.write_text(json.dumps({"machine": where, "twins": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     described = f"{where['processor']} with transformers {where['transformers']}"
     options.output.with_suffix(".md").write_text(markdown(found, described), encoding="utf-8")
     return 0
