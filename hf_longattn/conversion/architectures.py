@@ -322,7 +322,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
     Raises:
         CheckpointError: the config is invalid.
     """
-    held = {_plain(name): header.shape for name, header in tensors.items()}
+    held = {current_name(name): header.shape for name, header in tensors.items()}
 
     def fit(name: str) -> int:
         with refused(f"The source's config makes no valid {name}"), torch.device("meta"):
@@ -339,6 +339,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
     return max(ordered, key=fit)
 
 
-def _plain(name: str) -> str:
+def current_name(name: str) -> str:
+    """A tensor's name in current models; transformers still writes some architectures' LayerNorms under the first checkpoints' names."""
     stem, dot, last = name.rpartition(".")
     return f"{stem}{dot}{OLD_NAMES.get(last, last) if stem.endswith('LayerNorm') else last}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..hub import write_model_card
-from .architectures import Architecture, read_long, refused
+from .architectures import Architecture, current_name, read_long, refused
 from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
 from .long_models.base import CONVERTERS, CheckpointConverter, Probe, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
@@ -33,6 +33,7 @@ NATIVE_REPORT = "native_report.json"
 SHORT = 24
 """Tokens of the short input."""
 GENERATED = 12
+NO_SUCH_TENSOR = "the stock class has no such tensor"
 FLOPS = 5e11
 """Arithmetic of one pass over the long input: some seconds on two cores."""
 
@@ -86,13 +87,15 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     tensors, found, renamings = [], set(), {}
     for name in source.tensors:
-        renamings[name] = twin.rename(name, model)
+        renamings[name] = twin.rename(current_name(name), model)
         for renaming in renamings[name]:
             planned, key = _planned(source, name, renaming, expected, skeleton)
             tensors.append(planned)
             found.add(key)
     tied = {*(skeleton.all_tied_weights_keys or ()), *(long_skeleton.all_tied_weights_keys or ())}
     added = twin.added(model)
+    if twin.stock(model) == model.base:
+        _keep_saved_names(tensors, found, {name: shape for name, shape in expected.items() if name not in tied})
     for name, shape in expected.items():
         key = next((one for one in added if model_key(one, expected, skeleton) == name), None)
         if name not in found and key is not None:
@@ -116,6 +119,18 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         note=choice.note,
         renamings=renamings,
     )
+
+
+def _keep_saved_names(tensors: list[TensorPlan], found: set[str | None], missing: Mapping[str, tuple[int, ...]]) -> None:
+    """Keep tensors that transformers saves under other names than the model has (GPT-NeoX's embed_out), which the base reads as well."""
+    for index, one in enumerate(tensors):
+        if one.reason != NO_SUCH_TENSOR:
+            continue
+        kind, shape = one.name.rpartition(".")[2], one.old_shape
+        name = next((name for name in missing if name not in found and missing[name] == shape and name.endswith(kind)), None)
+        if name is not None:
+            tensors[index] = TensorPlan(one.name, "kept", one.dtype, shape, shape, one.header)
+            found.add(name)
 
 
 def _required(choice: TwinChoice, name: str) -> NativeTwin:
@@ -146,7 +161,7 @@ def _planned(
     if renaming.change is not None:
         shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
     if key is None:
-        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason="the stock class has no such tensor"), None
+        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=NO_SUCH_TENSOR), None
     if expected[key] != shape:
         raise ExportError(f"Tensor {name!r} of {source.name!r} would have the shape {shape}, but the native twin needs {expected[key]}.")
     action = "changed" if renaming.change is not None else "renamed" if renaming.target != name else "kept"
@@ -321,7 +336,7 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     why_not = _why_no_gradients(plan, scratch)
 
     def run(model: Any) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list[tuple[Tensor, list[Tensor]]]]:
-        found = {} if why_not else gradients(model, step.inputs, step)
+        found = {} if why_not else _with_tied(model, gradients(model, step.inputs, step))
         outputs, tokens = [], []
         for _, probe in probes:
             _as_configured(model)
@@ -364,6 +379,12 @@ def _compared(length: int, probe: Probe, expected: dict[str, Tensor], found: dic
     named = [one for one in sorted(expected.keys() & found.keys()) if "hidden_states[" not in one]
     detail = f"{', '.join([*named, 'all hidden states'])}: largest difference"
     return equality(name, f"{detail} {worst:.1e} ({where})", most, {"length": length, "max_abs_difference": worst})
+
+
+def _with_tied(model: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients under all names of every parameter: which one comes first differs between architectures with tied weights."""
+    of = {id(parameter): found[name] for name, parameter in model.named_parameters() if name in found}
+    return {name: of[id(one)] for name, one in model.named_parameters(remove_duplicate=False) if id(one) in of}
 
 
 def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
