@@ -184,10 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
         converted, control = convert(options, out)
         step(2, "Score on long documents from packages that no training ever saw, before any training")
         _, tokenizer = load_qa_model(options.model)
-        sets = {
-            name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths, limit=8 * options.per_length)
-            for name in options.data
-        }
+        sets = {name: evaluation_set(name, tokenizer, per_length=options.per_length, lengths=options.lengths) for name in options.data}
         for name, records in sets.items():
             shown = records[len(records) // 2]
             console.print(f"   {name}: {shown['question']}  Answer: {shown['answers']['text'][0]}", markup=False)

@@ -148,7 +148,6 @@ def evaluation_set(
     per_length: int = 100,
     lengths: Sequence[int] = (480, 1024, 2048, 4096, 8192),
     seed: int = 0,
-    limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return evaluation records, the same for the same arguments.
 
@@ -159,7 +158,6 @@ def evaluation_set(
         per_length: most questions per length bucket (code, files) or length (lookup; half one hop, half two).
         lengths: of lookup documents, in tokens.
         seed: of the choice.
-        limit: choose from the first questions about code, so many; default: from all, which takes minutes to find.
     """
     if name == "lookup":
         documents = max(1, per_length // 4)
@@ -167,7 +165,7 @@ def evaluation_set(
             split, tokenizer, lengths=lengths, documents=documents, questions_per_document=4, seed=seed
         ).to_list()
     if name in TASKS:
-        data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100), seed=seed, limit=limit)
+        data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100), seed=seed)
     else:
         data = load_qa(name, split).to_list()
         for record in data:
