@@ -73,12 +73,13 @@ class NSAOptions(Options):
     hidden: int | None = option(None, "units in the hidden layer of φ; none uses the head size", "units", least=1, most=65536)
 
     def check(self) -> None:
-        for name, size in (("compress_size", self.compress_size), ("block_size", self.block_size)):
-            if size % self.compress_stride:
-                raise OptionError(
-                    f"Option {name!r} of mechanism 'nsa' is {size}, but must be a multiple of compress_stride={self.compress_stride}; "
-                    f"for example {name}={self.compress_stride * max(1, size // self.compress_stride)}."
-                )
+        common = math.gcd(self.compress_size, self.block_size)
+        if common % self.compress_stride:
+            fitting = max(one for one in range(1, min(self.compress_stride, common) + 1) if common % one == 0)
+            raise OptionError(
+                f"Option 'compress_stride' of mechanism 'nsa' is {self.compress_stride}, but must divide "
+                f"compress_size={self.compress_size} and block_size={self.block_size}; for example compress_stride={fitting}."
+            )
         if self.num_blocks < self.initial_blocks + self.local_blocks:
             raise OptionError(
                 f"Option 'num_blocks' of mechanism 'nsa' is {self.num_blocks}, but {self.initial_blocks} initial and {self.local_blocks} "

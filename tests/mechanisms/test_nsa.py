@@ -174,8 +174,11 @@ def test_a_cache_keeps_compressed_keys_and_gives_the_same_tokens() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"compress_size": 10}, "'compress_size' of mechanism 'nsa' is 10, but must be a multiple of compress_stride=4"),
-        ({"block_size": 18}, "'block_size' of mechanism 'nsa' is 18, but must be a multiple of compress_stride=4"),
+        (
+            {"compress_size": 10},
+            "'compress_stride' of mechanism 'nsa' is 4, but must divide compress_size=10 and block_size=16; for example compress_stride=2",
+        ),
+        ({"block_size": 18}, "is 4, but must divide compress_size=8 and block_size=18; for example compress_stride=2"),
         ({"num_blocks": 2}, "'num_blocks' of mechanism 'nsa' is 2, but 1 initial and 2 local blocks are always selected"),
         ({"local_blocks": 0}, "'local_blocks' of mechanism 'nsa' is 0, but must be at least 1"),
     ],

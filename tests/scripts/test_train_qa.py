@@ -25,7 +25,7 @@ def test_mistakes_are_one_sentence(script: ModuleType, tmp_path: Path, capsys: p
     assert script.main(["--config", str(recipe)]) == 1
     assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
     assert script.main(["--config", str(tmp_path / "none.yaml")]) == 1
-    assert "cannot be read" in capsys.readouterr().err
+    assert "none.yaml does not exist; give a YAML file" in capsys.readouterr().err
     assert script.main(["--model", str(tmp_path), "--output", str(tmp_path / "o"), "--data", "program"]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
 

@@ -100,4 +100,4 @@ def test_the_method_may_be_set_in_a_recipe(tmp_path: Path, capfd: pytest.Capture
     assert distill(["--config", str(recipe)]) == 1
     assert "Did you mean 'temperature'?" in capfd.readouterr().err
     assert distill(["--config", str(tmp_path / "none.yaml")]) == 1
-    assert "cannot be read" in capfd.readouterr().err
+    assert "none.yaml does not exist; give a YAML file" in capfd.readouterr().err
