@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--output", default="demo_output", help="folder for models, tables, drawing and card (default: demo_output)")
     add("--minutes", type=float, default=1.5, help="minutes of fine-tuning (default: 1.5)")
     add("--data", nargs="+", default=["argument", "base", "lookup"], help="tasks to score (default: argument base lookup)")
-    add("--per-length", type=int, default=12, help="questions per length and data set (default: 12)")
+    add("--per-length", type=int, default=24, help="questions per length and data set (default: 24)")
     add("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="lengths of lookup documents")
     add("--threads", type=int, default=0, help="processor threads (default: torch's)")
     return parser.parse_args(arguments)
