@@ -11,7 +11,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,17 +24,18 @@ from ..errors import CheckpointError, LengthError, LongAttentionError, MissingEx
 from ..mechanisms import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import mechanism_from
-from ..modeling.attention_sites import ON, attention_sites
-from ..modeling.sliding_window import own_windows
+from ..modeling.attention_sites import attention_sites
+from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.token_globals import token_rule
+from ..modeling.validation import known_length
 from ..reading import check_name
+from .flops import with_storage
 from .model_loading import quiet_libraries
 from .pooling import sentence_pooling
 
 DEFAULT_LENGTH, SHORTEST = 2048, 8
 LONGEST = 32_768
 """Tokens; the audit compares N×N bits per layer."""
-PROBES = 3
 POOLED_PROBES = 16
 REPLACEMENTS = 2
 WORDS = 2000
@@ -61,7 +62,7 @@ class StageReach:
     """One layer, or the output, against the config.
 
     stage: "layer 1", "output" or "embedding".
-    mechanism: what the config says; empty for a stage behind several layers.
+    mechanism: what the config says; empty for what follows several layers.
     declared, measured: how many tokens back and ahead an output can depend on, of those tried, and did.
     beyond: how many outputs changed that must not.
     unreached: distances (from, to), negative ahead, at which outputs should have changed and none did.
@@ -167,7 +168,7 @@ def audit_reach(
         raise OptionError(f"tolerance is {tolerance}, but it is a share of the largest change: from 0 to less than 1, for example 0.01.")
     loaded, config, name = _opened(model, onnx is None and url is None, attn_implementation, revision, token)
     tokenizer = None if isinstance(model, nn.Module) and not Path(name).is_dir() else _tokenizer(name, revision, token)
-    longest = _longest(config, tokenizer)
+    longest = known_length(config, tokenizer)
     most = min(longest or LONGEST, LONGEST)
     wanted = (most if url is not None else min(most, DEFAULT_LENGTH)) if length is None else length
     if not SHORTEST <= wanted <= most:
@@ -193,8 +194,8 @@ def _opened(
     from transformers import AutoConfig, AutoModel
 
     if isinstance(model, nn.Module):
-        base: Any = model
-        return model, base.config, str(getattr(base.config, "name_or_path", "")) or type(model).__name__
+        config: Any = model.config
+        return model, config, str(getattr(config, "name_or_path", "")) or type(model).__name__
     name = str(model)
     check_name(name)
     if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
@@ -220,13 +221,6 @@ def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> Any
         return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _longest(config: Any, tokenizer: Any | None) -> int | None:
-    """The most tokens that a model takes, special ones included; ``None`` if nothing says so."""
-    lengths = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
-    known = [one for one in lengths if isinstance(one, int) and 0 < one < 10**9]
-    return min(known) if known else None
 
 
 def _special_ids(config: Any, tokenizer: Any | None) -> set[int]:
@@ -274,11 +268,11 @@ def declared_layers(config: Any, ids: Tensor, leading: int = 0, trailing: int = 
     leading, trailing: how many special tokens stand before and after them; they are counted, but not told apart.
     """
     length = leading + len(ids) + trailing
-    found = _long_layers(config) if getattr(config, "long_attention", None) is not None else _stock_layers(config)
-    mechanisms = [one for one, _ in found if one is not None]
+    ours = getattr(config, "long_attention", None) is not None
+    found = _long_layers(config) if ours else _stock_layers(config)
     rule = None
-    if mechanisms and getattr(config, "long_attention", None) is not None:
-        holder: Any = nn.ModuleList({id(one): one for one in mechanisms}.values())
+    if ours and (mechanisms := {id(one): one for one, _ in found if one is not None}):
+        holder: Any = nn.ModuleList(mechanisms.values())
         holder.config = config
         rule = token_rule(holder)
     row = torch.cat([ids.new_full((leading,), -1), ids, ids.new_full((trailing,), -1)])[None]
@@ -307,15 +301,9 @@ def _long_layers(config: Any) -> list[tuple[Mechanism | None, bool]]:
     """A mechanism with storage, and whether it is causal, for every layer."""
     layers: list[tuple[Mechanism | None, bool]] = []
     for site in _text_sites(config):
-        mechanism: Any = getattr(site.module, ON, None)
-        mechanism = site.mechanism if mechanism is not None else None
-        if not isinstance(mechanism, Mechanism) or mechanism.recursion is not None:
-            layers.append((None, site.decoding))
-            continue
-        sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-        again = type(mechanism)(*sizes, mechanism.options)
-        again.layer = mechanism.layer
-        layers.append((again, site.decoding))
+        mechanism = site.mechanism
+        known = isinstance(mechanism, Mechanism) and mechanism.recursion is None
+        layers.append((with_storage(mechanism) if known else None, site.decoding))
     return layers
 
 
@@ -325,7 +313,7 @@ def _stock_layers(config: Any) -> list[tuple[Mechanism | None, bool]]:
     named = (getattr(config, "architectures", None) or [""])[0]
     causal = [site.decoding for site in sites] or [named.endswith(("ForCausalLM", "LMHeadModel"))] * config.num_hidden_layers
     kinds = config.__dict__.get("layer_types") or []
-    if getattr(config, "attention_type", None) == "block_sparse" or set(kinds) - {"full_attention", "sliding_attention"}:
+    if getattr(config, "attention_type", None) == "block_sparse" or set(kinds) - {FULL, SLIDING}:
         return [(None, one) for one in causal]
     widths = getattr(config, "attention_window", None)
     if isinstance(widths, int):
@@ -359,27 +347,23 @@ def _anything(length: int, causal: bool) -> Declared:
 @torch.no_grad()
 def _visible(mechanism: Mechanism, length: int, causal: bool, chosen: Tensor | None) -> Declared:
     """The pairs of a mechanism: those of its mask if this is its whole definition, else those within its locality."""
-    defaults = {one.name: one.default for one in fields(mechanism.options)}
-    chosen_options = (f"{name}={value}" for name, value in mechanism.options.to_dict().items() if value != defaults.get(name))
-    written = " ".join([mechanism.name, *chosen_options])
+    written = " ".join([mechanism.name, *mechanism.options.changed()])
     pairs = torch.ones(length, length, dtype=torch.bool)
-    certain = isinstance(mechanism, MaskedMechanism) and type(mechanism).dense_weights is MaskedMechanism.dense_weights
-    if certain:
-        assert isinstance(mechanism, MaskedMechanism)
-        call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
-        mod = mechanism.mask_mod(causal, mechanism.resolve_globals(torch.empty(1, 1, length, 1), call))
+    call = AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
+    tokens = mechanism.resolve_globals(torch.empty(1, 1, length, 1), call)
+    masked = isinstance(mechanism, MaskedMechanism) and type(mechanism).dense_weights is MaskedMechanism.dense_weights
+    if isinstance(mechanism, MaskedMechanism) and masked:
+        mod = mechanism.mask_mod(causal, tokens)
         b, h = torch.zeros(1, 1, 1, 1, dtype=torch.long), torch.arange(mechanism.num_heads).view(1, -1, 1, 1)
         columns = torch.arange(length).view(1, 1, 1, -1)
         for start in range(0, length, ROWS):
             rows = torch.arange(start, min(start + ROWS, length)).view(1, 1, -1, 1)
             found = mod(b, h, rows, columns)
             pairs[start : start + rows.numel()] = found.expand(1, -1, rows.numel(), length)[0].any(0)
-    elif (local := mechanism.locality(causal)) is not None and mechanism.resolve_globals(
-        torch.empty(1, 1, length, 1), AttentionCall(causal=causal, global_mask=chosen if mechanism.takes_globals else None)
-    ) is None:
+    elif (local := mechanism.locality(causal)) is not None and tokens is None:
         distance = torch.arange(length)[:, None] - torch.arange(length)
         pairs = (distance <= local.back) & (-distance <= local.ahead)
-    return Declared(written, pairs.tril() if causal else pairs, certain)
+    return Declared(written, pairs.tril() if causal else pairs, masked)
 
 
 # ---- what runs
@@ -555,7 +539,7 @@ def _measure(subject: Subject, ids: Tensor, words: Tensor, generator: torch.Gene
 
 def _spread(length: int) -> list[int]:
     """Positions near both ends, and in the middle."""
-    return sorted({length // 8, length // 2, length - 1 - length // 8})[:PROBES]
+    return sorted({length // 8, length // 2, length - 1 - length // 8})
 
 
 def _next_end(reached: dict[int, bool], length: int) -> int | None:

@@ -127,11 +127,18 @@ def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     return (two - one) // FAR if two - one > FAR * shape.token_bytes // 1000 else 0
 
 
+def with_storage(mechanism: Mechanism) -> Mechanism:
+    """A new mechanism of the same layer with the same options, since the given one may be on the meta device."""
+    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
+    again = type(mechanism)(*sizes, mechanism.options)
+    again.layer = mechanism.layer
+    return again
+
+
 def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
     """The size of the state after one token; it is constant."""
     dtype = DTYPES[shape.element_bytes]
-    sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
-    layer = type(mechanism)(*sizes, mechanism.options).to(dtype)  # a new one, since the given one may be on the meta device
+    layer = with_storage(mechanism).to(dtype)
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
     k = torch.zeros(1, shape.kv_heads, 1, shape.head_dim, dtype=dtype)
     hidden = torch.zeros(1, 1, shape.hidden, dtype=dtype) if layer.takes_hidden_states else None

@@ -16,7 +16,7 @@ from ..errors import ExportError
 from ..hub import write_model_card
 from .architectures import Architecture, current_name, read_long, refused
 from .flops import ModelShape, cost_at, layer_mechanisms, model_shape
-from .long_models.base import CONVERTERS, CheckpointConverter, Probe, WeightRenaming, checkpoint_converters, with_decoder
+from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan, model_key
 from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality, require_passed, seconds, versions
@@ -50,13 +50,7 @@ class TwinPlan(ResultPlan):
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {
-            "source": self.source.name,
-            "long_class": self.architecture.long_class,
-            "class": self.architecture.source_class,
-            "model_type": self.config.model_type,
-            "old_length": self.old_length,
-            "new_length": self.new_length,
-            "positions": self.positions,
+            **self.of_long_model(),
             "warnings": [f"{self.note[0].upper()}{self.note[1:]}."] if self.note else [],
             **self.sizes(),
         }
@@ -294,17 +288,10 @@ def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
     return tuple(dict.fromkeys((min(SHORT, long), min(long, length_from_files(plan)) if from_files else long)))
 
 
-class _AnyProbes(CheckpointConverter):
+class StockProbing(Probing):
     """Inputs for a stock architecture without a converter."""
 
-    model_type = family = ""
     takes_globals = False
-
-    def config_values(self, config: Any) -> dict[str, Any]:
-        return {}
-
-    def attention(self, config: Any, source_class: str) -> Any:
-        raise NotImplementedError
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """Classification by an encoder-decoder reads the end token of every text: exactly one, the last token."""
@@ -322,7 +309,7 @@ class _AnyProbes(CheckpointConverter):
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
     """Texts of at most `length` tokens with padding, and with global tokens where both models take them."""
     checkpoint_converters()
-    converter = CONVERTERS.get(plan.config.model_type) or _AnyProbes()
+    converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
     made = converter.probes(plan.config, plan.architecture.source_class, text, length)
     globals_fit = plan.twin.takes_globals and all(one.takes_globals for one in plan.model.layers)
     shown = [one for one in made if ("global_attention_mask" in one.inputs) <= globals_fit]

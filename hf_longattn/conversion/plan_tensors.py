@@ -242,6 +242,18 @@ class ResultPlan:
         shapes = [shape for tensor in self.tensors for shape in (tensor.old_shape, tensor.new_shape) if shape is not None]
         return max(torch.Size(shape).numel() for shape in shapes)
 
+    def of_long_model(self) -> dict[str, Any]:
+        """What is made of which long model, JSON-serialisable."""
+        return {
+            "source": self.source.name,
+            "long_class": self.architecture.long_class,
+            "class": self.architecture.source_class,
+            "model_type": self.config.model_type,
+            "old_length": self.old_length,
+            "new_length": self.new_length,
+            "positions": self.positions,
+        }
+
     def sizes(self) -> dict[str, Any]:
         """What is kept and changed, JSON-serialisable."""
         return {

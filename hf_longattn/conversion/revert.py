@@ -70,13 +70,7 @@ class RevertPlan(ResultPlan):
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {
-            "source": self.source.name,
-            "long_class": self.architecture.long_class,
-            "class": self.architecture.source_class,
-            "model_type": self.config.model_type,
-            "old_length": self.old_length,
-            "new_length": self.new_length,
-            "positions": self.positions,
+            **self.of_long_model(),
             "length_before_conversion": self.length_before,
             "warnings": list(self.warnings),
             **self.sizes(),

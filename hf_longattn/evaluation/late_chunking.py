@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import LengthError, LongAttentionError
+from ..modeling.validation import known_length
 
 Span = tuple[int, int]
 
@@ -77,7 +77,7 @@ def late_chunks(
         )
     if chunk_tokens < 1:
         raise LongAttentionError(f"chunk_tokens is {chunk_tokens}, but a passage has at least 1 token, for example 256.")
-    longest = _longest(model, tokenizer) if max_length is None else max_length
+    longest = known_length(model.config, tokenizer) if max_length is None else max_length
     fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     if longest is not None and longest - fixed - overlap < 1:
         raise LengthError(
@@ -90,12 +90,6 @@ def late_chunks(
         wanted = list(_even_spans(starts, len(text), chunk_tokens)) if spans is None else list(spans[number])
         found.append([_chunk(text, one, starts, states, normalize, number) for one in wanted])
     return found
-
-
-def _longest(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    known = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-    lengths = [one for one in known if isinstance(one, int) and 0 < one < 10**9]
-    return min(lengths, default=None)
 
 
 @torch.no_grad()

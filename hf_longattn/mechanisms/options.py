@@ -127,6 +127,11 @@ class Options:
         plain = {name: [_plain(one) for one in value] if isinstance(value, tuple) else _plain(value) for name, value in values.items()}
         return {name: value for name, value in plain.items() if name != RELATIVE or value is not None}
 
+    def changed(self) -> list[str]:
+        """``"name=value"`` of the options that are not at their defaults."""
+        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        return [f"{name}={value}" for name, value in self.to_dict().items() if getattr(self, name) != usual[name]]
+
     def is_mask(self) -> bool:
         """Whether a band or a mechanism of parts is nothing but its mask with these options: softmax over the visible keys."""
         return True

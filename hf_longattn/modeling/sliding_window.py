@@ -81,7 +81,7 @@ def foreign_fields(attention: LongAttentionConfig, layers: int, causal: bool, ow
     """The fields ``FOREIGN`` as they describe ``attention`` to serving engines; where they cannot, those that the base has (``own``) say
     full attention."""
     if not causal:
-        found = [_band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
+        found = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
         return {"attention_window": found} if all(found) else {}
     widths = window_widths(attention, layers) or []
     different = {width for width in widths if width is not None}
@@ -103,12 +103,12 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
     return values if not isinstance(own, Mapping) else {**{name: value for name, value in values.items() if name not in FOREIGN}, **own}
 
 
-def _band_around(mechanism: Mechanism) -> int:
-    """The width of the window as transformers' Longformer counts it, beside which it may have global tokens; 0 for anything else."""
-    if isinstance(mechanism, Longformer) and mechanism.relative is None:
-        return 2 * mechanism.pattern(False).left
+def band_around(mechanism: Mechanism) -> int | None:
+    """The width of an encoder layer's window, with or without global tokens, as transformers' Longformer counts it, or ``None``."""
+    if isinstance(mechanism, Longformer):
+        return None if mechanism.relative is not None else 2 * mechanism.pattern(False).left
     band = mechanism.band(False)
-    return 0 if band is None or band[0] == UNBOUNDED else 2 * band[0]
+    return None if band is None or band[0] == UNBOUNDED else 2 * band[0]
 
 
 def _kept(width: int) -> dict[str, Any]:

@@ -13,6 +13,15 @@ from ..errors import LengthError, OptionError, PositionError
 from ..mechanisms.base import Mechanism
 from .family import Family, PositionTable
 
+UNLIMITED = 1 << 30
+"""A tokenizer without a length says 1e30."""
+
+
+def known_length(config: Any, tokenizer: Any | None) -> int | None:
+    """The most tokens of one input, special ones included, by ``max_position_embeddings`` and the tokenizer; ``None`` if neither tells."""
+    lengths = getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)
+    return min((int(one) for one in lengths if one and 0 < one < UNLIMITED), default=None)
+
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The ``input_ids`` or ``inputs_embeds`` of a forward pass."""

@@ -8,9 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.errors import OptionError
-
-UNLIMITED = 1 << 30
-"""A tokenizer without a length says 1e30."""
+from hf_longattn.modeling.validation import known_length
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     positions = PositionRange.of(model)
     if positions is not None:
         return positions.count
-    longest = min(getattr(model.config, "max_position_embeddings", None) or UNLIMITED, tokenizer.model_max_length)
-    if longest >= UNLIMITED:
+    longest = known_length(model.config, tokenizer)
+    if longest is None:
         raise OptionError("neither the model's config nor its tokenizer tells how long an input may be; give --max_length")
-    return int(longest)
+    return longest
 
 
 def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:

@@ -201,7 +201,7 @@ class MeasureFirst(TrainerCallback, ExportableState):
     """Measures a model before its first step, when it is wrapped for its processes, and keeps the result in trainer_state.json.
 
     Before ``Trainer.train``, an evaluation makes accelerate take the model for prepared, and training then leaves DistributedDataParallel
-    out: every process trains a model of its own. FSDP 2 prepares no model without its optimizer.
+    out: every process trains its model alone. FSDP 2 prepares no model without its optimizer.
 
     Args:
         measure: returns what JSON can keep.

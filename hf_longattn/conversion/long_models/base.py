@@ -58,7 +58,33 @@ class Probe:
         return output[own] if output.shape[:2] == own.shape else output
 
 
-class CheckpointConverter(ABC):
+class Probing:
+    """The inputs on which two models are compared."""
+
+    takes_globals: ClassVar[bool] = True
+    """Whether the source's forward takes ``global_attention_mask``."""
+
+    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
+        """Inputs to run both models on: two texts, one of them padded, without and with a global mask."""
+        ids, real = padded_texts(text, length, config.pad_token_id)
+        ids = self.segmented(ids, real, config, source_class)
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        marks = torch.zeros_like(ids)
+        marks[:, :3] = 1
+        marks[0, length // 2] = marks[0, length - 1] = 1
+        if "MultipleChoice" in source_class:  # the two texts are the choices of one example
+            inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
+        found = [Probe("with padding", inputs, real)]
+        if self.takes_globals:
+            found.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
+        return found
+
+    def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
+        """``ids (B, N)`` with the special tokens that a head looks for, such as separators; unchanged by default."""
+        return ids
+
+
+class CheckpointConverter(Probing, ABC):
     """One source architecture; all methods but `probes` run before a tensor is read.
 
     ``config`` is the source's config as transformers' class reads it, with the defaults of values missing in config.json.
@@ -68,8 +94,6 @@ class CheckpointConverter(ABC):
     """transformers' model_type of the source."""
     family: ClassVar[str]
     """The base model type of the result's family, a key of ``FAMILIES``."""
-    takes_globals: ClassVar[bool] = True
-    """Whether the source's forward takes ``global_attention_mask``."""
 
     def recognises(self, source: Source) -> bool:
         """Whether this converter applies to a source; by its model_type unless overridden."""
@@ -110,25 +134,6 @@ class CheckpointConverter(ABC):
         import transformers
 
         return getattr(transformers, source_class), {}
-
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Inputs to run both models on: two texts, one of them padded, without and with a global mask."""
-        ids, real = padded_texts(text, length, config.pad_token_id)
-        ids = self.segmented(ids, real, config, source_class)
-        inputs = {"input_ids": ids, "attention_mask": real.long()}
-        marks = torch.zeros_like(ids)
-        marks[:, :3] = 1
-        marks[0, length // 2] = marks[0, length - 1] = 1
-        if "MultipleChoice" in source_class:  # the two texts are the choices of one example
-            inputs, marks = {name: value[None] for name, value in inputs.items()}, marks[None]
-        found = [Probe("with padding", inputs, real)]
-        if self.takes_globals:
-            found.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
-        return found
-
-    def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """``ids (B, N)`` with the special tokens that a head looks for, such as separators; unchanged by default."""
-        return ids
 
 
 def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) -> tuple[Tensor, Tensor]:

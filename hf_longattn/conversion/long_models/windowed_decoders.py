@@ -5,7 +5,7 @@ A VaultGemma with caps on its scores or logits, as Google's has them, is no Gemm
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
@@ -15,43 +15,44 @@ from .base import CheckpointConverter, WeightRenaming, register_checkpoint_conve
 WINDOWS = ("sliding_window", "layer_types")
 
 
-def layers_of(config: Any) -> LongAttentionConfig:
-    """The mechanisms equal to a config's ``layer_types`` and ``sliding_window``."""
-    window = {"mechanism": "window", "window": config.sliding_window}
-    sliding = [index for index, kind in enumerate(config.layer_types) if kind == SLIDING]
-    if len(sliding) == config.num_hidden_layers:
-        return LongAttentionConfig("window", window=config.sliding_window)
-    return LongAttentionConfig("full", layers=dict.fromkeys(sliding, window))
+class WindowedDecoder(CheckpointConverter):
+    """A decoder whose classes are those of the family's base under another stem."""
+
+    takes_globals = False
+    stem: ClassVar[str]
+    base_stem: ClassVar[str]
+
+    def base_class(self, source_class: str) -> str | None:
+        return source_class.replace(self.stem, self.base_stem, 1) if source_class.startswith(self.stem) else None
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        """The mechanisms equal to ``layer_types`` and ``sliding_window``."""
+        window = {"mechanism": "window", "window": config.sliding_window}
+        sliding = [index for index, kind in enumerate(config.layer_types) if kind == SLIDING]
+        if len(sliding) == config.num_hidden_layers:
+            return LongAttentionConfig("window", window=config.sliding_window)
+        return LongAttentionConfig("full", layers=dict.fromkeys(sliding, window))
 
 
 @register_checkpoint_converter("ministral")
-class MinistralConverter(CheckpointConverter):
+class MinistralConverter(WindowedDecoder):
     """MinistralModel and its heads."""
 
     model_type = "ministral"
     family = "llama"
-    takes_globals = False
-
-    def base_class(self, source_class: str) -> str | None:
-        return source_class.replace("Ministral", "Llama", 1) if source_class.startswith("Ministral") else None
+    stem, base_stem = "Ministral", "Llama"
 
     def config_values(self, config: Any) -> dict[str, Any]:
         return {name: value for name, value in config.to_dict().items() if name not in WINDOWS}
 
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        return layers_of(config)
-
 
 @register_checkpoint_converter("vaultgemma")
-class VaultGemmaConverter(CheckpointConverter):
+class VaultGemmaConverter(WindowedDecoder):
     """VaultGemmaModel and VaultGemmaForCausalLM without caps."""
 
     model_type = "vaultgemma"
     family = "gemma"
-    takes_globals = False
-
-    def base_class(self, source_class: str) -> str | None:
-        return source_class.replace("VaultGemma", "Gemma", 1) if source_class.startswith("VaultGemma") else None
+    stem, base_stem = "VaultGemma", "Gemma"
 
     def config_values(self, config: Any) -> dict[str, Any]:
         scale, caps = config.query_pre_attn_scalar, (config.attn_logit_softcapping, config.final_logit_softcapping)
@@ -62,9 +63,6 @@ class VaultGemmaConverter(CheckpointConverter):
             )
         own = {*WINDOWS, "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"}
         return {**{name: value for name, value in config.to_dict().items() if name not in own}, "hidden_act": config.hidden_activation}
-
-    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
-        return layers_of(config)
 
     def rename(self, name: str, config: Any) -> WeightRenaming:
         return WeightRenaming(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))

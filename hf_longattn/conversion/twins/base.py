@@ -277,8 +277,7 @@ def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
 
 def described(mechanism: Mechanism) -> str:
     """A mechanism with the options that are not its defaults: ``'window' with num_sinks=4``."""
-    default, own = type(mechanism.options)(), mechanism.options.to_dict()
-    changed = [f"{name}={value}" for name, value in own.items() if value != default.to_dict().get(name)]
+    changed = mechanism.options.changed()
     return repr(mechanism.name) + (f" with {', '.join(changed)}" if changed else "")
 
 

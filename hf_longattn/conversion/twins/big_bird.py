@@ -23,7 +23,7 @@ from .encoders import (
     encoder_values,
     head_of,
     leading_rows,
-    mlm_activation,
+    mlm_refusal,
     renamed,
     token_types,
     with_leading,
@@ -84,13 +84,7 @@ class BigBirdTwin(NativeTwin):
     def refusal(self, model: LongModel) -> str | None:
         if (reason := blocks_refusal(model)) is not None or model.base == "big_bird":
             return reason
-        reason = encoder_refusal(model, "BigBird", HEADS)
-        if reason is None and head_of(model) == "MaskedLM" and mlm_activation(model) != self._activation(model):
-            return f"The head of the {model.head} has the activation 'gelu', and BigBird's that of layer 0, {self._activation(model)!r}."
-        return reason
-
-    def _activation(self, model: LongModel) -> str:
-        return str(model.config.activation if model.base == "distilbert" else model.config.hidden_act)
+        return encoder_refusal(model, "BigBird", HEADS) or mlm_refusal(model, "BigBird")
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         if model.base == "big_bird":

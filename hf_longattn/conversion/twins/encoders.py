@@ -121,11 +121,22 @@ def encoder_refusal(model: LongModel, name: str, heads: tuple[str, ...]) -> str 
     return None
 
 
+def layer_activation(model: LongModel) -> str:
+    """The activation in the layers."""
+    return str(model.config.activation if model.base == "distilbert" else model.config.hidden_act)
+
+
 def mlm_activation(model: LongModel) -> str:
     """The activation inside the head for masked tokens."""
-    if model.base == "distilbert":
-        return str(model.config.activation)
-    return str(model.config.hidden_act) if model.base == "bert" else "gelu"
+    return layer_activation(model) if model.base in ("bert", "distilbert") else "gelu"
+
+
+def mlm_refusal(model: LongModel, name: str) -> str | None:
+    """Why the architecture ``name``, whose head for masked tokens has the activation of its layers, has no such head."""
+    own = layer_activation(model)
+    if head_of(model) != "MaskedLM" or mlm_activation(model) == own:
+        return None
+    return f"The head of the {model.head} has the activation {mlm_activation(model)!r}, and {name}'s that of layer 0, {own!r}."
 
 
 def token_types(model: LongModel) -> dict[str, Callable[[tuple[int, ...]], Tensor]]:

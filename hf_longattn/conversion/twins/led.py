@@ -7,10 +7,11 @@ from typing import Any
 
 from ...mechanisms.longformer import Longformer
 from ...mechanisms.window import Window
+from ...modeling.sliding_window import band_around
 from ..long_models.base import WeightRenaming
 from .base import LongModel, NativeTwin, decoder_refusal, register_twin
 from .encoders import with_leading
-from .longformer import NO_GLOBALS, band_width, globals_refusal, window_refusal
+from .longformer import NO_GLOBALS, globals_refusal, window_refusal
 
 ENCODER = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.")
 PROJECTION = {"q": "query", "k": "key", "v": "value"}
@@ -31,9 +32,9 @@ class LED(NativeTwin):
         if model.config.scale_embedding:
             return "The embeddings before layer 0 are scaled (scale_embedding=True), and LED's are not."
         reason = window_refusal(model.layers) or decoder_refusal(model)
-        widest = max((band_width(mechanism) or 0 for mechanism in model.layers), default=0)
+        widest = max((band_around(mechanism) or 0 for mechanism in model.layers), default=0)
         if reason is None and model.length % widest:
-            layer = next(index for index, one in enumerate(model.layers) if band_width(one) == widest)
+            layer = next(index for index, one in enumerate(model.layers) if band_around(one) == widest)
             return (
                 f"Layer {layer} has the widest window, {widest}, which does not "
                 f"divide the {model.length} positions, and LED pads its input to a multiple of it; convert with another --max-length."
@@ -46,7 +47,7 @@ class LED(NativeTwin):
             **model.values(),
             "max_encoder_position_embeddings": config.max_position_embeddings,
             "max_decoder_position_embeddings": config.max_decoder_position_embeddings,
-            "attention_window": [band_width(mechanism) for mechanism in model.layers],
+            "attention_window": [band_around(mechanism) for mechanism in model.layers],
         }
 
     def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:

@@ -6,6 +6,7 @@ layers that ``no_rope_layers`` marks with 0: here none.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from ...mechanisms.window import Window
@@ -25,9 +26,9 @@ class LlamaShaped(NativeTwin):
         reason, backs = band_refusal(model)
         return reason or one_width(backs)[0] or self.unlike(model, backs)
 
+    @abstractmethod
     def unlike(self, model: LongModel, backs: list[int | None]) -> str | None:
         """Why it cannot hold this model, whose windows have one width."""
-        raise NotImplementedError
 
     def backs(self, model: LongModel) -> list[int | None]:
         """How far back each layer sees."""

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...engines.call import UNBOUNDED
 from ...mechanisms import Mechanism
 from ...mechanisms.longformer import Longformer, LongformerOptions
 from ...mechanisms.window import Window
+from ...modeling.sliding_window import band_around
 from ..long_models.base import WeightRenaming
 from .base import LongModel, NativeTwin, described, register_twin
 from .encoders import (
@@ -46,18 +46,10 @@ SEPARATE = re.compile(r"\.long_attention\.separate\.(query|key|value)\.")
 PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)\.")
 
 
-def band_width(mechanism: Mechanism) -> int | None:
-    """The width of a layer's window, as Longformer counts it; ``None`` if it is no window with or without global tokens."""
-    if isinstance(mechanism, Longformer):
-        return None if mechanism.relative is not None else 2 * mechanism.pattern(False).left
-    band = mechanism.band(False)
-    return None if band is None or band[0] == UNBOUNDED else 2 * band[0]
-
-
 def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
     """Why a layer is not a window as Longformer has it."""
     for index, mechanism in enumerate(layers):
-        width = band_width(mechanism)
+        width = band_around(mechanism)
         if width is None:
             return f"Layer {index} has {described(mechanism)}, and every layer of Longformer has a window."
         if not width:
@@ -157,7 +149,7 @@ class LongformerTwin(NativeTwin):
         return {
             **encoder_values(model, self._leading(model), counted=True),
             **own,
-            "attention_window": [band_width(mechanism) for mechanism in model.layers],
+            "attention_window": [band_around(mechanism) for mechanism in model.layers],
             "pad_token_id": self._padding(model),
             "sep_token_id": model.config.eos_token_id if separator is None else separator,
         }

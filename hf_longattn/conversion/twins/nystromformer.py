@@ -24,7 +24,7 @@ from .encoders import (
     encoder_values,
     head_of,
     leading_rows,
-    mlm_activation,
+    mlm_refusal,
     renamed,
     token_types,
     with_leading,
@@ -64,12 +64,7 @@ class NystromformerTwin(NativeTwin):
         reason = self._other_options(model, first)
         if reason is not None or own:
             return reason
-        reason = encoder_refusal(model, "Nyströmformer", HEADS)
-        if reason is None and head_of(model) == "MaskedLM" and mlm_activation(model) != self._activation(model):
-            return (
-                f"The head of the {model.head} has the activation 'gelu', and Nyströmformer's that of layer 0, {self._activation(model)!r}."
-            )
-        return reason
+        return encoder_refusal(model, "Nyströmformer", HEADS) or mlm_refusal(model, "Nyströmformer")
 
     def _other_options(self, model: LongModel, mechanism: Nystrom) -> str | None:
         o = mechanism.options
@@ -93,9 +88,6 @@ class NystromformerTwin(NativeTwin):
         """Whether no text has more tokens than landmarks, so that attention is full."""
         first = model.layers[0]
         return not isinstance(first, Nystrom) or first.options.num_landmarks >= model.length
-
-    def _activation(self, model: LongModel) -> str:
-        return str(model.config.activation if model.base == "distilbert" else model.config.hidden_act)
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         first = model.layers[0]
