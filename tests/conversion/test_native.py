@@ -37,6 +37,13 @@ QUICK: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "llama, one window": ("llama", WINDOW, None, {}, "MistralForCausalLM"),
     "gemma": ("gemma", WINDOW, None, {}, "VaultGemmaForCausalLM"),
     "roberta, longformer": ("roberta", SEPARATE, None, {}, "LongformerForMaskedLM"),
+    "roberta, questions": (
+        "roberta",
+        QUESTION,
+        "RobertaForQuestionAnswering",
+        {},
+        "LongformerForQuestionAnswering",
+    ),
     "bart": ("bart", SEPARATE, None, {}, "LEDForConditionalGeneration"),
     "bert, bigbird": ("bert", BIG_BIRD, None, {}, "BigBirdForMaskedLM"),
     "bert, nystrom": ("bert", {**NYSTROM, "conv_kernel": 5}, None, {}, "NystromformerForMaskedLM"),
@@ -68,9 +75,6 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "xlm-roberta, classes": ("xlm-roberta", CLS, "XLMRobertaForSequenceClassification", {}, "LongformerForSequenceClassification"),
     "bert, classes": ("bert", CLS, "BertForSequenceClassification", {}, "LongformerForSequenceClassification"),
     "bert, tokens": ("bert", WINDOW, "BertForTokenClassification", {}, "LongformerForTokenClassification"),
-    "roberta, questions": (
-        "roberta", QUESTION, "RobertaForQuestionAnswering", {}, "LongformerForQuestionAnswering",
-    ),
     "roberta, choices": (
         "roberta", ANSWER, "RobertaForMultipleChoice", {}, "LongformerForMultipleChoice",
     ),

@@ -22,7 +22,7 @@ NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "aut
 """Settings of the source's attention; some were never used by transformers."""
 GLOBAL_PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)_global\.")
 QUESTION = 16
-"""Position of the first separator in the compared texts."""
+"""Position of the first separator in the compared texts, or a quarter of a shorter text."""
 
 
 @register_checkpoint_converter("longformer")
@@ -57,11 +57,12 @@ class LongformerConverter(CheckpointConverter):
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """A question and a text as the tokenizer formats them: exactly three separators, two of them between the segments."""
-        if not source_class.endswith(("ForQuestionAnswering", "ForMultipleChoice")) or ids.shape[1] < 2 * QUESTION:
+        question = min(QUESTION, ids.shape[1] // 4)
+        if not source_class.endswith(("ForQuestionAnswering", "ForMultipleChoice")) or not question:
             return ids
         ids = ids.masked_fill(ids == config.sep_token_id, config.bos_token_id)
         for row, count in enumerate(real.sum(-1).tolist()):
-            ids[row, [QUESTION, QUESTION + 1, count - 1]] = config.sep_token_id
+            ids[row, [question, question + 1, count - 1]] = config.sep_token_id
         return ids
 
 
