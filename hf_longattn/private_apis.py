@@ -7,6 +7,7 @@ records what it is for and what happens without it: a :class:`BackendError` or, 
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import itertools
 import logging
@@ -84,6 +85,7 @@ PRIVATE_APIS = {
         "bound a length that an exported graph reads from its input",
         "models with global tokens cannot be exported: " + REFUSED,
     ),
+    "scan_in_graph": PrivateApi(("torch:_higher_order_ops.scan",), "write a recurrence over tokens into an exported graph", REFUSED),
     "trace_errors": PrivateApi(
         ("torch:_dynamo.exc.UserError",), "tell an input that is too short to be traced from another error of torch.export", REFUSED
     ),
@@ -244,6 +246,17 @@ def assume_in_graph(condition: Any) -> None:
     if not hasattr(torch, "_check"):
         raise missing("assume_in_graph")
     torch._check(condition)
+
+
+def scan_in_graph(
+    step: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]], first: list[Tensor], inputs: list[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """``state, out = step(state, entries)`` for each entry along axis 0 of ``inputs``: the last state, and every ``out`` along axis 0."""
+    scan = getattr(importlib.import_module("torch._higher_order_ops"), "scan", None)
+    if not callable(scan):
+        raise missing("scan_in_graph")
+    state, out = scan(step, first, inputs)
+    return list(state), out
 
 
 def trace_errors() -> tuple[type[Exception], ...]:

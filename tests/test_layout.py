@@ -46,7 +46,7 @@ CONVERSION = (
     ("plan", "plan_tensors"),
     ("inspection", "writing"),
     ("verify", "verify_outputs"),
-    ("native",),
+    ("native", "decoder_export"),
     ("convert", "revert", "export"),
     ("gguf_export", "audit"),
     ("__init__",),

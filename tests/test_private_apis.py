@@ -151,6 +151,7 @@ USES = {
     "context_parallel": lambda: apis.leave_context_parallelism(__import__("accelerate").Accelerator(cpu=True)),
     "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),
     "assume_in_graph": lambda: apis.assume_in_graph(True),
+    "scan_in_graph": lambda: apis.scan_in_graph(lambda state, entries: (state, entries[0]), [ones], [ones]),
     "trace_errors": apis.trace_errors,
     "tensor_version": lambda: apis.tensor_version(ones),
     "storage_offset": lambda: apis.storage_offset(ones),

@@ -22,6 +22,8 @@ from ..errors import ExportError, nearest
 from ..mechanisms import Mechanism
 from ..private_apis import auto_mapping, trace_errors
 from .architectures import attached_mechanisms
+from .decoder_export import PAST, DecoderGraph, check_decoder
+from .decoder_export import TASK as WITH_PAST
 from .inspection import inspect_checkpoint
 from .model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from .pooling import SentencePooling, sentence_pooling
@@ -40,6 +42,7 @@ TASKS = {
     "token-classification": "AutoModelForTokenClassification",
     "multiple-choice": "AutoModelForMultipleChoice",
     "text-generation": "AutoModelForCausalLM",
+    WITH_PAST: "AutoModelForCausalLM",
     "text2text-generation": "AutoModelForSeq2SeqLM",
 }
 """The Hub's names of tasks, and the Auto class of each."""
@@ -52,6 +55,7 @@ class ExportReport:
     """A finished export.
 
     inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
+    decoding: of a decoder with a cache, its state tensors and how they are initialised.
     """
 
     destination: Path
@@ -66,6 +70,7 @@ class ExportReport:
     files: tuple[str, ...]
     bytes_written: int
     versions: dict[str, str]
+    decoding: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as in export_report.json."""
@@ -87,7 +92,8 @@ def export_checkpoint(
 ) -> ExportReport:
     """Write a long checkpoint as one graph, after comparing it with the model at three lengths.
 
-    Weights are written in float32. A decoder is exported as one pass over a whole text, without a cache. The graph of a
+    Weights are written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``,
+    as one step of generation, which takes and returns what every layer keeps of the text so far. The graph of a
     sentence-transformers model also returns ``sentence_embedding``, pooled and normalised as its modules say, which are copied beside it.
 
     Args:
@@ -122,12 +128,18 @@ def export_checkpoint(
     _check_mechanisms(loaded)
     text, origin = verification_text(None)
     words = VerificationText(text, origin, load_tokenizer(found.source.folder), loaded.config.vocab_size)
-    names = input_names(loaded, words.tokenizer, global_attention_mask)
+    if task == WITH_PAST and global_attention_mask:
+        raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
+    decoder = DecoderGraph(loaded) if task == WITH_PAST else None
+    names = decoder.inputs if decoder is not None else input_names(loaded, words.tokenizer, global_attention_mask)
     with staged_folder(target, needed_bytes=5 * sum(p.numel() for p in loaded.parameters()), overwrite=overwrite) as stage:
         example_of = partial(example_inputs, loaded, names, words, 2)
-        graph = ModelGraph(loaded, sentence_pooling(found.source.card_folder)).eval()
+        graph = (decoder or ModelGraph(loaded, sentence_pooling(found.source.card_folder))).eval()
         outputs, shortest, used = write_graph(graph, example_of, stage / FILES[format], format, found.max_length, opset)
-        checks = check_export(graph, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
+        if isinstance(graph, DecoderGraph):
+            checks = check_decoder(graph, partial(_runner, stage / FILES[format], outputs, format), words, found.max_length)
+        else:
+            checks = check_export(graph, names, outputs, stage / FILES[format], format, words, (shortest, found.max_length))
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}.")
         _copy_sidecars(found.source.folder, stage)
@@ -137,7 +149,7 @@ def export_checkpoint(
         written = sum(path.stat().st_size for path in stage.iterdir())
         report = ExportReport(
             target, format, type(loaded).__name__, names, outputs, shortest, found.max_length, used, tuple(checks), (*files, REPORT),
-            written, versions(*(ONNX_PACKAGES if format == "onnx" else ())),
+            written, versions(*(ONNX_PACKAGES if format == "onnx" else ())), decoding=None if decoder is None else decoder.describe(),
         )  # fmt: skip
         write_json(stage / REPORT, report.to_dict())
     return report
@@ -247,7 +259,12 @@ class ModelGraph(nn.Module):
 
 
 def write_graph(
-    graph: ModelGraph, example_of: Callable[[int], dict[str, Tensor]], file: Path, format: str, max_length: int, opset: int | None
+    graph: ModelGraph | DecoderGraph,
+    example_of: Callable[[int], dict[str, Tensor]],
+    file: Path,
+    format: str,
+    max_length: int,
+    opset: int | None,
 ) -> tuple[tuple[str, ...], int, int | None]:
     """Trace the graph on inputs from ``example_of(length)`` and write it to ``file``, for texts of up to ``max_length`` tokens.
 
@@ -259,13 +276,16 @@ def write_graph(
     """
     with torch.no_grad(), _hushed():
         try:
-            program, example, shortest = _traced(graph, example_of, max_length)
-            outputs = tuple(graph(**example))
+            if isinstance(graph, DecoderGraph):
+                (program, example), shortest, names, outputs = graph.traced(max_length), 1, graph.inputs, graph.outputs
+            else:
+                program, example, shortest = _traced(graph, example_of, max_length)
+                names, outputs = tuple(example), tuple(graph(**example))
             if format == "torch":
                 torch.export.save(program, file)
                 return outputs, shortest, None
             onnx = torch.onnx.export(
-                program, kwargs=example, input_names=list(example), output_names=list(outputs), opset_version=opset, verbose=False
+                program, kwargs=example, input_names=list(names), output_names=list(outputs), opset_version=opset, verbose=False
             )
         except OSError:
             raise
@@ -390,7 +410,7 @@ def check_export(
     limits: tuple[int, int],
 ) -> list[Check]:
     """Compare the graph in ``file`` with the model for each of ``SHAPES``."""
-    run = _onnx_runner(file, outputs) if format == "onnx" else _torch_runner(file)
+    run = _runner(file, outputs, format)
     compared: list[Check] = []
     for batch, length in SHAPES:
         if length < limits[0] and compared:
@@ -419,9 +439,19 @@ def _compare(graph: nn.Module, run: Runner, inputs: dict[str, Tensor]) -> Check:
     return Check("equal to the model", status, detail, {"batch": batch, "length": length, "difference": worst})
 
 
-def _torch_runner(file: Path) -> Runner:
-    program: Callable[..., dict[str, Tensor]] = torch.export.load(file).module()
-    return lambda inputs: program(**inputs)
+def _runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
+    return _onnx_runner(file, outputs) if format == "onnx" else _torch_runner(file, outputs)
+
+
+def _torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
+    program: Callable[..., Any] = torch.export.load(file).module()
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        past = [value for name, value in inputs.items() if name.startswith(PAST)]
+        found = program(**{name: value for name, value in inputs.items() if not name.startswith(PAST)}, **({"past": past} if past else {}))
+        return found if isinstance(found, dict) else dict(zip(outputs, found, strict=True))
+
+    return run
 
 
 def _onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:

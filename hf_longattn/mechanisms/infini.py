@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engines.batch import in_graph
 from ..engines.call import AttentionCall, State
 from ..engines.dense import dense_attention, index_grid, masked_softmax, repeat_heads, same_dtype, wide
 from .base import Mechanism, drop_keys, normalised, pad_queries, visible_to_all
@@ -167,7 +168,7 @@ class Infini(Mechanism):
         local = segments.attend(q, call.replace(dropout=0.0))
         memory, norm = state["memory"], state["norm"]
         out = self._mixed(q, local, memory, norm)
-        if bool(segments.crossed.any()):
+        if in_graph() or bool(segments.crossed.any()):
             with torch.autocast(k.device.type, enabled=False):
                 keys = elu_plus_one(wide(segments.keys[:, :, :size])) * segments.real[:, None, :size, None]
                 later = memory + self._written(keys, segments.values[:, :, :size].to(memory.dtype), memory, norm)

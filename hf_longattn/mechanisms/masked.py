@@ -70,7 +70,7 @@ class MaskedMechanism(Mechanism):
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor) -> Tensor:
         """Which kept keys each query sees, ``(B, H or 1, Nq, S)`` bool."""
-        b = torch.arange(len(q_positions), device=q_positions.device).view(-1, 1, 1, 1)
+        b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
         return self.mask_mod(True, None)(b, h, rows, columns) & (columns <= rows) & real[:, None, None, :]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..engines.batch import in_graph
 from ..engines.call import AttentionCall, ScoreMod, State
 from ..engines.dense import dense_attention
 from ..positions.relative import RelativePositions
@@ -40,7 +41,7 @@ class TwoSegments(NamedTuple):
     def attend(self, q: Tensor, call: AttentionCall, relative: RelativePositions | None = None) -> Tensor:
         """Causal softmax attention of the new tokens' queries ``q (B, H, n, D)`` within their segments."""
         size = self.real.shape[1] // 2
-        used = self.real.shape[1] if bool(self.crossed.any()) else size
+        used = self.real.shape[1] if in_graph() or bool(self.crossed.any()) else size
         score_mod: ScoreMod | None = None
         if relative is not None:
             distance = self.positions[:, :, None] - torch.arange(used, device=q.device)
@@ -60,7 +61,7 @@ class TwoSegments(NamedTuple):
         return {
             "keys": torch.where(over, self.keys[:, :, size:], self.keys[:, :, :size]),
             "values": torch.where(over, self.values[:, :, size:], self.values[:, :, :size]),
-            "real": torch.where(crossed[:, None], self.real[:, size:], self.real[:, :size]),
+            "real": (self.real[:, size:] & crossed[:, None]) | (self.real[:, :size] & ~crossed[:, None]),  # as onnxruntime can, too
             "filled": torch.where(crossed, self.filled - size, self.filled),
         }
 

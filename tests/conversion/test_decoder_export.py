@@ -1,0 +1,200 @@
+"""A decoder as one graph with a cache: it generates what the model generates, from states whose size the report tells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn.cli import main
+from hf_longattn.conversion import decoder_export
+from hf_longattn.conversion.decoder_export import TASK
+from hf_longattn.errors import ExportError
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.memory.graph_cache import KeysLayer
+from tests.reference.small_models import CAUSAL, LANGUAGE_MODELS, long_model, tokens
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+LENGTH = 256
+WINDOW: dict[str, Any] = {"mechanism": "window", "window": 32}
+LINEAR: dict[str, Any] = {"mechanism": "linear"}
+CONSTANT = ("cosformer", "delta", "hedgehog", "hybrid", "infini", "linear", "performer", "taylor")
+"""Mechanisms with a state of constant size."""
+KEYS = ("adaptive_span", "fixed", "full", "shifted_window", "top_k", "transformer_xl", "window")
+"""Mechanisms that keep keys, some or all."""
+
+
+def saved(folder: Path, base: str, long_attention: dict[str, Any], **changes: Any) -> Path:
+    changes = {"max_position_embeddings": LENGTH, "num_hidden_layers": 2, **changes}
+    long_model(base, LANGUAGE_MODELS[base], long_attention, **changes).save_pretrained(folder)
+    return folder
+
+
+def model_of(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+class Reader:
+    """A program that knows nothing but the report and the graph."""
+
+    def __init__(self, folder: Path, batch: int = 1) -> None:
+        self.report = json.loads((folder / "export_report.json").read_text())
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+        self.tensors = self.report["decoding"]["state"]
+        self.state = {
+            one["input"]: np.zeros([{"batch": batch, "past": 0}.get(size, size) for size in one["shape"]], one["dtype"])
+            for one in self.tensors
+        }
+
+    def read(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "position_ids": positions.numpy(), **self.state}
+        taken = {one.name for one in self.session.get_inputs()}
+        logits, *after = self.session.run(None, {name: value for name, value in given.items() if name in taken})
+        self.state = {one["input"]: value for one, value in zip(self.tensors, after, strict=True)}
+        return torch.from_numpy(logits)
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        return {name: value.shape for name, value in self.state.items()}
+
+
+def generated(reader: Reader, prompt: torch.Tensor, count: int, columns: int | None) -> tuple[list[int], list[dict[str, tuple[int, ...]]]]:
+    """Tokens chosen greedily, and the sizes of the state after each step; only the last ``columns`` past columns of the mask are given."""
+    chosen: list[int] = []
+    sizes: list[dict[str, tuple[int, ...]]] = []
+    ids, seen = prompt, 0
+    for _ in range(count):
+        before = seen if columns is None else min(seen, columns)
+        mask = torch.ones(1, before + ids.shape[1], dtype=torch.long)
+        logits = reader.read(ids, mask, torch.arange(seen, seen + ids.shape[1])[None])
+        seen += ids.shape[1]
+        sizes.append(reader.sizes())
+        chosen.append(int(logits[0, -1].argmax()))
+        ids = torch.tensor([chosen[-1:]])
+    return chosen, sizes
+
+
+def check(folder: Path, out: Path, prompt: int = 50, count: int = 20) -> Reader:
+    """Export, and generate as ``model.generate`` does; returns the reader after that."""
+    report = export_checkpoint(folder, out, task=TASK)
+    assert [one.status for one in report.checks] == ["passed"] * 3
+    model, ids = model_of(folder), tokens(1, prompt)
+    wanted = model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0, prompt:].tolist()
+    reader = Reader(out)
+    chosen, sizes = generated(reader, ids, count, reader.report["decoding"]["mask_columns"])
+    assert chosen == wanted
+    bounded = {one["input"] for one in reader.tensors if "past" not in one["shape"] or one["longest_past"] is not None}
+    for name in bounded:
+        assert len({step[name] for step in sizes}) == 1, f"{name} grew past the window"
+    return reader
+
+
+def test_llama_with_windows_generates_in_constant_memory(tmp_path: Path) -> None:
+    reader = check(saved(tmp_path / "long", "llama", WINDOW), tmp_path / "graph")
+    assert reader.report["inputs"][:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert reader.report["inputs"][3:] == [f"past_key_values.{layer}.{name}" for layer in range(2) for name in ("key", "value")]
+    assert reader.report["outputs"] == ["logits", *(name.replace("past_key_values", "present") for name in reader.report["inputs"][3:])]
+    assert set(reader.sizes().values()) == {(1, 2, 31, 16)}
+    assert reader.report["decoding"]["mask_columns"] == 31
+
+
+def test_gpt2_with_linear_attention_generates_from_a_state(tmp_path: Path) -> None:
+    reader = check(saved(tmp_path / "long", "gpt2", LINEAR), tmp_path / "graph")
+    assert reader.report["decoding"]["mask_columns"] == 0
+    assert [one["input"] for one in reader.tensors] == [f"past_key_values.{layer}.{name}" for layer in range(2) for name in ("kv", "z")]
+
+
+@pytest.mark.slow
+def test_layers_may_differ_and_rows_may_start_at_different_times(tmp_path: Path) -> None:
+    layers = {1: {"mechanism": "linear"}, 2: {"mechanism": "full"}, 3: {"window": 16, "num_sinks": 3}}
+    folder = saved(tmp_path / "long", "llama", {**WINDOW, "layers": layers}, num_hidden_layers=4)
+    reader = check(folder, tmp_path / "graph")
+    assert reader.report["decoding"]["mask_columns"] is None
+    assert reader.sizes()["past_key_values.2.key"] == (1, 2, 69, 16)
+    assert reader.sizes()["past_key_values.3.key"] == (1, 2, 18, 16)
+
+    ids, mask = tokens(3, 60), torch.ones(3, 60, dtype=torch.long)
+    mask[1, :41], mask[2, :7] = 0, 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        wanted = model_of(folder)(ids, attention_mask=mask, position_ids=positions).logits
+    reader, at = Reader(tmp_path / "graph", batch=3), 0
+    for count in (30, 1, 1, 20, 1, 7):
+        here = slice(at, at + count)
+        found = reader.read(ids[:, here], mask[:, : here.stop], positions[:, here].contiguous())
+        real = mask[:, here].bool()
+        assert (found - wanted[:, here])[real].abs().max() < 1e-3
+        at += count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [WINDOW, LINEAR], ids=["window", "linear"])
+@pytest.mark.parametrize("base", CAUSAL)
+def test_every_decoder_family(base: str, attention: dict[str, Any], tmp_path: Path) -> None:
+    if base == "gemma2" and attention is LINEAR:
+        pytest.skip("it bounds its scores, and linear attention has none")
+    check(saved(tmp_path / "long", base, attention), tmp_path / "graph")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", list_mechanisms(causal=True))
+def test_every_mechanism_has_a_graph_with_a_cache_or_a_sentence(mechanism: str, tmp_path: Path) -> None:
+    own = {"cosformer": {"max_length": LENGTH}, "synthesizer": {"max_length": LENGTH}, "infini": {"segment_length": 24}}.get(mechanism, {})
+    chosen = {"mechanism": mechanism, **mechanism_class(mechanism).sample, **own}
+    folder = saved(tmp_path / "long", "llama", chosen, num_hidden_layers=1)
+    if mechanism in CONSTANT or mechanism in KEYS:
+        reader = check(folder, tmp_path / "graph")
+        assert all("past" not in one["shape"] for one in reader.tensors) == (mechanism in CONSTANT)
+        return
+    with pytest.raises(ExportError, match=f"Mechanism '{mechanism}' .*(for example window or linear|these can be exported)"):
+        export_checkpoint(folder, tmp_path / "graph", task=TASK)
+    assert not (tmp_path / "graph").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"num_sinks": 4}, {"relative": "alibi"}, {"dilation": 2}, {"window": 2}, {"num_sinks": 2, "relative": "shaw:clip=8"}]
+)
+def test_windows_with_options(options: dict[str, Any], tmp_path: Path) -> None:
+    check(saved(tmp_path / "long", "llama", {**WINDOW, **options}), tmp_path / "graph")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [WINDOW, LINEAR], ids=["window", "linear"])
+def test_a_program_of_torch_export(attention: dict[str, Any], tmp_path: Path) -> None:
+    report = export_checkpoint(saved(tmp_path / "long", "llama", attention), tmp_path / "graph", task=TASK, format="torch")
+    assert [one.status for one in report.checks] == ["passed"] * 3
+
+
+def test_what_has_no_cache_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    for base, head, attention, sentence in (
+        ("llama", "LlamaForCausalLM", {"mechanism": "nsa"}, "Mechanism 'nsa' with these options chooses among all past keys"),
+        ("llama", "LlamaForCausalLM", {"mechanism": "recurrent_memory"}, "Mechanism 'recurrent_memory'"),
+        ("bert", "BertLMHeadModel", WINDOW, "LongBertLMHeadModel is not a decoder alone"),
+    ):
+        folder = tmp_path / base / attention["mechanism"]
+        long_model(base, head, attention, num_hidden_layers=1).save_pretrained(folder)
+        with pytest.raises(ExportError, match=sentence):
+            export_checkpoint(folder, tmp_path / "graph", task=TASK)
+    with pytest.raises(ExportError, match="has no global tokens; leave global_attention_mask"):
+        export_checkpoint(tmp_path / "llama" / "nsa", tmp_path / "graph", task=TASK, global_attention_mask=True)
+    assert not (tmp_path / "graph").exists()
+
+
+def test_a_graph_that_generates_something_else_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "long", "gpt2", WINDOW, num_hidden_layers=1)
+    monkeypatch.setattr(decoder_export, "graph_layer", lambda tensors, mechanism, state, before: KeysLayer(state, before, 20))
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), str(tmp_path / "graph"), "--task", TASK])
+    assert "differs from the model, so nothing was kept" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "graph").exists()
