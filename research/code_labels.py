@@ -309,7 +309,7 @@ class _Excerpt:
         return True
 
     def need(self, asked: Call | tuple[Class, Import, int]) -> None:
-        """Keep what a question needs, if there is room for it."""
+        """Keep what a question needs, if it fits."""
         file = self.file
         if isinstance(asked, Call):
             stretches = [(asked.start, asked.end)]

@@ -362,8 +362,8 @@ def _training_data(
             lengths = (args.code_lengths[0], args.code_lengths[1])
             sources[name] = Code(files, Names(files), pack=args.pack, base=args.base_share, tokens=lengths)
         else:
-            room = form.max_length - form.max_question_tokens - 3
-            sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or room, room), args.pack)
+            most = form.max_length - form.max_question_tokens - 3
+            sources[Path(name).stem] = Records(read_records(name), min(args.max_tokens or most, most), args.pack)
     shares = args.shares or [1.0] * len(sources)
     return QAStream(tokenizer, form, sources, shares, tokens_per_group=args.tokens_per_step, seed=training_args.seed)
 

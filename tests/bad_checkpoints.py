@@ -78,7 +78,7 @@ INDICES: Cases = {
 def big(source: Path) -> None:
     with open(source / "config.json", "wb") as file:
         file.write(b'{"a": "')
-        file.truncate(3 * 2**30)  # takes no room on the disk
+        file.truncate(3 * 2**30)  # takes no space on the disk
 
 
 CONFIG = "config.json"
@@ -128,7 +128,7 @@ CONFIGS: Cases = {
 
 def big_tokenizer(source: Path) -> None:
     with open(source / "tokenizer.json", "rb+") as file:
-        file.truncate(2 * 10**9)  # takes no room on the disk
+        file.truncate(2 * 10**9)  # takes no space on the disk
 
 
 COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")

@@ -1,4 +1,4 @@
-"""The shape of the project: which room may import which, who may know a mechanism's name."""
+"""The structure of the project: which module may import which, and where a mechanism's name may be known."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hf_longattn"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
-# A room imports from lower floors only. The rooms of the top floor see one another's front door
-# (`hf_longattn.hub`), never what is behind it; `cli` and the scripts stand on everything.
-FLOORS = (
+# Top-level modules and subpackages by layer. Each imports from lower layers only. `conversion`, `training` and `hub` also import one
+# another's public names (`hf_longattn.hub`), not their files; `cli` and the scripts import everything.
+LAYERS = (
     ("errors", "naming"),
     ("hub_errors", "private_apis", "reading"),
     ("recipes",),
@@ -32,10 +32,10 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-TOP_FLOOR = FLOOR["conversion"]
+LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+PEERS = LAYER["conversion"]
 
-# The same inside `conversion`: a file or folder imports from its own floor or lower ones, in no circle.
+# The same inside `conversion`: a file or folder imports from its own layer or lower ones, without cycles.
 CONVERSION = (
     ("config", "report", "text", "staging", "tensor_files"),
     ("sources",),
@@ -51,7 +51,7 @@ CONVERSION = (
     ("gguf_export", "audit"),
     ("__init__",),
 )
-CONVERSION_FLOOR = {room: number for number, rooms in enumerate(CONVERSION) for room in rooms}
+CONVERSION_LAYER = {module: number for number, modules in enumerate(CONVERSION) for module in modules}
 
 # Beside the package in a checkout, and not in the wheel.
 CHECKOUT = ("benchmarks", "research", "scripts", "tests", "tools")
@@ -79,37 +79,37 @@ def is_module(*parts: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
-def trespass(here: str, target: str) -> bool:
-    room, *inner = target.split(".")[1:] or [""]
-    if room == here:
+def forbidden(here: str, target: str) -> bool:
+    module, *inner = target.split(".")[1:] or [""]
+    if module == here:
         return False
-    if room not in FLOOR:  # a name from the package's front, which imports every family
-        return FLOOR[here] < TOP_FLOOR and room != "__version__"
-    if FLOOR[room] == FLOOR[here] == TOP_FLOOR:
-        return is_module(room, *inner[:1]) if inner else False
-    return FLOOR[room] >= FLOOR[here]
+    if module not in LAYER:  # a name from the package's __init__, which imports every family
+        return LAYER[here] < PEERS and module != "__version__"
+    if LAYER[module] == LAYER[here] == PEERS:
+        return is_module(module, *inner[:1]) if inner else False
+    return LAYER[module] >= LAYER[here]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
     here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert here in FLOOR, f"{here} is a new room: give it a floor in {Path(__file__).name} and in docs/architecture.md"
-    wrong = [f"{path.name}:{line} imports {target}" for line, target in imports(path) if trespass(here, target)]
-    assert not wrong, f"{here} may import lower floors only: {'; '.join(wrong)}"
+    assert here in LAYER, f"{here} is new: give it a layer in {Path(__file__).name} and in docs/architecture.md"
+    wrong = [f"{path.name}:{line} imports {target}" for line, target in imports(path) if forbidden(here, target)]
+    assert not wrong, f"{here} may import lower layers only: {'; '.join(wrong)}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "conversion").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_inside_conversion_go_one_way(path: Path) -> None:
     here = path.relative_to(PACKAGE / "conversion").parts[0].removesuffix(".py")
-    assert here in CONVERSION_FLOOR, f"{here} is a new room of conversion: give it a floor in {Path(__file__).name}"
+    assert here in CONVERSION_LAYER, f"{here} is new in conversion: give it a layer in {Path(__file__).name}"
     targets = [(line, target.split(".")) for line, target in imports(path)]
     inner = [(line, parts[2]) for line, parts in targets if parts[1:2] == ["conversion"] and len(parts) > 2]
-    wrong = [f"{path.name}:{line} imports {room}" for line, room in inner if room != here and climbs(here, room)]
-    assert not wrong, f"{here} must not import higher floors of conversion: {'; '.join(wrong)}"
+    wrong = [f"{path.name}:{line} imports {module}" for line, module in inner if module != here and is_higher(here, module)]
+    assert not wrong, f"{here} must not import higher layers of conversion: {'; '.join(wrong)}"
 
 
-def climbs(here: str, room: str) -> bool:
-    return CONVERSION_FLOOR[room] > CONVERSION_FLOOR[here]
+def is_higher(here: str, module: str) -> bool:
+    return CONVERSION_LAYER[module] > CONVERSION_LAYER[here]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -118,11 +118,11 @@ def test_the_package_imports_nothing_that_only_a_checkout_has(path: Path) -> Non
     assert not found, f"{', '.join(CHECKOUT)} import hf_longattn, never the other way round: {'; '.join(found)}"
 
 
-def test_no_file_imports_itself_through_others() -> None:
-    """Modules that import each other in a circle, also where the import stands in a function or is for types only."""
+def test_imports_have_no_cycles() -> None:
+    """Cyclic imports, also where an import is inside a function or for types only."""
     known = {".".join(["hf_longattn", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in MODULES}
     graph = {name: {found for _, target in imports(path) if (found := module_of(target, known))} - {name} for name, path in known.items()}
-    assert not list(circles(graph)), "put what both need into a file of its own"
+    assert not list(cycles(graph)), "put what both need into a third file"
 
 
 def module_of(target: str, known: Mapping[str, Path]) -> str | None:
@@ -131,8 +131,8 @@ def module_of(target: str, known: Mapping[str, Path]) -> str | None:
     return next((name for name in (target, f"{target}.__init__", own, f"{own}.__init__") if name in known), None)
 
 
-def circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
-    """What is left when modules that import nothing left, or that nothing left imports, are taken away one after another."""
+def cycles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
+    """The modules that are left after those without imports, and those that no other imports, are removed one after another."""
     left = dict(graph)
     while ends := [name for name, found in left.items() if not found & set(left) or not any(name in other for other in left.values())]:
         for name in ends:
@@ -154,17 +154,17 @@ def test_a_mechanism_is_known_by_name_only_in_its_own_file() -> None:
 
 
 def test_the_rules_catch_what_they_are_for() -> None:
-    assert trespass("engines", "hf_longattn.mechanisms.window")
-    assert trespass("conversion", "hf_longattn.hub.card")
-    assert not trespass("conversion", "hf_longattn.hub")
-    assert trespass("evaluation", "hf_longattn.training.qa")
-    assert not trespass("training", "hf_longattn.evaluation.qa_features")
-    assert not trespass("families", "hf_longattn.backend")
-    assert trespass("mechanisms", "hf_longattn.LongBertModel")
-    assert not trespass("cli", "hf_longattn.convert_checkpoint")
-    assert climbs("sources", "plan")
-    assert not climbs("plan", "sources")
-    assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
+    assert forbidden("engines", "hf_longattn.mechanisms.window")
+    assert forbidden("conversion", "hf_longattn.hub.card")
+    assert not forbidden("conversion", "hf_longattn.hub")
+    assert forbidden("evaluation", "hf_longattn.training.qa")
+    assert not forbidden("training", "hf_longattn.evaluation.qa_features")
+    assert not forbidden("families", "hf_longattn.backend")
+    assert forbidden("mechanisms", "hf_longattn.LongBertModel")
+    assert not forbidden("cli", "hf_longattn.convert_checkpoint")
+    assert is_higher("sources", "plan")
+    assert not is_higher("plan", "sources")
+    assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}})) == [["b", "c"]]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

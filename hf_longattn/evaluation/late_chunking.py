@@ -65,7 +65,7 @@ def late_chunks(
     Returns:
         For each document its passages, in the order of ``spans``.
     Raises:
-        LengthError: a window without room for anything but its overlap.
+        LengthError: a window that is too short for its overlap.
         LongAttentionError: a slow tokenizer, spans that are none of their document, or a passage without a token.
     """
     texts = [documents] if isinstance(documents, str) else list(documents)
@@ -81,7 +81,7 @@ def late_chunks(
     fixed = tokenizer.num_special_tokens_to_add() + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     if longest is not None and longest - fixed - overlap < 1:
         raise LengthError(
-            f"A window of {longest:,} tokens has no room for anything but its overlap of {overlap:,} and {fixed} other tokens; "
+            f"A window of {longest:,} tokens is too short for an overlap of {overlap:,} and {fixed} other tokens; "
             "give a smaller overlap, or convert the model to a greater length."
         )
     found = []
@@ -102,11 +102,11 @@ def _token_states(
     frame = tokenizer(prefix)["input_ids"]
     end = tokenizer.num_special_tokens_to_add() - _leading(tokenizer)
     before, after = frame[: len(frame) - end], frame[len(frame) - end :]
-    room = len(ids) if longest is None else longest - len(frame)
+    body = len(ids) if longest is None else longest - len(frame)
     states: Tensor | None = None
     margins = torch.full((len(ids),), -1)
-    for first in range(0, max(len(ids), 1), max(room - overlap, 1)):
-        part = ids[first : first + room]
+    for first in range(0, max(len(ids), 1), max(body - overlap, 1)):
+        part = ids[first : first + body]
         row = torch.tensor([[*before, *part, *after]], device=model.device)
         output = model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0]
         inside = output[len(before) : len(before) + len(part)].float().cpu()
@@ -114,12 +114,12 @@ def _token_states(
             states = inside.new_zeros(len(ids), inside.shape[-1])
         place = torch.arange(len(part))
         back = place if first else torch.full_like(place, len(ids))  # the document itself ends at its ends
-        ahead = place.flip(0) if first + room < len(ids) else torch.full_like(place, len(ids))
+        ahead = place.flip(0) if first + body < len(ids) else torch.full_like(place, len(ids))
         margin = torch.minimum(back, ahead)
         better = margin > margins[first : first + len(part)]
         states[first : first + len(part)][better] = inside[better]
         margins[first : first + len(part)][better] = margin[better]
-        if first + room >= len(ids):
+        if first + body >= len(ids):
             break
     assert states is not None
     return starts, states

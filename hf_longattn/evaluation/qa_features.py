@@ -122,16 +122,16 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
         One feature, or with ``form.stride`` as many windows as the document needs.
 
     Raises:
-        LengthError: ``form.max_length`` leaves no room for the document beside the question.
+        LengthError: ``form.max_length`` leaves no tokens for the document beside the question.
     """
     question = cut_question(record["question"].strip(), tokenizer, form.max_question_tokens)
     document = insert(record["context"], [])
     if form.markers:
         question, document = marked_question(question), marked_document(record)
-    room = form.max_length - len(tokenizer(question, "")["input_ids"])
-    if room <= (form.stride or 0):
+    left = form.max_length - len(tokenizer(question, "")["input_ids"])
+    if left <= (form.stride or 0):
         raise LengthError(
-            f"max_length {form.max_length} leaves {room} tokens for the document beside the question, "
+            f"max_length {form.max_length} leaves {left} tokens for the document beside the question, "
             f"not more than the stride {form.stride or 0}; raise max_length, or lower stride"
         )
     encoded = tokenizer(

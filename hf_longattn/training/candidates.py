@@ -101,7 +101,7 @@ def encode_candidates(
         truncate: only the first input.
 
     Raises:
-        LengthError: question and candidates leave no room for documents.
+        LengthError: question and candidates leave no tokens for documents.
     """
     told = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in record["candidates"]]
     first = " ".join([marked_question(tidy(record["question"])), *told])

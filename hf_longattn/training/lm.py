@@ -145,8 +145,8 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
             cuts = range(0, len(stream), length)
             return {"input_ids": [stream[at : at + length] for at in cuts], "documents": [numbers[at : at + length] for at in cuts]}
         stream = list(chain.from_iterable([*ids, *end] for ids in encoded))
-        room = length - len(first)
-        return {"input_ids": [first + stream[at : at + room] for at in range(0, len(stream), room)]}
+        body = length - len(first)
+        return {"input_ids": [first + stream[at : at + body] for at in range(0, len(stream), body)]}
 
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 

@@ -213,13 +213,13 @@ class EndlessInputs(torch.utils.data.IterableDataset):
 def packed(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, endless: bool = False) -> Iterator[Input]:
     """The documents joined by their end token and cut into inputs of ``length`` tokens; the last one may be shorter."""
     first, end = special_tokens(tokenizer)
-    room, tokens = length - len(first), []
+    body, tokens = length - len(first), []
     while True:
         for row in documents:
             tokens += tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"] + end
-            whole = len(tokens) - len(tokens) % room
-            for at in range(0, whole, room):
-                yield {"input_ids": first + tokens[at : at + room]}
+            whole = len(tokens) - len(tokens) % body
+            for at in range(0, whole, body):
+                yield {"input_ids": first + tokens[at : at + body]}
             tokens = tokens[whole:]
         if not endless:
             break
