@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset, Value
 from transformers import TrainingArguments
 
@@ -24,6 +25,8 @@ from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_loop import begin, finish, train
 
 ANCHORS, POSITIVES, NEGATIVES = ("anchor", "query", "question", "sentence1"), ("positive", "document", "answer", "sentence2"), ("negative",)
+FLOAT32 = {"dtype": torch.float32}
+"""Of the weights while they are trained; sentence-transformers takes the file's type, in which small steps are lost."""
 CANDIDATES = 10
 """Documents among which a reranker must find the right one in evaluation."""
 
@@ -129,7 +132,7 @@ def _embedder(
     class EmbeddingTrainer(TimedTrainer, SentenceTransformerTrainer):
         pass
 
-    model = _loaded(lambda: SentenceTransformer(model_args.model, device=str(args.device)), model_args.model)
+    model = _loaded(lambda: SentenceTransformer(model_args.model, device=str(args.device), model_kwargs=FLOAT32), model_args.model)
     if data_args.max_length is not None:
         model.max_seq_length = data_args.max_length
     loss = (
@@ -165,7 +168,10 @@ def _reranker(
         pass
 
     model = _loaded(
-        lambda: CrossEncoder(model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device)), model_args.model
+        lambda: CrossEncoder(
+            model_args.model, num_labels=1, max_length=data_args.max_length, device=str(args.device), model_kwargs=FLOAT32
+        ),
+        model_args.model,
     )
     choose = random.Random(args.seed)
     wrong = data["negative"] if "negative" in data.column_names else [_other(data["positive"], text, choose) for text in data["positive"]]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import OptionError
@@ -44,6 +45,21 @@ def test_a_converted_model_learns_which_document_belongs_to_a_query(
     loaded = st.CrossEncoder(str(tmp_path / "out")) if reranker else st.SentenceTransformer(str(tmp_path / "out"))
     assert loaded.max_seq_length == 100
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("reranker", [False, True])
+def test_a_checkpoint_in_half_precision_is_trained_in_full(reranker: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """In fp16, a step of 1e-6 would be rounded away."""
+    pytest.importorskip("sentence_transformers")
+    folder = checkpoint("mlm", tmp_path / "short", tokenizer)
+    AutoModel.from_pretrained(folder).half().save_pretrained(folder)
+    data = write([{"anchor": f"query {number}", "positive": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
+    given = {"model": folder, "output_dir": str(tmp_path / "out"), "data": [data], "reranker": reranker}
+    finetune_embeddings(*build_arguments(EMBED, **given, **FAST, max_steps=3, learning_rate=1e-6, per_device_train_batch_size=4))
+    name = "encoder.layer.0.attention.self.query.weight"
+    before, after = (AutoModel.from_pretrained(one, dtype="auto").get_parameter(name).detach() for one in (folder, tmp_path / "out"))
+    assert (before.dtype, after.dtype) == (torch.float16, torch.float32)
+    assert 0 < float((after - before).abs().max()) < 1e-5
 
 
 def test_pairs_and_what_is_wrong_with_them(tmp_path: Path) -> None:
