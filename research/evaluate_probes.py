@@ -1,11 +1,13 @@
 """What mechanisms can recall, measured on small models that are trained for it.
 
     python -m research.evaluate_probes mqar                                       # the curve of recall against state size
+    python -m research.evaluate_probes mqar --only "nsa 8" --only full            # these settings; the others stay as they are stored
     python -m research.evaluate_probes mqar --mechanism window:window=16 --mechanism taylor:feature_dim=8
     python -m research.evaluate_probes performer-error                            # the error falls with the number of features
 
 `mqar` is multi-query associative recall (Zoology, Arora et al. 2023): a text starts with key–value pairs, and each key is queried once
-later. `performer-error` is the error of Performer's features against softmax. Each writes OUTPUT.json and OUTPUT.svg.
+later. Single settings join those that are stored in OUTPUT.json, if task and training are the same. `performer-error` is the error of
+Performer's features against softmax. Each writes OUTPUT.json and OUTPUT.svg.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import yaml
 
 from benchmarks.report import machine
 from hf_longattn import LongAttentionConfig
-from hf_longattn.errors import LongAttentionError
+from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from research.probes import (
     Mqar,
     RecallSetting,
@@ -50,6 +52,7 @@ def mqar(
         list[str] | None, typer.Option(help="One setting, such as window:window=16, or several layers: 'taylor,window:window=16'.")
     ] = None,
     curve: Annotated[Path, typer.Option(help="YAML of named settings, used when no --mechanism is given.")] = DEFAULT_CURVE,
+    only: Annotated[list[str] | None, typer.Option(help="A setting of the curve by its name, instead of all of them.")] = None,
     pairs: Annotated[int, typer.Option(help="Key–value pairs of a text.")] = Mqar.pairs,
     length: Annotated[int, typer.Option(help="Tokens of a text.")] = Mqar.length,
     vocab: Annotated[int, typer.Option(help="Tokens there are; half of them keys.")] = Mqar.vocab,
@@ -64,18 +67,50 @@ def mqar(
     if threads:
         torch.set_num_threads(threads)
     try:
-        named = {line: {"layers": line} for line in mechanism} if mechanism else yaml.safe_load(curve.read_text(encoding="utf-8"))
+        all_settings = yaml.safe_load(curve.read_text(encoding="utf-8"))
+        named = chosen(all_settings, only or ([] if mechanism else [*all_settings])) | {line: {"layers": line} for line in mechanism or ()}
         task = Mqar(pairs, length, vocab)
         training: dict[str, Any] = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+        kept = stored(output, asdict(task), training) if only or mechanism else {}
         settings = [RecallSetting(name, LongAttentionConfig.from_dict(attention), **training) for name, attention in named.items()]
         results = [asdict(result) for result in measure_recall(settings, task, lambda line: typer.echo(line, err=True))]
     except (LongAttentionError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    about = {"task": asdict(task), "training": training, "attention": {s.name: s.attention.to_dict() for s in settings}}
-    store(output, {"machine": machine(), **about, "results": results})
+    where = machine()
+    attention = kept.get("attention", {}) | {setting.name: setting.attention.to_dict() for setting in settings}
+    if kept:
+        rows = {row["name"]: row for row in kept["results"]} | {row["name"]: row | {"machine": where} for row in results}
+        order = [name for name in all_settings if name in rows] + [name for name in rows if name not in all_settings]
+        results, attention = [rows[name] for name in order], {name: attention[name] for name in order}
+    about = {"task": asdict(task), "training": training, "attention": attention}
+    store(output, {"machine": kept.get("machine", where), **about, "results": results})
     plot_recall(results, output.with_suffix(".svg"))
     typer.echo(recall_markdown(results))
+
+
+def chosen(settings: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The named settings of a curve.
+
+    Raises:
+        OptionError: it has no such setting.
+    """
+    if unknown := [name for name in names if name not in settings]:
+        raise OptionError(f"the curve has no setting {unknown[0]!r}; it has {', '.join(settings)}.{nearest(unknown[0], settings)}")
+    return {name: settings[name] for name in names}
+
+
+def stored(output: Path, task: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """The record that single settings join; empty if there is none.
+
+    Raises:
+        OptionError: it is of another task or training, so that its rows cannot be compared.
+    """
+    file = output.with_suffix(".json")
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if record and (record["task"], record["training"]) != (task, training):
+        raise OptionError(f"{str(file)!r} was measured with {record['task']} and {record['training']}; give the same, or another --output")
+    return record
 
 
 @app.command("performer-error")

@@ -67,6 +67,28 @@ def test_the_command_writes_table_curve_and_numbers(tmp_path: Path) -> None:
     assert plot_recall(record["results"], tmp_path / "again.svg").read_bytes() == (tmp_path / "mqar.svg").read_bytes()
 
 
+def test_single_settings_join_those_that_are_stored(tmp_path: Path) -> None:
+    shape = ["--pairs", "1", "--length", "16", "--vocab", "8", "--batch", "4", "--output", str(tmp_path / "mqar")]
+    curve = tmp_path / "curve.yaml"
+    curve.write_text("full: {mechanism: full}\nwindow 4: {mechanism: window, window: 4}\n")
+
+    def run(*more: str, steps: str = "2") -> str:
+        done = CliRunner().invoke(app, ["mqar", "--curve", str(curve), *shape, "--steps", steps, *more])
+        return done.output if done.exit_code else ""
+
+    assert not run("--only", "window 4")
+    first = json.loads((tmp_path / "mqar.json").read_text())
+    assert [row["name"] for row in first["results"]] == ["window 4"]
+    assert not run("--only", "full", "--mechanism", "window:window=2")
+    record = json.loads((tmp_path / "mqar.json").read_text())
+    assert [row["name"] for row in record["results"]] == [*record["attention"]] == ["full", "window 4", "window:window=2"]
+    assert record["results"][1] == first["results"][0]
+    assert record["results"][0]["machine"]["torch"] == torch.__version__
+    assert "give the same, or another --output" in run("--only", "full", steps="3")
+    assert "the curve has no setting 'ful'; it has full, window 4. Did you mean 'full'?" in run("--only", "ful")
+    assert json.loads((tmp_path / "mqar.json").read_text()) == record
+
+
 def test_the_error_of_random_features_follows_theory(tmp_path: Path) -> None:
     few, many = measure_performer_error((16, 256), draws=8, tokens=64)
     assert 0.15 < many.output / few.output < 0.4, "sixteen times the features quarter the error"
