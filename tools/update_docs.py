@@ -28,6 +28,7 @@ from research.context import markdown as context_markdown
 from research.mlm import mlm_markdown
 from research.probes import recall_markdown
 from research.qa_table import above, summary_markdown, to_markdown
+from research.retrieval import markdown as retrieval_markdown
 from research.table5 import markdown as table5_markdown
 from tools import api_reference, measure_distillation, mechanism_pages
 
@@ -257,6 +258,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "packing": partial(study, "packing", packing_markdown, "python -m benchmarks.packing"),
     "table5": partial(study, "table5", table5_markdown, "python -m research.table5"),
     "context": partial(study, "context", context_markdown, "python -m research.context"),
+    "retrieval": partial(study, "retrieval", retrieval_markdown, "python -m research.retrieval"),
     "distillation": partial(distillation, "distillation"),
     "mqar": partial(recall, "mqar"),
     "recipes": recipes,
