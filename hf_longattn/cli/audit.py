@@ -27,6 +27,7 @@ def audit(
     tolerance: Annotated[
         float, typer.Option(help="Changes up to this share of the largest one count as none; for quantised graphs, for example 0.02.")
     ] = 0.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for each answer of the server.")] = 60.0,
     attn_implementation: Annotated[
         str | None, typer.Option(help="Load the model with this attention of transformers.", show_default="the checkpoint's")
     ] = None,
@@ -43,6 +44,10 @@ def audit(
     from ..conversion import audit_reach
     from .show import print_json, show_audit
 
+    if plot is not None:
+        from .plot import check_image
+
+        check_image(plot)
     found = audit_reach(
         model,
         onnx=onnx,
@@ -50,6 +55,7 @@ def audit(
         length=length,
         tolerance=tolerance,
         attn_implementation=attn_implementation,
+        timeout=timeout,
         revision=revision,
         token=token,
     )

@@ -13,7 +13,7 @@ from ..conversion import ReachAudit
 from ..errors import LongAttentionError
 from ..mechanisms import Mechanism
 
-__all__ = ["draw_audit", "draw_patterns", "name_layers"]
+__all__ = ["check_image", "draw_audit", "draw_patterns", "name_layers"]
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
@@ -70,13 +70,14 @@ def draw_audit(audit: ReachAudit, file: Path) -> None:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         OSError: the file cannot be written.
     """
+    new_figure = _figures()
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
     kinds = audit.changed.int() + 2 * audit.expected.int()  # neither, changed only, expected only, both
     pooled = kinds.shape[-1] == 1
     panels = kinds[:, :, 0].t()[None] if pooled else kinds
-    figure = _figures()(figsize=(max(3.6 * len(panels), 6), 1.6 + 0.22 * panels.shape[1]), layout="constrained")
+    figure = new_figure(figsize=(max(3.6 * len(panels), 6), 1.6 + 0.22 * panels.shape[1]), layout="constrained")
     for number, (axis, panel) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
         axis.imshow(
             panel.numpy(), cmap=ListedColormap([color for color, _ in KINDS]), vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest"
@@ -103,6 +104,19 @@ KINDS = (
     ("royalblue", "may change, did"),
 )
 """Colours of :func:`draw_audit`, by changed + 2 · expected."""
+
+
+def check_image(file: Path) -> None:
+    """Refuse a file that cannot be drawn into, before what is drawn is computed.
+
+    Raises:
+        LongAttentionError: matplotlib is not installed or does not support the file's extension, or there is no such folder.
+    """
+    known = sorted(_figures()().canvas.get_supported_filetypes())
+    if file.suffix.lstrip(".").lower() not in known:
+        raise LongAttentionError(f"Cannot draw into {str(file)!r}: give a name that ends in one of {', '.join(known)}.")
+    if not file.parent.is_dir():
+        raise LongAttentionError(f"Cannot draw into {str(file)!r}: the folder {str(file.parent)!r} does not exist; create it first.")
 
 
 def _figures() -> Any:

@@ -7,7 +7,9 @@ that a server has cut off: nothing changes where something should.
 
 from __future__ import annotations
 
+import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -20,18 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from ..engines.call import AttentionCall
-from ..errors import CheckpointError, LengthError, LongAttentionError, MissingExtraError, OptionError
+from ..errors import CheckpointError, LengthError, LongAttentionError, MissingExtraError, OptionError, in_a_line
 from ..mechanisms import Mechanism
 from ..mechanisms.masked import MaskedMechanism
 from ..mechanisms.registry import mechanism_from
 from ..modeling.attention_sites import attention_sites
+from ..modeling.config import LongConfig
+from ..modeling.generic import enable_long_attention, load_generic
 from ..modeling.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.token_globals import token_rule
 from ..modeling.validation import known_length
-from ..reading import check_name
+from ..reading import check_name, is_generic, plain_names
 from .flops import with_storage
 from .model_loading import quiet_libraries
 from .pooling import sentence_pooling
+from .sources.folder import has_safetensors, read_config
+from .sources.hub import fetch_model
+from .text import load_tokenizer
 
 DEFAULT_LENGTH, SHORTEST = 2048, 8
 LONGEST = 32_768
@@ -39,6 +46,8 @@ LONGEST = 32_768
 POOLED_PROBES = 16
 REPLACEMENTS = 2
 WORDS = 2000
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes; an embedding has some kilobytes."""
 ROWS = 512
 """Queries whose masks are computed at once."""
 SPECIAL = ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start")
@@ -153,21 +162,36 @@ def audit_reach(
         length: tokens; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a server.
         tolerance: largest change that counts as none, relative to the largest change; 0 compares bits, quantised graphs need some 0.02.
         attn_implementation: of transformers, instead of the checkpoint's.
-        timeout: seconds to wait for an answer of the server.
+        timeout: seconds to wait for each answer of the server.
         revision, token: of the Hub repository.
     Returns:
         The audit; ``audit.agrees`` is the verdict.
     Raises:
         LengthError: the length is longer than the model's, or not positive.
         OptionError: contradicting arguments, or a graph or server that cannot be asked.
-        CheckpointError: the model cannot be loaded.
+        CheckpointError: the model or its tokenizer cannot be loaded.
     """
     if onnx is not None and url is not None:
         raise OptionError("An audit looks at an ONNX file or at a server, not at both; leave out --onnx or --url.")
     if not 0 <= tolerance < 1:
         raise OptionError(f"tolerance is {tolerance}, but it is a share of the largest change: from 0 to less than 1, for example 0.01.")
-    loaded, config, name = _opened(model, onnx is None and url is None, attn_implementation, revision, token)
-    tokenizer = None if isinstance(model, nn.Module) and not Path(name).is_dir() else _tokenizer(name, revision, token)
+    if not timeout > 0:
+        raise OptionError(f"timeout is {timeout:g} seconds, but a server needs more than 0 to answer, for example 60.")
+    in_memory = isinstance(model, nn.Module)
+    if attn_implementation is not None and (in_memory or onnx is not None or url is not None):
+        raise OptionError(
+            "An attention implementation is chosen when a checkpoint is loaded, but here none is; leave --attn-implementation out."
+        )
+    weights = onnx is None and url is None
+    if isinstance(model, nn.Module):
+        loaded, config = model, model.config
+        name = str(getattr(config, "name_or_path", "")) or type(model).__name__
+        folder = Path(name) if Path(name).is_dir() else None
+    else:
+        name = str(model)
+        folder = _folder(name, weights, revision, token)
+        loaded, config = _opened(folder, name, weights, attn_implementation)
+    tokenizer = None if folder is None else load_tokenizer(folder)
     longest = known_length(config, tokenizer)
     most = min(longest or LONGEST, LONGEST)
     wanted = (most if url is not None else min(most, DEFAULT_LENGTH)) if length is None else length
@@ -184,43 +208,45 @@ def audit_reach(
     ids = words[torch.randint(len(words), (wanted,), generator=generator)]
     measured = _measure(subject, ids, words, generator, tolerance)
     declared = declared_layers(config, ids, subject.leading, subject.trailing)
-    return _compare(name, subject, measured, declared, _pooled_rows(name) if url is not None else None)
+    return _compare(name, subject, measured, declared, _pooled_rows(folder) if url is not None else None)
 
 
-def _opened(
-    model: str | Path | nn.Module, weights: bool, attention: str | None, revision: str | None, token: str | bool | None
-) -> tuple[Any, Any, str]:
-    """The model (``None`` without ``weights``), its config, and its name."""
+def _folder(name: str, weights: bool, revision: str | None, token: str | bool | None) -> Path:
+    """The folder of a checkpoint; a repository of the Hub is downloaded into its cache, with or without its weights."""
+    check_name(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{name!r} {what}; give the folder of a checkpoint, or a Hub repository id.")
+    return fetch_model(name, revision, token, weights=weights)
+
+
+def _opened(folder: Path, name: str, weights: bool, attention: str | None) -> tuple[Any, Any]:
+    """The model in fp32 (``None`` without ``weights``), and its config."""
     from transformers import AutoConfig, AutoModel
 
-    if isinstance(model, nn.Module):
-        config: Any = model.config
-        return model, config, str(getattr(config, "name_or_path", "")) or type(model).__name__
-    name = str(model)
-    check_name(name)
-    if not Path(name).exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-        raise CheckpointError(f"{name!r} does not exist; give the folder of a checkpoint, or a Hub repository id.")
-    chosen = {"attn_implementation": attention} if attention is not None else {}
-    source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": False}
+    values = read_config(folder)
+    if weights and not has_safetensors(folder):
+        raise CheckpointError(
+            f"{name!r} has no weights in safetensors files, and no others are loaded; load it with transformers and write it again with "
+            "save_pretrained, or give a converted model."
+        )
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if attention is not None:
+        source["attn_implementation"] = attention
+    load = load_generic if is_generic(values) else AutoModel.from_pretrained
     try:
         if not weights:
-            return None, AutoConfig.from_pretrained(name, **source), name
-        loaded = AutoModel.from_pretrained(name, dtype=torch.float32, **chosen, **source)
+            generic = is_generic(values)
+            return None, AutoConfig.for_model(**plain_names(values)) if generic else AutoConfig.from_pretrained(folder, **source)
+        loaded: Any = load(folder, dtype=torch.float32, use_safetensors=True, **source)
     except LongAttentionError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{name!r} cannot be loaded: {said[:400]}") from error
-    return loaded, loaded.config, name
-
-
-def _tokenizer(name: str, revision: str | None, token: str | bool | None) -> Any | None:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        return None
+    except Exception as error:  # a damaged file can make the libraries raise anything
+        raise CheckpointError(f"{name!r} cannot be loaded: {in_a_line(error)}.") from error
+    return loaded, loaded.config
 
 
 def _special_ids(config: Any, tokenizer: Any | None) -> set[int]:
@@ -252,9 +278,9 @@ def single_words(tokenizer: Any | None, name: str) -> Tensor:
     return torch.tensor(found)
 
 
-def _pooled_rows(name: str) -> list[int] | None:
+def _pooled_rows(folder: Path | None) -> list[int] | None:
     """The rows that an embedding is pooled from, by sentence-transformers' modules beside the model; ``None`` for all, or without them."""
-    pooling = sentence_pooling(Path(name))
+    pooling = None if folder is None else sentence_pooling(folder)
     rows = {"cls": 0, "lasttoken": -1}
     return [rows[mode] for mode in pooling.modes] if pooling is not None and set(pooling.modes) <= set(rows) else None
 
@@ -333,6 +359,8 @@ def _text_sites(config: Any) -> list[Any]:
     with torch.device("meta"):
         try:
             skeleton = AutoModel.from_config(config)
+            if getattr(config, "long_attention", None) is not None and not isinstance(config, LongConfig):
+                enable_long_attention(skeleton, config.long_attention)
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"No model can be built from this config: {error}") from error
     sites = [site for site in attention_sites(skeleton) if not site.cross]
@@ -415,22 +443,31 @@ class Graph:
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no public class of errors
             raise OptionError(f"onnxruntime cannot load {str(file)!r}: {' '.join(str(error).split())[:300]}") from error
-        self.inputs = [one.name for one in self.session.get_inputs()]
+        self.inputs = {one.name: one for one in self.session.get_inputs()}
         unknown = sorted(set(self.inputs) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"})
         if unknown or "input_ids" not in self.inputs:
             raise OptionError(
-                f"{str(file)!r} takes {', '.join(self.inputs)}, but an audit can give input_ids, attention_mask, token_type_ids and "
-                "position_ids; export the model without the others."
+                f"{str(file)!r} takes {', '.join(self.inputs) or 'nothing'}, but an audit gives input_ids, and attention_mask, "
+                "token_type_ids or position_ids where they are asked for; export the model with these inputs only."
             )
+        shape = self.inputs["input_ids"].shape
+        self.length = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
 
     def run(self, ids: Tensor) -> list[tuple[str, Tensor]]:
+        if self.length not in (None, len(ids)):
+            raise OptionError(f"{self.name!r} takes inputs of exactly {self.length:,} tokens; give --length {self.length}.")
         row = ids[None]
         every = {"input_ids": row, "attention_mask": torch.ones_like(row), "token_type_ids": torch.zeros_like(row)}
         every["position_ids"] = torch.arange(len(ids))[None]
+        types = {"tensor(int32)": torch.int32, "tensor(float)": torch.float32, "tensor(bool)": torch.bool}
+        given = {name: every[name].to(types.get(one.type, torch.int64)).numpy() for name, one in self.inputs.items()}
         try:
-            found = self.session.run(None, {name: every[name].numpy() for name in self.inputs})
+            found = self.session.run(None, given)
         except Exception as error:
-            raise OptionError(f"{self.name!r} does not run with {len(ids):,} tokens: {' '.join(str(error).split())[:300]}") from error
+            raise OptionError(
+                f"{self.name!r} does not run with {len(ids):,} tokens of the model's vocabulary; is it a graph of this model? "
+                f"onnxruntime says: {in_a_line(error)}."
+            ) from error
         tensors = [torch.from_numpy(one).float() for one in found if one.ndim in (2, 3)]
         by_token = next((one[0] for one in tensors if one.ndim == 3 and one.shape[1] == len(ids)), None)
         if by_token is not None:
@@ -462,25 +499,60 @@ class Server:
         body = json.dumps({self.field: [text], "model": "audit"} if self.field == "input" else {self.field: [text]}).encode()
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                found = json.load(answer)
+            answer = self._answer(request)
         except urllib.error.HTTPError as error:
             said = " ".join(error.read(500).decode("utf-8", "replace").split())
             hint = "; give a smaller --length" if error.code in (400, 413, 422) else ""
             raise OptionError(f"{self.url} answers {error.code} to {len(ids):,} tokens: {said[:300]}{hint}.") from error
-        except (OSError, ValueError) as error:
+        except TimeoutError as error:
             raise OptionError(
-                f"{self.url} does not answer: {error}; is the server running, and is this the route of its embeddings?"
+                f"{self.url} does not answer {len(ids):,} tokens within {self.timeout:g} seconds; give a larger --timeout, or a smaller "
+                "--length."
             ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise OptionError(
+                f"{self.url} does not answer: {in_a_line(error)}; is the server running, and is this the route of its embeddings?"
+            ) from error
+        expected = "expected a list of lists of numbers, as routes called /embed or /v1/embeddings return"
         try:
-            vector = found if isinstance(found, list) else found["data"] if "data" in found else found["embeddings"]
-            one = vector[0]["embedding"] if isinstance(vector[0], dict) else vector[0]
-            return [("embedding", torch.tensor(one, dtype=torch.float64).view(1, -1))]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise OptionError(
-                f"{self.url} answers with something else than embeddings; expected a list of lists of numbers, as routes called "
-                "/embed or /v1/embeddings return."
-            ) from error
+            found = json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise OptionError(f"{self.url} does not answer with JSON ({in_a_line(error)}); {expected}.") from error
+        try:
+            vectors = found if isinstance(found, list) else found["data"] if "data" in found else found["embeddings"]
+            rows = [one["embedding"] if isinstance(one, dict) else one for one in vectors]
+            embedded = torch.tensor(rows, dtype=torch.float64)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise OptionError(f"{self.url} answers with something else than embeddings; {expected}.") from error
+        if len(embedded) != 1:
+            raise OptionError(f"{self.url} answers with {len(embedded)} embeddings of one text; is this the route of its embeddings?")
+        if embedded.ndim != 2 or not embedded.shape[1]:
+            shape = "×".join(map(str, embedded.shape[1:])) or "a single number"
+            raise OptionError(f"{self.url} answers with {shape} for a text, not with one vector; {expected}.")
+        return [("embedding", embedded)]
+
+    def _answer(self, request: urllib.request.Request) -> bytes:
+        """What the server sends, all of it before the time is over.
+
+        Raises:
+            TimeoutError: it is not.
+            OSError, ValueError, HTTPException: no connection, not HTTP, or an endless answer.
+        """
+        until, parts, size = time.monotonic() + self.timeout, [], 0
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                while part := answer.read1(2**16):
+                    parts.append(part)
+                    size += len(part)
+                    if time.monotonic() > until:
+                        raise TimeoutError
+                    if size > LARGEST_ANSWER:
+                        raise ValueError(f"the answer has more than {LARGEST_ANSWER / 1e6:,.0f} MB")
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise error.reason from error
+            raise
+        return b"".join(parts)
 
 
 # ---- comparison
@@ -498,8 +570,21 @@ class Measured:
 
 
 def _measure(subject: Subject, ids: Tensor, words: Tensor, generator: torch.Generator, tolerance: float) -> Measured:
-    original = subject.run(ids)
-    again = subject.run(ids)
+    def run(tokens: Tensor) -> list[tuple[str, Tensor]]:
+        found = subject.run(tokens)
+        for stage, state in found:
+            if not state.isfinite().all():
+                raise OptionError(
+                    f"{subject.name} returns NaN or infinite values ({stage}), of which no change can be seen; mend it first."
+                )
+            known = sizes.setdefault(stage, state.shape[-1])
+            if state.shape[-1] != known:
+                raise OptionError(f"{subject.name} returns {known:,} numbers for one input and {state.shape[-1]:,} for another ({stage}).")
+        return found
+
+    sizes: dict[str, int] = {}
+    original = run(ids)
+    again = run(ids)
     noise = [float((one - other).abs().max()) for (_, one), (_, other) in zip(original, again, strict=True)]
     pooled = original[-1][1].shape[0] == 1
 
@@ -509,7 +594,7 @@ def _measure(subject: Subject, ids: Tensor, words: Tensor, generator: torch.Gene
             changed = ids.clone()
             while bool(changed[position] == ids[position]):
                 changed[position] = words[torch.randint(len(words), (1,), generator=generator)]
-            for stage, (_, state) in enumerate(subject.run(changed)):
+            for stage, (_, state) in enumerate(run(changed)):
                 largest[stage] = torch.maximum(largest[stage], (state - original[stage][1]).abs().amax(-1))
         return largest
 

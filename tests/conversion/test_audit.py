@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,8 @@ from transformers import (
     BertTokenizerFast,
     BigBirdConfig,
     BigBirdModel,
+    ErnieConfig,
+    ErnieModel,
     LongformerConfig,
     LongformerModel,
     MistralConfig,
@@ -33,10 +37,10 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import hf_longattn.families as families
-from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn import convert_checkpoint, enable_long_attention, export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
-from hf_longattn.conversion import audit_reach
-from hf_longattn.errors import CheckpointError, LengthError, OptionError
+from hf_longattn.conversion import audit, audit_reach
+from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.mechanisms.registry import mechanism_class
 from tests.reference.small_models import long_config
 
@@ -113,6 +117,16 @@ def test_a_window_that_is_narrower_is_found(tmp_path: Path) -> None:
     audit = audit_reach(narrow, length=160)
     assert "nothing changes at the distances 16 to 31" in audit.stages[0].problem.replace("-31 to -16, ", "")
     assert not audit.stages[0].beyond
+
+
+def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
+    ErnieModel(ErnieConfig(max_position_embeddings=200, **SMALL)).save_pretrained(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, generic=True, verify=False)
+    assert audit_reach(tmp_path / "long", length=160).stages[0].measured == (8, 8)
+    model = enable_long_attention(ErnieModel.from_pretrained(tmp_path / "short"), {"mechanism": "window", "window": 16})
+    assert audit_reach(model, length=160).agrees
+    model.set_attn_implementation("sdpa")
+    assert "which the config keeps apart" in audit_reach(model, length=160).stages[0].problem
 
 
 def graph(file: Path, *, window: int | None) -> Path:
@@ -193,7 +207,7 @@ def serving(answer: Callable[[Any], tuple[int, Any]], route: str) -> Iterator[st
             code, found = answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(code)
             self.end_headers()
-            self.wfile.write(json.dumps(found).encode())
+            self.wfile.write(found if isinstance(found, bytes) else json.dumps(found).encode())
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -230,14 +244,125 @@ def test_a_server_that_cuts_its_input_off_is_found_to_the_token(served: tuple[Pa
     assert audit.stages[0].problem == "no token from 98 on changes the embedding: the input is cut off"
 
 
+NO_EMBEDDINGS: dict[str, tuple[Any, str]] = {
+    "an object": ({"answer": 1}, "something else than embeddings; expected a list of lists of numbers"),
+    "a number": (7, "something else than embeddings"),
+    "words": ([["a", "b"]], "something else than embeddings"),
+    "no JSON": (b"<html>not found</html>", "does not answer with JSON"),
+    "nothing": (b"", "does not answer with JSON"),
+    "cut short": (b"[[1.0, 2.0", "does not answer with JSON"),
+    "none": ([], "0 embeddings of one text"),
+    "two": ([[1.0, 2.0], [3.0, 4.0]], "2 embeddings of one text"),
+    "of tokens": ([[[1.0, 2.0], [3.0, 4.0]]], "2×2 for a text, not with one vector"),
+    "empty": ([[]], "not with one vector"),
+    "bare": ([1.0], "a single number for a text"),
+    "NaN": ([[1.0, float("nan")]], "returns NaN or infinite values"),
+    "too large": (b"[[" + b"1.0, " * 10_000 + b"1.0]]", r"the answer has more than \d+ MB"),
+}
+
+
+@pytest.mark.parametrize("name", NO_EMBEDDINGS)
+def test_what_a_server_may_answer_instead(
+    name: str, served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, words = NO_EMBEDDINGS[name]
+    monkeypatch.setattr(audit, "LARGEST_ANSWER", 40_000)
+    with serving(lambda body: (200, found), "/embed") as url, pytest.raises(OptionError, match=words) as refused:
+        audit_reach(served[0], url=url, length=16)
+    assert str(refused.value).startswith(url)
+
+
+def test_a_server_that_is_late_or_breaks_off(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
+    def late(body: Any) -> tuple[int, Any]:
+        time.sleep(1)
+        return 200, []
+
+    with serving(late, "/embed") as url, pytest.raises(OptionError, match=r"within 0\.2 seconds; give a larger --timeout"):
+        audit_reach(served[0], url=url, length=16, timeout=0.2)
+    answers = iter([[[1.0, 2.0]], [[1.0, 2.0]], [[1.0, 2.0, 3.0]]])
+    with (
+        serving(lambda body: (200, next(answers)), "/embed") as url,
+        pytest.raises(OptionError, match="returns 2 numbers for one input and 3"),
+    ):
+        audit_reach(served[0], url=url, length=16)
+    with pytest.raises(OptionError, match="needs more than 0"):
+        audit_reach(served[0], url="http://127.0.0.1:9/embed", timeout=0)
+    for url in ("http://", "http://local host/embed", "http://127.0.0.1:port/embed"):
+        with pytest.raises(OptionError, match=r"does not answer: .*is the server running"):
+            audit_reach(served[0], url=url, length=16)
+
+
+def table_graph(
+    file: Path,
+    inputs: tuple[str, ...] = ("input_ids",),
+    rows: int = 1000,
+    tokens: int | str = "tokens",
+    whole: str = "INT64",
+    fill: float = 1.0,
+) -> Path:
+    """An ONNX file whose output at a token is the token's row of a table."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    table = onnx.numpy_helper.from_array(np.full((rows, 8), fill, np.float32) * np.arange(1, rows + 1, dtype=np.float32)[:, None], "table")
+    kind = getattr(onnx.TensorProto, whole)
+    given = [onnx.helper.make_tensor_value_info(name, kind, ["batch", tokens]) for name in inputs]
+    states = onnx.helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["batch", tokens, 8])
+    made = onnx.helper.make_graph(
+        [onnx.helper.make_node("Gather", ["table", inputs[0]], ["last_hidden_state"])], "rows", given, [states], [table]
+    )
+    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
+
+
+def test_graphs_that_cannot_be_asked(tmp_path: Path) -> None:
+    folder, file = window(tmp_path / "long", window=16), tmp_path / "model.onnx"
+    for settings, words in (
+        ({"inputs": ("tokens",)}, "takes tokens, but an audit gives input_ids"),
+        ({"inputs": ("input_ids", "global_attention_mask")}, "export the model with these inputs only"),
+        ({"tokens": 128}, r"exactly 128 tokens; give --length 128\."),
+        ({"rows": 50}, r"does not run with 160 tokens of the model's vocabulary; is it a graph of this model\?"),
+        ({"fill": float("nan")}, r"returns NaN or infinite values \(output\)"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            audit_reach(folder, onnx=table_graph(file, **settings), length=160)
+    table_graph(file, tokens=128, whole="INT32")
+    assert not audit_reach(folder, onnx=file, length=128).agrees  # no token sees another, which is found as well
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(OptionError, match="onnxruntime cannot load"):
+        audit_reach(folder, onnx=file)
+
+
+def test_a_damaged_tokenizer_is_told(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
+    folder, _, _ = served
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:100])
+    for url in (None, "http://127.0.0.1:9/embed"):
+        with pytest.raises(CheckpointError, match=r"The tokenizer of .* cannot be loaded"):
+            audit_reach(folder, url=url)
+
+
+def test_a_repository_of_the_hub(served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, model, tokenizer = served
+    asked: list[tuple[str, str | None, bool]] = []
+
+    def download(name: str, revision: str | None, token: Any, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, any(pattern.endswith("safetensors") for pattern in allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr("hf_longattn.conversion.sources.hub.snapshot_download", download)
+    assert audit_reach("user/model", length=160, revision="v1").agrees
+    with serving(lambda body: (200, [embed(model, tokenizer, body["inputs"][0])]), "/embed") as url:
+        found = audit_reach("user/model", url=url, length=64)
+    assert (found.agrees, found.model) == (True, "user/model")
+    assert asked == [("user/model", "v1", True), ("user/model", None, False)]
+
+
 def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_path: Path) -> None:
     folder, model, _ = served
     with (
         serving(lambda body: (413, {"error": "at most 128 tokens"}), "/embed") as url,
         pytest.raises(OptionError, match=r"413.*smaller --length"),
     ):
-        audit_reach(folder, url=url)
-    with serving(lambda body: (200, {"answer": 1}), "/embed") as url, pytest.raises(OptionError, match="something else than embeddings"):
         audit_reach(folder, url=url)
     with pytest.raises(OptionError, match="does not answer"):
         audit_reach(folder, url="http://127.0.0.1:9/embed")
@@ -252,11 +377,24 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
         audit_reach(folder, onnx=tmp_path / "bad.onnx")
     with pytest.raises(CheckpointError, match="does not exist; give the folder"):
         audit_reach(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="is a file; give the folder"):
+        audit_reach(folder / "config.json")
+    with pytest.raises(OptionError, match="leave --attn-implementation out"):
+        audit_reach(folder, onnx="model.onnx", attn_implementation="flex_attention")
+    with pytest.raises(BackendError, match="does not compute the mechanism"):
+        audit_reach(folder, attn_implementation="flex_attention")
     with pytest.raises(LengthError, match=r"takes 8 to 256 tokens .* not 1,000"):
         audit_reach(folder, length=1000)
     with pytest.raises(OptionError, match="share of the largest change"):
         audit_reach(folder, tolerance=2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        audit_reach(tmp_path / "empty")
     window(tmp_path / "mute", window=16)
+    with pytest.raises(OptionError, match="has no tokenizer, which auditing a server needs"):
+        audit_reach(tmp_path / "mute", url="http://127.0.0.1:9/embed")
+    (tmp_path / "special.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]")
+    BertTokenizerFast(vocab=str(tmp_path / "special.txt")).save_pretrained(tmp_path / "mute")
     with pytest.raises(OptionError, match="no word as one token"):
         audit_reach(tmp_path / "mute", url="http://127.0.0.1:9/embed")
     with torch.no_grad():
@@ -264,3 +402,30 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
             parameter.zero_()
     with pytest.raises(OptionError, match="returns the same for every input"):
         audit_reach(model, length=64)
+
+
+def test_the_command_says_one_sentence(
+    served: tuple[Path, PreTrainedModel, BertTokenizerFast],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = str(served[0])
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    monkeypatch.setattr(audit, "_measure", lambda *_: pytest.fail("refused before anything is measured"))
+    for line, words in (
+        (["--onnx", "model.onnx", "--url", "http://127.0.0.1:9/embed"], "leave out --onnx or --url"),
+        (["--url", "http://127.0.0.1:9/embed", "--timeout", "-1"], "needs more than 0"),
+        (["--onnx", str(tmp_path / "bad.onnx")], "cannot load"),
+        (["--plot", str(tmp_path / "reach.xyz")], "Cannot draw"),
+        (["--plot", str(tmp_path / "none" / "reach.png")], "the folder .* does not exist"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["audit", folder, *line])
+        assert stopped.value.code == 1
+        said = capsys.readouterr().err
+        assert re.search(words, said), said
+        assert len(said.strip().splitlines()) == 1
+    (served[0] / "model.safetensors").rename(served[0] / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no weights in safetensors files"):
+        audit_reach(folder)

@@ -51,6 +51,16 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
     return Path(found)
 
 
+def fetch_model(name: str, revision: str | None, token: str | bool | None, *, weights: bool) -> Path:
+    """The folder of a repository in the Hub cache: config, tokenizer, what belongs to sentence-transformers and, if asked for, the weights.
+
+    Raises:
+        CheckpointError: no such repository, no access, or no connection.
+    """
+    request = SourceRequest(name, Path(name), revision, token)
+    return fetch_snapshot(request, (*SMALL, WEIGHTS) if weights else SMALL)
+
+
 def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeader]:
     """The headers of a repository's safetensors files, by range requests of some kilobytes each."""
     with translated_errors(request.name, request.token, DOWNLOAD):
