@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
+    from .modeling.inference import optimize_for_inference
     from .modeling.sequence_parallel import sequence_parallel
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "list_mechanisms",
     "load_generic",
     "mechanism_info",
+    "optimize_for_inference",
     "plan_conversion",
     "reference_attend",
     "register_mechanism",
@@ -94,6 +96,7 @@ _WHERE = {
     "errors": ("LongAttentionError",),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
     "modeling.generic": ("enable_long_attention", "load_generic"),
+    "modeling.inference": ("optimize_for_inference",),
     "modeling.sequence_parallel": ("sequence_parallel",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

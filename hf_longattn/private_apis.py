@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,6 +71,16 @@ PRIVATE_APIS = {
         ("torch:ops.aten._embedding_bag_per_sample_weights_backward",),
         "multiply queries with scattered keys on the CPU without a copy of the keys",
         "the keys are copied, which is slower",
+    ),
+    "packed_linear": PrivateApi(
+        ("torch:ops.mkldnn._reorder_linear_weight", "torch:ops.mkldnn._linear_pointwise", "torch:ops.mkldnn._is_mkldnn_bf16_supported"),
+        "lay the weights of linear layers out once, for inference in bf16 on the CPU",
+        REFUSED,
+    ),
+    "int8_linear": PrivateApi(
+        ("torch:ops.onednn.qlinear_pointwise", "torch:ops.onednn.qlinear_prepack"),
+        "multiply 8-bit inputs with 8-bit weights on the CPU",
+        "optimize_for_inference('bf16') does without, or " + REFUSED,
     ),
     "in_backward": PrivateApi(
         ("torch:_C._current_graph_task_id",),
@@ -168,6 +178,7 @@ PRIVATE_APIS = {
     ),
 }
 DECLARED = (
+    "_keep_in_fp32_modules_strict",
     "_no_split_modules",
     "_supports_attention_backend",
     "_supports_flash_attn",
@@ -217,6 +228,46 @@ def has_aten(api: str) -> bool:
 
 def _operator(api: str, which: int = 0) -> str:
     return PRIVATE_APIS[api].where[which].rpartition(".")[2]
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether oneDNN has kernels for bf16 on this processor."""
+    return bool(_linear("packed_linear", 2)())
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """A weight ``(out, in)`` as oneDNN's kernels read it."""
+    return _linear("packed_linear", 0)(weight, None)
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """``x (M, in)`` times a packed weight, ``(M, out)``."""
+    return _linear("packed_linear", 1)(x, packed, bias, "none", [], "")
+
+
+def pack_int8(weight: Tensor) -> Tensor:
+    """An int8 weight ``(out, in)`` as oneDNN's kernels read it."""
+    return _linear("int8_linear", 1)(weight, None)
+
+
+def int8_product(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, dtype: Any) -> Tensor:
+    """int8 ``x (M, in)`` times a packed int8 weight times ``scale (out,)``, in ``dtype``; ``zeros (out,)`` int32 are zero points."""
+    return _linear("int8_linear", 0)(x, 1.0, 0, packed, scale, zeros, None, 1.0, 0, dtype, "none", [], "")
+
+
+def _linear(api: str, which: int) -> Callable[..., Any]:
+    """One of oneDNN's operators.
+
+    Raises:
+        BackendError: this PyTorch has none.
+    """
+    import torch
+
+    _, space, name = PRIVATE_APIS[api].where[which].split(":")[1].split(".")
+    found = getattr(getattr(torch.ops, space), name, None)
+    if found is None:
+        raise missing(api)
+    return found
 
 
 def in_backward() -> bool:
@@ -323,6 +374,11 @@ def attention_implementation(config: Any) -> str | None:
 
 def attentions_collected() -> bool:
     """Whether attentions of the running model are collected."""
+    return any("attentions" in key for key in outputs_collected())
+
+
+def outputs_collected() -> Collection[str]:
+    """The outputs of layers of the running model that are collected: hidden_states, attentions …"""
     import torch
     from transformers.utils import output_capturing
 
@@ -330,9 +386,9 @@ def attentions_collected() -> bool:
     if active is None:
         if not torch.compiler.is_compiling():
             warn_missing("attentions_collected")
-        return False
+        return ()
     collector = active.global_var if torch.compiler.is_compiling() else active.get()
-    return collector is not None and any("attentions" in key for key in collector)
+    return () if collector is None else tuple(collector)
 
 
 def record_outputs(model_class: Any) -> None:
@@ -349,6 +405,11 @@ def record_outputs(model_class: Any) -> None:
 
 
 # ---- transformers: weights
+
+
+def kept_in_float32(model: Any) -> Collection[str]:
+    """Names of modules whose weights transformers leaves in float32 when a model is loaded in bf16."""
+    return getattr(model, "_keep_in_fp32_modules_strict", None) or ()
 
 
 def is_initialised(value: Any) -> bool:

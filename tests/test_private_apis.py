@@ -121,10 +121,10 @@ def removed(where):
     module, _, names = where.partition(":")
     path, _, name = names.rpartition(".")
     owner = resolve(f"{module}:{path}") if path else importlib.import_module(module)
-    if owner is torch.ops.aten:
-        torch.ops.aten = Without(owner, name)
+    if (space := next((space for space in ("aten", "mkldnn", "onednn") if owner is getattr(torch.ops, space)), None)) is not None:
+        setattr(torch.ops, space, Without(owner, name))
         yield
-        torch.ops.aten = owner
+        setattr(torch.ops, space, owner)
     elif name in vars(owner):
         kept = vars(owner)[name]
         delattr(owner, name)
@@ -147,6 +147,8 @@ USES = {
     "pair_scores": lambda: __import__("hf_longattn.engines.topk", fromlist=[""]).pair_scores(
         torch.ones(1, 1, 2, 3), torch.ones(1, 1, 4, 3), torch.zeros(1, 1, 2, 1, dtype=torch.long)
     ),
+    "packed_linear": lambda: apis.pack_weight(torch.ones(2, 2)),
+    "int8_linear": lambda: apis.int8_product(ones, ones, ones, ones, torch.float32),
     "in_backward": apis.in_backward,
     "context_parallel": lambda: apis.leave_context_parallelism(__import__("accelerate").Accelerator(cpu=True)),
     "assert_in_graph": lambda: apis.assert_in_graph(torch.tensor(True), "no"),

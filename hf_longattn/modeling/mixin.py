@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backend import BACKEND, documents_of, packing_refused, takes_masked_documents
 from ..engines.batch import in_graph, positions_in
-from ..errors import MaskError, MemoryMismatchError, OptionError
+from ..errors import BackendError, MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.base import Mechanism, Recursion
 from ..mechanisms.registry import mechanism_class
 from ..memory import SegmentMemory
@@ -39,6 +39,8 @@ else:
 
 PACKED = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
+RUN_PACKED = "run_packed"
+"""The attribute of a base model that runs padded batches as one packed row (:mod:`.inference`): a function of it and a call."""
 
 
 class LongAttentionMixin(ModelHooks, _Base):
@@ -179,6 +181,27 @@ class LongAttentionMixin(ModelHooks, _Base):
             model_kwargs["global_attention_mask"] = nn.functional.pad(given, (0, new))
         return model_kwargs
 
+    def optimize_for_inference(self, precision: str = "bf16", *, pack: bool | None = None) -> Self:
+        """Make this model fast for inference on the CPU, in place: linear layers in bf16 or 8 bits, no work on padding.
+
+            model = LongBertModel.from_pretrained("longformer-base").optimize_for_inference()
+
+        The same as :func:`hf_longattn.optimize_for_inference`, which says what is equal to what.
+
+        Args:
+            precision: ``fp32``, ``bf16`` or ``int8``.
+            pack: whether to run padded batches as one row; by default where the model can.
+
+        Returns:
+            This model.
+
+        Raises:
+            OptionError, BackendError: one sentence each.
+        """
+        if COPY:
+            raise BackendError("The code that came with this model is for running it only; install hf_longattn to optimise it.")
+        return load_module("modeling", "inference").optimize_for_inference(self, precision, pack=pack)
+
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
@@ -234,7 +257,10 @@ class LongBaseModelMixin(LongAttentionMixin):
 
     def prepared(self, base_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         """As the mixin's: checks the length, finds documents and tokens that are global by their ids, and runs in segments for memory
-        tokens."""
+        tokens; or packs a padded batch, after :meth:`optimize_for_inference`."""
+        pack = self.__dict__.get(RUN_PACKED)
+        if pack is not None and (packed := pack(self, base_forward, args, kwargs)) is not None:
+            return packed
         self._check_inputs(args, kwargs)
         self._find_globals(args, kwargs)
         if self.recursion is None or not self.runs_mechanisms:

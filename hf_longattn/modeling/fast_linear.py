@@ -1,0 +1,242 @@
+"""Linear layers for inference on the CPU, whose weights are laid out once for oneDNN's kernels.
+
+``nn.Linear`` lays its weight out anew in every call. :class:`PackedLinear` keeps it as oneDNN wants it and computes the same bits;
+:class:`Int8Linear` keeps 8 bits per weight. A :class:`FusedLinear` computes several projections of one input, those of queries, keys and
+values, in one product.
+
+8 bits: the weight has one scale per output (its largest magnitude over 127), the input one scale per token, found when it is seen
+(dynamic, symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). With a scale per token, what a token gets depends on no other
+token of its batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackendError
+from ..private_apis import int8_product, pack_int8, pack_weight, packed_product
+
+MOST = 127
+"""The largest magnitude of 8 bits, symmetric."""
+CELLS = 2**18
+"""Values of an input that are quantised at a time: few enough to stay in the cache between the steps (measured from 2**16 to 2**22)."""
+SMALLEST = 1e-8
+"""Of scales, so that a row of zeros has one."""
+
+
+class InferenceLinear(nn.Module):
+    """A linear layer without gradients, at a fixed place and in a fixed dtype."""
+
+    in_features: int
+    out_features: int
+    bias: Tensor | None
+    kept: torch.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, in_features)`` -> ``(…, out_features)``.
+
+        Raises:
+            BackendError: the input needs gradients.
+        """
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise BackendError("A model after optimize_for_inference computes no gradients; load it again to train it.")
+        return self.product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+    def product(self, x: Tensor) -> Tensor:
+        """``(M, in_features)`` -> ``(M, out_features)``."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Called by ``to``, ``half``, ``cuda`` …: refused if it changes anything, since packed weights stay as they are."""
+        probe = torch.empty(0, dtype=self.dtype)
+        if (moved := fn(probe)).dtype != probe.dtype or moved.device != probe.device:
+            raise BackendError(
+                f"A model after optimize_for_inference stays on the CPU in {self.dtype}; load it again to move or convert it."
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InferenceLinear:
+        """The copy shares the weight, which never changes."""
+        made = type(self).__new__(type(self))
+        made.__dict__ |= {name: value.copy() if isinstance(value, dict) else value for name, value in self.__dict__.items()}
+        memo[id(self)] = made
+        return made
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of inputs and outputs."""
+        return self.kept
+
+
+class PackedLinear(InferenceLinear):
+    """``nn.Linear`` with its weight packed for oneDNN; the same results, bit for bit.
+
+    Args:
+        weight: ``(out_features, in_features)``, on the CPU.
+        bias: ``(out_features,)``, or ``None``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.kept = weight.dtype
+        self.packed = pack_weight(weight.detach().contiguous())
+        self.bias = None if bias is None else bias.detach().clone()
+
+    @property
+    def weight(self) -> Tensor:
+        """A plain copy ``(out_features, in_features)``."""
+        return self.packed.to_dense()
+
+    def product(self, x: Tensor) -> Tensor:
+        return packed_product(x, self.packed, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": self.weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = pack_weight(state["packed"])
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        save(destination, prefix, self.weight, self.bias)
+
+
+class Int8Linear(InferenceLinear):
+    """A linear layer with 8-bit weights and inputs, 32-bit sums, and outputs in the dtype of the weight that it was made from.
+
+    Args:
+        weight: ``(out_features, in_features)``, on the CPU.
+        bias: ``(out_features,)``, or ``None``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.kept = weight.dtype
+        quantised, scale = quantise(weight.detach())
+        self.scale = scale.flatten()
+        self.packed = pack_int8(quantised)
+        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().clone()
+
+    def product(self, x: Tensor) -> Tensor:
+        out = x.new_empty(len(x), self.out_features)
+        rows = max(1, CELLS // self.in_features)
+        for at in range(0, len(x), rows):
+            quantised, scale = quantise(x[at : at + rows])
+            sums = int8_product(quantised, self.packed, self.scale, self.zeros, self.dtype)
+            if self.bias is None:
+                torch.mul(sums, scale.to(self.dtype), out=out[at : at + rows])
+            else:
+                torch.addcmul(self.bias, sums, scale.to(self.dtype), out=out[at : at + rows])
+        return out
+
+    def __getstate__(self) -> NoReturn:
+        refuse_saving()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        refuse_saving()
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """8 bits and the scale of every row of ``x (M, K)``: int8 ``(M, K)`` and float32 ``(M, 1)``."""
+    x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    scale = x.abs().amax(-1, keepdim=True).div_(MOST).clamp_(min=SMALLEST)
+    return x.div_(scale).round_().to(torch.int8), scale
+
+
+def refuse_saving() -> NoReturn:
+    raise BackendError(
+        "The weights of a model after optimize_for_inference('int8') are rounded and cannot be saved; save the model before, or write a "
+        "quantised checkpoint with `longattn compress`."
+    )
+
+
+def save(destination: Any, prefix: str, weight: Tensor, bias: Tensor | None) -> None:
+    """Enter weight and bias into a state dict under the names that ``nn.Linear`` gives them."""
+    destination[f"{prefix}weight"] = weight
+    if bias is not None:
+        destination[f"{prefix}bias"] = bias
+
+
+class FusedLinear:
+    """Several projections of the same input in one product.
+
+    The parts are called one after the other by modelling code that knows nothing of this: the first to see an input computes all of them,
+    the others take their columns. What is kept belongs to one thread, and to one input.
+
+    Args:
+        layer: all projections, their outputs one after the other.
+        sizes: outputs of each.
+    """
+
+    def __init__(self, layer: InferenceLinear, sizes: tuple[int, ...]) -> None:
+        self.layer, self.sizes = layer, sizes
+        self.kept = threading.local()
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        """The columns of one projection, ``(…, sizes[index])``, a view."""
+        found: dict[int, Tensor] = getattr(self.kept, "outputs", {})
+        if getattr(self.kept, "input", None) is not x or index not in found:
+            found = dict(enumerate(self.layer(x).split(self.sizes, -1)))
+            self.kept.input = x
+        out = found.pop(index)
+        self.kept.outputs = found
+        if not found:
+            self.kept.input = None
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.layer, "sizes": self.sizes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
+        made = memo[id(self)] = FusedLinear(copy.deepcopy(self.layer, memo), self.sizes)
+        return made
+
+
+class FusedPart(nn.Module):
+    """One projection of a :class:`FusedLinear`, in the place of its ``nn.Linear``."""
+
+    def __init__(self, fused: FusedLinear, index: int, bias: bool) -> None:
+        super().__init__()
+        self.fused, self.index, self.biased = fused, index, bias
+        self.in_features, self.out_features = fused.layer.in_features, fused.sizes[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused.part(self.index, x)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.biased}, part {self.index} of {self.fused.layer}"
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.fused.layer._apply(fn)
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """A plain copy ``(out_features, in_features)``, where the layer has one."""
+        if not isinstance(self.fused.layer, PackedLinear):
+            refuse_saving()
+        return self.fused.layer.weight.split(self.fused.sizes)[self.index]
+
+    @property
+    def bias(self) -> Tensor | None:
+        whole = self.fused.layer.bias
+        return whole.split(self.fused.sizes)[self.index] if self.biased and whole is not None else None
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        save(destination, prefix, self.weight, self.bias)

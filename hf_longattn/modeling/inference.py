@@ -1,0 +1,293 @@
+"""What makes whole models fast on a CPU, beside attention: linear layers in bf16 or 8 bits, fused projections, and no work on padding.
+
+At 4,096 tokens three quarters of the time of a base-sized encoder with a window go into linear layers. :func:`optimize_for_inference`
+replaces them (:mod:`.fast_linear`), and lets base models run a padded batch as one packed row, through the paths that keep documents apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..backend import DOCUMENTS
+from ..engines.batch import Batch, in_graph
+from ..errors import BackendError, OptionError, nearest
+from ..mechanisms.base import Mechanism
+from ..private_apis import cpu_computes_bf16, has_hooks, kept_in_float32, outputs_collected
+from .attention_sites import attention_sites, own_projections
+from .fast_linear import FusedLinear, FusedPart, InferenceLinear, Int8Linear, PackedLinear
+from .mixin import RUN_PACKED, LongBaseModelMixin
+from .recurrence import arguments_by_name
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+PRECISIONS = ("fp32", "bf16", "int8")
+"""Of linear layers. ``fp32`` leaves them as they are, ``int8`` computes everything else as ``bf16`` does."""
+OPTIMISED = "inference_precision"
+"""The attribute of a model after :func:`optimize_for_inference`, its precision."""
+FREQUENCIES = "inv_freq"
+"""The end of the names of rotary frequencies, which stay in float32: rounded, distant positions would be mistaken for one another."""
+
+
+def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool | None = None) -> Model:
+    """Make ``model`` fast for inference on the CPU, in place.
+
+        model = LongBertModel.from_pretrained("longformer-base")
+        hf_longattn.optimize_for_inference(model)             # the same as model.optimize_for_inference()
+
+    - Linear layers of the model are packed once for oneDNN's kernels: ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)``
+      does (rotary frequencies stay in float32); ``int8`` has 8-bit weights, one scale per output, and 8-bit inputs, one scale per token.
+      The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` leaves all layers as they are.
+    - The projections of queries, keys and values are one product (bf16, int8).
+    - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; documents see what they
+      see alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
+      (``use_cache=False`` packs decoders), has padding between real tokens, or is given to a compiled model.
+
+    The model is in eval mode afterwards and computes no gradients; to train, move or convert it, load it again. It can be saved after
+    ``fp32`` and ``bf16``.
+
+    Args:
+        model: a Long model, one after :func:`hf_longattn.enable_long_attention` (which is not packed), or any model of transformers.
+        precision: ``fp32``, ``bf16`` or ``int8``.
+        pack: whether to run padded batches packed; by default where the model can.
+
+    Returns:
+        The same model.
+
+    Raises:
+        OptionError: an unknown precision, or ``pack=True`` for a model that cannot be packed.
+        BackendError: no model of transformers, or one that is quantised, optimised already or not on the CPU; or the processor has no
+            bf16.
+    """
+    _check(model, precision)
+    bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
+    refusals = {base: packing_refusal(base) for base in bases}
+    if pack and (why := packing_refusal(model) if not bases else next((why for why in refusals.values() if why), None)):
+        raise OptionError(f"pack=True: {why.rstrip('.')}; leave it out.")
+    model.eval().requires_grad_(False)
+    if precision != "fp32":
+        _cast(model, torch.bfloat16)
+        _replace(model, Int8Linear if precision == "int8" else PackedLinear)
+    for base, refused in refusals.items():
+        if pack is not False and refused is None:
+            _pool_first_tokens(base)
+            setattr(base, RUN_PACKED, partial(packed_call, causal=_causal(base)))
+    setattr(model, OPTIMISED, precision)
+    return model
+
+
+def _check(model: Any, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise OptionError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.{nearest(precision, PRECISIONS)}")
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"optimize_for_inference takes a model of transformers, not {type(model).__name__}.")
+    if (before := getattr(model, OPTIMISED, None)) is not None:
+        raise BackendError(f"This model was optimised for inference already ({before}); load it again to choose anew.")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise BackendError(f"This {type(model).__name__} is quantised already; load the checkpoint that it was made from.")
+    if precision == "fp32":
+        return
+    if (device := next((p.device.type for p in model.parameters() if p.device.type != "cpu"), None)) is not None:
+        raise BackendError(
+            f"optimize_for_inference({precision!r}) is for CPUs, but this model is on {device!r}; "
+            "call model.to('cpu') before, or load it with dtype=torch.bfloat16."
+        )
+    if not cpu_computes_bf16():
+        raise BackendError("This processor computes no bf16 (it needs avx512_bf16 or AMX); choose precision='fp32'.")
+
+
+def packing_refusal(model: nn.Module) -> str | None:
+    """Why padded batches of this base model cannot be run as one packed row; ``None`` where they can."""
+    if not isinstance(model, LongBaseModelMixin):
+        return f"{type(model).__name__} does not keep documents of one row apart; only the base models of Long classes do"
+    if any(isinstance(module, nn.Conv1d) for module in model.modules()):
+        return f"{type(model).__name__} convolves neighbouring tokens beside its attention"
+    if getattr(model.config, "token_dropout", False):
+        return f"{type(model).__name__} scales embeddings by each row's share of masked tokens (token_dropout)"
+    return model.refusal_of_documents({})
+
+
+# ---- linear layers
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """As ``from_pretrained(dtype=…)`` loads: parameters and buffers, except what transformers keeps in float32 and rotary frequencies."""
+    kept = kept_in_float32(model)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in kept for part in name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    for name, values in model.named_buffers():
+        if values.is_floating_point() and not name.endswith(FREQUENCIES) and not any(part in kept for part in name.split(".")):
+            values.data = values.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
+    """Replace the linear layers of ``model``: those below its base model by ``layer``, others packed; projections of one input fused."""
+    inside = {id(module) for module in model.base_model.modules()}
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for module, parent, name in _linears(model):
+        places.setdefault(module, []).append((parent, name))
+    for modules in _projections(model, places):
+        weight = torch.cat([_weight(module) for module in modules])
+        biases = [module.bias for module in modules]
+        whole = None
+        if any(bias is not None for bias in biases):
+            empty = [weight.new_zeros(len(module.weight)) for module in modules]
+            whole = torch.cat([zeros if bias is None else bias for bias, zeros in zip(biases, empty, strict=True)])
+        fused = FusedLinear(layer(weight, whole), tuple(module.out_features for module in modules))
+        for index, module in enumerate(modules):
+            for parent, name in places.pop(module):
+                setattr(parent, name, FusedPart(fused, index, module.bias is not None))
+    for module, found in places.items():
+        kind = layer if id(module) in inside else PackedLinear
+        made = kind(_weight(module), module.bias)  # type: ignore[arg-type]
+        for parent, name in found:
+            setattr(parent, name, made)
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """(layer, its parent, its name there) of every linear layer to replace: no part of a mechanism, no output embedding, nothing whose
+    weight another module uses, that is hooked, or that stays in float32."""
+    left = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
+    left.add(id(model.get_output_embeddings()))
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            plain = type(module) in (nn.Linear, Conv1D) and id(module) not in left and not has_hooks(module)
+            if plain and all(len(owners[id(one)]) == 1 and one.dtype == torch.bfloat16 for one in module.parameters()):
+                yield module, parent, name
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """``(out_features, in_features)``."""
+    weight: Any = module.weight
+    return weight.detach().t() if isinstance(module, Conv1D) else weight.detach()
+
+
+def _projections(model: PreTrainedModel, replaced: Any) -> Iterator[list[nn.Linear]]:
+    """Those of queries, keys and values of each self-attention, where they are three layers of the same input."""
+    seen: set[int] = set()
+    for site in attention_sites(model):
+        if site.cross or id(site.module) in seen:
+            continue
+        seen.add(id(site.module))
+        own = own_projections(site.module)
+        names = [own[f"{kind}.weight"] for kind in ("query", "key", "value") if f"{kind}.weight" in own]
+        if len(names) < 3 or any(one.split is not None for one in names):
+            continue
+        modules: list[Any] = [site.module.get_submodule(one.name.rpartition(".")[0]) for one in names]
+        if all(type(one) is nn.Linear and one in replaced for one in modules) and len({one.in_features for one in modules}) == 1:
+            yield modules
+
+
+# ---- packed rows
+
+
+@dataclass
+class Pooling:
+    """Where the documents of the packed row start that a base model is running, and the hidden states that its pooling reads."""
+
+    starts: Tensor
+    hidden: Tensor | None = field(default=None)
+
+
+_POOLING: ContextVar[Pooling | None] = ContextVar("pooling", default=None)
+
+
+def _pool_first_tokens(base: nn.Module) -> None:
+    """Let the pooling of ``base``, which reads the first token of a row, read that of every document of a packed row."""
+    pooler = getattr(base, "pooler", None)
+    if isinstance(pooler, nn.Linear | InferenceLinear):  # the model takes the first token itself
+        base.encoder.register_forward_hook(_remember)  # type: ignore[union-attr]
+        pooler.register_forward_pre_hook(_first_tokens_of_encoder)
+    elif isinstance(pooler, nn.Module):
+        pooler.register_forward_pre_hook(_first_tokens)
+
+
+def _remember(module: nn.Module, args: Any, output: Any) -> None:
+    if (pooling := _POOLING.get()) is not None:
+        pooling.hidden = output[0]
+
+
+def _first_tokens_of_encoder(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    pooling = _POOLING.get()
+    return None if pooling is None or pooling.hidden is None else (pooling.hidden[0, pooling.starts], *args[1:])
+
+
+def _first_tokens(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    pooling = _POOLING.get()
+    return None if pooling is None else (args[0][0, pooling.starts][:, None], *args[1:])
+
+
+def packed_call(base: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, causal: bool) -> Any:
+    """A function for this call of a base model that packs the batch, runs it and pads its outputs; ``None`` if it is to run as it is.
+
+    Args:
+        base: the base model.
+        forward: its ``forward`` without Long arguments.
+        args, kwargs: of the call.
+        causal: whether it is a decoder, which returns a cache by default.
+    """
+    given = {name: value for name, value in arguments_by_name(forward, args, kwargs).items() if value is not None}
+    mask = given.pop("attention_mask", None)
+    if in_graph() or not base.runs_mechanisms or not isinstance(mask, Tensor) or mask.dim() != 2 or not DOCUMENTS.isdisjoint(given):
+        return None
+    if given.get("output_attentions", base.config.output_attentions) or outputs_collected():
+        return None
+    if given.get("use_cache", causal and getattr(base.config, "use_cache", False)):
+        return None
+    tensors = {name: value for name, value in given.items() if not isinstance(value, bool | int | float | str)}
+    if not all(isinstance(value, Tensor) and value.shape[:2] == mask.shape for value in tensors.values()):
+        return None
+    real = mask.bool()
+    sequences = Batch(real).sequences
+    if not sequences or sum(one.stop - one.start for one in sequences) == real.numel() or any(one.holes for one in sequences):
+        return None
+    return partial(_run_packed, forward=forward, given=given, tensors=tensors, real=real, sequences=sequences)
+
+
+def _run_packed(base: Any, *_: Any, forward: Any, given: Any, tensors: Any, real: Tensor, sequences: Any, **__: Any) -> Any:
+    """Run the rows of a batch as one, and give the outputs their places."""
+    rows, length = real.shape
+    places = real.flatten().nonzero()[:, 0]
+    packed = {**given, **{name: values.flatten(0, 1)[places][None] for name, values in tensors.items()}}
+    packed["documents"] = (places // length)[None]
+    table = base.position_table
+    if table is not None and not table.skips_padding and "position_ids" not in given and any(one.start for one in sequences):
+        packed["position_ids"] = (places % length)[None] + table.first_id  # padding on the left takes positions in these models
+    wants_tuple = packed.pop("return_dict", base.config.return_dict) is False
+    counts = real.sum(1)
+    pooling = _POOLING.set(Pooling((counts.cumsum(0) - counts).clamp(max=len(places) - 1)))
+    try:
+        outputs = base.prepared(forward, (), packed)(base, **packed, return_dict=True)
+    finally:
+        _POOLING.reset(pooling)
+    for name, value in outputs.items():
+        outputs[name] = _padded(value, rows, length, places)
+    return outputs.to_tuple() if wants_tuple else outputs
+
+
+def _padded(value: Any, rows: int, length: int, places: Tensor) -> Any:
+    """``(1, T, …)`` -> ``(B, N, …)``, zeros at padding; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_padded(one, rows, length, places) for one in value)
+    if not isinstance(value, Tensor) or value.shape[:2] != (1, len(places)):
+        return value
+    whole = value.new_zeros(rows * length, *value.shape[2:])
+    whole[places] = value[0]
+    return whole.unflatten(0, (rows, length))
+
+
+def _causal(base: nn.Module) -> bool:
+    return any(getattr(site.module, "is_causal", False) for site in attention_sites(base))

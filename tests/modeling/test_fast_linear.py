@@ -1,0 +1,138 @@
+"""Linear layers for inference: what equals what, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_longattn.errors import BackendError
+from hf_longattn.modeling.fast_linear import CELLS, FusedLinear, FusedPart, Int8Linear, PackedLinear, quantise
+from hf_longattn.private_apis import cpu_computes_bf16
+
+pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
+SHAPES = ((1, 64, 96), (3, 100, 7), (517, 96, 64))
+
+
+def layer(features: int, outputs: int, *, bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
+    return nn.Linear(features, outputs, bias=bias).to(dtype).requires_grad_(False)
+
+
+def parts(layers: list[nn.Linear], kind: type[PackedLinear] | type[Int8Linear]) -> list[FusedPart]:
+    biases = [torch.zeros(len(one.weight), dtype=one.weight.dtype) if one.bias is None else one.bias for one in layers]
+    whole = kind(torch.cat([one.weight for one in layers]), torch.cat(biases))
+    fused = FusedLinear(whole, tuple(len(one.weight) for one in layers))
+    return [FusedPart(fused, index, one.bias is not None) for index, one in enumerate(layers)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "features", "outputs"), SHAPES)
+def test_packed_is_linear_bit_for_bit(rows: int, features: int, outputs: int, bias: bool) -> None:
+    plain = layer(features, outputs, bias=bias)
+    x = torch.randn(2, rows, features, dtype=torch.bfloat16)
+    packed = PackedLinear(plain.weight, plain.bias)
+    assert torch.equal(packed(x), plain(x))
+    assert torch.equal(packed.weight, plain.weight)
+    assert packed.state_dict().keys() == plain.state_dict().keys()
+
+
+def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The definition in float64: both sides rounded to 8 bits, one scale per row."""
+
+    def rounded(values: Tensor) -> Tensor:
+        scale = values.float().abs().amax(-1, keepdim=True) / 127
+        return ((values.float() / scale).round() * scale).double()
+
+    return rounded(x) @ rounded(weight).T + (0 if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "features", "outputs"), SHAPES)
+def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
+    plain = layer(features, outputs, bias=bias, dtype=dtype)
+    x = torch.randn(rows, features, dtype=dtype)
+    found, expected = Int8Linear(plain.weight, plain.bias)(x), int8_by_hand(x, plain.weight, plain.bias)
+    assert found.dtype == dtype
+    away = (found.double() - expected).norm() / expected.norm()
+    assert away < (6e-3 if dtype == torch.bfloat16 else 1e-6)
+    assert (found.double() - plain(x).double()).norm() / expected.norm() < 2e-2
+
+
+def test_int8_of_a_token_depends_on_no_other() -> None:
+    rows = CELLS // 512 + 3  # more than are quantised at a time
+    quantised = Int8Linear(torch.randn(40, 512, dtype=torch.bfloat16), torch.randn(40, dtype=torch.bfloat16))
+    x = torch.randn(rows, 512, dtype=torch.bfloat16) * torch.logspace(-3, 3, rows)[:, None].bfloat16()
+    whole = quantised(x)
+    for row in (0, 17, rows - 1):
+        assert torch.equal(quantised(x[row : row + 1])[0], whole[row])
+
+
+def test_rows_of_zeros_are_finite() -> None:
+    values, scale = quantise(torch.zeros(2, 3))
+    assert not values.any()
+    assert (scale > 0).all()
+
+
+@pytest.mark.parametrize("kind", [PackedLinear, Int8Linear])
+def test_fused_parts_are_their_layers(kind: type[PackedLinear] | type[Int8Linear]) -> None:
+    layers = [layer(64, 32), layer(64, 16, bias=False), layer(64, 48)]
+    alone = [kind(one.weight, one.bias) for one in layers]
+    together = parts(layers, kind)
+    for x in (torch.randn(2, 9, 64, dtype=torch.bfloat16), torch.randn(2, 1, 64, dtype=torch.bfloat16)):
+        for order in ((0, 1, 2), (2, 0, 1)):
+            for index in order:
+                torch.testing.assert_close(together[index](x), alone[index](x), rtol=1e-2, atol=1e-2)
+    assert together[0].fused.kept.input is None, "nothing is kept after the last part"
+
+
+def test_fused_parts_tell_inputs_apart() -> None:
+    layers = [layer(64, 32), layer(64, 32)]
+    first, second = parts(layers, PackedLinear)
+    x, y = torch.randn(5, 64, dtype=torch.bfloat16), torch.randn(5, 64, dtype=torch.bfloat16)
+    first(x)
+    assert torch.equal(second(y), layers[1](y))
+    assert torch.equal(second(x), layers[1](x))
+    assert torch.equal(first(x), layers[0](x))
+
+
+def test_fused_parts_serve_several_threads() -> None:
+    layers = [layer(64, 32), layer(64, 32), layer(64, 32)]
+    made = parts(layers, PackedLinear)
+
+    def run(seed: int) -> bool:
+        generator = torch.Generator().manual_seed(seed)
+        same = True
+        for _ in range(50):
+            x = torch.randn(4, 64, generator=generator).bfloat16()
+            same &= all(torch.equal(part(x), one(x)) for part, one in zip(made, layers, strict=True))
+        return same
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(8)))
+
+
+def test_copies_and_pickles() -> None:
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    packed = PackedLinear(torch.randn(8, 64).bfloat16(), None)
+    quantised = Int8Linear(torch.randn(8, 64).bfloat16(), None)
+    for made in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert torch.equal(made(x), packed(x))
+    assert torch.equal(copy.deepcopy(quantised)(x), quantised(x))
+    with pytest.raises(BackendError, match="cannot be saved; save the model before"):
+        pickle.dumps(quantised)
+    with pytest.raises(BackendError, match="longattn compress"):
+        quantised.state_dict()
+
+
+def test_gradients_and_other_dtypes_are_refused() -> None:
+    packed = PackedLinear(torch.randn(8, 64).bfloat16(), None)
+    with pytest.raises(BackendError, match="computes no gradients; load it again to train it"):
+        packed(torch.randn(3, 64, dtype=torch.bfloat16, requires_grad=True))
+    with pytest.raises(BackendError, match="stays on the CPU"):
+        packed.float()
+    assert packed.to(torch.bfloat16) is packed

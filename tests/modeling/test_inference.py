@@ -1,0 +1,255 @@
+"""Models after optimize_for_inference against themselves before it, over all families and mechanisms."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+import hf_longattn
+from hf_longattn.errors import BackendError, OptionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms import list_mechanisms
+from hf_longattn.mechanisms.registry import mechanism_class
+from hf_longattn.modeling.fast_linear import FusedPart, Int8Linear, PackedLinear
+from hf_longattn.modeling.inference import packing_refusal
+from hf_longattn.private_apis import cpu_computes_bf16
+from tests.reference.small_models import BASES, CAUSAL, head_inputs, long_model, padding, tokens
+
+pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
+WINDOW = {"mechanism": "window", "window": 16}
+PACKS = [base for base in BASES if base != "esm"]
+"""ESM scales its embeddings by each row's share of masked tokens."""
+
+
+def batch(length: int = 100, *, left: bool = False) -> dict[str, Tensor]:
+    mask = padding(3, length, left=left)
+    return {"input_ids": torch.where(mask.bool(), tokens(3, length), 1), "attention_mask": mask}
+
+
+def uncached(base: str) -> dict[str, Any]:
+    return {"use_cache": False} if base in CAUSAL else {}
+
+
+def packs(model: Any, **inputs: Any) -> bool:
+    """Whether a call ran as one packed row."""
+    shapes: list[Any] = []
+    handle = next(module for module in model.modules() if hasattr(module, "long_attention")).register_forward_hook(
+        lambda module, args, out: shapes.append(out[0].shape[:2])
+    )
+    with torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    return shapes[0][0] == 1 and shapes[0] != inputs["attention_mask"].shape
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_packed_batches_equal_padded_ones(base: str) -> None:
+    model = long_model(base, None, WINDOW)
+    for left in (False, True):
+        inputs = {**batch(left=left), **uncached(base)}
+        fast = copy.deepcopy(model).optimize_for_inference("fp32")
+        with torch.no_grad():
+            found, expected = fast(**inputs), model(**inputs)
+        assert packs(fast, **inputs) == (base in PACKS)
+        real = inputs["attention_mask"].bool()
+        torch.testing.assert_close(found.last_hidden_state[real], expected.last_hidden_state[real], rtol=1e-4, atol=1e-4)
+        if not left and "pooler_output" in expected:
+            torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=1e-4)
+
+
+def run(model: Any, base: str, **inputs: Any) -> Tensor:
+    if FAMILIES[base].two_stacks:
+        inputs["decoder_input_ids"] = tokens(len(inputs["input_ids"]), 20)
+    with torch.no_grad():
+        return model(**inputs).last_hidden_state
+
+
+@pytest.mark.parametrize("base", FAMILIES)
+def test_bf16_is_the_checkpoint_loaded_in_bf16(base: str, tmp_path: Path) -> None:
+    model = long_model(base, None, WINDOW)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    expected = run(loaded, base, input_ids=tokens(2, 40))
+    fast = type(model).from_pretrained(tmp_path).optimize_for_inference("bf16", pack=False)
+    assert any(isinstance(module, PackedLinear | FusedPart) for module in fast.modules())
+    assert torch.equal(run(fast, base, input_ids=tokens(2, 40)), expected)
+
+
+@pytest.mark.parametrize("base", FAMILIES)
+def test_int8_is_close_to_bf16(base: str) -> None:
+    model = long_model(base, None, WINDOW)
+    inputs = batch(60)
+    expected = run(copy.deepcopy(model).optimize_for_inference("bf16"), base, **inputs).float()
+    fast = copy.deepcopy(model).optimize_for_inference("int8")
+    found = run(fast, base, **inputs).float()
+    linears = [module for module in fast.base_model.modules() if isinstance(module, Int8Linear | FusedPart)]
+    assert len(linears) >= 6
+    assert (found - expected).norm() / expected.norm() < 0.1
+
+
+@pytest.mark.parametrize("name", list_mechanisms())
+def test_every_mechanism_after_it(name: str) -> None:
+    """Packed rows equal padded ones; bf16 and 8 bits are finite."""
+    base = "llama" if mechanism_class(name).causal is True else "bert"
+    model = long_model(base, None, {"mechanism": name, **mechanism_class(name).sample})
+    inputs = {**batch(150), **uncached(base)}
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        for precision in ("bf16", "int8"):
+            assert copy.deepcopy(model).optimize_for_inference(precision)(**inputs).last_hidden_state.isfinite().all()
+        model.double()  # what is chosen by comparison is chosen alike
+        expected, found = (one(**inputs).last_hidden_state[real] for one in (model, copy.deepcopy(model).optimize_for_inference("fp32")))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [("bert", "BertForSequenceClassification"), ("albert", "AlbertForSequenceClassification"),
+     ("big_bird", "BigBirdForSequenceClassification"),
+     ("roberta", "RobertaForQuestionAnswering"), ("bert", "BertForMaskedLM"), ("modernbert", "ModernBertForSequenceClassification"),
+     ("albert", "AlbertForMultipleChoice"), ("llama", "LlamaForTokenClassification")],
+)  # fmt: skip
+def test_heads_over_packed_rows(base: str, head: str) -> None:
+    model = long_model(base, head, WINDOW)
+    inputs = {**head_inputs(head), **uncached(base)}
+    fast = copy.deepcopy(model).optimize_for_inference("fp32", pack=True)
+    with torch.no_grad():
+        found, expected = fast(**inputs), model(**inputs)
+    mask = inputs["attention_mask"].bool()
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            by_token = value.shape[:2] == mask.shape
+            one, other = (value[mask], expected[name][mask]) if by_token else (value, expected[name])
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+class TestPacking:
+    def model(self) -> Any:
+        return long_model("bert", None, {"mechanism": "longformer", "window": 16})
+
+    def test_everything_that_belongs_to_tokens(self) -> None:
+        model, inputs = self.model(), batch()
+        inputs["token_type_ids"] = (torch.arange(100) > 50).long().expand(3, -1)
+        inputs["global_attention_mask"] = (torch.arange(100) % 33 == 0).long().expand(3, -1)
+        fast = copy.deepcopy(model).optimize_for_inference("fp32")
+        embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
+        mask = inputs["attention_mask"].bool()
+        for given in (inputs, {**{k: v for k, v in inputs.items() if k != "input_ids"}, "inputs_embeds": embeddings}):
+            assert packs(fast, **given)
+            found, expected = fast(**given, output_hidden_states=True), model(**given, output_hidden_states=True)
+            for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
+                torch.testing.assert_close(one[mask], other[mask], rtol=1e-4, atol=1e-4)
+        as_tuple = fast(**inputs, return_dict=False)
+        torch.testing.assert_close(as_tuple[0][mask], expected.last_hidden_state[mask], rtol=1e-4, atol=1e-4)
+
+    def test_padding_becomes_zeros_and_an_empty_row_is_finite(self) -> None:
+        inputs = batch()
+        inputs["attention_mask"][1] = 0
+        out = self.model().optimize_for_inference("fp32")(**inputs)
+        assert not out.last_hidden_state[~inputs["attention_mask"].bool()].any()
+        assert out.pooler_output.isfinite().all()
+
+    def test_what_runs_as_it_is(self) -> None:
+        fast = self.model().optimize_for_inference("fp32")
+        inputs = batch()
+        holes = inputs["attention_mask"].clone()
+        holes[:, 20] = 0
+        assert packs(fast, **inputs)
+        assert not packs(fast, input_ids=inputs["input_ids"], attention_mask=torch.ones_like(holes))
+        assert not packs(fast, input_ids=inputs["input_ids"], attention_mask=holes)
+        assert not packs(fast, **inputs, output_attentions=True)
+        assert not packs(self.model().optimize_for_inference("fp32", pack=False), **inputs)
+        decoder = long_model("llama", None, WINDOW).optimize_for_inference("fp32")
+        assert not packs(decoder, **inputs), "a cache is returned"
+        assert packs(decoder, **inputs, use_cache=False)
+        fast.use_base_attention()
+        assert not packs(fast, **inputs)
+
+    def test_hidden_states_that_a_head_collects(self) -> None:
+        model = long_model("bert", "BertForMaskedLM", WINDOW)
+        expected = model(**batch(), output_hidden_states=True).hidden_states
+        found = model.optimize_for_inference("fp32")(**batch(), output_hidden_states=True).hidden_states
+        assert [one.shape for one in found] == [one.shape for one in expected]
+
+    def test_documents_see_what_they_see_alone(self) -> None:
+        fast, inputs = self.model().optimize_for_inference("int8"), batch()
+        with torch.no_grad():
+            together = fast(**inputs).last_hidden_state
+            for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+                alone = fast(input_ids=inputs["input_ids"][row : row + 1, :length]).last_hidden_state
+                torch.testing.assert_close(together[row, :length], alone[0], rtol=2e-2, atol=2e-2)
+
+    def test_generation_goes_on(self) -> None:
+        model = long_model("llama", "LlamaForCausalLM", WINDOW)
+        inputs = batch(left=True)
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
+        expected = model.generate(**inputs, **options)
+        assert torch.equal(copy.deepcopy(model).optimize_for_inference("fp32").generate(**inputs, **options), expected)
+        assert model.optimize_for_inference("int8").generate(**inputs, **options).shape == expected.shape
+
+
+def test_models_without_a_long_class() -> None:
+    vit = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=64, patch_size=8))
+    hf_longattn.enable_long_attention(vit.eval(), WINDOW)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = vit(pixels).last_hidden_state
+        found = hf_longattn.optimize_for_inference(copy.deepcopy(vit), "int8")(pixels.bfloat16()).last_hidden_state
+    assert (found - expected).norm() / expected.norm() < 0.05
+    with pytest.raises(OptionError, match="pack=True: ViTModel does not keep documents of one row apart"):
+        hf_longattn.optimize_for_inference(vit, pack=True)
+
+
+def test_layers_that_stay() -> None:
+    model = long_model("bert", "BertForMaskedLM", {"mechanism": "hedgehog"})
+    hooked = model.bert.encoder.layer[0].intermediate.dense
+    hooked.register_forward_hook(lambda module, args, out: None)
+    fast = model.optimize_for_inference("int8")
+    assert type(fast.bert.encoder.layer[0].intermediate.dense) is nn.Linear
+    assert type(fast.cls.predictions.decoder) is nn.Linear
+    assert fast.cls.predictions.decoder.weight is fast.bert.embeddings.word_embeddings.weight
+    assert isinstance(fast.cls.predictions.transform.dense, PackedLinear)
+    mechanism = fast.bert.encoder.layer[0].attention.self.long_attention
+    assert not any(isinstance(module, PackedLinear | Int8Linear | FusedPart) for module in mechanism.modules())
+    rotary = long_model("llama", None, WINDOW).optimize_for_inference("bf16")
+    assert rotary.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_what_can_be_saved_and_pickled(tmp_path: Path) -> None:
+    model = long_model("bert", None, WINDOW).optimize_for_inference("bf16")
+    expected = model(**batch()).last_hidden_state
+    assert torch.equal(pickle.loads(pickle.dumps(model))(**batch()).last_hidden_state, expected)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).optimize_for_inference("bf16")
+    assert torch.equal(loaded(**batch()).last_hidden_state, expected)
+    with pytest.raises(BackendError, match="save the model before, or write a quantised checkpoint with `longattn compress`"):
+        long_model("bert", None, WINDOW).optimize_for_inference("int8").save_pretrained(tmp_path)
+
+
+def test_a_model_of_transformers_is_taken_too() -> None:
+    plain = BertModel(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48))
+    expected = copy.deepcopy(plain).eval().to(torch.bfloat16)(tokens(2, 30)).last_hidden_state
+    assert torch.equal(hf_longattn.optimize_for_inference(plain)(tokens(2, 30)).last_hidden_state, expected)
+
+
+def test_refusals() -> None:
+    model = long_model("bert", None, WINDOW)
+    with pytest.raises(OptionError, match=r"There is no precision 'int4'; choose one of fp32, bf16, int8."):
+        model.optimize_for_inference("int4")
+    with pytest.raises(BackendError, match="takes a model of transformers, not Linear"):
+        hf_longattn.optimize_for_inference(nn.Linear(2, 2))  # type: ignore[type-var]
+    with pytest.raises(OptionError, match=r"pack=True: .* LongBertModel runs in segments with memory tokens"):
+        long_model("bert", None, {"mechanism": "recurrent_memory"}).optimize_for_inference(pack=True)
+    assert "token_dropout" in str(packing_refusal(long_model("esm", None, WINDOW)))
+    model.optimize_for_inference("fp32")
+    with pytest.raises(BackendError, match="optimised for inference already \\(fp32\\); load it again to choose anew"):
+        model.optimize_for_inference("bf16")
+    with pytest.raises(BackendError, match="is for CPUs, but this model is on 'meta'"):
+        long_model("bert", None, WINDOW).to("meta").optimize_for_inference()
